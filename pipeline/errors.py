@@ -1,0 +1,13 @@
+"""The two ways a command ends badly; both messages are for people and are printed without a traceback."""
+
+
+class UserError(Exception):
+    """The request, its configuration or its data is wrong: the message says what, where and what to do. Exit status 2."""
+
+
+class WorkError(Exception):
+    """The request was right but the work failed: the message says what to do. Exit status 1."""
+
+
+class Interrupted(WorkError):
+    """A run was told to stop; its checkpoint is written and the same command goes on from it."""

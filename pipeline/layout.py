@@ -1,0 +1,207 @@
+"""The one owner of every path under features/ and trained/, and of how files come into being there.
+
+Files are written under a temporary name in their own folder, synced, and renamed: a reader sees the old file or the new
+one, never a part of either, whatever is killed when. This module loads no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def root() -> Path:
+    """Where features/ and trained/ lie: `$CARABID_ROOT`, else the project's folder; never the current folder by accident."""
+    chosen = os.environ.get("CARABID_ROOT")
+    return Path(chosen).expanduser().resolve() if chosen else PROJECT
+
+
+def features_root(config: Config) -> Path:
+    """The feature stores' folder."""
+    return root() / (Path(config.paths.features).expanduser() if config.paths.features else "features")
+
+
+def trained_root(config: Config | None = None) -> Path:
+    """The experiments' folder."""
+    chosen = config.paths.trained if config else None
+    return root() / (Path(chosen).expanduser() if chosen else "trained")
+
+
+@dataclass(frozen=True)
+class StoreDir:
+    """Paths of one feature store, features/<key>/."""
+
+    path: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def index(self) -> Path:
+        return self.path / "index.parquet"
+
+    @property
+    def lease(self) -> Path:
+        return self.path / "extract.lease"
+
+    def shard(self, number: int, n_shards: int) -> Path:
+        return self.path / f"shard-{number:05d}-of-{n_shards:05d}.safetensors"
+
+    def shard_record(self, number: int, n_shards: int) -> Path:
+        return self.path / f"shard-{number:05d}-of-{n_shards:05d}.json"
+
+
+@dataclass(frozen=True)
+class ExperimentDir:
+    """Paths of one experiment, trained/<experiment>/."""
+
+    path: Path
+
+    @property
+    def record(self) -> Path:
+        return self.path / "experiment.yaml"
+
+    @property
+    def submissions(self) -> Path:
+        return self.path / "submissions"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def results_csv(self) -> Path:
+        return self.path / "results.csv"
+
+    def trial(self, name: str) -> TrialDir:
+        return TrialDir(self.path / name)
+
+    def trials(self) -> list[TrialDir]:
+        """Every trial folder there is, by name."""
+        return [TrialDir(p.parent) for p in sorted(self.path.glob("*/config.yaml"))]
+
+
+@dataclass(frozen=True)
+class TrialDir:
+    """Paths of one trial, trained/<experiment>/<trial>/."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def trained(self) -> Path:
+        """Written last by training: the record that the model beside it is complete."""
+        return self.path / "trained.json"
+
+    @property
+    def failure(self) -> Path:
+        """Why the last attempt failed; removed by the next one."""
+        return self.path / "failure.json"
+
+    @property
+    def lease(self) -> Path:
+        return self.path / "train.lease"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.parquet"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def provenance(self) -> Path:
+        return self.path / "provenance.json"
+
+    @property
+    def card(self) -> Path:
+        return self.path / "README.md"
+
+
+def store_dir(config: Config, key: str) -> StoreDir:
+    return StoreDir(features_root(config) / key)
+
+
+def experiment_dir(config: Config) -> ExperimentDir:
+    return ExperimentDir(trained_root(config) / config.experiment)
+
+
+def all_experiments(trained: Path | None = None) -> list[ExperimentDir]:
+    """Every experiment under `trained` (default: the root's), by name."""
+    folder = trained or trained_root()
+    found = {p.parent for p in folder.glob("*/submissions")} | {p.parent.parent for p in folder.glob("*/*/config.yaml")}
+    return [ExperimentDir(path) for path in sorted(found)]
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path in `path`'s folder (made if missing); on success it is synced and renamed to `path`, else removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole UTF-8 file, atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, atomically; NaN and infinity are refused because they are not JSON."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,430 @@
+"""Experiment configuration: the pydantic models of a YAML, one section per concern.
+
+What a trained model depends on (data, backbone, features, model, training, seed) is science and is hashed; `resources`,
+`paths` and `device` say where and with what a job runs and are not, nor is `evaluate`: the same model can be evaluated
+again in another way. Reading YAML, overrides and grids is in `experiment.py`.
+This module loads no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+# A task is a file; listing them imports none.
+TASKS = sorted(p.stem for p in (Path(__file__).parent / "tasks").glob("[a-z]*.py"))
+RESULT_KEYS = {
+    "summary", "split", "selected_on", "n_images", "n_events", "config_hash", "feature_key", "evaluation", "schema_version"
+}  # fmt: skip
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class Section(BaseModel):
+    """A strict, immutable block of the configuration: an unknown key or a wrong type is an error."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True, allow_inf_nan=False
+    )
+
+
+# ---------------------------------------------------------------- data
+class Columns(Section):
+    """Which column of the data holds what."""
+
+    image: str = "file_path"
+    """Column with the image (bytes, an `Image` feature, or a path relative to the data's folder)."""
+    id: str | None = "public_id"
+    """Column that names a row to people, in predictions and errors; null or absent: the image's path, else `split:row`."""
+    event: str | None = "eventID"
+    """Column that groups specimens of one sampling event; null: each image is an event of its own."""
+    domain: str | None = "domainID"
+    """Column with the domain (NEON eco-domain); null: every image has the unknown domain."""
+
+
+class SourceSplit(Section):
+    """The splits that the data set itself names."""
+
+    kind: Literal["source"] = "source"
+    train: str = "train"
+    """Name of the training split in the source."""
+    validation: str = "validation"
+    """Name of the validation split in the source."""
+    test: str = "test"
+    """Name of the test split in the source; it may be absent."""
+
+
+class FoldSplit(Section):
+    """Cross-validation over events: fold `fold` is tested, the next one validates, the others train."""
+
+    kind: Literal["folds"]
+    n: Annotated[int, Field(ge=3)] = 5
+    """Number of folds."""
+    fold: Annotated[int, Field(ge=0)] = 0
+    """The fold that is tested."""
+    seed: Seed = 0
+    """Seed of the assignment of events to folds."""
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> FoldSplit:
+        if self.fold >= self.n:
+            raise ValueError(f"fold {self.fold} does not exist: with n = {self.n} folds count from 0 to {self.n - 1}")
+        return self
+
+
+class Data(Section):
+    """The images, their targets and their splits."""
+
+    source: str = "imageomics/sentinel-beetles"
+    """Hub data set (`owner/name`), a `save_to_disk` folder, a Parquet file or a folder of them, or a CSV file."""
+    revision: str | None = None
+    """Commit, tag or branch of a Hub data set."""
+    images: str | None = None
+    """Folder that image paths of a CSV are relative to; null: the CSV's own folder."""
+    columns: Columns = Columns()
+    targets: tuple[str, ...] = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
+    """Numeric columns to predict; all rows of one event share them."""
+    split: Annotated[SourceSplit | FoldSplit, Field(discriminator="kind")] = SourceSplit()
+    on_bad_image: Literal["error", "skip"] = "error"
+    """An unreadable image: stop and name it, or go on without it and record it in the results."""
+    permute_targets: bool = False
+    """Control: deal the events' targets out to other events of the same split, so that nothing is left to learn."""
+
+    @model_validator(mode="after")
+    def _targets_named_once(self) -> Data:
+        if not self.targets or len(set(self.targets)) != len(self.targets):
+            raise ValueError("targets must name at least one column, and none of them twice")
+        if taken := RESULT_KEYS & set(self.targets):
+            raise ValueError(
+                f"a target cannot be called {', '.join(sorted(taken))}: results.json has a key of that name"
+            )
+        return self
+
+
+# ---------------------------------------------------------------- backbones
+class OpenClip(Section):
+    """Any image tower of open_clip."""
+
+    kind: Literal["open_clip"] = "open_clip"
+    name: str = "hf-hub:imageomics/bioclip-2"
+    """`hf-hub:owner/name`, `local-dir:/a/folder`, or an architecture name such as `ViT-B-32`."""
+    pretrained: str | None = None
+    """Pretrained tag or checkpoint file of an architecture name; null: random weights drawn from `seed`."""
+    seed: Seed = 0
+    """Seed of random weights; unused where weights are loaded."""
+
+
+class Dinov2(Section):
+    """DINOv2 through transformers."""
+
+    kind: Literal["dinov2"]
+    name: str = "facebook/dinov2-base"
+    """Hub name or local folder."""
+    revision: str | None = None
+    """Commit, tag or branch on the Hub."""
+
+
+class Pixels(Section):
+    """A plain baseline instead of a network: the image shrunk to size × size RGB values (size 1: its mean colour)."""
+
+    kind: Literal["pixels"]
+    size: Positive = 8
+    """Side of the thumbnail in pixels."""
+
+
+Backbone = Annotated[OpenClip | Dinov2 | Pixels, Field(discriminator="kind")]
+
+
+# ---------------------------------------------------------------- model
+class Frozen(Section):
+    """The backbone's pooled embedding as it is."""
+
+    kind: Literal["frozen"] = "frozen"
+
+
+class FineTuned(Section):
+    """The last blocks and the final layer norm are trained, on cached tokens of the frozen trunk."""
+
+    kind: Literal["finetuned"]
+    blocks: Positive = 2
+    """How many of the last blocks are trained: the cut is at n_blocks − blocks."""
+    lr_scale: float = Field(0.01, gt=0)
+    """Learning rate of blocks and layer norm, as a multiple of `optim.lr`."""
+
+
+LoraTarget = Literal["q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj"]
+
+
+class Lora(Section):
+    """Low-rank adapters on the last blocks through PEFT (LoRA, arXiv 2106.09685; DoRA, 2402.09353; rsLoRA, 2312.03732)."""
+
+    kind: Literal["lora"]
+    blocks: Positive = 6
+    """How many of the last blocks carry adapters."""
+    r: Positive = 256
+    """Rank."""
+    alpha: float = Field(256, gt=0)
+    """Scale of the update: alpha / r, or alpha / √r with rsLoRA."""
+    dropout: Fraction = 0.0
+    """Dropout on the adapters' input."""
+    rslora: bool = True
+    """Scale by 1/√r instead of 1/r."""
+    dora: bool = True
+    """Train magnitude and direction apart."""
+    targets: tuple[LoraTarget, ...] = ("q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj")
+    """Projections that carry adapters."""
+    depth_gain: float = Field(0.5, ge=0)
+    """Block i of N learns at lr·(1 + depth_gain·i/N)."""
+    ln_scale: float = Field(0.5, gt=0)
+    """Learning rate of the final layer norm, as a multiple of `optim.lr`."""
+
+
+class PatchConvs(Section):
+    """Two convolutions over the grid of frozen patch tokens, the second one as wide as what the first leaves."""
+
+    kind: Literal["patch_convs"]
+    kernel: Positive = 5
+    """Side of the first convolution's kernel; it keeps the width."""
+    channels: Positive = 1024
+    """Output channels of the second convolution."""
+
+
+Encoder = Annotated[Frozen | FineTuned | Lora | PatchConvs, Field(discriminator="kind")]
+
+
+class MlpHead(Section):
+    """A perceptron with GELU between its layers, trained by gradient descent."""
+
+    kind: Literal["mlp"] = "mlp"
+    hidden: tuple[Positive, ...] = (512, 128, 32)
+    """Widths of the hidden layers."""
+    lr_scale: float = Field(1.0, gt=0)
+    """Learning rate of head and domain embedding, as a multiple of `optim.lr`."""
+
+
+class RidgeHead(Section):
+    """Ridge regression on standardised embeddings, solved in closed form; the penalty is chosen on validation."""
+
+    kind: Literal["ridge"]
+    alphas: tuple[float, ...] = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
+    """Penalties to choose from by `select.metric`."""
+
+
+Head = Annotated[MlpHead | RidgeHead, Field(discriminator="kind")]
+
+
+class Model(Section):
+    """What stands between features and predictions."""
+
+    encoder: Encoder = Frozen()
+    normalize: bool = True
+    """L2-normalise the embedding before the head."""
+    domain_embedding: bool = False
+    """Add a learned embedding of the domain to the (normalised) image embedding."""
+    head: Head = MlpHead()
+    standardize_targets: bool = False
+    """Learn targets scaled by the training events' mean and sd; predictions come back in the targets' own units."""
+
+    @model_validator(mode="after")
+    def _ridge_needs_frozen(self) -> Model:
+        if self.head.kind == "ridge" and (self.encoder.kind != "frozen" or self.domain_embedding):
+            raise ValueError(
+                "head.kind ridge is solved in closed form: it needs encoder.kind frozen and no domain_embedding"
+            )
+        return self
+
+
+# ---------------------------------------------------------------- training
+class Augment(Section):
+    """Augmentations of cached features, applied in this order; 0 turns one off."""
+
+    specimen_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability that a specimen is left out of its batch (at least one stays)."""
+    mixup_alpha: float = Field(0.0, ge=0)
+    """λ ~ Beta(α, α) per batch mixes features, targets and domain embeddings (mixup, arXiv 1710.09412)."""
+    domain_dropout: Fraction = 0.0
+    """Probability that a whole batch's domain becomes unknown."""
+    noise: float = Field(0.0, ge=0)
+    """Standard deviation of Gaussian noise on the features."""
+    warmup: Fraction = 0.0
+    """Every strength grows linearly from 0 over this share of the epochs; 0: full strength from the start."""
+
+
+class Optim(Section):
+    """Optimiser."""
+
+    kind: Literal["adam", "adamw"] = "adam"
+    lr: float = Field(1e-4, gt=0)
+    """Base learning rate; parts of the model scale it (`encoder.lr_scale`, `head.lr_scale`, …)."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled with adamw, L2 with adam."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay rates of the moments."""
+    clip: float | None = Field(None, gt=0)
+    """Clip the gradient's global norm to this."""
+
+
+class Schedule(Section):
+    """Learning rate over the epochs: linear warm-up, hold, then constant or cosine."""
+
+    kind: Literal["constant", "cosine"] = "constant"
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Epochs of linear warm-up."""
+    hold: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
+    """Epochs at the full rate before the cosine; auto: min(10, epochs // 10)."""
+    floor: Fraction = 0.01
+    """The cosine ends at floor·`optim.lr`, the same value for every parameter group."""
+
+
+class Train(Section):
+    """The training loop."""
+
+    epochs: Positive = 500
+    batch_size: Positive = 64
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16: forward and backward under autocast, weights and optimiser in fp32. Evaluation is always fp32."""
+    patience: Positive | None = None
+    """Stop after this many epochs without a better validation metric; null: train to the end."""
+
+
+class Select(Section):
+    """How the best epoch is chosen."""
+
+    metric: Literal["r2", "mae"] = "r2"
+    """Mean over targets of the event R² (higher is better) or of the specimen MAE (lower is better), on validation."""
+
+
+class Evaluate(Section):
+    """What is evaluated."""
+
+    split: Literal["auto", "validation", "test"] = "auto"
+    """auto: test where the data have one, else validation (which selected the epoch: marked as optimistic)."""
+    inputs: Literal["features", "images"] = "features"
+    """Predict from cached features, or from the images through the whole model."""
+
+
+# ---------------------------------------------------------------- not science: where and with what
+class Features(Section):
+    """The feature store's format. The dtype is science (it is part of the key), the shard size too."""
+
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    """Number format on disk."""
+    shard_size: Positive = 1024
+    """Images a shard."""
+
+
+class Job(Section):
+    """What one stage asks Slurm for; names are Slurm's."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gpus_per_node: Annotated[int, Field(ge=0)] = 1
+    cpus_per_task: Positive = 4
+    mem: str = "32G"
+    """Memory of the node, as Slurm writes it."""
+    time: str = "04:00:00"
+    """Walltime: minutes, HH:MM:SS or D-HH:MM:SS."""
+
+
+class Resources(Section):
+    """What jobs ask for and how they use it; never makes a result stale."""
+
+    extract: Job = Job()
+    train: Job = Job()
+    evaluate: Job = Job(time="01:00:00")
+    collect: Job = Job(gpus_per_node=0, cpus_per_task=1, mem="4G", time="00:30:00")
+    extract_tasks: Positive = 1
+    """Tasks of the extraction's array."""
+    extract_batch: Positive = 64
+    """Images a forward pass in extraction and in evaluation from images."""
+    decode_threads: Positive = 4
+    """Threads that decode images."""
+    residence: Literal["auto", "device", "host", "mmap"] = "auto"
+    """Where features stay while training: on the device, in pinned host memory, or memory-mapped."""
+    checkpoint_epochs: Positive | None = None
+    """Write a checkpoint each so many epochs."""
+    checkpoint_seconds: float = Field(300, ge=0)
+    """Write a checkpoint at the end of an epoch when the last one is this old."""
+    lease_seconds: float = Field(120, gt=0)
+    """A job that extracts renews its lease; one not renewed for this long has died, and another job takes over."""
+
+
+class Paths(Section):
+    """Where things go; null: `$CARABID_ROOT`, else the project's folder."""
+
+    features: str | None = None
+    trained: str | None = None
+
+
+class Config(Section):
+    """One trial, wholly resolved."""
+
+    task: str = "beetles"
+    """The scientific problem: a module of pipeline/tasks."""
+    experiment: str = Field(pattern=NAME_PATTERN)
+    """Name of the experiment: its folder under trained/. Default: the task and the YAML's file name."""
+    seed: Seed = 0
+    """Seed of everything random in training."""
+    data: Data = Data()
+    backbone: Backbone = OpenClip()
+    features: Features = Features()
+    model: Model = Model()
+    augment: Augment = Augment()
+    optim: Optim = Optim()
+    schedule: Schedule = Schedule()
+    train: Train = Train()
+    select: Select = Select()
+    evaluate: Evaluate = Evaluate()
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """auto: the GPU if there is one; a job that was given a GPU which torch cannot use stops."""
+    resources: Resources = Resources()
+    paths: Paths = Paths()
+
+    @field_validator("task")
+    @classmethod
+    def _task_exists(cls, task: str) -> str:
+        if task not in TASKS:
+            raise ValueError(f"there is no task {task!r}; the tasks are: {', '.join(TASKS)}")
+        return task
+
+    @model_validator(mode="after")
+    def _encoder_fits_backbone(self) -> Config:
+        if self.backbone.kind == "pixels" and self.model.encoder.kind != "frozen":
+            raise ValueError(
+                f"backbone.kind pixels has no blocks: model.encoder.kind {self.model.encoder.kind} needs a network"
+            )
+        return self
+
+
+NOT_SCIENCE = {"experiment", "evaluate", "device", "resources", "paths"}
+
+
+def science(config: Config) -> dict[str, Any]:
+    """The part of a trial's configuration that its result depends on, as plain JSON values."""
+    return config.model_dump(mode="json", exclude=NOT_SCIENCE)
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def config_hash(config: Config) -> str:
+    """Identity of a trial's science: equal hashes mean equal models on the same data."""
+    return digest(science(config))
+
+
+def token_kind(config: Config) -> tuple[Literal["pooled", "patches", "cut"], int]:
+    """Which features the encoder reads, and for `cut` how many of the last blocks the tail holds (else 0)."""
+    encoder = config.model.encoder
+    if encoder.kind in ("finetuned", "lora"):
+        return "cut", encoder.blocks
+    return ("patches" if encoder.kind == "patch_convs" else "pooled"), 0

@@ -1,0 +1,453 @@
+"""From a YAML and `key=value` overrides to trials: parents, overrides, the grid, names, and errors that show the place.
+
+Precedence, weakest first: the models' defaults, the YAML's parents (`base:`), the YAML, its `grid:` block, the command
+line. A comma list on the command line, or a list in `grid:`, is a grid axis; `key=[a,b]` is a list value, not an axis.
+This module loads no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline.config import Config, config_hash, science
+from pipeline.errors import UserError
+from pipeline.layout import PROJECT, ExperimentDir, experiment_dir, root
+
+Tree = dict[str, Any]
+MAX_LABEL = 96
+UNNAMED = {"seed", "data.source", "data.images"}
+"""Not part of what a folder's name tells: the seed has its own place at the end, a place on disk says nothing."""
+
+
+class _Yaml(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's scalars: 1e-4 is a float, 10:00:00 and 2024-01-02 are text, 010 is not the octal 8."""
+
+
+_Yaml.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("int", "float", "timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?[0-9]+[eE][-+]?[0-9]+$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+    ),
+    list("-+.0123456789"),
+)
+
+
+class _YamlDumper(yaml.SafeDumper):
+    """Quotes the text that `_Yaml` would read as a number, and no other."""
+
+    yaml_implicit_resolvers = _Yaml.yaml_implicit_resolvers
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One grid cell: a config and the name of its folder."""
+
+    name: str
+    config: Config
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One YAML with its overrides: N trials."""
+
+    source: Path
+    overrides: tuple[str, ...]
+    trials: list[Trial]
+
+    @property
+    def config(self) -> Config:
+        """The first trial's configuration, for what all trials share."""
+        return self.trials[0].config
+
+    @property
+    def dir(self) -> ExperimentDir:
+        return experiment_dir(self.config)
+
+
+@dataclass
+class _Document:
+    """A YAML merged with its parents, and where each dotted key stands."""
+
+    values: Tree = field(default_factory=dict)
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+
+
+def load_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read a YAML, apply overrides, expand the grid and validate every cell.
+
+    Raises UserError naming the dotted key, its file and line, and the nearest valid name or the allowed values.
+    """
+    path = find_config(source)
+    document = _read_document(path, ())
+    fixed, axes = _split_overrides(overrides, document)
+    axes = {key: values for key, values in document.grid.items() if key not in fixed} | axes
+    document.values.setdefault("experiment", f"{document.values.get('task', 'beetles')}-{path.stem}")
+    plain = _validate(document.values, document.places, path)
+    cells = [
+        _cell(document, fixed | dict(zip(axes, values, strict=True)), path)
+        for values in itertools.product(*axes.values())
+    ]
+    return Experiment(path, tuple(overrides), _name_trials(cells, plain))
+
+
+def load_config(path: Path) -> Config:
+    """Read a trial's resolved config.yaml."""
+    document = _read_document(path, ())
+    return _validate(document.values, document.places, path)
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML; loading it gives the same trial."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_YamlDumper, sort_keys=False)
+
+
+def find_config(source: str | Path) -> Path:
+    """The YAML meant by `source`: relative to the current folder, else to the project, so that jobs work from anywhere."""
+    path = Path(source).expanduser()
+    for candidate in (Path.cwd() / path, PROJECT / path):
+        if candidate.is_file():
+            return candidate.resolve()
+    known = [str(p.relative_to(PROJECT)) for p in sorted((PROJECT / "configs").rglob("*.yaml"))]
+    near = difflib.get_close_matches(str(source), known, n=1, cutoff=0.3)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    places = dict.fromkeys((str(Path.cwd()), str(PROJECT)))
+    raise UserError(f"there is no config {source} (looked in {' and '.join(places)}){hint}")
+
+
+def merge(base: Tree, over: Tree, place: str = "") -> Tree:
+    """`over` on top of `base`, block by block; a block of another kind replaces the block where its keys are others."""
+    out = dict(base)
+    for key, value in over.items():
+        old = out.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and not _is_switched(f"{place}{key}", old, value):
+            out[key] = merge(old, value, f"{place}{key}.")
+        else:
+            out[key] = value
+    return out
+
+
+def _is_switched(place: str, old: Tree, new: Tree) -> bool:
+    """Whether `new` makes the block at `place` one of another kind. (`optim.kind` is a plain key: all share their keys.)"""
+    return f"{place}.kind" in KIND_KEYS and "kind" in new and new["kind"] != old.get("kind")
+
+
+def flatten(tree: Tree, prefix: str = "") -> Tree:
+    """Nested blocks as dotted keys."""
+    flat: Tree = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+# ---------------------------------------------------------------- reading
+def _read_document(path: Path, children: tuple[Path, ...]) -> _Document:
+    if path in children:
+        raise UserError(f"{path}: its base leads back to itself: {' → '.join(p.name for p in (*children, path))}")
+    values, places = _read_yaml(path)
+    grid = values.pop("grid", None) or {}
+    _check_grid(grid, path)
+    parent = _Document(DEFAULT_KINDS)
+    if base := values.pop("base", None):
+        parent_path = (path.parent / str(base)).resolve()
+        if not parent_path.is_file():
+            raise UserError(f"{path}, {places['base']}: base {base} does not exist (looked for {parent_path})")
+        parent = _read_document(parent_path, (*children, path))
+    inherited = {key: axis for key, axis in parent.grid.items() if key not in flatten(values)}
+    lower = {key: value for key, value in parent.values.items() if key != "experiment"}
+    return _Document(merge(lower, values), inherited | grid, parent.places | _with_file(places, path))
+
+
+def _read_yaml(path: Path) -> tuple[Tree, dict[str, str]]:
+    try:
+        loader = _Yaml(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        values = loader.construct_document(node) if node else {}
+    except (yaml.YAMLError, ValueError, LookupError) as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: an experiment is a mapping of keys to values, this is a {type(values).__name__}")
+    return values, dict(_lines(node, path)) if node else {}
+
+
+def _lines(node: yaml.Node, path: Path, prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Each dotted key of a YAML node with `line N`; a key that stands twice is an error, not a silent winner."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: set[str] = set()
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if key.value in seen:
+            raise UserError(f"{path}, line {line}: {prefix}{key.value} stands twice in one block: keep one")
+        seen.add(key.value)
+        yield f"{prefix}{key.value}", f"line {line}"
+        yield from _lines(value, path, f"{prefix}{key.value}.")
+
+
+def _with_file(places: dict[str, str], path: Path) -> dict[str, str]:
+    return {key.removeprefix("grid."): f"{path}, {line}" for key, line in places.items()}
+
+
+def _check_grid(grid: Any, path: Path) -> None:
+    if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
+        raise UserError(f"{path}: grid must map dotted keys to non-empty lists, such as `optim.lr: [1e-4, 3e-4]`")
+
+
+# ---------------------------------------------------------------- overrides and the grid
+def _split_overrides(overrides: Sequence[str], document: _Document) -> tuple[Tree, dict[str, list[Any]]]:
+    """`key=value` → fixed values, `key=a,b` → axes. A key given twice is refused: one of the two would be lost."""
+    fixed: Tree = {}
+    axes: dict[str, list[Any]] = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UserError(
+                f"override {text!r}: write key=value, such as optim.lr=1e-4 (or optim.lr=1e-4,3e-4 for a grid)"
+            )
+        if key in fixed or key in axes:
+            raise UserError(f"override {text!r}: {key} is given twice")
+        values = [_parse_value(part, text) for part in _split_commas(value)]
+        if len(values) == 1:
+            fixed[key] = values[0]
+        else:
+            axes[key] = values
+        document.places[key] = "on the command line"
+    return fixed, axes
+
+
+def _parse_value(text: str, override: str) -> Any:
+    try:
+        return _Yaml(text).get_single_data()
+    except (yaml.YAMLError, ValueError, LookupError) as error:
+        raise UserError(f"override {override!r}: {text!r} is not a YAML value: {error}") from error
+
+
+def _split_commas(text: str) -> list[str]:
+    """Split at commas outside brackets, braces and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for char in text:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char in "[{":
+            depth += 1
+        elif char in "]}":
+            depth -= 1
+        if char == "," and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [part.strip() for part in parts]
+
+
+def _cell(document: _Document, cell: Tree, path: Path) -> Config:
+    values = document.values
+    # Whole blocks before their keys, kinds before the keys that only they have: the order they are given in says nothing.
+    for key, value in sorted(cell.items(), key=lambda item: (item[0].count("."), not item[0].endswith(".kind"))):
+        values = merge(values, _nested(key, value))
+    return _validate(values, document.places, path)
+
+
+def _nested(key: str, value: Any) -> Tree:
+    """`a.b`, 1 → {"a": {"b": 1}}."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+# ---------------------------------------------------------------- names
+def _name_trials(configs: list[Config], plain: Config) -> list[Trial]:
+    """Name each trial by what distinguishes it from the YAML, and by its hash; a folder of that hash keeps its name."""
+    base = flatten(science(plain))
+    by_hash: dict[str, Config] = {}
+    for config in configs:
+        if (twin := by_hash.setdefault(config_hash(config), config)) != config:
+            raise _one_model_twice(twin, config)
+    existing = {p.name[-6:]: p.name for p in experiment_dir(configs[0]).path.glob("*-??????") if p.is_dir()}
+    trials = []
+    for full, config in by_hash.items():
+        name = existing.get(full[:6]) or f"{_label(flatten(science(config)), base)}-{full[:6]}"
+        trials.append(Trial(name, config))
+    return trials
+
+
+def _one_model_twice(a: Config, b: Config) -> UserError:
+    first, second = flatten(a.model_dump(mode="json")), flatten(b.model_dump(mode="json"))
+    differ = [key for key in first if first[key] != second.get(key)]
+    return UserError(
+        f"two trials of the grid differ in {', '.join(differ)} alone, which makes no other model: both would have one "
+        "folder. Give one value at a time."
+    )
+
+
+def _label(values: Tree, base: Tree) -> str:
+    changed = [key for key, value in values.items() if key not in UNNAMED and base.get(key) != value]
+    parts = [f"{key.rpartition('.')[2]}={_short(values[key])}" for key in changed] + [f"seed={values['seed']}"]
+    label = ",".join(parts)
+    return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - len(parts[-1]) - 3].rstrip(",") + "..," + parts[-1]
+
+
+def _short(value: Any) -> str:
+    """A value as it may stand in a folder's name: 3e-4, not 0.0003; the last part of a path; no other characters."""
+    if isinstance(value, float):
+        return _short_float(value)
+    text = "x".join(map(str, value)) if isinstance(value, list) else str(value)
+    return re.sub(r"[^A-Za-z0-9._+-]", "_", text.rstrip("/").rpartition("/")[2])[:40]
+
+
+def _short_float(value: float) -> str:
+    if value != 0 and abs(value) < 0.01:
+        mantissa, exponent = f"{value:e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return f"{value:g}"
+
+
+# ---------------------------------------------------------------- validation with errors for people
+def _validate(values: Tree, places: dict[str, str], path: Path) -> Config:
+    try:
+        return _resolve_paths(Config.model_validate(values))
+    except ValidationError as error:
+        lines = [_explain(details, places, path) for details in error.errors(include_url=False)]
+        raise UserError("\n".join(dict.fromkeys(lines))) from error
+
+
+def _resolve_paths(config: Config) -> Config:
+    """Local folders and files become absolute, so that a job that starts elsewhere reads the same ones."""
+    data = config.data.model_copy(
+        update={
+            "source": _resolve(config.data.source),
+            "images": _resolve(config.data.images) if config.data.images else None,
+        }
+    )
+    update: Tree = {"data": data}
+    if config.backbone.kind != "pixels":
+        paths: Tree = {"name": _resolve_backbone(config.backbone.name)}
+        if config.backbone.kind == "open_clip" and config.backbone.pretrained:
+            paths["pretrained"] = _resolve(config.backbone.pretrained)
+        update["backbone"] = config.backbone.model_copy(update=paths)
+    return config.model_copy(update=update)
+
+
+def _resolve_backbone(name: str) -> str:
+    prefix = "local-dir:"
+    return prefix + _resolve(name.removeprefix(prefix)) if name.startswith(prefix) else _resolve(name)
+
+
+def _resolve(name: str) -> str:
+    """A path that exists in the current folder, else under the root, as an absolute one; any other name as it is."""
+    for base in (Path.cwd(), root()):
+        candidate = base / os.path.expanduser(name)  # (Path's own raises for a user that does not exist)
+        if os.path.exists(candidate):
+            return str(candidate.resolve())
+    return name
+
+
+def _explain(error: ErrorDetails, places: dict[str, str], path: Path) -> str:
+    key = ".".join(str(part) for part in _without_tags(error["loc"]))
+    key += ".kind" if error["type"].startswith("union_tag") else ""
+    place = _place(key, places, path)
+    if error["type"] == "extra_forbidden":
+        return f"{place}: `{key}` does not exist{_nearest(key)}"
+    message = error["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"
+    return f"{place}: `{key}`: {message}{given}" if key else f"{place}: {message}"
+
+
+def _place(key: str, places: dict[str, str], path: Path) -> str:
+    """Where `key` stands, or the nearest block around it that stands somewhere."""
+    while key:
+        if key in places:
+            return places[key]
+        below = next((place for name, place in places.items() if name.startswith(f"{key}.")), None)
+        if below:
+            return below
+        key = key.rpartition(".")[0]
+    return str(path)
+
+
+def _nearest(key: str) -> str:
+    names = sorted(set(field_names(Config)))
+    last = key.rpartition(".")[2]
+    same_last = [name for name in names if name.rpartition(".")[2] == last]
+    longer = [name for name in names if name.startswith(key)]
+    near = same_last or longer[:1] * (len(longer) == 1) or difflib.get_close_matches(key, names, n=1, cutoff=0.4)
+    if not near:
+        siblings = [n for n in names if n.rpartition(".")[0] == key.rpartition(".")[0]]
+        return f"; here exist: {', '.join(siblings or names)}"
+    verb = "does" if len(near) == 1 else "do"
+    return f", but {' and '.join(f'`{name}`' for name in near)} {verb}"
+
+
+def field_names(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
+    """Every dotted key there is, over all kinds of every union."""
+    for name, info in model.model_fields.items():
+        blocks = _blocks(info.annotation)
+        if not blocks:
+            yield f"{prefix}{name}"
+        for block in blocks:
+            yield from field_names(block, f"{prefix}{name}.")
+
+
+def _blocks(annotation: Any) -> list[type[BaseModel]]:
+    """The configuration blocks that a field's annotation allows."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) is None or get_origin(annotation) in (tuple, list):
+        return []
+    return [block for argument in get_args(annotation) for block in _blocks(argument)]
+
+
+def _without_tags(loc: tuple[int | str, ...]) -> list[int | str]:
+    """pydantic puts a union's `kind` into the place; a user did not write it there."""
+    kept: list[int | str] = []
+    models: list[type[BaseModel]] = [Config]
+    for part in loc:
+        fields = {name: info for model in models for name, info in model.model_fields.items()}
+        if len(models) > 1 and part in _kinds(models):
+            models = [model for model in models if part in _kinds([model])]
+            continue
+        kept.append(part)
+        models = _blocks(fields[str(part)].annotation) if str(part) in fields else []
+    return kept
+
+
+def _kinds(models: Iterable[type[BaseModel]]) -> set[Any]:
+    return {
+        value
+        for model in models
+        if "kind" in model.model_fields and get_origin(model.model_fields["kind"].annotation) is not Union
+        for value in get_args(model.model_fields["kind"].annotation)
+    }
+
+
+def _default_kinds(model: type[BaseModel]) -> Tree:
+    """The kind of each block with several, where a YAML names none: {"backbone": {"kind": "open_clip"}, …}."""
+    kinds: Tree = {}
+    for name, info in model.model_fields.items():
+        blocks = _blocks(info.annotation)
+        if len(blocks) > 1:
+            kinds[name] = {"kind": info.default.kind}
+        elif blocks and (inner := _default_kinds(blocks[0])):
+            kinds[name] = inner
+    return kinds
+
+
+DEFAULT_KINDS = _default_kinds(Config)
+KIND_KEYS = set(flatten(DEFAULT_KINDS))

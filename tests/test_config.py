@@ -1,0 +1,411 @@
+"""The configuration: the defaults of every method, what it refuses, and what a trial's identity depends on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pipeline.config import (
+    NOT_SCIENCE,
+    TASKS,
+    Config,
+    FineTuned,
+    FoldSplit,
+    Frozen,
+    Job,
+    Lora,
+    OpenClip,
+    PatchConvs,
+    config_hash,
+    digest,
+    science,
+    token_kind,
+)
+from pipeline.experiment import flatten, load_experiment
+from pipeline.layout import PROJECT
+
+Tree = dict[str, Any]
+CONFIGS = PROJECT / "configs" / "beetles"
+
+# Everything that the result of the plainest method depends on.
+FROZEN: Tree = {
+    "task": "beetles",
+    "seed": 0,
+    "data.source": "imageomics/sentinel-beetles",
+    "data.revision": None,
+    "data.images": None,
+    "data.columns.image": "file_path",
+    "data.columns.id": "public_id",
+    "data.columns.event": "eventID",
+    "data.columns.domain": "domainID",
+    "data.targets": ["SPEI_30d", "SPEI_1y", "SPEI_2y"],
+    "data.split.kind": "source",
+    "data.split.train": "train",
+    "data.split.validation": "validation",
+    "data.split.test": "test",
+    "data.on_bad_image": "error",
+    "data.permute_targets": False,
+    "backbone.kind": "open_clip",
+    "backbone.name": "hf-hub:imageomics/bioclip-2",
+    "backbone.pretrained": None,
+    "backbone.seed": 0,
+    "features.dtype": "bf16",
+    "features.shard_size": 1024,
+    "model.encoder.kind": "frozen",
+    "model.normalize": True,
+    "model.domain_embedding": False,
+    "model.head.kind": "mlp",
+    "model.head.hidden": [512, 128, 32],
+    "model.head.lr_scale": 1.0,
+    "model.standardize_targets": False,
+    "augment.specimen_dropout": 0.0,
+    "augment.mixup_alpha": 0.0,
+    "augment.domain_dropout": 0.0,
+    "augment.noise": 0.0,
+    "augment.warmup": 0.0,
+    "optim.kind": "adam",
+    "optim.lr": 1e-4,
+    "optim.weight_decay": 0.0,
+    "optim.betas": [0.9, 0.999],
+    "optim.clip": None,
+    "schedule.kind": "constant",
+    "schedule.warmup": 0,
+    "schedule.hold": 0,
+    "schedule.floor": 0.01,
+    "train.epochs": 500,
+    "train.batch_size": 64,
+    "train.precision": "bf16",
+    "train.patience": None,
+    "select.metric": "r2",
+}
+FINETUNE = FROZEN | {"model.encoder.kind": "finetuned", "model.encoder.blocks": 2, "model.encoder.lr_scale": 0.01}
+BASELINE = FINETUNE | {"model.domain_embedding": True, "augment.domain_dropout": 0.2}
+AUGMENTATIONS = {
+    "augment.specimen_dropout": 0.25,
+    "augment.mixup_alpha": 0.2,
+    "augment.domain_dropout": 0.35,
+    "augment.noise": 0.02,
+    "augment.warmup": 0.25,
+}
+LORA = {key: value for key, value in BASELINE.items() if not key.startswith("model.encoder.")} | {
+    "model.encoder.kind": "lora",
+    "model.encoder.blocks": 6,
+    "model.encoder.r": 256,
+    "model.encoder.alpha": 256.0,
+    "model.encoder.dropout": 0.0,
+    "model.encoder.rslora": True,
+    "model.encoder.dora": True,
+    "model.encoder.targets": ["q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj"],
+    "model.encoder.depth_gain": 0.5,
+    "model.encoder.ln_scale": 0.5,
+    "model.head.lr_scale": 1.5,
+    "optim.kind": "adamw",
+    "optim.weight_decay": 0.01,
+    "schedule.kind": "cosine",
+    "schedule.hold": "auto",
+}
+DINOV2 = {key: value for key, value in FROZEN.items() if not key.startswith("backbone.")} | {
+    "backbone.kind": "dinov2",
+    "backbone.name": "facebook/dinov2-base",
+    "backbone.revision": None,
+    "model.encoder.kind": "patch_convs",
+    "model.encoder.kernel": 5,
+    "model.encoder.channels": 1024,
+    "model.normalize": False,
+}
+PIXELS = {
+    key: value for key, value in FROZEN.items() if not key.startswith(("backbone.", "model.head.", "model.normalize"))
+} | {
+    "backbone.kind": "pixels",
+    "backbone.size": 8,
+    "model.normalize": False,
+    "model.head.kind": "ridge",
+    "model.head.alphas": [0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0],
+}
+METHODS = {
+    "frozen": FROZEN,
+    "finetune": FINETUNE,
+    "baseline": BASELINE,
+    "dinov2": DINOV2,
+    "augmentation": BASELINE | AUGMENTATIONS,
+    "lora": LORA,
+    "combined": LORA | AUGMENTATIONS | {"optim.lr": 3e-3, "train.batch_size": 256},
+    "mean_rgb": PIXELS | {"backbone.size": 1},
+    "pixels": PIXELS,
+}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No folder of this machine may look like a data set's or a trial's name."""
+    monkeypatch.setenv("CARABID_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+
+# ---------------------------------------------------------------- the methods
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_has_exactly_the_defaults_that_were_published(method: str) -> None:
+    (trial,) = load_experiment(CONFIGS / f"{method}.yaml").trials
+    assert flatten(science(trial.config)) == METHODS[method]
+
+
+def test_every_config_file_is_a_method_whose_defaults_are_tested() -> None:
+    other_data = {"silhouettes"}  # an example of data that are not the challenge's
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(METHODS) | other_data
+
+
+def test_an_experiment_is_named_after_its_task_and_file() -> None:
+    assert load_experiment(CONFIGS / "lora.yaml").config.experiment == "beetles-lora"
+
+
+def test_the_second_convolution_spans_what_the_first_leaves_of_dinov2s_grid() -> None:
+    """768→768 with kernel 5, then 768→1024 with kernel 12, on 16×16 patches."""
+    from pipeline.models.encoders import PatchConvs as Module
+
+    encoder = load_experiment(CONFIGS / "dinov2.yaml").config.model.encoder
+    assert isinstance(encoder, PatchConvs)
+    first, _, second, _ = Module(8, (16, 16), encoder.kernel, encoder.channels).convs
+    assert (first.kernel_size, second.kernel_size, second.out_channels) == ((5, 5), (12, 12), 1024)
+
+
+def test_early_stopping_and_clipping_are_off_unless_asked_for() -> None:
+    for method in METHODS:
+        config = load_experiment(CONFIGS / f"{method}.yaml").config
+        assert config.train.patience is None and config.optim.clip is None
+
+
+# ---------------------------------------------------------------- science and resources
+# Between them these name every key of every kind.
+BASES: list[Tree] = [
+    {
+        "experiment": "x",
+        "data": {"split": {"kind": "folds", "n": 7, "fold": 2}},
+        "backbone": {"kind": "open_clip"},
+        "model": {"encoder": {"kind": "lora"}, "domain_embedding": True, "head": {"kind": "mlp"}},
+    },
+    {"experiment": "x", "backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "finetuned"}}},
+    {"experiment": "x", "backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "patch_convs"}}},
+    {"experiment": "x", "backbone": {"kind": "pixels"}, "model": {"head": {"kind": "ridge"}}},
+]
+# What another value of a key may be, where its type does not tell.
+OTHERS: Tree = {
+    "data.on_bad_image": "skip",
+    "data.revision": "main",
+    "data.images": "photos",
+    "data.columns.id": None,
+    "features.dtype": "fp32",
+    "backbone.pretrained": "openai",
+    "backbone.revision": "main",
+    "model.encoder.targets": ["q_proj"],
+    "model.encoder.depth_gain": 0.25,
+    "optim.kind": "adamw",
+    "optim.clip": 1.0,
+    "schedule.kind": "cosine",
+    "schedule.hold": "auto",
+    "train.precision": "fp32",
+    "train.patience": 5,
+    "select.metric": "mae",
+}
+OTHER_KINDS: Tree = {
+    "data.split": {"folds": {"kind": "source"}, "source": {"kind": "folds"}},
+    "backbone": {"open_clip": {"kind": "dinov2"}, "dinov2": {"kind": "open_clip"}, "pixels": {"kind": "open_clip"}},
+    "model.encoder": {
+        "lora": {"kind": "frozen"},
+        "finetuned": {"kind": "frozen"},
+        "patch_convs": {"kind": "frozen"},
+        "frozen": None,
+    },
+    "model.head": {"mlp": None, "ridge": {"kind": "mlp"}},
+}
+
+
+def _with(config: Config, key: str, value: Any) -> Config:
+    """The configuration with one dotted key set, validated."""
+    tree = config.model_dump(mode="json")
+    *blocks, last = key.split(".")
+    place = tree
+    for block in blocks:
+        place = place[block]
+    place[last] = value
+    return Config.model_validate(tree)
+
+
+def _another(key: str, value: Any) -> Any:
+    if key in OTHERS:
+        return OTHERS[key]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, list):
+        return value[::-1]
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value * 0.5 + 0.001
+    return f"{value}x"
+
+
+def _changes() -> list[tuple[int, str, Any]]:
+    """(number of a base, dotted key, another value) for every scientific key of every base; whole blocks for kinds."""
+    changes = []
+    for number, base in enumerate(BASES):
+        for key, value in flatten(science(Config.model_validate(base))).items():
+            block = key.removesuffix(".kind")
+            if key == "task" or (number, key) == (3, "model.domain_embedding"):  # one task so far; ridge has no domains
+                continue
+            if block not in OTHER_KINDS or block == key:
+                changes.append((number, key, _another(key, value)))
+            elif other := OTHER_KINDS[block][value]:
+                changes.append((number, block, other))
+    return changes
+
+
+@pytest.mark.parametrize(("base", "key", "value"), _changes(), ids=lambda value: str(value)[:30])
+def test_every_scientific_change_makes_another_trial(base: int, key: str, value: Any) -> None:
+    before = Config.model_validate(BASES[base])
+    assert config_hash(_with(before, key, value)) != config_hash(before)
+
+
+def test_the_task_is_part_of_a_trials_identity() -> None:
+    before = Config.model_validate(BASES[0])
+    assert config_hash(before.model_copy(update={"task": "butterflies"})) != config_hash(before)
+
+
+def test_every_key_of_the_configuration_is_either_science_or_named_as_not() -> None:
+    config = Config.model_validate(BASES[0])
+    assert set(science(config)) | NOT_SCIENCE == set(Config.model_fields)
+    assert not set(science(config)) & NOT_SCIENCE
+    assert {"experiment", "evaluate", "device", "resources", "paths"} == NOT_SCIENCE
+
+
+counts = st.integers(1, 10_000)
+names = st.none() | st.text("abc-_/", min_size=1, max_size=9)
+jobs = st.fixed_dictionaries(
+    {},
+    optional={
+        "partition": names,
+        "account": names,
+        "qos": names,
+        "constraint": names,
+        "gpus_per_node": st.integers(0, 8),
+        "cpus_per_task": counts,
+        "mem": st.sampled_from(["1G", "200G"]),
+        "time": st.sampled_from(["10", "10:00:00", "2-00:00:00"]),
+    },
+)
+everything_but_science = st.fixed_dictionaries(
+    {},
+    optional={
+        "experiment": st.from_regex(r"[a-z][a-z0-9.-]{0,9}", fullmatch=True),
+        "device": st.sampled_from(["auto", "cuda", "cpu"]),
+        "paths": st.fixed_dictionaries({"features": names, "trained": names}),
+        "evaluate": st.fixed_dictionaries(
+            {
+                "split": st.sampled_from(["auto", "validation", "test"]),
+                "inputs": st.sampled_from(["features", "images"]),
+            }
+        ),
+        "resources": st.fixed_dictionaries(
+            {},
+            optional={
+                **dict.fromkeys(("extract", "train", "evaluate", "collect"), jobs),
+                **dict.fromkeys(("extract_tasks", "extract_batch", "decode_threads", "checkpoint_epochs"), counts),
+                **dict.fromkeys(("checkpoint_seconds", "lease_seconds"), st.floats(1, 1e6)),
+                "residence": st.sampled_from(["auto", "device", "host", "mmap"]),
+            },
+        ),
+    },
+)
+
+
+@given(st.sampled_from(BASES), everything_but_science)
+@settings(deadline=None)
+def test_where_and_with_what_a_trial_runs_does_not_change_its_identity(base: Tree, changes: Tree) -> None:
+    assert config_hash(Config.model_validate(base | changes)) == config_hash(Config.model_validate(base))
+
+
+@given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=5))
+def test_a_digest_does_not_depend_on_the_order_of_keys(tree: Tree) -> None:
+    assert digest(tree) == digest(dict(reversed(tree.items())))
+
+
+def test_equal_numbers_written_differently_are_the_same_trial() -> None:
+    lora = Config.model_validate(BASES[0])
+    assert config_hash(_with(lora, "model.encoder.alpha", 256)) == config_hash(lora)
+    assert config_hash(_with(lora, "optim.lr", 0.0001)) == config_hash(_with(lora, "optim.lr", 1e-4))
+
+
+# ---------------------------------------------------------------- what is refused
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optim": {"lrr": 1}}, "Extra inputs"),
+        ({"optim": {"lr": 0}}, "greater than 0"),
+        ({"optim": {"lr": float("inf")}}, "finite"),
+        ({"optim": {"betas": [0.9, 1.5]}}, "less than or equal to 1"),
+        ({"optim": {"clip": 0}}, "greater than 0"),
+        ({"seed": -1}, "greater than or equal to 0"),
+        ({"seed": 2**63}, "less than"),
+        ({"train": {"epochs": 0}}, "greater than or equal to 1"),
+        ({"train": {"patience": 0}}, "greater than or equal to 1"),
+        ({"augment": {"specimen_dropout": 1}}, "less than 1"),
+        ({"augment": {"noise": -0.1}}, "greater than or equal to 0"),
+        ({"model": {"encoder": {"kind": "lora", "targets": ["qkv"]}}}, "q_proj"),
+        ({"data": {"targets": []}}, "at least one"),
+        ({"data": {"targets": ["a", "a"]}}, "none of them twice"),
+        ({"data": {"split": {"kind": "folds", "n": 4, "fold": 4}}}, "folds count from 0 to 3"),
+        ({"data": {"split": {"kind": "folds", "n": 2}}}, "greater than or equal to 3"),
+        ({"task": "beatles"}, "the tasks are: beetles"),
+        ({"experiment": "../elsewhere"}, "pattern"),
+        ({"model": {"head": {"kind": "ridge"}, "encoder": {"kind": "lora"}}}, "encoder.kind frozen"),
+        ({"model": {"head": {"kind": "ridge"}, "domain_embedding": True}}, "no domain_embedding"),
+        ({"backbone": {"kind": "pixels"}, "model": {"encoder": {"kind": "finetuned"}}}, "has no blocks"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_before_anything_is_queued(values: Tree, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Config.model_validate({"experiment": "x"} | values)
+
+
+def test_a_configuration_cannot_be_changed_once_it_is_resolved() -> None:
+    config = Config.model_validate(BASES[0])
+    with pytest.raises(ValidationError, match="frozen"):
+        config.optim.lr = 1.0  # type: ignore[misc]
+
+
+def test_the_tasks_are_the_modules_of_the_tasks_folder() -> None:
+    from pipeline.tasks import available
+
+    assert available() == TASKS
+
+
+@pytest.mark.parametrize(
+    ("encoder", "expected"),
+    [
+        (Frozen(), ("pooled", 0)),
+        (FineTuned(kind="finetuned", blocks=3), ("cut", 3)),
+        (Lora(kind="lora", blocks=5), ("cut", 5)),
+        (PatchConvs(kind="patch_convs"), ("patches", 0)),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_an_encoder_reads_the_features_that_it_needs(encoder: Any, expected: tuple[str, int]) -> None:
+    config = Config.model_validate({"experiment": "x", "model": {"encoder": encoder.model_dump()}})
+    assert token_kind(config) == expected
+
+
+def test_collecting_asks_for_no_gpu() -> None:
+    resources = Config(experiment="x").resources
+    assert resources.collect.gpus_per_node == 0
+    assert all(job.gpus_per_node == 1 for job in (resources.extract, resources.train, resources.evaluate))
+    assert isinstance(resources.train, Job)
+
+
+def test_defaults_name_bioclip_2_and_source_splits() -> None:
+    config = Config(experiment="x")
+    assert config.backbone == OpenClip(name="hf-hub:imageomics/bioclip-2")
+    assert not isinstance(config.data.split, FoldSplit)

@@ -1,0 +1,95 @@
+"""Which device a job computes on: a GPU that was given and cannot be used stops the job."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from pipeline.device import GPU_VARIABLES, choose_device, make_deterministic, set_threads
+from pipeline.errors import WorkError
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose torch finds no GPU, in no job."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in (*GPU_VARIABLES, "OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("variable", GPU_VARIABLES)
+@pytest.mark.parametrize("gpus", ["0", "2,3", "GPU-8a56a4bc", "0-1"])
+def test_a_job_that_was_given_a_gpu_which_torch_cannot_use_stops_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, variable: str, gpus: str
+) -> None:
+    monkeypatch.setenv(variable, gpus)
+    with pytest.raises(WorkError) as caught:
+        choose_device("auto")
+    message = str(caught.value)
+    assert f"{variable}={gpus}" in message and torch.__version__ in message
+    assert "nvidia-smi" in message and "device=cpu" in message
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there_stops() -> None:
+    with pytest.raises(WorkError, match="device is cuda, but torch"):
+        choose_device("cuda")
+
+
+@pytest.mark.parametrize("nothing", ["", "-1", "NoDevFiles"])
+def test_variables_that_hide_every_gpu_give_none(monkeypatch: pytest.MonkeyPatch, nothing: str) -> None:
+    for name in GPU_VARIABLES:
+        monkeypatch.setenv(name, nothing)
+    assert choose_device("auto").type == "cpu"
+
+
+def test_auto_is_the_cpu_where_no_gpu_was_given() -> None:
+    assert choose_device("auto").type == "cpu"
+
+
+def test_the_cpu_can_be_chosen_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0")
+    assert choose_device("cpu").type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_gpu_that_works_is_used(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device(device).type == "cuda"
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_job_uses_the_cpus_that_slurm_gave_it_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    assert set_threads() == torch.get_num_threads() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert set_threads() == torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("threads")
+def test_outside_a_job_threads_are_the_cpus_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {4, 7, 9})
+    assert set_threads() == 3
+
+
+def test_deterministic_means_that_torch_refuses_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        make_deterministic()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -1,0 +1,354 @@
+"""The data set of a trial: one row per image with its split, event, domain and targets, checked, and its images.
+
+`sources.py` reads files; this module gives the columns their meaning, deals events to folds, permutes targets for the
+control, and refuses what cannot be right, naming file, row and column. It loads no torch and, to find faults in the
+table, no image.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import io
+import re
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import Data, FoldSplit
+from pipeline.errors import UserError
+from pipeline.sources import Source, open_source
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+    from PIL import Image
+
+OWN_COLUMNS = ("split", "source_split", "row", "id", "event", "domain")
+WHOLE = re.compile(r"-?\d+(\.0+)?")
+
+
+class BadImage(UserError):
+    """An image that cannot be read or decoded; the message names file, row and column."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and what is known of them.
+
+    `table` has one row per image, in the order of the source (position i is position i in the feature store), with the
+    columns `split` (train, validation or test), `source_split`, `row` (within the source's split), `id`, `event`,
+    `domain` (str, or None: unknown) and one float64 column per target. Folds and permutation never change the order.
+    """
+
+    table: pd.DataFrame
+    targets: tuple[str, ...]
+    source: Source
+    image_column: str
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def where(self, i: int) -> str:
+        """The place of image i in words for people."""
+        return self.source.where(*self._place(i))
+
+    def image_bytes(self, i: int) -> bytes:
+        """Image i as it is encoded; safe from several threads. Raises BadImage if there is none."""
+        try:
+            return self.source.image_bytes(*self._place(i), self.image_column)
+        except (OSError, ValueError) as error:
+            raise self._bad(i, error) from error
+
+    def image(self, i: int) -> Image.Image:
+        """Image i, wholly decoded, in the mode it was saved in; safe from several threads. Raises BadImage."""
+        encoded = self.image_bytes(i)
+        try:
+            return decode(encoded)
+        except MemoryError:
+            raise
+        except Exception as error:  # PIL's decoders raise errors of many kinds on damaged files
+            raise self._bad(i, error) from error
+
+    def signature(self) -> str:
+        """A cheap identity of which images there are, in which order; see `signature`."""
+        return _signature(self.source, tuple(dict.fromkeys(self.table["source_split"])), self.image_column)
+
+    def _place(self, i: int) -> tuple[str, int]:
+        return str(self.table["source_split"].iat[i]), int(self.table["row"].to_numpy()[i])
+
+    def _bad(self, i: int, error: Exception) -> BadImage:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return BadImage(
+            f"{self.where(i)}: the image in column {self.image_column} cannot be read: {reason}. "
+            "Replace it, or set data.on_bad_image=skip to go on without it."
+        )
+
+
+def decode(encoded: bytes) -> Image.Image:
+    """An image with all its pixels read, so that a truncated file fails here. Raises what PIL raises."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(encoded))
+    image.load()
+    return image
+
+
+def load_dataset_table(data: Data) -> Dataset:
+    """The data set that the configuration describes, checked. Raises UserError naming file, row and column."""
+    import pandas as pd
+
+    _check_names(data)
+    source = open_source(data)
+    chosen = choose_splits(source.splits(), data)
+    table = pd.concat([_split_table(source, data, name, split) for name, split in chosen.items()], ignore_index=True)
+    dataset = Dataset(table, data.targets, source, data.columns.image)
+    _check_events(dataset, data)
+    if isinstance(data.split, FoldSplit):
+        table["split"] = split_by_folds(table["event"], data.split)
+    if data.permute_targets:
+        table[list(data.targets)] = permuted_targets(table, data.targets)
+    return dataset
+
+
+def signature(data: Data) -> str:
+    """`Dataset.signature()` without loading the table: reads file names, sizes and times, for plans on a login node."""
+    source = open_source(data)
+    return _signature(source, tuple(choose_splits(source.splits(), data)), data.columns.image)
+
+
+def _signature(source: Source, splits: tuple[str, ...], column: str) -> str:
+    return f"{source.signature()}/{','.join(splits)}/{column}"
+
+
+def _check_names(data: Data) -> None:
+    taken = [name for name in data.targets if name in OWN_COLUMNS]
+    if taken:
+        raise UserError(f"data.targets: {taken[0]!r} is a name Carabid itself uses. Rename the column.")
+
+
+# ---------------------------------------------------------------- splits
+def choose_splits(exist: list[str], data: Data) -> dict[str, str]:
+    """Source splits to read, in the table's order, with the split each becomes (`train` for folds, dealt out later).
+
+    Raises UserError if train or validation does not exist, listing what does.
+    """
+    if isinstance(data.split, FoldSplit):
+        return dict.fromkeys(sorted(exist), "train")
+    wanted = {"train": data.split.train, "validation": data.split.validation, "test": data.split.test}
+    if len(set(wanted.values())) < len(wanted):
+        raise UserError(f"data.split names one split twice: {', '.join(f'{k}={v}' for k, v in wanted.items())}.")
+    for key in ("train", "validation"):
+        if wanted[key] not in exist:
+            raise UserError(
+                f"data.source {data.source} has no split {wanted[key]!r}; it has: {', '.join(exist) or 'none'}. "
+                f"Name it with data.split.{key}=…, or let events be dealt to folds with data.split.kind=folds."
+            )
+    return {name: key for key, name in wanted.items() if name in exist}
+
+
+def split_by_folds(events: pd.Series, split: FoldSplit) -> list[str]:
+    """The split of each row: events of fold k test, of fold (k + 1) mod n validation, of the others train."""
+    folds = deal_folds(events, split.n, split.seed)
+    roles = {split.fold: "test", (split.fold + 1) % split.n: "validation"}
+    return [roles.get(folds[event], "train") for event in events]
+
+
+def deal_folds(events: Iterable[str], n: int, seed: int) -> dict[str, int]:
+    """The fold of each event: shuffled by the seed, then dealt out, so that folds differ by one event at most.
+
+    Depends on the set of events, never on the order of rows. Raises UserError for fewer events than folds.
+    """
+    order = shuffled(events, seed)
+    if len(order) < n:
+        raise UserError(f"data.split.n = {n}, but there are {len(order)} events. Choose at most that many folds.")
+    return {event: i % n for i, event in enumerate(order)}
+
+
+def shuffled(events: Iterable[str], seed: int) -> list[str]:
+    """The distinct events in an order drawn by the seed.
+
+    Sorted by hash rather than by a generator's permutation: the same on every platform and with every numpy.
+    """
+    return sorted(set(events), key=lambda event: hashlib.sha256(f"{seed}:{event}".encode()).digest())
+
+
+def permuted_targets(table: pd.DataFrame, targets: tuple[str, ...], seed: int = 0) -> NDArray[np.float64]:
+    """Targets [rows, targets] with each event's dealt to another event of its split: nothing is left to learn.
+
+    Events are shuffled into a ring and each takes its neighbour's targets: every event keeps one target vector for all
+    its specimens, each vector is used once, and none stays where it was (unless it is the split's only one).
+    """
+    import numpy as np
+
+    values = table[list(targets)].to_numpy(dtype=np.float64)
+    result = values.copy()
+    for split in sorted(set(table["split"])):
+        rows = _rows_by_event(table, split)
+        ring = shuffled(rows, seed)
+        for event, giver in zip(ring, ring[1:] + ring[:1], strict=True):
+            result[rows[event]] = values[rows[giver][0]]
+    return result
+
+
+def _rows_by_event(table: pd.DataFrame, split: str) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for i, (of, event) in enumerate(zip(table["split"], table["event"], strict=True)):
+        if of == split:
+            rows.setdefault(event, []).append(i)
+    return rows
+
+
+# ---------------------------------------------------------------- columns
+def _split_table(source: Source, data: Data, name: str, split: str) -> pd.DataFrame:
+    """The rows of one source split in the data set's columns."""
+    import pandas as pd
+
+    _check_columns(source, data, name)
+    cells = source.table(name)
+    if cells.empty:
+        raise UserError(f"data.source {data.source}: the split {name!r} has no rows.")
+    rows = range(len(cells))
+    table = pd.DataFrame({"split": split, "source_split": name, "row": rows})
+    table["id"] = _ids(source, data, name, cells)
+    table["event"] = _events(source, data, name, cells)
+    table["domain"] = _domains(data, cells)
+    for target in data.targets:
+        table[target] = _numbers(source, name, target, _plain(cells, target, "data.targets"))
+    return table
+
+
+def _check_columns(source: Source, data: Data, split: str) -> None:
+    """Every column that the configuration names exists and can be read; only the id's may be absent."""
+    columns = data.columns
+    exist = source.columns(split)
+    wanted = [("data.columns.image", columns.image, "")]
+    if columns.event is not None:
+        wanted.append(("data.columns.event", columns.event, ", or null if each image is an event of its own"))
+    if columns.domain is not None:
+        wanted.append(("data.columns.domain", columns.domain, ", or null if the domain is unknown"))
+    wanted += [("data.targets", target, "") for target in data.targets]
+    for key, column, otherwise in wanted:
+        if column not in exist:
+            near = difflib.get_close_matches(column, exist, 1, 0.6)
+            raise UserError(
+                f"data.source {data.source}, split {split}: there is no column {column!r} ({key}). "
+                f"{f'The nearest is {near[0]!r}. ' if near else ''}There are: {', '.join(exist)}. "
+                f"Set {key} to one of them{otherwise}."
+            )
+
+
+def _ids(source: Source, data: Data, split: str, cells: pd.DataFrame) -> list[str]:
+    """What names each row to people: the id column, where it is absent or empty the image's name, else `split:row`."""
+    column = data.columns.id
+    given = labels(cells[column]) if column is not None and column in cells else [None] * len(cells)
+    names = source.image_names(split, data.columns.image) if None in given else given
+    known = [name for name in names if name]
+    if len(set(known)) < len(known):
+        names = [None] * len(cells)  # a name shared by several images names none of them
+    return [a or b or f"{split}:{row}" for row, (a, b) in enumerate(zip(given, names, strict=True))]
+
+
+def _events(source: Source, data: Data, split: str, cells: pd.DataFrame) -> list[str]:
+    """The event of each row; without an event column each image is one."""
+    column = data.columns.event
+    if column is None:
+        return [f"{split}:{row}" for row in range(len(cells))]
+    events = []
+    for row, event in enumerate(labels(_plain(cells, column, "data.columns.event"))):
+        if event is None:
+            raise UserError(
+                f"{source.where(split, row)}: column {column} (data.columns.event) is empty. Give the row its event."
+            )
+        events.append(event)
+    return events
+
+
+def _domains(data: Data, cells: pd.DataFrame) -> pd.Series:
+    """The domain of each row: str, or None where it is unknown."""
+    import pandas as pd
+
+    column = data.columns.domain
+    known = [None] * len(cells) if column is None else labels(_plain(cells, column, "data.columns.domain"))
+    return pd.Series(known, dtype=object)  # pandas' own text type would turn None into NaN
+
+
+def _plain(cells: pd.DataFrame, column: str, key: str) -> pd.Series:
+    if column not in cells:
+        raise UserError(f"{key}: the column {column!r} holds bytes or nested values, not text or numbers.")
+    return cells[column]
+
+
+def labels(column: pd.Series) -> list[str | None]:
+    """Cells as names: whole numbers without '.0' however they are stored, None for an empty cell."""
+    import pandas as pd
+
+    cells = (None if cell is None or pd.isna(cell) else str(cell).strip() or None for cell in column)
+    # Cell by cell, so that domain 7 is '7' in a split stored as whole numbers and in one stored as floats or text.
+    return [cell.partition(".")[0] if cell and WHOLE.fullmatch(cell) else cell for cell in cells]
+
+
+def _numbers(source: Source, split: str, target: str, column: pd.Series) -> NDArray[np.float64]:
+    """A target's values [rows]. Raises UserError at the first cell that is empty, not a number or not finite."""
+    import numpy as np
+    import pandas as pd
+
+    values: NDArray[np.float64] = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        row = int(bad[0])
+        more = f" So are {len(bad) - 1} more rows of this split." if len(bad) > 1 else ""
+        raise UserError(
+            f"{source.where(split, row)}: column {target} (data.targets) {_describe(column.iat[row])}.{more} "
+            "Correct the data or remove such rows; a whole split without targets is left out by data.split.test=none."
+        )
+    return values
+
+
+def _describe(cell: Any) -> str:
+    if cell is None or str(cell).lower() in ("nan", "<na>", "nat"):
+        return "is empty or NaN"
+    return f"holds {str(cell)!r}, which is not a finite number"
+
+
+# ---------------------------------------------------------------- events
+def _check_events(dataset: Dataset, data: Data) -> None:
+    """All specimens of an event share its targets; events that stand in several splits are pointed out."""
+    table = dataset.table
+    # Folds pool the splits, so there an event is one event wherever it stands.
+    pooled = isinstance(data.split, FoldSplit)
+    scope = [""] * len(table) if pooled else list(table["split"])
+    first: dict[tuple[str, str], int] = {}
+    values = table[list(dataset.targets)].to_numpy()
+    for i, key in enumerate(zip(scope, table["event"], strict=True)):
+        j = first.setdefault(key, i)
+        if (values[i] != values[j]).any():
+            _raise_disagreement(dataset, key[1], j, i)
+    if not pooled:
+        _warn_of_shared_events(dataset, first, values)
+
+
+def _raise_disagreement(dataset: Dataset, event: str, i: int, j: int) -> None:
+    values: dict[str, NDArray[np.float64]] = {t: dataset.table[t].to_numpy() for t in dataset.targets}
+    target = next(name for name, column in values.items() if column[i] != column[j])
+    raise UserError(
+        f"{dataset.where(j)}: event {event} has {target} {values[target][j]} here, but {values[target][i]} at "
+        f"{dataset.where(i)}. Specimens of one event share its targets: correct one of the rows, or name the column "
+        "that tells events apart as data.columns.event (null: each image is an event of its own)."
+    )
+
+
+def _warn_of_shared_events(dataset: Dataset, first: dict[tuple[str, str], int], values: NDArray[np.float64]) -> None:
+    """The same event with the same targets in two splits: figures on the second are not of new events."""
+    seen: dict[str, int] = {}
+    for (split, event), i in first.items():
+        j = seen.setdefault(event, i)
+        if j != i and (values[i] == values[j]).all():
+            warnings.warn(
+                f"Event {event} is in two splits, {dataset.table['split'].iat[j]} ({dataset.where(j)}) and {split} "
+                f"({dataset.where(i)}), with the same targets: figures on {split} are not of new events alone.",
+                stacklevel=3,
+            )
+            return

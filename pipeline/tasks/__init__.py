@@ -1,0 +1,21 @@
+"""Scientific problems, one module each: its schema and targets, how it loads, how it is scored, how it is generated."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+from pipeline.errors import UserError
+
+
+def available() -> list[str]:
+    """Names of the tasks there are: the modules in this folder. Imports none of them."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def load_task(name: str) -> ModuleType:
+    """The module of a task. Raises UserError, listing the tasks, for a name that is none."""
+    if name not in available():
+        raise UserError(f"There is no task {name!r}. There are: {', '.join(available())}.")
+    return importlib.import_module(f"{__name__}.{name}")

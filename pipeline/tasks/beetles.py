@@ -1,0 +1,47 @@
+"""Beetles: drought at a sampling event (three SPEI values) from photographs of its specimens.
+
+The schema is that of the HDR Scientific Mood challenge (Hub data set `imageomics/sentinel-beetles`). Loading is the
+same for every task whose images share targets by event, so it is `dataset.py`'s; this module adds what is the beetles'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.config import Data
+from pipeline.dataset import Dataset, load_dataset_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TARGETS = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
+"""Drought over the last 30 days, 1 year and 2 years: standard deviations from the usual, negative is dry."""
+
+
+def load(data: Data) -> Dataset:
+    """The beetles that the configuration names, from any source `sources.py` reads. Raises UserError."""
+    return load_dataset_table(data)
+
+
+def evaluate(
+    frame: pd.DataFrame, targets: Sequence[str], train_domains: Sequence[str], train_means: Mapping[str, float]
+) -> dict[str, Any]:
+    """The beetles' part of results.json: MAE per specimen, R² per event, in-domain and out-of-domain apart."""
+    from pipeline.metrics.report import regression_report
+
+    return regression_report(frame, targets, train_domains, train_means)
+
+
+def generate(
+    out: Path, seed: int = 0, scale: float = 1.0, form: Literal["parquet", "csv", "disk"] = "parquet"
+) -> dict[str, int]:
+    """Write generated beetles in the challenge's schema to the folder `out`; returns the number of images per split.
+
+    `scale` multiplies the number of events. Raises UserError if `out` holds anything else than generated beetles.
+    """
+    # Imported here: drawing needs numpy and Pillow, which naming the task's targets does not.
+    from pipeline.synthetic.beetles import Size, write
+
+    return write(out, seed, Size().scaled(scale), form)

@@ -1,0 +1,260 @@
+"""What the data set must keep: checks that name the place, folds that never split an event, and an honest control."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.config import Columns, Data, FoldSplit
+from pipeline.dataset import (
+    BadImage,
+    Dataset,
+    deal_folds,
+    decode,
+    labels,
+    load_dataset_table,
+    permuted_targets,
+    signature,
+    split_by_folds,
+)
+from pipeline.errors import UserError
+
+HEADER = "img,name,event,domain,y,z,split"
+ROWS = [
+    "a.png,A,1,7,0.5,1,train",
+    "a.png,B,1,7,0.5,1,train",
+    "b.png,C,2,,-1,2,train",
+    "b.png,D,3,9,2,3,validation",
+    "a.png,E,4,7,1,4,test",
+]
+
+
+def load(folder: Path, rows: list[str] | None = None, header: str = HEADER, **more: Any) -> Dataset:
+    return load_dataset_table(write(folder, rows or ROWS, header, **more))
+
+
+def write(folder: Path, rows: list[str], header: str = HEADER, **more: Any) -> Data:
+    (folder / "data.csv").write_text("\n".join([header, *rows]) + "\n")
+    for value, name in enumerate(("a.png", "b.png")):
+        Image.fromarray(np.full((40, 30), value, np.uint8)).save(folder / name)
+    columns = Columns(**{"image": "img", "id": "name", "event": "event", "domain": "domain", **more.pop("columns", {})})
+    return Data(**{"source": str(folder / "data.csv"), "columns": columns, "targets": ("y", "z"), **more})
+
+
+# ---------------------------------------------------------------- the table
+def test_the_table_has_the_rows_of_train_validation_and_test_in_this_order(tmp_path: Path) -> None:
+    data = load(tmp_path, ROWS[::-1])
+    table = data.table
+    assert table["split"].tolist() == ["train"] * 3 + ["validation", "test"]
+    assert table["id"].tolist() == ["C", "B", "A", "D", "E"]
+    assert table["row"].tolist() == [0, 1, 2, 0, 0]
+    assert table["event"].tolist() == ["2", "1", "1", "3", "4"]
+    assert table["domain"].tolist() == [None, "7", "7", "9", "7"]
+    assert table["y"].tolist() == [-1, 0.5, 0.5, 2, 1] and table["z"].dtype == np.float64
+    assert np.asarray(data.image(0)).max() == 1 and len(data) == 5
+
+
+def test_without_event_and_domain_columns_each_image_is_an_event_of_the_unknown_domain(tmp_path: Path) -> None:
+    data = load(tmp_path, columns={"event": None, "domain": None})
+    assert data.table["event"].is_unique
+    assert data.table["domain"].tolist() == [None] * 5
+
+
+@pytest.mark.parametrize("name", [None, "absent"])
+def test_without_an_id_column_the_image_names_the_row_where_it_names_one_row_only(
+    tmp_path: Path, name: str | None
+) -> None:
+    data = load(tmp_path, columns={"id": name})
+    assert data.table["id"].tolist() == ["train:0", "train:1", "train:2", "b.png", "a.png"]
+
+
+def test_the_test_split_may_be_absent(tmp_path: Path) -> None:
+    assert set(load(tmp_path, ROWS[:4]).table["split"]) == {"train", "validation"}
+
+
+def test_a_missing_split_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no split 'validation'; it has: train, test"):
+        load(tmp_path, ROWS[:3] + ROWS[4:])
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ([1, 2], ["1", "2"]),
+        ([1.0, None], ["1", None]),
+        (["1.0", "Harvard"], ["1", "Harvard"]),
+        ([1.5, float("nan")], ["1.5", None]),
+        ([" x ", ""], ["x", None]),
+        ([True, pd.NA], ["True", None]),
+    ],
+)
+def test_a_label_reads_the_same_however_it_is_stored(values: list[Any], names: list[str | None]) -> None:
+    assert labels(pd.Series(values, dtype=object)) == names
+
+
+# ---------------------------------------------------------------- what is refused
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"targets": ("y", "zz")}, r"no column 'zz' \(data\.targets\)"),
+        ({"columns": {"image": "image"}}, r"no column 'image' \(data\.columns\.image\)"),
+        ({"columns": {"event": "evnt"}}, r"'evnt' \(data\.columns\.event\)\. The nearest is 'event'"),
+        ({"columns": {"domain": "area"}}, r"Set data\.columns\.domain to one of them, or null if"),
+        ({"targets": ("y", "row")}, "'row' is a name Carabid itself uses"),
+    ],
+)
+def test_a_missing_column_is_named_with_its_key_and_those_there_are(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        load(tmp_path, **change)
+    assert "row" in str(error.value) or "There are: img, name, event, domain, y, z, split" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"), [("", "is empty"), ("nan", "is empty or NaN"), ("wet", "holds 'wet'"), ("inf", "holds 'inf'")]
+)
+def test_a_target_that_is_no_number_is_refused_with_file_line_and_column(tmp_path: Path, cell: str, words: str) -> None:
+    with pytest.raises(UserError, match=rf"data\.csv, line 4: column z \(data\.targets\) {words}"):
+        load(tmp_path, [*ROWS[:2], f"b.png,C,2,,-1,{cell},train", *ROWS[3:]])
+
+
+def test_two_specimens_of_one_event_with_different_targets_are_both_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.csv, line 3: event 1 has z 9\.0 here, but 1\.0 at .*data\.csv, line 2"):
+        load(tmp_path, [ROWS[0], "a.png,B,1,7,0.5,9,train", *ROWS[2:]])
+
+
+def test_an_empty_event_is_refused_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.csv, line 2: column event \(data\.columns\.event\) is empty"):
+        load(tmp_path, ["a.png,A,,7,0.5,1,train", *ROWS[1:]])
+
+
+def test_event_numbers_may_start_again_in_each_split_unless_folds_pool_them(tmp_path: Path) -> None:
+    rows = [*ROWS[:4], "a.png,E,1,7,9,9,test"]
+    assert len(load(tmp_path, rows)) == 5
+    with pytest.raises(UserError, match="event 1 has y"):
+        load(tmp_path, rows, split=FoldSplit(kind="folds", n=3))
+
+
+def test_an_event_that_stands_in_two_splits_is_pointed_out(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="Event 1 is in two splits, train .* and test"):
+        load(tmp_path, [*ROWS[:4], "a.png,E,1,7,0.5,1,test"])
+
+
+# ---------------------------------------------------------------- images
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF"])
+def test_a_truncated_image_is_bad(format: str) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60, 3), np.uint8)).save(stream, format)
+    assert decode(stream.getvalue()).size == (60, 60)
+    with pytest.raises(OSError):
+        decode(stream.getvalue()[: stream.getbuffer().nbytes * 2 // 3])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "I;16", "F", "CMYK"])
+def test_an_image_of_any_mode_is_decoded_as_it_was_saved(mode: str) -> None:
+    stream = io.BytesIO()
+    Image.new(mode, (3, 2)).save(stream, "TIFF")
+    assert decode(stream.getvalue()).mode == mode
+
+
+@pytest.mark.parametrize("damage", ["absent", "not an image", "truncated", "empty cell"])
+def test_an_unreadable_image_is_named_with_file_line_and_column(tmp_path: Path, damage: str) -> None:
+    cell = "" if damage == "empty cell" else "c.png"
+    data = load(tmp_path, [*ROWS[:2], f"{cell},C,2,,-1,2,train", *ROWS[3:]])
+    whole = (tmp_path / "a.png").read_bytes()
+    if damage in ("not an image", "truncated"):
+        (tmp_path / "c.png").write_bytes(b"no image" if damage == "not an image" else whole[:-30])
+    with pytest.raises(BadImage, match=r"data\.csv, line 4: the image in column img cannot be read"):
+        data.image(2)
+    assert data.image(1).size == (30, 40)
+
+
+# ---------------------------------------------------------------- identity
+def test_the_signature_is_the_same_with_and_without_the_table_and_blind_to_the_fold(tmp_path: Path) -> None:
+    data = write(tmp_path, ROWS)
+    assert load_dataset_table(data).signature() == signature(data)
+    folds = [data.model_copy(update={"split": FoldSplit(kind="folds", n=3, fold=k)}) for k in (0, 1)]
+    assert signature(folds[0]) == signature(folds[1]) == load_dataset_table(folds[0]).signature()
+
+
+def test_folds_and_permutation_leave_the_order_of_the_rows(tmp_path: Path) -> None:
+    tables = [
+        load(tmp_path, split=FoldSplit(kind="folds", n=3, fold=fold, seed=fold), permute_targets=fold == 2).table
+        for fold in range(3)
+    ]
+    for table in tables[1:]:
+        assert table[["source_split", "row", "id", "event"]].equals(tables[0][["source_split", "row", "id", "event"]])
+    assert tables[0]["source_split"].tolist() == ["test", "train", "train", "train", "validation"]
+
+
+# ---------------------------------------------------------------- folds
+EVENTS = st.lists(st.text("abcdef0123456789", min_size=1, max_size=4), min_size=1, max_size=60)
+
+
+@given(EVENTS, st.integers(3, 8), st.integers(0, 10))
+def test_folds_test_each_event_once_and_never_share_one(events: list[str], n: int, seed: int) -> None:
+    events += [f"more {i}" for i in range(n)]
+    column = pd.Series(events)
+    tested: list[str] = []
+    for fold in range(n):
+        roles = split_by_folds(column, FoldSplit(kind="folds", n=n, fold=fold, seed=seed))
+        sides = {role: {event for event, of in zip(events, roles, strict=True) if of == role} for role in set(roles)}
+        assert set(sides) == {"train", "validation", "test"}
+        assert sum(map(len, sides.values())) == len(set(events))
+        tested += sides["test"]
+    assert sorted(tested) == sorted(set(events))
+
+
+@given(EVENTS, st.integers(3, 8), st.randoms(use_true_random=False))
+def test_folds_are_balanced_and_independent_of_the_order_of_rows(events: list[str], n: int, random: Any) -> None:
+    events += [f"more {i}" for i in range(n)]
+    folds = deal_folds(events, n, 0)
+    sizes = np.bincount(list(folds.values()), minlength=n)
+    assert sizes.max() - sizes.min() <= 1
+    random.shuffle(events)
+    assert deal_folds(events, n, 0) == folds
+
+
+def test_the_seed_changes_the_folds_and_too_few_events_are_refused() -> None:
+    events = [str(i) for i in range(30)]
+    assert deal_folds(events, 5, 0) != deal_folds(events, 5, 1)
+    with pytest.raises(UserError, match="there are 2 events"):
+        deal_folds(["a", "b", "a"], 3, 0)
+
+
+# ---------------------------------------------------------------- the control
+@given(st.lists(st.tuples(st.sampled_from(["train", "test"]), st.integers(0, 12)), min_size=1, max_size=60))
+def test_permuted_targets_move_between_events_of_a_split_as_whole_vectors(rows: list[tuple[str, int]]) -> None:
+    table = pd.DataFrame(rows, columns=["split", "number"])
+    table["event"] = table["number"].astype(str)
+    table["y"] = table["number"] + 100.0 * (table["split"] == "test")
+    table["z"] = -table["y"]
+    permuted = permuted_targets(table, ("y", "z"))
+    assert (permuted[:, 0] == -permuted[:, 1]).all()
+    table["new"] = permuted[:, 0]
+    for _, part in table.groupby("split"):
+        given_to = part.groupby("event")["new"].nunique()
+        assert (given_to == 1).all()
+        assert sorted(part.groupby("event")["new"].first()) == sorted(part.groupby("event")["y"].first())
+        assert len(given_to) == 1 or (part["new"] != part["y"]).all()
+
+
+def test_permuted_targets_do_not_depend_on_the_order_of_rows() -> None:
+    table = pd.DataFrame({"split": "train", "event": [str(i) for i in range(20)], "y": np.arange(20.0)})
+    forward, back = permuted_targets(table, ("y",)), permuted_targets(table[::-1].reset_index(drop=True), ("y",))
+    assert (forward == back[::-1]).all()
+
+
+def test_permuted_data_have_the_same_targets_dealt_otherwise(tmp_path: Path) -> None:
+    plain, permuted = load(tmp_path).table, load(tmp_path, permute_targets=True).table
+    assert permuted["y"].tolist() == [-1, -1, 0.5, 2, 1]
+    assert permuted.drop(columns=["y", "z"]).equals(plain.drop(columns=["y", "z"]))

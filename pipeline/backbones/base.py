@@ -1,0 +1,191 @@
+"""What every backbone offers, whatever library it comes from: transform, embedding, patch tokens, and a cut into a frozen
+trunk and a trainable tail."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Self
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+
+WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+"""Pillow's modes of 16-bit greyscale: `convert("RGB")` would clip them to white."""
+
+
+class Tail(nn.Module, ABC):
+    """The blocks after a cut, with attention made of real linear layers: an independent trainable copy.
+
+    `state_dict()` holds exactly the trainable tensors; what stays frozen in a tail (open_clip's projection) is a buffer.
+    """
+
+    blocks: nn.ModuleList
+    """The last blocks, first to last: parameters of block i are named `blocks.i.…`."""
+    ln_post: nn.Module
+    """The final layer norm."""
+    cut: int
+    """Blocks of the backbone that come before this tail."""
+    projections: Mapping[str, tuple[str, ...]]
+    """Canonical name of a projection → its module names in this tail's blocks."""
+
+    @abstractmethod
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens after block `cut` [B, T, D] → pooled embedding [B, E], equal to `Backbone.embed` of the same images."""
+
+    @abstractmethod
+    def to_native(self) -> dict[str, Tensor]:
+        """Copies of the tail's tensors on the CPU, under the names of the library's own state dict.
+
+        Adapters must have been merged before: a wrapped projection has other names.
+        """
+
+    @abstractmethod
+    def load_native(self, state: Mapping[str, Tensor]) -> None:
+        """Take over weights under the library's names; names of other parts of the model are ignored.
+
+        Raises UserError naming what is missing or has another shape; the tail is then as it was.
+        """
+
+    def module_names(self, targets: Iterable[str]) -> list[str]:
+        """PEFT's `target_modules` for canonical projection names (q_proj, k_proj, v_proj, out_proj, c_fc, c_proj)."""
+        wanted = list(targets)
+        unknown = [name for name in wanted if name not in self.projections]
+        if unknown:
+            raise UserError(f"There is no projection {', '.join(unknown)}: choose from {', '.join(self.projections)}.")
+        return [module for name in wanted for module in self.projections[name]]
+
+    def trainable(self) -> Self:
+        """This tail with gradients switched on (its parameters are copies of frozen ones)."""
+        return self.requires_grad_(True)
+
+
+class Backbone(nn.Module, ABC):
+    """A frozen image encoder: fp32 weights without gradients, always in eval mode."""
+
+    width: int
+    """Dimension of a token (D); of the embedding where the encoder has no tokens."""
+    embed_dim: int
+    """Dimension of the pooled embedding (E)."""
+    n_blocks: int
+    """Transformer blocks; 0 where the encoder cannot be cut."""
+    grid: tuple[int, int]
+    """Rows and columns of the patch tokens; (0, 0) where there are none."""
+    image_size: int
+    """Height in pixels of what `transform` gives."""
+    label: str
+    """How messages call this backbone."""
+
+    @abstractmethod
+    def transform(self, image: Image.Image) -> Tensor:
+        """A PIL image of any mode and size → network input [3, H, W], fp32, on the CPU. Safe to call from threads."""
+
+    @abstractmethod
+    def transform_id(self) -> str:
+        """Text that is the same in every process and changes whenever the preprocessing does."""
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] → pooled embedding [B, E] as the library gives it, not normalised."""
+
+    def patches(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] → patch tokens [B, P, D] after the last block and the final layer norm, without class token.
+
+        Raises UserError where the encoder has no such tokens.
+        """
+        raise UserError(
+            f"{self.label} has no patch tokens: use an encoder on its pooled embedding (model.encoder.kind: frozen)."
+        )
+
+    def trunk(self, images: Tensor, cut: int) -> Tensor:
+        """Images [B, 3, H, W] → all tokens [B, T, D] after the first `cut` blocks (0: what the first block reads).
+
+        Raises UserError where the encoder cannot be cut there.
+        """
+        raise self._uncuttable()
+
+    def make_tail(self, cut: int) -> Tail:
+        """The blocks after `cut` as a trainable copy. Raises UserError where the encoder cannot be cut there."""
+        raise self._uncuttable()
+
+    def cut_before(self, blocks: int) -> int:
+        """The cut that leaves the last `blocks` blocks to the tail. Raises UserError if there are not so many."""
+        if self.n_blocks == 0:
+            raise self._uncuttable()
+        if not 0 <= blocks <= self.n_blocks:
+            raise UserError(
+                f"{self.label} has {self.n_blocks} blocks: its tail cannot hold {blocks}; set model.encoder.blocks lower."
+            )
+        return self.n_blocks - blocks
+
+    def weights_hash(self) -> str:
+        """sha256 over name, dtype, shape and bytes of every tensor of the image encoder, independent of their order."""
+        tensors = self.state_dict()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib lets go of the GIL
+            lines = sorted(pool.map(_tensor_line, tensors, tensors.values()))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode: batch norm and dropout of a frozen encoder must not follow the model around it."""
+        return super().train(False)
+
+    def freeze(self) -> Self:
+        """This backbone as the contract says: fp32, no gradients, eval mode."""
+        return self.float().requires_grad_(False).eval()
+
+    def _check_cut(self, cut: int) -> None:
+        if not 0 <= cut <= self.n_blocks:
+            raise UserError(f"{self.label} has {self.n_blocks} blocks: it cannot be cut after {cut}.")
+
+    def _uncuttable(self) -> UserError:
+        return UserError(
+            f"{self.label} cannot be cut into trunk and tail: use its pooled embedding (model.encoder.kind: frozen)."
+        )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as 8-bit RGB; 16-bit grey is scaled (Pillow alone would clip it), transparency is dropped."""
+    if image.mode == "RGB":
+        return image
+    if image.mode in WIDE_MODES:
+        return image.convert("I").point(lambda value: value * (1 / 257)).convert("L").convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def check_native(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """UserError unless `state` has every tensor of `needed`, in its shape."""
+    missing = sorted(name for name in needed if name not in state)
+    if missing:
+        raise UserError(
+            f"The weights lack {missing[0]} (and {len(missing) - 1} more): they belong to another architecture or cut."
+        )
+    for name, tensor in needed.items():
+        if state[name].shape != tensor.shape:
+            shapes = f"{tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+            raise UserError(f"The weights' {name} has shape {shapes}: they belong to another architecture.")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run a block with torch's CPU generator seeded, and put the generator back as it was."""
+    generator = torch.default_generator
+    before = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(before)
+
+
+def _tensor_line(name: str, tensor: Tensor) -> str:
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return f"{name} {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(data.data).hexdigest()}"

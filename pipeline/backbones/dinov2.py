@@ -1,0 +1,176 @@
+"""DINOv2 through transformers (with or without register tokens): embedding, patch tokens, trunk and tail.
+
+Its attention already consists of linear layers, so the tail is made of copies of transformers' own layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+from pipeline import config as configuration
+from pipeline.backbones.base import Backbone, Tail, check_native, seeded, to_rgb
+from pipeline.errors import UserError
+
+MODEL_TYPES = ("dinov2", "dinov2_with_registers")
+MODULES = {
+    "q_proj": (("q_proj",), ("query",)),
+    "k_proj": (("k_proj",), ("key",)),
+    "v_proj": (("v_proj",), ("value",)),
+    "out_proj": (("o_proj",), ("dense",)),
+    "c_fc": (("fc1",), ("gate_proj", "up_proj"), ("weights_in",)),
+    "c_proj": (("fc2",), ("down_proj",), ("weights_out",)),
+}
+"""Canonical name → how a layer may call it: the giant has another perceptron, and transformers renamed all after 5.16."""
+
+
+class Dinov2Tail(Tail):
+    """The last encoder layers and the final layer norm; the class token is the embedding."""
+
+    def __init__(self, model: nn.Module, cut: int) -> None:
+        super().__init__()
+        self.cut = cut
+        self.blocks = nn.ModuleList(deepcopy(layer) for layer in _layers(model)[cut:])
+        self.ln_post = deepcopy(cast(nn.Module, model.layernorm))
+        self.projections = _projections(_layers(model)[0])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, T, D] → [B, D]."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        return cast(Tensor, self.ln_post(tokens[:, 0]))
+
+    def to_native(self) -> dict[str, Tensor]:
+        """Names as in `model.state_dict()`: `encoder.layer.10.attention.q_proj.weight`, …, `layernorm.weight`."""
+        return {self._native(name): tensor.detach().to("cpu", copy=True) for name, tensor in self.state_dict().items()}
+
+    def load_native(self, state: Mapping[str, Tensor]) -> None:
+        check_native(self.to_native(), state)
+        self.load_state_dict({name: state[self._native(name)] for name in self.state_dict()})
+
+    def _native(self, name: str) -> str:
+        part, _, rest = name.partition(".")
+        if part == "ln_post":
+            return f"layernorm.{rest}"
+        index, _, rest = rest.partition(".")
+        return f"encoder.layer.{self.cut + int(index)}.{rest}"
+
+
+class Dinov2Backbone(Backbone):
+    """A DINOv2 model with its image processor."""
+
+    def __init__(self, model: nn.Module, processor: Any, label: str) -> None:
+        super().__init__()
+        self.model, self.processor, self.label = model, processor, label
+        config = cast(Any, model.config)
+        self.width = self.embed_dim = config.hidden_size
+        self.n_blocks = config.num_hidden_layers
+        self.n_prefix = 1 + getattr(config, "num_register_tokens", 0)
+        height, width = self._input_shape()
+        self.image_size = height
+        self.grid = height // config.patch_size, width // config.patch_size
+
+    def transform(self, image: Image.Image) -> Tensor:
+        return cast(Tensor, self.processor(images=to_rgb(image), return_tensors="pt")["pixel_values"][0])
+
+    def transform_id(self) -> str:
+        return f"transformers, rgb first: {type(self.processor).__name__} {self.processor.to_json_string()}"
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] → class token after the final layer norm [B, D]."""
+        return cast(Tensor, self.model(images).pooler_output)
+
+    def patches(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.model(images).last_hidden_state[:, self.n_prefix :])
+
+    def trunk(self, images: Tensor, cut: int) -> Tensor:
+        self._check_cut(cut)
+        tokens = cast(nn.Module, self.model.embeddings)(images)
+        for layer in _layers(self.model)[:cut]:
+            tokens = layer(tokens)
+        return cast(Tensor, tokens)
+
+    def make_tail(self, cut: int) -> Tail:
+        self._check_cut(cut)
+        return Dinov2Tail(self.model, cut).trainable()
+
+    def _input_shape(self) -> tuple[int, int]:
+        """Height and width that the processor gives, found by trying: sizes are written in several ways."""
+        upright, lying = (self.transform(Image.new("RGB", size)).shape[1:] for size in ((96, 128), (128, 96)))
+        if upright != lying:
+            raise UserError(
+                f"{self.label}: its image processor gives images of differing shapes; it must crop or squash them."
+            )
+        return upright[0], upright[1]
+
+
+def _projections(layer: nn.Module) -> dict[str, tuple[str, ...]]:
+    there = {path.rpartition(".")[2] for path, module in layer.named_modules() if isinstance(module, nn.Linear)}
+    return {name: next(found for found in ways if there.issuperset(found)) for name, ways in MODULES.items()}
+
+
+def _layers(model: nn.Module) -> nn.ModuleList:
+    return cast(nn.ModuleList, cast(nn.Module, model.encoder).layer)
+
+
+# ---------------------------------------------------------------- loading
+def load_dinov2(config: configuration.Dinov2) -> Dinov2Backbone:
+    """The model and processor of a Hub name or a local folder."""
+    with seeded(0):  # transformers may draw random weights before it loads
+        model, processor = _read(config)
+    return Dinov2Backbone(model, processor, f"DINOv2 {config.name}").freeze()
+
+
+def _read(config: configuration.Dinov2) -> tuple[nn.Module, Any]:
+    name = str(_checked_folder(config.name)) if _is_folder(config.name) else config.name
+    try:
+        kind = AutoConfig.from_pretrained(name, revision=config.revision).model_type
+        if kind not in MODEL_TYPES:
+            raise UserError(
+                f"backbone.name {config.name} is a {kind} model: backbone.kind dinov2 needs one of {', '.join(MODEL_TYPES)}."
+            )
+        processor = cast(Any, AutoImageProcessor).from_pretrained(name, revision=config.revision)
+        model, info = AutoModel.from_pretrained(
+            name, revision=config.revision, dtype=torch.float32, output_loading_info=True
+        )
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises whatever its libraries do
+        raise UserError(_failure(config.name, error)) from error
+    # transformers only warns about tensors it did not find and leaves them random.
+    if missing := sorted(set(info["missing_keys"]) - {"embeddings.mask_token"}):
+        raise UserError(f"The weights of backbone.name {config.name} lack {missing[0]} (and {len(missing) - 1} more).")
+    return model, processor
+
+
+def _is_folder(name: str) -> bool:
+    return name.startswith(("/", ".", "~")) or Path(name).is_dir()
+
+
+def _checked_folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"The folder of backbone.name {name} does not exist.")
+    for needed in ("config.json", "preprocessor_config.json"):
+        if not (folder / needed).is_file():
+            raise UserError(
+                f"The folder of backbone.name {name} has no {needed}: it is not a model saved by transformers."
+            )
+    return folder
+
+
+def _failure(name: str, error: Exception) -> str:
+    cause = " ".join(str(error).split())[:400]
+    if _is_folder(name):
+        return f"The model in {name} is damaged or incomplete: {cause}"
+    return (
+        f"The weights of {name} are not in the cache and could not be fetched: run `carabid fetch CONFIG` where there is a "
+        f"network, on a cluster on its login node. Cause: {cause}"
+    )

@@ -1,0 +1,316 @@
+"""Image towers of open_clip: any of them embeds; a VisionTransformer can also be cut and gives patch tokens.
+
+open_clip's attention (`nn.MultiheadAttention`) keeps queries, keys and values in one matrix and calls a fused kernel, so
+adapters never reach it. The tail therefore has attention of its own, with real q, k, v and out projections, and converts
+weights in both directions.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import cast
+
+import open_clip
+import torch
+from open_clip.transformer import Attention, CustomResidualAttentionBlock, ResidualAttentionBlock, VisionTransformer
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import Compose
+
+from pipeline import config as configuration
+from pipeline.backbones.base import Backbone, Tail, check_native, seeded, to_rgb
+from pipeline.errors import UserError
+
+LOCAL, HUB = "local-dir:", "hf-hub:"
+QKV = ("q_proj", "k_proj", "v_proj")
+
+
+# ---------------------------------------------------------------- the tail
+class ExplicitAttention(nn.Module):
+    """Self-attention with linear q, k, v and out projections, equal to the open_clip attention it is made from."""
+
+    def __init__(self, source: nn.MultiheadAttention | Attention) -> None:
+        super().__init__()
+        self.n_heads = source.num_heads
+        weights = source.in_proj_weight.chunk(3)
+        biases = (None,) * 3 if source.in_proj_bias is None else source.in_proj_bias.chunk(3)
+        self.q_proj, self.k_proj, self.v_proj = (_linear(w, b) for w, b in zip(weights, biases, strict=True))
+        self.out_proj = _linear(source.out_proj.weight, source.out_proj.bias)
+        # What open_clip's custom blocks add; nothing in the usual ones.
+        self.ln_q, self.ln_k, self.ln_inner = (
+            deepcopy(getattr(source, name, nn.Identity())) for name in ("ln_q", "ln_k", "ln_inner")
+        )
+        self.head_scale = deepcopy(getattr(source, "head_scale", None))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] → [B, T, D]."""
+        q, k, v = (
+            projection(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        y = F.scaled_dot_product_attention(self.ln_q(q), self.ln_k(k), v)
+        if self.head_scale is not None:
+            y = y * self.head_scale
+        return cast(Tensor, self.out_proj(self.ln_inner(y.transpose(1, 2).flatten(2))))
+
+
+class ExplicitBlock(nn.Module):
+    """One residual block of open_clip with its attention made explicit; all else is a copy of the original's modules."""
+
+    ln_1: nn.Module
+    ls_1: nn.Module
+    ln_2: nn.Module
+    mlp: nn.Module
+    ls_2: nn.Module
+
+    def __init__(self, source: ResidualAttentionBlock | CustomResidualAttentionBlock) -> None:
+        super().__init__()
+        self.attn = ExplicitAttention(source.attn)
+        self.ln_attn = deepcopy(getattr(source, "ln_attn", nn.Identity()))
+        for name in ("ln_1", "ls_1", "ln_2", "mlp", "ls_2"):
+            setattr(self, name, deepcopy(getattr(source, name)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] → [B, T, D]."""
+        x = x + self.ls_1(self.ln_attn(self.attn(self.ln_1(x))))
+        return cast(Tensor, x + self.ls_2(self.mlp(self.ln_2(x))))
+
+
+class OpenClipTail(Tail):
+    """The last blocks of a VisionTransformer, its final layer norm, its pooling, and its projection (frozen, a buffer)."""
+
+    proj: Tensor | None
+
+    def __init__(self, visual: VisionTransformer, cut: int) -> None:
+        super().__init__()
+        self.cut = cut
+        self.projections = {name: (name,) for name in (*QKV, "out_proj", "c_fc", "c_proj")}
+        self.pool_type, self.ln_after_pool = visual.pool_type, visual.final_ln_after_pool
+        self.blocks = nn.ModuleList(ExplicitBlock(block) for block in visual.transformer.resblocks[cut:])
+        self.ln_post = deepcopy(visual.ln_post)
+        # Not persistent, so that state_dict() is what is trained and nothing else.
+        self.register_buffer("proj", None if visual.proj is None else visual.proj.detach().clone(), persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, T, D] → [B, E], as `VisionTransformer.forward` goes on from there."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        # A layer norm acts on each token alone: only the tokens that are pooled need it.
+        if self.pool_type == "tok":
+            pooled = self.ln_post(tokens[:, 0])
+        elif self.ln_after_pool:
+            pooled = self.ln_post(tokens[:, 1:].mean(dim=1))
+        else:
+            pooled = self.ln_post(tokens[:, 1:]).mean(dim=1)
+        return cast(Tensor, pooled if self.proj is None else pooled @ self.proj)
+
+    def to_native(self) -> dict[str, Tensor]:
+        """Names as in the state dict of an open_clip model: `visual.transformer.resblocks.22.attn.in_proj_weight`, …"""
+        native = {} if self.proj is None else {"visual.proj": self.proj}
+        native |= {f"visual.ln_post.{name}": tensor for name, tensor in self.ln_post.state_dict().items()}
+        for i, block in enumerate(self.blocks):
+            packed = _pack(block.state_dict())
+            native |= {f"{self._prefix(i)}{name}": tensor for name, tensor in packed.items()}
+        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in native.items()}
+
+    def load_native(self, state: Mapping[str, Tensor]) -> None:
+        needed = self.to_native()
+        check_native(needed, state)
+        for i, block in enumerate(self.blocks):
+            prefix = self._prefix(i)
+            block.load_state_dict(_unpack({n.removeprefix(prefix): state[n] for n in needed if n.startswith(prefix)}))
+        self.ln_post.load_state_dict({n: state[f"visual.ln_post.{n}"] for n in self.ln_post.state_dict()})
+        if self.proj is not None:
+            self.proj.copy_(state["visual.proj"])
+
+    def _prefix(self, i: int) -> str:
+        return f"visual.transformer.resblocks.{self.cut + i}."
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer with copies of these tensors, without the cost and the random numbers of an initialisation."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().clone())
+    return linear
+
+
+def _pack(block: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A block's tensors under open_clip's names: the q, k and v projections stacked into one matrix and one bias."""
+    packed = {name: tensor for name, tensor in block.items() if name.split(".")[1] not in QKV}
+    for kind in ("weight", "bias"):
+        parts = [block[f"attn.{name}.{kind}"] for name in QKV if f"attn.{name}.{kind}" in block]
+        if parts:
+            packed[f"attn.in_proj_{kind}"] = torch.cat(parts)
+    return packed
+
+
+def _unpack(block: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `_pack`."""
+    unpacked = {name: tensor for name, tensor in block.items() if not name.startswith("attn.in_proj_")}
+    for kind in ("weight", "bias"):
+        if (stacked := block.get(f"attn.in_proj_{kind}")) is not None:
+            unpacked |= {f"attn.{name}.{kind}": part for name, part in zip(QKV, stacked.chunk(3), strict=True)}
+    return unpacked
+
+
+# ---------------------------------------------------------------- the backbone
+class OpenClipBackbone(Backbone):
+    """An image tower of open_clip with its inference transform."""
+
+    def __init__(self, visual: nn.Module, preprocess: Compose, label: str) -> None:
+        super().__init__()
+        self.visual, self.preprocess, self.label = visual, preprocess, label
+        size = cast("int | tuple[int, int]", visual.image_size)
+        self.image_size = size if isinstance(size, int) else size[0]
+        self.embed_dim = self._measure_embedding(size)
+        self.width, self.n_blocks, self.grid = self.embed_dim, 0, (0, 0)
+        if self._vit is not None:
+            self.width, self.n_blocks = self._vit.transformer.width, len(self._vit.transformer.resblocks)
+            self.grid = self._vit.grid_size
+
+    def transform(self, image: Image.Image) -> Tensor:
+        # RGB first: Pillow resizes palette and 1-bit images by nearest neighbour.
+        return cast(Tensor, self.preprocess(to_rgb(image)))
+
+    def transform_id(self) -> str:
+        return f"open_clip, rgb first: {self.preprocess!r}"
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] → [B, E]. Raises UserError for a tower that does not pool."""
+        output = self.visual(images)
+        pooled = cast(Tensor, output[0] if isinstance(output, tuple) else output)  # CoCa's towers give their tokens too
+        if pooled.ndim == 3 and pooled.shape[1] == 1:  # an attentional pool with one query
+            pooled = pooled[:, 0]
+        if pooled.ndim != 2:
+            raise self._unpooled()
+        return pooled
+
+    def patches(self, images: Tensor) -> Tensor:
+        if self._vit is None:
+            return super().patches(images)
+        return cast(Tensor, self._vit.ln_post(self.trunk(images, self.n_blocks)[:, 1:]))
+
+    def trunk(self, images: Tensor, cut: int) -> Tensor:
+        if self._vit is None:
+            raise self._uncuttable()
+        self._check_cut(cut)
+        tokens = self._vit._embeds(images)
+        for block in self._vit.transformer.resblocks[:cut]:
+            tokens = block(tokens)
+        return cast(Tensor, tokens)
+
+    def make_tail(self, cut: int) -> Tail:
+        if self._vit is None:
+            raise self._uncuttable()
+        if self._vit.pool_type == "none":
+            raise self._unpooled()
+        self._check_cut(cut)
+        return OpenClipTail(self._vit, cut).trainable()
+
+    @property
+    def _vit(self) -> VisionTransformer | None:
+        """The tower, if it can be cut: tokens in, tokens out, and no pooling network behind its blocks."""
+        tower = self.visual
+        return tower if isinstance(tower, VisionTransformer) and tower.attn_pool is None else None
+
+    def _unpooled(self) -> UserError:
+        return UserError(
+            f"{self.label} gives all its tokens and no pooled embedding: use them (model.encoder.kind: patch_convs)."
+        )
+
+    def _measure_embedding(self, size: int | tuple[int, int]) -> int:
+        if isinstance(named := getattr(self.visual, "output_dim", None), int):
+            return named
+        height, width = (size, size) if isinstance(size, int) else size
+        with torch.inference_mode():
+            return self.embed(torch.zeros(1, 3, height, width)).shape[1]
+
+
+# ---------------------------------------------------------------- loading
+def load_open_clip(config: configuration.OpenClip) -> OpenClipBackbone:
+    """The image tower of `hf-hub:owner/name`, `local-dir:/a/folder`, or an architecture with or without a pretrained tag."""
+    name = _checked_name(config)
+    with seeded(config.seed):
+        model, preprocess = _create(name, config.pretrained)
+    # The text tower and its memory go when `model` does.
+    visual = cast(nn.Module, model.visual).eval()
+    return OpenClipBackbone(visual, preprocess, f"open_clip's {config.name}").freeze()
+
+
+def _create(name: str, pretrained: str | None) -> tuple[nn.Module, Compose]:
+    """open_clip's model and inference transform; weights that were asked for and are not there are an error."""
+    try:
+        if not name.startswith((LOCAL, HUB)) and pretrained is None:
+            # pretrained_text: the text tower is thrown away, so its default weights need not be fetched.
+            model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained_text=False)
+        else:
+            model, preprocess = open_clip.create_model_from_pretrained(
+                name, pretrained, **_tag_options(name, pretrained)
+            )
+    except Exception as error:  # open_clip raises whatever its libraries do
+        raise UserError(_failure(name, pretrained, error)) from error
+    return model, preprocess
+
+
+def _tag_options(name: str, pretrained: str | None) -> dict[str, bool]:
+    """open_clip only warns where a tag was trained with QuickGELU and the architecture's default is GELU."""
+    known = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
+    return {"force_quick_gelu": True} if known.get("quick_gelu") else {}
+
+
+def _checked_name(config: configuration.OpenClip) -> str:
+    """The name as open_clip takes it; UserError for what is wrong with it before anything is loaded."""
+    if config.name.startswith((LOCAL, HUB)):
+        if config.pretrained is not None:
+            raise UserError(f"backbone.name {config.name} brings its own weights: remove backbone.pretrained.")
+        return _checked_folder(config.name) if config.name.startswith(LOCAL) else config.name
+    name = config.name.replace("/", "-")
+    if name not in open_clip.list_models():
+        near = ", ".join(difflib.get_close_matches(name, open_clip.list_models(), 3, 0.5)) or "open_clip.list_models()"
+        raise UserError(
+            f"backbone.name {config.name} is no architecture of open_clip; the nearest are: {near}. "
+            f"Published models are named {HUB}owner/name, folders {LOCAL}/a/folder."
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if config.pretrained is not None and config.pretrained not in tags and not os.path.isfile(config.pretrained):
+        known = ", ".join(difflib.get_close_matches(config.pretrained, tags, 3, 0.3) or tags[:5]) or "none"
+        raise UserError(
+            f"backbone.pretrained {config.pretrained} is neither a file nor a tag of {name}; tags: {known}."
+        )
+    return name
+
+
+def _checked_folder(name: str) -> str:
+    folder = Path(name.removeprefix(LOCAL)).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"The folder of backbone.name {name} does not exist.")
+    try:
+        described = "model_cfg" in json.loads((folder / "open_clip_config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder / 'open_clip_config.json'} of backbone.name {name} is missing or damaged: {error}"
+        ) from error
+    if not described:
+        raise UserError(f"{folder / 'open_clip_config.json'} of backbone.name {name} has no model_cfg.")
+    return f"{LOCAL}{folder}"
+
+
+def _failure(name: str, pretrained: str | None, error: Exception) -> str:
+    cause = " ".join(str(error).split())[:400]
+    if name.startswith(LOCAL):
+        folder = name.removeprefix(LOCAL)
+        return f"The weights in {folder} are missing, damaged or of another architecture than its config: {cause}"
+    if name.startswith(HUB) or (pretrained is not None and not os.path.isfile(pretrained)):
+        return (
+            f"The weights of {name}{f' ({pretrained})' if pretrained else ''} are not in the cache and could not be fetched: run "
+            f"`carabid fetch CONFIG` where there is a network, on a cluster on its login node. Cause: {cause}"
+        )
+    return f"open_clip could not build {name}{f' with {pretrained}' if pretrained else ''}: {cause}"

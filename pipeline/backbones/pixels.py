@@ -1,0 +1,33 @@
+"""A plain baseline instead of a network: the image shrunk to size × size RGB values; with size 1 its mean colour."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.backbones.base import Backbone, to_rgb
+
+
+class PixelsBackbone(Backbone):
+    """Area-averaged pixels, [0, 1], as the embedding: E = 3·size², channel by channel, rows first."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.image_size = size
+        self.embed_dim = self.width = 3 * size * size
+        self.n_blocks, self.grid = 0, (0, 0)
+        self.label = f"The pixels baseline ({size} × {size})"
+
+    def transform(self, image: Image.Image) -> Tensor:
+        """Any image → [3, size, size]: the mean of the pixels under each cell, the aspect ratio squashed."""
+        pixels = torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
+        return F.adaptive_avg_pool2d(pixels.float(), self.image_size) / 255
+
+    def transform_id(self) -> str:
+        return f"rgb, adaptive_avg_pool2d({self.image_size}), /255"
+
+    def embed(self, images: Tensor) -> Tensor:
+        return images.flatten(1)

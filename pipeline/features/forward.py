@@ -1,0 +1,46 @@
+"""The frozen part of a backbone: from images to features, in honest fp32 or, on a GPU, in bf16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.backbones.base import Backbone
+from pipeline.features.key import FeatureKind
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def compute_features(
+    backbone: Backbone,
+    images: Tensor,
+    kind: FeatureKind,
+    cut: int | None = None,
+    dtype: Literal["bf16", "fp32"] = "fp32",
+) -> Tensor:
+    """Images [B, 3, H, W] → pooled embeddings [B, E], patch tokens [B, P, D] or tokens at `cut` [B, T, D], in `dtype`.
+
+    Images and backbone are on one device. The computation is fp32, but for bf16 on a GPU: there it runs under autocast.
+    """
+    with torch.inference_mode(), _precision(images.device, DTYPES[dtype]):
+        if kind == "pooled":
+            features = backbone.embed(images)
+        elif kind == "patches":
+            features = backbone.patches(images)
+        elif cut is None:
+            raise ValueError("tokens at a cut need the number of blocks before it")
+        else:
+            features = backbone.trunk(images, cut)
+        return features.to(DTYPES[dtype])
+
+
+@contextmanager
+def _precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Autocast for bf16 on a GPU, else fp32 in earnest: by default cuDNN's convolutions use TF32."""
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and dtype is torch.bfloat16)
+    with autocast, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield

@@ -1,0 +1,46 @@
+"""What the contents of a feature store depend on, and the key that follows from it. Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pipeline.config import digest
+
+FORMAT = 1
+"""Version of what a store's files mean and of how features are computed; a change of either makes new stores."""
+
+FeatureKind = Literal["pooled", "patches", "cut"]
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """Everything that features depend on and nothing else: equal ingredients, equal key, one store."""
+
+    data: str
+    """sha256 over the images' own sha256, in order."""
+    backbone: str
+    """Kind of the backbone."""
+    architecture: str
+    """sha256 of the modules' description: weights alone do not tell GELU from QuickGELU."""
+    weights: str
+    """sha256 of the weights."""
+    transform: str
+    """The preprocessing in words."""
+    kind: FeatureKind
+    """Pooled embedding [E], patch tokens [P, D], or tokens at a cut [T, D]."""
+    cut: int
+    """Blocks before the cut; 0 for other kinds."""
+    dtype: Literal["bf16", "fp32"]
+    """Number format on disk."""
+    shard_size: int
+    """Images a shard."""
+    format: int = FORMAT
+
+    def key(self) -> str:
+        """16 hexadecimal digits."""
+        return digest(asdict(self))[:16]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON values, for the manifest."""
+        return asdict(self)

@@ -1,0 +1,206 @@
+"""What data and weights contain, hashed once and kept in features/records/ for as long as they look unchanged.
+
+A record's file is named by a cheap signature (sizes and times of files, a Hub commit, versions of libraries); while the
+signature is the same the record holds and no image is read. So a plan on a login node knows the key of its features
+without torch, and without reading images. This module loads no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pipeline.config import Backbone, Config, digest, token_kind
+from pipeline.dataset import BadImage, Dataset, signature
+from pipeline.errors import UserError, WorkError
+from pipeline.features.key import Ingredients
+from pipeline.layout import PROJECT, features_root, read_json, write_json
+from pipeline.lease import Lease
+from pipeline.progress import progress
+
+if TYPE_CHECKING:
+    from pipeline.backbones.base import Backbone as LoadedBackbone
+
+UNREADABLE = ""
+"""Stands for the sha256 of an image that is not there."""
+LIBRARIES = ("torch", "torchvision", "open_clip_torch", "transformers", "pillow")
+"""What a backbone's weights, shape and transform may change with."""
+
+Record = TypeVar("Record", "DataRecord", "WeightsRecord")
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """The images of a data set: `images[i]` is the sha256 of image i as it is encoded, `content` that of them all."""
+
+    signature: str
+    content: str
+    n: int
+    images: list[str]
+
+
+@dataclass(frozen=True)
+class WeightsRecord:
+    """What a backbone contributes to a feature key, its number of blocks, and the width of its pooled embedding."""
+
+    signature: str
+    weights: str
+    architecture: str
+    transform: str
+    n_blocks: int
+    embed_dim: int
+
+
+# ---------------------------------------------------------------- data
+def data_record(config: Config, dataset: Dataset) -> DataRecord:
+    """The record of these images, from disk if it holds, else made by reading every image (by one job; others wait)."""
+    now = dataset.signature()
+    path = _path(config, "data", now)
+    lease = Lease(path.with_suffix(".lease"), config.resources.lease_seconds)
+    with lease.hold(lambda: _read(path, DataRecord) is not None) as held:
+        if held:
+            write_json(path, asdict(_hash_images(now, dataset, config.resources.decode_threads)))
+    record = _read(path, DataRecord)
+    if record is None:
+        raise WorkError(f"{path} was just written and cannot be read: check the disk and run this again.")
+    return record
+
+
+def forget_data(config: Config, record: DataRecord) -> None:
+    """Remove a record that turned out wrong, so that the next run reads the images again."""
+    _path(config, "data", record.signature).unlink(missing_ok=True)
+
+
+def _hash_images(now: str, dataset: Dataset, threads: int) -> DataRecord:
+    def sha256(i: int) -> str:
+        try:
+            return hashlib.sha256(dataset.image_bytes(i)).hexdigest()
+        except BadImage:
+            return UNREADABLE  # whether that is allowed is for extraction to say
+
+    images = []
+    with ThreadPoolExecutor(threads) as pool, progress("hash images", len(dataset)) as advance:
+        for image in pool.map(sha256, range(len(dataset))):
+            images.append(image)
+            advance(1)
+    content = hashlib.sha256("\n".join(images).encode()).hexdigest()
+    return DataRecord(now, content, len(images), images)
+
+
+# ---------------------------------------------------------------- weights
+def weights_record(config: Config, load: Callable[[], LoadedBackbone], again: bool = False) -> WeightsRecord:
+    """The record of the backbone that `load` loads, from disk if it holds and `again` is not set."""
+    before = weights_signature(config.backbone)
+    if before is not None and not again and (record := _read(_path(config, "weights", before), WeightsRecord)):
+        return record
+    backbone = load()
+    after = weights_signature(config.backbone)
+    if after is None or before not in (None, after):
+        raise WorkError(f"The weights of {config.backbone} changed while they were read. Run this again.")
+    record = _describe(after, backbone)
+    write_json(_path(config, "weights", after), asdict(record))
+    return record
+
+
+def _describe(now: str, backbone: LoadedBackbone) -> WeightsRecord:
+    architecture = hashlib.sha256(repr(backbone).encode()).hexdigest()
+    return WeightsRecord(
+        now, backbone.weights_hash(), architecture, backbone.transform_id(), backbone.n_blocks, backbone.embed_dim
+    )
+
+
+def weights_signature(backbone: Backbone) -> str | None:
+    """A cheap identity of weights, transform and the code that makes them; None where they are not on this machine."""
+    origin = _origin(backbone)
+    if origin is None:
+        return None
+    libraries = {name: _version(name) for name in LIBRARIES}
+    return digest([backbone.model_dump(mode="json"), origin, libraries, _code()])
+
+
+def _origin(backbone: Backbone) -> Any:
+    """Where weights come from, and in which state: files, a Hub commit, or nowhere (pixels, random, a fixed tag)."""
+    if backbone.kind == "pixels":
+        return "none"
+    if backbone.kind == "dinov2":
+        return _files(Path(backbone.name)) or _hub_commit(backbone.name, "config.json", backbone.revision)
+    if backbone.name.startswith("hf-hub:"):
+        return _hub_commit(backbone.name.removeprefix("hf-hub:"), "open_clip_config.json", None)
+    if backbone.name.startswith("local-dir:"):
+        return _files(Path(backbone.name.removeprefix("local-dir:")))
+    return (_files(Path(backbone.pretrained)) if backbone.pretrained else None) or "tag or random"
+
+
+def _files(path: Path) -> list[tuple[str, int, int]] | None:
+    """Name, size and time of change of a file, or of the files in a folder; None if there are none."""
+    path = path.expanduser()
+    found = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
+    return [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in found] or None
+
+
+def _hub_commit(name: str, file: str, revision: str | None) -> str | None:
+    """The commit of a model in the Hub's cache; None if it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, file, revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else None
+
+
+def _code() -> str:
+    """Hash of the code of the backbones: another transform must not pass for the one on record."""
+    files = sorted((PROJECT / "pipeline" / "backbones").glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+# ---------------------------------------------------------------- keys
+def ingredients(config: Config, data: DataRecord, weights: WeightsRecord) -> Ingredients:
+    """What the features of this configuration depend on. Raises UserError if the backbone has too few blocks."""
+    kind, blocks = token_kind(config)
+    if blocks > weights.n_blocks:
+        raise UserError(
+            f"model.encoder.blocks is {blocks}, but the backbone has {weights.n_blocks} blocks. Set it to at most that."
+        )
+    return Ingredients(
+        data=data.content,
+        backbone=config.backbone.kind,
+        architecture=weights.architecture,
+        weights=weights.weights,
+        transform=weights.transform,
+        kind=kind,
+        cut=weights.n_blocks - blocks if kind == "cut" else 0,
+        dtype=config.features.dtype,
+        shard_size=config.features.shard_size,
+    )
+
+
+def known_feature_key(config: Config) -> str | None:
+    """The key of this configuration's features if records tell it: without torch, without reading an image."""
+    now = weights_signature(config.backbone)
+    weights = _read(_path(config, "weights", now), WeightsRecord) if now else None
+    data = _read(_path(config, "data", signature(config.data)), DataRecord) if weights else None
+    return ingredients(config, data, weights).key() if data and weights else None
+
+
+# ---------------------------------------------------------------- files
+def _path(config: Config, kind: str, now: str) -> Path:
+    return features_root(config) / "records" / f"{kind}-{hashlib.sha256(now.encode()).hexdigest()[:16]}.json"
+
+
+def _read(path: Path, kind: type[Record]) -> Record | None:
+    """The record in a file; None if there is none, or one of another version."""
+    try:
+        return kind(**read_json(path))
+    except (OSError, TypeError, ValueError):
+        return None

@@ -1,0 +1,240 @@
+"""Extraction: every image through the frozen part of the backbone, once, into the feature store.
+
+Shards are independent: the tasks of an array deal them out, a finished shard is skipped, a damaged one is made again,
+and whoever finds all of them done writes index and manifest. While one shard is written the next one is computed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+from pipeline.backbones import load_backbone
+from pipeline.backbones.base import Backbone
+from pipeline.config import Config
+from pipeline.dataset import Dataset
+from pipeline.device import choose_device, set_threads
+from pipeline.errors import WorkError
+from pipeline.features.forward import compute_features
+from pipeline.features.store import FeatureStore, is_complete, open_key, refuse_bad
+from pipeline.images import Batch, ChangedImage, load_batches
+from pipeline.layout import store_dir
+from pipeline.lease import Lease
+from pipeline.progress import progress, say
+from pipeline.provenance import provenance
+from pipeline.records import (
+    DataRecord,
+    WeightsRecord,
+    data_record,
+    forget_data,
+    ingredients,
+    known_feature_key,
+    weights_record,
+)
+from pipeline.tasks import load_task
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to extract, and into which store."""
+
+    config: Config
+    dataset: Dataset
+    data: DataRecord
+    weights: WeightsRecord
+    load: Callable[[], Backbone]
+    """Loads the backbone when it is first needed."""
+    store: FeatureStore
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Made:
+    """A shard in memory: features [n, …] on the CPU, the bad images among them, and how long it took."""
+
+    shard: int
+    features: Tensor
+    bad: dict[int, str]
+    seconds: float
+
+
+def run(config: Config, task: int = 0, n_tasks: int = 1) -> FeatureStore | None:
+    """One task of an array of `n_tasks`: make its shards; the store if it is complete then, else None.
+
+    Raises UserError for an image that cannot be read where data.on_bad_image is error.
+    """
+    work = prepare(config)
+    extract(work, range(task, work.store.n_shards, n_tasks))
+    return finish(work)
+
+
+def ensure(config: Config) -> FeatureStore:
+    """The complete store. If it is not there this process extracts it, or waits for the one that does."""
+    key = known_feature_key(config)
+    if key is None or not is_complete(config, key):
+        work = prepare(config)
+        key = work.store.key
+        lease = Lease(work.store.dir.lease, config.resources.lease_seconds)
+        while not is_complete(config, key):
+            with lease.hold(partial(is_complete, config, key)) as held:
+                if held and extract(work, range(work.store.n_shards), held.still_mine):
+                    finish(work)
+    return open_key(config, key)
+
+
+def prepare(config: Config) -> Work:
+    """Load the table, bring the records up to date, and find out which store to fill."""
+    device = choose_device(config.device)
+    set_threads()
+    dataset: Dataset = load_task(config.task).load(config.data)
+    load = cache(partial(load_backbone, config.backbone))
+    data, weights = data_record(config, dataset), weights_record(config, load)
+    made_of = ingredients(config, data, weights)
+    store = FeatureStore(store_dir(config, made_of.key()), made_of, data.n)
+    return Work(config, dataset, data, weights, load, store, device)
+
+
+def extract(work: Work, shards: Iterable[int], go_on: Callable[[], bool] = lambda: True) -> bool:
+    """Make those of `shards` that are missing or damaged; false if it stopped because `go_on` said no."""
+    todo = _clear(work.store, shards)
+    if not todo:
+        return True
+    _check_weights(work)
+    with ThreadPoolExecutor(1) as writer, closing(_compute(work, todo)) as computed:
+        writing: Future[None] | None = None
+        for made in computed:
+            if writing:
+                writing.result()
+            if not go_on():
+                return False
+            writing = writer.submit(_write, work, made)
+        if writing:
+            writing.result()
+    return True
+
+
+def finish(work: Work) -> FeatureStore | None:
+    """Write index and manifest if all shards are there, whoever made them; the complete store, or None."""
+    if missing := work.store.missing():
+        say(f"features/{work.store.key}: {work.store.n_shards - len(missing)} of {work.store.n_shards} shards are done")
+        return None
+    if not is_complete(work.config, work.store.key):
+        about = {"embed_dim": work.weights.embed_dim, "provenance": provenance()}
+        work.store.write_manifest(work.dataset.table, work.data.images, about)
+    return open_key(work.config, work.store.key)
+
+
+# ---------------------------------------------------------------- before
+def _clear(store: FeatureStore, shards: Iterable[int]) -> list[int]:
+    """Which of `shards` to make, with damaged ones out of the way; every byte of the others has been checked."""
+    store.dir.path.mkdir(parents=True, exist_ok=True)
+    store.sweep()
+    states = {shard: store.state(shard, thorough=True) for shard in shards}
+    for shard, state in states.items():
+        if state == "damaged":
+            say(f"{store.path(shard)} is damaged: it is made again")
+            store.discard(shard)
+    return [shard for shard, state in states.items() if state != "done"]
+
+
+def _check_weights(work: Work) -> None:
+    """The loaded weights must be those that the key was made of; records of them can be out of date."""
+    weights = weights_record(work.config, work.load, again=True)
+    if ingredients(work.config, work.data, weights) != work.store.ingredients:
+        raise WorkError(f"The weights of {work.config.backbone.kind} are not those on record. Run this again.")
+
+
+# ---------------------------------------------------------------- the work
+def _compute(work: Work, todo: Sequence[int]) -> Generator[Made]:
+    """Each shard's features, in order; shards that another job has made meanwhile are left out."""
+    resources, made_of = work.config.resources, work.store.ingredients
+    backbone = work.load().to(work.device)
+
+    def forward(images: Tensor) -> Tensor:
+        return compute_features(backbone, images.to(work.device), made_of.kind, made_of.cut, made_of.dtype)
+
+    chunks = _chunks(work.store, todo, resources.extract_batch)
+    batches = load_batches(
+        work.dataset, chunks, backbone.transform, resources.decode_threads, work.data.images, keep_bad=True
+    )
+    total = sum(len(work.store.positions(shard)) for shard in todo)
+    n_made, times = 0, [time.monotonic()]
+    with closing(batches), progress(f"extract {work.store.key}", total) as advance:
+        for shard, group in itertools.groupby(_known(work, batches), lambda batch: _shard_of(work.store, batch)):
+            features, bad = _compute_shard(work, shard, group, forward, advance)
+            n_made += len(features)
+            times.append(time.monotonic())
+            yield Made(shard, features, bad, times[-1] - times[-2])
+    if n_made:
+        say(f"features/{work.store.key}: {n_made} images, {n_made / (times[-1] - times[0]):.1f} images/s")
+
+
+def _chunks(store: FeatureStore, todo: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Positions of one forward pass each; always cut at the same places, so that a shard comes out the same."""
+    for shard in todo:
+        if store.state(shard) != "done":
+            positions = store.positions(shard)
+            yield from (positions[i : i + size] for i in range(0, len(positions), size))
+
+
+def _shard_of(store: FeatureStore, batch: Batch) -> int:
+    return batch.positions[0] // store.ingredients.shard_size
+
+
+def _known(work: Work, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches; an image that is not the one on record makes the record void."""
+    try:
+        yield from batches
+    except ChangedImage as error:
+        forget_data(work.config, work.data)
+        raise WorkError(f"{error} Run this again: the data are then hashed anew.") from error
+
+
+def _compute_shard(
+    work: Work,
+    shard: int,
+    batches: Iterable[Batch],
+    forward: Callable[[Tensor], Tensor],
+    advance: Callable[[int], None],
+) -> tuple[Tensor, dict[int, str]]:
+    """One shard's features [n, …] (zeros for bad images) and its bad images. Raises UserError where the policy says so."""
+    parts: list[Tensor] = []
+    bad: dict[int, str] = {}
+    for batch in batches:
+        parts.append(_features_of(work, batch, forward))
+        bad |= batch.bad
+        advance(len(batch.positions))
+    if work.config.data.on_bad_image == "error":
+        refuse_bad(bad, f"the same shard of {len(work.store.positions(shard))} images")
+    features = torch.cat(parts)
+    features[[position - work.store.positions(shard)[0] for position in bad]] = 0
+    return features, bad
+
+
+def _features_of(work: Work, batch: Batch, forward: Callable[[Tensor], Tensor]) -> Tensor:
+    """Features of a batch [B, …] on the CPU. Raises WorkError where they are not finite."""
+    features = forward(batch.images)
+    finite = features.flatten(1).isfinite().all(1).tolist()
+    for position, good in zip(batch.positions, finite, strict=True):
+        if not good:
+            raise WorkError(f"{work.dataset.where(position)}: its features are not finite; check the weights.")
+    return features.cpu()
+
+
+def _write(work: Work, made: Made) -> None:
+    about = {
+        "images": len(made.features),
+        "seconds": round(made.seconds, 3),
+        "device": torch.cuda.get_device_name(work.device) if work.device.type == "cuda" else "cpu",
+        "host": socket.gethostname(),
+    }
+    work.store.write_shard(made.shard, made.features, made.bad, about)

@@ -1,0 +1,107 @@
+"""What the tests of records and extraction share: forty generated beetles in a folder of their own, and processes that
+extract and can be killed at a chosen point."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config
+
+SHARDS = 5
+"""Of 8 images each."""
+SPLITS = {"train": 20, "validation": 10, "test": 10}
+
+
+def make_small(generated: Path, folder: Path) -> Path:
+    """A folder with the first images of each split of generated beetles (form csv); returns its CSV."""
+    with (generated / "metadata.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    chosen = [row for name, n in SPLITS.items() for row in [r for r in rows if r["split"] == name][:n]]
+    folder.mkdir(parents=True)
+    table = folder / "metadata.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, chosen[0])
+        writer.writeheader()
+        writer.writerows(chosen)
+    for row in chosen:
+        (folder / row["file_path"]).parent.mkdir(exist_ok=True)
+        shutil.copy2(generated / row["file_path"], folder / row["file_path"])
+    return table
+
+
+def small_config(table: Path, clip: Path, root: Path, **sections: Any) -> Config:
+    """A config on these data and a tiny open_clip backbone; `sections` are merged into it."""
+    values: dict[str, Any] = {
+        "experiment": "small",
+        "data": {"source": str(table)},
+        "backbone": {"kind": "open_clip", "name": f"local-dir:{clip}"},
+        "features": {"dtype": "fp32", "shard_size": 8},
+        "device": "cpu",
+        "resources": {"extract_batch": 4, "decode_threads": 2, "lease_seconds": 1.5},
+        "paths": {"features": str(root)},
+    }
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
+    return Config.model_validate(values)
+
+
+def image_files(table: Path) -> list[Path]:
+    """The images' files in the order of the table."""
+    with table.open(newline="") as file:
+        return [table.parent / row["file_path"] for row in csv.DictReader(file)]
+
+
+# ---------------------------------------------------------------- processes
+def start(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    """A process of its own that runs a module-level function; it starts fast, from a server that has torch loaded."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.stages.extract", "pipeline.backbones.open_clip", "datasets"])
+    process = context.Process(target=function, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def extract_and_log(config: Config, log: Path, how: str, kill: str | None = None) -> None:
+    """Run `ensure` or `run`; `log` gets a line for each computed shard.
+
+    The process dies of SIGKILL at batch n if `kill` is "batch n", else before a file with `kill` in its name is renamed
+    to that name.
+    """
+    from pipeline.stages import extract
+
+    def die_if(now: bool) -> None:
+        if now:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def replacing(source: Path, target: Path) -> None:
+        die_if(kill is not None and kill in Path(target).name)
+        replace(source, target)
+
+    def counted(*arguments: Any) -> Any:
+        die_if(kill == f"batch {next(batches)}")
+        return features_of(*arguments)
+
+    def logged(work: Any, shard: int, *rest: Any) -> Any:
+        made = compute(work, shard, *rest)
+        with log.open("a") as file:
+            file.write(f"{shard}\n")
+        return made
+
+    batches = itertools.count(1)
+    replace, features_of, compute = os.replace, extract._features_of, extract._compute_shard
+    for module, name, function in (
+        (os, "replace", replacing),
+        (extract, "_features_of", counted),
+        (extract, "_compute_shard", logged),
+    ):
+        setattr(module, name, function)
+    getattr(extract, how)(config)

@@ -1,0 +1,57 @@
+"""Low-rank adapters on a tail through PEFT, in PEFT's own format on disk.
+
+The tail's attention is made of real projections (see backbones/base.py): on open_clip's `nn.MultiheadAttention` PEFT
+would find `out_proj` only, and the fused call would bypass even that.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from pipeline import config as cfg
+from pipeline.backbones.base import Tail
+from pipeline.layout import write_json
+
+
+def add_adapter(tail: Tail, lora: cfg.Lora) -> PeftModel:
+    """Wrap a tail: adapters on the named projections of every block and the final layer norm learn, the rest is frozen."""
+    peft_config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        bias="none",
+        target_modules=tail.module_names(lora.targets),
+        modules_to_save=["ln_post"],
+    )
+    model = get_peft_model(tail, peft_config)
+    assert isinstance(model, PeftModel)
+    return model
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write adapter_config.json and adapter_model.safetensors; `folder` is replaced as a whole."""
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.tmp")
+    model.save_pretrained(temporary, save_embedding_layers=False)
+    _sort_targets(temporary / "adapter_config.json")
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def load_adapter(tail: Tail, folder: Path, trainable: bool = False) -> PeftModel:
+    """Put a saved adapter on an unadapted tail of the same cut; frozen unless `trainable`."""
+    loaded: PeftModel = PeftModel.from_pretrained(tail, folder, is_trainable=trainable)
+    return loaded
+
+
+def _sort_targets(path: Path) -> None:
+    """PEFT writes target_modules in the order of a set, another one in each process: equal runs would give unequal files."""
+    content = json.loads(path.read_text())
+    content["target_modules"] = sorted(content["target_modules"])
+    write_json(path, content)

@@ -1,0 +1,137 @@
+"""A trial's model on disk: `model.safetensors` (trained tensors, without the adapter's) and `adapter/` (PEFT's format).
+
+Beside the tensors stands what they fit: the backbone's weights by hash, the cut, the domains in the order of their rows,
+the targets. PEFT itself loads an adapter of two blocks onto a tail of one without a word, so this is checked here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipeline.backbones.base import Backbone
+from pipeline.config import Config
+from pipeline.errors import WorkError
+from pipeline.layout import TrialDir, atomic_path
+from pipeline.models.encoders import embedding_width, make_encoder
+from pipeline.models.regressor import DomainEmbedding, Regressor, make_mlp, trained_state
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model was built for."""
+
+    targets: tuple[str, ...]
+    domains: tuple[str, ...]
+    """Training domains in the order of the domain embedding's rows."""
+    embed_dim: int
+    """Width of the backbone's pooled embedding."""
+    base_weights: str
+    """sha256 of the backbone's image tower."""
+    cut: int | None
+    """First block of the tail; None where there is no tail."""
+    feature_key: str
+
+    def domain_rows(self, domains: Iterable[str | None], device: torch.device | str = "cpu") -> Tensor:
+        """Domain names → rows of the embedding [B]; an unseen name or None is the unknown row, the last."""
+        rows = {name: row for row, name in enumerate(self.domains)}
+        return torch.tensor(
+            [rows.get(name, len(rows)) if name is not None else len(rows) for name in domains], device=device
+        )
+
+
+def make_model(config: Config, facts: Facts, backbone: Backbone | None) -> Regressor:
+    """A new model with weights drawn from the trial's seed; the global random state is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        return assemble(config, facts, make_encoder(config.model.encoder, backbone))
+
+
+def assemble(config: Config, facts: Facts, encoder: nn.Module) -> Regressor:
+    """Head and domain embedding of the right widths around an encoder."""
+    model, n_targets = config.model, len(facts.targets)
+    width = embedding_width(model.encoder, facts.embed_dim)
+    hidden = model.head.hidden if model.head.kind == "mlp" else ()
+    domain = DomainEmbedding(len(facts.domains), width) if model.domain_embedding else None
+    return Regressor(encoder, make_mlp([width, *hidden, n_targets]), domain, model.normalize, n_targets)
+
+
+def save_model(model: Regressor, facts: Facts, trial: TrialDir) -> None:
+    """Write the trained tensors; equal models give equal bytes."""
+    if is_adapted(model):
+        from pipeline.models.adapter import save_adapter  # PEFT takes seconds to import
+
+        save_adapter(model.encoder, trial.adapter)
+    state = {name: tensor.cpu().contiguous() for name, tensor in _own_state(model).items()}
+    with atomic_path(trial.model) as temporary:
+        save_file(state, temporary, metadata={"carabid": json.dumps(asdict(facts), sort_keys=True)})
+
+
+def load_facts(trial: TrialDir) -> Facts:
+    """What the model in a trial's folder was built for. Raises WorkError if there is none."""
+    if not trial.model.is_file():
+        raise WorkError(
+            f"{trial.path}: there is no model.safetensors: this trial is not trained (see `carabid status`)"
+        )
+    with safe_open(trial.model, framework="pt") as file:
+        values: dict[str, Any] = json.loads(file.metadata()["carabid"])
+    return Facts(**values | {"targets": tuple(values["targets"]), "domains": tuple(values["domains"])})
+
+
+def load_model(config: Config, trial: TrialDir, backbone: Backbone | None) -> Regressor:
+    """Rebuild a trained model, in evaluation mode. Raises WorkError if the backbone is not the one it was trained on."""
+    facts = load_facts(trial)
+    model = assemble(config, facts, _load_encoder(config, facts, trial, backbone))
+    with safe_open(trial.model, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    model.load_state_dict(state, strict=False)
+    missing = _own_state(model).keys() ^ state.keys()
+    if missing:
+        raise WorkError(
+            f"{trial.model} does not fit its config.yaml: {', '.join(sorted(missing)[:5])} stand in one of them only"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _load_encoder(config: Config, facts: Facts, trial: TrialDir, backbone: Backbone | None) -> nn.Module:
+    encoder = config.model.encoder
+    if backbone is not None:
+        _check_base(facts, backbone, trial.path)
+    if encoder.kind == "lora":
+        from pipeline.models.adapter import load_adapter
+
+        assert backbone is not None
+        adapted: nn.Module = load_adapter(
+            backbone.make_tail(backbone.cut_before(encoder.blocks)), trial.adapter, trainable=True
+        )
+        return adapted
+    return make_encoder(encoder, backbone)
+
+
+def _check_base(facts: Facts, backbone: Backbone, path: Path) -> None:
+    found = backbone.weights_hash()
+    if found != facts.base_weights:
+        raise WorkError(
+            f"{path}: this model was trained on backbone weights {facts.base_weights[:12]}, the ones loaded now are "
+            f"{found[:12]}. Bring the old weights back, or train again."
+        )
+
+
+def is_adapted(model: Regressor) -> bool:
+    """Whether the encoder is a tail wrapped by PEFT."""
+    return hasattr(model.encoder, "peft_config")
+
+
+def _own_state(model: Regressor) -> dict[str, Tensor]:
+    """Trained tensors but the adapter's, and the scale of the targets."""
+    adapted = is_adapted(model)
+    state = {n: t for n, t in trained_state(model).items() if not (adapted and n.startswith("encoder."))}
+    return state | {"target_mean": model.target_mean, "target_scale": model.target_scale}

@@ -1,0 +1,168 @@
+"""The evaluation stage: rebuild a trial's model from its folder, predict, write predictions, provenance and results."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from pipeline.config import Config, config_hash
+from pipeline.device import choose_device, make_deterministic, set_threads
+from pipeline.errors import WorkError
+from pipeline.features.bank import make_bank
+from pipeline.layout import TrialDir, atomic_path, read_json, write_json, write_text
+from pipeline.metrics.regression import event_r2
+from pipeline.models.regressor import Regressor
+from pipeline.models.saved import Facts, load_facts, load_model
+from pipeline.provenance import provenance
+from pipeline.stages.inputs import Inputs, Split, load_inputs
+from pipeline.stages.predict import predict_images
+from pipeline.tasks import load_task
+from pipeline.training.samples import make_samples, predict
+
+SCHEMA_VERSION = 1
+Predictions = NDArray[np.float32]
+
+
+def run(config: Config, trial: TrialDir) -> dict[str, Any]:
+    """Evaluate one trained trial; results.json is written last, so that where it stands, the files beside it are complete.
+
+    Raises WorkError if the trial is not trained, or its model does not fit the backbone or the features.
+    """
+    started = time.monotonic()
+    set_threads()
+    make_deterministic()
+    record = _training_record(config, trial)
+    inputs = load_inputs(config, with_backbone=config.evaluate.inputs == "images")
+    split = choose_split(config, inputs)
+    model = load_model(config, trial, inputs.backbone).to(choose_device(config.device))
+    frame, difference = _predict_split(config, inputs, model, load_facts(trial), split)
+    results = make_results(config, inputs, frame, split, record)
+    if difference is not None:
+        results["summary"]["features_difference"] = difference
+    write_evaluation(trial, frame, results, record, time.monotonic() - started)
+    return results
+
+
+def choose_split(config: Config, inputs: Inputs) -> Split:
+    """The split to evaluate; auto is test where there is one."""
+    wanted = config.evaluate.split
+    if wanted == "auto":
+        return "test" if len(inputs.positions("test")) else "validation"
+    if not len(inputs.positions(wanted)):
+        raise WorkError(f"evaluate.split is {wanted}, but the data have no such images; set evaluate.split=validation")
+    return wanted
+
+
+def make_results(
+    config: Config, inputs: Inputs, frame: pd.DataFrame, split: str, record: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of results.json: the task's figures for each target, and what they are figures of."""
+    domains = sorted(set(inputs.table("train")["domain"].dropna()))
+    report: dict[str, Any] = load_task(config.task).evaluate(frame, config.data.targets, domains, record["train_means"])
+    bad = inputs.dataset.table.loc[sorted(inputs.store.bad), "id"].tolist()
+    report["summary"] |= {"inputs": config.evaluate.inputs, "features_dtype": config.features.dtype}
+    report["summary"] |= {"n_bad_images": len(bad), "bad_images": bad, "permuted_targets": config.data.permute_targets}
+    return report | {
+        "split": split,
+        "selected_on": record["selected_on"],
+        "n_images": len(frame),
+        "n_events": int(frame["group"].nunique()),
+        "config_hash": config_hash(config),
+        "feature_key": record["feature_key"],
+        "evaluation": config.evaluate.model_dump(mode="json"),
+        "schema_version": SCHEMA_VERSION,
+    }
+
+
+def write_evaluation(
+    trial: TrialDir, frame: pd.DataFrame, results: dict[str, Any], record: dict[str, Any], seconds: float
+) -> None:
+    """predictions.parquet, provenance.json, README.md, and last results.json."""
+    targets = [key.removesuffix("_prediction") for key in frame.columns if key.endswith("_prediction")]
+    with atomic_path(trial.predictions) as temporary:
+        long_form(frame, targets).to_parquet(temporary, index=False)
+    write_json(trial.provenance, {"train": record["provenance"], "evaluate": provenance(seconds=round(seconds, 2))})
+    write_text(trial.card, model_card(trial, results, targets))
+    write_json(trial.results, results)
+
+
+def long_form(frame: pd.DataFrame, targets: list[str]) -> pd.DataFrame:
+    """One row per specimen and target: id, group (event), domain, target, truth, prediction."""
+    parts = [
+        frame[["id", "group", "domain"]].assign(target=t, truth=frame[t], prediction=frame[f"{t}_prediction"])
+        for t in targets
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def model_card(trial: TrialDir, results: dict[str, Any], targets: list[str]) -> str:
+    """A README for the trial's folder, for whoever finds it later."""
+    figures = [("all", ""), ("in domain", "in_domain"), ("out of domain", "out_of_domain")]
+    lines = [
+        f"# {trial.path.parent.name}: {trial.path.name}",
+        "",
+        f"Evaluated on {results['split']}, chosen on {results['selected_on']}.",
+    ]
+    lines += ["", "| target | " + " | ".join(f"R² {name} | MAE {name}" for name, _ in figures) + " |", "|---" * 7 + "|"]
+    for target in targets:
+        parts = [results[target][part] if part else results[target] for _, part in figures]
+        lines.append(f"| {target} | " + " | ".join(f"{_figure(p['r2'])} | {_figure(p['MAE'])}" for p in parts) + " |")
+    lines += ["", "MAE per specimen, R² after averaging each event's specimens. `config.yaml` trains it again;"]
+    lines += ["`model.safetensors` holds the trained tensors, `adapter/` (if there) the adapter in PEFT's format.", ""]
+    return "\n".join(lines)
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _training_record(config: Config, trial: TrialDir) -> dict[str, Any]:
+    if not trial.trained.exists():
+        raise WorkError(f"{trial.path}: not evaluated, because its training has not finished (no trained.json)")
+    record: dict[str, Any] = read_json(trial.trained)
+    if record["config_hash"] != config_hash(config):
+        raise WorkError(f"{trial.path}: not evaluated, because its model was trained with another configuration")
+    return record
+
+
+def _predict_split(
+    config: Config, inputs: Inputs, model: Regressor, facts: Facts, split: Split
+) -> tuple[pd.DataFrame, dict[str, float | None] | None]:
+    """The split's table with predictions, and where they come from images, how far those from features are off."""
+    table = inputs.table(split)
+    cached = _from_features(config, inputs, model, facts, split)
+    if config.evaluate.inputs == "features":
+        return _frame(table, facts, cached), None
+    assert inputs.backbone is not None
+    images = predict_images(config, model, inputs.backbone, facts, inputs.dataset, table)
+    return _frame(table, facts, images), {"max_abs": float(np.abs(images - cached).max())} | _r2_difference(
+        table, facts, images, cached
+    )
+
+
+def _from_features(config: Config, inputs: Inputs, model: Regressor, facts: Facts, split: Split) -> Predictions:
+    found = inputs.store.ingredients.key()
+    if found != facts.feature_key:
+        raise WorkError(f"the model was trained on features {facts.feature_key}, the config's are {found}: train again")
+    device = next(model.parameters()).device
+    bank = make_bank(inputs.store, inputs.positions(split).to_numpy(), torch.device(device), config.resources.residence)
+    return predict(model, make_samples(bank, inputs.table(split), facts, device))
+
+
+def _frame(table: pd.DataFrame, facts: Facts, predictions: Predictions) -> pd.DataFrame:
+    frame = table[["id", "event", "domain", *facts.targets]].rename(columns={"event": "group"})
+    return frame.assign(**{f"{t}_prediction": predictions[:, i].astype("float64") for i, t in enumerate(facts.targets)})
+
+
+def _r2_difference(table: pd.DataFrame, facts: Facts, a: Predictions, b: Predictions) -> dict[str, float | None]:
+    events, out = pd.factorize(table["event"])[0].astype("int64"), {}
+    for i, target in enumerate(facts.targets):
+        truth = table[target].to_numpy("float64")
+        first, second = event_r2(truth, a[:, i], events), event_r2(truth, b[:, i], events)
+        out[f"{target}_r2"] = None if first is None or second is None else abs(first - second)
+    return out

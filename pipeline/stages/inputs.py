@@ -1,0 +1,83 @@
+"""What training and evaluation start from: the data's table, its features, and the backbone where one is needed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import pandas as pd
+
+from pipeline.backbones import load_backbone
+from pipeline.backbones.base import Backbone
+from pipeline.config import Config
+from pipeline.dataset import Dataset
+from pipeline.errors import UserError
+from pipeline.features.store import FeatureStore, open_key
+from pipeline.models.saved import Facts
+from pipeline.records import data_record, ingredients, known_feature_key, weights_record
+from pipeline.tasks import load_task
+from pipeline.training.samples import domain_names
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One trial's inputs. Row i of the table is row i of the store."""
+
+    dataset: Dataset
+    store: FeatureStore
+    backbone: Backbone | None
+
+    def positions(self, split: Split) -> pd.Index:
+        """Rows of a split whose image could be read."""
+        table = self.dataset.table
+        return table.index[(table["split"] == split) & ~table.index.isin(list(self.store.bad))]
+
+    def table(self, split: Split) -> pd.DataFrame:
+        return self.dataset.table.loc[self.positions(split)]
+
+
+def load_inputs(config: Config, with_backbone: bool = False) -> Inputs:
+    """Read the table, open the features (they must be there), load the backbone if the encoder, or the caller, needs it."""
+    dataset = load_task(config.task).load(config.data)
+    store = open_key(config, feature_key(config, dataset))
+    needs_backbone = with_backbone or config.model.encoder.kind != "frozen"
+    inputs = Inputs(dataset, store, load_backbone(config.backbone) if needs_backbone else None)
+    for split in ("train", "validation"):
+        if not len(inputs.positions(split)):
+            raise UserError(f"{config.data.source}: the {split} split has no usable image")
+    return inputs
+
+
+def feature_key(config: Config, dataset: Dataset) -> str:
+    """Key of this configuration's features: from records, or by reading images and weights where these are out of date.
+
+    A new version of a library, or of this code, makes records void and mostly leaves the features as they were.
+    """
+    known = known_feature_key(config)
+    if known is not None:
+        return known
+    weights = weights_record(config, partial(load_backbone, config.backbone))
+    return ingredients(config, data_record(config, dataset), weights).key()
+
+
+def make_facts(config: Config, inputs: Inputs) -> Facts:
+    """What a new model is built for."""
+    encoder, backbone = config.model.encoder, inputs.backbone
+    cut = backbone.cut_before(encoder.blocks) if encoder.kind in ("finetuned", "lora") and backbone else None
+    return Facts(
+        targets=config.data.targets,
+        domains=tuple(sorted({name for name in domain_names(inputs.table("train")) if name is not None})),
+        embed_dim=backbone.embed_dim if backbone else inputs.store.shape[-1],
+        base_weights=inputs.store.ingredients.weights,
+        cut=cut,
+        feature_key=inputs.store.ingredients.key(),
+    )
+
+
+def table_hash(table: pd.DataFrame) -> str:
+    """Identity of what the table adds to the features: ids, splits, events, domains, targets."""
+    return hashlib.sha256(table.to_csv(index=False, float_format="%.17g").encode()).hexdigest()

@@ -1,0 +1,84 @@
+"""Predictions from images through the whole model: decode, transform, trunk, tail, head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from pipeline.backbones import load_backbone
+from pipeline.backbones.base import Backbone
+from pipeline.config import Config, token_kind
+from pipeline.dataset import Dataset
+from pipeline.device import choose_device, set_threads
+from pipeline.errors import UserError
+from pipeline.experiment import load_config
+from pipeline.features.forward import compute_features
+from pipeline.images import load_batches
+from pipeline.layout import TrialDir
+from pipeline.models.regressor import Regressor
+from pipeline.models.saved import Facts, load_facts, load_model
+from pipeline.training.samples import domain_names
+
+Predictions = NDArray[np.float32]
+
+
+def predict_images(
+    config: Config, model: Regressor, backbone: Backbone, facts: Facts, dataset: Dataset, table: pd.DataFrame
+) -> Predictions:
+    """Predictions [N, n_targets] for the rows of `table`, from their images, in fp32 throughout."""
+    device, positions, size = model.target_mean.device, table.index.tolist(), config.resources.extract_batch
+    chunks = [positions[start : start + size] for start in range(0, len(positions), size)]
+    batches = load_batches(dataset, chunks, backbone.to(device).transform, config.resources.decode_threads)
+    rows = facts.domain_rows(domain_names(table), device).split(size)
+    parts = [
+        _predict_batch(config, model, backbone, batch.images.to(device), domains)
+        for batch, domains in zip(batches, rows, strict=True)
+    ]
+    return torch.cat(parts).numpy()
+
+
+def predict_files(
+    folder: Path, files: Sequence[Path], domain: str | None, device: str | None
+) -> Iterator[dict[str, float]]:
+    """Predictions of a trained trial for new image files, one dict of target → value each, in the order given.
+
+    Raises UserError for a folder that is not a trial or a file that is not a readable image.
+    """
+    trial = TrialDir(folder)
+    if not trial.config.exists():
+        raise UserError(
+            f"{folder} is not a trial's folder (it has no config.yaml); trials lie at trained/<experiment>/<trial>/"
+        )
+    set_threads()
+    config, facts = load_config(trial.config), load_facts(trial)
+    backbone = load_backbone(config.backbone)
+    model = load_model(config, trial, backbone).to(choose_device(device or config.device))
+    where = model.target_mean.device
+    backbone.to(where)
+    for file in files:
+        images = backbone.transform(_open(file)).unsqueeze(0).to(where)
+        values = _predict_batch(config, model, backbone, images, facts.domain_rows([domain], where))[0]
+        yield dict(zip(facts.targets, values.tolist(), strict=True))
+
+
+def _predict_batch(config: Config, model: Regressor, backbone: Backbone, images: Tensor, domains: Tensor) -> Tensor:
+    kind, blocks = token_kind(config)
+    with torch.inference_mode():
+        features = compute_features(backbone, images, kind, backbone.cut_before(blocks) if kind == "cut" else None)
+        return model.predict(features, domains).cpu()
+
+
+def _open(file: Path) -> Image.Image:
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return image.copy()
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"{file} is not a readable image: {error}") from error

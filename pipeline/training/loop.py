@@ -1,0 +1,185 @@
+"""Gradient training of one trial: epochs over resident features, the best epoch kept, checkpoints, early stopping."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.config import Config
+from pipeline.errors import Interrupted, WorkError
+from pipeline.layout import TrialDir, write_text
+from pipeline.metrics.regression import selection_metric
+from pipeline.models.regressor import Mix, Regressor, load_trained_state, trained_state
+from pipeline.training import augmentation as aug
+from pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from pipeline.training.optimiser import make_optimizer, set_rates, without_gradient
+from pipeline.training.samples import Samples, batches, predict
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trial's training: where it is kept, what it is (for the checkpoint), whether it has been told to stop."""
+
+    trial: TrialDir
+    identity: str
+    config: Config
+    stop_asked: Callable[[], bool]
+
+
+def fit(model: Regressor, train: Samples, validation: Samples, run: Run) -> Progress:
+    """Train `model` in place and leave it with the weights of its best epoch by `select.metric` on validation.
+
+    Raises WorkError for a loss that is not finite or a parameter without a gradient, Interrupted when told to stop.
+    """
+    config, epochs = run.config, run.config.train.epochs
+    optimizer = make_optimizer(model, config)
+    progress = load_checkpoint(run.trial, run.identity, model, optimizer)
+    log = EpochLog(run.trial.metrics, progress.epoch)
+    saved = time.monotonic()
+    while progress.epoch < epochs and not _patience_is_out(config, progress):
+        started, epoch = time.monotonic(), progress.epoch
+        set_rates(optimizer, config.schedule, config.optim, epoch, epochs)
+        loss = train_epoch(model, train, optimizer, config, epoch)
+        metric, validation_loss = validate(model, validation, config)
+        keep_best(model, progress, metric, config)
+        progress.epoch += 1
+        progress.seconds += time.monotonic() - started
+        log.write(
+            epoch=epoch, loss=loss, validation_loss=validation_loss, metric=metric, seconds=time.monotonic() - started
+        )
+        if run.stop_asked() or _checkpoint_is_due(config, progress.epoch, saved):
+            save_checkpoint(run.trial, run.identity, model, optimizer, progress)
+            saved = time.monotonic()
+        if run.stop_asked() and progress.epoch < epochs:
+            raise Interrupted(
+                f"{run.trial.path}: told to stop after epoch {epoch}; the checkpoint is written, run it again to go on"
+            )
+    load_trained_state(model, progress.best_state)
+    return progress
+
+
+def train_epoch(
+    model: Regressor, samples: Samples, optimizer: torch.optim.Optimizer, config: Config, epoch: int
+) -> float:
+    """One pass over the samples; returns the mean loss of a specimen."""
+    streams = aug.epoch_streams(config.seed, epoch, samples.targets.device)
+    order = streams.choices.permutation(len(samples))
+    losses, counts = [], []
+    model.train()
+    for number, indices in enumerate(batches(len(samples), config.train.batch_size, order)):
+        loss, count = batch_loss(model, samples, indices, config, epoch, streams)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if epoch == 0 and number == 0:
+            _check_gradients(model)
+        if config.optim.clip is not None:
+            torch.nn.utils.clip_grad_norm_((p for p in model.parameters() if p.requires_grad), config.optim.clip)
+        optimizer.step()
+        losses.append(loss.detach())
+        counts.append(count)
+    return _mean_loss(torch.stack(losses), counts, epoch)
+
+
+def batch_loss(
+    model: Regressor, samples: Samples, indices: Tensor, config: Config, epoch: int, streams: aug.Streams
+) -> tuple[Tensor, int]:
+    """Mean squared error of one augmented batch, and how many specimens it has."""
+    augment, rng = config.augment, streams.choices
+    share = aug.strength(augment, epoch, config.train.epochs)
+    indices = aug.drop_specimens(indices, share * augment.specimen_dropout, rng)
+    mix = aug.make_mix(len(indices), share * augment.mixup_alpha, rng)
+    domains = _domains(samples, indices, share * augment.domain_dropout, model, rng)
+    features, targets = _mixed(samples, indices, mix)
+    features = aug.add_noise(features, share * augment.noise, streams.noise)
+    with torch.autocast(features.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+        predictions = model(features, domains, mix)
+    return F.mse_loss(predictions.float(), model.standardize(targets)), len(indices)
+
+
+def validate(model: Regressor, samples: Samples, config: Config) -> tuple[float | None, float]:
+    """The selection metric (None where it is not defined) and the mean loss of a specimen."""
+    predictions = predict(model, samples)
+    targets = samples.targets
+    scale = model.target_scale
+    loss = F.mse_loss(torch.from_numpy(predictions).to(targets.device) / scale, targets / scale)
+    return selection_metric(config.select.metric, targets.cpu().numpy(), predictions, samples.events), float(loss)
+
+
+def keep_best(model: Regressor, progress: Progress, metric: float | None, config: Config) -> None:
+    """Remember this epoch's weights if they are the first or better than the best; a negative R² is kept like any other."""
+    sign = -1 if config.select.metric == "mae" else 1
+    best = progress.best_metric
+    if progress.best_epoch < 0 or (metric is not None and (best is None or sign * metric > sign * best)):
+        progress.best_epoch, progress.best_metric = progress.epoch, metric
+        progress.best_state = {name: tensor.clone() for name, tensor in trained_state(model).items()}
+
+
+class EpochLog:
+    """metrics.jsonl: one line per epoch; lines after the checkpoint that a run resumes from are dropped."""
+
+    def __init__(self, path: Path, n_epochs_done: int) -> None:
+        self.path = path
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        write_text(path, "".join(lines[:n_epochs_done]))
+
+    def write(self, **values: float | int | None) -> None:
+        """Append one epoch, and print it where nobody watches a progress bar."""
+        rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(rounded) + "\n")
+        print("  ".join(f"{k} {v}" for k, v in rounded.items()), flush=True)
+
+
+def _domains(
+    samples: Samples, indices: Tensor, probability: float, model: Regressor, rng: np.random.Generator
+) -> Tensor | None:
+    if model.domain is None:
+        return None
+    domains = samples.domains[indices.to(samples.domains.device)]
+    return aug.drop_domain(domains, probability, model.domain.unknown, rng)
+
+
+def _mixed(samples: Samples, indices: Tensor, mix: Mix | None) -> tuple[Tensor, Tensor]:
+    features = samples.bank.gather(indices).float()
+    targets = samples.targets[indices.to(samples.targets.device)]
+    return (mix(features), mix(targets)) if mix else (features, targets)
+
+
+def _check_gradients(model: Regressor) -> None:
+    """A trainable tensor that no gradient reaches would stay random for ever; better to stop at once."""
+    names = list(without_gradient(model))
+    if names:
+        raise WorkError(
+            f"no gradient reaches {len(names)} trainable parameters, they would never learn: {', '.join(names[:8])}"
+        )
+
+
+def _mean_loss(losses: Tensor, counts: list[int], epoch: int) -> float:
+    """Weighted mean over batches of unequal size. Read once per epoch: asking each batch would make the GPU wait."""
+    bad = torch.nonzero(~torch.isfinite(losses)).flatten()
+    if len(bad):
+        raise WorkError(
+            f"the training loss became {losses[bad[0]].item()} in epoch {epoch}, batch {int(bad[0])} (both counted from 0). "
+            "Lower optim.lr, set optim.clip=1, or train.precision=fp32."
+        )
+    weights = torch.tensor(counts, dtype=losses.dtype, device=losses.device)
+    return float((losses * weights).sum() / weights.sum())
+
+
+def _patience_is_out(config: Config, progress: Progress) -> bool:
+    patience = config.train.patience
+    return patience is not None and progress.epoch - 1 - progress.best_epoch >= patience
+
+
+def _checkpoint_is_due(config: Config, epochs_done: int, saved: float) -> bool:
+    every = config.resources.checkpoint_epochs
+    by_epochs = every is not None and epochs_done % every == 0
+    return by_epochs or time.monotonic() - saved >= config.resources.checkpoint_seconds

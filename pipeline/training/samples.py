@@ -1,0 +1,70 @@
+"""A split of the data as training reads it: features in a bank, everything else in small tensors on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.features.bank import Bank
+from pipeline.models.regressor import Regressor
+from pipeline.models.saved import Facts
+
+PREDICTION_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Samples:
+    """N specimens: `bank` holds their features, `targets` [N, n_targets] and `domains` [N] lie on the device."""
+
+    bank: Bank
+    targets: Tensor
+    domains: Tensor
+    events: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+def make_samples(bank: Bank, table: pd.DataFrame, facts: Facts, device: torch.device) -> Samples:
+    """The rows of `table`, whose features `bank` holds in the same order."""
+    targets = torch.tensor(table[list(facts.targets)].to_numpy("float32"), device=device)
+    domains = facts.domain_rows(domain_names(table), device)
+    return Samples(bank, targets, domains, pd.factorize(table["event"])[0].astype("int64"))
+
+
+def domain_names(table: pd.DataFrame) -> list[str | None]:
+    """Each row's domain, None where it is not known."""
+    return [None if pd.isna(name) else str(name) for name in table["domain"]]
+
+
+def target_scale(table: pd.DataFrame, targets: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """Mean and sd [n_targets] over training events, each event counted once."""
+    events = table.groupby("event")[list(targets)].first()
+    sd = events.std(ddof=0).to_numpy("float32")
+    return torch.from_numpy(events.mean().to_numpy("float32")), torch.from_numpy(
+        np.where(sd > 0, sd, 1).astype("float32")
+    )
+
+
+def batches(n: int, size: int, order: NDArray[np.int64] | None = None) -> Iterator[Tensor]:
+    """Indices 0 … n−1 in `order` (default: ascending), in batches of `size`, the last one as it comes."""
+    indices = torch.from_numpy(np.arange(n) if order is None else order)
+    yield from indices.split(size)
+
+
+def predict(model: Regressor, samples: Samples) -> NDArray[np.float32]:
+    """Predictions [N, n_targets] in the targets' units: evaluation mode, fp32."""
+    model.eval()
+    with torch.inference_mode():
+        parts = [
+            model.predict(samples.bank.gather(indices).float(), samples.domains[indices.to(samples.domains.device)])
+            for indices in batches(len(samples), PREDICTION_BATCH)
+        ]
+        out: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
+    return out

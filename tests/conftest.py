@@ -1,0 +1,111 @@
+"""Fixtures that several test files share: small generated data, tiny backbones, and the command line in a subprocess."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Config
+from pipeline.experiment import load_experiment
+from pipeline.layout import PROJECT
+from tests.small import make_small
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@dataclass(frozen=True)
+class Assets:
+    """Folders: generated beetles, a tiny open_clip model and a tiny DINOv2 in their hubs' layouts."""
+
+    data: Path
+    clip: Path
+    dinov2: Path
+
+    def overrides(self, method: str) -> tuple[str, ...]:
+        """What makes a config of configs/beetles run on these, quickly."""
+        name = f"{self.dinov2}" if method == "dinov2" else f"local-dir:{self.clip}"
+        backbone = () if method in ("mean_rgb", "pixels") else (f"backbone.name={name}",)
+        return (
+            f"data.source={self.data}",
+            *backbone,
+            "device=cpu",
+            "train.precision=fp32",
+            "resources.lease_seconds=1",
+        )
+
+
+@pytest.fixture(scope="session")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
+    from pipeline.backbones.tiny import write_tiny_dinov2, write_tiny_open_clip
+    from pipeline.tasks import load_task
+
+    folder = tmp_path_factory.mktemp("assets")
+    made = Assets(folder / "beetles", folder / "clip", folder / "dinov2")
+    load_task("beetles").generate(made.data, seed=0, scale=0.1)
+    write_tiny_open_clip(made.clip)
+    write_tiny_dinov2(made.dinov2)
+    return made
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty CARABID_ROOT."""
+    folder = tmp_path / "root"
+    folder.mkdir()
+    monkeypatch.setenv("CARABID_ROOT", str(folder))
+    return folder
+
+
+@pytest.fixture
+def config_of(assets: Assets, root: Path) -> Callable[..., Config]:
+    """A trial's config: `config_of("lora", "train.epochs=2")`."""
+
+    def make(method: str, *overrides: str) -> Config:
+        return load_experiment(f"configs/beetles/{method}.yaml", (*assets.overrides(method), *overrides)).config
+
+    return make
+
+
+def carabid(
+    *arguments: str | Path, root: Path, cwd: Path | None = None, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line; with `check`, a non-zero exit status fails the test with what it printed."""
+    environ = {**os.environ, "CARABID_ROOT": str(root)}
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd or PROJECT, env=environ, timeout=600)
+    assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="session")
+def clip(assets: Assets) -> Path:
+    """The tiny open_clip model."""
+    return assets.clip
+
+
+@pytest.fixture(scope="session")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated beetles as a CSV with images."""
+    from pipeline.tasks import load_task
+
+    folder = tmp_path_factory.mktemp("generated") / "beetles"
+    load_task("beetles").generate(folder, scale=0.01, form="csv")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def table(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CSV of forty images that no test changes."""
+    return make_small(generated, tmp_path_factory.mktemp("small") / "data")
+
+
+@pytest.fixture
+def own(generated: Path, tmp_path: Path) -> Path:
+    """The CSV of forty images that a test may change."""
+    return make_small(generated, tmp_path / "data")

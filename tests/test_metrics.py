@@ -1,0 +1,289 @@
+"""Metrics: what sklearn says, per event where the challenge says so, and None instead of NaN."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
+
+from pipeline.metrics.regression import event_means, event_r2, mae, r2, rmse, selection_metric
+from pipeline.metrics.report import regression_report
+
+numbers = st.floats(-1e3, 1e3, width=32)
+
+
+def columns(n: int, width: int = 2, dtype: str = "float64") -> st.SearchStrategy[Any]:
+    return arrays(dtype, (width, n), elements=numbers)
+
+
+pairs = st.integers(2, 12).flatmap(columns)
+# Specimens of a few events: (event numbers, targets, predictions).
+specimens = st.integers(1, 12).flatmap(lambda n: st.tuples(arrays("int64", n, elements=st.integers(0, 4)), columns(n)))
+
+
+def varies(values: Any) -> bool:
+    return bool(np.ptp(values) > 1e-3)
+
+
+# ---------------------------------------------------------------- figures
+@given(pairs)
+def test_r2_is_sklearns(pair: Any) -> None:
+    truth, prediction = pair
+    value = r2(truth, prediction)
+    if varies(truth):
+        assert value == pytest.approx(r2_score(truth, prediction), rel=1e-9, abs=1e-9)
+    elif np.ptp(truth) == 0:
+        assert value is None
+
+
+@given(pairs)
+def test_errors_are_sklearns(pair: Any) -> None:
+    truth, prediction = pair
+    assert mae(truth, prediction) == pytest.approx(mean_absolute_error(truth, prediction), abs=1e-9)
+    assert rmse(truth, prediction) == pytest.approx(root_mean_squared_error(truth, prediction), abs=1e-9)
+
+
+def test_predicting_the_mean_has_an_r2_of_zero_and_worse_is_negative() -> None:
+    truth = np.array([0.0, 1.0, 2.0])
+    assert r2(truth, np.ones(3)) == 0
+    assert r2(truth, truth) == 1
+    assert r2(truth, truth[::-1]) == -3
+
+
+@pytest.mark.parametrize("truth", [[], [1.0], [0.1] * 3, [-7.3] * 7, [0.0, 0.0]])
+def test_r2_without_variation_is_none_and_never_nan(truth: list[float]) -> None:
+    values = np.array(truth)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert r2(values, values + 1) is None
+
+
+def test_figures_of_nothing_are_none() -> None:
+    empty = np.array([])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (mae(empty, empty), rmse(empty, empty), r2(empty, empty)) == (None, None, None)
+
+
+def test_float32_predictions_are_judged_in_double_precision() -> None:
+    truth = np.arange(1000, dtype="float32") + 1e5
+    prediction = truth + np.float32(0.5)
+    assert r2(truth, prediction) == pytest.approx(r2_score(truth.astype("float64"), prediction.astype("float64")))
+
+
+# ---------------------------------------------------------------- events
+@given(specimens)
+def test_event_means_are_those_of_a_group_by(sample: Any) -> None:
+    events, values = sample
+    expected = pd.DataFrame(values.T).groupby(events).mean().to_numpy()
+    np.testing.assert_allclose(event_means(values.T, events), expected, atol=1e-9)
+    np.testing.assert_allclose(event_means(values[0], events), expected[:, 0], atol=1e-9)
+
+
+def test_r2_counts_events_not_specimens() -> None:
+    """A hundred specimens of one event weigh as much as the single one of another."""
+    events = np.array([0] * 100 + [1, 2])
+    truth = np.array([0.0] * 100 + [1.0, 2.0])
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=100)
+    prediction = np.array([*(noise - noise.mean()), 1.0, 2.0])
+    assert event_r2(truth, prediction, events) == pytest.approx(1)
+    specimen_r2 = r2(truth, prediction)
+    assert specimen_r2 is not None and specimen_r2 < 0
+
+
+@given(specimens, st.randoms(use_true_random=False))
+def test_the_order_of_specimens_does_not_matter(sample: Any, random: Any) -> None:
+    events, (truth, prediction) = sample
+    order = list(range(len(events)))
+    random.shuffle(order)
+    if varies(event_means(truth, events)):
+        assert event_r2(truth[order], prediction[order], events[order]) == pytest.approx(
+            event_r2(truth, prediction, events), abs=1e-6
+        )
+
+
+def test_events_with_the_same_target_have_no_r2_whatever_their_sizes() -> None:
+    """Means of 0.1 over 3 and over 7 specimens differ in the last bit: that is no variation to explain."""
+    events = np.repeat([0, 1, 2], [3, 7, 1])
+    assert event_r2(np.full(11, 0.1), np.linspace(0, 1, 11), events) is None
+
+
+# ---------------------------------------------------------------- selection
+def targets_and_predictions() -> tuple[Any, Any, Any]:
+    rng = np.random.default_rng(1)
+    truth = np.repeat(rng.normal(size=(6, 3)), [1, 2, 3, 4, 5, 6], axis=0).astype("float32")
+    return truth, truth + rng.normal(size=truth.shape).astype("float32"), np.repeat(np.arange(6), [1, 2, 3, 4, 5, 6])
+
+
+def test_the_best_epoch_is_chosen_by_the_mean_over_targets() -> None:
+    truth, prediction, events = targets_and_predictions()
+    per_event = [
+        r2_score(event_means(t, events), event_means(p, events)) for t, p in zip(truth.T, prediction.T, strict=True)
+    ]
+    assert selection_metric("r2", truth, prediction, events) == pytest.approx(np.mean(per_event), abs=1e-6)
+    assert selection_metric("mae", truth, prediction, events) == pytest.approx(
+        np.abs(truth - prediction).mean(), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("metric", ["r2", "mae"])
+def test_an_epoch_that_predicts_nonsense_has_no_metric(metric: str, bad: float) -> None:
+    truth, prediction, events = targets_and_predictions()
+    prediction[4, 1] = bad
+    assert selection_metric(metric, truth, prediction, events) is None
+
+
+def test_a_target_that_does_not_vary_leaves_no_mean_of_the_others() -> None:
+    truth, prediction, events = targets_and_predictions()
+    truth[:, 2] = 0.1
+    assert selection_metric("r2", truth, prediction, events) is None
+
+
+# ---------------------------------------------------------------- the report
+TARGETS = ("a", "b")
+MEANS = {"a": 0.5, "b": -1.0}
+
+
+def make_frame(n: int = 40, seed: int = 0) -> pd.DataFrame:
+    """Specimens of ten events in domains 1 and 2, which were trained on, 99, which was not, and an unknown one."""
+    rng = np.random.default_rng(seed)
+    events = np.arange(n) % 10
+    frame = pd.DataFrame(
+        {"group": [f"e{e}" for e in events], "domain": [["1", "2", "99", None][e % 4] for e in events]}
+    )
+    for target in TARGETS:
+        frame[target] = rng.normal(size=10)[events]
+        frame[f"{target}_prediction"] = frame[target] + rng.normal(size=n)
+    return frame
+
+
+def expected(frame: pd.DataFrame, target: str) -> dict[str, Any]:
+    truth, prediction = frame[target], frame[f"{target}_prediction"]
+    means = frame.groupby("group")[[target, f"{target}_prediction"]].mean()
+    return {
+        "MAE": pytest.approx(mean_absolute_error(truth, prediction)),
+        "RMSE": pytest.approx(root_mean_squared_error(truth, prediction)),
+        "r2": pytest.approx(r2_score(means[target], means[f"{target}_prediction"])),
+        "n": len(frame),
+        "n_events": frame["group"].nunique(),
+    }
+
+
+def part_of(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: figures[name] for name in ("MAE", "RMSE", "r2", "n", "n_events")}
+
+
+def test_each_target_has_its_figures_and_those_of_known_and_new_domains_apart() -> None:
+    frame = make_frame()
+    report = regression_report(frame, TARGETS, ["1", "2", "3"], MEANS)
+    for target in TARGETS:
+        assert part_of(report[target]) == expected(frame, target)
+        assert report[target]["in_domain"] == expected(frame[frame["domain"].isin(["1", "2"])], target)
+        assert report[target]["out_of_domain"] == expected(frame[frame["domain"] == "99"], target)
+
+
+def test_a_specimen_whose_domain_is_not_known_is_neither_in_nor_out_of_domain() -> None:
+    frame = make_frame().assign(domain=None)
+    report = regression_report(frame, TARGETS, ["1", "2"], MEANS)
+    assert report["a"]["in_domain"]["n"] == report["a"]["out_of_domain"]["n"] == 0
+    assert report["a"]["n"] == len(frame) and report["a"]["r2"] is not None
+
+
+def test_the_summary_is_the_mean_over_targets() -> None:
+    report = regression_report(make_frame(), TARGETS, ["1", "2"], MEANS)
+    for name in ("r2", "MAE", "RMSE"):
+        assert report["summary"][name] == pytest.approx(np.mean([report[t][name] for t in TARGETS]))
+        for part in ("in_domain", "out_of_domain", "mean_predictor"):
+            assert report["summary"][part][name] == pytest.approx(np.mean([report[t][part][name] for t in TARGETS]))
+
+
+def test_every_result_stands_beside_that_of_always_predicting_the_training_mean() -> None:
+    frame = make_frame()
+    report = regression_report(frame, TARGETS, ["1", "2"], MEANS)
+    for target in TARGETS:
+        guess = frame.assign(**{f"{target}_prediction": MEANS[target]})
+        assert part_of(report[target]["mean_predictor"]) == expected(guess, target)
+        known = guess[guess["domain"].isin(["1", "2"])]
+        assert report[target]["mean_predictor"]["in_domain"] == expected(known, target)
+        assert report[target]["mean_predictor"]["r2"] <= 0
+
+
+@given(st.integers(1, 40), st.randoms(use_true_random=False))
+@settings(max_examples=20, deadline=None)
+def test_batches_of_unequal_size_cannot_change_a_figure(size: int, random: Any) -> None:
+    """Figures are of all specimens at once, whatever order and pieces the predictions came in (mistake 7)."""
+    frame = make_frame()
+    order = list(range(len(frame)))
+    random.shuffle(order)
+    pieces = [frame.iloc[order[i : i + size]] for i in range(0, len(frame), size)]
+    together = regression_report(pd.concat(pieces), TARGETS, ["1", "2"], MEANS)
+    assert together["summary"]["MAE"] == pytest.approx(
+        float(np.mean([np.abs(frame[t] - frame[f"{t}_prediction"]).mean() for t in TARGETS]))
+    )
+    assert together["a"]["r2"] == pytest.approx(regression_report(frame, TARGETS, ["1", "2"], MEANS)["a"]["r2"])
+
+
+def test_all_domains_known_leaves_null_out_of_domain_with_the_reason() -> None:
+    report = regression_report(make_frame().assign(domain="1"), TARGETS, ["1"], MEANS)
+    assert report["a"]["out_of_domain"] == {"MAE": None, "r2": None, "RMSE": None, "n": 0, "n_events": 0}
+    assert report["summary"]["out_of_domain"]["r2"] is None
+    assert "a, out_of_domain: no specimens" in report["summary"]["warnings"]
+    assert report["summary"]["r2"] is not None
+
+
+def test_predictions_that_are_not_finite_are_null_with_the_reason_where_they_stand() -> None:
+    frame = make_frame()
+    frame.loc[frame["domain"] == "99", "a_prediction"] = np.nan
+    report = regression_report(frame, TARGETS, ["1", "2"], MEANS)
+    assert report["a"]["MAE"] is None and report["a"]["out_of_domain"]["r2"] is None
+    assert report["a"]["in_domain"]["r2"] is not None and report["b"]["MAE"] is not None
+    assert report["summary"]["MAE"] is None and report["summary"]["in_domain"]["MAE"] is not None
+    assert report["summary"]["warnings"] == [
+        "a, all: predictions are not finite",
+        "a, out_of_domain: predictions are not finite",
+    ]
+
+
+def test_one_event_has_an_error_but_no_r2_and_says_why() -> None:
+    frame = make_frame(3).assign(group="e0", a=0.1, b=0.2)
+    report = regression_report(frame, TARGETS, ["1", "2"], MEANS)
+    assert report["a"]["MAE"] is not None and report["a"]["r2"] is None
+    assert "a, all: R² is not defined for 1 event(s) with the same target" in report["summary"]["warnings"]
+
+
+def test_a_complete_report_has_no_warnings() -> None:
+    assert regression_report(make_frame(), TARGETS, ["1", "2"], MEANS)["summary"]["warnings"] == []
+
+
+anything = st.floats(width=32)  # NaN, infinities and the largest float32 among them
+
+
+@given(
+    st.integers(0, 6).flatmap(
+        lambda n: st.tuples(
+            arrays("float32", (4, n), elements=anything),
+            st.lists(st.sampled_from(["e1", "e2"]), min_size=n, max_size=n),
+            st.lists(st.sampled_from(["1", "99", None]), min_size=n, max_size=n),
+        )
+    )
+)
+@settings(deadline=None, max_examples=60)
+def test_a_report_is_valid_json_whatever_a_model_predicts(sample: Any) -> None:
+    values, groups, domains = sample
+    truth = np.nan_to_num(values[:2], nan=0, posinf=2, neginf=-2).clip(-2, 2)
+    frame = pd.DataFrame({"group": groups, "domain": pd.Series(domains, dtype=object)})
+    for i, target in enumerate(TARGETS):
+        frame[target], frame[f"{target}_prediction"] = truth[i], values[2 + i]
+    with np.errstate(all="ignore"):
+        report = regression_report(frame, TARGETS, ["1"], MEANS)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report

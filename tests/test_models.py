@@ -1,0 +1,216 @@
+"""Every method's model on the tiny backbones: what learns, what the adapters reach, domains, saving and loading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline.backbones import load_backbone
+from pipeline.backbones.base import Backbone
+from pipeline.config import Config, token_kind
+from pipeline.errors import UserError, WorkError
+from pipeline.features.forward import compute_features
+from pipeline.layout import TrialDir
+from pipeline.models.regressor import DomainEmbedding, Regressor, load_trained_state, trained_state
+from pipeline.models.saved import Facts, load_model, make_model, save_model
+from pipeline.training.optimiser import make_optimizer, without_gradient
+
+METHODS = ("frozen", "finetune", "baseline", "dinov2", "augmentation", "lora", "combined")
+SMALL_LORA = ("model.encoder.r=4", "model.encoder.alpha=4")
+DOMAINS = ("1", "3", "7")
+MakeConfig = Callable[..., Config]
+
+
+def build(config: Config) -> tuple[Regressor, Facts, Backbone]:
+    backbone = load_backbone(config.backbone)
+    kind, blocks = token_kind(config)
+    cut = backbone.cut_before(blocks) if kind == "cut" else None
+    facts = Facts(config.data.targets, DOMAINS, backbone.embed_dim, backbone.weights_hash(), cut, "key")
+    return make_model(config, facts, backbone), facts, backbone
+
+
+def features_of(config: Config, backbone: Backbone, n: int = 6) -> Tensor:
+    images = torch.rand(n, 3, backbone.image_size, backbone.image_size, generator=torch.Generator().manual_seed(1))
+    kind, blocks = token_kind(config)
+    return compute_features(backbone, images, kind, backbone.cut_before(blocks) if kind == "cut" else None).clone()
+
+
+def method_overrides(method: str) -> tuple[str, ...]:
+    return SMALL_LORA if method in ("lora", "combined") else ()
+
+
+def step(model: Regressor, optimizer: torch.optim.Optimizer, features: Tensor, rows: Tensor) -> None:
+    optimizer.zero_grad()
+    (model(features, rows) - 1).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gradient_reaches_every_trainable_parameter(config_of: MakeConfig, method: str) -> None:
+    config = config_of(method, *method_overrides(method))
+    model, facts, backbone = build(config)
+    rows = facts.domain_rows(["1", "3", "7", None, "new", "1"]) if model.domain else None
+    model(features_of(config, backbone), rows).square().mean().backward()
+    assert list(without_gradient(model)) == []
+    assert any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_trainable_tensor_moves_by_more_than_weight_decay_explains(config_of: MakeConfig, method: str) -> None:
+    config = config_of(method, "optim.lr=1e-3", *method_overrides(method))
+    model, facts, backbone = build(config)
+    features = features_of(config, backbone)
+    rows = facts.domain_rows(["1", "3", "7", None, "1", "3"])
+    before = {name: tensor.clone() for name, tensor in trained_state(model).items()}
+    optimizer = make_optimizer(model, config)
+    for _ in range(3):
+        step(model, optimizer, features, rows)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or name.endswith("k_proj.bias"):
+            continue  # the softmax does not see a key's bias
+        decay = 3 * rates[id(parameter)] * config.optim.weight_decay * before[name].abs()
+        moved = (parameter.detach() - before[name]).abs()
+        assert (moved > 2 * decay + 1e-9).any(), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_everything_trainable_is_in_exactly_one_optimiser_group(config_of: MakeConfig, method: str) -> None:
+    config = config_of(method, *method_overrides(method))
+    model, _, _ = build(config)
+    grouped = [id(p) for group in make_optimizer(model, config).param_groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("target", ["q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj"])
+def test_an_adapter_on_each_of_the_six_projections_changes_the_output(config_of: MakeConfig, target: str) -> None:
+    config = config_of("lora", f"model.encoder.targets=[{target}]", *SMALL_LORA)
+    model, _, backbone = build(config)
+    features = features_of(config, backbone)
+    before = model.eval()(features)
+    adapted = [(n, p) for n, p in model.named_parameters() if "lora_B" in n]
+    assert adapted and all(target in name for name, _ in adapted)
+    with torch.no_grad():
+        for _, parameter in adapted:
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    assert (model(features) - before).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("dora", ["true", "false"])
+@pytest.mark.parametrize("rslora", ["true", "false"])
+def test_a_new_adapter_leaves_the_backbone_as_it_was(config_of: MakeConfig, dora: str, rslora: str) -> None:
+    config = config_of("lora", f"model.encoder.dora={dora}", f"model.encoder.rslora={rslora}", *SMALL_LORA)
+    model, _, backbone = build(config)
+    features = features_of(config, backbone)
+    tail = backbone.make_tail(backbone.cut_before(6))
+    torch.testing.assert_close(model.encoder.eval()(features), tail(features), rtol=1e-6, atol=1e-6)
+
+
+def test_an_unknown_domain_and_none_use_the_unknown_row(config_of: MakeConfig) -> None:
+    config = config_of("baseline")
+    model, facts, backbone = build(config)
+    features = features_of(config, backbone)
+    model.eval()
+    unknown = model(features, facts.domain_rows(["never seen"] * 6))
+    torch.testing.assert_close(unknown, model(features, facts.domain_rows([None] * 6)))
+    torch.testing.assert_close(unknown, model(features, None))
+    assert not torch.allclose(unknown, model(features, facts.domain_rows(["1"] * 6)))
+
+
+def test_the_unknown_row_is_not_a_padding_row_and_learns() -> None:
+    embedding = DomainEmbedding(2, 8)
+    assert embedding.table.padding_idx is None
+    assert embedding.table.weight[-1].abs().sum() > 0
+    embedding(None, 3).square().sum().backward()
+    assert embedding.table.weight.grad is not None and embedding.table.weight.grad[-1].abs().sum() > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_saved_model_predicts_the_same_when_loaded(config_of: MakeConfig, tmp_path: Path, method: str) -> None:
+    config = config_of(method, *method_overrides(method))
+    model, facts, backbone = build(config)
+    features, rows = features_of(config, backbone), facts.domain_rows(["1", "3", "7", None, "new", "1"])
+    optimizer = make_optimizer(model, config)
+    for _ in range(2):
+        step(model, optimizer, features, rows)
+    save_model(model, facts, TrialDir(tmp_path))
+    again = load_model(config, TrialDir(tmp_path), backbone)
+    assert torch.equal(again.predict(features, rows), model.eval().predict(features, rows))
+
+
+def test_model_safetensors_holds_trained_tensors_only(config_of: MakeConfig, tmp_path: Path) -> None:
+    """Not the backbone (mistake 6), and not the adapter, which has its own file."""
+    config = config_of("lora", *SMALL_LORA)
+    model, facts, _ = build(config)
+    save_model(model, facts, TrialDir(tmp_path))
+    names = set(load_file(tmp_path / "model.safetensors"))
+    assert {name.split(".")[0] for name in names} == {"head", "domain", "target_mean", "target_scale"}
+    assert (tmp_path / "adapter" / "adapter_config.json").exists()
+
+
+def test_the_patch_convolutions_are_saved_and_loaded(config_of: MakeConfig, tmp_path: Path) -> None:
+    """Mistake 5: the sample code neither trains nor saves them."""
+    config = config_of("dinov2")
+    model, facts, backbone = build(config)
+    save_model(model, facts, TrialDir(tmp_path))
+    again = load_model(config, TrialDir(tmp_path), backbone)
+    saved, loaded = model.encoder.state_dict(), again.encoder.state_dict()
+    assert saved.keys() == loaded.keys() and len(saved) == 4
+    assert all(torch.equal(saved[name], loaded[name]) for name in saved)
+
+
+def test_the_adapter_loads_with_plain_peft_on_an_unadapted_tail(config_of: MakeConfig, tmp_path: Path) -> None:
+    config = config_of("lora", *SMALL_LORA)
+    model, facts, backbone = build(config)
+    features = features_of(config, backbone)
+    optimizer = make_optimizer(model, config)
+    step(model, optimizer, features, facts.domain_rows(["1"] * 6))
+    save_model(model, facts, TrialDir(tmp_path))
+    plain = PeftModel.from_pretrained(backbone.make_tail(backbone.cut_before(6)), tmp_path / "adapter")
+    assert torch.equal(plain(features), model.encoder.eval()(features))
+
+
+def test_a_model_is_not_loaded_onto_another_backbone(config_of: MakeConfig, tmp_path: Path) -> None:
+    config = config_of("lora", *SMALL_LORA)
+    model, facts, backbone = build(config)
+    save_model(model, facts, TrialDir(tmp_path))
+    with torch.no_grad():
+        next(backbone.parameters()).add_(1)
+    with pytest.raises(WorkError, match="trained on backbone weights"):
+        load_model(config, TrialDir(tmp_path), backbone)
+
+
+def test_equal_models_give_equal_files(config_of: MakeConfig, tmp_path: Path) -> None:
+    config = config_of("lora", *SMALL_LORA)
+    for name in ("a", "b"):
+        model, facts, _ = build(config)
+        save_model(model, facts, TrialDir(tmp_path / name))
+    for file in ("model.safetensors", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_more_blocks_than_the_backbone_has_is_a_clear_error(config_of: MakeConfig) -> None:
+    config = config_of("finetune", "model.encoder.blocks=99")
+    with pytest.raises(UserError, match=r"model\.encoder\.blocks"):
+        build(config)
+
+
+def test_building_a_model_leaves_the_global_random_state_alone(config_of: MakeConfig) -> None:
+    config = config_of("baseline")
+    state = torch.get_rng_state()
+    build(config)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_trained_state_round_trips(config_of: MakeConfig) -> None:
+    config = config_of("baseline")
+    model, _, _ = build(config)
+    state = {name: tensor + 1 for name, tensor in trained_state(model).items()}
+    load_trained_state(model, state)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in trained_state(model).items())

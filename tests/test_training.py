@@ -1,0 +1,276 @@
+"""Training on real features of the tiny backbones: what is learned, kept, resumed, and refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import Config
+from pipeline.errors import Interrupted, WorkError
+from pipeline.experiment import load_experiment
+from pipeline.layout import PROJECT, TrialDir, experiment_dir, read_json
+from pipeline.stages import evaluate, extract, train
+from pipeline.stages.inputs import load_inputs
+from pipeline.training import loop
+from tests.conftest import Assets, carabid
+
+MakeConfig = Callable[..., Config]
+QUICK_LORA = ("model.encoder.r=4", "model.encoder.alpha=4", "model.encoder.blocks=2")
+
+
+@pytest.fixture
+def trained(config_of: MakeConfig) -> Callable[..., tuple[Config, TrialDir]]:
+    """Extract and train one trial; `trained("baseline", "train.epochs=2")`."""
+
+    def make(method: str, *overrides: str) -> tuple[Config, TrialDir]:
+        config = config_of(method, *overrides)
+        trial = experiment_dir(config).trial("trial")
+        extract.ensure(config)
+        train.run(config, trial)
+        return config, trial
+
+    return make
+
+
+def test_the_best_epoch_is_kept_even_if_its_r2_is_negative(trained: Callable[..., tuple[Config, TrialDir]]) -> None:
+    """Mistake 7: the sample code saves nothing unless R² exceeds −1."""
+    _, trial = trained("frozen", "train.epochs=3", "data.permute_targets=true", "optim.lr=1e-6")
+    record = read_json(trial.trained)
+    assert record["best_metric"] < 0 and trial.model.exists()
+
+
+def test_the_saved_model_is_the_best_epoch_and_not_the_last(trained: Callable[..., tuple[Config, TrialDir]]) -> None:
+    config, trial = trained("frozen", "train.epochs=30", "optim.lr=0.03")
+    record = read_json(trial.trained)
+    lines = [json.loads(line) for line in trial.metrics.read_text().splitlines()]
+    assert record["best_epoch"] < 29
+    assert record["best_metric"] == pytest.approx(max(line["metric"] for line in lines), abs=1e-5)
+    results = evaluate.run(
+        config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"split": "validation"})}), trial
+    )
+    assert results["summary"]["r2"] == pytest.approx(record["best_metric"], abs=1e-5)
+
+
+def test_early_stopping_ends_after_patience_epochs_without_a_better_one(
+    trained: Callable[..., tuple[Config, TrialDir]],
+) -> None:
+    _, trial = trained("frozen", "train.epochs=60", "optim.lr=0.03", "train.patience=2")
+    record = read_json(trial.trained)
+    assert record["epochs"] - 1 - record["best_epoch"] == 2
+
+
+def test_a_loss_that_is_not_finite_stops_with_epoch_and_batch(config_of: MakeConfig) -> None:
+    config = config_of("frozen", "train.epochs=3", "optim.lr=1e30", "train.batch_size=16")
+    extract.ensure(config)
+    with pytest.raises(WorkError, match=r"epoch \d+, batch \d+"):
+        train.run(config, experiment_dir(config).trial("trial"))
+
+
+def test_a_parameter_without_gradient_stops_the_run(config_of: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mistake 3: what no gradient reaches would stay random for ever."""
+    config = config_of("baseline", "train.epochs=1")
+    extract.ensure(config)
+    monkeypatch.setattr("pipeline.models.regressor.DomainEmbedding.forward", lambda self, domains, n: 0)
+    with pytest.raises(WorkError, match="no gradient reaches"):
+        train.run(config, experiment_dir(config).trial("trial"))
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
+    trained: Callable[..., tuple[Config, TrialDir]],
+) -> None:
+    files = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        _, trial = trained("augmentation", "train.epochs=2", f"seed={seed}", f"experiment={name}")
+        files.append(trial.model.read_bytes())
+    assert files[0] == files[1] != files[2]
+
+
+@pytest.mark.parametrize("residence", ["host", "mmap"])
+def test_where_features_stay_does_not_change_the_result(
+    trained: Callable[..., tuple[Config, TrialDir]], residence: str
+) -> None:
+    models = []
+    for place in ("device", residence):
+        _, trial = trained(
+            "combined", *QUICK_LORA, "train.epochs=1", f"resources.residence={place}", f"experiment={place}"
+        )
+        models.append((trial.model.read_bytes(), (trial.adapter / "adapter_model.safetensors").read_bytes()))
+    assert models[0] == models[1]
+
+
+def test_no_checkpoint_and_no_lease_is_left_when_training_is_done(
+    trained: Callable[..., tuple[Config, TrialDir]],
+) -> None:
+    _, trial = trained("frozen", "train.epochs=3", "resources.checkpoint_epochs=1")
+    assert not trial.checkpoint.exists() and not trial.lease.exists()
+    assert not list(trial.path.rglob("*.tmp"))
+
+
+def test_a_trained_trial_is_not_trained_again(
+    trained: Callable[..., tuple[Config, TrialDir]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, trial = trained("frozen", "train.epochs=1")
+    monkeypatch.setattr(train, "_fit", lambda *_: pytest.fail("trained again"))
+    train.run(config, trial)
+
+
+def test_told_to_stop_it_writes_a_checkpoint_and_goes_on_to_the_same_end(config_of: MakeConfig) -> None:
+    overrides = (*QUICK_LORA, "model.encoder.dropout=0.1", "train.epochs=4")
+    models = []
+    for name, stop_after in (("undisturbed", None), ("stopped", 2)):
+        config = config_of("combined", *overrides, f"experiment={name}")
+        trial = experiment_dir(config).trial("trial")
+        extract.ensure(config)
+        if stop_after:
+            asked = iter([False, False, True, True])  # two questions an epoch
+            with pytest.raises(Interrupted):
+                train.run(config, trial, lambda answers=asked: next(answers))  # type: ignore[misc]
+            assert trial.checkpoint.exists()
+        train.run(config, trial)
+        models.append((trial.model.read_bytes(), (trial.adapter / "adapter_model.safetensors").read_bytes()))
+    assert models[0] == models[1]
+
+
+def test_a_damaged_checkpoint_is_kept_aside_and_training_starts_again(config_of: MakeConfig) -> None:
+    config = config_of("frozen", "train.epochs=2")
+    trial = experiment_dir(config).trial("trial")
+    extract.ensure(config)
+    trial.checkpoint.mkdir(parents=True)
+    (trial.checkpoint / "state.pt").write_bytes(b"not a checkpoint")
+    train.run(config, trial)
+    assert read_json(trial.trained)["epochs"] == 2
+
+
+def test_a_checkpoint_of_other_targets_is_not_resumed(
+    config_of: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of("frozen", "train.epochs=2", "resources.checkpoint_epochs=1")
+    other = config_of("frozen", "train.epochs=2", "data.permute_targets=true")
+    trial = experiment_dir(config).trial("trial")
+    extract.ensure(config)
+    asked = iter([True, True])
+    with pytest.raises(Interrupted):
+        train.run(config, trial, lambda: next(asked))
+    train.run(other, trial)
+    assert "starting again" in capsys.readouterr().out
+
+
+@pytest.mark.xdist_group("kill")
+def test_killed_at_random_moments_it_ends_with_the_same_bits(assets: Assets, tmp_path: Path) -> None:
+    """SIGKILL at seeded moments, checkpoints written after every epoch, at least five kills that hit."""
+    overrides = (*assets.overrides("combined"), *QUICK_LORA, "model.encoder.dropout=0.1", "train.epochs=25",
+                 "train.batch_size=32", "resources.checkpoint_epochs=1")  # fmt: skip
+    config = "configs/beetles/combined.yaml"
+    models = {}
+    for name in ("undisturbed", "killed"):
+        root = tmp_path / name
+        carabid("extract", config, *overrides, root=root)
+        if name == "killed":
+            kills = kill_at_random(config, overrides, root, random.Random(7), 6)
+            assert kills >= 5
+        carabid("train", config, *overrides, root=root)
+        (trial,) = (root / "trained" / "beetles-combined").glob("*-??????")
+        models[name] = [(trial / f).read_bytes() for f in ("model.safetensors", "adapter/adapter_model.safetensors")]
+        if name == "killed":
+            assert read_json(trial / "trained.json")["provenance"]["resumed"] >= 5
+    assert models["undisturbed"] == models["killed"]
+
+
+def kill_at_random(config: str, overrides: tuple[str, ...], root: Path, rng: random.Random, n: int) -> int:
+    """Start training n times and kill it a random while after its next checkpoint, every other time while one is written."""
+    kills = 0
+    for number in range(n):
+        command = [sys.executable, "-m", "pipeline.cli", "train", config, *overrides]
+        process = subprocess.Popen(
+            command,
+            cwd=PROJECT,
+            env={**os.environ, "CARABID_ROOT": str(root)},
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        seen = checkpoint_time(root)
+        while checkpoint_time(root) == seen and process.poll() is None:
+            time.sleep(0.002)
+        if number % 2:
+            while not list(root.glob("trained/*/*/checkpoint/.*.tmp")) and process.poll() is None:
+                pass
+        else:
+            time.sleep(rng.uniform(0, 0.4))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    return kills
+
+
+def checkpoint_time(root: Path) -> int:
+    return max((p.stat().st_mtime_ns for p in root.glob("trained/*/*/checkpoint/state.pt")), default=0)
+
+
+def test_training_is_torch_deterministic(trained: Callable[..., tuple[Config, TrialDir]]) -> None:
+    trained("frozen", "train.epochs=1")
+    assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_epoch_log_drops_lines_after_the_checkpoint_it_resumes_from(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = loop.EpochLog(path, 0)
+    for epoch in range(4):
+        log.write(epoch=epoch)
+    loop.EpochLog(path, 2).write(epoch=2)
+    assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [0, 1, 2]
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 64)), min_size=1, max_size=20))
+def test_the_mean_loss_weighs_batches_by_their_size(batches: list[tuple[float, int]]) -> None:
+    """Mistake 7: unequal batches averaged as if they were equal."""
+    losses, counts = torch.tensor([b[0] for b in batches]), [b[1] for b in batches]
+    assert loop._mean_loss(losses, counts, 0) == pytest.approx(
+        np.average([b[0] for b in batches], weights=counts), rel=1e-4, abs=1e-5
+    )
+
+
+def test_ridge_picks_its_penalty_on_validation_and_predicts_in_target_units(
+    trained: Callable[..., tuple[Config, TrialDir]],
+) -> None:
+    config, trial = trained("pixels")
+    results = evaluate.run(config, trial)
+    assert results["summary"]["mean_predictor"]["r2"] is not None
+    inputs = load_inputs(config)
+    assert results["n_images"] == len(inputs.positions("test"))
+
+
+def test_every_method_config_trains_and_evaluates_on_the_tiny_backbones(assets: Assets, root: Path) -> None:
+    for method in (
+        "frozen",
+        "finetune",
+        "baseline",
+        "dinov2",
+        "augmentation",
+        "lora",
+        "combined",
+        "mean_rgb",
+        "pixels",
+    ):
+        more = QUICK_LORA if method in ("lora", "combined") else ()
+        trial = load_experiment(
+            f"configs/beetles/{method}.yaml", (*assets.overrides(method), "train.epochs=1", *more)
+        ).trials[0]
+        folder = experiment_dir(trial.config).trial(trial.name)
+        extract.ensure(trial.config)
+        train.run(trial.config, folder)
+        assert evaluate.run(trial.config, folder)["split"] == "test", method

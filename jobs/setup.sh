@@ -1,0 +1,27 @@
+# Sourced by every job: edit this one file for your site.
+
+# 1. The environment: keep the line that fits, or add your own (`module load …` goes here too).
+if [ -f "$project/.venv/bin/activate" ]; then
+  source "$project/.venv/bin/activate"          # made by `make demo` or `make test`
+elif [ -z "${CONDA_PREFIX:-}" ] && command -v conda > /dev/null; then
+  eval "$(conda shell.bash hook)" && conda activate carabid
+fi
+
+# 2. Where features/ and trained/ go; home folders have quotas. Default: the project's folder.
+# export CARABID_ROOT=/scratch/$USER/carabid
+
+# 3. Compute nodes have no internet: use what `carabid fetch` brought into the cache.
+export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
+
+# Trains the trials of CONFIG (with the overrides after it) in this job; the tasks of an array share them out.
+train_trials() {
+  carabid extract --once "$@"                         # features: one job makes what is missing, the others wait
+  here=""
+  carabid evaluate --queue "$@" || here=yes           # the dependent evaluation, queued once for the whole array
+  srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" carabid train "$@"
+  if [ -n "$here" ]; then
+    echo "This node may not queue jobs: evaluating in this job."
+    carabid evaluate "$@"
+    carabid collect "$@"
+  fi
+}

@@ -1,0 +1,264 @@
+"""The commands. Thin: parse, call, print. What needs torch is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline import __version__
+from pipeline.errors import Interrupted, UserError, WorkError
+from pipeline.experiment import Experiment, Trial, load_experiment
+from pipeline.launch.state import trial_state
+from pipeline.layout import ExperimentDir, all_experiments, trained_root
+
+app = typer.Typer(
+    help="Fine-tune vision foundation models on ecological images, on a Slurm cluster or on this machine.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML under configs/, or your own.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE …]", help="Overrides; key=a,b makes a grid of trials.")
+]
+ExperimentNames = Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT …]", help="Default: all of them.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Folder to work in; default: demo/ under the root.")] = None,
+) -> None:
+    """Everything at once on generated beetles: no Slurm, no GPU, no network."""
+    from pipeline import demo as module
+
+    module.run(out)
+
+
+@app.command()
+def generate(
+    task: Annotated[str, typer.Argument(help="The scientific problem: beetles.")],
+    out: Annotated[Path, typer.Option(help="New folder for the data set.")],
+    seed: Annotated[int, typer.Option(help="Another seed draws other specimens.")] = 0,
+    scale: Annotated[float, typer.Option(min=0.01, help="Size of the data set; 1: about 2,500 images.")] = 1.0,
+    form: Annotated[
+        str, typer.Option(help="parquet, csv (with image folders) or disk (datasets.save_to_disk).")
+    ] = "parquet",
+) -> None:
+    """Write made-up data in a task's real schema, with a learnable signal."""
+    from pipeline.tasks import load_task
+
+    load_task(task).generate(out, seed=seed, scale=scale, form=form)
+    print(f"wrote {out}")
+
+
+@app.command()
+def fetch(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """On the login node: bring data and weights into the cache, so that jobs run without internet."""
+    from pipeline.stages import fetch as stage
+
+    for trial in _distinct_inputs(load_experiment(config, overrides or ())):
+        stage.run(trial.config)
+
+
+@app.command()
+def plan(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """Show every trial and its state; nothing is run."""
+    experiment = load_experiment(config, overrides or ())
+    for trial in experiment.trials:
+        state = trial_state(experiment.dir.trial(trial.name), trial.config)
+        print(f"{state.state:<12}{trial.name}{'  ' + state.reason if state.reason else ''}")
+    print(f"{len(experiment.trials)} trials in {experiment.dir.path}")
+
+
+@app.command()
+def submit(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    cluster: Annotated[str, typer.Option(help="slurm, or local: the same stages on this machine.")] = "slurm",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show every script, queue nothing.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Return only when the last job has ended.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Trials at once with --cluster local.")] = 1,
+) -> None:
+    """Queue extraction, training, evaluation and collection of all trials that have no results yet."""
+    from pipeline.launch import submit as launcher
+
+    experiment = load_experiment(config, overrides or ())
+    launcher.submit(experiment, cluster, dry_run=dry_run, wait=wait, workers=workers, argv=sys.argv)
+
+
+@app.command()
+def extract(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="One of several jobs extracts everything, the others wait.")
+    ] = False,
+) -> None:
+    """Make the features that training reads. The tasks of a Slurm array share the work."""
+    from pipeline.launch.deal import array_rank
+    from pipeline.stages import extract as stage
+
+    experiment = load_experiment(config, overrides or ())
+    for trial in _distinct_inputs(experiment):
+        if once:
+            stage.ensure(trial.config)
+        else:
+            stage.run(trial.config, *array_rank())
+
+
+@app.command()
+def train(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """Train this job's share of the trials, one after another. The tasks of a Slurm array share them out."""
+    from pipeline.launch import jobs
+    from pipeline.launch.manifest import record_plan
+    from pipeline.launch.slurm import own_job
+
+    experiment = load_experiment(config, overrides or ())
+    if job := own_job():
+        record_plan(experiment, job)
+    _each_trial(experiment, "train", jobs.train_trial)
+
+
+@app.command()
+def evaluate(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    queue: Annotated[
+        bool, typer.Option("--queue", help="In a training job: queue the evaluation of the whole array instead.")
+    ] = False,
+) -> None:
+    """Evaluate this job's share of the trials from their folders: results.json beside each model."""
+    if queue:
+        from pipeline.launch.slurm import queue_evaluation
+
+        print(f"evaluation: job {queue_evaluation([config, *(overrides or ())])}", flush=True)
+        return
+    from pipeline.launch import jobs
+
+    _each_trial(load_experiment(config, overrides or ()), "evaluate", jobs.evaluate_trial)
+
+
+@app.command()
+def collect(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """Bring the results of an experiment together in results.csv."""
+    from pipeline.stages import collect as stage
+
+    stage.run(load_experiment(config, overrides or ()).config)
+
+
+@app.command()
+def status(experiments: ExperimentNames = None) -> None:
+    """Show each trial's state."""
+    from pipeline.launch.state import planned_trials
+
+    for experiment in _experiments(experiments):
+        for name in planned_trials(experiment):
+            state = trial_state(experiment.trial(name))
+            print(f"{state.state:<12}{experiment.path.name}/{name}{'  ' + state.reason if state.reason else ''}")
+
+
+@app.command()
+def results(
+    experiments: ExperimentNames = None,
+    form: Annotated[str, typer.Option("--format", help="table, csv, markdown or json.")] = "table",
+    sort: Annotated[str, typer.Option(help="Figure to sort by: r2, in_domain.r2, MAE, SPEI_30d.r2, …")] = "r2",
+) -> None:
+    """All trials of all experiments with their metrics, best first; mean ± sd over seeds."""
+    from pipeline import results as module
+
+    rows = module.collect(_experiments(experiments))
+    writers = {
+        "csv": module.to_csv,
+        "json": module.to_json,
+        "markdown": lambda r: module.to_markdown(module.summarize(r, sort)),
+    }
+    if form == "table":
+        module.print_table(module.summarize(rows, sort))
+    elif form in writers:
+        print(writers[form](rows), end="")
+    else:
+        raise UserError(f"--format {form}: choose table, csv, markdown or json")
+
+
+@app.command()
+def predict(
+    trial: Annotated[Path, typer.Argument(help="A trained trial's folder.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    domain: Annotated[str | None, typer.Option(help="Their domain; default: unknown.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cuda or cpu; default: the trial's.")] = None,
+) -> None:
+    """Print a trained model's predictions for new images."""
+    from pipeline.stages.predict import predict_files
+
+    for image, values in zip(images, predict_files(trial, images, domain, device), strict=True):
+        print(f"{image}\t" + "\t".join(f"{name}={value:.4f}" for name, value in values.items()), flush=True)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends with its message and status 2, failed work with status 1; neither with a traceback."""
+    try:
+        app()
+    except UserError as error:
+        print(f"carabid: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except WorkError as error:
+        print(f"carabid: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _each_trial(experiment: Experiment, verb: str, work: Callable[[Trial], None]) -> None:
+    """Do every trial of this job's share; one that fails leaves the others alone. Fails only if all of them did."""
+    from pipeline.launch.deal import my_share
+
+    share, failed = my_share(experiment.trials), 0
+    for number, trial in enumerate(share, 1):
+        print(f"carabid {verb}: trial {number} of {len(share)}: {trial.name}", flush=True)
+        started = time.monotonic()
+        try:
+            work(trial)
+        except Interrupted:  # the job's time is up: another trial would be killed
+            raise
+        except Exception as error:  # whatever it is, the other trials are not to suffer
+            failed += 1
+            if not isinstance(error, UserError | WorkError):
+                traceback.print_exc()
+            print(f"carabid: {trial.name}: {error}", file=sys.stderr, flush=True)
+        else:
+            print(f"carabid {verb}: {trial.name}: done in {time.monotonic() - started:.1f} s", flush=True)
+    if failed and failed == len(share):
+        raise WorkError(f"{verb}: none of {failed} trials ended well")
+
+
+def _distinct_inputs(experiment: Experiment) -> list[Trial]:
+    """One trial for each feature store that the experiment needs."""
+    from pipeline.launch.manifest import plan_extractions
+
+    return [experiment.trials[index] for index in dict.fromkeys(i for i, _, _ in plan_extractions(experiment.trials))]
+
+
+def _experiments(names: list[str] | None) -> list[ExperimentDir]:
+    found = all_experiments()
+    known = {experiment.path.name: experiment for experiment in found}
+    for name in names or []:
+        if name not in known:
+            raise UserError(
+                f"there is no experiment {name} in {trained_root()}; there are: {', '.join(known) or 'none'}"
+            )
+    return [known[name] for name in names] if names else found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""`carabid demo`: the whole chain on generated beetles with tiny random backbones, on this machine. Loads no torch itself."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipeline.errors import WorkError
+from pipeline.experiment import load_experiment
+from pipeline.launch import local
+from pipeline.launch.manifest import Manifest, make_manifest
+from pipeline.launch.state import trial_state
+from pipeline.layout import PROJECT, all_experiments, root
+from pipeline.results import collect, print_table, summarize
+
+# A tiny random backbone on some thousand small images wants higher rates, smaller adapters and far fewer epochs than
+# BioCLIP-2 on the real data. Nothing else differs from configs/beetles/.
+SHARED = ("seed=0,1", "train.precision=fp32", "features.dtype=fp32", "device=cpu", "resources.lease_seconds=30")
+TAIL = ("optim.lr=1e-3", "train.epochs=20", "model.encoder.lr_scale=0.1")
+LORA = ("optim.lr=1e-3", "train.epochs=20", "train.batch_size=64", "model.encoder.r=8", "model.encoder.alpha=8")
+METHODS: dict[str, tuple[str, ...]] = {
+    "frozen": ("optim.lr=1e-3", "train.epochs=60"),
+    "finetune": TAIL,
+    "baseline": TAIL,
+    "dinov2": ("optim.lr=1e-4", "train.epochs=20", "model.encoder.channels=256"),
+    "augmentation": TAIL,
+    "lora": LORA,
+    "combined": LORA,
+}
+PLAIN = ("mean_rgb", "pixels")
+WORKERS = 2
+
+
+def run(out: Path | None) -> None:
+    """Generate, extract, train, evaluate, collect, and print the table; what an earlier run finished is not done again.
+
+    Raises WorkError if a trial failed; the message names its log.
+    """
+    place = out.resolve() if out else root() / "demo"
+    os.environ |= {"CARABID_ROOT": str(place), "OMP_NUM_THREADS": "1"}
+    prepare(place)
+    manifests = [manifest for name, overrides in experiments(place) if (manifest := _manifest(name, overrides))]
+    ended_well = local.run(manifests, WORKERS) if manifests else True
+    print_table(summarize(collect(all_experiments()), "in_domain.r2"))
+    print(f"\nEverything is under {place}. Look again with: CARABID_ROOT={place} carabid results")
+    if not ended_well:
+        raise WorkError(
+            "some of the trials did not finish; the lines above name their logs. `carabid demo` again goes on"
+        )
+
+
+def prepare(place: Path) -> None:
+    """Data in the challenge's schema and two tiny backbones in their hubs' layouts."""
+    from pipeline.backbones.tiny import write_tiny_dinov2, write_tiny_open_clip
+    from pipeline.tasks import load_task
+
+    if not (place / "data").exists():
+        load_task("beetles").generate(place / "data")
+    if not (place / "backbones" / "clip").exists():
+        write_tiny_open_clip(place / "backbones" / "clip")
+    if not (place / "backbones" / "dinov2").exists():
+        write_tiny_dinov2(place / "backbones" / "dinov2")
+
+
+def experiments(place: Path) -> list[tuple[str, tuple[str, ...]]]:
+    """Every experiment of the demo: YAML and overrides. The last one is a control: targets dealt to other events."""
+    data, clip, dino = (
+        f"data.source={place / 'data'}",
+        f"backbone.name=local-dir:{place / 'backbones' / 'clip'}",
+        place / "backbones" / "dinov2",
+    )
+    chosen = []
+    for name, overrides in METHODS.items():
+        backbone = f"backbone.name={dino}" if name == "dinov2" else clip
+        chosen.append((name, (*SHARED, data, backbone, *overrides)))
+    chosen += [(name, (*SHARED[1:], data)) for name in PLAIN]
+    control = ("experiment=beetles-frozen-permuted", "data.permute_targets=true", *METHODS["frozen"])
+    return [*chosen, ("frozen", (*SHARED, data, clip, *control))]
+
+
+def _manifest(name: str, overrides: tuple[str, ...]) -> Manifest | None:
+    experiment = load_experiment(PROJECT / "configs" / "beetles" / f"{name}.yaml", overrides)
+    todo = [t for t in experiment.trials if trial_state(experiment.dir.trial(t.name), t.config).state != "done"]
+    return make_manifest(experiment, todo, ["carabid", "demo"]) if todo else None

@@ -1,0 +1,35 @@
+"""Which trials are this job's: the tasks of a Slurm array share them out. Loads no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from pipeline.errors import UserError
+
+T = TypeVar("T")
+
+
+def my_share(items: Sequence[T], environ: Mapping[str, str] = os.environ) -> list[T]:
+    """Items number rank, rank + n, rank + 2n, … for task `rank` of an array of `n`; all of them outside an array."""
+    rank, n = array_rank(environ)
+    return list(items[rank::n])
+
+
+def array_rank(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """This task's rank in its array and the number of tasks; (0, 1) outside an array.
+
+    Raises UserError for an array with gaps: its tasks cannot tell their rank from what Slurm tells them.
+    """
+    if "SLURM_ARRAY_TASK_ID" not in environ:
+        return 0, 1
+    task, low, high, step, count = (
+        int(environ.get(f"SLURM_ARRAY_TASK_{name}", default))
+        for name, default in (("ID", "0"), ("MIN", "0"), ("MAX", "0"), ("STEP", "1"), ("COUNT", "1"))
+    )
+    if (high - low) // step + 1 != count:
+        raise UserError(
+            f"--array has {count} tasks between {low} and {high}: use a range without gaps, such as --array=0-{count - 1}"
+        )
+    return (task - low) // step, count

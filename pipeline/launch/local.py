@@ -1,0 +1,108 @@
+"""The chain on this machine: the same stages, in worker processes that outlive a trial (so torch is loaded once each)."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from pipeline.launch import jobs
+from pipeline.launch.manifest import Manifest, load_manifest
+
+Report = Callable[[str], None]
+
+
+def run(manifests: Sequence[Manifest], workers: int, report: Report = print) -> bool:
+    """Extract, train, evaluate and collect; an evaluation starts when its own training has ended well.
+
+    Returns whether every trial was evaluated. A trial that fails leaves the others alone.
+    """
+    with _pool(workers) as pool:
+        extractions = [pool.submit(_work, m.path, "extract", i) for m in manifests for i in range(len(m.extractions))]
+        ended_well = [_ended_well(future, "extract", report) for future in as_completed(extractions)]
+        if not all(ended_well):
+            return False
+        evaluated = _train_and_evaluate(pool, manifests, report)
+    for manifest in manifests:
+        jobs.collect(str(manifest.path))
+    return evaluated == sum(len(manifest.trials) for manifest in manifests)
+
+
+def _train_and_evaluate(pool: ProcessPoolExecutor, manifests: Sequence[Manifest], report: Report) -> int:
+    cells = [(manifest, i) for manifest in manifests for i in range(len(manifest.trials))]
+    running = {pool.submit(_work, m.path, "train", i): ("train", m, i) for m, i in cells}
+    evaluated = 0
+    while running:
+        future = next(as_completed(running))
+        stage, manifest, index = running.pop(future)
+        if not _ended_well(future, f"{stage} {manifest.experiment.path.name}/{manifest.trials[index].name}", report):
+            continue
+        if stage == "train":
+            running[pool.submit(_work, manifest.path, "evaluate", index)] = ("evaluate", manifest, index)
+        else:
+            evaluated += 1
+    return evaluated
+
+
+def _ended_well(future: Future[None], what: str, report: Report) -> bool:
+    try:
+        future.result()
+    except BrokenProcessPool:
+        report(f"{what}: failed: a worker process was killed (out of memory?)")
+        return False
+    except Exception as error:
+        report(f"{what}: failed: {error}")
+        return False
+    report(f"{what}: done")
+    return True
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # spawn: a forked copy of a process that has started threads (torch, Arrow) may hang
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _work(manifest_path: Path, stage: str, index: int) -> None:
+    """One stage for one index, in a worker; what it prints goes to the experiment's logs."""
+    manifest = load_manifest(manifest_path)
+    log = manifest.experiment.logs / f"{manifest.number}-{stage}" / f"{index}.log"
+    with _output_to(log):
+        try:
+            getattr(jobs, stage)(str(manifest_path), index)
+            return
+        except SystemExit:
+            pass
+        except Exception:
+            traceback.print_exc()
+    raise RuntimeError(_last_words(log))
+
+
+@contextlib.contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Everything this process writes to its standard streams, by libraries too, appended to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = os.dup(1), os.dup(2)
+    with path.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, old in enumerate(before, 1):
+            os.dup2(old, number)
+            os.close(old)
+
+
+def _last_words(log: Path) -> str:
+    lines = [line for line in log.read_text().splitlines() if line.strip()]
+    return f"{lines[-1].removeprefix('carabid: ') if lines else 'it said nothing'} (log: {log})"

@@ -1,0 +1,108 @@
+"""A submission's manifest: which index is which trial, frozen when it is submitted. Loads no torch.
+
+Jobs get the manifest's path and an index, never a closure: what a queued job will do can be read, and does not change
+when the YAML does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config, digest, token_kind
+from pipeline.experiment import Experiment, Trial
+from pipeline.layout import ExperimentDir, experiment_dir, read_json, write_json, write_text
+from pipeline.provenance import now
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The trials of one submission, and the extractions that they need."""
+
+    path: Path
+    trials: list[Trial]
+    extractions: list[tuple[int, int, int]]
+    """For each task of the extraction's array: index of a trial whose features it makes, task, number of tasks."""
+
+    @property
+    def experiment(self) -> ExperimentDir:
+        return experiment_dir(self.trials[0].config)
+
+    @property
+    def number(self) -> str:
+        return self.path.stem
+
+
+def make_manifest(experiment: Experiment, trials: list[Trial], argv: list[str]) -> Manifest:
+    """Write the manifest of a new submission, and the experiment's record beside it."""
+    directory = experiment.dir
+    path = _write_numbered(directory.submissions, _values(experiment, trials, argv))
+    write_text(directory.record, experiment.source.read_text(encoding="utf-8"))
+    directory.logs.mkdir(parents=True, exist_ok=True)
+    return load_manifest(path)
+
+
+def record_plan(experiment: Experiment, job: str) -> None:
+    """Leave the same record for a job that was submitted by hand, so that trials which never start are known as missing."""
+    write_json(experiment.dir.submissions / f"job-{job}.json", _values(experiment, experiment.trials, sys.argv))
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Read a manifest that a job was given."""
+    values = read_json(path)
+    trials = [Trial(trial["name"], Config.model_validate(trial["config"])) for trial in values["trials"]]
+    return Manifest(path, trials, [(i, task, n) for i, task, n in values["extractions"]])
+
+
+def plan_extractions(trials: list[Trial]) -> list[tuple[int, int, int]]:
+    """One array task per feature store and shard group: trials that read the same features share them."""
+    seen: dict[str, int] = {}
+    for index, trial in enumerate(trials):
+        seen.setdefault(_features_identity(trial.config), index)
+    counts = {index: trials[index].config.resources.extract_tasks for index in seen.values()}
+    return [(index, task, n) for index, n in counts.items() for task in range(n)]
+
+
+def _values(experiment: Experiment, trials: list[Trial], argv: list[str]) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "written": now(),
+        "argv": argv,
+        "source": str(experiment.source),
+        "overrides": list(experiment.overrides),
+        "trials": [{"name": trial.name, "config": trial.config.model_dump(mode="json")} for trial in trials],
+        "extractions": plan_extractions(trials),
+    }
+
+
+def _features_identity(config: Config) -> str:
+    data = config.data
+    source = [data.source, data.revision, data.images, data.columns.image, data.split.kind]
+    names = data.split.model_dump(mode="json", exclude={"n", "fold", "seed"})
+    return digest(
+        [source, names, config.backbone.model_dump(mode="json"), config.features.model_dump(), *token_kind(config)]
+    )
+
+
+def _write_numbered(folder: Path, values: dict[str, Any]) -> Path:
+    """Take the next free number; two submissions at once get different ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = max((int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal()), default=0) + 1
+    while True:
+        path = folder / f"{number}.json"
+        number += 1
+        try:
+            os.close(os.open(path.with_suffix(".claim"), os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            continue
+        # The claim is ours, but its former owner may have written the file and gone since we looked.
+        if is_mine := not path.exists():
+            write_json(path, values)
+        path.with_suffix(".claim").unlink()
+        if is_mine:
+            return path

@@ -1,0 +1,82 @@
+"""A trial's state, read from its folder alone. Loads no torch."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipeline.config import Config, config_hash
+from pipeline.errors import UserError
+from pipeline.experiment import load_config
+from pipeline.layout import ExperimentDir, TrialDir, read_json
+from pipeline.lease import owner
+
+State = Literal["done", "trained", "running", "interrupted", "failed", "missing"]
+
+
+@dataclass(frozen=True)
+class TrialState:
+    """What is known of a trial: `state`, and `reason` in words where there is something to say."""
+
+    state: State
+    reason: str = ""
+
+
+def trial_state(trial: TrialDir, config: Config | None = None) -> TrialState:
+    """State of a trial's folder; with `config`, results of another configuration or evaluation do not count.
+
+    done: results.json is there; trained: a model is, results are not; running: a job renews its lease; interrupted: a
+    checkpoint waits for the next attempt; failed: the last attempt ended with an error; missing: nothing yet.
+    """
+    results = _read(trial.results)
+    if results and _is_current(results, config):
+        return TrialState("done")
+    failure = _read(trial.failure)
+    if failure:
+        after = "; not evaluated" if failure["stage"] == "train" else ""
+        return TrialState("failed", f"{failure['stage']}: {failure['message'].splitlines()[0]}{after}")
+    if _is_held(trial):
+        return TrialState("running")
+    record = _read(trial.trained)
+    if record and (config is None or record["config_hash"] == config_hash(config)):
+        return TrialState("trained", "evaluation has not run" if not results else "evaluated in another way")
+    if trial.checkpoint.is_dir():
+        return TrialState("interrupted", "a checkpoint waits; running it again goes on from there")
+    return TrialState("missing", "not run")
+
+
+def planned_trials(experiment: ExperimentDir) -> list[str]:
+    """Names of all trials that any submission of this experiment named, or that have a folder, in order."""
+    names: dict[str, None] = {}
+    for path in sorted(experiment.submissions.glob("*.json"), key=lambda path: (len(path.stem), path.stem)):
+        names |= dict.fromkeys(trial["name"] for trial in read_json(path)["trials"])
+    return list(names | dict.fromkeys(trial.path.name for trial in experiment.trials()))
+
+
+def trial_config(trial: TrialDir) -> Config | None:
+    """The configuration in a trial's folder, or None if there is none that can be read."""
+    try:
+        return load_config(trial.config) if trial.config.exists() else None
+    except UserError:
+        return None
+
+
+def _is_current(results: dict[str, Any], config: Config | None) -> bool:
+    if config is None:
+        return True
+    same_evaluation = results["evaluation"] == config.evaluate.model_dump(mode="json")
+    return bool(results["config_hash"] == config_hash(config)) and same_evaluation
+
+
+def _read(path: Any) -> dict[str, Any] | None:
+    return read_json(path) if path.exists() else None
+
+
+def _is_held(trial: TrialDir) -> bool:
+    """Whether somebody renewed the trial's lease lately. Only for display: waiting jobs trust no clock but their own."""
+    if owner(trial.lease) is None:
+        return False
+    config = trial_config(trial)
+    newest = max(path.stat().st_mtime for path in trial.lease.iterdir())
+    return time.time() - newest < (config.resources.lease_seconds if config else 120)

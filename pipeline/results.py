@@ -1,0 +1,185 @@
+"""Reading results: every trial of every experiment as a row, means over seeds, and the tables. Loads no torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pipeline.config import Config, science
+from pipeline.errors import UserError
+from pipeline.experiment import flatten
+from pipeline.launch.state import planned_trials, trial_config, trial_state
+from pipeline.layout import ExperimentDir, read_json
+
+REPLICATES = ("seed", "data.split.fold")
+"""Trials that differ in these alone are repetitions of one another: the table shows their mean ± sd."""
+PARTS = ("", "in_domain", "out_of_domain")
+Figures = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial. `figures` are keyed `r2`, `in_domain.r2`, `SPEI_30d.r2`, …"""
+
+    experiment: str
+    trial: str
+    state: str
+    reason: str = ""
+    group: str = ""
+    split: str = ""
+    optimistic: bool = False
+    figures: Figures = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: the repetitions of one configuration, or a trial without results."""
+
+    experiment: str
+    name: str
+    state: str
+    n: int
+    split: str
+    optimistic: bool
+    means: Figures
+    sds: Figures
+
+
+def collect(experiments: Iterable[ExperimentDir]) -> list[Row]:
+    """A row for each trial that was ever planned, with or without results."""
+    return [_row(experiment, name) for experiment in experiments for name in planned_trials(experiment)]
+
+
+def summarize(rows: Sequence[Row], sort: str) -> list[Line]:
+    """Repetitions joined to lines, best first by `sort`; trials without results last, by name.
+
+    Raises UserError if no result has a figure of that name.
+    """
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(
+            (row.experiment, row.split + row.group if row.state == "done" else f"{row.trial} {row.state}"), []
+        ).append(row)
+    lines = [_line(members) for members in groups.values()]
+    names = sorted({name for row in rows for name in row.figures})
+    if names and sort not in names:
+        raise UserError(f"--sort {sort}: no result has that figure; there are: {', '.join(names)}")
+    lower = sort.endswith(("MAE", "RMSE"))
+
+    def order(line: Line) -> tuple[bool, bool, float, str]:
+        value = line.means.get(sort)
+        return line.state != "done", value is None, (value or 0) * (1 if lower else -1), line.name
+
+    return sorted(lines, key=order)
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """One line per trial with every figure."""
+    names = sorted({name for row in rows for name in row.figures})
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["experiment", "trial", "state", "reason", "split", "optimistic", *names])
+    for row in rows:
+        values = [row.figures.get(name) for name in names]
+        writer.writerow([row.experiment, row.trial, row.state, row.reason, row.split, row.optimistic, *values])
+    return buffer.getvalue()
+
+
+def to_json(rows: Sequence[Row]) -> str:
+    """The same as a list of objects."""
+    return json.dumps([vars(row) for row in rows], indent=1, allow_nan=False)
+
+
+HEADER = ("experiment", "trial", "n", "split", "R²", "R² in-domain", "R² out-of-domain", "MAE")
+
+
+def cells(line: Line) -> tuple[str, ...]:
+    """A line's cells under HEADER; the figures are means over the targets."""
+    if line.state != "done":
+        return (line.experiment, line.name, "", "", line.state, "", "", "")
+    split = line.split + (" (optimistic)" if line.optimistic else "")
+    figures = [_cell(line, name) for name in ("r2", "in_domain.r2", "out_of_domain.r2", "MAE")]
+    return (line.experiment, line.name, str(line.n), split, *figures)
+
+
+def print_table(lines: Sequence[Line]) -> None:
+    """The table for a terminal, or 160 columns wide for a file."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*HEADER)
+    for line in lines:
+        table.add_row(*map(escape, cells(line)))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def to_markdown(lines: Sequence[Line]) -> str:
+    """The table in Markdown."""
+    rows = [HEADER, ("---",) * len(HEADER), *(cells(line) for line in lines)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows) + "\n"
+
+
+def _row(experiment: ExperimentDir, name: str) -> Row:
+    trial = experiment.trial(name)
+    config, state = trial_config(trial), trial_state(trial)
+    row = Row(experiment.path.name, name, state.state, state.reason)
+    if state.state != "done":
+        return row
+    results: dict[str, Any] = read_json(trial.results)
+    return replace(
+        row,
+        group=_group(name, config),
+        split=results["split"],
+        optimistic=results["split"] == results["selected_on"],
+        figures=_figures(results),
+    )
+
+
+def _figures(results: dict[str, Any]) -> Figures:
+    figures: Figures = {}
+    targets = [key for key, value in results.items() if isinstance(value, dict) and "r2" in value and key != "summary"]
+    for prefix, block in [("", results["summary"]), *((f"{target}.", results[target]) for target in targets)]:
+        for part in PARTS:
+            values = block[part] if part else block
+            figures |= {f"{prefix}{part}{'.' if part else ''}{name}": values[name] for name in ("r2", "MAE", "RMSE")}
+    return figures
+
+
+def _group(name: str, config: Config | None) -> str:
+    """The trial's configuration without what repetitions differ in; shown as its name without seed and hash."""
+    if config is None:
+        return name
+    values = {key: value for key, value in flatten(science(config)).items() if key not in REPLICATES}
+    return json.dumps(values, sort_keys=True)
+
+
+def _line(rows: Sequence[Row]) -> Line:
+    first = rows[0]
+    columns = {name: [row.figures[name] for row in rows] for name in first.figures}
+    numbers = {name: [v for v in values if v is not None] for name, values in columns.items()}
+    means: Figures = {name: statistics.fmean(v) if len(v) == len(rows) else None for name, v in numbers.items()}
+    sds: Figures = {name: statistics.stdev(v) if len(v) == len(rows) > 1 else None for name, v in numbers.items()}
+    name = first.trial if first.state != "done" or len(rows) == 1 else _common_name([row.trial for row in rows])
+    state = first.state + (f": {first.reason}" if first.reason else "")
+    return Line(first.experiment, name, state, len(rows), first.split, first.optimistic, means, sds)
+
+
+def _common_name(names: Sequence[str]) -> str:
+    """What the names of repetitions share: `lr=1e-3,seed=0-5f2c9a` and `lr=1e-3,seed=1-0ab3de` → `lr=1e-3`."""
+    parts = [name.rpartition("-")[0].split(",") for name in names]
+    shared = [part for part in parts[0] if all(part in other for other in parts)]
+    return ",".join(shared) or "defaults"
+
+
+def _cell(line: Line, name: str) -> str:
+    mean, sd = line.means.get(name), line.sds.get(name)
+    if mean is None:
+        return "–"
+    return f"{mean:.3f}" + (f" ± {sd:.3f}" if sd is not None else "")

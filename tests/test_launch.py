@@ -1,0 +1,608 @@
+"""Getting trials to run: who does which, what is frozen when, what state a folder shows, and how jobs end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import types
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pipeline.stages
+from pipeline.config import Config, config_hash
+from pipeline.errors import Interrupted, UserError, WorkError
+from pipeline.experiment import Experiment, dump_config, load_experiment
+from pipeline.launch import jobs, local, manifest, slurm, submit
+from pipeline.launch.deal import array_rank, my_share
+from pipeline.launch.manifest import load_manifest, make_manifest, plan_extractions
+from pipeline.launch.signals import WALLTIME_SIGNAL, StopFlag, requeue_if_out_of_time
+from pipeline.launch.state import planned_trials, trial_config, trial_state
+from pipeline.layout import PROJECT, TrialDir, read_json, write_json, write_text
+from pipeline.lease import Lease
+
+LORA = PROJECT / "configs" / "beetles" / "lora.yaml"
+pytestmark = pytest.mark.usefixtures("root")
+
+
+def load(*overrides: str) -> Experiment:
+    return load_experiment(LORA, overrides)
+
+
+def fake_command(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put a command `name` first on the PATH; it appends its arguments to the returned file and then runs `script`."""
+    folder.mkdir(exist_ok=True)
+    calls = folder / f"{name}.calls"
+    calls.touch()
+    command = folder / name
+    command.write_text(f'#!/bin/sh\necho "$*" >> {calls}\n{script}\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return calls
+
+
+# ---------------------------------------------------------------- dealing trials out
+def slurm_array(n: int, start: int, step: int, rank: int) -> dict[str, str]:
+    """What Slurm tells task `rank` of an array of `n`."""
+    values = {"ID": start + rank * step, "MIN": start, "MAX": start + (n - 1) * step, "STEP": step, "COUNT": n}
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
+
+
+@given(st.integers(0, 40), st.integers(1, 12), st.integers(0, 500), st.integers(1, 7))
+def test_the_tasks_of_any_array_do_every_trial_exactly_once(n_trials: int, n: int, start: int, step: int) -> None:
+    trials = list(range(n_trials))
+    shares = [my_share(trials, slurm_array(n, start, step, rank)) for rank in range(n)]
+    assert sorted(trial for share in shares for trial in share) == trials
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_outside_an_array_one_job_does_all_trials() -> None:
+    assert my_share([1, 2, 3], {}) == [1, 2, 3]
+    assert my_share([1, 2, 3], {"SLURM_JOB_ID": "7"}) == [1, 2, 3]
+
+
+@given(st.sets(st.integers(0, 60), min_size=2, max_size=10))
+def test_an_array_with_gaps_is_refused_with_one_that_works(tasks: set[int]) -> None:
+    """Its tasks cannot tell their rank: some trials would be done twice and others never."""
+    ids = sorted(tasks)
+    environ = slurm_array(len(ids), ids[0], 1, 0) | {"SLURM_ARRAY_TASK_MAX": str(ids[-1])}
+    if ids == list(range(ids[0], ids[-1] + 1)):
+        assert array_rank(environ) == (0, len(ids))
+    else:
+        with pytest.raises(UserError, match=f"--array=0-{len(ids) - 1}"):
+            array_rank(environ)
+
+
+# ---------------------------------------------------------------- the manifest
+def test_a_manifest_freezes_what_a_queued_job_will_do(tmp_path: Path) -> None:
+    source = tmp_path / "mine.yaml"
+    source.write_text("optim: {lr: 1e-3}\n")
+    experiment = load_experiment(source, ["seed=0,1"])
+    made = make_manifest(experiment, experiment.trials, ["carabid", "submit"])
+    source.write_text("optim: {lr: 9}\n")
+    loaded = load_manifest(made.path)
+    assert loaded.trials == experiment.trials and [t.config.optim.lr for t in loaded.trials] == [1e-3, 1e-3]
+    assert made.experiment.record.read_text() == "optim: {lr: 1e-3}\n"
+    assert read_json(made.path)["argv"] == ["carabid", "submit"] and read_json(made.path)["overrides"] == ["seed=0,1"]
+
+
+def test_submissions_are_numbered_from_one_and_beyond_ten() -> None:
+    experiment = load()
+    numbers = [make_manifest(experiment, experiment.trials, []).number for _ in range(11)]
+    assert numbers == [str(n) for n in range(1, 12)]
+
+
+def test_submissions_at_once_get_different_numbers_and_lose_nothing() -> None:
+    experiment = load("seed=0,1,2,3,4,5,6,7,8,9,10,11")
+    with ThreadPoolExecutor(12) as pool:
+        made = list(pool.map(lambda trial: make_manifest(experiment, [trial], []), experiment.trials))
+    assert sorted(int(m.number) for m in made) == list(range(1, 13))
+    assert [load_manifest(m.path).trials for m in made] == [[trial] for trial in experiment.trials]
+    assert sorted(p.name for p in experiment.dir.submissions.iterdir()) == sorted(f"{n}.json" for n in range(1, 13))
+
+
+def test_a_number_that_another_submission_takes_meanwhile_is_not_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one may be over and done with between looking for a free number and claiming it."""
+    first, second = load("seed=0"), load("seed=1")
+    real_open, other = os.open, []
+
+    def open_late(*arguments: Any) -> int:
+        if not other:
+            other.append(None)
+            other[0] = make_manifest(first, first.trials, [])
+        return real_open(*arguments)
+
+    monkeypatch.setattr(manifest.os, "open", open_late)
+    mine = make_manifest(second, second.trials, [])
+    assert mine.path != other[0].path
+    assert load_manifest(other[0].path).trials == first.trials and load_manifest(mine.path).trials == second.trials
+
+
+def test_trials_that_read_the_same_features_share_one_extraction() -> None:
+    trials = load("seed=0,1", "optim.lr=1e-3,1e-4", "resources.extract_tasks=3").trials
+    assert plan_extractions(trials) == [(0, 0, 3), (0, 1, 3), (0, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    "axis",
+    [
+        "model.encoder.blocks=2,3",
+        "features.dtype=bf16,fp32",
+        "backbone.name=ViT-B-32,ViT-B-16",
+        "data.source=a,b",
+        "data.revision=v1,v2",
+        "data.columns.image=front,back",
+        "features.shard_size=10,20",
+    ],
+)
+def test_trials_that_read_different_features_have_extractions_of_their_own(axis: str) -> None:
+    assert plan_extractions(load(axis).trials) == [(0, 0, 1), (1, 0, 1)]
+
+
+def test_folds_and_targets_of_the_same_images_share_one_extraction() -> None:
+    trials = load("data.split.kind=folds", "data.split.fold=0,1,2", "data.targets=[SPEI_1y],[SPEI_2y]").trials
+    assert len(trials) == 6 and len(plan_extractions(trials)) == 1
+
+
+# ---------------------------------------------------------------- states
+@pytest.fixture
+def config() -> Config:
+    return load().config
+
+
+@pytest.fixture
+def trial(tmp_path: Path, config: Config) -> TrialDir:
+    folder = TrialDir(tmp_path / "seed=0-abcdef")
+    write_text(folder.config, dump_config(config))
+    return folder
+
+
+def set_trained(trial: TrialDir, config: Config) -> None:
+    write_json(trial.trained, {"config_hash": config_hash(config)})
+
+
+def set_done(trial: TrialDir, config: Config) -> None:
+    values = {"config_hash": config_hash(config), "evaluation": config.evaluate.model_dump(mode="json")}
+    write_json(trial.results, values)
+
+
+def test_a_folder_that_does_not_exist_is_a_missing_trial(tmp_path: Path, config: Config) -> None:
+    assert trial_state(TrialDir(tmp_path / "nothing"), config).state == "missing"
+
+
+def test_a_trial_goes_through_its_states(trial: TrialDir, config: Config) -> None:
+    states = [trial_state(trial, config).state]
+    with Lease(trial.lease, 120).hold():
+        states.append(trial_state(trial, config).state)
+    write_text(trial.checkpoint / "state.pt", "")
+    states.append(trial_state(trial, config).state)
+    set_trained(trial, config)
+    states.append(trial_state(trial, config).state)
+    set_done(trial, config)
+    states.append(trial_state(trial, config).state)
+    assert states == ["missing", "running", "interrupted", "trained", "done"]
+
+
+def test_a_failed_trial_says_at_which_stage_and_why_in_one_line(trial: TrialDir, config: Config) -> None:
+    write_json(trial.failure, {"stage": "train", "message": "the loss became nan in epoch 3\nLower optim.lr."})
+    state = trial_state(trial, config)
+    assert state.state == "failed" and state.reason.startswith("train: the loss became nan in epoch 3")
+    assert "\n" not in state.reason and "not evaluated" in state.reason
+
+
+def test_a_training_that_failed_is_reported_rather_than_its_checkpoint(trial: TrialDir, config: Config) -> None:
+    write_text(trial.checkpoint / "state.pt", "")
+    write_json(trial.failure, {"stage": "train", "message": "why"})
+    assert trial_state(trial, config).state == "failed"
+
+
+def test_a_job_that_stopped_renewing_its_lease_is_not_running(trial: TrialDir, config: Config) -> None:
+    with Lease(trial.lease, 120).hold():
+        long_ago = 1e9
+        for path in trial.lease.iterdir():
+            os.utime(path, (long_ago, long_ago))
+        assert trial_state(trial, config).state == "missing"
+
+
+def test_results_of_another_configuration_do_not_count(trial: TrialDir, config: Config) -> None:
+    other = load("optim.lr=1").config
+    set_trained(trial, config)
+    set_done(trial, config)
+    assert trial_state(trial, config).state == "done"
+    assert trial_state(trial, other).state == "missing"
+    assert trial_state(trial).state == "done"
+
+
+def test_another_evaluation_is_asked_for_but_no_other_training(trial: TrialDir, config: Config) -> None:
+    set_trained(trial, config)
+    set_done(trial, config)
+    state = trial_state(trial, load("evaluate.inputs=images").config)
+    assert (state.state, state.reason) == ("trained", "evaluated in another way")
+
+
+def test_what_a_job_asked_slurm_for_does_not_make_results_stale(trial: TrialDir, config: Config) -> None:
+    set_done(trial, config)
+    assert trial_state(trial, load("resources.train.mem=1G", "device=cpu").config).state == "done"
+
+
+def test_an_unreadable_config_in_a_folder_is_no_obstacle(trial: TrialDir) -> None:
+    write_text(trial.config, "optim: {lrr: 1}\n")
+    assert trial_config(trial) is None and trial_state(trial).state == "missing"
+
+
+def test_every_trial_that_was_ever_submitted_or_trained_is_known_in_that_order() -> None:
+    experiment = load("seed=0,1,2,3,4,5,6,7,8,9,10,11")
+    for single in experiment.trials[:-1]:
+        make_manifest(experiment, [single], [])
+    by_script = experiment.trials[-1]
+    write_text(experiment.dir.trial(by_script.name).config, dump_config(by_script.config))
+    make_manifest(experiment, [experiment.trials[0]], [])
+    assert planned_trials(experiment.dir) == [t.name for t in experiment.trials]
+
+
+# ---------------------------------------------------------------- failures
+def test_a_failure_for_people_is_recorded_without_a_traceback(trial: TrialDir) -> None:
+    with pytest.raises(WorkError), jobs.recorded_failure(trial, "train"):
+        raise WorkError("the loss became nan")
+    record = read_json(trial.failure)
+    assert (record["stage"], record["message"], record["traceback"]) == ("train", "the loss became nan", None)
+
+
+def test_an_unexpected_failure_is_recorded_with_its_traceback(trial: TrialDir) -> None:
+    with pytest.raises(ZeroDivisionError), jobs.recorded_failure(trial, "evaluate"):
+        _ = 1 / 0
+    record = read_json(trial.failure)
+    assert record["message"] == "ZeroDivisionError: division by zero" and __file__ in record["traceback"]
+
+
+def test_the_next_attempt_removes_the_failure_of_the_last_one(trial: TrialDir) -> None:
+    write_json(trial.failure, {"stage": "train", "message": "old"})
+    with jobs.recorded_failure(trial, "train"):
+        assert not trial.failure.exists()
+    assert not trial.failure.exists()
+
+
+def test_an_evaluation_without_a_model_leaves_the_reason_that_training_gave(trial: TrialDir) -> None:
+    write_json(trial.failure, {"stage": "train", "message": "the loss became nan"})
+    with pytest.raises(WorkError), jobs.recorded_failure(trial, "evaluate"):
+        raise WorkError("not trained")
+    assert read_json(trial.failure)["message"] == "the loss became nan"
+
+
+def test_an_evaluation_of_a_trained_model_replaces_an_older_failure(trial: TrialDir, config: Config) -> None:
+    write_json(trial.failure, {"stage": "evaluate", "message": "old"})
+    set_trained(trial, config)
+    with pytest.raises(WorkError), jobs.recorded_failure(trial, "evaluate"):
+        raise WorkError("new")
+    assert read_json(trial.failure)["message"] == "new"
+
+
+def test_being_told_to_stop_is_no_failure(trial: TrialDir) -> None:
+    with pytest.raises(Interrupted), jobs.recorded_failure(trial, "train"):
+        raise Interrupted("told to stop")
+    assert not trial.failure.exists()
+
+
+# ---------------------------------------------------------------- what a job runs
+Stage = Callable[[Config, TrialDir, Any], None]
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> Callable[[Stage], None]:
+    """Put a function in the place of the training stage."""
+
+    def replace(run: Stage) -> None:
+        monkeypatch.setattr(pipeline.stages, "train", types.SimpleNamespace(run=run), raising=False)
+
+    return replace
+
+
+def test_a_job_trains_the_trial_of_its_index_as_it_was_when_it_was_submitted(training: Any) -> None:
+    experiment, seen = load("seed=0,1"), []
+    made = make_manifest(experiment, experiment.trials, [])
+    training(lambda config, folder, stop: seen.append((config, folder.path.name)))
+    jobs.train(str(made.path), 1)
+    assert seen == [(experiment.trials[1].config, experiment.trials[1].name)]
+
+
+def test_a_job_that_fails_ends_with_status_1_its_message_and_no_traceback(
+    training: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = load()
+    made = make_manifest(experiment, experiment.trials, [])
+
+    def fail(*_: Any) -> None:
+        raise UserError("data.csv, row 17: SPEI_1y is empty")
+
+    training(fail)
+    with pytest.raises(SystemExit) as caught:
+        jobs.train(str(made.path), 0)
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == "carabid: data.csv, row 17: SPEI_1y is empty\n"
+    assert trial_state(experiment.dir.trial(experiment.trials[0].name)).state == "failed"
+
+
+def test_a_signal_asks_training_to_stop_and_the_old_handlers_come_back(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(WALLTIME_SIGNAL)
+    for number in (signal.SIGTERM, WALLTIME_SIGNAL):
+        flag = StopFlag()
+        with flag.installed():
+            assert not flag()
+            os.kill(os.getpid(), number)
+            assert flag() and flag.signal == number
+        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(WALLTIME_SIGNAL)) == before
+    assert "SIGTERM: stopping after this epoch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("number", "job", "requeued"),
+    [(WALLTIME_SIGNAL, "42", ["requeue 42"]), (signal.SIGTERM, "42", []), (WALLTIME_SIGNAL, "", []), (None, "42", [])],
+)
+def test_only_a_job_whose_time_was_up_queues_itself_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int | None, job: str, requeued: list[str]
+) -> None:
+    calls = fake_command(tmp_path / "bin", "scontrol", "", monkeypatch)
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    flag = StopFlag()
+    flag.signal = number
+    requeue_if_out_of_time(flag)
+    assert calls.read_text().splitlines() == requeued
+
+
+def test_a_training_out_of_time_is_queued_again_and_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: Any
+) -> None:
+    calls = fake_command(tmp_path / "bin", "scontrol", "", monkeypatch)
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+
+    def stop_at_once(config: Config, folder: TrialDir, stop_asked: Callable[[], bool]) -> None:
+        os.kill(os.getpid(), WALLTIME_SIGNAL)
+        assert stop_asked()
+        raise Interrupted("told to stop")
+
+    training(stop_at_once)
+    (trial,) = load().trials
+    with pytest.raises(Interrupted):
+        jobs.train_trial(trial)
+    assert calls.read_text() == "requeue 42\n" and not jobs.trial_dir(trial).failure.exists()
+
+
+# ---------------------------------------------------------------- on this machine
+def test_an_unexpected_failure_of_one_trial_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment, done, said = load("seed=0,1,2"), [], []
+    made = make_manifest(experiment, experiment.trials, [])
+
+    def note(stage: str) -> Callable[[str, int], None]:
+        def work(path: str, index: int = 0) -> None:
+            if (stage, index) == ("train", 1):
+                raise KeyError("weight")
+            done.append((stage, index))
+
+        return work
+
+    for stage in ("extract", "train", "evaluate", "collect"):
+        monkeypatch.setattr(jobs, stage, note(stage))
+    monkeypatch.setattr(local, "_pool", lambda workers: ThreadPoolExecutor(1))
+    assert local.run([made], 1, said.append) is False
+    assert {index for stage, index in done if stage == "evaluate"} == {0, 2} and done[-1] == ("collect", 0)
+    assert any("failed" in line and experiment.trials[1].name in line for line in said)
+
+
+# ---------------------------------------------------------------- Slurm
+def test_a_nested_submission_does_not_inherit_the_jobs_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"SLURM_JOB_ID": "1", "SLURM_CPU_BIND": "x", "SLURM_MEM_PER_NODE": "9", "SBATCH_PARTITION": "debug"}
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "PATH": os.environ["PATH"], "MY_SLURM_NOTE": "mine"}
+    for name, value in (own | kept).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ZeroDivisionError), slurm.scrubbed_environment():
+        inside = subprocess.run(["env"], capture_output=True, text=True, check=True).stdout
+        _ = 1 / 0
+    assert not any(f"{name}=" in inside for name in own)
+    assert all(f"{name}={value}\n" in inside for name, value in kept.items())
+    assert all(os.environ[name] == value for name, value in (own | kept).items())
+
+
+@pytest.fixture
+def scripts() -> Callable[..., dict[str, str]]:
+    """Stage → its sbatch script, for overrides of the LoRA config."""
+
+    def make(*overrides: str) -> dict[str, str]:
+        experiment = load(*overrides)
+        made = make_manifest(experiment, experiment.trials, [])
+        return dict(slurm.scripts(made, slurm.chain(made)))
+
+    return make
+
+
+def options(script: str) -> set[str]:
+    return {line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")}
+
+
+def test_the_chain_of_a_grid_lets_each_evaluation_wait_for_its_own_training(scripts: Any) -> None:
+    made = scripts("seed=0,1,2", "resources.extract_tasks=4")
+    assert list(made) == ["extract", "train", "evaluate", "collect"]
+    arrays = {stage: {o for o in options(script) if o.startswith("--array")} for stage, script in made.items()}
+    assert arrays == {
+        "extract": {"--array=0-3%4"},
+        "train": {"--array=0-2%3"},
+        "evaluate": {"--array=0-2%3"},
+        "collect": set(),
+    }
+    assert "--dependency='afterok:<extract>'" in options(made["train"])
+    assert "--dependency='aftercorr:<train>'" in options(made["evaluate"])
+    assert "--dependency='afterany:<evaluate>'" in options(made["collect"])
+    assert not any(o.startswith("--dependency") for o in options(made["extract"]))
+
+
+def test_a_grid_of_one_trial_is_a_chain_of_plain_jobs(scripts: Any) -> None:
+    made = scripts()
+    assert not any(o.startswith("--array") for script in made.values() for o in options(script))
+    assert "--dependency='afterok:<train>'" in options(made["evaluate"])
+
+
+def test_a_job_whose_predecessor_failed_does_not_wait_for_ever(scripts: Any) -> None:
+    for stage, script in scripts("seed=0,1").items():
+        assert ("--kill-on-invalid-dep=yes" in options(script)) == (stage != "extract")
+
+
+def test_jobs_ask_for_what_the_resources_say_and_are_warned_before_their_time_is_up(scripts: Any) -> None:
+    made = scripts(
+        "resources.train.partition=gpu", "resources.train.mem=200G", "resources.train.time=2-00:00:00",
+        "resources.train.cpus_per_task=7", "resources.train.gpus_per_node=2", "resources.train.account=lab",
+    )  # fmt: skip
+    train = options(made["train"])
+    wanted = {
+        "--partition=gpu",
+        "--mem=200G",
+        "--time=2-00:00:00",
+        "--cpus-per-task=7",
+        "--gpus-per-node=2",
+        "--account=lab",
+    }
+    assert wanted | {"--signal=USR2@120", "--requeue", "--open-mode=append"} <= train
+    assert "srun" in made["train"] and "--cpus-per-task=7" in made["train"].rpartition("srun")[2]
+
+
+def test_collecting_asks_for_no_gpu_and_no_job_for_two_nodes(scripts: Any) -> None:
+    """Mistake 10: 2 nodes × 4 GPUs were asked for and one GPU used."""
+    made = scripts()
+    assert not any("gpu" in option for option in options(made["collect"]))
+    for stage, script in made.items():
+        assert "--nodes=1" in options(script)
+        assert stage == "collect" or "--gpus-per-node=1" in options(script)
+        assert "pip install" not in script
+
+
+def test_job_names_are_readable_and_name_the_submission() -> None:
+    experiment = load()
+    made = [make_manifest(experiment, experiment.trials, []) for _ in range(2)]
+    assert [slurm.job_name(m, "train") for m in made] == [
+        "carabid-beetles-lora-1-train",
+        "carabid-beetles-lora-2-train",
+    ]
+
+
+def test_a_submission_queues_the_chain_with_real_dependencies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = tmp_path / "count"
+    script = f'echo x >> {count}\ncat "$1" | grep SBATCH >> {tmp_path}/scripts\n'
+    fake_command(tmp_path / "bin", "sbatch", script + f"echo Submitted batch job 10$(wc -l < {count})", monkeypatch)
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    experiment = load("seed=0,1")
+    made = make_manifest(experiment, experiment.trials, [])
+    ids = slurm.submit(made, slurm.chain(made))
+    assert ids == {"extract": "101", "train": "102", "evaluate": "103", "collect": "104"}
+    queued = (tmp_path / "scripts").read_text()
+    for dependency in ("afterok:101", "aftercorr:102", "afterany:103"):
+        assert dependency in queued
+
+
+@pytest.mark.parametrize("script", ["echo 'sbatch: error: Invalid account' >&2; exit 1", None])
+def test_a_submission_that_slurm_refuses_says_why_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None
+) -> None:
+    if script:
+        fake_command(tmp_path / "bin", "sbatch", script, monkeypatch)
+    else:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    experiment = load()
+    made = make_manifest(experiment, experiment.trials, [])
+    with pytest.raises(WorkError, match="Invalid account" if script else "sbatch"):
+        slurm.submit(made, slurm.chain(made))
+
+
+def test_a_training_job_queues_its_evaluation_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = tmp_path / "queue"
+    queue.touch()
+    fake_command(tmp_path / "bin", "squeue", f"cat {queue}", monkeypatch)
+    calls = fake_command(tmp_path / "bin", "sbatch", f"echo 77 | tee {queue}", monkeypatch)
+    for name, value in slurm_array(3, 2, 2, 1).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "40")
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    assert [slurm.queue_evaluation(["configs/x.yaml", "seed=0,1"]) for _ in range(3)] == ["77"] * 3
+    (call,) = calls.read_text().splitlines()
+    assert "--dependency=aftercorr:40" in call and "--array=2-6:2" in call and "--job-name=carabid-evaluate-40" in call
+    assert call.endswith("evaluate.sh configs/x.yaml seed=0,1")
+
+
+def test_a_plain_training_job_queues_an_evaluation_that_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_command(tmp_path / "bin", "squeue", "", monkeypatch)
+    calls = fake_command(tmp_path / "bin", "sbatch", "echo '78;cluster'", monkeypatch)
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    assert slurm.queue_evaluation(["x.yaml"]) == "78"
+    assert "--dependency=afterok:41" in calls.read_text() and "--array" not in calls.read_text()
+
+
+@pytest.mark.parametrize("refusing", ["squeue", "sbatch", "both are missing"])
+def test_a_node_that_may_not_call_slurm_says_so_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusing: str
+) -> None:
+    for name in ("squeue", "sbatch"):
+        fake_command(tmp_path / "bin", name, "echo not here >&2; exit 1" if name == refusing else "", monkeypatch)
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    if refusing == "both are missing":
+        monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(WorkError, match="on this node"):
+        slurm.queue_evaluation(["x.yaml"])
+
+
+def test_a_squeue_that_does_not_answer_says_nothing_about_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for script, queued in [
+        ("echo RUNNING", True),
+        ("", False),
+        ("echo Socket timed out >&2; exit 1", True),
+        ("echo slurm_load_jobs error: Invalid job id specified >&2; exit 1", False),
+    ]:
+        fake_command(tmp_path / "bin", "squeue", script, monkeypatch)
+        assert slurm.is_queued("7") is queued, script
+
+
+# ---------------------------------------------------------------- submit
+def run_submit(experiment: Experiment, cluster: str = "slurm", dry_run: bool = False) -> None:
+    submit.submit(experiment, cluster, dry_run=dry_run, wait=False, workers=1, argv=[])
+
+
+def test_only_trials_without_results_are_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment, queued = load("seed=0,1,2"), []
+    set_done(experiment.dir.trial(experiment.trials[1].name), experiment.trials[1].config)
+    monkeypatch.setattr(slurm, "submit", lambda manifest, stages: queued.append(manifest.trials) or {"train": "1"})
+    run_submit(experiment)
+    assert queued == [[experiment.trials[0], experiment.trials[2]]]
+
+
+def test_when_all_is_done_nothing_is_submitted_and_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = load()
+    set_done(experiment.dir.trial(experiment.trials[0].name), experiment.trials[0].config)
+    run_submit(experiment)
+    assert "nothing to do" in capsys.readouterr().out and not experiment.dir.submissions.exists()
+
+
+def test_a_dry_run_shows_every_script_and_leaves_nothing_behind(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = load("seed=0,1")
+    run_submit(experiment, dry_run=True)
+    out = capsys.readouterr().out
+    assert out.count("#!/bin/bash") == 4 and "dry run: 2 of 2 trials" in out
+    assert str(experiment.dir.logs) in out and list(root.iterdir()) == []
+
+
+def test_an_unknown_cluster_is_refused_with_those_there_are() -> None:
+    with pytest.raises(UserError, match="--cluster slrum: choose slurm or local"):
+        run_submit(load(), cluster="slrum")
+
+
+def test_a_manifest_holds_nothing_but_json(root: Path) -> None:
+    experiment = load()
+    made = make_manifest(experiment, experiment.trials, ["carabid"])
+    assert json.loads(made.path.read_text())["schema_version"] == 1

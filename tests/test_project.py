@@ -1,0 +1,216 @@
+"""The project as a whole: its dependencies agree everywhere, and its modules keep the design's order."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.layout import PROJECT
+
+PYPROJECT: dict[str, Any] = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+MODULES = sorted((PROJECT / "pipeline").rglob("*.py"))
+# conda-forge's name where it is not PyPI's.
+CONDA_NAMES = {"pytorch": "torch", "pytorch-cpu": "torch", "pytorch-gpu": "torch"}
+
+
+def split(requirement: str) -> tuple[str, str]:
+    """`open_clip_torch>=3.0` → ("open-clip-torch", ">=3.0"), under PyPI's normalised name."""
+    found = re.fullmatch(r"([A-Za-z0-9._-]+?)\s*((?:[<>=!~].*)?)", requirement.strip())
+    assert found, requirement
+    name = re.sub(r"[-_.]+", "-", found[1]).lower()
+    return CONDA_NAMES.get(name, name), found[2].replace(" ", "")
+
+
+def declared() -> dict[str, str]:
+    return dict(split(text) for text in PYPROJECT["project"]["dependencies"])
+
+
+def environment() -> dict[str, Any]:
+    return yaml.safe_load((PROJECT / "environment.yml").read_text())
+
+
+def conda() -> tuple[dict[str, str], list[str]]:
+    """The packages of environment.yml, conda's and pip's together, and pip's options."""
+    lines = environment()["dependencies"]
+    pip = [line for entry in lines if isinstance(entry, dict) for line in entry["pip"]]
+    texts = [line for line in lines if isinstance(line, str)] + [line for line in pip if not line.startswith("-")]
+    return dict(split(text) for text in texts), [line for line in pip if line.startswith("-")]
+
+
+# ---------------------------------------------------------------- dependencies
+def test_environment_yml_and_pyproject_name_the_same_packages_with_the_same_bounds() -> None:
+    packages, _ = conda()
+    tools = {"python": packages.pop("python"), "pip": packages.pop("pip")}
+    assert packages == declared()
+    assert tools["python"] == PYPROJECT["project"]["requires-python"]
+
+
+def test_the_conda_environment_installs_the_package_itself_from_conda_forge() -> None:
+    _, options = conda()
+    assert options == ["-e ."] and environment()["channels"] == ["conda-forge"] and environment()["name"] == "carabid"
+
+
+def test_every_dependency_has_a_lower_bound() -> None:
+    assert all(re.fullmatch(r">=[0-9.]+", bound) for bound in declared().values())
+
+
+def constraints() -> dict[str, str]:
+    lines = (PROJECT / "constraints.txt").read_text().splitlines()
+    return dict(split(line) for line in lines if line and not line.startswith("#"))
+
+
+def test_constraints_pin_one_version_of_every_dependency_within_its_bound() -> None:
+    def numbers(version: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0]))
+
+    pinned = constraints()
+    assert all(re.fullmatch(r"==[\w.+]+", version) for version in pinned.values())
+    dev = dict(split(text) for text in PYPROJECT["dependency-groups"]["dev"])
+    for name, bound in (declared() | dev).items():
+        assert name in pinned, name
+        assert not bound or numbers(pinned[name]) >= numbers(bound), name
+
+
+def test_everything_that_the_package_imports_is_a_declared_dependency() -> None:
+    distributions = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "open_clip": "open-clip-torch"}
+    known = set(sys.stdlib_module_names) | {"pipeline", "pydantic_core"}  # pydantic_core is pydantic's
+    used = {name.partition(".")[0] for path in MODULES for name, _ in imports(path)} - known
+    assert {distributions.get(name, name.replace("_", "-")) for name in used} <= set(declared())
+
+
+# ---------------------------------------------------------------- modules
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """Absolute names of imported modules (and of what is imported from them), and whether that is at module level."""
+    tree = ast.parse(path.read_text())
+    top = {id(node) for statement in tree.body for node in _unconditional(statement)}
+    found = []
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found += [(name, id(node) in top) for name in names]
+    return found
+
+
+def _unconditional(statement: ast.stmt) -> list[ast.stmt]:
+    """A module's statement itself, or what is in a try block; not what is under `if TYPE_CHECKING`."""
+    return [statement, *statement.body] if isinstance(statement, ast.Try) else [statement]
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_opens_with_a_docstring_that_says_what_lives_there(path: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert docstring and len(docstring.split()) >= 4
+
+
+def test_no_module_is_called_utils_helpers_or_common() -> None:
+    parts = {part for path in MODULES for part in path.relative_to(PROJECT).with_suffix("").parts}
+    assert not [part for part in parts if re.search(r"util|helper|common|misc", part)]
+
+
+TORCH_FREE = sorted(
+    name_of(path)
+    for path in MODULES
+    if name_of(path).split(".")[1:2]
+    in (
+        ["cli"],
+        ["config"],
+        ["experiment"],
+        ["layout"],
+        ["provenance"],
+        ["results"],
+        ["launch"],
+        ["errors"],
+        ["demo"],
+        ["lease"],
+    )
+)
+IMPORT_EACH = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    heavy = {"torch", "transformers", "peft", "open_clip", "datasets", "pandas"} & set(sys.modules)
+    if heavy:
+        sys.exit(f"{name} imports {heavy}")
+"""
+
+
+def test_what_runs_on_a_login_node_imports_no_torch() -> None:
+    assert {"pipeline.cli", "pipeline.launch.slurm", "pipeline.results"} <= set(TORCH_FREE)
+    command = [sys.executable, "-c", IMPORT_EACH, *TORCH_FREE]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
+    assert done.returncode == 0, done.stderr
+
+
+# Lowest first: a module imports from its own layer and from those before it. Some of what is lower need not know what
+# stands beside it, but nothing may know what stands above.
+LAYERS = [
+    {"errors"},
+    {"config"},
+    {"layout", "progress", "lease", "device", "provenance"},
+    {"experiment", "metrics", "synthetic"},
+    {"sources", "dataset", "backbones", "images"},
+    {"tasks", "records", "features"},
+    {"models"},
+    {"training"},
+    {"stages"},
+    {"launch"},
+    {"results"},
+    {"demo"},
+    {"cli"},
+]
+# `results.collect` is what the collecting stage runs, and a trial's state on disk is launch's: neither loads torch.
+EXCEPTIONS = {("stages", "results")}
+
+
+def layer(name: str) -> int:
+    """The layer of `pipeline.x.y`; the package itself (its version) is below all."""
+    part = name.split(".")[1]
+    numbers = [number for number, names in enumerate(LAYERS) if part in names]
+    return numbers[0] if numbers else -1
+
+
+def test_every_module_has_a_place_in_the_order() -> None:
+    parts = {name_of(path).split(".")[1] for path in MODULES if name_of(path) != "pipeline"}
+    assert parts == set().union(*LAYERS)
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if name_of(path) != "pipeline"], ids=name_of)
+def test_imports_point_down(path: Path) -> None:
+    mine = name_of(path)
+    for name, at_module_level in imports(path):
+        if not name.startswith("pipeline.") or not at_module_level:
+            continue
+        pair = mine.split(".")[1], name.split(".")[1]
+        assert layer(name) <= layer(mine) or pair in EXCEPTIONS, f"{mine} imports {name}"
+
+
+@pytest.mark.parametrize("stage", ["extract", "train", "evaluate", "collect"])
+def test_a_stage_never_calls_another_stage(stage: str) -> None:
+    """Every stage reads files and writes files: killing one and running it again is always enough."""
+    others = {f"pipeline.stages.{other}" for other in ("extract", "train", "evaluate", "collect", "fetch")}
+    names = {name for name, _ in imports(PROJECT / "pipeline" / "stages" / f"{stage}.py")}
+    assert not {name for name in names if any(name == o or name.startswith(f"{o}.") for o in others)}
+
+
+def test_no_file_holds_a_path_of_the_machine_it_was_written_on() -> None:
+    folders = [PROJECT / name for name in ("pipeline", "configs", "jobs", "docs", "tests")]
+    texts = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".yaml", ".sh", ".md")]
+    checkout = re.escape(f"{PROJECT}/") if len(PROJECT.parts) > 2 else "$^"
+    places = re.compile(rf"{checkout}|/(home|Users)/[a-z]+/")
+    assert [path for path in texts if places.search(path.read_text())] == []

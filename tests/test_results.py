@@ -1,0 +1,235 @@
+"""The table of results: means over repetitions, what failed or is missing, order, and the formats."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import config_hash
+from pipeline.errors import UserError
+from pipeline.experiment import Experiment, Trial, dump_config, load_experiment
+from pipeline.launch.manifest import make_manifest
+from pipeline.layout import PROJECT, all_experiments, write_json, write_text
+from pipeline.results import HEADER, Line, Row, cells, collect, print_table, summarize, to_csv, to_json, to_markdown
+
+LORA = PROJECT / "configs" / "beetles" / "lora.yaml"
+TARGETS = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
+pytestmark = pytest.mark.usefixtures("root")
+
+
+def figures(r2: float | None, error: float = 0.5) -> dict[str, float | None]:
+    return {"r2": r2, "MAE": error, "RMSE": error * 1.2}
+
+
+def block(r2: float | None, error: float = 0.5) -> dict[str, Any]:
+    lower = None if r2 is None else r2 - 0.2
+    return figures(r2, error) | {"in_domain": figures(r2, error), "out_of_domain": figures(lower, error)}
+
+
+def finish(trial: Trial, experiment: Experiment, r2: float | None, split: str = "test", error: float = 0.5) -> None:
+    """Leave the files of an evaluated trial."""
+    folder = experiment.dir.trial(trial.name)
+    write_text(folder.config, dump_config(trial.config))
+    values = {target: block(r2, error) for target in TARGETS} | {"summary": block(r2, error) | {"warnings": []}}
+    more = {"split": split, "selected_on": "validation", "config_hash": config_hash(trial.config)}
+    write_json(folder.results, values | more | {"evaluation": trial.config.evaluate.model_dump(mode="json")})
+
+
+def plan(*overrides: str, source: Path = LORA) -> Experiment:
+    experiment = load_experiment(source, overrides)
+    make_manifest(experiment, experiment.trials, [])
+    return experiment
+
+
+def table(sort: str = "r2") -> list[Line]:
+    return summarize(collect(all_experiments()), sort)
+
+
+# ---------------------------------------------------------------- repetitions
+def test_seeds_of_one_configuration_are_one_line_with_mean_and_sd() -> None:
+    experiment, values = plan("optim.lr=1e-3", "seed=0,1,2"), [0.1, 0.2, 0.6]
+    for trial, r2 in zip(experiment.trials, values, strict=True):
+        finish(trial, experiment, r2)
+    (line,) = table()
+    assert (line.name, line.n) == ("lr=1e-3", 3)
+    assert line.means["r2"] == pytest.approx(0.3) and line.sds["r2"] == pytest.approx(statistics.stdev(values))
+    assert cells(line)[4] == "0.300 ± 0.265"
+
+
+def test_folds_are_repetitions_too() -> None:
+    experiment = plan("data.split.kind=folds", "data.split.fold=0,1,2,3,4", "seed=0,1")
+    for number, trial in enumerate(experiment.trials):
+        finish(trial, experiment, number / 10)
+    (line,) = table()
+    assert line.n == 10 and line.means["r2"] == pytest.approx(0.45)
+
+
+def test_different_configurations_are_different_lines() -> None:
+    experiment = plan("optim.lr=1e-3,3e-3", "seed=0,1")
+    for trial in experiment.trials:
+        finish(trial, experiment, trial.config.optim.lr)
+    assert [(line.name, line.n) for line in table()] == [("lr=3e-3", 2), ("lr=1e-3", 2)]
+
+
+def test_the_same_configuration_in_two_experiments_is_two_lines() -> None:
+    for name in ("first", "second"):
+        experiment = plan(f"experiment={name}")
+        finish(experiment.trials[0], experiment, 0.5)
+    assert [line.experiment for line in table()] == ["first", "second"]
+
+
+def test_a_single_trial_shows_its_own_name_and_no_sd() -> None:
+    experiment = plan("optim.lr=1e-3")
+    finish(experiment.trials[0], experiment, 0.5)
+    (line,) = table()
+    assert line.name == experiment.trials[0].name and line.sds["r2"] is None
+    assert cells(line)[4] == "0.500"
+
+
+def test_results_on_validation_and_on_test_are_never_averaged() -> None:
+    experiment = plan("seed=0,1")
+    finish(experiment.trials[0], experiment, 0.9, split="validation")
+    finish(experiment.trials[1], experiment, 0.1, split="test")
+    assert [(line.split, line.n, line.means["r2"]) for line in table()] == [("validation", 1, 0.9), ("test", 1, 0.1)]
+
+
+def test_the_split_that_chose_the_epoch_is_marked_as_optimistic() -> None:
+    experiment = plan("seed=0,1")
+    finish(experiment.trials[0], experiment, 0.9, split="validation")
+    finish(experiment.trials[1], experiment, 0.1, split="test")
+    assert [cells(line)[3] for line in table()] == ["validation (optimistic)", "test"]
+
+
+def test_a_mean_over_a_figure_that_one_repetition_lacks_is_not_made_up() -> None:
+    experiment = plan("seed=0,1")
+    finish(experiment.trials[0], experiment, 0.4)
+    finish(experiment.trials[1], experiment, None)
+    (line,) = table()
+    assert line.means["r2"] is None and line.means["MAE"] == 0.5 and cells(line)[4] == "–"
+
+
+# ---------------------------------------------------------------- failed and missing
+def test_missing_and_failed_trials_are_named_with_the_reason_below_the_results() -> None:
+    experiment = plan("seed=0,1,2")
+    finish(experiment.trials[1], experiment, 0.4)
+    failed = experiment.dir.trial(experiment.trials[2].name)
+    write_text(failed.config, dump_config(experiment.trials[2].config))
+    write_json(failed.failure, {"stage": "train", "message": "the loss became nan\nin epoch 3"})
+    lines = table()
+    assert [line.name for line in lines] == [experiment.trials[i].name for i in (1, 0, 2)]
+    assert lines[1].state == "missing: not run"
+    assert lines[2].state.startswith("failed: train: the loss became nan") and "epoch 3" not in lines[2].state
+    assert lines[1].means == {} and cells(lines[2])[4].startswith("failed: train")
+
+
+def test_two_trials_that_are_missing_are_two_lines() -> None:
+    plan("seed=0,1")
+    assert len(table()) == 2
+
+
+def test_a_failed_repetition_does_not_hide_the_others() -> None:
+    experiment = plan("seed=0,1,2")
+    for trial in experiment.trials[:2]:
+        finish(trial, experiment, 0.4)
+    assert [line.n for line in table()] == [2, 1]
+
+
+def test_trials_without_a_submission_are_rows_too() -> None:
+    """A job script trains without a manifest."""
+    experiment = load_experiment(LORA, ["seed=7"])
+    finish(experiment.trials[0], experiment, 0.4)
+    assert [row.trial for row in collect(all_experiments())] == [experiment.trials[0].name]
+
+
+def test_nothing_yet_is_an_empty_table() -> None:
+    assert table() == []
+    assert to_csv([]).splitlines() == ["experiment,trial,state,reason,split,optimistic"]
+    assert json.loads(to_json([])) == []
+
+
+# ---------------------------------------------------------------- order
+@pytest.mark.parametrize(
+    ("sort", "best_first"),
+    [
+        ("r2", [0.9, 0.5, -0.1]),
+        ("in_domain.r2", [0.9, 0.5, -0.1]),
+        ("MAE", [0.5, -0.1, 0.9]),
+        ("SPEI_1y.RMSE", [0.5, -0.1, 0.9]),
+    ],
+)
+def test_the_best_stands_first_whichever_figure_decides(sort: str, best_first: list[float]) -> None:
+    experiment = plan("optim.lr=1e-3,2e-3,3e-3")
+    for trial, r2, error in zip(experiment.trials, (0.5, -0.1, 0.9), (0.1, 0.2, 0.3), strict=True):
+        finish(trial, experiment, r2, error=error)
+    assert [line.means["r2"] for line in table(sort)] == best_first
+
+
+def test_a_result_without_the_figure_stands_after_those_that_have_it_and_before_what_has_no_result() -> None:
+    experiment = plan("optim.lr=1e-3,2e-3,3e-3")
+    finish(experiment.trials[0], experiment, None)
+    finish(experiment.trials[2], experiment, -5.0)
+    assert [line.means.get("r2") for line in table()] == [-5.0, None, None]
+    assert [line.state for line in table()] == ["done", "done", "missing: not run"]
+
+
+def test_sorting_by_a_figure_that_no_result_has_is_refused_with_those_there_are() -> None:
+    experiment = plan()
+    finish(experiment.trials[0], experiment, 0.5)
+    with pytest.raises(UserError, match=r"--sort R2: no result has that figure; there are: .*SPEI_30d\.r2.* r2"):
+        table("R2")
+
+
+# ---------------------------------------------------------------- formats
+@pytest.fixture
+def rows() -> list[Row]:
+    experiment = plan("seed=0,1,2")
+    finish(experiment.trials[0], experiment, 0.25)
+    finish(experiment.trials[1], experiment, None)
+    failed = experiment.dir.trial(experiment.trials[2].name)
+    write_json(failed.failure, {"stage": "train", "message": 'a "quoted" reason, with | and [/bracket]'})
+    return collect(all_experiments())
+
+
+def test_csv_has_a_line_for_every_trial_with_every_figure(rows: list[Row]) -> None:
+    lines = list(csv.DictReader(io.StringIO(to_csv(rows))))
+    assert [line["trial"] for line in lines] == [row.trial for row in rows]
+    assert float(lines[0]["r2"]) == 0.25 and float(lines[0]["SPEI_2y.out_of_domain.r2"]) == pytest.approx(0.05)
+    assert lines[1]["r2"] == "" and lines[1]["state"] == "done"
+    assert lines[2]["state"] == "failed" and '"quoted" reason, with |' in lines[2]["reason"]
+
+
+def test_json_is_valid_and_has_null_where_a_figure_is_not_defined(rows: list[Row]) -> None:
+    values = json.loads(to_json(rows), parse_constant=pytest.fail)
+    assert [value["state"] for value in values] == ["done", "done", "failed"]
+    assert values[0]["figures"]["r2"] == 0.25 and values[1]["figures"]["r2"] is None
+
+
+def test_markdown_has_one_cell_for_each_column_even_with_a_bar_in_a_reason(rows: list[Row]) -> None:
+    lines = to_markdown(summarize(rows, "r2")).splitlines()
+    assert lines[0].split(" | ")[0] == "| experiment" and set(lines[1]) <= set("|- ")
+    assert len(lines) == 2 + 2
+    assert all(line.replace("\\|", "").count("|") == len(HEADER) + 1 for line in lines)
+
+
+def test_the_table_for_a_terminal_shows_reasons_as_they_are(
+    rows: list[Row], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reason may hold brackets, which rich would take for markup."""
+    print_table(summarize(rows, "r2"))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert all(title in printed for title in HEADER[:4]) and "[/bracket]" in printed.replace("│ ", "")
+
+
+def test_repetitions_share_a_line_whatever_their_folders_are_called() -> None:
+    """What is grouped is the configuration, not the name."""
+    experiment = plan("seed=0,1")
+    for trial in experiment.trials:
+        finish(Trial(f"renamed-{trial.name}", trial.config), experiment, 0.5)
+    done = [line for line in table() if line.state == "done"]
+    assert [line.n for line in done] == [2]

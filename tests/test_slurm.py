@@ -1,0 +1,186 @@
+"""The whole chain on a real slurmctld: submissions, failures, and sbatch scripts typed by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.layout import PROJECT
+from tests.cluster.cluster import Cluster
+from tests.conftest import Assets, carabid
+
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
+NO_GPU = tuple(f"resources.{stage}.gpus_per_node=0" for stage in ("extract", "train", "evaluate"))
+SMALL = tuple(
+    f"resources.{stage}.{what}" for stage in ("extract", "train", "evaluate") for what in ("mem=4G", "cpus_per_task=1")
+)
+GRID = ("optim.lr=1e-3,3e-3", "seed=0,1", "train.epochs=2")
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A private Slurm; yields the environment that points at it."""
+    slurm = Cluster(Path(f"/tmp/carabid-test-{os.getpid()}"))
+    if missing := slurm.missing_packages():
+        pytest.skip(f"Slurm's packages are not installed: {', '.join(missing)}")
+    slurm.up()
+    try:
+        yield slurm.env()
+    finally:
+        slurm.down()
+
+
+@pytest.fixture
+def environ(cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty root, with the cluster in the environment and `carabid` on the PATH."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for name, value in {**cluster, "PATH": path, "CARABID_ROOT": str(tmp_path), "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    return tmp_path
+
+
+def wait_for_all(seconds: float = 400) -> None:
+    """Until no job is queued or running."""
+    deadline = time.monotonic() + seconds
+    while subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout.strip():
+        assert time.monotonic() < deadline, subprocess.run(["squeue"], capture_output=True, text=True).stdout
+        time.sleep(0.5)
+
+
+def sbatch(*arguments: str | Path, cwd: Path) -> str:
+    """Submit as a user would, on nodes whose GPUs are pretended ones; returns the job id."""
+    command = ["sbatch", "--parsable", "--gpus-per-node=0", "--mem=4G", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def results(root: Path) -> dict[str, dict[str, Any]]:
+    """Trial name → its results.json without what names the place or the way it was made."""
+    found = {}
+    for path in root.glob("trained/*/*/results.json"):
+        found[path.parent.name] = json.loads(path.read_text())
+    return found
+
+
+def logs(root: Path) -> str:
+    return "\n".join(f"{p}:\n{p.read_text()}" for p in [*root.rglob("*.out"), *root.rglob("*.log")])
+
+
+def test_a_grid_submitted_to_slurm_by_hand_and_locally_gives_identical_results(assets: Assets, environ: Path) -> None:
+    overrides = (*assets.overrides("baseline"), *GRID)
+    config = "configs/beetles/baseline.yaml"
+    done = carabid("submit", config, *overrides, *NO_GPU, *SMALL, root=environ / "slurm")
+    assert re.findall(r"^(\w+) +job \d+$", done.stdout, re.M) == ["extract", "train", "evaluate", "collect"]
+    sbatch(PROJECT / "jobs" / "train_baseline.sh", *overrides, f"paths.trained={environ}/hand/trained",
+           f"paths.features={environ}/slurm/features", cwd=environ)  # fmt: skip
+    carabid("submit", config, *overrides, "--cluster", "local", "--workers", "2", root=environ / "local")
+    wait_for_all()
+    ways = {way: results(environ / way) for way in ("slurm", "hand", "local")}
+    assert {way: len(found) for way, found in ways.items()} == {"slurm": 4, "hand": 4, "local": 4}, logs(environ)
+    assert ways["slurm"] == ways["hand"] == ways["local"]
+    with (environ / "slurm" / "trained" / "beetles-baseline" / "results.csv").open() as file:
+        assert [row["state"] for row in csv.DictReader(file)] == ["done"] * 4
+
+
+def test_submitted_again_when_all_is_done_nothing_is_queued(assets: Assets, environ: Path) -> None:
+    overrides = (*assets.overrides("pixels"), *NO_GPU, *SMALL)
+    carabid("submit", "configs/beetles/pixels.yaml", *overrides, root=environ)
+    wait_for_all()
+    assert len(results(environ)) == 1, logs(environ)
+    again = carabid("submit", "configs/beetles/pixels.yaml", *overrides, root=environ)
+    assert "nothing to do" in again.stdout
+    assert not subprocess.run(["squeue", "--noheader"], capture_output=True, text=True).stdout
+
+
+def test_one_failing_training_stops_its_own_evaluation_and_no_other(assets: Assets, environ: Path) -> None:
+    overrides = (*assets.overrides("frozen"), "optim.lr=1e-3,1e30,3e-3", "train.epochs=2", *NO_GPU, *SMALL)
+    carabid("submit", "configs/beetles/frozen.yaml", *overrides, root=environ)
+    wait_for_all()
+    assert sorted(name.split(",")[2] for name in results(environ)) == ["lr=1e-3", "lr=3e-3"], logs(environ)
+    table = carabid("results", "--format", "csv", root=environ).stdout
+    rows = {row["trial"]: row for row in csv.DictReader(table.splitlines())}
+    failed = [row for row in rows.values() if row["state"] != "done"]
+    assert len(rows) == 3 and len(failed) == 1
+    assert (
+        failed[0]["state"] == "failed"
+        and "loss became" in failed[0]["reason"]
+        and "not evaluated" in failed[0]["reason"]
+    )
+    assert "failed" in carabid("status", root=environ).stdout
+
+
+@pytest.mark.parametrize("array", [(), ("--array=0-1",)], ids=["single job", "array of two"])
+def test_sbatch_alone_extracts_trains_and_evaluates(assets: Assets, environ: Path, array: Sequence[str]) -> None:
+    """Nothing extracted before; the evaluation is queued once for the whole array; the log lies where sbatch was typed."""
+    overrides = [f"data.source={assets.data}", f"backbone.name=local-dir:{assets.clip}", "train.epochs=1"]
+    job = sbatch(*array, PROJECT / "jobs" / "train_lora.sh", *overrides, "seed=0,1", cwd=environ)
+    wait_for_all()
+    assert len(results(environ)) == 2, logs(environ)
+    names = subprocess.run(
+        ["sacct", "-X", "-n", "-o", "jobname%60,jobid%40"], capture_output=True, text=True, check=True
+    ).stdout
+    evaluations = [line.split()[1] for line in names.splitlines() if f"carabid-evaluate-{job}" in line]
+    assert len({evaluation.partition("_")[0] for evaluation in evaluations}) == 1
+    assert len(evaluations) == max(2 * len(array), 1)
+    assert list(environ.glob("carabid-train-lora-*.out"))
+    assert len(list((environ / "features").glob("*/manifest.json"))) == 1
+
+
+def test_where_nodes_may_not_queue_jobs_the_training_job_evaluates_itself(assets: Assets, environ: Path) -> None:
+    """A node without sbatch: a PATH whose sbatch refuses."""
+    refusing = environ / "bin"
+    refusing.mkdir()
+    (refusing / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: Access denied' >&2\nexit 1\n")
+    (refusing / "sbatch").chmod(0o755)
+    overrides = [*assets.overrides("frozen"), "train.epochs=1"]
+    script = PROJECT / "jobs" / "train_baseline.sh"
+    sbatch(f"--export=ALL,PATH={refusing}:{os.environ['PATH']}", script, *overrides, cwd=environ)
+    wait_for_all()
+    (log,) = environ.glob("carabid-train-baseline-*.out")
+    assert "evaluating in this job" in log.read_text(), log.read_text()
+    assert len(results(environ)) == 1
+
+
+def test_a_requeued_training_finds_its_evaluation_by_name(assets: Assets, environ: Path) -> None:
+    overrides = [*assets.overrides("baseline"), "train.epochs=40", "resources.checkpoint_epochs=1"]
+    job = sbatch(PROJECT / "jobs" / "train_baseline.sh", *overrides, cwd=environ)
+    deadline = time.monotonic() + 200
+    while not list(environ.glob("trained/*/*/checkpoint/state.pt")):
+        assert time.monotonic() < deadline, logs(environ)
+        time.sleep(0.1)
+    subprocess.run(["scontrol", "requeue", job], check=True)
+    wait_for_all()
+    assert len(results(environ)) == 1, logs(environ)
+    (log,) = environ.glob("carabid-train-baseline-*.out")
+    assert len(set(re.findall(r"evaluation: job (\d+)", log.read_text()))) == 1
+    (provenance,) = environ.glob("trained/*/*/provenance.json")
+    assert json.loads(provenance.read_text())["train"]["slurm"]["restart_count"] == "1"
+
+
+def test_a_job_that_was_given_a_gpu_torch_cannot_use_stops_and_says_so(assets: Assets, environ: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    command = [
+        "sbatch",
+        "--parsable",
+        "--wait",
+        "--gpus-per-node=1",
+        PROJECT / "jobs" / "extract.sh",
+        "configs/beetles/frozen.yaml",
+    ]
+    overrides = [o for o in assets.overrides("frozen") if not o.startswith("device")]
+    done = subprocess.run([*map(str, command), *overrides], cwd=environ, capture_output=True, text=True)
+    assert done.returncode == 1
+    (log,) = environ.glob("carabid-extract-*.out")
+    assert "was given a GPU" in log.read_text() and "Traceback" not in log.read_text()

@@ -41,7 +41,16 @@ def run(out: Path | None) -> None:
     prepare(place)
     manifests = [manifest for name, overrides in experiments(place) if (manifest := _manifest(name, overrides))]
     ended_well = local.run(manifests, WORKERS) if manifests else True
-    print_table(summarize(collect(all_experiments()), "in_domain.r2"))
+    rows = collect(all_experiments())
+    print_table(summarize(rows, "in_domain.r2"))
+    chance = [
+        row.figures["mean_predictor.in_domain.r2"] for row in rows if "permuted" not in row.experiment and row.figures
+    ]
+    print(
+        f"The mean predictor, which always says the training events' mean: R² in-domain {chance[0]:.3f}"
+        if chance
+        else ""
+    )
     print(f"\nEverything is under {place}. Look again with: CARABID_ROOT={place} carabid results")
     if not ended_well:
         raise WorkError(

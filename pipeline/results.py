@@ -149,6 +149,7 @@ def _figures(results: dict[str, Any]) -> Figures:
         for part in PARTS:
             values = block[part] if part else block
             figures |= {f"{prefix}{part}{'.' if part else ''}{name}": values[name] for name in ("r2", "MAE", "RMSE")}
+    figures["mean_predictor.in_domain.r2"] = results["summary"]["mean_predictor"]["in_domain"]["r2"]
     return figures
 
 

@@ -582,7 +582,7 @@ def test_tiny_features_show_colour_size_and_shape(clip_backbone: Backbone, dino_
     embedded = clip_backbone.embed(torch.stack([clip_backbone.transform(image) for image in photographs]))
     unit = nn.functional.normalize(embedded, dim=-1)
     assert (unit - unit.mean(dim=0)).norm(dim=-1).mean() > 0.4  # plain random weights: 0.14
-    assert (probe(embedded, targets) > [0.75, 0.75, 0.75, 0.75, 0.5]).all()
+    assert (probe(embedded, targets) > [0.75, 0.75, 0.75, 0.75, 0.45]).all()
     images = torch.stack([dino_backbone.transform(image) for image in photographs])
     patches = dino_backbone.patches(images).transpose(1, 2).reshape(len(images), 64, 8, 8)
     assert (

@@ -31,6 +31,7 @@ def regression_report(
     summary: Figures = _means(per_target)
     for part in (*parts, "mean_predictor"):
         summary[part] = _means([figures[part] for figures in per_target])
+    summary["mean_predictor"]["in_domain"] = _means([figures["mean_predictor"]["in_domain"] for figures in per_target])
     summary["warnings"] = [w for target in targets for w in _warnings(target, report[target])]
     return report | {"summary": summary}
 

@@ -1,0 +1,26 @@
+#!/bin/bash
+# Trains any experiment: the first argument is its YAML.
+#
+#   sbatch jobs/train.sh configs/beetles/finetune.yaml optim.lr=1e-3,3e-3
+#   sbatch --array=0-1 jobs/train.sh configs/beetles/finetune.yaml optim.lr=1e-3,3e-3
+#
+# Features are extracted first if they are not there; the evaluation is queued and starts when training has ended.
+#SBATCH --job-name=carabid-train
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=32G
+#SBATCH --time=08:00:00
+#SBATCH --signal=USR2@120            # two minutes before the walltime: write a checkpoint, queue again, go on from there
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out           # in the folder where you typed sbatch
+#@SBATCH --partition=gpu             # remove the @ to use
+#@SBATCH --account=my-account
+
+set -e
+# Slurm runs a copy of this file, and from any folder: ask it where the original lies.
+command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -n 1)
+project=$(cd "${command%%train.sh*}.." && pwd)
+source "$project/jobs/setup.sh"
+
+train_trials "$@"

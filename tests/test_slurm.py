@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pickletools
 import re
 import subprocess
 import sys
@@ -91,6 +92,19 @@ def test_a_grid_submitted_to_slurm_by_hand_and_locally_gives_identical_results(a
         assert [row["state"] for row in csv.DictReader(file)] == ["done"] * 4
 
 
+def test_a_pickle_names_a_function_a_manifest_and_an_index_and_nothing_else(assets: Assets, environ: Path) -> None:
+    carabid("submit", "configs/beetles/pixels.yaml", *assets.overrides("pixels"), *NO_GPU, *SMALL, root=environ)
+    pickles = list(environ.glob("trained/beetles-pixels/logs/*/*_submitted.pkl"))
+    assert len(pickles) == 4
+    for path in pickles:
+        words = {str(argument) for code, argument, _ in pickletools.genops(path.read_bytes()) if "UNICODE" in code.name}
+        stage = path.parent.name.removeprefix("1-")
+        ours = {word for word in words if "pipeline" in word or "/" in word}
+        assert ours == {"pipeline.launch.jobs", str(environ / "trained/beetles-pixels/submissions/1.json")}
+        assert stage in words and path.stat().st_size < 1000
+    wait_for_all()
+
+
 def test_submitted_again_when_all_is_done_nothing_is_queued(assets: Assets, environ: Path) -> None:
     overrides = (*assets.overrides("pixels"), *NO_GPU, *SMALL)
     carabid("submit", "configs/beetles/pixels.yaml", *overrides, root=environ)
@@ -151,14 +165,20 @@ def test_where_nodes_may_not_queue_jobs_the_training_job_evaluates_itself(assets
     assert len(results(environ)) == 1
 
 
-def test_a_requeued_training_finds_its_evaluation_by_name(assets: Assets, environ: Path) -> None:
+@pytest.mark.parametrize(
+    "disturb", [["scontrol", "requeue"], ["scancel", "--signal=USR2"]], ids=["requeue", "walltime"]
+)
+def test_a_training_queued_again_goes_on_and_finds_its_evaluation_by_name(
+    assets: Assets, environ: Path, disturb: list[str]
+) -> None:
+    """Queued again by an administrator, or by itself when Slurm warns that the walltime is near."""
     overrides = [*assets.overrides("baseline"), "train.epochs=40", "resources.checkpoint_epochs=1"]
     job = sbatch(PROJECT / "jobs" / "train_baseline.sh", *overrides, cwd=environ)
     deadline = time.monotonic() + 200
     while not list(environ.glob("trained/*/*/checkpoint/state.pt")):
         assert time.monotonic() < deadline, logs(environ)
         time.sleep(0.1)
-    subprocess.run(["scontrol", "requeue", job], check=True)
+    subprocess.run([*disturb, job], check=True)
     wait_for_all()
     assert len(results(environ)) == 1, logs(environ)
     (log,) = environ.glob("carabid-train-baseline-*.out")

@@ -23,6 +23,7 @@ from pipeline.launch.manifest import Manifest
 from pipeline.layout import PROJECT
 
 WARNING_SECONDS = 120
+OFFLINE = 'export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"  # nodes have no internet: use what `carabid fetch` brought'
 Entry = Callable[[str, int], None]
 
 
@@ -184,7 +185,7 @@ def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> SlurmExe
         array_parallelism=stage.n,
         wckey=None,  # submitit's own; sites that check such keys would refuse it
         srun_args=[f"--cpus-per-task={job.cpus_per_task}"],  # since Slurm 22.05 srun does not inherit it
-        setup=[f"cd {shlex.quote(str(PROJECT))}"],
+        setup=[f"cd {shlex.quote(str(PROJECT))}", OFFLINE],
         additional_parameters=_more_options(stage, ids),
         **{key: value for key, value in job.model_dump().items() if value not in (None, 0) and key != "mem"},
     )

@@ -14,8 +14,8 @@ import typer
 from pipeline import __version__
 from pipeline.errors import Interrupted, UserError, WorkError
 from pipeline.experiment import Experiment, Trial, load_experiment
-from pipeline.launch.state import trial_state
 from pipeline.layout import ExperimentDir, all_experiments, trained_root
+from pipeline.state import trial_state
 
 app = typer.Typer(
     help="Fine-tune vision foundation models on ecological images, on a Slurm cluster or on this machine.",
@@ -155,7 +155,7 @@ def collect(config: ConfigArgument, overrides: Overrides = None) -> None:
 @app.command()
 def status(experiments: ExperimentNames = None) -> None:
     """Show each trial's state."""
-    from pipeline.launch.state import planned_trials
+    from pipeline.state import planned_trials
 
     for experiment in _experiments(experiments):
         for name in planned_trials(experiment):

@@ -1,6 +1,6 @@
 """The data set of a trial: one row per image with its split, event, domain and targets, checked, and its images.
 
-`sources.py` reads files; this module gives the columns their meaning, deals events to folds, permutes targets for the
+`sources/` reads files; this module gives the columns their meaning, deals events to folds, permutes targets for the
 control, and refuses what cannot be right, naming file, row and column. It loads no torch and, to find faults in the
 table, no image.
 """
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Data, FoldSplit
 from pipeline.errors import UserError
-from pipeline.sources import Source, open_source
+from pipeline.sources import open_source
+from pipeline.sources.base import Source
 
 if TYPE_CHECKING:
     import numpy as np

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from pipeline.errors import WorkError
 from pipeline.experiment import load_experiment
 from pipeline.launch import local
 from pipeline.launch.manifest import Manifest, make_manifest
-from pipeline.launch.state import trial_state
 from pipeline.layout import PROJECT, all_experiments, root
 from pipeline.results import collect, print_table, summarize
+from pipeline.state import trial_state
 
 # A tiny random backbone on some thousand small images wants higher rates, smaller adapters and far fewer epochs than
 # BioCLIP-2 on the real data. Nothing else differs from configs/beetles/.
@@ -36,6 +37,7 @@ def run(out: Path | None) -> None:
 
     Raises WorkError if a trial failed; the message names its log.
     """
+    started = time.monotonic()
     place = out.resolve() if out else root() / "demo"
     os.environ |= {"CARABID_ROOT": str(place), "OMP_NUM_THREADS": "1"}
     prepare(place)
@@ -51,7 +53,9 @@ def run(out: Path | None) -> None:
         if chance
         else ""
     )
-    print(f"\nEverything is under {place}. Look again with: CARABID_ROOT={place} carabid results")
+    print(
+        f"\n{(time.monotonic() - started) / 60:.1f} minutes. Everything is under {place}. Look again with: CARABID_ROOT={place} carabid results"
+    )
     if not ended_well:
         raise WorkError(
             "some of the trials did not finish; the lines above name their logs. `carabid demo` again goes on"

@@ -14,8 +14,8 @@ from typing import Any
 from pipeline.config import Config, science
 from pipeline.errors import UserError
 from pipeline.experiment import flatten
-from pipeline.launch.state import planned_trials, trial_config, trial_state
 from pipeline.layout import ExperimentDir, read_json
+from pipeline.state import planned_trials, trial_config, trial_state
 
 REPLICATES = ("seed", "data.split.fold")
 """Trials that differ in these alone are repetitions of one another: the table shows their mean ± sd."""

@@ -272,7 +272,8 @@ def finished(root: Path) -> str:
     block = figures | {"in_domain": figures, "out_of_domain": figures}
     more = {"split": "test", "selected_on": "validation", "config_hash": config_hash(first.config)}
     evaluation = first.config.evaluate.model_dump(mode="json")
-    write_json(folder.results, {"SPEI_1y": block, "summary": block} | more | {"evaluation": evaluation})
+    summary = block | {"mean_predictor": {"in_domain": figures}}
+    write_json(folder.results, {"SPEI_1y": block, "summary": summary} | more | {"evaluation": evaluation})
     return first.name
 
 

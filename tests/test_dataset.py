@@ -146,7 +146,8 @@ def test_event_numbers_may_start_again_in_each_split_unless_folds_pool_them(tmp_
 
 def test_an_event_that_stands_in_two_splits_is_pointed_out(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Event 1 is in two splits, train .* and test"):
-        load(tmp_path, [*ROWS[:4], "a.png,E,1,7,0.5,1,test"])
+        data = load(tmp_path, [*ROWS[:4], "a.png,E,1,7,0.5,1,test"])
+    assert data.table["split"][data.table["event"] == "1"].tolist() == ["train", "train", "test"]
 
 
 # ---------------------------------------------------------------- images

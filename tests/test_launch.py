@@ -24,9 +24,9 @@ from pipeline.launch import jobs, local, manifest, slurm, submit
 from pipeline.launch.deal import array_rank, my_share
 from pipeline.launch.manifest import load_manifest, make_manifest, plan_extractions
 from pipeline.launch.signals import WALLTIME_SIGNAL, StopFlag, requeue_if_out_of_time
-from pipeline.launch.state import planned_trials, trial_config, trial_state
 from pipeline.layout import PROJECT, TrialDir, read_json, write_json, write_text
 from pipeline.lease import Lease
+from pipeline.state import planned_trials, trial_config, trial_state
 
 LORA = PROJECT / "configs" / "beetles" / "lora.yaml"
 pytestmark = pytest.mark.usefixtures("root")

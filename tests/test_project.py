@@ -134,6 +134,7 @@ TORCH_FREE = sorted(
         ["layout"],
         ["provenance"],
         ["results"],
+        ["state"],
         ["launch"],
         ["errors"],
         ["demo"],
@@ -168,14 +169,13 @@ LAYERS = [
     {"tasks", "records", "features"},
     {"models"},
     {"training"},
+    {"state"},
+    {"results"},
     {"stages"},
     {"launch"},
-    {"results"},
     {"demo"},
     {"cli"},
 ]
-# `results.collect` is what the collecting stage runs, and a trial's state on disk is launch's: neither loads torch.
-EXCEPTIONS = {("stages", "results")}
 
 
 def layer(name: str) -> int:
@@ -196,8 +196,7 @@ def test_imports_point_down(path: Path) -> None:
     for name, at_module_level in imports(path):
         if not name.startswith("pipeline.") or not at_module_level:
             continue
-        pair = mine.split(".")[1], name.split(".")[1]
-        assert layer(name) <= layer(mine) or pair in EXCEPTIONS, f"{mine} imports {name}"
+        assert layer(name) <= layer(mine), f"{mine} imports {name}"
 
 
 @pytest.mark.parametrize("stage", ["extract", "train", "evaluate", "collect"])

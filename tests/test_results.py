@@ -36,7 +36,9 @@ def finish(trial: Trial, experiment: Experiment, r2: float | None, split: str = 
     """Leave the files of an evaluated trial."""
     folder = experiment.dir.trial(trial.name)
     write_text(folder.config, dump_config(trial.config))
-    values = {target: block(r2, error) for target in TARGETS} | {"summary": block(r2, error) | {"warnings": []}}
+    chance = figures(0.0, error) | {"in_domain": figures(0.0, error)}
+    summary = block(r2, error) | {"warnings": [], "mean_predictor": chance}
+    values = {target: block(r2, error) for target in TARGETS} | {"summary": summary}
     more = {"split": split, "selected_on": "validation", "config_hash": config_hash(trial.config)}
     write_json(folder.results, values | more | {"evaluation": trial.config.evaluate.model_dump(mode="json")})
 

@@ -20,7 +20,11 @@ from PIL import Image
 
 from pipeline.config import Columns, Data
 from pipeline.errors import UserError
-from pipeline.sources import CsvSource, HubSource, Source, group_by_split, open_source, split_of_file
+from pipeline.sources import open_source
+from pipeline.sources.base import Source
+from pipeline.sources.csv_files import CsvSource
+from pipeline.sources.hugging_face import HubSource
+from pipeline.sources.names import group_by_split, split_of_file
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -171,7 +175,7 @@ def test_threads_share_row_groups_and_read_each_once(tmp_path: Path, group_reads
 def test_old_row_groups_are_dropped_but_not_the_last_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_reads: list[int]
 ) -> None:
-    monkeypatch.setattr("pipeline.sources.CACHED_BYTES", 1)
+    monkeypatch.setattr("pipeline.sources.parquet.CACHED_BYTES", 1)
     source = make_source(write_parquet(tmp_path / "a.parquet", [0, 1, 2, 3, 4, 5], group=2))
     for row in (0, 1, 2, 1, 3, 4, 5, 3, 0):
         assert source.image_bytes("train", row, "img") == IMAGES[row]

@@ -11,7 +11,7 @@ from pipeline.errors import UserError, WorkError
 from pipeline.experiment import Experiment, Trial
 from pipeline.launch import slurm
 from pipeline.launch.manifest import Manifest, make_manifest
-from pipeline.launch.state import trial_state
+from pipeline.state import trial_state
 
 POLL_SECONDS = 10.0
 

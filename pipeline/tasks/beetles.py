@@ -21,7 +21,7 @@ TARGETS = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
 
 
 def load(data: Data) -> Dataset:
-    """The beetles that the configuration names, from any source `sources.py` reads. Raises UserError."""
+    """The beetles that the configuration names, from any source that `sources/` reads. Raises UserError."""
     return load_dataset_table(data)
 
 

@@ -1,0 +1,91 @@
+"""What every source offers (`Source`), the image in a cell, and signatures of files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import Data
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Source(ABC):
+    """A data set as it lies on disk: named splits of rows counted from 0, each row with plain cells and images."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    @abstractmethod
+    def splits(self) -> list[str]:
+        """Names of the splits there are."""
+
+    @abstractmethod
+    def columns(self, split: str) -> list[str]:
+        """Names of all columns of a split, images included."""
+
+    @abstractmethod
+    def table(self, split: str) -> pd.DataFrame:
+        """The plain columns of a split, one row per image, without reading any image; a path to an image is plain."""
+
+    @abstractmethod
+    def image_names(self, split: str, column: str) -> list[str | None]:
+        """The path or file name that the data give each image of a split; None where there is none."""
+
+    @abstractmethod
+    def image_bytes(self, split: str, row: int, column: str) -> bytes:
+        """One encoded image; safe from several threads. Raises OSError or ValueError where there is none."""
+
+    @abstractmethod
+    def where(self, split: str, row: int) -> str:
+        """The place of a row in words for people: the file and the line or row."""
+
+    @abstractmethod
+    def signature(self) -> str:
+        """A cheap identity: equal while the files (path, size, time of change) stay as they are."""
+
+
+def encoded(cell: Any, base: Path | None) -> bytes:
+    """The image in a cell: bytes, {bytes, path}, or a path relative to `base`. Raises OSError, ValueError."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, (bytes, bytearray, memoryview)) and len(cell):
+        return bytes(cell)
+    if isinstance(cell, str) and cell:
+        return image_path(cell, base).read_bytes()
+    raise ValueError("the cell is empty" if not cell else f"the cell holds {type(cell).__name__}, not an image")
+
+
+def image_path(cell: str, base: Path | None) -> Path:
+    """The file that a cell names. Raises ValueError for a relative path without a folder that it is relative to."""
+    path = Path(cell)
+    if path.is_absolute():
+        return path
+    if base is None:
+        raise ValueError(f"{cell} is a relative path: set data.images to the folder it is relative to")
+    return base / path
+
+
+def _stat(path: Path) -> tuple[str, int, int]:
+    """Path, size and time of change; a missing file is (path, -1, 0), because it is part of what the data are."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return str(path), -1, 0
+    return str(path), stat.st_size, stat.st_mtime_ns
+
+
+def signature_of(kind: str, paths: Iterable[Path]) -> str:
+    lines = [_stat(path) for path in paths]
+    return f"{kind}:{hashlib.sha256(json.dumps(lines).encode()).hexdigest()}"
+
+
+def named_files(names: Iterable[str | None], base: Path | None) -> Iterable[Path]:
+    """The image files that a column of paths names, where they can be told."""
+    folder = base.resolve() if base else Path("/")
+    return (folder / name for name in names if name)

@@ -1,0 +1,195 @@
+"""What `datasets` reads: a folder that `save_to_disk` wrote, and a data set of the Hub with the cache it lies in."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from abc import abstractmethod
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import Data
+from pipeline.errors import UserError
+from pipeline.sources.arrow import is_plain, names_in, to_frame
+from pipeline.sources.base import Source, encoded, named_files, signature_of
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas as pd
+    import pyarrow as pa
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class _HuggingFaceSource(Source):
+    """What a `save_to_disk` folder and a Hub data set share: Arrow files, memory-mapped by `datasets`."""
+
+    base: Path | None
+
+    def __init__(self, data: Data) -> None:
+        super().__init__(data)
+        self.base = Path(data.images).expanduser() if data.images else None
+
+    @abstractmethod
+    def _load(self) -> datasets.DatasetDict | datasets.Dataset:
+        """The data set as `datasets` gives it."""
+
+    @cached_property
+    def _loaded(self) -> dict[str, datasets.Dataset]:
+        loaded = self._load()
+        return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+
+    def splits(self) -> list[str]:
+        return [str(name) for name in self._loaded]
+
+    def columns(self, split: str) -> list[str]:
+        return list(self._loaded[split].column_names)
+
+    def table(self, split: str) -> pd.DataFrame:
+        schema = self._loaded[split].features.arrow_schema
+        return to_frame(self._read(split, [field.name for field in schema if is_plain(field.type)]))
+
+    def image_names(self, split: str, column: str) -> list[str | None]:
+        kind = self._loaded[split].features.arrow_schema.field(column).type
+        return names_in(kind, lambda leaf: self._read(split, [leaf]), column, len(self._loaded[split]))
+
+    def image_bytes(self, split: str, row: int, column: str) -> bytes:
+        return encoded(self._images(split, column)[row][column], self.base)
+
+    def where(self, split: str, row: int) -> str:
+        return f"{self.data.source}, split {split}, row {row} (counted from 0)"
+
+    def _read(self, split: str, columns: list[str]) -> pa.Table:
+        rows = self._loaded[split]
+        if any(name not in rows.column_names for name in columns):
+            rows = self._undecoded(split, columns[0].rpartition(".")[0]).flatten()
+        return rows.select_columns(columns).with_format("arrow")[:]
+
+    def _undecoded(self, split: str, column: str) -> datasets.Dataset:
+        """The column alone, images as {bytes, path}."""
+        from datasets import Image
+
+        rows = self._loaded[split].select_columns([column])
+        return rows.cast_column(column, Image(decode=False)) if isinstance(rows.features[column], Image) else rows
+
+    def _images(self, split: str, column: str) -> datasets.Dataset:
+        if (split, column) not in self._image_columns:
+            self._image_columns[split, column] = self._undecoded(split, column)
+        return self._image_columns[split, column]
+
+    @cached_property
+    def _image_columns(self) -> dict[tuple[str, str], datasets.Dataset]:
+        return {}
+
+
+class DiskSource(_HuggingFaceSource):
+    """A folder that `save_to_disk` wrote: a DatasetDict, or a Dataset, which is one split called `train`."""
+
+    def __init__(self, data: Data, folder: Path) -> None:
+        super().__init__(data)
+        self.folder = folder
+        self.base = self.base or folder
+
+    def _load(self) -> datasets.DatasetDict | datasets.Dataset:
+        from datasets import load_from_disk
+
+        try:
+            return load_from_disk(str(self.folder))
+        except Exception as error:
+            raise UserError(f"{self.folder}: `datasets` cannot load this folder: {_short(error)}") from error
+
+    def signature(self) -> str:
+        files = [path for path in sorted(self.folder.resolve().rglob("*")) if path.suffix in (".arrow", ".json")]
+        return signature_of("disk", [*files, *self._image_files()])
+
+    def _image_files(self) -> Iterable[Path]:
+        column = self.data.columns.image
+        if not any(_image_is_text(path, column) for path in self.folder.rglob("dataset_info.json")):
+            return  # known from the small JSON file, so that a signature need not import `datasets`
+        for split in self.splits():
+            if column in self.columns(split):
+                yield from named_files(self.image_names(split, column), self.base)
+
+
+def _image_is_text(info: Path, column: str) -> bool:
+    feature = (json.loads(info.read_text()).get("features") or {}).get(column) or {}
+    return feature.get("dtype") in ("string", "large_string")
+
+
+class HubSource(_HuggingFaceSource):
+    """A data set of the Hugging Face Hub, downloaded by `datasets` or found in its cache."""
+
+    def _load(self) -> datasets.DatasetDict | datasets.Dataset:
+        from datasets import load_dataset
+
+        try:
+            loaded = load_dataset(self.data.source, revision=self.data.revision)
+        except Exception as error:
+            raise UserError(
+                f"data.source {self.data.source}: no such folder here, and the Hub data set of this name is neither in "
+                f"the cache nor to be had: {_short(error)} On a machine with network (a login node) run "
+                "`carabid fetch CONFIG`."
+            ) from error
+        self._check_revision(_arrow_folder(dict(loaded)).name)
+        return loaded
+
+    def _check_revision(self, commit: str) -> None:
+        """Offline, `datasets` takes whatever revision is in its cache, without a word."""
+        wanted = _commit_of(self.data.source, self.data.revision) if self.data.revision else None
+        if wanted and COMMIT.fullmatch(commit) and wanted != commit:
+            raise UserError(
+                f"data.revision {self.data.revision}: the cache holds {self.data.source} at {commit} instead. "
+                "On a machine with network run `carabid fetch CONFIG`."
+            )
+
+    def signature(self) -> str:
+        folder = self._only_cached() or _arrow_folder(self._loaded)
+        files = sorted(path for path in folder.resolve().iterdir() if path.suffix in (".arrow", ".json"))
+        return signature_of(f"hub:{self.data.source}@{folder.name}", files)
+
+    def _only_cached(self) -> Path | None:
+        """The cached data set's folder where there is exactly one, found without importing `datasets`."""
+        if "_loaded" in self.__dict__:
+            return None
+        found = hub_caches(self.data.source)
+        wanted = _commit_of(self.data.source, self.data.revision) if self.data.revision else None
+        return found[0] if len(found) == 1 and wanted in (None, found[0].name) else None
+
+
+def hub_caches(source: str) -> list[Path]:
+    """Folders in which `datasets` keeps a Hub data set (<config>/<version>/<commit>/), told from the environment."""
+    from huggingface_hub import constants
+
+    root = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets").expanduser()
+    owner, name = source.split("/")
+    # `datasets` writes the name in snake case; names that differ in underscores alone count as several, never as one.
+    same = [path for path in root.glob(f"{owner}___*") if _bare(path.name.removeprefix(f"{owner}___")) == _bare(name)]
+    return [info.parent for path in same for info in path.glob("*/*/*/dataset_info.json")]
+
+
+def _bare(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+def _commit_of(source: str, revision: str) -> str | None:
+    """The commit a revision stands for: itself, or what the Hub's cache noted for a tag or branch; None if unknown."""
+    from huggingface_hub import constants
+
+    if COMMIT.fullmatch(revision):
+        return revision
+    note = Path(constants.HF_HUB_CACHE) / f"datasets--{source.replace('/', '--')}" / "refs" / revision
+    return note.read_text().strip() if note.is_file() else None
+
+
+def _arrow_folder(splits: dict[str, datasets.Dataset]) -> Path:
+    """Where `datasets` keeps the Arrow files of a loaded Hub data set; the folder's name is the commit."""
+    return Path(next(iter(splits.values())).cache_files[0]["filename"]).parent
+
+
+def _short(error: Exception) -> str:
+    """An error of a library in one line that a person reads to its end."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]}…"

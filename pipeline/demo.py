@@ -43,19 +43,9 @@ def run(out: Path | None) -> None:
     prepare(place)
     manifests = [manifest for name, overrides in experiments(place) if (manifest := _manifest(name, overrides))]
     ended_well = local.run(manifests, WORKERS) if manifests else True
-    rows = collect(all_experiments())
-    print_table(summarize(rows, "in_domain.r2"))
-    chance = [
-        row.figures["mean_predictor.in_domain.r2"] for row in rows if "permuted" not in row.experiment and row.figures
-    ]
-    print(
-        f"The mean predictor, which always says the training events' mean: R² in-domain {chance[0]:.3f}"
-        if chance
-        else ""
-    )
-    print(
-        f"\n{(time.monotonic() - started) / 60:.1f} minutes. Everything is under {place}. Look again with: CARABID_ROOT={place} carabid results"
-    )
+    show()
+    minutes = (time.monotonic() - started) / 60
+    print(f"{minutes:.1f} minutes; everything is under {place}. Look again with: CARABID_ROOT={place} carabid results")
     if not ended_well:
         raise WorkError(
             "some of the trials did not finish; the lines above name their logs. `carabid demo` again goes on"
@@ -89,6 +79,15 @@ def experiments(place: Path) -> list[tuple[str, tuple[str, ...]]]:
     chosen += [(name, (*SHARED[1:], data)) for name in PLAIN]
     control = ("experiment=beetles-frozen-permuted", "data.permute_targets=true", *METHODS["frozen"])
     return [*chosen, ("frozen", (*SHARED, data, clip, *control))]
+
+
+def show() -> None:
+    """The table of everything under the root, and below it what knowing nothing but the training targets gives."""
+    rows = collect(all_experiments())
+    print_table(summarize(rows, "in_domain.r2"))
+    chance = [row.figures["mean_predictor.in_domain.r2"] for row in rows if row.experiment == "beetles-frozen"]
+    if chance and chance[0] is not None:
+        print(f"The mean predictor, which always says the training events' mean: R² in-domain {chance[0]:.3f}")
 
 
 def _manifest(name: str, overrides: tuple[str, ...]) -> Manifest | None:

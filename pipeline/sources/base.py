@@ -81,6 +81,7 @@ def _stat(path: Path) -> tuple[str, int, int]:
 
 
 def signature_of(kind: str, paths: Iterable[Path]) -> str:
+    """The kind of source with a hash of its files' paths, sizes and times of change, in the order given."""
     lines = [_stat(path) for path in paths]
     return f"{kind}:{hashlib.sha256(json.dumps(lines).encode()).hexdigest()}"
 

@@ -48,7 +48,7 @@ def carabid_epoch(features: Tensor, targets: Tensor) -> Callable[[], object]:
     model = Regressor(nn.Identity(), make_mlp(LAYERS), None, True, 3)
     optimizer = make_optimizer(model, config)
     samples = Samples(Resident(features), targets, torch.zeros(N, dtype=torch.long), np.arange(N))
-    return lambda: train_epoch(model, samples, optimizer, config, 0)
+    return lambda: train_epoch(model, samples, optimizer, config, 0, lambda: None)
 
 
 def sample_epoch(features: Tensor, targets: Tensor) -> Callable[[], object]:

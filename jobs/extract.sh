@@ -16,9 +16,9 @@
 #@SBATCH --account=my-account
 
 set -e
-# Slurm runs a copy of this file, and from any folder: ask it where the original lies.
+# Slurm runs a copy of this file, and from any folder: ask it where the original lies. Keep the file's name, or set project.
 command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -n 1)
-project=$(cd "${command%%extract.sh*}.." && pwd)
+project=${CARABID_PROJECT:-$(cd "${command%%extract.sh*}.." && pwd)}
 source "$project/jobs/setup.sh"
 
 carabid extract "$@"

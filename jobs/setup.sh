@@ -3,7 +3,7 @@
 # 1. The environment: keep the line that fits, or add your own (`module load …` goes here too).
 if [ -f "$project/.venv/bin/activate" ]; then
   source "$project/.venv/bin/activate"          # made by `make demo` or `make test`
-elif [ -z "${CONDA_PREFIX:-}" ] && command -v conda > /dev/null; then
+elif ! command -v carabid > /dev/null && command -v conda > /dev/null; then
   eval "$(conda shell.bash hook)" && conda activate carabid
 fi
 

@@ -19,9 +19,9 @@
 #@SBATCH --account=my-account
 
 set -e
-# Slurm runs a copy of this file, and from any folder: ask it where the original lies.
+# Slurm runs a copy of this file, and from any folder: ask it where the original lies. Keep the file's name, or set project.
 command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -n 1)
-project=$(cd "${command%%train_combined.sh*}.." && pwd)
+project=${CARABID_PROJECT:-$(cd "${command%%train_combined.sh*}.." && pwd)}
 source "$project/jobs/setup.sh"
 
 train_trials "$project/configs/beetles/combined.yaml" "$@"

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipeline import __version__
-from pipeline.errors import Interrupted, UserError, WorkError
+from pipeline.errors import UserError, WorkError
 from pipeline.experiment import Experiment, Trial, load_experiment
 from pipeline.layout import ExperimentDir, all_experiments, trained_root
 from pipeline.state import trial_state
@@ -105,6 +102,8 @@ def extract(
     from pipeline.stages import extract as stage
 
     experiment = load_experiment(config, overrides or ())
+    if once:
+        _record_plan(experiment)
     for trial in _distinct_inputs(experiment):
         if once:
             stage.ensure(trial.config)
@@ -116,13 +115,11 @@ def extract(
 def train(config: ConfigArgument, overrides: Overrides = None) -> None:
     """Train this job's share of the trials, one after another. The tasks of a Slurm array share them out."""
     from pipeline.launch import jobs
-    from pipeline.launch.manifest import record_plan
-    from pipeline.launch.slurm import own_job
+    from pipeline.launch.deal import my_share
 
     experiment = load_experiment(config, overrides or ())
-    if job := own_job():
-        record_plan(experiment, job)
-    _each_trial(experiment, "train", jobs.train_trial)
+    _record_plan(experiment)
+    jobs.train_trials(my_share(experiment.trials))
 
 
 @app.command()
@@ -134,14 +131,16 @@ def evaluate(
     ] = False,
 ) -> None:
     """Evaluate this job's share of the trials from their folders: results.json beside each model."""
+    experiment = load_experiment(config, overrides or ())
     if queue:
         from pipeline.launch.slurm import queue_evaluation
 
-        print(f"evaluation: job {queue_evaluation([config, *(overrides or ())])}", flush=True)
+        print(f"evaluation: job {queue_evaluation(experiment, [config, *(overrides or ())])}", flush=True)
         return
     from pipeline.launch import jobs
+    from pipeline.launch.deal import my_share
 
-    _each_trial(load_experiment(config, overrides or ()), "evaluate", jobs.evaluate_trial)
+    jobs.evaluate_trials(my_share(experiment.trials))
 
 
 @app.command()
@@ -172,16 +171,15 @@ def results(
     """All trials of all experiments with their metrics, best first; mean ± sd over seeds."""
     from pipeline import results as module
 
-    rows = module.collect(_experiments(experiments))
-    writers = {
-        "csv": module.to_csv,
-        "json": module.to_json,
-        "markdown": lambda r: module.to_markdown(module.summarize(r, sort)),
-    }
+    rows = module.sort_rows(module.collect(_experiments(experiments)), sort)
     if form == "table":
         module.print_table(module.summarize(rows, sort))
-    elif form in writers:
-        print(writers[form](rows), end="")
+    elif form == "markdown":
+        print(module.to_markdown(module.summarize(rows, sort)), end="")
+    elif form == "csv":
+        print(module.to_csv(rows), end="")
+    elif form == "json":
+        print(module.to_json(rows))
     else:
         raise UserError(f"--format {form}: choose table, csv, markdown or json")
 
@@ -219,27 +217,13 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
-def _each_trial(experiment: Experiment, verb: str, work: Callable[[Trial], None]) -> None:
-    """Do every trial of this job's share; one that fails leaves the others alone. Fails only if all of them did."""
-    from pipeline.launch.deal import my_share
+def _record_plan(experiment: Experiment) -> None:
+    """In a job that was submitted by hand: leave a record of its trials, so that those which never start are known."""
+    from pipeline.launch.manifest import record_plan
+    from pipeline.launch.slurm import own_job
 
-    share, failed = my_share(experiment.trials), 0
-    for number, trial in enumerate(share, 1):
-        print(f"carabid {verb}: trial {number} of {len(share)}: {trial.name}", flush=True)
-        started = time.monotonic()
-        try:
-            work(trial)
-        except Interrupted:  # the job's time is up: another trial would be killed
-            raise
-        except Exception as error:  # whatever it is, the other trials are not to suffer
-            failed += 1
-            if not isinstance(error, UserError | WorkError):
-                traceback.print_exc()
-            print(f"carabid: {trial.name}: {error}", file=sys.stderr, flush=True)
-        else:
-            print(f"carabid {verb}: {trial.name}: done in {time.monotonic() - started:.1f} s", flush=True)
-    if failed and failed == len(share):
-        raise WorkError(f"{verb}: none of {failed} trials ended well")
+    if job := own_job():
+        record_plan(experiment, job)
 
 
 def _distinct_inputs(experiment: Experiment) -> list[Trial]:

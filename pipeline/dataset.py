@@ -90,9 +90,12 @@ class Dataset:
 
 def decode(encoded: bytes) -> Image.Image:
     """An image with all its pixels read, so that a truncated file fails here. Raises what PIL raises."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    image = Image.open(io.BytesIO(encoded))
+    try:
+        image = Image.open(io.BytesIO(encoded))
+    except UnidentifiedImageError:  # its own words are about a BytesIO object at some address
+        raise UnidentifiedImageError("its content is in no image format that Pillow knows") from None
     image.load()
     return image
 

@@ -53,12 +53,11 @@ def run(out: Path | None) -> None:
 
 
 def prepare(place: Path) -> None:
-    """Data in the challenge's schema and two tiny backbones in their hubs' layouts."""
+    """Data in the challenge's schema and two tiny backbones in their hubs' layouts; each is there as a whole or not at all."""
     from pipeline.backbones.tiny import write_tiny_dinov2, write_tiny_open_clip
     from pipeline.tasks import load_task
 
-    if not (place / "data").exists():
-        load_task("beetles").generate(place / "data")
+    load_task("beetles").generate(place / "data")  # the same data already there are left as they are
     if not (place / "backbones" / "clip").exists():
         write_tiny_open_clip(place / "backbones" / "clip")
     if not (place / "backbones" / "dinov2").exists():

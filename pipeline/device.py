@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 
 import torch
 
-from pipeline.errors import WorkError
+from pipeline.errors import UserError, WorkError
 
 # A job knows from these that Slurm (or its user) gave it a GPU: lists of device numbers.
 GPU_VARIABLES = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")
 NO_GPU = ("", "-1", "NoDevFiles")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK")
 
 
 def choose_device(device: str) -> torch.device:
@@ -34,12 +37,28 @@ def choose_device(device: str) -> torch.device:
     return torch.device("cpu")
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's architecture: results are the same bit for bit on the same one."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
 def set_threads() -> int:
-    """Let torch use the CPUs this job owns (`OMP_NUM_THREADS` wins, then Slurm's count); returns the number."""
-    chosen = os.environ.get("OMP_NUM_THREADS") or os.environ.get("SLURM_CPUS_PER_TASK")
-    threads = int(chosen) if chosen else len(os.sched_getaffinity(0))
+    """Let torch use the CPUs this job owns (`OMP_NUM_THREADS` wins, then Slurm's count); returns the number.
+
+    Raises UserError if what is set there is no number of threads.
+    """
+    chosen = next((name for name in THREAD_VARIABLES if os.environ.get(name)), None)
+    threads = _read_threads(chosen) if chosen else len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     return threads
+
+
+def _read_threads(variable: str) -> int:
+    text = os.environ[variable]
+    outermost = text.split(",")[0].strip()  # OpenMP allows a number for each nesting level: 4,2
+    if not re.fullmatch("[1-9][0-9]{0,4}", outermost):
+        raise UserError(f"{variable}={text} is no number of threads: set it to a whole number above 0, or unset it.")
+    return int(outermost)
 
 
 def make_deterministic() -> None:

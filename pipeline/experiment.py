@@ -26,6 +26,8 @@ from pipeline.layout import PROJECT, ExperimentDir, experiment_dir, root
 
 Tree = dict[str, Any]
 MAX_LABEL = 96
+HASH_DIGITS = 8
+"""Among 1,000 trials of an experiment two share eight digits once in 8,000 experiments; six, once in 34."""
 UNNAMED = {"seed", "data.source", "data.images"}
 """Not part of what a folder's name tells: the seed has its own place at the end, a place on disk says nothing."""
 
@@ -280,10 +282,10 @@ def _name_trials(configs: list[Config], plain: Config) -> list[Trial]:
     for config in configs:
         if (twin := by_hash.setdefault(config_hash(config), config)) != config:
             raise _one_model_twice(twin, config)
-    existing = {p.name[-6:]: p.name for p in experiment_dir(configs[0]).path.glob("*-??????") if p.is_dir()}
+    existing = {p.name.rpartition("-")[2]: p.name for p in experiment_dir(configs[0]).path.glob("*-*") if p.is_dir()}
     trials = []
     for full, config in by_hash.items():
-        name = existing.get(full[:6]) or f"{_label(flatten(science(config)), base)}-{full[:6]}"
+        name = existing.get(full[:HASH_DIGITS]) or f"{_label(flatten(science(config)), base)}-{full[:HASH_DIGITS]}"
         trials.append(Trial(name, config))
     return trials
 

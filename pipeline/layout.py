@@ -1,16 +1,17 @@
 """The one owner of every path under features/ and trained/, and of how files come into being there.
 
 Files are written under a temporary name in their own folder, synced, and renamed: a reader sees the old file or the new
-one, never a part of either, whatever is killed when. This module loads no torch.
+one, never a part of either, whatever is killed when. So are folders whose files belong together. This module loads no torch.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,14 +169,62 @@ def all_experiments(trained: Path | None = None) -> list[ExperimentDir]:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path in `path`'s folder (made if missing); on success it is synced and renamed to `path`, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(
+    path: Path, replace: bool = False, to_sync: Callable[[Path], bool] = lambda _: True
+) -> Iterator[Path]:
+    """A new folder beside `path` (whose parents are made); on success it is synced and renamed to `path`, else removed.
+
+    `to_sync` chooses the files that are synced. What is at `path` already is kept, with an OSError, unless it is an empty
+    folder, or `replace` is set: then it goes once the new folder is ready.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in (*filter(to_sync, temporary.rglob("*")), temporary):
+            sync(file)
+        if replace:
+            _replace_folder(path, temporary)
+        else:
+            os.rename(temporary, path)
+            sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_folder(path: Path, new: Path) -> None:
+    """Rename `new` to `path`; the old folder steps aside, comes back if that fails, and is deleted last.
+
+    No system call does this in one step everywhere: who is killed between two renames leaves nothing at `path`, never a
+    mixture of both.
+    """
+    old = _temporary(path)
+    with suppress(FileNotFoundError):
+        os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except OSError:
+        if old.exists():
+            os.rename(old, path)
+        raise
+    sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -199,7 +248,8 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

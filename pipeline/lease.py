@@ -4,7 +4,8 @@ A lease is a folder of numbered files, of which the highest number counts. A fil
 which a thread of the owner rewrites; when it is done the owner writes `released` there. Whoever finds the highest file
 released, or silent for too long, creates the next number with O_EXCL: that one step is the takeover, so one of any
 number of waiters wins, and nothing can die half-way through it. Files that have been outbid are deleted; the highest
-never is, so numbers only grow.
+never is, so numbers only grow. Whoever has finished the work for good may delete the folder: a waiter that then makes it
+anew finds the work done.
 
 An owner on the waiter's own machine whose process is gone is dead at once. Elsewhere silence tells, measured by the
 waiter's own monotonic clock, because clocks and mtimes differ between nodes. An owner that was suspended for so long that
@@ -23,6 +24,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,22 @@ LONGEST_PAUSE = 5.0
 RELEASED = "released"
 
 
+@dataclass(frozen=True)
 class Held:
-    """What waiting for a lease came to: true while this process holds it, false if the work was done by another."""
+    """What waiting for a lease came to: true if this process holds it, false if the work was done by another."""
+
+    _claim: _Claim | None
+
+    def __bool__(self) -> bool:
+        return self._claim is not None
+
+    def still_mine(self) -> bool:
+        """Whether this process holds the lease and no other has taken it over, as the disk says now."""
+        return self._claim is not None and self._claim.counts()
+
+
+class _Claim:
+    """A file of the lease that this process has created and keeps alive; `number` is the file's."""
 
     def __init__(self, lease: Lease, number: int, descriptor: int) -> None:
         self._lease, self._number, self._descriptor = lease, number, descriptor
@@ -45,11 +61,8 @@ class Held:
         self._thread = threading.Thread(target=self._beat, name=f"lease {lease.path.name}", daemon=True)
         self._thread.start()
 
-    def __bool__(self) -> bool:
-        return True
-
-    def still_mine(self) -> bool:
-        """Whether no other process has taken the lease over, as the disk says now."""
+    def counts(self) -> bool:
+        """Whether the file is still there, and the highest."""
         return self._lease.highest() == self._number
 
     def release(self) -> None:
@@ -75,22 +88,6 @@ class Held:
         os.fsync(self._descriptor)
 
 
-class NotHeld(Held):
-    """The work is done: there is nothing to hold."""
-
-    def __init__(self) -> None:
-        pass
-
-    def __bool__(self) -> bool:
-        return False
-
-    def still_mine(self) -> bool:
-        return False
-
-    def release(self) -> None:
-        pass
-
-
 class Lease:
     """The lease at folder `path`; an owner that shows no beat for `seconds` has died."""
 
@@ -104,11 +101,12 @@ class Lease:
 
         The lease is released at the end of the block, whichever way it ends.
         """
-        held = self._wait(done)
+        claim = self._wait(done)
         try:
-            yield held
+            yield Held(claim)
         finally:
-            held.release()
+            if claim:
+                claim.release()
 
     def highest(self) -> int:
         """The number that counts; 0 if nobody has ever held the lease."""
@@ -117,40 +115,40 @@ class Lease:
         except FileNotFoundError:
             return 0
 
-    def _wait(self, done: Callable[[], bool]) -> Held:
+    def _wait(self, done: Callable[[], bool]) -> _Claim | None:
+        """A claim once there is one to be had; None as soon as the work is done."""
         watch = _Watch(self)
         while not done():
             number = self.highest()
-            if watch.may_claim(number, self._read(number)):
-                held = self._claim(number + 1)
-                if held and done():
-                    held.release()
-                    return NotHeld()
-                if held:
-                    return held
-            else:
-                time.sleep(self.pause)
-        return NotHeld()
+            claim = self._claim(number + 1) if watch.may_claim(number, self._read(number)) else None
+            if claim and not done():
+                return claim
+            if claim:
+                claim.release()
+                return None
+            time.sleep(self.pause)
+        return None
 
-    def _claim(self, number: int) -> Held | None:
-        """Create file `number`; None if another process did, or if higher numbers have come and gone meanwhile."""
-        self.path.mkdir(parents=True, exist_ok=True)
+    def _claim(self, number: int) -> _Claim | None:
+        """Create file `number`; None if another process did, or higher numbers or the whole folder went meanwhile."""
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self._file(number), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):
             return None
         if self.highest() != number:
             os.close(descriptor)
             self._file(number).unlink(missing_ok=True)
             return None
-        held = Held(self, number, descriptor)
+        claim = _Claim(self, number, descriptor)
         self._delete_below(number)
-        return held
+        return claim
 
     def _delete_below(self, number: int) -> None:
-        for name in os.listdir(self.path):
-            if name.isdecimal() and int(name) < number:
-                (self.path / name).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # the folder is gone: then the work is done
+            for name in os.listdir(self.path):
+                if name.isdecimal() and int(name) < number:
+                    (self.path / name).unlink(missing_ok=True)
 
     def _file(self, number: int) -> Path:
         return self.path / f"{number:06d}"

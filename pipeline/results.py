@@ -66,17 +66,30 @@ def summarize(rows: Sequence[Row], sort: str) -> list[Line]:
         groups.setdefault(
             (row.experiment, row.split + row.group if row.state == "done" else f"{row.trial} {row.state}"), []
         ).append(row)
+    _check_figure(rows, sort)
     lines = [_line(members) for members in groups.values()]
+    return sorted(lines, key=lambda line: _order(sort, line.state, line.means, line.name))
+
+
+def sort_rows(rows: Sequence[Row], sort: str) -> list[Row]:
+    """Trials in the order of `summarize`: best first by `sort`, those without results last, by name.
+
+    Raises UserError if no result has a figure of that name.
+    """
+    _check_figure(rows, sort)
+    return sorted(rows, key=lambda row: _order(sort, row.state, row.figures, row.trial))
+
+
+def _check_figure(rows: Sequence[Row], sort: str) -> None:
     names = sorted({name for row in rows for name in row.figures})
     if names and sort not in names:
         raise UserError(f"--sort {sort}: no result has that figure; there are: {', '.join(names)}")
-    lower = sort.endswith(("MAE", "RMSE"))
 
-    def order(line: Line) -> tuple[bool, bool, float, str]:
-        value = line.means.get(sort)
-        return line.state != "done", value is None, (value or 0) * (1 if lower else -1), line.name
 
-    return sorted(lines, key=order)
+def _order(sort: str, state: str, figures: Figures, name: str) -> tuple[bool, bool, float, str]:
+    """Where it stands: results with the figure first, the best of them first; equals by name."""
+    value, lower_is_better = figures.get(sort), sort.endswith(("MAE", "RMSE"))
+    return state != "done", value is None, (value or 0) * (1 if lower_is_better else -1), name
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -109,12 +122,12 @@ def cells(line: Line) -> tuple[str, ...]:
 
 
 def print_table(lines: Sequence[Line]) -> None:
-    """The table for a terminal, or 160 columns wide for a file."""
+    """The table for a terminal, or 160 columns wide for a file; what is too long for its column goes on below."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(*HEADER)
+    table = Table(*(Column(title, overflow="fold") for title in HEADER))
     for line in lines:
         table.add_row(*map(escape, cells(line)))
     Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.config import Config, config_hash
@@ -69,8 +71,13 @@ def _is_current(results: dict[str, Any], config: Config | None) -> bool:
     return bool(results["config_hash"] == config_hash(config)) and same_evaluation
 
 
-def _read(path: Any) -> dict[str, Any] | None:
-    return read_json(path) if path.exists() else None
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON file's content; None if it is not there, or no longer: a job may be at work in the folder."""
+    try:
+        content: dict[str, Any] = read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return content
 
 
 def _is_held(trial: TrialDir) -> bool:
@@ -78,5 +85,14 @@ def _is_held(trial: TrialDir) -> bool:
     if owner(trial.lease) is None:
         return False
     config = trial_config(trial)
-    newest = max(path.stat().st_mtime for path in trial.lease.iterdir())
-    return time.time() - newest < (config.resources.lease_seconds if config else 120)
+    return time.time() - _last_change(trial.lease) < (config.resources.lease_seconds if config else 120)
+
+
+def _last_change(folder: Path) -> float:
+    """When a file of the folder was last written; 0 if there is none: whoever finishes a trial removes its lease."""
+    times = [0.0]
+    with suppress(OSError):
+        for path in folder.iterdir():
+            with suppress(OSError):
+                times.append(path.stat().st_mtime)
+    return max(times)

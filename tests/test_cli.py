@@ -190,7 +190,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, Exception]]
     def replace(errors: dict[int, Exception]) -> list[int]:
         seen: list[int] = []
 
-        def work(trial: Any) -> None:
+        def work(trial: Any, flag: object) -> None:
             seen.append(trial.config.seed)
             if trial.config.seed in errors:
                 raise errors[trial.config.seed]
@@ -209,8 +209,8 @@ def test_a_trial_that_fails_leaves_the_others_of_its_job_alone_and_is_named(
     seen = training({1: WorkError("the loss became nan")})
     said = type_in("train", LORA, "seed=0,1,2")
     assert said.status == 0 and seen == [0, 1, 2]
-    assert re.search(r"carabid: seed=1-\w{6}: the loss became nan", said.err)
-    assert len(re.findall(r"seed=[02]-\w{6}: done in", said.out)) == 2
+    assert re.search(r"carabid: seed=1-\w{8}: the loss became nan", said.err)
+    assert len(re.findall(r"seed=[02]-\w{8}: done in", said.out)) == 2
 
 
 def test_a_job_none_of_whose_trials_ended_well_has_failed(type_in: Callable[..., Said], training: Any) -> None:
@@ -281,7 +281,7 @@ def test_plan_and_status_show_what_is_done_and_what_is_missing(type_in: Callable
     name = finished(root)
     for said in (type_in("plan", LORA, "seed=0,1"), type_in("status"), type_in("status", "beetles-lora")):
         assert re.search(rf"^done +(beetles-lora/)?{re.escape(name)}$", said.out, re.MULTILINE)
-        assert re.search(r"^missing +(beetles-lora/)?seed=1-\w{6}  not run$", said.out, re.MULTILINE)
+        assert re.search(r"^missing +(beetles-lora/)?seed=1-\w{8}  not run$", said.out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("form", ["table", "csv", "markdown", "json"])

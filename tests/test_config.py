@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -378,9 +379,10 @@ def test_a_configuration_cannot_be_changed_once_it_is_resolved() -> None:
 
 
 def test_the_tasks_are_the_modules_of_the_tasks_folder() -> None:
-    from pipeline.tasks import available
+    from pipeline import tasks
 
-    assert available() == TASKS
+    modules = sorted(module.name for module in pkgutil.iter_modules(tasks.__path__))
+    assert tasks.available() == TASKS == modules
 
 
 @pytest.mark.parametrize(

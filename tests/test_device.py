@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from pipeline.device import GPU_VARIABLES, choose_device, make_deterministic, set_threads
-from pipeline.errors import WorkError
+from pipeline.errors import UserError, WorkError
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +76,25 @@ def test_a_job_uses_the_cpus_that_slurm_gave_it_unless_the_user_says_otherwise(m
     assert set_threads() == torch.get_num_threads() == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert set_threads() == torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("threads")
+def test_of_openmps_numbers_for_nested_levels_the_first_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
+    assert set_threads() == torch.get_num_threads() == 3
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("text", ["abc", "0", "-2", "1.5", ",2", "1e3", "٣", "9" * 5000])
+@pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"])
+def test_what_is_no_number_of_threads_is_refused_with_its_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str
+) -> None:
+    monkeypatch.setenv(variable, text)
+    before = torch.get_num_threads()
+    with pytest.raises(UserError, match=f"^{variable}={re.escape(text)} is no number of threads"):
+        set_threads()
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.usefixtures("threads")

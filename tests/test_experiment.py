@@ -272,7 +272,7 @@ def test_a_grid_is_the_product_of_its_axes_with_a_folder_for_each_cell(grid: dic
 # ---------------------------------------------------------------- names
 def test_a_trial_is_named_by_what_distinguishes_it_and_a_short_hash() -> None:
     (trial,) = load_experiment(LORA, ["optim.lr=3e-4", "seed=1"]).trials
-    assert trial.name == f"lr=3e-4,seed=1-{config_hash(trial.config)[:6]}"
+    assert trial.name == f"lr=3e-4,seed=1-{config_hash(trial.config)[:8]}"
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_a_trials_name_is_a_plain_folder_name_whatever_its_values(source: str, t
 
 def test_a_name_that_would_be_too_long_is_cut_but_keeps_seed_and_hash() -> None:
     (trial,) = load_experiment(FROZEN, ["model.encoder.kind=lora", "seed=3"]).trials
-    assert len(trial.name) < 110 and trial.name.endswith(f",seed=3-{config_hash(trial.config)[:6]}")
+    assert len(trial.name) < 110 and trial.name.endswith(f",seed=3-{config_hash(trial.config)[:8]}")
     assert re.fullmatch(r"[A-Za-z0-9._+=,-]+", trial.name)
 
 

@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from pipeline.backbones import load_backbone
 from pipeline.config import Config
 from pipeline.errors import UserError, WorkError
-from pipeline.features.store import FeatureStore, open_store
+from pipeline.features.store import FeatureStore, open_key
+from pipeline.layout import read_json
 from pipeline.records import known_feature_key
 from pipeline.stages import extract
+from pipeline.stages.inputs import feature_key
 from pipeline.tasks import load_task
 from tests.small import SHARDS, extract_and_log, image_files, small_config, start
 
@@ -41,6 +43,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in files}
 
 
+def opened(config: Config) -> FeatureStore:
+    """The store as training opens it."""
+    return open_key(config, feature_key(config, load_task(config.task).load(config.data)))
+
+
 def rows(store: FeatureStore) -> torch.Tensor:
     """All features [n, …]."""
     return torch.cat([load_file(store.path(shard))["features"] for shard in range(store.n_shards)])
@@ -60,7 +67,8 @@ def test_row_i_holds_the_features_of_image_i(table: Path, clip: Path, tmp_path: 
         functions = {"pooled": backbone.embed, "patches": backbone.patches, "cut": lambda x: backbone.trunk(x, 6)}
         direct = functions[kind](images)
     stored = rows(store)
-    assert stored.shape == direct.shape == (40, *store.shape) and store.embed_dim == backbone.embed_dim
+    assert stored.shape == direct.shape == (40, *store.shape)
+    assert read_json(store.dir.manifest)["embed_dim"] == backbone.embed_dim
     if dtype == "fp32":
         torch.testing.assert_close(stored, direct, rtol=1e-5, atol=1e-5)
     else:
@@ -96,7 +104,8 @@ def test_progress_and_speed_are_told(
 ) -> None:
     store = extract.run(small_config(table, clip, tmp_path))
     assert store and "40 images" in (told := capsys.readouterr().err) and "images/s" in told
-    assert store.manifest["images_per_second"] > 0 and store.manifest["devices"] == ["cpu"]
+    manifest = read_json(store.dir.manifest)
+    assert manifest["images_per_second"] > 0 and manifest["devices"] == ["cpu"]
 
 
 # ---------------------------------------------------------------- kills and damage
@@ -113,7 +122,7 @@ def test_a_killed_extraction_goes_on_and_ends_with_the_same_bytes(
         process.join(60)
         assert process.exitcode == (-signal.SIGKILL if death else 0), death
         assert done.isdisjoint(log.read_text().split()), "a finished shard is not made again"
-    assert contents(open_store(config).dir.path) == contents(reference)
+    assert contents(opened(config).dir.path) == contents(reference)
 
 
 @pytest.mark.parametrize("how", ["run", "ensure"])
@@ -124,7 +133,7 @@ def test_a_truncated_shard_is_made_again(table: Path, clip: Path, tmp_path: Path
     with store.path(2).open("r+b") as file:
         file.truncate(store.path(2).stat().st_size - 1)
     with pytest.raises(WorkError, match="carabid extract"):
-        open_store(config)
+        opened(config)
     assert getattr(extract, how)(config)
     assert contents(store.dir.path) == contents(reference)
 
@@ -182,7 +191,7 @@ def test_two_processes_on_the_same_key_both_end_well(table: Path, clip: Path, tm
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
-    assert contents(open_store(config).dir.path) == contents(reference)
+    assert contents(opened(config).dir.path) == contents(reference)
 
 
 def test_of_two_that_need_the_store_one_extracts_and_the_other_waits(
@@ -194,7 +203,7 @@ def test_of_two_that_need_the_store_one_extracts_and_the_other_waits(
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
     assert sorted(log.read_text().split()) == [str(shard) for shard in range(SHARDS)]
-    assert contents(open_store(config).dir.path) == contents(reference)
+    assert contents(opened(config).dir.path) == contents(reference)
 
 
 def test_another_takes_over_from_an_extractor_that_died(
@@ -206,7 +215,7 @@ def test_another_takes_over_from_an_extractor_that_died(
     assert first.exitcode == -signal.SIGKILL
     second = start(extract_and_log, config, log, "ensure")
     second.join(60)
-    assert second.exitcode == 0 and contents(open_store(config).dir.path) == contents(reference)
+    assert second.exitcode == 0 and contents(opened(config).dir.path) == contents(reference)
 
 
 def test_an_extractor_that_was_suspended_for_too_long_leaves_the_rest_to_its_successor(
@@ -222,7 +231,7 @@ def test_an_extractor_that_was_suspended_for_too_long_leaves_the_rest_to_its_suc
     os.kill(first.pid or 0, signal.SIGCONT)
     first.join(60)
     assert (first.exitcode, second.exitcode) == (0, 0)
-    assert contents(open_store(config).dir.path) == contents(reference)
+    assert contents(opened(config).dir.path) == contents(reference)
 
 
 # ---------------------------------------------------------------- bad images
@@ -247,17 +256,19 @@ def test_bad_images_can_be_skipped_and_are_counted_and_named(own: Path, clip: Pa
     bad = [9, 12, *range(16, 24)]
     config = small_config(own, clip, tmp_path, data={"on_bad_image": "skip"})
     store = extract.run(config)
-    assert good and store and [i for i, ok in enumerate(store.ok) if not ok] == bad
-    assert store.manifest["n_bad"] == 10 and store.manifest["bad"][0]["id"] == files[9].stem
+    assert good and store and sorted(store.bad) == bad
+    manifest = read_json(store.dir.manifest)
+    assert manifest["n_bad"] == 10 and manifest["bad"][0]["id"] == files[9].stem
     index = pd.read_parquet(store.dir.index)
     assert list(index.index[~index["ok"]]) == bad and "line 11" in index["error"][9]
     assert (rows(store)[bad] == 0).all()
-    assert torch.equal(rows(store)[store.ok], rows(good)[store.ok]), "a bad image leaves its neighbours alone"
+    whole = [i for i in range(40) if i not in bad]
+    assert torch.equal(rows(store)[whole], rows(good)[whole]), "a bad image leaves its neighbours alone"
     strict = small_config(own, clip, tmp_path)
-    for refused in (open_store, extract.run, extract.ensure):
+    for refused in (opened, extract.run, extract.ensure):
         with pytest.raises(UserError, match=r"line 11.*9 more"):
             refused(strict)
-    assert open_store(config).n == 40
+    assert opened(config).n == 40
 
 
 def test_a_repaired_image_gets_its_features(own: Path, clip: Path, tmp_path: Path, reference: Path) -> None:
@@ -313,7 +324,7 @@ def test_features_that_are_not_finite_stop_the_work(
     with pytest.raises(WorkError, match=r"line 2.*not finite"):
         extract.run(small_config(table, clip, tmp_path))
     with pytest.raises(WorkError):
-        open_store(small_config(table, clip, tmp_path))
+        opened(small_config(table, clip, tmp_path))
 
 
 def test_more_blocks_than_the_backbone_has_are_refused(table: Path, clip: Path, tmp_path: Path) -> None:

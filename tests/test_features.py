@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError, WorkError
 from pipeline.features.key import Ingredients
 from pipeline.features.store import FeatureStore, load_store, open_key
-from pipeline.layout import StoreDir
+from pipeline.layout import StoreDir, read_json
 from pipeline.records import DataRecord, WeightsRecord, ingredients
 
 MADE_OF = Ingredients("data", "open_clip", "architecture", "weights", "transform", "pooled", 0, "fp32", 4)
@@ -229,8 +229,9 @@ def config_at(folder: Path, **data: Any) -> Config:
 def test_a_complete_store_opens_and_describes_itself(tmp_path: Path) -> None:
     store = fill(make_store(tmp_path / MADE_OF.key()))
     opened = open_key(config_at(tmp_path), MADE_OF.key())
-    assert opened == store and opened.shape == (3, 5) and opened.embed_dim == 5 and opened.ok.all()
-    assert opened.weights_hash == "weights" and opened.manifest["images_per_second"] == 2.0
+    assert opened == store and opened.shape == (3, 5) and opened.bad == {}
+    manifest = read_json(opened.dir.manifest)
+    assert manifest["embed_dim"] == 5 and manifest["images_per_second"] == 2.0
 
 
 def test_a_store_without_its_manifest_or_with_a_shard_missing_is_not_opened(tmp_path: Path) -> None:
@@ -256,8 +257,8 @@ def test_bad_images_are_an_error_unless_they_may_be_skipped(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"^table, row 2: bad \(1 more"):
         open_key(config_at(tmp_path), store.key)
     opened = open_key(config_at(tmp_path, on_bad_image="skip"), store.key)
-    assert [i for i, ok in enumerate(opened.ok) if not ok] == [2, 7]
-    assert opened.manifest["bad"] == [
+    assert list(opened.bad) == [2, 7]
+    assert read_json(opened.dir.manifest)["bad"] == [
         {"position": 2, "id": "b2", "error": "table, row 2: bad"},
         {"position": 7, "id": "b7", "error": "table, row 7: bad"},
     ]

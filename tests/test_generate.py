@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from pipeline.config import Data
 from pipeline.dataset import Dataset, signature
 from pipeline.errors import UserError
+from pipeline.synthetic import beetles as drawing
 from pipeline.synthetic.beetles import (
     KNOWN_DOMAINS,
     LIMIT,
@@ -142,6 +143,24 @@ def test_anything_else_already_there_is_refused_and_kept(small: dict[Form, Path]
     with pytest.raises(UserError, match="holds something else"):
         beetles.generate(tmp_path / "thesis.txt", scale=0.05)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"form": "xlsx"}, r"form 'xlsx'.*parquet, csv, disk"),
+        ({"seed": -1}, r"seed -1.*0 or above"),
+        ({"scale": -1.0}, r"scale -1\.0.*above 0"),
+        ({"scale": float("nan")}, r"scale nan.*above 0"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused_before_anything_is_drawn(
+    request_: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drawing, "make_rows", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(UserError, match=message):
+        beetles.generate(tmp_path / "out", **request_)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_writing_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

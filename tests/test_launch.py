@@ -23,9 +23,9 @@ from pipeline.experiment import Experiment, dump_config, load_experiment
 from pipeline.launch import jobs, local, manifest, slurm, submit
 from pipeline.launch.deal import array_rank, my_share
 from pipeline.launch.manifest import load_manifest, make_manifest, plan_extractions
-from pipeline.launch.signals import WALLTIME_SIGNAL, StopFlag, requeue_if_out_of_time
 from pipeline.layout import PROJECT, TrialDir, read_json, write_json, write_text
 from pipeline.lease import Lease
+from pipeline.signals import WALLTIME_SIGNAL, StopFlag
 from pipeline.state import planned_trials, trial_config, trial_state
 
 LORA = PROJECT / "configs" / "beetles" / "lora.yaml"
@@ -334,44 +334,71 @@ def test_a_signal_asks_training_to_stop_and_the_old_handlers_come_back(capsys: p
     for number in (signal.SIGTERM, WALLTIME_SIGNAL):
         flag = StopFlag()
         with flag.installed():
-            assert not flag()
+            assert not flag.asked()
             os.kill(os.getpid(), number)
-            assert flag() and flag.signal == number
+            assert flag.asked() and flag.signal == number and not flag.overdue()
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(WALLTIME_SIGNAL)) == before
     assert "SIGTERM: stopping after this epoch" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("number", "job", "requeued"),
-    [(WALLTIME_SIGNAL, "42", ["requeue 42"]), (signal.SIGTERM, "42", []), (WALLTIME_SIGNAL, "", []), (None, "42", [])],
+    ("environ", "requeued"),
+    [
+        ({"SLURM_JOB_ID": "42"}, "requeue 42\n"),
+        # The id of one task of every array is the whole array's: its neighbours must not be requeued with it.
+        ({"SLURM_JOB_ID": "42", "SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "3"}, "requeue 42_3\n"),
+        ({}, ""),
+    ],
 )
-def test_only_a_job_whose_time_was_up_queues_itself_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int | None, job: str, requeued: list[str]
+def test_a_training_out_of_time_is_queued_again_itself_alone_and_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: Any, environ: dict[str, str], requeued: str
 ) -> None:
     calls = fake_command(tmp_path / "bin", "scontrol", "", monkeypatch)
-    monkeypatch.setenv("SLURM_JOB_ID", job)
-    flag = StopFlag()
-    flag.signal = number
-    requeue_if_out_of_time(flag)
-    assert calls.read_text().splitlines() == requeued
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    training(stop_when_signalled(WALLTIME_SIGNAL))
+    (trial,) = load().trials
+    with pytest.raises(Interrupted):
+        jobs.train_trials([trial])
+    assert calls.read_text() == requeued and not jobs.trial_dir(trial).failure.exists()
 
 
-def test_a_training_out_of_time_is_queued_again_and_is_no_failure(
+def test_a_training_told_to_stop_for_another_reason_is_not_queued_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: Any
 ) -> None:
     calls = fake_command(tmp_path / "bin", "scontrol", "", monkeypatch)
     monkeypatch.setenv("SLURM_JOB_ID", "42")
+    training(stop_when_signalled(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        jobs.train_trials(load().trials)
+    assert calls.read_text() == ""
 
-    def stop_at_once(config: Config, folder: TrialDir, stop_asked: Callable[[], bool]) -> None:
+
+def test_a_signal_during_one_trials_last_epoch_is_not_lost_on_the_next_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: Any
+) -> None:
+    calls, trained = fake_command(tmp_path / "bin", "scontrol", "", monkeypatch), []
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+
+    def end_normally(config: Config, folder: TrialDir, flag: StopFlag) -> None:
+        trained.append(config.seed)
         os.kill(os.getpid(), WALLTIME_SIGNAL)
-        assert stop_asked()
+
+    training(end_normally)
+    with pytest.raises(Interrupted, match="before"):
+        jobs.train_trials(load("seed=0,1").trials)
+    assert trained == [0] and calls.read_text() == "requeue 42\n"
+
+
+def stop_when_signalled(number: int) -> Callable[[Config, TrialDir, StopFlag], None]:
+    def run(config: Config, folder: TrialDir, flag: StopFlag) -> None:
+        os.kill(os.getpid(), number)
+        assert flag.asked()
         raise Interrupted("told to stop")
 
-    training(stop_at_once)
-    (trial,) = load().trials
-    with pytest.raises(Interrupted):
-        jobs.train_trial(trial)
-    assert calls.read_text() == "requeue 42\n" and not jobs.trial_dir(trial).failure.exists()
+    return run
 
 
 # ---------------------------------------------------------------- on this machine
@@ -521,15 +548,28 @@ def test_a_training_job_queues_its_evaluation_once(tmp_path: Path, monkeypatch: 
     queue = tmp_path / "queue"
     queue.touch()
     fake_command(tmp_path / "bin", "squeue", f"cat {queue}", monkeypatch)
-    calls = fake_command(tmp_path / "bin", "sbatch", f"echo 77 | tee {queue}", monkeypatch)
+    script = f"sleep 0.1; printf '77 2\\n77 4\\n77 6\\n' > {queue}; echo 77"
+    calls = fake_command(tmp_path / "bin", "sbatch", script, monkeypatch)
     for name, value in slurm_array(3, 2, 2, 1).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "40")
     monkeypatch.setenv("SLURM_JOB_ID", "41")
-    assert [slurm.queue_evaluation(["configs/x.yaml", "seed=0,1"]) for _ in range(3)] == ["77"] * 3
+    with ThreadPoolExecutor(3) as together:
+        found = list(together.map(lambda _: slurm.queue_evaluation(load(), ["configs/x.yaml", "seed=0,1"]), range(3)))
+    assert found == ["77"] * 3
     (call,) = calls.read_text().splitlines()
     assert "--dependency=aftercorr:40" in call and "--array=2-6:2" in call and "--job-name=carabid-evaluate-40" in call
     assert call.endswith("evaluate.sh configs/x.yaml seed=0,1")
+
+
+def test_an_evaluation_that_lacks_this_task_is_queued_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task failed once, its evaluation was cancelled, and somebody queued it again."""
+    fake_command(tmp_path / "bin", "squeue", "echo 77 4", monkeypatch)
+    fake_command(tmp_path / "bin", "sbatch", "echo 79", monkeypatch)
+    for name, value in slurm_array(3, 2, 2, 0).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "40")
+    assert slurm.queue_evaluation(load(), ["configs/x.yaml"]) == "79"
 
 
 def test_a_plain_training_job_queues_an_evaluation_that_waits_for_it(
@@ -539,7 +579,7 @@ def test_a_plain_training_job_queues_an_evaluation_that_waits_for_it(
     calls = fake_command(tmp_path / "bin", "sbatch", "echo '78;cluster'", monkeypatch)
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
     monkeypatch.setenv("SLURM_JOB_ID", "41")
-    assert slurm.queue_evaluation(["x.yaml"]) == "78"
+    assert slurm.queue_evaluation(load(), ["x.yaml"]) == "78"
     assert "--dependency=afterok:41" in calls.read_text() and "--array" not in calls.read_text()
 
 
@@ -553,7 +593,7 @@ def test_a_node_that_may_not_call_slurm_says_so_without_a_traceback(
     if refusing == "both are missing":
         monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(WorkError, match="on this node"):
-        slurm.queue_evaluation(["x.yaml"])
+        slurm.queue_evaluation(load(), ["x.yaml"])
 
 
 def test_a_squeue_that_does_not_answer_says_nothing_about_a_job(

@@ -20,6 +20,7 @@ from pipeline.layout import (
     PROJECT,
     ExperimentDir,
     all_experiments,
+    atomic_folder,
     atomic_path,
     experiment_dir,
     features_root,
@@ -174,6 +175,76 @@ def test_the_content_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: 
     assert calls == ["file", "rename", "folder"]
 
 
+# ---------------------------------------------------------------- folders
+def write_folder(path: Path, *files: str, replace: bool = True) -> None:
+    with atomic_folder(path, replace) as folder:
+        assert folder.parent == path.parent
+        for name in files:
+            (folder / name).write_text(name)
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "parents" / "adapter"
+    write_folder(path, "old", "both")
+    write_folder(path, "new", "both")
+    assert names(path) == ["both", "new"] and names(path.parent) == ["adapter"]
+
+
+def test_a_folder_that_is_not_to_be_replaced_stays_unless_it_is_empty(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.mkdir()
+    write_folder(path, "mine", replace=False)
+    with pytest.raises(OSError, match="not empty"):
+        write_folder(path, "new", replace=False)
+    assert names(path) == ["mine"] and names(tmp_path) == ["data"]
+
+
+def test_a_failure_while_filling_a_folder_leaves_the_old_one_and_no_temporary_one(tmp_path: Path) -> None:
+    path = tmp_path / "adapter"
+    write_folder(path, "old")
+    with pytest.raises(RuntimeError, match="disk"), atomic_folder(path, replace=True) as folder:
+        (folder / "half").write_text("of the")
+        raise RuntimeError("disk full")
+    assert names(path) == ["old"] and names(tmp_path) == ["adapter"]
+
+
+def test_an_old_folder_comes_back_if_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rename = tmp_path / "adapter", os.rename
+    write_folder(path, "old")
+    failures = iter([False, True, False])
+
+    def failing(source: Path, target: Path) -> None:
+        if next(failures):
+            raise OSError("quota exceeded")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(OSError, match="quota"):
+        write_folder(path, "new")
+    assert names(path) == ["old"] and names(tmp_path) == ["adapter"]
+
+
+def test_a_folders_files_are_on_disk_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def noted_fsync(descriptor: int) -> None:
+        calls.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")
+        fsync(descriptor)
+
+    def noted_rename(source: Path, target: Path) -> None:
+        rename(source, target)
+        calls.append("rename")
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    write_folder(tmp_path / "adapter", "a", "b")
+    assert calls == ["file", "file", "folder", "rename", "folder"]
+
+
+# ---------------------------------------------------------------- readers
 def test_a_reader_never_sees_a_part_while_two_writers_race(tmp_path: Path) -> None:
     path, seen = tmp_path / "file", set()
     contents = ["a" * 200_000, "b" * 200_000]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -195,6 +198,69 @@ def test_a_claim_that_comes_too_late_fails_and_leaves_nothing(tmp_path: Path) ->
     assert Lease(path, SECONDS)._claim(2) is None
     assert Lease(path, SECONDS)._claim(3) is None
     assert [p.name for p in path.iterdir()] == ["000003"]
+
+
+@pytest.mark.parametrize(("step", "nth"), [("mkdir", 1), ("open", 1), ("listdir", 1), ("listdir", 2)])
+def test_a_claim_survives_that_the_finisher_deletes_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, nth: int
+) -> None:
+    """The folder vanishes just before one of the claim's steps; the waiter looks again and finds the work done."""
+    path, done = tmp_path / "work.lease", tmp_path / "done"
+    path.mkdir()
+    lease = Lease(path, 60)
+    lease.pause = 0.01
+    claim, real, calls = lease._claim, getattr(os, step), []
+
+    def finish_before(*arguments: Any) -> Any:
+        calls.append(step)
+        if len(calls) == nth:
+            monkeypatch.setattr(os, step, real)
+            done.touch()
+            shutil.rmtree(path)
+        return real(*arguments)
+
+    def watched(number: int) -> Any:
+        monkeypatch.setattr(lease, "_claim", claim)
+        monkeypatch.setattr(os, step, finish_before)
+        return claim(number)
+
+    monkeypatch.setattr(lease, "_claim", watched)
+    with lease.hold(done.exists) as held:
+        assert not held and not held.still_mine()
+    assert len(calls) == nth and owner(path) is None
+
+
+def test_a_holder_whose_folder_was_deleted_holds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "work.lease"
+    with Lease(path, 60).hold() as held:
+        shutil.rmtree(path)
+        assert held and not held.still_mine()
+    assert not path.exists()
+
+
+def test_many_contenders_end_well_though_each_of_them_deletes_the_folder_at_the_end(tmp_path: Path) -> None:
+    """As at the end of training: whoever held the lease, and whoever waited for it, removes what is left of it."""
+    path, done, worked, ended = tmp_path / "work.lease", tmp_path / "done", [0], [0]
+
+    def contend() -> None:
+        lease = Lease(path, 10)
+        lease.pause = 0.001
+        with lease.hold(done.exists) as held:
+            if held:
+                worked[0] += 1
+                time.sleep(0.005)
+                done.touch()
+        shutil.rmtree(path, ignore_errors=True)
+        ended[0] += 1
+
+    for turn in range(1, 6):
+        threads = [threading.Thread(target=contend) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (worked[0], ended[0]) == (turn, 8 * turn)
+        done.unlink()
 
 
 def test_a_waiter_that_was_suspended_itself_does_not_call_the_owner_dead(

@@ -16,7 +16,7 @@ from pipeline.backbones.base import Backbone
 from pipeline.config import Config, token_kind
 from pipeline.errors import UserError, WorkError
 from pipeline.features.forward import compute_features
-from pipeline.layout import TrialDir
+from pipeline.layout import TrialDir, write_text
 from pipeline.models.regressor import DomainEmbedding, Regressor, load_trained_state, trained_state
 from pipeline.models.saved import Facts, load_model, make_model, save_model
 from pipeline.training.optimiser import make_optimizer, without_gradient
@@ -174,6 +174,31 @@ def test_the_adapter_loads_with_plain_peft_on_an_unadapted_tail(config_of: MakeC
     save_model(model, facts, TrialDir(tmp_path))
     plain = PeftModel.from_pretrained(backbone.make_tail(backbone.cut_before(6)), tmp_path / "adapter")
     assert torch.equal(plain(features), model.encoder.eval()(features))
+
+
+def test_a_saved_adapter_replaces_the_one_before_as_a_whole(config_of: MakeConfig, tmp_path: Path) -> None:
+    config = config_of("lora", *SMALL_LORA)
+    model, facts, _ = build(config)
+    trial = TrialDir(tmp_path / "trial")
+    write_text(trial.adapter / "left by something else", "")
+    save_model(model, facts, trial)
+    assert {path.name for path in trial.adapter.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    assert not (trial.adapter / "left by something else").exists()
+    assert {path.name for path in trial.path.iterdir()} == {"adapter", "model.safetensors"}
+
+
+def test_a_failure_while_an_adapter_is_saved_keeps_the_one_before(
+    config_of: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, facts, _ = build(config_of("lora", *SMALL_LORA))
+    trial = TrialDir(tmp_path / "trial")
+    save_model(model, facts, trial)
+    before = {path.name: path.read_bytes() for path in trial.adapter.iterdir()}
+    monkeypatch.setattr("pipeline.models.adapter._sort_targets", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_model(model, facts, trial)
+    assert {path.name: path.read_bytes() for path in trial.adapter.iterdir()} == before
+    assert {path.name for path in trial.path.iterdir()} == {"adapter", "model.safetensors"}
 
 
 def test_a_model_is_not_loaded_onto_another_backbone(config_of: MakeConfig, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_the_conda_environment_installs_the_package_itself_from_conda_forge() ->
 
 
 def test_every_dependency_has_a_lower_bound() -> None:
-    assert all(re.fullmatch(r">=[0-9.]+", bound) for bound in declared().values())
+    assert all(re.fullmatch(r">=[0-9.]+(,<[0-9.]+)?", bound) for bound in declared().values())
 
 
 def constraints() -> dict[str, str]:
@@ -135,6 +135,7 @@ TORCH_FREE = sorted(
         ["provenance"],
         ["results"],
         ["state"],
+        ["signals"],
         ["launch"],
         ["errors"],
         ["demo"],
@@ -163,7 +164,7 @@ def test_what_runs_on_a_login_node_imports_no_torch() -> None:
 LAYERS = [
     {"errors"},
     {"config"},
-    {"layout", "progress", "lease", "device", "provenance"},
+    {"layout", "progress", "lease", "device", "provenance", "signals"},
     {"experiment", "metrics", "synthetic"},
     {"sources", "dataset", "backbones", "images"},
     {"tasks", "records", "features"},
@@ -205,6 +206,54 @@ def test_a_stage_never_calls_another_stage(stage: str) -> None:
     others = {f"pipeline.stages.{other}" for other in ("extract", "train", "evaluate", "collect", "fetch")}
     names = {name for name, _ in imports(PROJECT / "pipeline" / "stages" / f"{stage}.py")}
     assert not {name for name in names if any(name == o or name.startswith(f"{o}.") for o in others)}
+
+
+# ---------------------------------------------------------------- job scripts
+JOBS = sorted(path for path in (PROJECT / "jobs").glob("*.sh") if "#SBATCH" in path.read_text())
+
+
+def asked(script: Path) -> dict[str, str]:
+    """What a job script asks Slurm for: option → value ("" where it has none)."""
+    options = [
+        re.sub(r"\s+#.*", "", line[8:]) for line in script.read_text().splitlines() if line.startswith("#SBATCH ")
+    ]
+    return {name: value for name, _, value in (option.strip().lstrip("-").partition("=") for option in options)}
+
+
+def test_there_is_a_job_script_for_each_stage_and_method() -> None:
+    assert {"extract", "train", "evaluate", "train_baseline", "train_lora"} <= {path.stem for path in JOBS}
+
+
+@pytest.mark.parametrize("script", JOBS, ids=lambda path: path.stem)
+def test_a_job_asks_for_one_gpu_on_one_node(script: Path) -> None:
+    """Training uses one GPU: what else is asked for stands idle, and is waited for."""
+    options = asked(script)
+    assert options.get("gpus-per-node") == "1"
+    assert all(options.get(name, "1") == "1" for name in ("nodes", "N", "ntasks", "n", "ntasks-per-node"))
+    assert not options.keys() & {"G", "gpus", "gres", "gpus-per-task", "exclusive"}
+
+
+@pytest.mark.parametrize("script", JOBS, ids=lambda path: path.stem)
+def test_a_job_writes_its_log_where_it_was_submitted(script: Path) -> None:
+    """Slurm makes no folders: a log in one that is missing is a job that fails without a word."""
+    options = asked(script)
+    assert "/" not in options["output"] and "%j" in options["output"] and "/" not in options.get("error", "")
+    assert "chdir" not in options and "D" not in options
+
+
+@pytest.mark.parametrize("script", JOBS, ids=lambda path: path.stem)
+def test_a_job_sets_itself_up_by_the_one_file_that_a_site_edits(script: Path) -> None:
+    text = script.read_text()
+    assert re.search(r'^source "\$project/jobs/setup\.sh"$', text, re.MULTILINE)
+    assert not re.search(r"^\s*(module load|conda activate|source .*activate)", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("script", sorted((PROJECT / "jobs").glob("*.sh")), ids=lambda path: path.stem)
+def test_no_job_installs_or_downloads_software(script: Path) -> None:
+    """Compute nodes have no internet, and an environment that changes under running jobs breaks them."""
+    commands = "\n".join(line.partition("#")[0] for line in script.read_text().splitlines())
+    installs = r"\b(pip3?|conda|mamba|micromamba|uv|apt|apt-get|dnf|yum)\s+(\S+\s+)*?(install|create|sync|add)\b|\b(wget|curl)\b"
+    assert not re.search(installs, commands)
 
 
 def test_no_file_holds_a_path_of_the_machine_it_was_written_on() -> None:

@@ -16,7 +16,19 @@ from pipeline.errors import UserError
 from pipeline.experiment import Experiment, Trial, dump_config, load_experiment
 from pipeline.launch.manifest import make_manifest
 from pipeline.layout import PROJECT, all_experiments, write_json, write_text
-from pipeline.results import HEADER, Line, Row, cells, collect, print_table, summarize, to_csv, to_json, to_markdown
+from pipeline.results import (
+    HEADER,
+    Line,
+    Row,
+    cells,
+    collect,
+    print_table,
+    sort_rows,
+    summarize,
+    to_csv,
+    to_json,
+    to_markdown,
+)
 
 LORA = PROJECT / "configs" / "beetles" / "lora.yaml"
 TARGETS = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
@@ -170,6 +182,7 @@ def test_the_best_stands_first_whichever_figure_decides(sort: str, best_first: l
     for trial, r2, error in zip(experiment.trials, (0.5, -0.1, 0.9), (0.1, 0.2, 0.3), strict=True):
         finish(trial, experiment, r2, error=error)
     assert [line.means["r2"] for line in table(sort)] == best_first
+    assert [row.figures["r2"] for row in sort_rows(collect(all_experiments()), sort)] == best_first
 
 
 def test_a_result_without_the_figure_stands_after_those_that_have_it_and_before_what_has_no_result() -> None:
@@ -178,6 +191,16 @@ def test_a_result_without_the_figure_stands_after_those_that_have_it_and_before_
     finish(experiment.trials[2], experiment, -5.0)
     assert [line.means.get("r2") for line in table()] == [-5.0, None, None]
     assert [line.state for line in table()] == ["done", "done", "missing: not run"]
+    assert [row.figures.get("r2") for row in sort_rows(collect(all_experiments()), "r2")] == [-5.0, None, None]
+
+
+def test_trials_are_sorted_one_by_one_and_the_table_does_not_depend_on_their_order() -> None:
+    experiment = plan("optim.lr=1e-3,2e-3", "seed=0,1")
+    for trial, r2 in zip(experiment.trials, (0.1, 0.6, 0.2, 0.4), strict=True):
+        finish(trial, experiment, r2)
+    rows = sort_rows(collect(all_experiments()), "r2")
+    assert [row.figures["r2"] for row in rows] == [0.6, 0.4, 0.2, 0.1]
+    assert [cells(line) for line in summarize(rows, "r2")] == [cells(line) for line in table()]
 
 
 def test_sorting_by_a_figure_that_no_result_has_is_refused_with_those_there_are() -> None:
@@ -185,6 +208,12 @@ def test_sorting_by_a_figure_that_no_result_has_is_refused_with_those_there_are(
     finish(experiment.trials[0], experiment, 0.5)
     with pytest.raises(UserError, match=r"--sort R2: no result has that figure; there are: .*SPEI_30d\.r2.* r2"):
         table("R2")
+    with pytest.raises(UserError, match=r"--sort R2: no result has that figure; there are: .*SPEI_30d\.r2.* r2"):
+        sort_rows(collect(all_experiments()), "R2")
+
+
+def test_nothing_yet_can_be_sorted_by_anything() -> None:
+    assert sort_rows([], "r2") == []
 
 
 # ---------------------------------------------------------------- formats
@@ -226,6 +255,18 @@ def test_the_table_for_a_terminal_shows_reasons_as_they_are(
     print_table(summarize(rows, "r2"))
     printed = " ".join(capsys.readouterr().out.split())
     assert all(title in printed for title in HEADER[:4]) and "[/bracket]" in printed.replace("│ ", "")
+
+
+def test_long_names_are_folded_and_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names tell trials apart, mostly by what stands at their end."""
+    values = ",".join(f"key{number}=value{number}" for number in range(30))
+    means = {"r2": 0.5, "in_domain.r2": 0.4, "out_of_domain.r2": 0.3, "MAE": 0.2}
+    print_table([Line("an-experiment", values, "done", 1, "test", False, means, dict.fromkeys(means))])
+    printed = capsys.readouterr().out
+    assert "…" not in printed and max(map(len, printed.splitlines())) <= 160
+    rows = [line.split("│") for line in printed.splitlines() if line.startswith("│")]
+    assert "".join(row[2].strip() for row in rows) == values
+    assert all(figure in printed for figure in ("0.500", "0.400", "0.300", "0.200"))
 
 
 def test_repetitions_share_a_line_whatever_their_folders_are_called() -> None:

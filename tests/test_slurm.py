@@ -165,26 +165,48 @@ def test_where_nodes_may_not_queue_jobs_the_training_job_evaluates_itself(assets
     assert len(results(environ)) == 1
 
 
-@pytest.mark.parametrize(
-    "disturb", [["scontrol", "requeue"], ["scancel", "--signal=USR2"]], ids=["requeue", "walltime"]
-)
-def test_a_training_queued_again_goes_on_and_finds_its_evaluation_by_name(
-    assets: Assets, environ: Path, disturb: list[str]
-) -> None:
-    """Queued again by an administrator, or by itself when Slurm warns that the walltime is near."""
+def test_a_requeued_training_goes_on_and_finds_its_evaluation_by_name(assets: Assets, environ: Path) -> None:
     overrides = [*assets.overrides("baseline"), "train.epochs=40", "resources.checkpoint_epochs=1"]
     job = sbatch(PROJECT / "jobs" / "train_baseline.sh", *overrides, cwd=environ)
-    deadline = time.monotonic() + 200
-    while not list(environ.glob("trained/*/*/checkpoint/state.pt")):
-        assert time.monotonic() < deadline, logs(environ)
-        time.sleep(0.1)
-    subprocess.run([*disturb, job], check=True)
+    wait_for_checkpoints(environ, 1)
+    subprocess.run(["scontrol", "requeue", job], check=True)
     wait_for_all()
     assert len(results(environ)) == 1, logs(environ)
     (log,) = environ.glob("carabid-train-baseline-*.out")
     assert len(set(re.findall(r"evaluation: job (\d+)", log.read_text()))) == 1
-    (provenance,) = environ.glob("trained/*/*/provenance.json")
-    assert json.loads(provenance.read_text())["train"]["slurm"]["restart_count"] == "1"
+    assert restarts(environ) == {"seed=0": "1"}
+
+
+def test_the_walltime_of_one_task_of_an_array_requeues_it_and_leaves_its_neighbour_alone(
+    assets: Assets, environ: Path
+) -> None:
+    """Features are there already, so both tasks want to queue the evaluation at the same moment: it is queued once."""
+    overrides = [*assets.overrides("baseline"), "seed=0,1", "train.epochs=40", "resources.checkpoint_epochs=1"]
+    carabid("extract", "configs/beetles/baseline.yaml", *overrides, root=environ)
+    job = sbatch("--array=0-1", PROJECT / "jobs" / "train_baseline.sh", *overrides, cwd=environ)
+    wait_for_checkpoints(environ, 2)
+    subprocess.run(["scancel", "--signal=USR2", f"{job}_1"], check=True)
+    wait_for_all()
+    assert len(results(environ)) == 2, logs(environ)
+    assert restarts(environ) == {"seed=0": None, "seed=1": "1"}
+    queued = set(re.findall(r"evaluation: job (\d+)", logs(environ)))
+    assert len(queued) == 1, logs(environ)
+
+
+def wait_for_checkpoints(root: Path, n: int) -> None:
+    deadline = time.monotonic() + 200
+    while len(list(root.glob("trained/*/*/checkpoint/state.pt"))) < n:
+        assert time.monotonic() < deadline, logs(root)
+        time.sleep(0.1)
+
+
+def restarts(root: Path) -> dict[str, str | None]:
+    """Each trial's seed → how often Slurm queued its training again."""
+    counts = {}
+    for path in root.glob("trained/*/*/provenance.json"):
+        seed = path.parent.name.rpartition("-")[0].rpartition(",")[2]
+        counts[seed] = json.loads(path.read_text())["train"]["slurm"].get("restart_count")
+    return counts
 
 
 def test_a_job_that_was_given_a_gpu_torch_cannot_use_stops_and_says_so(assets: Assets, environ: Path) -> None:

@@ -17,18 +17,37 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from pipeline.config import Config
 from pipeline.errors import Interrupted, WorkError
 from pipeline.experiment import load_experiment
 from pipeline.layout import PROJECT, TrialDir, experiment_dir, read_json
+from pipeline.models.saved import make_model
+from pipeline.signals import StopFlag
 from pipeline.stages import evaluate, extract, train
-from pipeline.stages.inputs import load_inputs
+from pipeline.stages.inputs import load_inputs, make_facts
 from pipeline.training import loop
+from pipeline.training.samples import predict
 from tests.conftest import Assets, carabid
 
 MakeConfig = Callable[..., Config]
 QUICK_LORA = ("model.encoder.r=4", "model.encoder.alpha=4", "model.encoder.blocks=2")
+
+
+class StopAfter(StopFlag):
+    """A flag that is raised when it has been looked at `n` times: once an epoch."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.left = n
+
+    def asked(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+    def overdue(self) -> bool:
+        return False
 
 
 @pytest.fixture
@@ -135,9 +154,8 @@ def test_told_to_stop_it_writes_a_checkpoint_and_goes_on_to_the_same_end(config_
         trial = experiment_dir(config).trial("trial")
         extract.ensure(config)
         if stop_after:
-            asked = iter([False, False, True, True])  # two questions an epoch
             with pytest.raises(Interrupted):
-                train.run(config, trial, lambda answers=asked: next(answers))  # type: ignore[misc]
+                train.run(config, trial, StopAfter(stop_after))
             assert trial.checkpoint.exists()
         train.run(config, trial)
         models.append((trial.model.read_bytes(), (trial.adapter / "adapter_model.safetensors").read_bytes()))
@@ -161,11 +179,86 @@ def test_a_checkpoint_of_other_targets_is_not_resumed(
     other = config_of("frozen", "train.epochs=2", "data.permute_targets=true")
     trial = experiment_dir(config).trial("trial")
     extract.ensure(config)
-    asked = iter([True, True])
     with pytest.raises(Interrupted):
-        train.run(config, trial, lambda: next(asked))
+        train.run(config, trial, StopAfter(1))
     train.run(other, trial)
-    assert "starting again" in capsys.readouterr().out
+    assert "other targets" in capsys.readouterr().out
+
+
+def test_with_other_threads_a_run_goes_on_and_says_so(
+    config_of: MakeConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of("frozen", "train.epochs=3")
+    trial = experiment_dir(config).trial("trial")
+    extract.ensure(config)
+    with pytest.raises(Interrupted):
+        train.run(config, trial, StopAfter(1))
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    try:
+        train.run(config, trial)
+    finally:
+        torch.set_num_threads(1)
+    assert "the last bits may differ" in capsys.readouterr().out
+    provenance = read_json(trial.trained)["provenance"]
+    assert provenance["resumed"] == 1 and len(provenance["computed_on"]) == 2
+
+
+def test_an_epoch_too_long_to_end_is_left_and_the_last_checkpoint_stands(config_of: MakeConfig) -> None:
+    config = config_of("frozen", "train.epochs=3")
+    trial = experiment_dir(config).trial("trial")
+    extract.ensure(config)
+    with pytest.raises(Interrupted):
+        train.run(config, trial, StopAfter(1))
+    before = (trial.checkpoint / "state.pt").read_bytes()
+    flag = StopFlag()
+    flag.signal = 15  # long ago
+    with pytest.raises(Interrupted, match="too long"):
+        train.run(config, trial, flag)
+    assert (trial.checkpoint / "state.pt").read_bytes() == before
+
+
+def test_changed_targets_are_noticed_the_trial_is_trained_again_and_old_results_go(root: Path, tmp_path: Path) -> None:
+    table = numbers_csv(tmp_path, 0)
+    config = load_experiment("configs/beetles/pixels.yaml", (f"data.source={table}", "device=cpu", *CSV)).config
+    trial = experiment_dir(config).trial("trial")
+    extract.ensure(config)
+    train.run(config, trial)
+    evaluate.run(config, trial)
+    first = trial.model.read_bytes()
+    numbers_csv(tmp_path, 1)
+    extract.ensure(config)
+    with pytest.raises(WorkError, match="targets, events or splits changed"):
+        evaluate.run(config, trial)
+    train.run(config, trial)
+    assert trial.model.read_bytes() != first and not trial.results.exists()
+    evaluate.run(config, trial)
+
+
+CSV = ("data.columns={image: name, id: name, event: null, domain: null}", "data.targets=[y]")
+
+
+def numbers_csv(folder: Path, seed: int) -> Path:
+    """A CSV of 30 small images in three splits, whose target changes with the seed and whose images do not."""
+    rng, rows = np.random.default_rng(0), ["name,split,y"]
+    for i in range(30):
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        rows.append(f"{i}.png,{('train', 'validation', 'test')[i % 3]},{i + 10 * seed * (i % 2)}")
+    (folder / "table.csv").write_text("\n".join(rows) + "\n")
+    return folder / "table.csv"
+
+
+def test_the_validation_loss_is_a_mean_over_validation(config_of: MakeConfig) -> None:
+    """Mistake 7: the sample code divides it by the training set's length."""
+    config = config_of("frozen", "train.epochs=1")
+    extract.ensure(config)
+    inputs = load_inputs(config)
+    facts = make_facts(inputs)
+    model, device = make_model(config, facts, None), torch.device("cpu")
+    validation = train._samples(inputs, facts, "validation", device)
+    assert len(validation) != len(inputs.table("train"))
+    _, loss = loop.validate(model, validation, config)
+    errors = predict(model, validation) - validation.targets.numpy()
+    assert loss == pytest.approx(float(np.square(errors).mean()), rel=1e-5)
 
 
 @pytest.mark.xdist_group("kill")
@@ -182,7 +275,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(assets: Assets, tmp
             kills = kill_at_random(config, overrides, root, random.Random(7), 6)
             assert kills >= 5
         carabid("train", config, *overrides, root=root)
-        (trial,) = (root / "trained" / "beetles-combined").glob("*-??????")
+        (trial,) = (root / "trained" / "beetles-combined").glob("*-????????")
         models[name] = [(trial / f).read_bytes() for f in ("model.safetensors", "adapter/adapter_model.safetensors")]
         if name == "killed":
             assert read_json(trial / "trained.json")["provenance"]["resumed"] >= 5

@@ -20,7 +20,6 @@ weights: the files hold nothing that a real model's files do not. Figures: tests
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -35,7 +34,7 @@ from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 from pipeline.backbones.base import Backbone, Tail, seeded
 from pipeline.backbones.dinov2 import Dinov2Backbone
 from pipeline.backbones.open_clip import OpenClipBackbone
-from pipeline.layout import atomic_path, write_bytes, write_json
+from pipeline.layout import atomic_folder, write_json
 
 OPEN_CLIP: dict[str, Any] = {
     "embed_dim": 64,
@@ -76,7 +75,10 @@ Draw = Callable[..., Tensor]
 
 
 def write_tiny_open_clip(folder: Path, seed: int = 0) -> None:
-    """A tiny CLIP as a `local-dir:` of open_clip: open_clip_config.json and open_clip_model.safetensors."""
+    """A tiny CLIP as a `local-dir:` of open_clip: open_clip_config.json and open_clip_model.safetensors.
+
+    `folder` appears, or is replaced, as a whole.
+    """
     with seeded(seed):
         model = open_clip.CLIP(**OPEN_CLIP)
     preprocess = image_transform_v2(PreprocessCfg(size=64, **cast(Any, PREPROCESS)), is_train=False)
@@ -89,13 +91,17 @@ def write_tiny_open_clip(folder: Path, seed: int = 0) -> None:
     final = _calibrate_norm(tail, tokens[:, 0])
     cast(Tensor, tail.proj).copy_(_whitening(final, draw))
     model.load_state_dict(tail.float().to_native(), strict=False)
-    with atomic_path(folder / "open_clip_model.safetensors") as path:
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
-    write_json(folder / "open_clip_config.json", {"model_cfg": OPEN_CLIP, "preprocess_cfg": PREPROCESS})
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_folder(folder, replace=True) as new:
+        save_file(state, new / "open_clip_model.safetensors")
+        write_json(new / "open_clip_config.json", {"model_cfg": OPEN_CLIP, "preprocess_cfg": PREPROCESS})
 
 
 def write_tiny_dinov2(folder: Path, seed: int = 0) -> None:
-    """A tiny DINOv2 as transformers saves one: config.json, model.safetensors and preprocessor_config.json."""
+    """A tiny DINOv2 as transformers saves one: config.json, model.safetensors and preprocessor_config.json.
+
+    `folder` appears, or is replaced, as a whole.
+    """
     with seeded(seed):
         model = Dinov2Model(Dinov2Config(**DINOV2))
     side = DINOV2["image_size"]
@@ -111,11 +117,9 @@ def write_tiny_dinov2(folder: Path, seed: int = 0) -> None:
     tail, tokens = _make_blocks(Dinov2Backbone(model, processor, "tiny DINOv2"), draw)
     _calibrate_norm(tail, tokens[:, 1:].flatten(0, 1))
     model.load_state_dict(tail.float().to_native(), strict=False)
-    with tempfile.TemporaryDirectory() as temporary:
+    with atomic_folder(folder, replace=True) as new:
         for part in (processor, model):
-            part.save_pretrained(temporary)
-        for file in sorted(Path(temporary).iterdir()):
-            write_bytes(folder / file.name, file.read_bytes())
+            part.save_pretrained(new)
 
 
 # ---------------------------------------------------------------- drawing weights

@@ -21,15 +21,10 @@ from pipeline.errors import UserError, WorkError
 from pipeline.features.key import FORMAT, Ingredients
 from pipeline.features.shard import DTYPES, DamagedShard, Shard, digest, read_header, sha256_of
 from pipeline.layout import StoreDir, atomic_path, read_json, store_dir, write_json
-from pipeline.records import known_feature_key
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
-    from numpy.typing import NDArray
     from torch import Tensor
-
-    from pipeline.dataset import Dataset
 
 State = Literal["missing", "damaged", "done"]
 DAY = 86_400
@@ -49,11 +44,6 @@ class FeatureStore:
     @property
     def key(self) -> str:
         return self.ingredients.key()
-
-    @property
-    def weights_hash(self) -> str:
-        """sha256 of the backbone's weights."""
-        return self.ingredients.weights
 
     @property
     def n_shards(self) -> int:
@@ -107,26 +97,6 @@ class FeatureStore:
     def bad(self) -> dict[int, str]:
         """Position of each image that could not be read → the message that says where it lies and why."""
         return {position: error for shard in self.shards for position, error in shard.bad.items()}
-
-    @property
-    def ok(self) -> NDArray[np.bool_]:
-        """[n]: whether each image could be read."""
-        from numpy import ones
-
-        ok = ones(self.n, dtype=bool)
-        ok[list(self.bad)] = False
-        return ok
-
-    @property
-    def embed_dim(self) -> int:
-        """Width E of the backbone's pooled embedding, whichever features the (complete) store holds."""
-        return int(self.manifest["embed_dim"])
-
-    @cached_property
-    def manifest(self) -> dict[str, Any]:
-        """The manifest of a complete store."""
-        manifest: dict[str, Any] = read_json(self.dir.manifest)
-        return manifest
 
     # ------------------------------------------------------------ writing
     def write_shard(self, number: int, features: Tensor, bad: dict[int, str], made: dict[str, Any]) -> None:
@@ -204,25 +174,11 @@ class FeatureStore:
 
 
 # ---------------------------------------------------------------- opening
-def open_store(config: Config, dataset: Dataset | None = None) -> FeatureStore:
-    """The complete store of this configuration's features, found by records alone; `dataset` is checked against it.
+def open_key(config: Config, key: str) -> FeatureStore:
+    """The complete store of this key, checked by size, header and shape of every shard.
 
     Raises WorkError if it is not complete, UserError if images in it could not be read and the policy forbids that.
     """
-    key = known_feature_key(config)
-    if key is None:
-        raise WorkError(
-            f"The features of {config.data.source} are not extracted, or data, weights or libraries changed since. "
-            "Run `carabid extract` with this configuration; it keeps what is still right."
-        )
-    store = open_key(config, key)
-    if dataset is not None and len(dataset) != store.n:
-        raise WorkError(f"{store.dir.path} has {store.n} images, the data {len(dataset)}: run `carabid extract`.")
-    return store
-
-
-def open_key(config: Config, key: str) -> FeatureStore:
-    """The complete store of this key, checked by size, header and shape of every shard; errors as `open_store`."""
     store = load_store(store_dir(config, key))
     if incomplete := store.missing():
         raise WorkError(

@@ -5,18 +5,21 @@ A trial that fails leaves its reason in its folder, for `carabid status` and `re
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import Interrupted, UserError, WorkError
 from pipeline.experiment import Trial
 from pipeline.launch.manifest import Manifest, load_manifest
-from pipeline.launch.signals import StopFlag, requeue_if_out_of_time
 from pipeline.layout import TrialDir, experiment_dir, write_json
 from pipeline.provenance import now
+from pipeline.signals import StopFlag
 
 
 def extract(manifest_path: str, index: int) -> None:
@@ -30,8 +33,9 @@ def extract(manifest_path: str, index: int) -> None:
 
 def train(manifest_path: str, index: int) -> None:
     """Train trial `index`."""
-    manifest = load_manifest(Path(manifest_path))
-    _exit_on_error(lambda: train_trial(manifest.trials[index]))
+    trial = load_manifest(Path(manifest_path)).trials[index]
+    with StopFlag().installed() as flag:
+        _exit_on_error(lambda: train_trial(trial, flag))
 
 
 def evaluate(manifest_path: str, index: int) -> None:
@@ -48,18 +52,63 @@ def collect(manifest_path: str, index: int = 0) -> None:
     _exit_on_error(lambda: stage.run(manifest.trials[index].config))
 
 
-def train_trial(trial: Trial) -> None:
-    """Train one trial; if told to stop it writes a checkpoint first, and is queued again if its time was up."""
+def train_trials(trials: Sequence[Trial]) -> None:
+    """Train trials one after another; told to stop, it does not begin the next one."""
+    with StopFlag().installed() as flag:
+        each_trial(trials, "train", lambda trial: train_trial(trial, flag))
+
+
+def evaluate_trials(trials: Sequence[Trial]) -> None:
+    """Evaluate trials one after another."""
+    each_trial(trials, "evaluate", evaluate_trial)
+
+
+def each_trial(trials: Sequence[Trial], verb: str, work: Callable[[Trial], None]) -> None:
+    """Do every trial; one that fails leaves the others alone. Raises WorkError only if all of them did."""
+    failed = 0
+    for number, trial in enumerate(trials, 1):
+        print(f"carabid {verb}: trial {number} of {len(trials)}: {trial.name}", flush=True)
+        started = time.monotonic()
+        try:
+            work(trial)
+        except Interrupted:  # the job's time is up: another trial would be killed
+            raise
+        except Exception as error:  # whatever it is, the other trials are not to suffer
+            failed += 1
+            if not isinstance(error, UserError | WorkError):
+                traceback.print_exc()
+            print(f"carabid: {trial.name}: {error}", file=sys.stderr, flush=True)
+        else:
+            print(f"carabid {verb}: {trial.name}: done in {time.monotonic() - started:.1f} s", flush=True)
+    if failed and failed == len(trials):
+        raise WorkError(f"{verb}: none of {failed} trials ended well")
+
+
+def train_trial(trial: Trial, flag: StopFlag) -> None:
+    """Train one trial; told to stop, it writes a checkpoint, and queues its job again if the walltime is what ended."""
     from pipeline.stages import train as stage
 
     folder = trial_dir(trial)
-    flag = StopFlag()
-    with recorded_failure(folder, "train"), flag.installed():
-        try:
+    try:
+        if flag.asked():
+            raise Interrupted(f"told to stop before {trial.name} began: run it again to go on")
+        with recorded_failure(folder, "train"):
             stage.run(trial.config, folder, flag)
-        except Interrupted:
-            requeue_if_out_of_time(flag)
-            raise
+    except Interrupted:
+        if flag.out_of_time():
+            requeue_this_job()
+        raise
+
+
+def requeue_this_job() -> None:
+    """Queue this Slurm job, or this task of its array, again; nothing outside Slurm.
+
+    A task is named by array and index: the id of one task of every array is also that of the whole array.
+    """
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
+    if job:
+        subprocess.run(["scontrol", "requeue", job], check=False, timeout=60)
 
 
 def evaluate_trial(trial: Trial) -> None:

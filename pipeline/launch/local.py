@@ -43,10 +43,13 @@ def _train_and_evaluate(pool: ProcessPoolExecutor, manifests: Sequence[Manifest]
         stage, manifest, index = running.pop(future)
         if not _ended_well(future, f"{stage} {manifest.experiment.path.name}/{manifest.trials[index].name}", report):
             continue
-        if stage == "train":
-            running[pool.submit(_work, manifest.path, "evaluate", index)] = ("evaluate", manifest, index)
-        else:
+        if stage == "evaluate":
             evaluated += 1
+            continue
+        try:
+            running[pool.submit(_work, manifest.path, "evaluate", index)] = ("evaluate", manifest, index)
+        except BrokenProcessPool:
+            report(f"evaluate {manifest.trials[index].name}: not run: a worker process was killed")
     return evaluated
 
 

@@ -52,6 +52,12 @@ def record_plan(experiment: Experiment, job: str) -> None:
     write_json(experiment.dir.submissions / f"job-{job}.json", _values(experiment, experiment.trials, sys.argv))
 
 
+def preview_manifest(experiment: Experiment, trials: list[Trial]) -> Manifest:
+    """What `make_manifest` would make next, for a dry run. Nothing is written."""
+    folder = experiment.dir.submissions
+    return Manifest(folder / f"{_next_number(folder)}.json", trials, plan_extractions(trials))
+
+
 def load_manifest(path: Path) -> Manifest:
     """Read a manifest that a job was given."""
     values = read_json(path)
@@ -89,10 +95,14 @@ def _features_identity(config: Config) -> str:
     )
 
 
+def _next_number(folder: Path) -> int:
+    return max((int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal()), default=0) + 1
+
+
 def _write_numbered(folder: Path, values: dict[str, Any]) -> Path:
     """Take the next free number; two submissions at once get different ones."""
     folder.mkdir(parents=True, exist_ok=True)
-    number = max((int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal()), default=0) + 1
+    number = _next_number(folder)
     while True:
         path = folder / f"{number}.json"
         number += 1

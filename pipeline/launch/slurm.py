@@ -18,11 +18,14 @@ from submitit.slurm.slurm import SlurmExecutor
 
 from pipeline.config import Job
 from pipeline.errors import WorkError
+from pipeline.experiment import Experiment
 from pipeline.launch import jobs
 from pipeline.launch.manifest import Manifest
 from pipeline.layout import PROJECT
+from pipeline.lease import Lease
 
 WARNING_SECONDS = 120
+LEASE_SECONDS = 60
 OFFLINE = 'export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"  # nodes have no internet: use what `carabid fetch` brought'
 Entry = Callable[[str, int], None]
 
@@ -88,16 +91,20 @@ def scrubbed_environment() -> Iterator[None]:
         os.environ.update(inherited)
 
 
-def find_job(name: str) -> str | None:
-    """Id of a job of mine with this name that is queued, runs or has just ended; None if there is none."""
-    command = ["squeue", "--me", "--noheader", "--states=all", f"--name={name}", "--format=%A"]
+def find_job(name: str) -> tuple[str, set[str]] | None:
+    """A job or array of mine with this name that still waits or runs: its id and the indices of its tasks ("" if none).
+
+    One that has ended, or was cancelled because its training failed, does not count: nothing will come of it.
+    """
+    command = ["squeue", "--me", "--noheader", "--array", f"--name={name}", "--format=%F %K"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise WorkError(f"squeue cannot be called on this node: {error}") from error
     if found.returncode != 0:
         raise WorkError(f"squeue failed on this node: {found.stderr.strip()}")
-    return next(iter(found.stdout.split()), None)
+    tasks = [line.split() for line in found.stdout.splitlines() if line.strip()]
+    return (tasks[-1][0], {index for job, index in tasks if job == tasks[-1][0]}) if tasks else None
 
 
 def is_queued(job: str) -> bool:
@@ -114,18 +121,23 @@ def own_job() -> str | None:
     return os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
 
 
-def queue_evaluation(arguments: Sequence[str]) -> str:
+def queue_evaluation(experiment: Experiment, arguments: Sequence[str]) -> str:
     """From inside a training job: queue jobs/evaluate.sh for the whole job or array, once; returns its job id.
 
     Each task of the evaluation's array waits for the same task of the training's (aftercorr). A task that comes later,
-    or again after a requeue, finds the evaluation by its name. Raises WorkError where this node may not call sbatch.
+    or again after a requeue, finds the evaluation by its name; tasks that come together take turns. Raises WorkError
+    where this node may not call sbatch.
     """
     job = own_job()
     if job is None:
         raise WorkError("there is no Slurm job here whose evaluation could wait for it")
     name = f"carabid-evaluate-{job}"
-    found = find_job(name)
-    return found or _sbatch([*_evaluation_options(job, name), str(PROJECT / "jobs" / "evaluate.sh"), *arguments])
+    script = str(PROJECT / "jobs" / "evaluate.sh")
+    with Lease(experiment.dir.submissions / f"{name}.lease", LEASE_SECONDS).hold():
+        found = find_job(name)
+        if found and found[1] & {os.environ.get("SLURM_ARRAY_TASK_ID", "N/A"), "N/A"}:
+            return found[0]
+        return _sbatch([*_evaluation_options(job, name), script, *arguments])
 
 
 def _evaluation_options(job: str, name: str) -> list[str]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from dataclasses import replace
 
 from pipeline.config import Config
 from pipeline.errors import UserError, WorkError
 from pipeline.experiment import Experiment, Trial
+from pipeline.features.store import is_complete
 from pipeline.launch import slurm
-from pipeline.launch.manifest import Manifest, make_manifest
+from pipeline.launch.manifest import Manifest, make_manifest, preview_manifest
+from pipeline.records import known_feature_key
 from pipeline.state import trial_state
 
 POLL_SECONDS = 10.0
@@ -43,23 +43,24 @@ def missing_trials(experiment: Experiment) -> list[Trial]:
 
 
 def show_scripts(experiment: Experiment, todo: list[Trial]) -> None:
-    """Print every script that would be queued. Nothing is left behind."""
-    with tempfile.TemporaryDirectory() as folder:
-        trials = [replace(t, config=_with_trained_root(t, folder)) for t in todo]
-        manifest = make_manifest(replace(experiment, trials=trials), trials, [])
-        for stage, script in slurm.scripts(manifest, slurm.chain(manifest)):
-            real = script.replace(str(manifest.experiment.path), str(experiment.dir.path))
-            print(f"──── {stage}\n{real}")
-    print(
-        f"dry run: {len(todo)} of {len(experiment.trials)} trials would be queued: {', '.join(t.name for t in todo[:5])}",
-        end="",
+    """Print every script that would be queued. Nothing is written."""
+    manifest = preview_manifest(experiment, todo)
+    for stage, script in slurm.scripts(manifest, stages_of(manifest)):
+        print(f"──── {stage}\n{script}")
+    names = ", ".join(trial.name for trial in todo[:5]) + (f" and {len(todo) - 5} more" if len(todo) > 5 else "")
+    print(f"dry run: {len(todo)} of {len(experiment.trials)} trials would be queued: {names}")
+
+
+def stages_of(manifest: Manifest) -> list[slurm.Stage]:
+    """The chain that this submission needs: without extraction where all its features are there."""
+    return slurm.chain(
+        manifest, extract=not all(_has_features(manifest.trials[i].config) for i, _, _ in manifest.extractions)
     )
-    print(f" and {len(todo) - 5} more" if len(todo) > 5 else "")
 
 
-def _with_trained_root(trial: Trial, folder: str) -> Config:
-    paths = trial.config.paths.model_copy(update={"trained": folder})
-    return trial.config.model_copy(update={"paths": paths})
+def _has_features(config: Config) -> bool:
+    key = known_feature_key(config)
+    return key is not None and is_complete(config, key)
 
 
 def _run_here(manifest: Manifest, workers: int) -> None:
@@ -70,7 +71,7 @@ def _run_here(manifest: Manifest, workers: int) -> None:
 
 
 def _queue(manifest: Manifest, wait: bool) -> None:
-    ids = slurm.submit(manifest, slurm.chain(manifest))
+    ids = slurm.submit(manifest, stages_of(manifest))
     for stage, job in ids.items():
         print(f"{stage:<9} job {job}", flush=True)
     while wait and slurm.is_queued(ids["collect"]):

@@ -7,15 +7,13 @@ would find `out_proj` only, and the fused call would bypass even that.
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from pipeline import config as cfg
 from pipeline.backbones.base import Tail
-from pipeline.layout import write_json
+from pipeline.layout import atomic_folder, write_json
 
 
 def add_adapter(tail: Tail, lora: cfg.Lora) -> PeftModel:
@@ -37,11 +35,9 @@ def add_adapter(tail: Tail, lora: cfg.Lora) -> PeftModel:
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors; `folder` is replaced as a whole."""
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.tmp")
-    model.save_pretrained(temporary, save_embedding_layers=False)
-    _sort_targets(temporary / "adapter_config.json")
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with atomic_folder(folder, replace=True) as temporary:
+        model.save_pretrained(temporary, save_embedding_layers=False)
+        _sort_targets(temporary / "adapter_config.json")
 
 
 def load_adapter(tail: Tail, folder: Path, trainable: bool = False) -> PeftModel:

@@ -19,7 +19,7 @@ from pipeline.metrics.regression import event_r2
 from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, load_facts, load_model
 from pipeline.provenance import provenance
-from pipeline.stages.inputs import Inputs, Split, load_inputs
+from pipeline.stages.inputs import Inputs, Split, differences, load_inputs
 from pipeline.stages.predict import predict_images
 from pipeline.tasks import load_task
 from pipeline.training.samples import make_samples, predict
@@ -36,8 +36,10 @@ def run(config: Config, trial: TrialDir) -> dict[str, Any]:
     started = time.monotonic()
     set_threads()
     make_deterministic()
-    record = _training_record(config, trial)
+    if not trial.trained.exists():
+        raise WorkError(f"{trial.path}: not evaluated, because its training has not finished (no trained.json)")
     inputs = load_inputs(config, with_backbone=config.evaluate.inputs == "images")
+    record = _training_record(inputs, trial)
     split = choose_split(config, inputs)
     model = load_model(config, trial, inputs.backbone).to(choose_device(config.device))
     frame, difference = _predict_split(config, inputs, model, load_facts(trial), split)
@@ -121,12 +123,13 @@ def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _training_record(config: Config, trial: TrialDir) -> dict[str, Any]:
-    if not trial.trained.exists():
-        raise WorkError(f"{trial.path}: not evaluated, because its training has not finished (no trained.json)")
+def _training_record(inputs: Inputs, trial: TrialDir) -> dict[str, Any]:
+    """trained.json. Raises WorkError if the model is not of this configuration and these data."""
     record: dict[str, Any] = read_json(trial.trained)
-    if record["config_hash"] != config_hash(config):
-        raise WorkError(f"{trial.path}: not evaluated, because its model was trained with another configuration")
+    if changed := differences(record, inputs):
+        raise WorkError(
+            f"{trial.path}: not evaluated: {' and '.join(changed)} changed since it was trained; train it again"
+        )
     return record
 
 
@@ -146,9 +149,6 @@ def _predict_split(
 
 
 def _from_features(config: Config, inputs: Inputs, model: Regressor, facts: Facts, split: Split) -> Predictions:
-    found = inputs.store.ingredients.key()
-    if found != facts.feature_key:
-        raise WorkError(f"the model was trained on features {facts.feature_key}, the config's are {found}: train again")
     device = next(model.parameters()).device
     bank = make_bank(inputs.store, inputs.positions(split).to_numpy(), torch.device(device), config.resources.residence)
     return predict(model, make_samples(bank, inputs.table(split), facts, device))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
-from pipeline.config import Config
+from pipeline.config import Config, config_hash
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.features.store import FeatureStore, open_key
@@ -27,6 +28,7 @@ Split = Literal["train", "validation", "test"]
 class Inputs:
     """One trial's inputs. Row i of the table is row i of the store."""
 
+    config: Config
     dataset: Dataset
     store: FeatureStore
     backbone: Backbone | None
@@ -45,7 +47,7 @@ def load_inputs(config: Config, with_backbone: bool = False) -> Inputs:
     dataset = load_task(config.task).load(config.data)
     store = open_key(config, feature_key(config, dataset))
     needs_backbone = with_backbone or config.model.encoder.kind != "frozen"
-    inputs = Inputs(dataset, store, load_backbone(config.backbone) if needs_backbone else None)
+    inputs = Inputs(config, dataset, store, load_backbone(config.backbone) if needs_backbone else None)
     for split in ("train", "validation"):
         if not len(inputs.positions(split)):
             raise UserError(f"{config.data.source}: the {split} split has no usable image")
@@ -64,12 +66,12 @@ def feature_key(config: Config, dataset: Dataset) -> str:
     return ingredients(config, data_record(config, dataset), weights).key()
 
 
-def make_facts(config: Config, inputs: Inputs) -> Facts:
+def make_facts(inputs: Inputs) -> Facts:
     """What a new model is built for."""
-    encoder, backbone = config.model.encoder, inputs.backbone
+    encoder, backbone = inputs.config.model.encoder, inputs.backbone
     cut = backbone.cut_before(encoder.blocks) if encoder.kind in ("finetuned", "lora") and backbone else None
     return Facts(
-        targets=config.data.targets,
+        targets=inputs.config.data.targets,
         domains=tuple(sorted({name for name in domain_names(inputs.table("train")) if name is not None})),
         embed_dim=backbone.embed_dim if backbone else inputs.store.shape[-1],
         base_weights=inputs.store.ingredients.weights,
@@ -78,6 +80,23 @@ def make_facts(config: Config, inputs: Inputs) -> Facts:
     )
 
 
-def table_hash(table: pd.DataFrame) -> str:
-    """Identity of what the table adds to the features: ids, splits, events, domains, targets."""
-    return hashlib.sha256(table.to_csv(index=False, float_format="%.17g").encode()).hexdigest()
+def identity(inputs: Inputs) -> dict[str, str]:
+    """What a trained model is a function of: its configuration, its features, and the table of the splits it learns from."""
+    table = inputs.dataset.table
+    learned_from = table[table["split"].isin(["train", "validation"])]
+    text = learned_from.to_csv(index=False, float_format="%.17g")
+    return {
+        "config_hash": config_hash(inputs.config),
+        "feature_key": inputs.store.ingredients.key(),
+        "table_hash": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+def differences(record: Mapping[str, Any], inputs: Inputs) -> list[str]:
+    """What has changed since a model with this record was trained, in words; nothing if the record holds."""
+    words = {
+        "config_hash": "the configuration",
+        "feature_key": "the features",
+        "table_hash": "targets, events or splits",
+    }
+    return [words[key] for key, value in identity(inputs).items() if record.get(key) != value]

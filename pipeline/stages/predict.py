@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
 from pipeline.config import Config, token_kind
-from pipeline.dataset import Dataset
+from pipeline.dataset import Dataset, decode
 from pipeline.device import choose_device, set_threads
 from pipeline.errors import UserError
 from pipeline.experiment import load_config
@@ -26,12 +26,10 @@ from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, load_facts, load_model
 from pipeline.training.samples import domain_names
 
-Predictions = NDArray[np.float32]
-
 
 def predict_images(
     config: Config, model: Regressor, backbone: Backbone, facts: Facts, dataset: Dataset, table: pd.DataFrame
-) -> Predictions:
+) -> NDArray[np.float32]:
     """Predictions [N, n_targets] for the rows of `table`, from their images, in fp32 throughout."""
     device, positions, size = model.target_mean.device, table.index.tolist(), config.resources.extract_batch
     chunks = [positions[start : start + size] for start in range(0, len(positions), size)]
@@ -49,7 +47,7 @@ def predict_files(
 ) -> Iterator[dict[str, float]]:
     """Predictions of a trained trial for new image files, one dict of target → value each, in the order given.
 
-    Raises UserError for a folder that is not a trial or a file that is not a readable image.
+    Raises UserError for a folder that is not a trial, and for a file that does not exist or is not a readable image.
     """
     trial = TrialDir(folder)
     if not trial.config.exists():
@@ -77,8 +75,11 @@ def _predict_batch(config: Config, model: Regressor, backbone: Backbone, images:
 
 def _open(file: Path) -> Image.Image:
     try:
-        with Image.open(file) as image:
-            image.load()
-            return image.copy()
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{file} is not a readable image: {error}") from error
+        return decode(file.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist: name image files that do.") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # PIL's decoders raise errors of many kinds on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{file} is not a readable image: {reason}") from error

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from pipeline.config import Config, config_hash, digest
-from pipeline.device import choose_device, make_deterministic, set_threads
+from pipeline.config import Config, digest
+from pipeline.device import choose_device, device_name, make_deterministic, set_threads
 from pipeline.experiment import dump_config
 from pipeline.features.bank import make_bank
 from pipeline.layout import TrialDir, read_json, write_json, write_text
@@ -18,47 +17,57 @@ from pipeline.lease import Lease
 from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, make_model, save_model
 from pipeline.provenance import provenance
-from pipeline.stages.inputs import Inputs, Split, load_inputs, make_facts, table_hash
+from pipeline.signals import StopFlag
+from pipeline.stages.inputs import Inputs, Split, differences, identity, load_inputs, make_facts
 from pipeline.training.checkpoint import Progress, remove_checkpoint
-from pipeline.training.loop import Run, fit
+from pipeline.training.loop import Run, Stop, fit
 from pipeline.training.ridge import fit_ridge
 from pipeline.training.samples import Samples, make_samples, target_scale
 
 
-def run(config: Config, trial: TrialDir, stop_asked: Callable[[], bool] = lambda: False) -> None:
-    """Train one trial, or go on where it was interrupted; nothing is done if it is trained already.
+def run(config: Config, trial: TrialDir, flag: StopFlag | None = None) -> None:
+    """Train one trial, or go on where it was interrupted; nothing is done if it is trained already on the same data.
 
     Two jobs on one trial: the second waits for the first. Raises UserError, WorkError, Interrupted.
     """
     write_text(trial.config, dump_config(config))
-    with Lease(trial.lease, config.resources.lease_seconds).hold(done=lambda: is_trained(config, trial)) as held:
+    inputs = load_inputs(config)
+    with Lease(trial.lease, config.resources.lease_seconds).hold(done=lambda: is_trained(trial, inputs)) as held:
         if held:
-            _train(config, trial, stop_asked)
+            _forget_outdated(trial)
+            _train(inputs, trial, Stop(flag or StopFlag(), held.still_mine))
+    remove_checkpoint(trial)
     shutil.rmtree(trial.lease, ignore_errors=True)  # nobody claims it any more: waiters see that the trial is trained
 
 
-def is_trained(config: Config, trial: TrialDir) -> bool:
-    """Whether the folder holds a complete model of just this configuration."""
-    return trial.trained.exists() and read_json(trial.trained)["config_hash"] == config_hash(config)
+def is_trained(trial: TrialDir, inputs: Inputs) -> bool:
+    """Whether the folder holds a complete model of just this configuration, features, splits and targets."""
+    return trial.trained.exists() and not differences(read_json(trial.trained), inputs)
 
 
-def _train(config: Config, trial: TrialDir, stop_asked: Callable[[], bool]) -> None:
-    started = time.monotonic()
+def _forget_outdated(trial: TrialDir) -> None:
+    """A model that is trained again takes its results with it: they would stand beside another model."""
+    if trial.trained.exists():
+        print(f"{trial.path.name}: its configuration, features or targets have changed: trained again, results removed")
+    for path in (trial.trained, trial.results):
+        path.unlink(missing_ok=True)
+
+
+def _train(inputs: Inputs, trial: TrialDir, stop: Stop) -> None:
+    started, config = time.monotonic(), inputs.config
     threads, device = set_threads(), choose_device(config.device)
     make_deterministic()
-    inputs = load_inputs(config)
-    facts = make_facts(config, inputs)
+    facts = make_facts(inputs)
     model = _new_model(config, facts, inputs).to(device)
-    train, validation = (_samples(config, inputs, facts, split, device) for split in ("train", "validation"))
-    identity = digest([config_hash(config), facts.feature_key, table_hash(inputs.dataset.table), str(device), threads])
+    train, validation = (_samples(inputs, facts, split, device) for split in ("train", "validation"))
     print(
         f"training {trial.path.name}: {_describe(model, train, validation)}, on {device} with {threads} threads",
         flush=True,
     )
-    progress = _fit(model, train, validation, Run(trial, identity, config, stop_asked))
+    run = Run(trial, digest(identity(inputs)), f"{device_name(device)}, {threads} threads", config, stop)
+    progress = _fit(model, train, validation, run)
     save_model(model, facts, trial)
-    write_json(trial.trained, _record(config, facts, inputs, progress, time.monotonic() - started))
-    remove_checkpoint(trial)
+    write_json(trial.trained, _record(facts, inputs, progress, time.monotonic() - started))
 
 
 def _new_model(config: Config, facts: Facts, inputs: Inputs) -> Regressor:
@@ -70,8 +79,8 @@ def _new_model(config: Config, facts: Facts, inputs: Inputs) -> Regressor:
     return model
 
 
-def _samples(config: Config, inputs: Inputs, facts: Facts, split: Split, device: torch.device) -> Samples:
-    bank = make_bank(inputs.store, inputs.positions(split).to_numpy(), device, config.resources.residence)
+def _samples(inputs: Inputs, facts: Facts, split: Split, device: torch.device) -> Samples:
+    bank = make_bank(inputs.store, inputs.positions(split).to_numpy(), device, inputs.config.resources.residence)
     return make_samples(bank, inputs.table(split), facts, device)
 
 
@@ -86,12 +95,9 @@ def _describe(model: Regressor, train: Samples, validation: Samples) -> str:
     return f"{len(train)} images, {len(validation)} for validation, {trainable:,} trained parameters"
 
 
-def _record(config: Config, facts: Facts, inputs: Inputs, progress: Progress, seconds: float) -> dict[str, Any]:
+def _record(facts: Facts, inputs: Inputs, progress: Progress, seconds: float) -> dict[str, Any]:
     train = inputs.table("train").groupby("event")[list(facts.targets)].first()
-    return {
-        "config_hash": config_hash(config),
-        "feature_key": facts.feature_key,
-        "table_hash": table_hash(inputs.dataset.table),
+    return identity(inputs) | {
         "selected_on": "validation",
         "best_epoch": progress.best_epoch,
         "best_metric": progress.best_metric,
@@ -99,6 +105,9 @@ def _record(config: Config, facts: Facts, inputs: Inputs, progress: Progress, se
         "train_means": {target: float(train[target].mean()) for target in facts.targets},
         "n_train": len(inputs.table("train")),
         "provenance": provenance(
-            seconds=round(seconds, 2), training_seconds=round(progress.seconds, 2), resumed=progress.restarts
+            seconds=round(seconds, 2),
+            training_seconds=round(progress.seconds, 2),
+            resumed=progress.restarts,
+            computed_on=progress.machines,
         ),
     }

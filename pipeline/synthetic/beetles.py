@@ -13,22 +13,18 @@ from __future__ import annotations
 
 import io
 import math
-import os
-import shutil
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pipeline.errors import UserError
-from pipeline.layout import read_json, write_json
+from pipeline.layout import atomic_folder, read_json, write_json
 
 TARGETS = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
 IMAGE_COLUMNS = ("file_path", "colorpicker_full_path", "scalebar_full_path")
@@ -69,7 +65,9 @@ class Size:
     test_unseen: int = 60
 
     def scaled(self, scale: float) -> Size:
-        """Every count times `scale`, but never less than what gives each domain an event."""
+        """Every count times `scale`, but never less than what gives each domain an event. Raises UserError."""
+        if not 0 < scale < math.inf:
+            raise UserError(f"scale {scale}: the size of generated data is a number above 0; 1 is about 2,500 images.")
         known, unseen = len(KNOWN_DOMAINS), len(UNSEEN_DOMAINS)
         return Size(
             max(known, round(self.train * scale)),
@@ -351,18 +349,28 @@ def write(out: Path, seed: int = 0, size: Size | None = None, form: Form = "parq
     """Write the data set to the folder `out`, wholly or not at all; returns the number of images per split.
 
     `parquet`: as on the Hub, data/<split>-00000-of-00001.parquet; `csv`: metadata.csv and folders of images; `disk`: as
-    `save_to_disk` writes. The same data already there is left as it is; anything else there raises UserError.
+    `save_to_disk` writes. The same data already there is left as it is; anything else there raises UserError, and so do a
+    negative seed and another form.
     """
+    _check_request(seed, form)
     size = size or Size()
     recipe = {"task": "beetles", "recipe": RECIPE, "seed": seed, "size": asdict(size), "form": form}
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         return _check_same(out, recipe)
     splits = make_rows(seed, size)
     images = {split: len(rows) for split, rows in splits.items()}
-    with _new_folder(out) as folder:
+    # The tables only are synced: thousands of pictures would take minutes, and they can be drawn again.
+    with atomic_folder(out.absolute(), to_sync=lambda path: path.suffix in TABLES) as folder:
         {"parquet": _write_parquet, "csv": _write_csv, "disk": _write_disk}[form](folder, splits)
         write_json(folder / MARKER, {**recipe, "images": images})
     return images
+
+
+def _check_request(seed: int, form: str) -> None:
+    if form not in get_args(Form):
+        raise UserError(f"form {form!r}: generated data are written as one of: {', '.join(get_args(Form))}.")
+    if seed < 0:
+        raise UserError(f"seed {seed}: a seed is a whole number, 0 or above.")
 
 
 def _check_same(out: Path, recipe: dict[str, Any]) -> dict[str, int]:
@@ -374,26 +382,6 @@ def _check_same(out: Path, recipe: dict[str, Any]) -> dict[str, int]:
     if found != recipe:
         raise UserError(f"{out} holds data generated otherwise ({found}). Remove the folder, or name a new one.")
     return images
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write in; renamed to `out` on success, else removed."""
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.absolute().with_name(f".{out.absolute().name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        temporary.mkdir()
-        yield temporary
-        for path in (p for p in temporary.rglob("*") if p.suffix in TABLES):
-            _sync(path)  # the tables only: thousands of pictures would take minutes, and they can be drawn again
-        os.rename(temporary, out.absolute())
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _features() -> Any:

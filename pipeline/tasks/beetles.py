@@ -39,7 +39,8 @@ def generate(
 ) -> dict[str, int]:
     """Write generated beetles in the challenge's schema to the folder `out`; returns the number of images per split.
 
-    `scale` multiplies the number of events. Raises UserError if `out` holds anything else than generated beetles.
+    `scale` multiplies the number of events. Raises UserError if `out` holds anything else than generated beetles, and for
+    a form, a seed or a scale that there is not.
     """
     # Imported here: drawing needs numpy and Pillow, which naming the task's targets does not.
     from pipeline.synthetic.beetles import Size, write

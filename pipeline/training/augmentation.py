@@ -32,6 +32,11 @@ def epoch_streams(seed: int, epoch: int, device: torch.device) -> Streams:
     return Streams(np.random.default_rng(choices), generator)
 
 
+def to_device(indices: Tensor, device: torch.device) -> Tensor:
+    """CPU integers on the device without waiting for it: from pageable memory a copy would wait for all work queued there."""
+    return indices.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else indices
+
+
 def strength(augment: Augment, epoch: int, epochs: int) -> float:
     """Share of full strength in `epoch` (from 0): min(epoch / (warmup·epochs), 1)."""
     ramp = augment.warmup * epochs
@@ -48,15 +53,15 @@ def drop_specimens(indices: Tensor, probability: float, rng: np.random.Generator
     return indices[torch.from_numpy(keep)]
 
 
-def make_mix(n: int, alpha: float, rng: np.random.Generator) -> Mix | None:
+def make_mix(n: int, alpha: float, rng: np.random.Generator, device: torch.device | str = "cpu") -> Mix | None:
     """Mixing of a batch of `n` with a permutation of itself, λ ~ Beta(α, α); None where α is 0 (nothing to mix)."""
     if alpha == 0:
         return None
     share = float(rng.beta(alpha, alpha))
-    order = torch.from_numpy(rng.permutation(n))
+    order = to_device(torch.from_numpy(rng.permutation(n)), torch.device(device))
 
     def mix(rows: Tensor) -> Tensor:
-        return share * rows + (1 - share) * rows[order.to(rows.device)]
+        return share * rows + (1 - share) * rows[order]
 
     return mix
 

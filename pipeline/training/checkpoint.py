@@ -7,6 +7,7 @@ from (seed, epoch). One file, replaced as a whole, read with `weights_only=True`
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,30 +29,53 @@ class Progress:
     best_state: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
     restarts: int = 0
+    machines: list[str] = field(default_factory=list)
+    """Device and threads of each part of the run: the same bits are promised on the same ones only."""
+
+    def keep_best(self, epoch: int, metric: float | None, *, lower: bool, state: Mapping[str, Tensor]) -> None:
+        """Remember `state` if it is the first or better than the best; a negative R² is kept like any other."""
+        sign, best = -1 if lower else 1, self.best_metric
+        if self.best_epoch < 0 or (metric is not None and (best is None or sign * metric > sign * best)):
+            self.best_epoch, self.best_metric = epoch, metric
+            self.best_state = {name: tensor.clone() for name, tensor in state.items()}
 
 
 def save_checkpoint(
-    trial: TrialDir, run: str, model: Regressor, optimizer: torch.optim.Optimizer, progress: Progress
+    trial: TrialDir, identity: str, model: Regressor, optimizer: torch.optim.Optimizer, progress: Progress
 ) -> None:
-    """Replace the checkpoint. `run` names what it belongs to: config, features and code that must not change on resume."""
-    state = {"run": run, "model": trained_state(model), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
+    """Replace the checkpoint. `identity` names what must not change on resume: config, features, table."""
+    state = {
+        "identity": identity,
+        "model": trained_state(model),
+        "optimizer": optimizer.state_dict(),
+        "progress": vars(progress),
+    }
     with atomic_path(_path(trial)) as temporary:
         torch.save(state, temporary)
 
 
-def load_checkpoint(trial: TrialDir, run: str, model: Regressor, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put a checkpoint's state back and say how far it was; without one, or with another run's, start at epoch 0."""
+def load_checkpoint(
+    trial: TrialDir, identity: str, machine: str, model: Regressor, optimizer: torch.optim.Optimizer
+) -> Progress:
+    """Put a checkpoint's state back and say how far it was; without one, or with another run's, start at epoch 0.
+
+    On another device or with other threads it goes on too, says that the last bits may differ, and keeps a record.
+    """
     state = _read(_path(trial), next(model.parameters()).device)
-    if state is None or state["run"] != run:
-        if state is not None:
-            print(
-                f"{trial.checkpoint}: the checkpoint is of another configuration or of other features: starting again"
-            )
-        return Progress()
+    if state is not None and state["identity"] != identity:
+        _put_aside(_path(trial), "it is of another configuration, other features or other targets")
+        state = None
+    if state is None:
+        return Progress(machines=[machine])
     load_trained_state(model, state["model"])
     optimizer.load_state_dict(state["optimizer"])
     progress = Progress(**state["progress"])
     progress.restarts += 1
+    if machine != progress.machines[-1]:
+        print(
+            f"resuming on {machine} what ran on {progress.machines[-1]}: the last bits may differ from an undisturbed run"
+        )
+        progress.machines.append(machine)
     return progress
 
 
@@ -73,10 +97,13 @@ def _read(path: Path, device: torch.device) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file; each means: not usable
-        damaged = path.with_name(f"damaged-{os.getpid()}.pt")
-        path.rename(damaged)
-        print(
-            f"{path} cannot be read ({type(error).__name__}: {error}); kept as {damaged.name}, starting again from epoch 0"
-        )
+        _put_aside(path, f"it cannot be read ({type(error).__name__}: {error})")
         return None
     return state
+
+
+def _put_aside(path: Path, why: str) -> None:
+    """Keep a checkpoint that is of no use now until training is done; nothing is lost by mistake."""
+    aside = path.with_name(f"unused-{os.getpid()}.pt")
+    path.rename(aside)
+    print(f"{path}: {why}; kept as {aside.name}, starting again from epoch 0", flush=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,7 +17,8 @@ from pipeline.config import Config
 from pipeline.errors import Interrupted, WorkError
 from pipeline.layout import TrialDir, write_text
 from pipeline.metrics.regression import selection_metric
-from pipeline.models.regressor import Mix, Regressor, load_trained_state, trained_state
+from pipeline.models.regressor import Regressor, load_trained_state, trained_state
+from pipeline.signals import StopFlag
 from pipeline.training import augmentation as aug
 from pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from pipeline.training.optimiser import make_optimizer, set_rates, without_gradient
@@ -25,13 +26,34 @@ from pipeline.training.samples import Samples, batches, predict
 
 
 @dataclass(frozen=True)
+class Stop:
+    """What may end a run early: a signal to this process, or another job that has taken the trial over."""
+
+    flag: StopFlag
+    still_mine: Callable[[], bool]
+
+    def check_batch(self) -> None:
+        """Raises Interrupted if the end of the epoch must not be waited for."""
+        if self.flag.overdue():
+            raise Interrupted(
+                "told to stop, and the epoch is too long to end it; the last checkpoint stands, run it again"
+            )
+
+    def check_epoch(self, trial: TrialDir) -> None:
+        """Raises WorkError if another job trains this trial now: two writers would undo each other's work."""
+        if not self.still_mine():
+            raise WorkError(f"{trial.path}: another job has taken this trial over while this one was suspended")
+
+
+@dataclass(frozen=True)
 class Run:
-    """One trial's training: where it is kept, what it is (for the checkpoint), whether it has been told to stop."""
+    """One trial's training: where it is kept, what it is (for the checkpoint), where it runs, what may stop it."""
 
     trial: TrialDir
     identity: str
+    machine: str
     config: Config
-    stop_asked: Callable[[], bool]
+    stop: Stop
 
 
 def fit(model: Regressor, train: Samples, validation: Samples, run: Run) -> Progress:
@@ -41,35 +63,50 @@ def fit(model: Regressor, train: Samples, validation: Samples, run: Run) -> Prog
     """
     config, epochs = run.config, run.config.train.epochs
     optimizer = make_optimizer(model, config)
-    progress = load_checkpoint(run.trial, run.identity, model, optimizer)
-    log = EpochLog(run.trial.metrics, progress.epoch)
-    saved = time.monotonic()
+    progress = load_checkpoint(run.trial, run.identity, run.machine, model, optimizer)
+    log, saved = EpochLog(run.trial.metrics, progress.epoch), time.monotonic()
     while progress.epoch < epochs and not _patience_is_out(config, progress):
-        started, epoch = time.monotonic(), progress.epoch
-        set_rates(optimizer, config.schedule, config.optim, epoch, epochs)
-        loss = train_epoch(model, train, optimizer, config, epoch)
-        metric, validation_loss = validate(model, validation, config)
-        keep_best(model, progress, metric, config)
-        progress.epoch += 1
-        progress.seconds += time.monotonic() - started
-        log.write(
-            epoch=epoch, loss=loss, validation_loss=validation_loss, metric=metric, seconds=time.monotonic() - started
-        )
-        if run.stop_asked() or _checkpoint_is_due(config, progress.epoch, saved):
+        fit_epoch(model, train, validation, optimizer, run, progress, log)
+        run.stop.check_epoch(run.trial)
+        told_to_stop = run.stop.flag.asked() and progress.epoch < epochs
+        if told_to_stop or _checkpoint_is_due(config, progress.epoch, saved):
             save_checkpoint(run.trial, run.identity, model, optimizer, progress)
             saved = time.monotonic()
-        if run.stop_asked() and progress.epoch < epochs:
-            raise Interrupted(
-                f"{run.trial.path}: told to stop after epoch {epoch}; the checkpoint is written, run it again to go on"
-            )
+        if told_to_stop:
+            raise Interrupted(f"{run.trial.path}: told to stop; the checkpoint is written, run it again to go on")
     load_trained_state(model, progress.best_state)
     return progress
 
 
+def fit_epoch(
+    model: Regressor,
+    train: Samples,
+    validation: Samples,
+    optimizer: torch.optim.Optimizer,
+    run: Run,
+    progress: Progress,
+    log: EpochLog,
+) -> None:
+    """Train for one epoch, validate, remember the weights if they are the best, and write the epoch's line."""
+    started, epoch, config = time.monotonic(), progress.epoch, run.config
+    set_rates(optimizer, config.schedule, config.optim, epoch, config.train.epochs)
+    loss = train_epoch(model, train, optimizer, config, epoch, run.stop.check_batch)
+    metric, validation_loss = validate(model, validation, config)
+    progress.keep_best(epoch, metric, lower=config.select.metric == "mae", state=trained_state(model))
+    progress.epoch, seconds = epoch + 1, time.monotonic() - started
+    progress.seconds += seconds
+    log.write(epoch=epoch, loss=loss, validation_loss=validation_loss, metric=metric, seconds=seconds)
+
+
 def train_epoch(
-    model: Regressor, samples: Samples, optimizer: torch.optim.Optimizer, config: Config, epoch: int
+    model: Regressor,
+    samples: Samples,
+    optimizer: torch.optim.Optimizer,
+    config: Config,
+    epoch: int,
+    after_batch: Callable[[], None],
 ) -> float:
-    """One pass over the samples; returns the mean loss of a specimen."""
+    """One pass over the samples; returns the mean loss of a specimen. `after_batch` may raise to end it early."""
     streams = aug.epoch_streams(config.seed, epoch, samples.targets.device)
     order = streams.choices.permutation(len(samples))
     losses, counts = [], []
@@ -85,6 +122,7 @@ def train_epoch(
         optimizer.step()
         losses.append(loss.detach())
         counts.append(count)
+        after_batch()
     return _mean_loss(torch.stack(losses), counts, epoch)
 
 
@@ -95,9 +133,12 @@ def batch_loss(
     augment, rng = config.augment, streams.choices
     share = aug.strength(augment, epoch, config.train.epochs)
     indices = aug.drop_specimens(indices, share * augment.specimen_dropout, rng)
-    mix = aug.make_mix(len(indices), share * augment.mixup_alpha, rng)
-    domains = _domains(samples, indices, share * augment.domain_dropout, model, rng)
-    features, targets = _mixed(samples, indices, mix)
+    mix = aug.make_mix(len(indices), share * augment.mixup_alpha, rng, samples.targets.device)
+    features, targets, domains = samples.select(indices)
+    if mix:
+        features, targets = mix(features), mix(targets)
+    if model.domain is not None:
+        domains = aug.drop_domain(domains, share * augment.domain_dropout, model.domain.unknown, rng)
     features = aug.add_noise(features, share * augment.noise, streams.noise)
     with torch.autocast(features.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
         predictions = model(features, domains, mix)
@@ -113,15 +154,6 @@ def validate(model: Regressor, samples: Samples, config: Config) -> tuple[float 
     return selection_metric(config.select.metric, targets.cpu().numpy(), predictions, samples.events), float(loss)
 
 
-def keep_best(model: Regressor, progress: Progress, metric: float | None, config: Config) -> None:
-    """Remember this epoch's weights if they are the first or better than the best; a negative R² is kept like any other."""
-    sign = -1 if config.select.metric == "mae" else 1
-    best = progress.best_metric
-    if progress.best_epoch < 0 or (metric is not None and (best is None or sign * metric > sign * best)):
-        progress.best_epoch, progress.best_metric = progress.epoch, metric
-        progress.best_state = {name: tensor.clone() for name, tensor in trained_state(model).items()}
-
-
 class EpochLog:
     """metrics.jsonl: one line per epoch; lines after the checkpoint that a run resumes from are dropped."""
 
@@ -132,25 +164,17 @@ class EpochLog:
 
     def write(self, **values: float | int | None) -> None:
         """Append one epoch, and print it where nobody watches a progress bar."""
-        rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}
+        rounded = {k: _rounded(v) for k, v in values.items()}
         with self.path.open("a") as file:
             file.write(json.dumps(rounded) + "\n")
         print("  ".join(f"{k} {v}" for k, v in rounded.items()), flush=True)
 
 
-def _domains(
-    samples: Samples, indices: Tensor, probability: float, model: Regressor, rng: np.random.Generator
-) -> Tensor | None:
-    if model.domain is None:
-        return None
-    domains = samples.domains[indices.to(samples.domains.device)]
-    return aug.drop_domain(domains, probability, model.domain.unknown, rng)
-
-
-def _mixed(samples: Samples, indices: Tensor, mix: Mix | None) -> tuple[Tensor, Tensor]:
-    features = samples.bank.gather(indices).float()
-    targets = samples.targets[indices.to(samples.targets.device)]
-    return (mix(features), mix(targets)) if mix else (features, targets)
+def _rounded(value: float | int | None) -> float | int | None:
+    """Six decimals; what is not finite is null, for JSON has no word for it."""
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value
 
 
 def _check_gradients(model: Regressor) -> None:

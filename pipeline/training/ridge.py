@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline.config import Config, RidgeHead
 from pipeline.metrics.regression import selection_metric
-from pipeline.models.regressor import Regressor
+from pipeline.models.regressor import Regressor, load_trained_state, trained_state
 from pipeline.training.checkpoint import Progress
 from pipeline.training.samples import Samples, predict
 
@@ -19,17 +19,13 @@ def fit_ridge(model: Regressor, train: Samples, validation: Samples, config: Con
     head = config.model.head
     assert isinstance(head, RidgeHead)
     inputs, targets = embeddings(model, train), model.standardize(train.targets).cpu().numpy()
-    progress, sign = Progress(), -1 if config.select.metric == "mae" else 1
-    solutions = [solve(inputs, targets, alpha) for alpha in head.alphas]
-    for number, solution in enumerate(solutions):
-        set_linear(model, *solution)
-        truth, predictions = validation.targets.cpu().numpy(), predict(model, validation)
-        metric = selection_metric(config.select.metric, truth, predictions, validation.events)
-        best = progress.best_metric
-        if progress.best_epoch < 0 or (metric is not None and (best is None or sign * metric > sign * best)):
-            progress.best_epoch, progress.best_metric = number, metric
-    progress.epoch = len(solutions)
-    set_linear(model, *solutions[progress.best_epoch])
+    progress, truth = Progress(), validation.targets.cpu().numpy()
+    for number, alpha in enumerate(head.alphas):
+        set_linear(model, *solve(inputs, targets, alpha))
+        metric = selection_metric(config.select.metric, truth, predict(model, validation), validation.events)
+        progress.keep_best(number, metric, lower=config.select.metric == "mae", state=trained_state(model))
+    progress.epoch = len(head.alphas)
+    load_trained_state(model, progress.best_state)
     return progress
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.features.bank import Bank
 from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts
+from pipeline.training.augmentation import to_device
 
 PREDICTION_BATCH = 512
 
@@ -29,6 +30,12 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def select(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of specimens `indices` [B] (on the CPU): features [B, …] in fp32, targets [B, n_targets], domain rows [B]."""
+        there = to_device(indices, self.targets.device)
+        features = self.bank.gather(there if self.bank.residence == "device" else indices)
+        return features.float(), self.targets[there], self.domains[there]
 
 
 def make_samples(bank: Bank, table: pd.DataFrame, facts: Facts, device: torch.device) -> Samples:
@@ -62,9 +69,9 @@ def predict(model: Regressor, samples: Samples) -> NDArray[np.float32]:
     """Predictions [N, n_targets] in the targets' units: evaluation mode, fp32."""
     model.eval()
     with torch.inference_mode():
-        parts = [
-            model.predict(samples.bank.gather(indices).float(), samples.domains[indices.to(samples.domains.device)])
-            for indices in batches(len(samples), PREDICTION_BATCH)
-        ]
+        parts = []
+        for indices in batches(len(samples), PREDICTION_BATCH):
+            features, _, domains = samples.select(indices)
+            parts.append(model.predict(features, domains))
         out: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
     return out

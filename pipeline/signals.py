@@ -2,42 +2,51 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 WALLTIME_SIGNAL = signal.SIGUSR2
+GRACE_SECONDS = 60.0
+"""How long an epoch may go on after the signal. Half of the warning that our jobs ask Slurm for."""
 
 
 class StopFlag:
-    """Callable: whether a signal has asked this process to stop. Training looks at the end of each epoch."""
+    """Whether a signal has asked this process to stop, and how long ago.
+
+    Training looks at `asked` after each epoch, where it writes a checkpoint first, and at `overdue` after each batch.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._since = 0.0
 
-    def __call__(self) -> bool:
+    def asked(self) -> bool:
+        """Stop at the next good moment."""
         return self.signal is not None
 
+    def overdue(self) -> bool:
+        """Stop now: there may be no time left for the end of an epoch."""
+        return self.asked() and time.monotonic() - self._since > GRACE_SECONDS
+
+    def out_of_time(self) -> bool:
+        """Whether it was the walltime. (A preempted job is queued again by Slurm, a cancelled one is not to be.)"""
+        return self.signal == WALLTIME_SIGNAL
+
     @contextmanager
-    def installed(self) -> Iterator[None]:
+    def installed(self) -> Iterator[StopFlag]:
         """Listen while in the block; afterwards the old handlers are back. submitit's are replaced: they guess wrongly."""
         before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, WALLTIME_SIGNAL)}
         try:
-            yield
+            yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is None:
+            self._since = time.monotonic()
         self.signal = number
         print(f"carabid: {signal.Signals(number).name}: stopping after this epoch, with a checkpoint", flush=True)
-
-
-def requeue_if_out_of_time(flag: StopFlag) -> None:
-    """Queue this Slurm job again if it was its walltime that ended; preempted jobs are queued again by Slurm itself."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if flag.signal == WALLTIME_SIGNAL and job:
-        subprocess.run(["scontrol", "requeue", job], check=False, timeout=60)

@@ -1,0 +1,100 @@
+"""Predictions for new image files: what cannot be read is a user's mistake, named with the file, whatever PIL says of it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.backbones import load_backbone
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.experiment import dump_config
+from pipeline.layout import TrialDir, write_text
+from pipeline.models.saved import Facts, make_model, save_model
+from pipeline.stages import predict
+
+
+@pytest.fixture
+def trial(config_of: Callable[..., Config], tmp_path: Path) -> TrialDir:
+    """A trial with a model, as it was drawn."""
+    config, folder = config_of("frozen"), TrialDir(tmp_path / "trial")
+    backbone = load_backbone(config.backbone)
+    facts = Facts(config.data.targets, ("1", "3"), backbone.embed_dim, backbone.weights_hash(), None, "key")
+    save_model(make_model(config, facts, backbone), facts, folder)
+    write_text(folder.config, dump_config(config))
+    return folder
+
+
+def encoded(form: str) -> bytes:
+    stream = io.BytesIO()
+    Image.radial_gradient("L").convert("RGB").save(stream, form)
+    return stream.getvalue()
+
+
+def refusal(trial: TrialDir, file: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        list(predict.predict_files(trial.path, [file], None, "cpu"))
+    assert str(file) in str(caught.value)
+    return str(caught.value)
+
+
+def test_files_are_predicted_in_the_order_given(trial: TrialDir, tmp_path: Path) -> None:
+    files = [tmp_path / "a.png", tmp_path / "b.tiff"]
+    for file, form in zip(files, ("PNG", "TIFF"), strict=True):
+        file.write_bytes(encoded(form))
+    Image.new("RGB", (90, 70), "red").save(tmp_path / "c.png")
+    a, b, c = predict.predict_files(trial.path, [*files, tmp_path / "c.png"], "3", "cpu")
+    assert a == b != c and list(a) == ["SPEI_30d", "SPEI_1y", "SPEI_2y"]
+
+
+def damaged_chunk() -> bytes:
+    """A PNG whose pixels' length is wrong: PIL raises SyntaxError."""
+    content = bytearray(encoded("PNG"))
+    content[content.index(b"IDAT") - 1] ^= 0xFF
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no image", damaged_chunk(), encoded("PNG")[:-400], encoded("TIFF")[:400], encoded("JPEG")[:400]],
+    ids=["empty", "text", "damaged PNG", "truncated PNG", "truncated TIFF", "truncated JPEG"],
+)
+def test_a_damaged_file_is_refused_and_named(trial: TrialDir, tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "beetle.png"
+    file.write_bytes(content)
+    message = refusal(trial, file)
+    assert "is not a readable image" in message and "BytesIO" not in message
+
+
+def test_an_image_that_claims_to_be_enormous_is_refused_and_named(
+    trial: TrialDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bomb.tiff").write_bytes(encoded("TIFF"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert "is not a readable image" in refusal(trial, tmp_path / "bomb.tiff")
+
+
+def test_a_file_that_does_not_exist_and_a_folder_are_told_apart(trial: TrialDir, tmp_path: Path) -> None:
+    assert "does not exist" in refusal(trial, tmp_path / "none.jpg")
+    assert "is not a readable image" in refusal(trial, tmp_path)
+
+
+def test_running_out_of_memory_is_not_blamed_on_the_image(
+    trial: TrialDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(encoded: bytes) -> Image.Image:
+        raise MemoryError
+
+    (tmp_path / "x.png").write_bytes(encoded("PNG"))
+    monkeypatch.setattr(predict, "decode", run_out)
+    with pytest.raises(MemoryError):
+        list(predict.predict_files(trial.path, [tmp_path / "x.png"], None, "cpu"))
+
+
+def test_a_folder_that_is_no_trial_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a trial's folder"):
+        list(predict.predict_files(tmp_path, [], None, "cpu"))

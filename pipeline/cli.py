@@ -10,7 +10,7 @@ import typer
 
 from pipeline import __version__
 from pipeline.errors import UserError, WorkError
-from pipeline.experiment import Experiment, Trial, load_experiment
+from pipeline.experiment import Experiment, load_experiment
 from pipeline.layout import ExperimentDir, all_experiments, trained_root
 from pipeline.state import trial_state
 
@@ -57,10 +57,11 @@ def generate(
 @app.command()
 def fetch(config: ConfigArgument, overrides: Overrides = None) -> None:
     """On the login node: bring data and weights into the cache, so that jobs run without internet."""
+    from pipeline.launch.manifest import sharing_features
     from pipeline.stages import fetch as stage
 
-    for trial in _distinct_inputs(load_experiment(config, overrides or ())):
-        stage.run(trial.config)
+    for sharing in sharing_features(load_experiment(config, overrides or ()).trials):
+        stage.run(sharing[0].config)
 
 
 @app.command()
@@ -98,17 +99,12 @@ def extract(
     ] = False,
 ) -> None:
     """Make the features that training reads. The tasks of a Slurm array share the work."""
-    from pipeline.launch.deal import array_rank
-    from pipeline.stages import extract as stage
+    from pipeline.launch import jobs
 
     experiment = load_experiment(config, overrides or ())
     if once:
         _record_plan(experiment)
-    for trial in _distinct_inputs(experiment):
-        if once:
-            stage.ensure(trial.config)
-        else:
-            stage.run(trial.config, *array_rank())
+    jobs.extract_features(experiment.trials, once)
 
 
 @app.command()
@@ -154,12 +150,15 @@ def collect(config: ConfigArgument, overrides: Overrides = None) -> None:
 @app.command()
 def status(experiments: ExperimentNames = None) -> None:
     """Show each trial's state."""
+    from pipeline.results import no_trials
     from pipeline.state import planned_trials
 
-    for experiment in _experiments(experiments):
-        for name in planned_trials(experiment):
-            state = trial_state(experiment.trial(name))
-            print(f"{state.state:<12}{experiment.path.name}/{name}{'  ' + state.reason if state.reason else ''}")
+    found = [(experiment, name) for experiment in _experiments(experiments) for name in planned_trials(experiment)]
+    for experiment, name in found:
+        state = trial_state(experiment.trial(name))
+        print(f"{state.state:<12}{experiment.path.name}/{name}{'  ' + state.reason if state.reason else ''}")
+    if not found:
+        print(no_trials())
 
 
 @app.command()
@@ -215,6 +214,9 @@ def main() -> None:
     except WorkError as error:
         print(f"carabid: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except OSError as error:  # a disk that is full, a folder that may not be written: nothing a traceback would explain
+        print(f"carabid: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _record_plan(experiment: Experiment) -> None:
@@ -224,13 +226,6 @@ def _record_plan(experiment: Experiment) -> None:
 
     if job := own_job():
         record_plan(experiment, job)
-
-
-def _distinct_inputs(experiment: Experiment) -> list[Trial]:
-    """One trial for each feature store that the experiment needs."""
-    from pipeline.launch.manifest import plan_extractions
-
-    return [experiment.trials[index] for index in dict.fromkeys(i for i, _, _ in plan_extractions(experiment.trials))]
 
 
 def _experiments(names: list[str] | None) -> list[ExperimentDir]:

@@ -10,6 +10,7 @@ import torch
 
 from pipeline.errors import UserError, WorkError
 
+DEVICES = ("auto", "cuda", "cpu")
 # A job knows from these that Slurm (or its user) gave it a GPU: lists of device numbers.
 GPU_VARIABLES = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES")
 NO_GPU = ("", "-1", "NoDevFiles")
@@ -19,9 +20,11 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK")
 def choose_device(device: str) -> torch.device:
     """The device for `device` = auto, cuda or cpu.
 
-    Raises WorkError if a GPU was asked for, or given to this job, and torch cannot use it: a job must not spend a GPU's
-    hours computing on the CPU beside it.
+    Raises UserError for another word, and WorkError if a GPU was asked for, or given to this job, and torch cannot use
+    it: a job must not spend a GPU's hours computing on the CPU beside it.
     """
+    if device not in DEVICES:
+        raise UserError(f"there is no device {device}: choose {', '.join(DEVICES[:-1])} or {DEVICES[-1]}.")
     if device == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():

@@ -126,9 +126,11 @@ def find_config(source: str | Path) -> Path:
     for candidate in (Path.cwd() / path, PROJECT / path):
         if candidate.is_file():
             return candidate.resolve()
-    known = [str(p.relative_to(PROJECT)) for p in sorted((PROJECT / "configs").rglob("*.yaml"))]
-    near = difflib.get_close_matches(str(source), known, n=1, cutoff=0.3)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    known = sorted((PROJECT / "configs").rglob("*.yaml"))
+    stems = difflib.get_close_matches(path.stem, {p.stem for p in known}, n=1)
+    near = [str(p.relative_to(PROJECT)) for p in known if p.stem in stems]
+    every = ", ".join(str(p.relative_to(PROJECT)) for p in known)
+    hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are: {every}"
     places = dict.fromkeys((str(Path.cwd()), str(PROJECT)))
     raise UserError(f"there is no config {source} (looked in {' and '.join(places)}){hint}")
 
@@ -366,10 +368,27 @@ def _explain(error: ErrorDetails, places: dict[str, str], path: Path) -> str:
     key += ".kind" if error["type"].startswith("union_tag") else ""
     place = _place(key, places, path)
     if error["type"] == "extra_forbidden":
-        return f"{place}: `{key}` does not exist{_nearest(key)}"
-    message = error["msg"].removeprefix("Value error, ")
+        return f"{place}: {_unknown(key, error['input'])}"
+    message = _in_words(key, error)
     given = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"
     return f"{place}: `{key}`: {message}{given}" if key else f"{place}: {message}"
+
+
+def _in_words(key: str, error: ErrorDetails) -> str:
+    """What is wrong with a value; pydantic's words where they are not Python's."""
+    if error["type"] == "tuple_type":
+        example = error["input"] if isinstance(error["input"], str | int | float) else "a, b"
+        return f"write a list: [{example}]"
+    if error["type"] in ("model_type", "model_attributes_type"):
+        return f"this is a block of keys: {', '.join(_below(f'{key}.'))}"
+    return error["msg"].removeprefix("Value error, ")
+
+
+def _unknown(key: str, value: Any) -> str:
+    """A key that does not exist; with one value below it, the value's key: `modle.encoder.r`, not `modle`."""
+    below = list(flatten(value, f"{key}.")) if isinstance(value, dict) else []
+    whole = below[0] if len(below) == 1 else key
+    return f"`{whole}` does not exist{_nearest(whole)}"
 
 
 def _place(key: str, places: dict[str, str], path: Path) -> str:
@@ -385,16 +404,56 @@ def _place(key: str, places: dict[str, str], path: Path) -> str:
 
 
 def _nearest(key: str) -> str:
+    if kinds := _kinds_with(key):
+        return f" here: it is a key of `{key.rpartition('.')[0]}.kind` {' or '.join(kinds)}"
+    if corrected := _corrected(key):
+        return f", but `{corrected}` does"
     names = sorted(set(field_names(Config)))
     last = key.rpartition(".")[2]
     same_last = [name for name in names if name.rpartition(".")[2] == last]
     longer = [name for name in names if name.startswith(key)]
     near = same_last or longer[:1] * (len(longer) == 1) or difflib.get_close_matches(key, names, n=1, cutoff=0.4)
     if not near:
-        siblings = [n for n in names if n.rpartition(".")[0] == key.rpartition(".")[0]]
-        return f"; here exist: {', '.join(siblings or names)}"
+        return f"; here exist: {', '.join(_siblings(key))}"
     verb = "does" if len(near) == 1 else "do"
     return f", but {' and '.join(f'`{name}`' for name in near)} {verb}"
+
+
+def _corrected(key: str) -> str | None:
+    """The key that is meant if each of its parts resembles one that may stand there, block by block."""
+    found = ""
+    for part in key.split("."):
+        near = difflib.get_close_matches(part, _below(found), n=1)
+        if not near:
+            return None
+        found += f"{near[0]}."
+    return found.removesuffix(".")
+
+
+def _below(prefix: str) -> list[str]:
+    """The keys and blocks right below a dotted prefix such as `model.`, in the order of the configuration."""
+    names = (name.removeprefix(prefix) for name in field_names(Config) if name.startswith(prefix))
+    return list(dict.fromkeys(name.partition(".")[0] for name in names))
+
+
+def _siblings(key: str) -> list[str]:
+    """What stands in the innermost block of a dotted key that exists."""
+    prefix = ""
+    for part in key.split("."):
+        if not _below(f"{prefix}{part}."):
+            break
+        prefix += f"{part}."
+    return _below(prefix)
+
+
+def _kinds_with(key: str) -> list[str]:
+    """The kinds of the block around `key` that have it."""
+    *blocks, last = key.split(".")
+    models: list[type[BaseModel]] = [Config]
+    for part in blocks:
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        models = [block for info in fields for block in _blocks(info.annotation)]
+    return sorted(_kinds(model for model in models if last in model.model_fields))
 
 
 def field_names(model: type[BaseModel], prefix: str = "") -> Iterable[str]:

@@ -9,22 +9,32 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
+from pipeline.errors import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 
 def root() -> Path:
-    """Where features/ and trained/ lie: `$CARABID_ROOT`, else the project's folder; never the current folder by accident."""
+    """Where features/ and trained/ lie: `$CARABID_ROOT`, else the project's folder; never the current folder by accident.
+
+    Raises UserError if it is relative: a job that starts in another folder would look elsewhere.
+    """
     chosen = os.environ.get("CARABID_ROOT")
-    return Path(chosen).expanduser().resolve() if chosen else PROJECT
+    if not chosen:
+        return PROJECT
+    path = Path(os.path.expanduser(chosen))  # (Path's own raises for a user that does not exist)
+    if not path.is_absolute():
+        raise UserError(f"CARABID_ROOT must be an absolute path (it is {chosen}): jobs start in other folders.")
+    return path.resolve()
 
 
 def features_root(config: Config) -> Path:
@@ -172,6 +182,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         yield temporary
+        _open_to_others([temporary])
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
@@ -193,6 +204,7 @@ def atomic_folder(
     try:
         temporary.mkdir()
         yield temporary
+        _open_to_others(temporary.rglob("*"))
         for file in (*filter(to_sync, temporary.rglob("*")), temporary):
             sync(file)
         if replace:
@@ -221,6 +233,25 @@ def _replace_folder(path: Path, new: Path) -> None:
         raise
     sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _open_to_others(files: Iterable[Path]) -> None:
+    """Give private files the mode of ordinary ones: safetensors writes 0600, which a lab's other members cannot read.
+
+    What is ordinary here (umask, the folder's default ACL) a new file shows: os.umask tells it only by changing it, for
+    all threads.
+    """
+    private = [file for file in files if stat.S_IMODE(mode := file.lstat().st_mode) & 0o077 == 0 and stat.S_ISREG(mode)]
+    if not private:
+        return
+    probe = _temporary(private[0])
+    try:
+        probe.touch()
+        ordinary = stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink(missing_ok=True)
+    for file in private:
+        file.chmod(ordinary)
 
 
 def _temporary(path: Path) -> Path:

@@ -144,10 +144,17 @@ def _files(path: Path) -> list[tuple[str, int, int]] | None:
 
 
 def _hub_commit(name: str, file: str, revision: str | None) -> str | None:
-    """The commit of a model in the Hub's cache; None if it is not there."""
+    """The commit of a model in the Hub's cache; None if it is not there. Raises UserError if it cannot be on the Hub."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    found = try_to_load_from_cache(name, file, revision=revision)
+    try:
+        found = try_to_load_from_cache(name, file, revision=revision)
+    except HFValidationError as error:
+        raise UserError(
+            f"backbone.name {name}: there is no such folder with a model in it, and it is no name on the Hub either "
+            "(those are written owner/name). Check the path."
+        ) from error
     return Path(found).parent.name if isinstance(found, str) else None
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from pipeline.config import Config, science
 from pipeline.errors import UserError
 from pipeline.experiment import flatten
-from pipeline.layout import ExperimentDir, read_json
-from pipeline.state import planned_trials, trial_config, trial_state
+from pipeline.layout import ExperimentDir, read_json, trained_root
+from pipeline.state import damaged, planned_trials, trial_config, trial_state
 
 REPLICATES = ("seed", "data.split.fold")
 """Trials that differ in these alone are repetitions of one another: the table shows their mean ± sd."""
@@ -121,8 +121,16 @@ def cells(line: Line) -> tuple[str, ...]:
     return (line.experiment, line.name, str(line.n), split, *figures)
 
 
+def no_trials() -> str:
+    """What to say in place of an empty table."""
+    return f"no trials yet under {trained_root()}"
+
+
 def print_table(lines: Sequence[Line]) -> None:
     """The table for a terminal, or 160 columns wide for a file; what is too long for its column goes on below."""
+    if not lines:
+        print(no_trials())
+        return
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Column, Table
@@ -145,14 +153,15 @@ def _row(experiment: ExperimentDir, name: str) -> Row:
     row = Row(experiment.path.name, name, state.state, state.reason)
     if state.state != "done":
         return row
-    results: dict[str, Any] = read_json(trial.results)
-    return replace(
-        row,
-        group=_group(name, config),
-        split=results["split"],
-        optimistic=results["split"] == results["selected_on"],
-        figures=_figures(results),
-    )
+    try:
+        return _with_results(row, read_json(trial.results), _group(name, config))
+    except (OSError, ValueError, KeyError, TypeError):
+        return replace(row, state="failed", reason=damaged(trial.results))
+
+
+def _with_results(row: Row, results: dict[str, Any], group: str) -> Row:
+    optimistic = results["split"] == results["selected_on"]
+    return replace(row, group=group, split=results["split"], optimistic=optimistic, figures=_figures(results))
 
 
 def _figures(results: dict[str, Any]) -> Figures:

@@ -1,4 +1,7 @@
-"""Being told to stop: Slurm's warning before the walltime (USR2), SIGTERM from preemption or scancel. Loads no torch."""
+"""Being told to stop: Slurm's warning before the walltime (USR2), SIGTERM from preemption or scancel, Ctrl-C.
+
+Loads no torch.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 WALLTIME_SIGNAL = signal.SIGUSR2
+LISTENED = (signal.SIGTERM, signal.SIGINT, WALLTIME_SIGNAL)
 GRACE_SECONDS = 60.0
 """How long an epoch may go on after the signal. Half of the warning that our jobs ask Slurm for."""
 
@@ -38,7 +42,7 @@ class StopFlag:
     @contextmanager
     def installed(self) -> Iterator[StopFlag]:
         """Listen while in the block; afterwards the old handlers are back. submitit's are replaced: they guess wrongly."""
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, WALLTIME_SIGNAL)}
+        before = {number: signal.signal(number, self._note) for number in LISTENED}
         try:
             yield self
         finally:
@@ -46,7 +50,9 @@ class StopFlag:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal == signal.SIGINT:
+            raise KeyboardInterrupt  # Ctrl-C twice: at once
         if self.signal is None:
             self._since = time.monotonic()
+            print(f"carabid: {signal.Signals(number).name}: stopping after this epoch, with a checkpoint", flush=True)
         self.signal = number
-        print(f"carabid: {signal.Signals(number).name}: stopping after this epoch, with a checkpoint", flush=True)

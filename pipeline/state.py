@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from pipeline.lease import owner
 State = Literal["done", "trained", "running", "interrupted", "failed", "missing"]
 
 
+class _Damaged(Exception):
+    """A file of a trial that is there and does not hold what it should; the text names it."""
+
+
 @dataclass(frozen=True)
 class TrialState:
     """What is known of a trial: `state`, and `reason` in words where there is something to say."""
@@ -29,18 +34,32 @@ def trial_state(trial: TrialDir, config: Config | None = None) -> TrialState:
     """State of a trial's folder; with `config`, results of another configuration or evaluation do not count.
 
     done: results.json is there; trained: a model is, results are not; running: a job renews its lease; interrupted: a
-    checkpoint waits for the next attempt; failed: the last attempt ended with an error; missing: nothing yet.
+    checkpoint waits for the next attempt; failed: the last attempt ended with an error, or a file is damaged; missing:
+    nothing yet.
     """
-    results = _read(trial.results)
+    try:
+        return _state(trial, config)
+    except _Damaged as error:
+        return TrialState("failed", str(error))
+
+
+def damaged(path: Path) -> str:
+    """The reason of a trial whose file cannot be used."""
+    return f"{path.name} is damaged: delete {path} and submit the trial again"
+
+
+def _state(trial: TrialDir, config: Config | None) -> TrialState:
+    results = _read(trial.results, "evaluation", "config_hash")
     if results and _is_current(results, config):
         return TrialState("done")
-    failure = _read(trial.failure)
+    failure = _read(trial.failure, "stage", "message")
     if failure:
         after = "; not evaluated" if failure["stage"] == "train" else ""
-        return TrialState("failed", f"{failure['stage']}: {failure['message'].splitlines()[0]}{after}")
+        message = next(iter(str(failure["message"]).splitlines()), "no reason given")
+        return TrialState("failed", f"{failure['stage']}: {message}{after}")
     if _is_held(trial):
         return TrialState("running")
-    record = _read(trial.trained)
+    record = _read(trial.trained, "config_hash")
     if record and (config is None or record["config_hash"] == config_hash(config)):
         return TrialState("trained", "evaluation has not run" if not results else "evaluated in another way")
     if trial.checkpoint.is_dir():
@@ -52,8 +71,19 @@ def planned_trials(experiment: ExperimentDir) -> list[str]:
     """Names of all trials that any submission of this experiment named, or that have a folder, in order."""
     names: dict[str, None] = {}
     for path in sorted(experiment.submissions.glob("*.json"), key=lambda path: (len(path.stem), path.stem)):
-        names |= dict.fromkeys(trial["name"] for trial in read_json(path)["trials"])
+        names |= dict.fromkeys(_planned(path))
     return list(names | dict.fromkeys(trial.path.name for trial in experiment.trials()))
+
+
+def _planned(submission: Path) -> list[str]:
+    """Names of a submission's trials; a record that is damaged is said on stderr, and must not hide all others."""
+    try:
+        return [str(trial["name"]) for trial in read_json(submission)["trials"]]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError, KeyError):
+        print(f"carabid: {submission} is damaged: trials that stand in it alone are not shown", file=sys.stderr)
+        return []
 
 
 def trial_config(trial: TrialDir) -> Config | None:
@@ -71,12 +101,16 @@ def _is_current(results: dict[str, Any], config: Config | None) -> bool:
     return bool(results["config_hash"] == config_hash(config)) and same_evaluation
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON file's content; None if it is not there, or no longer: a job may be at work in the folder."""
+def _read(path: Path, *keys: str) -> dict[str, Any] | None:
+    """A JSON object that has these keys; None if it is not there, or no longer: a job may be at work in the folder."""
     try:
-        content: dict[str, Any] = read_json(path)
+        content = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except ValueError:
+        raise _Damaged(damaged(path)) from None
+    if not isinstance(content, dict) or not content.keys() >= set(keys):
+        raise _Damaged(damaged(path))
     return content
 
 

@@ -41,6 +41,12 @@ def test_a_job_that_was_given_a_gpu_which_torch_cannot_use_stops_and_says_why(
     assert "nvidia-smi" in message and "device=cpu" in message
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:0", "", "CPU"])
+def test_a_word_that_is_no_device_is_refused_with_those_there_are(device: str) -> None:
+    with pytest.raises(UserError, match=f"^there is no device {device}: choose auto, cuda or cpu"):
+        choose_device(device)
+
+
 def test_a_gpu_that_was_asked_for_and_is_not_there_stops() -> None:
     with pytest.raises(WorkError, match="device is cuda, but torch"):
         choose_device("cuda")

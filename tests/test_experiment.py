@@ -339,6 +339,9 @@ def test_a_name_that_would_be_too_long_is_cut_but_keeps_seed_and_hash() -> None:
         ("resources.train.partitions", "resources.train.partition"),
         ("augment.mixup", "augment.mixup_alpha"),
         ("seeds", "seed"),
+        ("modle.encoder.r", "model.encoder.r"),
+        ("model.encodr.targts", "model.encoder.targets"),
+        ("datta.columns.evnt", "data.columns.event"),
     ],
 )
 def test_a_mistyped_key_is_refused_with_the_nearest_name_that_exists(key: str, nearest: str) -> None:
@@ -385,7 +388,12 @@ def test_all_mistakes_are_named_at_once() -> None:
         ("model.encoder.kind=loar", "model.encoder.kind", "'frozen', 'finetuned', 'lora', 'patch_convs'"),
         ("model.encoder.targets=[q_proj,qkv]", "model.encoder.targets.1", "'q_proj', 'k_proj'"),
         ("data.split={kind: folds, fold: 5}", "data.split", "folds count from 0 to 4"),
-        ("optim=3", "optim", "dictionary"),
+        ("optim=3", "optim", "this is a block of keys: kind, lr, weight_decay, betas, clip (given: 3)"),
+        ("model=5", "model", "this is a block of keys: encoder, normalize, "),
+        ("model.encoder=5", "model.encoder", "this is a block of keys: kind, "),
+        ("data.targets=SPEI_30d", "data.targets", "write a list: [SPEI_30d]"),
+        ("model.head.hidden=512", "model.head.hidden", "write a list: [512]"),
+        ("data.targets=", "data.targets", "write a list: [a, b] (given: None)"),
         ("seed.x=3", "seed", "valid integer"),
     ],
 )
@@ -393,6 +401,23 @@ def test_a_wrong_value_is_refused_and_says_what_is_allowed(override: str, key: s
     message = refusal(LORA, override)
     assert message.startswith(f"on the command line: `{key}`: ") and allowed in message
     assert len(message.splitlines()) == 1 and "pydantic" not in message
+
+
+def test_a_mistyped_block_is_refused_by_its_own_name_and_not_by_that_of_a_key_elsewhere() -> None:
+    path = write("a.yaml", "seed: 1\nmodle:\n  encoder: {kind: lora, r: 4}\n")
+    assert refusal("a.yaml") == f"{path.resolve()}, line 2: `modle` does not exist, but `model` does"
+
+
+def test_a_key_of_another_kind_is_refused_with_the_kind_that_has_it() -> None:
+    assert "`model.encoder.r` does not exist here: it is a key of `model.encoder.kind` lora" in refusal(
+        FROZEN, "model.encoder.r=4"
+    )
+
+
+def test_a_key_that_resembles_none_is_refused_with_what_exists_in_its_block() -> None:
+    assert refusal(LORA, "xyz.y.z=3").endswith(
+        "`xyz.y.z` does not exist; here exist: " + ", ".join(Config.model_fields)
+    )
 
 
 def test_a_word_that_is_also_a_kind_is_named_as_it_was_written() -> None:
@@ -426,7 +451,9 @@ def test_a_binary_file_is_refused_and_named(here: Path) -> None:
 
 
 def test_a_config_that_does_not_exist_is_refused_with_the_nearest_that_does() -> None:
-    assert "did you mean configs/beetles/lora.yaml?" in refusal("configs/beetles/loar.yaml")
+    for mistyped in ("configs/beetles/loar.yaml", "lora", "lora.yaml", "beetles/lora"):
+        assert refusal(mistyped).endswith("; did you mean configs/beetles/lora.yaml?")
+    assert "configs/beetles/baseline.yaml, " in refusal("nothing/like/it")
 
 
 def test_a_config_is_found_from_any_folder_and_the_current_one_comes_first(here: Path) -> None:

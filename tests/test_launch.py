@@ -462,7 +462,7 @@ def test_the_chain_of_a_grid_lets_each_evaluation_wait_for_its_own_training(scri
         "evaluate": {"--array=0-2%3"},
         "collect": set(),
     }
-    assert "--dependency='afterok:<extract>'" in options(made["train"])
+    assert "--dependency='afterany:<extract>'" in options(made["train"])
     assert "--dependency='aftercorr:<train>'" in options(made["evaluate"])
     assert "--dependency='afterany:<evaluate>'" in options(made["collect"])
     assert not any(o.startswith("--dependency") for o in options(made["extract"]))
@@ -526,7 +526,7 @@ def test_a_submission_queues_the_chain_with_real_dependencies(tmp_path: Path, mo
     ids = slurm.submit(made, slurm.chain(made))
     assert ids == {"extract": "101", "train": "102", "evaluate": "103", "collect": "104"}
     queued = (tmp_path / "scripts").read_text()
-    for dependency in ("afterok:101", "aftercorr:102", "afterany:103"):
+    for dependency in ("afterany:101", "aftercorr:102", "afterany:103"):
         assert dependency in queued
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Config
+from pipeline.errors import UserError
 from pipeline.layout import (
     PROJECT,
     ExperimentDir,
@@ -61,10 +64,17 @@ def test_carabid_root_moves_everything(tmp_path: Path, monkeypatch: pytest.Monke
     assert trained_root() == tmp_path / "trained"
 
 
-def test_a_root_may_be_relative_or_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CARABID_ROOT", "scratch")
-    assert root() == tmp_path / "scratch"
+@pytest.mark.parametrize("relative", ["scratch", "./scratch", "~nosuchuser/scratch"])
+def test_a_root_that_means_another_place_in_another_folder_is_refused(
+    monkeypatch: pytest.MonkeyPatch, relative: str
+) -> None:
+    """A job may start elsewhere than the command that queued it."""
+    monkeypatch.setenv("CARABID_ROOT", relative)
+    with pytest.raises(UserError, match=f"CARABID_ROOT must be an absolute path \\(it is {relative}\\)"):
+        root()
+
+
+def test_a_root_may_be_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CARABID_ROOT", "~/scratch")
     assert root() == tmp_path / "home" / "scratch"
@@ -173,6 +183,41 @@ def test_the_content_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "replace", noted_replace)
     write_text(tmp_path / "file", "text")
     assert calls == ["file", "rename", "folder"]
+
+
+@pytest.fixture(params=[0o022, 0o007, 0o077], ids=oct)
+def ordinary(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The mode of a file that anybody writes under the umask of this test."""
+    before = os.umask(request.param)
+    yield 0o666 & ~request.param
+    os.umask(before)
+
+
+def write_private(path: Path) -> None:
+    """As safetensors does."""
+    path.write_text("tensors")
+    path.chmod(0o600)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_who_may_read_a_file_is_for_the_umask_to_say_whoever_wrote_it(tmp_path: Path, ordinary: int) -> None:
+    path = tmp_path / "model.safetensors"
+    with atomic_path(path) as temporary:
+        write_private(temporary)
+    write_text(tmp_path / "plain", "text")
+    assert mode(path) == mode(tmp_path / "plain") == ordinary and names(tmp_path) == ["model.safetensors", "plain"]
+
+
+def test_who_may_read_a_folders_files_is_for_the_umask_to_say_too(tmp_path: Path, ordinary: int) -> None:
+    with atomic_folder(tmp_path / "adapter") as folder:
+        (folder / "deep").mkdir()
+        write_private(folder / "deep" / "adapter.safetensors")
+        (folder / "plain").write_text("text")
+    assert {mode(path) for path in (tmp_path / "adapter").rglob("*") if path.is_file()} == {ordinary}
+    assert names(tmp_path / "adapter" / "deep") == ["adapter.safetensors"]
 
 
 # ---------------------------------------------------------------- folders

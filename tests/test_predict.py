@@ -95,6 +95,45 @@ def test_running_out_of_memory_is_not_blamed_on_the_image(
         list(predict.predict_files(trial.path, [tmp_path / "x.png"], None, "cpu"))
 
 
+def predicted(folder: Path, tmp_path: Path, domain: str | None = None) -> list[dict[str, float]]:
+    (tmp_path / "x.png").write_bytes(encoded("PNG"))
+    return list(predict.predict_files(folder, [tmp_path / "x.png"], domain, "cpu"))
+
+
+def test_a_domain_that_was_not_trained_on_is_predicted_as_unknown_and_said_once(
+    trial: TrialDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown = predicted(trial.path, tmp_path)
+    assert capsys.readouterr().err == ""
+    assert predicted(trial.path, tmp_path, "nowhere") == unknown
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "nowhere" in line and "1, 3" in line] == said and len(said) == 1
+    predicted(trial.path, tmp_path, "3")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_trial_is_found_from_any_folder(
+    trial: TrialDir, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = root / "trained" / "exp" / "seed=0"
+    moved.parent.mkdir(parents=True)
+    trial.path.rename(moved)
+    (root / "elsewhere").mkdir()
+    for here, name in ((moved.parent, "seed=0"), (root / "elsewhere", "trained/exp/seed=0"), (tmp_path, "exp/seed=0")):
+        monkeypatch.chdir(here)
+        assert predicted(Path(name), tmp_path)
+
+
+def test_a_trial_that_is_nowhere_is_refused_with_the_places_looked_in(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        predicted(Path("exp/seed=0"), tmp_path)
+    for place in (tmp_path, root, root / "trained"):
+        assert str(place / "exp" / "seed=0") in str(caught.value)
+
+
 def test_a_folder_that_is_no_trial_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a trial's folder"):
         list(predict.predict_files(tmp_path, [], None, "cpu"))

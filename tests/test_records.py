@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.backbones import load_backbone
 from pipeline.config import Config
 from pipeline.dataset import Dataset
+from pipeline.errors import UserError
 from pipeline.layout import write_text
 from pipeline.records import DataRecord, WeightsRecord, data_record, ingredients, known_feature_key, weights_record
 from pipeline.tasks import load_task
@@ -117,6 +118,21 @@ def test_other_weights_in_the_same_place_renew_the_record(table: Path, assets: A
     tensors = load_file(folder / "model.safetensors")
     save_file({name: tensor * 2 for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
     assert weights(config).weights != before.weights
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [{"kind": "dinov2", "name": "/no/such folder"}, {"kind": "open_clip", "name": "hf-hub:owner/name/more"}],
+    ids=["folder", "hub"],
+)
+def test_weights_that_can_be_nowhere_are_refused_by_name(
+    table: Path, clip: Path, tmp_path: Path, backbone: dict[str, Any]
+) -> None:
+    config = Config.model_validate({**small_config(table, clip, tmp_path).model_dump(), "backbone": backbone})
+    name = backbone["name"].removeprefix("hf-hub:")
+    for look in (lambda: weights_record(config, never), lambda: known_feature_key(config)):
+        with pytest.raises(UserError, match=f"backbone.name {name}: there is no such folder"):
+            look()
 
 
 # ---------------------------------------------------------------- the known key

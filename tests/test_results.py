@@ -15,7 +15,7 @@ from pipeline.config import config_hash
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment, Trial, dump_config, load_experiment
 from pipeline.launch.manifest import make_manifest
-from pipeline.layout import PROJECT, all_experiments, write_json, write_text
+from pipeline.layout import PROJECT, all_experiments, read_json, write_json, write_text
 from pipeline.results import (
     HEADER,
     Line,
@@ -216,6 +216,29 @@ def test_nothing_yet_can_be_sorted_by_anything() -> None:
     assert sort_rows([], "r2") == []
 
 
+@pytest.mark.parametrize("content", ["", '{"split": "te', "[]", "{}"])
+def test_damaged_results_are_a_failed_trial_and_the_others_are_shown(content: str) -> None:
+    experiment = plan("optim.lr=1e-3,2e-3")
+    for trial in experiment.trials:
+        finish(trial, experiment, 0.5)
+    file = experiment.dir.trial(experiment.trials[0].name).results
+    write_text(file, content)
+    damaged, whole = collect(all_experiments())
+    assert whole.state == "done" and damaged.state == "failed" and f"delete {file}" in damaged.reason
+
+
+def test_results_that_lack_a_figure_are_damaged() -> None:
+    experiment = plan()
+    finish(experiment.trials[0], experiment, 0.5)
+    file = experiment.dir.trial(experiment.trials[0].name).results
+    values = read_json(file)
+    changes: list[dict[str, Any]] = [{"summary": {}}, {"summary": None}, {"SPEI_1y": {"r2": 0.5}}]
+    for change in changes:
+        write_json(file, values | change)
+        (row,) = collect(all_experiments())
+        assert row.state == "failed" and row.reason.startswith("results.json is damaged") and not row.figures
+
+
 # ---------------------------------------------------------------- formats
 @pytest.fixture
 def rows() -> list[Row]:
@@ -255,6 +278,11 @@ def test_the_table_for_a_terminal_shows_reasons_as_they_are(
     print_table(summarize(rows, "r2"))
     printed = " ".join(capsys.readouterr().out.split())
     assert all(title in printed for title in HEADER[:4]) and "[/bracket]" in printed.replace("│ ", "")
+
+
+def test_an_empty_root_has_a_sentence_and_no_empty_table(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(summarize(collect(all_experiments()), "r2"))
+    assert capsys.readouterr().out == f"no trials yet under {root / 'trained'}\n"
 
 
 def test_long_names_are_folded_and_never_cut(capsys: pytest.CaptureFixture[str]) -> None:

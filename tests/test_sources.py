@@ -244,6 +244,8 @@ def test_lines_are_counted_as_an_editor_shows_them(tmp_path: Path) -> None:
         ("img,y\n0.png,1\n1.png,2,3\n", "line 3: 3 cells, but the header names 2 columns"),
         ("img,y,y\n", "line 1: the column 'y' stands there twice"),
         ("", "the file is empty"),
+        ("img;y\n0.png;1,5\n", "line 1: columns are separated by semicolons: save it with commas"),
+        ("img\ty\n0.png\t1\n", "line 1: columns are separated by tabs: save it with commas"),
         ('img,y\n"0.png"x,1\n', "line 2: this is not CSV"),
         ("img,split\n0.png,train\n1.png,\n", "line 3: column split is empty"),
     ],

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from pipeline import state
-from pipeline.layout import TrialDir, write_json
+from pipeline.layout import ExperimentDir, TrialDir, write_json, write_text
 from pipeline.lease import Lease
-from pipeline.state import trial_state
+from pipeline.state import planned_trials, trial_state
 
 
 @pytest.fixture
@@ -42,6 +42,35 @@ def test_a_lease_that_its_holder_removes_meanwhile_is_not_held(
 def test_an_empty_lease_is_held_by_nobody(trial: TrialDir) -> None:
     trial.lease.mkdir()
     assert trial_state(trial).state == "missing"
+
+
+@pytest.mark.parametrize("content", [b"", b'{"stage": "tr', b"\xff\xfe\x00", b"[]", b"{}", b"null"])
+@pytest.mark.parametrize("name", ["results.json", "failure.json", "trained.json"])
+def test_a_damaged_file_is_a_failure_that_names_the_file_and_the_remedy(
+    trial: TrialDir, name: str, content: bytes
+) -> None:
+    (trial.path / name).write_bytes(content)
+    found = trial_state(trial)
+    assert found.state == "failed"
+    assert found.reason == f"{name} is damaged: delete {trial.path / name} and submit the trial again"
+
+
+def test_a_failure_without_a_message_is_a_failure(trial: TrialDir) -> None:
+    write_json(trial.failure, {"stage": "train", "message": ""})
+    assert trial_state(trial).reason == "train: no reason given; not evaluated"
+
+
+def test_a_damaged_submission_hides_no_other_trial(
+    tmp_path: Path, trial: TrialDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = ExperimentDir(tmp_path)
+    write_text(trial.config, "")
+    write_json(experiment.submissions / "1.json", {"trials": [{"name": "planned"}]})
+    for number, content in enumerate(("", "{", "[]", '{"trials": [1]}'), start=2):
+        write_text(experiment.submissions / f"{number}.json", content)
+    assert planned_trials(experiment) == ["planned", "seed=0"]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 4 and str(experiment.submissions / "2.json") in said[0]
 
 
 def test_a_failure_that_the_next_attempt_removes_meanwhile_is_no_failure(

@@ -11,13 +11,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import Interrupted, UserError, WorkError
-from pipeline.experiment import Trial
-from pipeline.launch.manifest import Manifest, load_manifest
-from pipeline.layout import TrialDir, experiment_dir, write_json
+from pipeline.experiment import Trial, dump_config
+from pipeline.launch.deal import array_rank
+from pipeline.launch.manifest import Manifest, load_manifest, sharing_features
+from pipeline.layout import TrialDir, experiment_dir, write_json, write_text
 from pipeline.provenance import now
 from pipeline.signals import StopFlag
 
@@ -52,6 +53,32 @@ def collect(manifest_path: str, index: int = 0) -> None:
     _exit_on_error(lambda: stage.run(manifest.trials[index].config))
 
 
+def extract_features(trials: list[Trial], once: bool) -> None:
+    """Make the features of these trials; `once`: one of several jobs makes all of them, else an array shares them.
+
+    Features that cannot be made are the failure of the trials that need them. Raises WorkError if none could.
+    """
+    from pipeline.stages import extract as stage
+
+    task, n_tasks = array_rank()
+    groups, failed = sharing_features(trials), 0
+    for sharing in groups:
+        config = sharing[0].config
+        try:
+            if once:
+                stage.ensure(config)
+            else:
+                stage.run(config, task, n_tasks)
+        except (UserError, WorkError) as error:
+            failed += 1
+            print(f"carabid: {error}", file=sys.stderr, flush=True)
+            for trial in sharing:
+                write_text(trial_dir(trial).config, dump_config(trial.config))
+                write_json(trial_dir(trial).failure, _failure("extract", error))
+    if failed == len(groups):
+        raise WorkError(f"extract: the features of none of {len(trials)} trials could be made")
+
+
 def train_trials(trials: Sequence[Trial]) -> None:
     """Train trials one after another; told to stop, it does not begin the next one."""
     with StopFlag().installed() as flag:
@@ -75,7 +102,7 @@ def each_trial(trials: Sequence[Trial], verb: str, work: Callable[[Trial], None]
             raise
         except Exception as error:  # whatever it is, the other trials are not to suffer
             failed += 1
-            if not isinstance(error, UserError | WorkError):
+            if not isinstance(error, UserError | WorkError | OSError):
                 traceback.print_exc()
             print(f"carabid: {trial.name}: {error}", file=sys.stderr, flush=True)
         else:
@@ -138,7 +165,8 @@ def recorded_failure(trial: TrialDir, stage: str) -> Iterator[None]:
         raise
     except Exception as error:
         if not trial.failure.exists():
-            write_json(trial.failure, _failure(stage, error))
+            with suppress(OSError):  # a full or vanished disk may be what failed; the error itself says so
+                write_json(trial.failure, _failure(stage, error))
         raise
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from pipeline.errors import Interrupted
 from pipeline.launch import jobs
 from pipeline.launch.manifest import Manifest, load_manifest
 
@@ -21,13 +25,13 @@ Report = Callable[[str], None]
 def run(manifests: Sequence[Manifest], workers: int, report: Report = print) -> bool:
     """Extract, train, evaluate and collect; an evaluation starts when its own training has ended well.
 
-    Returns whether every trial was evaluated. A trial that fails leaves the others alone.
+    Returns whether every trial was evaluated. A trial that fails, or whose features cannot be made, leaves the others
+    alone. Raises Interrupted on Ctrl-C and SIGTERM: running trainings write a checkpoint, what waits is not begun.
     """
     with _pool(workers) as pool:
         extractions = [pool.submit(_work, m.path, "extract", i) for m in manifests for i in range(len(m.extractions))]
-        ended_well = [_ended_well(future, "extract", report) for future in as_completed(extractions)]
-        if not all(ended_well):
-            return False
+        for future in as_completed(extractions):
+            _ended_well(future, "extract", report)
         evaluated = _train_and_evaluate(pool, manifests, report)
     for manifest in manifests:
         jobs.collect(str(manifest.path))
@@ -66,9 +70,39 @@ def _ended_well(future: Future[None], what: str, report: Report) -> bool:
     return True
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes; if we are told to stop, they are too, and nothing that waits is begun."""
     # spawn: a forked copy of a process that has started threads (torch, Arrow) may hang
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent, initargs=(os.getpid(),))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield pool
+    except KeyboardInterrupt:
+        print("interrupted: running trainings write a checkpoint …", flush=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise Interrupted("interrupted; the same command goes on from here") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _follow_parent(parent: int) -> None:
+    """End this worker when the process that started it is gone; a training writes its checkpoint first.
+
+    Ctrl-C reaches workers too, but ending them is the parent's to do; a training listens by itself.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while True:
+            time.sleep(1)
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _work(manifest_path: Path, stage: str, index: int) -> None:
@@ -79,8 +113,10 @@ def _work(manifest_path: Path, stage: str, index: int) -> None:
         try:
             getattr(jobs, stage)(str(manifest_path), index)
             return
-        except SystemExit:
-            pass
+        except SystemExit as ended:
+            if isinstance(ended.__cause__, Interrupted):
+                sys.stdout.flush()
+                os._exit(1)  # told to stop: the pool has handed this worker its next work already
         except Exception:
             traceback.print_exc()
     raise RuntimeError(_last_words(log))

@@ -67,11 +67,17 @@ def load_manifest(path: Path) -> Manifest:
 
 def plan_extractions(trials: list[Trial]) -> list[tuple[int, int, int]]:
     """One array task per feature store and shard group: trials that read the same features share them."""
-    seen: dict[str, int] = {}
-    for index, trial in enumerate(trials):
-        seen.setdefault(_features_identity(trial.config), index)
-    counts = {index: trials[index].config.resources.extract_tasks for index in seen.values()}
+    firsts = [trials.index(sharing[0]) for sharing in sharing_features(trials)]
+    counts = {index: trials[index].config.resources.extract_tasks for index in firsts}
     return [(index, task, n) for index, n in counts.items() for task in range(n)]
+
+
+def sharing_features(trials: list[Trial]) -> list[list[Trial]]:
+    """Trials grouped by the features they read, in order."""
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(_features_identity(trial.config), []).append(trial)
+    return list(groups.values())
 
 
 def _values(experiment: Experiment, trials: list[Trial], argv: list[str]) -> dict[str, Any]:

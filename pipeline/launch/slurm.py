@@ -44,7 +44,8 @@ class Stage:
 def chain(manifest: Manifest, extract: bool = True) -> list[Stage]:
     """Extract → train → evaluate (each after its own training) → collect (whatever became of the others)."""
     n = len(manifest.trials)
-    train_after = {"dependency": "afterok", "after": "extract"} if extract else {}
+    # afterany: features that could not be made fail the trials that need them, with the reason, and no others.
+    train_after = {"dependency": "afterany", "after": "extract"} if extract else {}
     # Between two plain jobs Slurm has nothing to correspond: a grid of one depends on its training as a whole.
     corresponding = "aftercorr" if n > 1 else "afterok"
     stages = [Stage("extract", jobs.extract, len(manifest.extractions))] if extract else []
@@ -181,7 +182,9 @@ def _queue(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> str:
     try:
         queued = executor.map_array(stage.entry, [path] * stage.n, range(stage.n))
     except (FailedJobError, OSError) as error:
-        before = f" Queued before it and still there: {', '.join(ids.values())} (scancel)." if ids else ""
+        if ids:
+            subprocess.run(["scancel", *ids.values()], check=False, timeout=60)
+        before = f" Jobs {', '.join(ids.values())}, queued before it, are cancelled." if ids else ""
         raise WorkError(f"sbatch did not take the {stage.name} job: {str(error).strip()}.{before}") from error
     return str(queued[0].job_id).partition("_")[0]
 

@@ -35,6 +35,10 @@ def submit(experiment: Experiment, cluster: str, *, dry_run: bool, wait: bool, w
         _run_here(manifest, workers)
     else:
         _queue(manifest, wait)
+        if wait and (left := missing_trials(experiment)):
+            names = ", ".join(trial.name for trial in left[:5])
+            where = f"see `carabid status` and {manifest.experiment.logs}"
+            raise WorkError(f"{len(left)} of {len(todo)} trials have no results: {names}; {where}")
 
 
 def missing_trials(experiment: Experiment) -> list[Trial]:

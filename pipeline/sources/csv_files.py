@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SPLIT_COLUMN = "split"
+OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs"}
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,9 @@ def _csv_records(path: Path, reader: Any) -> list[_Record]:
 
 
 def _check_header(path: Path, header: list[str]) -> None:
+    other = next((name for sign, name in OTHER_SEPARATORS.items() if len(header) == 1 and sign in header[0]), None)
+    if other:
+        raise UserError(f"{path}, line 1: columns are separated by {other}: save it with commas between columns.")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise UserError(f"{path}, line 1: the column {twice[0]!r} stands there twice. Rename one of them.")

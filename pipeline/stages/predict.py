@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from pipeline.errors import UserError
 from pipeline.experiment import load_config
 from pipeline.features.forward import compute_features
 from pipeline.images import load_batches
-from pipeline.layout import TrialDir
+from pipeline.layout import TrialDir, root, trained_root
 from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, load_facts, load_model
 from pipeline.training.samples import domain_names
@@ -47,15 +48,16 @@ def predict_files(
 ) -> Iterator[dict[str, float]]:
     """Predictions of a trained trial for new image files, one dict of target → value each, in the order given.
 
+    The folder is looked for from the current one, then from the root, then as <experiment>/<trial> among what is trained.
+    A domain that was not trained on is said on stderr and counts as unknown.
     Raises UserError for a folder that is not a trial, and for a file that does not exist or is not a readable image.
     """
-    trial = TrialDir(folder)
-    if not trial.config.exists():
-        raise UserError(
-            f"{folder} is not a trial's folder (it has no config.yaml); trials lie at trained/<experiment>/<trial>/"
-        )
+    trial = _find_trial(folder)
     set_threads()
     config, facts = load_config(trial.config), load_facts(trial)
+    if domain is not None and domain not in facts.domains:
+        known = ", ".join(facts.domains) or "none at all"
+        print(f"carabid: {domain} is taken as an unknown domain; the training domains are: {known}", file=sys.stderr)
     backbone = load_backbone(config.backbone)
     model = load_model(config, trial, backbone).to(choose_device(device or config.device))
     where = model.target_mean.device
@@ -64,6 +66,18 @@ def predict_files(
         images = backbone.transform(_open(file)).unsqueeze(0).to(where)
         values = _predict_batch(config, model, backbone, images, facts.domain_rows([domain], where))[0]
         yield dict(zip(facts.targets, values.tolist(), strict=True))
+
+
+def _find_trial(folder: Path) -> TrialDir:
+    places = list(dict.fromkeys(base / folder.expanduser() for base in (Path.cwd(), root(), trained_root())))
+    for place in places:
+        if TrialDir(place).config.exists():
+            return TrialDir(place)
+    looked = " or ".join(str(place) for place in places)
+    raise UserError(
+        f"{folder} is not a trial's folder: there is no config.yaml in {looked}. Trials lie at "
+        "trained/<experiment>/<trial>/; `carabid status` lists them."
+    )
 
 
 def _predict_batch(config: Config, model: Regressor, backbone: Backbone, images: Tensor, domains: Tensor) -> Tensor:

@@ -36,6 +36,8 @@ def run(config: Config, trial: TrialDir, flag: StopFlag | None = None) -> None:
         if held:
             _forget_outdated(trial)
             _train(inputs, trial, Stop(flag or StopFlag(), held.still_mine))
+        else:
+            print(f"{trial.path.name} is trained already", flush=True)
     remove_checkpoint(trial)
     shutil.rmtree(trial.lease, ignore_errors=True)  # nobody claims it any more: waiters see that the trial is trained
 

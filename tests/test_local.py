@@ -1,0 +1,111 @@
+"""The chain on this machine, in real worker processes: interrupted, and with trials that cannot be done."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.layout import PROJECT
+from tests.conftest import Assets, carabid
+
+CONFIG = "configs/beetles/frozen.yaml"
+
+
+def start(root: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pipeline.cli", *arguments]
+    environ = {**os.environ, "CARABID_ROOT": str(root)}
+    return subprocess.Popen(
+        command,
+        cwd=PROJECT,
+        env=environ,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def wait_for_epochs(root: Path, n_trials: int) -> None:
+    deadline = time.monotonic() + 120
+    while sum(p.stat().st_size > 0 for p in root.glob("trained/*/*/metrics.jsonl")) < n_trials:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(session: int) -> list[str]:
+    """Processes that are left of a session that began with process `session`."""
+    found = subprocess.run(["ps", "-o", "pid=,stat=", "-s", str(session)], capture_output=True, text=True).stdout
+    return [line for line in found.splitlines() if line.split()[1][0] != "Z"]
+
+
+def wait_until_gone(session: int) -> None:
+    deadline = time.monotonic() + 30
+    while left := alive(session):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_interrupted_it_writes_checkpoints_begins_nothing_more_and_leaves_no_process(
+    assets: Assets, root: Path, number: signal.Signals
+) -> None:
+    overrides = (*assets.overrides("frozen"), "seed=0,1,2,3", "train.epochs=100000")
+    process = start(root, "submit", CONFIG, *overrides, "--cluster", "local", "--workers", "2")
+    wait_for_epochs(root, 2)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does: to all of them
+    else:
+        process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "the same command goes on" in out and "Traceback" not in out
+    assert len(list(root.glob("trained/*/*/checkpoint/state.pt"))) == 2
+    assert len(list(root.glob("trained/*/*/config.yaml"))) == 2
+    wait_until_gone(process.pid)
+
+
+def test_workers_end_when_the_process_that_started_them_is_killed(assets: Assets, root: Path) -> None:
+    overrides = (*assets.overrides("frozen"), "seed=0,1", "train.epochs=100000")
+    process = start(root, "submit", CONFIG, *overrides, "--cluster", "local")
+    wait_for_epochs(root, 1)
+    process.kill()
+    process.wait()
+    wait_until_gone(process.pid)
+    assert len(list(root.glob("trained/*/*/checkpoint/state.pt"))) == 1
+
+
+def test_a_training_stopped_by_hand_writes_a_checkpoint_and_says_how_to_go_on(assets: Assets, root: Path) -> None:
+    overrides = (*assets.overrides("frozen"), "train.epochs=100000")
+    carabid("extract", CONFIG, *overrides, root=root)
+    process = start(root, "train", CONFIG, *overrides)
+    wait_for_epochs(root, 1)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "run it again to go on" in out and "Traceback" not in out
+    assert "interrupted" in carabid("status", root=root).stdout
+
+
+def test_a_trial_whose_features_cannot_be_made_leaves_the_others_alone(assets: Assets, root: Path) -> None:
+    overrides = (*assets.overrides("finetune"), "model.encoder.blocks=2,50", "train.epochs=1")
+    done = carabid("submit", "configs/beetles/finetune.yaml", *overrides, "--cluster", "local", root=root, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+    rows = list(csv.DictReader(carabid("results", "--format", "csv", root=root).stdout.splitlines()))
+    assert [row["state"] for row in rows] == ["done", "failed"]
+    assert "blocks" in rows[1]["reason"]
+
+
+def test_features_that_cannot_be_made_are_the_failure_of_the_trials_that_need_them(assets: Assets, root: Path) -> None:
+    overrides = (*assets.overrides("finetune"), "model.encoder.blocks=2,50", "train.epochs=1")
+    done = carabid("extract", "configs/beetles/finetune.yaml", *overrides, root=root)
+    assert "blocks" in done.stderr
+    assert "extract: " in carabid("status", root=root).stdout
+    alone = carabid(
+        "extract", "configs/beetles/finetune.yaml", *overrides[:-2], "model.encoder.blocks=50", root=root, check=False
+    )
+    assert alone.returncode == 1

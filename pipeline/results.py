@@ -11,9 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.config import Config, science
+from pipeline.config import Config, flatten, science
 from pipeline.errors import UserError
-from pipeline.experiment import flatten
 from pipeline.layout import ExperimentDir, read_json, trained_root
 from pipeline.state import damaged, planned_trials, trial_config, trial_state
 

@@ -1,0 +1,152 @@
+"""What pydantic says of a configuration that is wrong, in words for people: the place, the key, what is allowed.
+
+A key that does not exist is answered with the nearest one that does. This module loads no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from pipeline.config import Config, flatten
+
+
+def explain(error: ErrorDetails, places: dict[str, str], path: Path) -> str:
+    """One error as `place: key: what is wrong`. `places` maps the dotted keys that were given to where they stand."""
+    key = ".".join(str(part) for part in _without_tags(error["loc"]))
+    key += ".kind" if error["type"].startswith("union_tag") else ""
+    place = _place(key, places, path)
+    if error["type"] == "extra_forbidden":
+        return f"{place}: {_unknown(key, error['input'])}"
+    message = _in_words(key, error)
+    given = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"
+    return f"{place}: `{key}`: {message}{given}" if key else f"{place}: {message}"
+
+
+def _in_words(key: str, error: ErrorDetails) -> str:
+    """What is wrong with a value; pydantic's words where they are not Python's."""
+    if error["type"] == "tuple_type":
+        example = error["input"] if isinstance(error["input"], str | int | float) else "a, b"
+        return f"write a list: [{example}]"
+    if error["type"] in ("model_type", "model_attributes_type"):
+        return f"this is a block of keys: {', '.join(_below(f'{key}.'))}"
+    return error["msg"].removeprefix("Value error, ")
+
+
+def _unknown(key: str, value: Any) -> str:
+    """A key that does not exist; with one value below it, the value's key: `modle.encoder.r`, not `modle`."""
+    below = list(flatten(value, f"{key}.")) if isinstance(value, dict) else []
+    whole = below[0] if len(below) == 1 else key
+    return f"`{whole}` does not exist{_nearest(whole)}"
+
+
+def _place(key: str, places: dict[str, str], path: Path) -> str:
+    """Where `key` stands, or the nearest block around it that stands somewhere."""
+    while key:
+        if key in places:
+            return places[key]
+        below = next((place for name, place in places.items() if name.startswith(f"{key}.")), None)
+        if below:
+            return below
+        key = key.rpartition(".")[0]
+    return str(path)
+
+
+def _nearest(key: str) -> str:
+    if kinds := _kinds_with(key):
+        return f" here: it is a key of `{key.rpartition('.')[0]}.kind` {' or '.join(kinds)}"
+    if corrected := _corrected(key):
+        return f", but `{corrected}` does"
+    names = sorted(set(field_names(Config)))
+    last = key.rpartition(".")[2]
+    same_last = [name for name in names if name.rpartition(".")[2] == last]
+    longer = [name for name in names if name.startswith(key)]
+    near = same_last or longer[:1] * (len(longer) == 1) or difflib.get_close_matches(key, names, n=1, cutoff=0.4)
+    if not near:
+        return f"; here exist: {', '.join(_siblings(key))}"
+    verb = "does" if len(near) == 1 else "do"
+    return f", but {' and '.join(f'`{name}`' for name in near)} {verb}"
+
+
+def _corrected(key: str) -> str | None:
+    """The key that is meant if each of its parts resembles one that may stand there, block by block."""
+    found = ""
+    for part in key.split("."):
+        near = difflib.get_close_matches(part, _below(found), n=1)
+        if not near:
+            return None
+        found += f"{near[0]}."
+    return found.removesuffix(".")
+
+
+def _below(prefix: str) -> list[str]:
+    """The keys and blocks right below a dotted prefix such as `model.`, in the order of the configuration."""
+    names = (name.removeprefix(prefix) for name in field_names(Config) if name.startswith(prefix))
+    return list(dict.fromkeys(name.partition(".")[0] for name in names))
+
+
+def _siblings(key: str) -> list[str]:
+    """What stands in the innermost block of a dotted key that exists."""
+    prefix = ""
+    for part in key.split("."):
+        if not _below(f"{prefix}{part}."):
+            break
+        prefix += f"{part}."
+    return _below(prefix)
+
+
+def _kinds_with(key: str) -> list[str]:
+    """The kinds of the block around `key` that have it."""
+    *blocks, last = key.split(".")
+    models: list[type[BaseModel]] = [Config]
+    for part in blocks:
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        models = [block for info in fields for block in blocks_in(info.annotation)]
+    return sorted(_kinds(model for model in models if last in model.model_fields))
+
+
+def field_names(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
+    """Every dotted key there is, over all kinds of every union."""
+    for name, info in model.model_fields.items():
+        blocks = blocks_in(info.annotation)
+        if not blocks:
+            yield f"{prefix}{name}"
+        for block in blocks:
+            yield from field_names(block, f"{prefix}{name}.")
+
+
+def blocks_in(annotation: Any) -> list[type[BaseModel]]:
+    """The configuration blocks that a field's annotation allows."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) is None or get_origin(annotation) in (tuple, list):
+        return []
+    return [block for argument in get_args(annotation) for block in blocks_in(argument)]
+
+
+def _without_tags(loc: tuple[int | str, ...]) -> list[int | str]:
+    """pydantic puts a union's `kind` into the place; a user did not write it there."""
+    kept: list[int | str] = []
+    models: list[type[BaseModel]] = [Config]
+    for part in loc:
+        fields = {name: info for model in models for name, info in model.model_fields.items()}
+        if len(models) > 1 and part in _kinds(models):
+            models = [model for model in models if part in _kinds([model])]
+            continue
+        kept.append(part)
+        models = blocks_in(fields[str(part)].annotation) if str(part) in fields else []
+    return kept
+
+
+def _kinds(models: Iterable[type[BaseModel]]) -> set[Any]:
+    return {
+        value
+        for model in models
+        if "kind" in model.model_fields and get_origin(model.model_fields["kind"].annotation) is not Union
+        for value in get_args(model.model_fields["kind"].annotation)
+    }

@@ -9,6 +9,7 @@ import pickletools
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ GRID = ("optim.lr=1e-3,3e-3", "seed=0,1", "train.epochs=2")
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A private Slurm; yields the environment that points at it."""
-    slurm = Cluster(Path(f"/tmp/carabid-test-{os.getpid()}"))
+    slurm = Cluster(Path(tempfile.gettempdir()) / f"carabid-test-{os.getpid()}")
     if missing := slurm.missing_packages():
         pytest.skip(f"Slurm's packages are not installed: {', '.join(missing)}")
     slurm.up()

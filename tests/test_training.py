@@ -142,8 +142,10 @@ def test_a_trained_trial_is_not_trained_again(
     trained: Callable[..., tuple[Config, TrialDir]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, trial = trained("frozen", "train.epochs=1")
+    before = trial.trained.stat().st_mtime_ns
     monkeypatch.setattr(train, "_fit", lambda *_: pytest.fail("trained again"))
     train.run(config, trial)
+    assert trial.trained.stat().st_mtime_ns == before
 
 
 def test_told_to_stop_it_writes_a_checkpoint_and_goes_on_to_the_same_end(config_of: MakeConfig) -> None:

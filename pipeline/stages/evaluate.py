@@ -85,6 +85,8 @@ def write_evaluation(
     trial: TrialDir, frame: pd.DataFrame, results: dict[str, Any], record: dict[str, Any], seconds: float
 ) -> None:
     """predictions.parquet, provenance.json, README.md, and last results.json."""
+    if trial.results.exists():
+        print(f"{trial.results} is there already: evaluated again, replaced", flush=True)
     targets = [key.removesuffix("_prediction") for key in frame.columns if key.endswith("_prediction")]
     with atomic_path(trial.predictions) as temporary:
         long_form(frame, targets).to_parquet(temporary, index=False)

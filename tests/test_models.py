@@ -211,6 +211,17 @@ def test_a_model_is_not_loaded_onto_another_backbone(config_of: MakeConfig, tmp_
         load_model(config, TrialDir(tmp_path), backbone)
 
 
+@pytest.mark.parametrize("method", ["finetune", "lora"])
+def test_a_model_is_not_loaded_onto_another_cut(config_of: MakeConfig, tmp_path: Path, method: str) -> None:
+    """PEFT itself loads an adapter of two blocks onto a tail of one without a warning."""
+    config = config_of(method, "model.encoder.blocks=2", *method_overrides(method))
+    model, facts, backbone = build(config)
+    save_model(model, facts, TrialDir(tmp_path))
+    other = config_of(method, "model.encoder.blocks=1", *method_overrides(method))
+    with pytest.raises(WorkError, match="begins after block"):
+        load_model(other, TrialDir(tmp_path), backbone)
+
+
 def test_equal_models_give_equal_files(config_of: MakeConfig, tmp_path: Path) -> None:
     config = config_of("lora", *SMALL_LORA)
     for name in ("a", "b"):

@@ -105,13 +105,15 @@ def _load_encoder(config: Config, facts: Facts, trial: TrialDir, backbone: Backb
     encoder = config.model.encoder
     if backbone is not None:
         _check_base(facts, backbone, trial.path)
+    if encoder.kind in ("finetuned", "lora"):
+        assert backbone is not None
+        _check_cut(facts, backbone.cut_before(encoder.blocks), trial.path)
     if encoder.kind == "lora":
         from pipeline.models.adapter import load_adapter
 
         assert backbone is not None
-        adapted: nn.Module = load_adapter(
-            backbone.make_tail(backbone.cut_before(encoder.blocks)), trial.adapter, trainable=True
-        )
+        tail = backbone.make_tail(backbone.cut_before(encoder.blocks))
+        adapted: nn.Module = load_adapter(tail, trial.adapter, trainable=True)
         return adapted
     return make_encoder(encoder, backbone)
 
@@ -122,6 +124,15 @@ def _check_base(facts: Facts, backbone: Backbone, path: Path) -> None:
         raise WorkError(
             f"{path}: this model was trained on backbone weights {facts.base_weights[:12]}, the ones loaded now are "
             f"{found[:12]}. Bring the old weights back, or train again."
+        )
+
+
+def _check_cut(facts: Facts, cut: int, path: Path) -> None:
+    """PEFT would put an adapter of two blocks onto a tail of one without a word."""
+    if cut != facts.cut:
+        raise WorkError(
+            f"{path}: this model was trained on a tail that begins after block {facts.cut}, model.encoder.blocks now makes "
+            f"it begin after block {cut}. Set model.encoder.blocks in its config.yaml back, or train again."
         )
 
 

@@ -149,8 +149,8 @@ def test_a_trained_trial_is_not_trained_again(
 
 
 def test_told_to_stop_it_writes_a_checkpoint_and_goes_on_to_the_same_end(config_of: MakeConfig) -> None:
-    overrides = (*QUICK_LORA, "model.encoder.dropout=0.1", "train.epochs=4")
-    models = []
+    overrides = (*QUICK_LORA, *SLOW, "model.encoder.dropout=0.1", "train.epochs=4")
+    ends = []
     for name, stop_after in (("undisturbed", None), ("stopped", 2)):
         config = config_of("combined", *overrides, f"experiment={name}")
         trial = experiment_dir(config).trial("trial")
@@ -160,8 +160,20 @@ def test_told_to_stop_it_writes_a_checkpoint_and_goes_on_to_the_same_end(config_
                 train.run(config, trial, StopAfter(stop_after))
             assert trial.checkpoint.exists()
         train.run(config, trial)
-        models.append((trial.model.read_bytes(), (trial.adapter / "adapter_model.safetensors").read_bytes()))
-    assert models[0] == models[1]
+        ends.append(end_of(trial))
+        assert read_json(trial.trained)["best_epoch"] == 3  # after the stop, or the saved bits would say nothing of it
+    assert ends[0] == ends[1]
+
+
+SLOW = ("optim.lr=1e-5",)
+"""So slow that the last epoch is the best: what is saved has then gone through every interruption."""
+
+
+def end_of(trial: TrialDir) -> tuple[bytes, bytes, list[dict[str, float]]]:
+    """What two runs that should be equal must share: the model's bytes, the adapter's, and every epoch's figures."""
+    lines = [json.loads(line) for line in trial.metrics.read_text().splitlines()]
+    figures = [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    return trial.model.read_bytes(), (trial.adapter / "adapter_model.safetensors").read_bytes(), figures
 
 
 def test_a_damaged_checkpoint_is_kept_aside_and_training_starts_again(config_of: MakeConfig) -> None:
@@ -266,10 +278,10 @@ def test_the_validation_loss_is_a_mean_over_validation(config_of: MakeConfig) ->
 @pytest.mark.xdist_group("kill")
 def test_killed_at_random_moments_it_ends_with_the_same_bits(assets: Assets, tmp_path: Path) -> None:
     """SIGKILL at seeded moments, checkpoints written after every epoch, at least five kills that hit."""
-    overrides = (*assets.overrides("combined"), *QUICK_LORA, "model.encoder.dropout=0.1", "train.epochs=25",
+    overrides = (*assets.overrides("combined"), *QUICK_LORA, *SLOW, "model.encoder.dropout=0.1", "train.epochs=25",
                  "train.batch_size=32", "resources.checkpoint_epochs=1")  # fmt: skip
     config = "configs/beetles/combined.yaml"
-    models = {}
+    ends = {}
     for name in ("undisturbed", "killed"):
         root = tmp_path / name
         carabid("extract", config, *overrides, root=root)
@@ -278,10 +290,11 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(assets: Assets, tmp
             assert kills >= 5
         carabid("train", config, *overrides, root=root)
         (trial,) = (root / "trained" / "beetles-combined").glob("*-????????")
-        models[name] = [(trial / f).read_bytes() for f in ("model.safetensors", "adapter/adapter_model.safetensors")]
-        if name == "killed":
-            assert read_json(trial / "trained.json")["provenance"]["resumed"] >= 5
-    assert models["undisturbed"] == models["killed"]
+        ends[name] = end_of(TrialDir(trial))
+        record = read_json(trial / "trained.json")
+        assert record["best_epoch"] == 24  # after every kill, or the saved bits would say nothing of them
+        assert name == "undisturbed" or record["provenance"]["resumed"] >= 5
+    assert ends["undisturbed"] == ends["killed"]
 
 
 def kill_at_random(config: str, overrides: tuple[str, ...], root: Path, rng: random.Random, n: int) -> int:

@@ -27,6 +27,8 @@ SMALL = tuple(
     f"resources.{stage}.{what}" for stage in ("extract", "train", "evaluate") for what in ("mem=4G", "cpus_per_task=1")
 )
 GRID = ("optim.lr=1e-3,3e-3", "seed=0,1", "train.epochs=2")
+# Long enough, with a checkpoint after each epoch, that a test which waits for the first one finds the training at work.
+SLOW = ("train.epochs=120", "resources.checkpoint_epochs=1")
 
 
 @pytest.fixture(scope="session")
@@ -167,9 +169,9 @@ def test_where_nodes_may_not_queue_jobs_the_training_job_evaluates_itself(assets
 
 
 def test_a_requeued_training_goes_on_and_finds_its_evaluation_by_name(assets: Assets, environ: Path) -> None:
-    overrides = [*assets.overrides("baseline"), "train.epochs=40", "resources.checkpoint_epochs=1"]
+    overrides = [*assets.overrides("baseline"), *SLOW]
     job = sbatch(PROJECT / "jobs" / "train_baseline.sh", *overrides, cwd=environ)
-    wait_for_checkpoints(environ, 1)
+    wait_for_checkpoint(environ, "seed=0")
     subprocess.run(["scontrol", "requeue", job], check=True)
     wait_for_all()
     assert len(results(environ)) == 1, logs(environ)
@@ -182,10 +184,10 @@ def test_the_walltime_of_one_task_of_an_array_requeues_it_and_leaves_its_neighbo
     assets: Assets, environ: Path
 ) -> None:
     """Features are there already, so both tasks want to queue the evaluation at the same moment: it is queued once."""
-    overrides = [*assets.overrides("baseline"), "seed=0,1", "train.epochs=40", "resources.checkpoint_epochs=1"]
+    overrides = [*assets.overrides("baseline"), "seed=0,1", *SLOW]
     carabid("extract", "configs/beetles/baseline.yaml", *overrides, root=environ)
     job = sbatch("--array=0-1", PROJECT / "jobs" / "train_baseline.sh", *overrides, cwd=environ)
-    wait_for_checkpoints(environ, 2)
+    wait_for_checkpoint(environ, "seed=1")
     subprocess.run(["scancel", "--signal=USR2", f"{job}_1"], check=True)
     wait_for_all()
     assert len(results(environ)) == 2, logs(environ)
@@ -194,9 +196,10 @@ def test_the_walltime_of_one_task_of_an_array_requeues_it_and_leaves_its_neighbo
     assert len(queued) == 1, logs(environ)
 
 
-def wait_for_checkpoints(root: Path, n: int) -> None:
+def wait_for_checkpoint(root: Path, trial: str) -> None:
+    """Until the one trial whose name holds `trial` has a checkpoint. (Others may be done, and have theirs removed.)"""
     deadline = time.monotonic() + 200
-    while len(list(root.glob("trained/*/*/checkpoint/state.pt"))) < n:
+    while not list(root.glob(f"trained/*/*{trial}-*/checkpoint/state.pt")):
         assert time.monotonic() < deadline, logs(root)
         time.sleep(0.1)
 

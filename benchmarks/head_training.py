@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pipeline.config import Config, Train
-from pipeline.features.bank import Bank
+from pipeline.features.bank import TensorBank
 from pipeline.models.regressor import Regressor, make_mlp
 from pipeline.training.loop import train_epoch
 from pipeline.training.optimiser import make_optimizer
@@ -30,24 +30,13 @@ N, WIDTH, BATCH, WORKERS = 12_000, 768, 64, 4
 LAYERS = (WIDTH, 512, 128, 32, 3)
 
 
-class Resident(Bank):
-    """A bank over a tensor that is already there."""
-
-    def __init__(self, features: Tensor) -> None:
-        self.features, self.residence, self.device = features, "device", features.device
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def gather(self, indices: Tensor) -> Tensor:
-        return self.features[indices]
-
-
 def carabid_epoch(features: Tensor, targets: Tensor) -> Callable[[], object]:
     config = Config(experiment="benchmark", train=Train(batch_size=BATCH, precision="fp32"))
     model = Regressor(nn.Identity(), make_mlp(LAYERS), None, True, 3)
     optimizer = make_optimizer(model, config)
-    samples = Samples(Resident(features), targets, torch.zeros(N, dtype=torch.long), np.arange(N))
+    samples = Samples(
+        TensorBank(features, features.device, "device"), targets, torch.zeros(N, dtype=torch.long), np.arange(N)
+    )
     return lambda: train_epoch(model, samples, optimizer, config, 0, lambda: None)
 
 

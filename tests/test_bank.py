@@ -160,6 +160,6 @@ def test_free_memory_of_this_machine_is_a_number(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- a GPU's ways, without one
 def test_rows_are_copied_one_by_one_from_pinned_memory(filled: Filled) -> None:
     """The path to a GPU, with a device that is only named otherwise: `meta` takes copies and keeps nothing."""
-    bank = bank_module._TensorBank(filled.values, torch.device("meta"), "host")
+    bank = bank_module.TensorBank(filled.values, torch.device("meta"), "host")
     got = bank.gather(torch.tensor([3, 1]))
     assert got.shape == (2, *filled.values.shape[1:]) and got.dtype == filled.values.dtype

@@ -66,7 +66,7 @@ def make_bank(
     where = choose_residence(rows.n_bytes, device) if residence == "auto" else residence
     if where == "mmap":
         return _MappedBank(rows, device)
-    return _TensorBank(_load(rows, device, where), device, where)
+    return TensorBank(_load(rows, device, where), device, where)
 
 
 def choose_residence(n_bytes: int, device: torch.device) -> Residence:
@@ -80,7 +80,7 @@ def choose_residence(n_bytes: int, device: torch.device) -> Residence:
     return "mmap"
 
 
-class _TensorBank(Bank):
+class TensorBank(Bank):
     """One tensor [n, …], on the device or in host memory."""
 
     def __init__(self, features: Tensor, device: torch.device, residence: Residence) -> None:

@@ -9,6 +9,7 @@
 #SBATCH --cpus-per-task=8
 #SBATCH --mem=32G
 #SBATCH --time=04:00:00
+#SBATCH --signal=USR2@120            # two minutes before the walltime: queue again, go on with the missing shards
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out           # in the folder where you typed sbatch
@@ -21,4 +22,4 @@ command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -
 project=${CARABID_PROJECT:-$(cd "${command%%extract.sh*}.." && pwd)}
 source "$project/jobs/setup.sh"
 
-carabid extract "$@"
+srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" carabid extract "$@"

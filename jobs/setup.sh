@@ -15,10 +15,11 @@ export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
 
 # Trains the trials of CONFIG (with the overrides after it) in this job; the tasks of an array share them out.
 train_trials() {
-  carabid extract --once "$@"                         # features: one job makes what is missing, the others wait
+  local srun=(srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")   # what srun runs gets the signal before the walltime
+  "${srun[@]}" carabid extract --once "$@"            # features: one job makes what is missing, the others wait
   here=""
   carabid evaluate --queue "$@" || here=yes           # the dependent evaluation, queued once for the whole array
-  srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" carabid train "$@"
+  "${srun[@]}" carabid train "$@"
   if [ -n "$here" ]; then
     echo "This node may not queue jobs: evaluating in this job."
     carabid evaluate "$@"

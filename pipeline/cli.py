@@ -24,6 +24,9 @@ ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML un
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE …]", help="Overrides; key=a,b makes a grid of trials.")
 ]
+TrainedFolder = Annotated[
+    Path | None, typer.Option(help="Where the experiments lie, if paths.trained put them elsewhere.")
+]
 ExperimentNames = Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT …]", help="Default: all of them.")]
 
 
@@ -148,17 +151,19 @@ def collect(config: ConfigArgument, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def status(experiments: ExperimentNames = None) -> None:
+def status(experiments: ExperimentNames = None, trained: TrainedFolder = None) -> None:
     """Show each trial's state."""
     from pipeline.results import no_trials
     from pipeline.state import planned_trials
 
-    found = [(experiment, name) for experiment in _experiments(experiments) for name in planned_trials(experiment)]
+    found = [
+        (experiment, name) for experiment in _experiments(experiments, trained) for name in planned_trials(experiment)
+    ]
     for experiment, name in found:
         state = trial_state(experiment.trial(name))
         print(f"{state.state:<12}{experiment.path.name}/{name}{'  ' + state.reason if state.reason else ''}")
     if not found:
-        print(no_trials())
+        print(no_trials(trained))
 
 
 @app.command()
@@ -166,13 +171,14 @@ def results(
     experiments: ExperimentNames = None,
     form: Annotated[str, typer.Option("--format", help="table, csv, markdown or json.")] = "table",
     sort: Annotated[str, typer.Option(help="Figure to sort by: r2, in_domain.r2, MAE, SPEI_30d.r2, …")] = "r2",
+    trained: TrainedFolder = None,
 ) -> None:
     """All trials of all experiments with their metrics, best first; mean ± sd over seeds."""
     from pipeline import results as module
 
-    rows = module.sort_rows(module.collect(_experiments(experiments)), sort)
+    rows = module.sort_rows(module.collect(_experiments(experiments, trained)), sort)
     if form == "table":
-        module.print_table(module.summarize(rows, sort))
+        module.print_table(module.summarize(rows, sort), trained)
     elif form == "markdown":
         print(module.to_markdown(module.summarize(rows, sort)), end="")
     elif form == "csv":
@@ -228,13 +234,13 @@ def _record_plan(experiment: Experiment) -> None:
         record_plan(experiment, job)
 
 
-def _experiments(names: list[str] | None) -> list[ExperimentDir]:
-    found = all_experiments()
+def _experiments(names: list[str] | None, trained: Path | None) -> list[ExperimentDir]:
+    found = all_experiments(trained)
     known = {experiment.path.name: experiment for experiment in found}
     for name in names or []:
         if name not in known:
             raise UserError(
-                f"there is no experiment {name} in {trained_root()}; there are: {', '.join(known) or 'none'}"
+                f"there is no experiment {name} in {trained or trained_root()}; there are: {', '.join(known) or 'none'}"
             )
     return [known[name] for name in names] if names else found
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 # A task is a file; listing them imports none.
@@ -42,9 +43,9 @@ class Columns(Section):
     """Column with the image (bytes, an `Image` feature, or a path relative to the data's folder)."""
     id: str | None = "public_id"
     """Column that names a row to people, in predictions and errors; null or absent: the image's path, else `split:row`."""
-    event: str | None = "eventID"
+    event: str | None = None
     """Column that groups specimens of one sampling event; null: each image is an event of its own."""
-    domain: str | None = "domainID"
+    domain: str | None = None
     """Column with the domain (NEON eco-domain); null: every image has the unknown domain."""
 
 
@@ -141,6 +142,16 @@ class Pixels(Section):
 Backbone = Annotated[OpenClip | Dinov2 | Pixels, Field(discriminator="kind")]
 
 
+# ---------------------------------------------------------------- features
+class Features(Section):
+    """The feature store's format, part of its key."""
+
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    """Number format on disk."""
+    shard_size: Positive = 1024
+    """Images a shard."""
+
+
 # ---------------------------------------------------------------- model
 class Frozen(Section):
     """The backbone's pooled embedding as it is."""
@@ -177,7 +188,14 @@ class Lora(Section):
     """Scale by 1/√r instead of 1/r."""
     dora: bool = True
     """Train magnitude and direction apart."""
-    targets: tuple[LoraTarget, ...] = ("q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj")
+    targets: Annotated[tuple[LoraTarget, ...], Field(min_length=1)] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "out_proj",
+        "c_fc",
+        "c_proj",
+    )
     """Projections that carry adapters."""
     depth_gain: float = Field(0.5, ge=0)
     """Block i of N learns at lr·(1 + depth_gain·i/N)."""
@@ -212,7 +230,15 @@ class RidgeHead(Section):
     """Ridge regression on standardised embeddings, solved in closed form; the penalty is chosen on validation."""
 
     kind: Literal["ridge"]
-    alphas: tuple[float, ...] = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
+    alphas: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] = (
+        1e-2,
+        1e-1,
+        1.0,
+        1e1,
+        1e2,
+        1e3,
+        1e4,
+    )
     """Penalties to choose from by `select.metric`."""
 
 
@@ -244,7 +270,7 @@ class Model(Section):
 class Augment(Section):
     """Augmentations of cached features, applied in this order; 0 turns one off."""
 
-    specimen_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    specimen_dropout: BelowOne = 0.0
     """Probability that a specimen is left out of its batch (at least one stays)."""
     mixup_alpha: float = Field(0.0, ge=0)
     """λ ~ Beta(α, α) per batch mixes features, targets and domain embeddings (mixup, arXiv 1710.09412)."""
@@ -264,7 +290,7 @@ class Optim(Section):
     """Base learning rate; parts of the model scale it (`encoder.lr_scale`, `head.lr_scale`, …)."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled with adamw, L2 with adam."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     """Decay rates of the moments."""
     clip: float | None = Field(None, gt=0)
     """Clip the gradient's global norm to this."""
@@ -310,15 +336,6 @@ class Evaluate(Section):
 
 
 # ---------------------------------------------------------------- not science: where and with what
-class Features(Section):
-    """The feature store's format. The dtype is science (it is part of the key), the shard size too."""
-
-    dtype: Literal["bf16", "fp32"] = "bf16"
-    """Number format on disk."""
-    shard_size: Positive = 1024
-    """Images a shard."""
-
-
 class Job(Section):
     """What one stage asks Slurm for; names are Slurm's."""
 

@@ -1,4 +1,4 @@
-"""The two ways a command ends badly; both messages are for people and are printed without a traceback."""
+"""The two ways a command ends badly, and kinds of the second; their messages are for people, without a traceback."""
 
 
 class UserError(Exception):
@@ -11,3 +11,11 @@ class WorkError(Exception):
 
 class Interrupted(WorkError):
     """A run was told to stop; its checkpoint is written and the same command goes on from it."""
+
+
+class TakenOver(WorkError):
+    """Another job does this work now: this one leaves it alone, and it has not failed."""
+
+
+class MissingFeatures(WorkError):
+    """The features that a stage reads are not there, or not all of them; why, the extraction knows."""

@@ -42,6 +42,11 @@ def features_root(config: Config) -> Path:
     return root() / (Path(config.paths.features).expanduser() if config.paths.features else "features")
 
 
+def record_path(config: Config, kind: str, name: str) -> Path:
+    """A record of content hashes, features/records/<kind>-<name>.json."""
+    return features_root(config) / "records" / f"{kind}-{name}.json"
+
+
 def trained_root(config: Config | None = None) -> Path:
     """The experiments' folder."""
     chosen = config.paths.trained if config else None
@@ -87,9 +92,20 @@ class ExperimentDir:
     def submissions(self) -> Path:
         return self.path / "submissions"
 
+    def submission(self, name: str | int) -> Path:
+        """The record of a submission: its number, or `job-<id>` for one made by hand."""
+        return self.submissions / f"{name}.json"
+
+    def evaluation_lease(self, job: str) -> Path:
+        """Held while the evaluation of a job that was submitted by hand is queued."""
+        return self.submissions / f"evaluation-of-{job}.lease"
+
     @property
     def logs(self) -> Path:
         return self.path / "logs"
+
+    def stage_logs(self, submission: str, stage: str) -> Path:
+        return self.logs / f"{submission}-{stage}"
 
     @property
     def results_csv(self) -> Path:
@@ -124,6 +140,10 @@ class TrialDir:
     @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint"
+
+    @property
+    def resume_state(self) -> Path:
+        return self.checkpoint / "state.pt"
 
     @property
     def metrics(self) -> Path:
@@ -233,6 +253,15 @@ def _replace_folder(path: Path, new: Path) -> None:
         raise
     sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed writers of `path` have left under temporary names; nobody else may be writing it now."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def _open_to_others(files: Iterable[Path]) -> None:

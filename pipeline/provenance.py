@@ -51,7 +51,7 @@ def provenance(**more: Any) -> dict[str, Any]:
         "code": _code(),
         "argv": sys.argv,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: installed_version(name) for name in PACKAGES},
         "host": socket.gethostname(),
         "device": _device(),
         "slurm": {name.lower(): os.environ[f"SLURM_{name}"] for name in SLURM_FIELDS if f"SLURM_{name}" in os.environ},
@@ -76,7 +76,8 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """A package's version; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,9 +18,10 @@ from pipeline.config import Backbone, Config, digest, token_kind
 from pipeline.dataset import BadImage, Dataset, signature
 from pipeline.errors import UserError, WorkError
 from pipeline.features.key import Ingredients
-from pipeline.layout import PROJECT, features_root, read_json, write_json
+from pipeline.layout import PROJECT, read_json, record_path, write_json
 from pipeline.lease import Lease
 from pipeline.progress import progress
+from pipeline.provenance import installed_version
 
 if TYPE_CHECKING:
     from pipeline.backbones.base import Backbone as LoadedBackbone
@@ -119,7 +119,7 @@ def weights_signature(backbone: Backbone) -> str | None:
     origin = _origin(backbone)
     if origin is None:
         return None
-    libraries = {name: _version(name) for name in LIBRARIES}
+    libraries = {name: installed_version(name) for name in LIBRARIES}
     return digest([backbone.model_dump(mode="json"), origin, libraries, _code()])
 
 
@@ -164,13 +164,6 @@ def _code() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 # ---------------------------------------------------------------- keys
 def ingredients(config: Config, data: DataRecord, weights: WeightsRecord) -> Ingredients:
     """What the features of this configuration depend on. Raises UserError if the backbone has too few blocks."""
@@ -202,7 +195,7 @@ def known_feature_key(config: Config) -> str | None:
 
 # ---------------------------------------------------------------- files
 def _path(config: Config, kind: str, now: str) -> Path:
-    return features_root(config) / "records" / f"{kind}-{hashlib.sha256(now.encode()).hexdigest()[:16]}.json"
+    return record_path(config, kind, hashlib.sha256(now.encode()).hexdigest()[:16])
 
 
 def _read(path: Path, kind: type[Record]) -> Record | None:

@@ -9,6 +9,7 @@ import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, flatten, science
@@ -120,15 +121,15 @@ def cells(line: Line) -> tuple[str, ...]:
     return (line.experiment, line.name, str(line.n), split, *figures)
 
 
-def no_trials() -> str:
+def no_trials(trained: Path | None = None) -> str:
     """What to say in place of an empty table."""
-    return f"no trials yet under {trained_root()}"
+    return f"no trials yet under {trained or trained_root()}"
 
 
-def print_table(lines: Sequence[Line]) -> None:
+def print_table(lines: Sequence[Line], trained: Path | None = None) -> None:
     """The table for a terminal, or 160 columns wide for a file; what is too long for its column goes on below."""
     if not lines:
-        print(no_trials())
+        print(no_trials(trained))
         return
     from rich.console import Console
     from rich.markup import escape

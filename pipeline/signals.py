@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -55,4 +55,23 @@ class StopFlag:
         if self.signal is None:
             self._since = time.monotonic()
             print(f"carabid: {signal.Signals(number).name}: stopping after this epoch, with a checkpoint", flush=True)
-        self.signal = number
+        if self.signal != WALLTIME_SIGNAL:  # what comes later is the end of the same walltime
+            self.signal = number
+
+
+@contextmanager
+def at_walltime(end: Callable[[], None]) -> Iterator[None]:
+    """Call `end`, which should raise, when the walltime is near; SIGTERM ends the process as it does everywhere.
+
+    For stages without a checkpoint of their own. submitit's handlers are replaced here too: they swallow SIGTERM.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        end()
+
+    before = signal.signal(WALLTIME_SIGNAL, handle), signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(WALLTIME_SIGNAL, before[0])
+        signal.signal(signal.SIGTERM, before[1])

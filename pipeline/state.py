@@ -54,7 +54,7 @@ def _state(trial: TrialDir, config: Config | None) -> TrialState:
         return TrialState("done")
     failure = _read(trial.failure, "stage", "message")
     if failure:
-        after = "; not evaluated" if failure["stage"] == "train" else ""
+        after = {"extract": "; not trained", "train": "; not evaluated"}.get(failure["stage"], "")
         message = next(iter(str(failure["message"]).splitlines()), "no reason given")
         return TrialState("failed", f"{failure['stage']}: {message}{after}")
     if _is_held(trial):

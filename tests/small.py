@@ -70,17 +70,17 @@ def start(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
     return process
 
 
-def extract_and_log(config: Config, log: Path, how: str, kill: str | None = None) -> None:
+def extract_and_log(config: Config, log: Path, how: str, kill: str | None = None, number: int = signal.SIGKILL) -> None:
     """Run `ensure` or `run`; `log` gets a line for each computed shard.
 
-    The process dies of SIGKILL at batch n if `kill` is "batch n", else before a file with `kill` in its name is renamed
-    to that name.
+    The process sends itself `number` at batch n if `kill` is "batch n", else before a file with `kill` in its name is
+    renamed to that name.
     """
     from pipeline.stages import extract
 
     def die_if(now: bool) -> None:
         if now:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
 
     def replacing(source: Path, target: Path) -> None:
         die_if(kill is not None and kill in Path(target).name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from pipeline.errors import Interrupted, WorkError
 from pipeline.experiment import dump_config, load_experiment
 from pipeline.launch import jobs
 from pipeline.layout import PROJECT, write_json, write_text
+from pipeline.stages import collect as collect_stage
 from tests.conftest import carabid
 
 LORA = "configs/beetles/lora.yaml"
@@ -296,6 +298,38 @@ def test_sorting_results_by_a_figure_there_is_not_is_a_mistake(type_in: Callable
     finished(root)
     said = type_in("results", "--sort", "accuracy")
     assert said.status == 2 and "SPEI_1y.r2" in said.err
+
+
+def test_experiments_that_paths_trained_put_elsewhere_can_be_looked_at(
+    type_in: Callable[..., Said], root: Path, tmp_path: Path
+) -> None:
+    name, elsewhere = finished(root), tmp_path / "elsewhere"
+    (root / "trained").rename(elsewhere)
+    for command in ("status", "results"):
+        assert name in type_in(command, "--trained", str(elsewhere)).out
+        assert f"no trials yet under {root}" in type_in(command).out
+    assert f"no trials yet under {tmp_path}" in type_in("status", "--trained", str(tmp_path)).out
+
+
+def test_the_last_of_several_collectors_leaves_every_result_in_the_csv(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evaluations of an array collect at once: one that read early may write late."""
+    finished(root)
+    experiment = load_experiment(PROJECT / LORA, ["seed=0,1"])
+    first, second = (experiment.dir.trial(trial.name) for trial in experiment.trials)
+    real, late = collect_stage.write_text, []
+
+    def write_late(path: Path, text: str) -> None:
+        if not late:  # between this collector's look and its writing another result comes, and is collected
+            late.append(path)
+            shutil.copy(first.results, second.results)
+            collect_stage.run(experiment.config)
+        real(path, text)
+
+    monkeypatch.setattr(collect_stage, "write_text", write_late)
+    collect_stage.run(experiment.config)
+    assert late[0].read_text().count(",done,") == 2
 
 
 def test_collecting_writes_the_csv_of_the_experiment(type_in: Callable[..., Said], root: Path) -> None:

@@ -63,7 +63,9 @@ def test_the_table_has_the_rows_of_train_validation_and_test_in_this_order(tmp_p
 
 
 def test_without_event_and_domain_columns_each_image_is_an_event_of_the_unknown_domain(tmp_path: Path) -> None:
-    data = load(tmp_path, columns={"event": None, "domain": None})
+    write(tmp_path, ROWS)
+    unnamed = Data(source=str(tmp_path / "data.csv"), columns=Columns(image="img"), targets=("y", "z"))
+    data = load_dataset_table(unnamed)
     assert data.table["event"].is_unique
     assert data.table["domain"].tolist() == [None] * 5
 

@@ -197,7 +197,8 @@ def test_two_processes_on_the_same_key_both_end_well(table: Path, clip: Path, tm
 def test_of_two_that_need_the_store_one_extracts_and_the_other_waits(
     table: Path, clip: Path, tmp_path: Path, reference: Path
 ) -> None:
-    config, log = small_config(table, clip, tmp_path), tmp_path / "log"
+    config = small_config(table, clip, tmp_path, resources={"lease_seconds": 60})  # nobody dies here
+    log = tmp_path / "log"
     processes = [start(extract_and_log, config, log, "ensure") for _ in range(2)]
     for process in processes:
         process.join(60)
@@ -222,12 +223,14 @@ def test_an_extractor_that_was_suspended_for_too_long_leaves_the_rest_to_its_suc
     table: Path, clip: Path, tmp_path: Path, reference: Path
 ) -> None:
     config, log = small_config(table, clip, tmp_path), tmp_path / "log"
-    first = start(extract_and_log, config, log, "ensure")
-    while not log.exists() and first.exitcode is None:
-        time.sleep(0.001)
-    os.kill(first.pid or 0, signal.SIGSTOP)
+    first = start(extract_and_log, config, log, "ensure", "batch 4", signal.SIGSTOP)
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{first.pid}/stat").read_text().split()[2] != "T":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     second = start(extract_and_log, config, tmp_path / "log2", "ensure")
     second.join(60)
+    assert (tmp_path / "log2").read_text(), "the successor had nothing left to do: the test would say nothing"
     os.kill(first.pid or 0, signal.SIGCONT)
     first.join(60)
     assert (first.exitcode, second.exitcode) == (0, 0)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 import pipeline.stages
 from pipeline.config import Config, config_hash
-from pipeline.errors import Interrupted, UserError, WorkError
+from pipeline.errors import Interrupted, MissingFeatures, TakenOver, UserError, WorkError
 from pipeline.experiment import Experiment, dump_config, load_experiment
 from pipeline.launch import jobs, local, manifest, slurm, submit
 from pipeline.launch.deal import array_rank, my_share
@@ -284,6 +285,26 @@ def test_an_evaluation_of_a_trained_model_replaces_an_older_failure(trial: Trial
     assert read_json(trial.failure)["message"] == "new"
 
 
+def test_a_training_without_features_leaves_the_reason_that_extraction_gave(trial: TrialDir) -> None:
+    write_json(trial.failure, {"stage": "extract", "message": "table.csv, line 9: cannot be read"})
+    with pytest.raises(MissingFeatures), jobs.recorded_failure(trial, "train"):
+        raise MissingFeatures("these features are not there")
+    assert trial_state(trial).reason == "extract: table.csv, line 9: cannot be read; not trained"
+
+
+def test_a_training_with_features_does_not_blame_an_extraction_of_the_past(trial: TrialDir) -> None:
+    write_json(trial.failure, {"stage": "extract", "message": "long ago"})
+    with pytest.raises(WorkError), jobs.recorded_failure(trial, "train"):
+        raise WorkError("the loss became nan")
+    assert read_json(trial.failure)["message"] == "the loss became nan"
+
+
+def test_a_trial_that_another_job_has_taken_over_has_not_failed(trial: TrialDir) -> None:
+    with pytest.raises(TakenOver), jobs.recorded_failure(trial, "train"):
+        raise TakenOver("another job has it")
+    assert not trial.failure.exists()
+
+
 def test_being_told_to_stop_is_no_failure(trial: TrialDir) -> None:
     with pytest.raises(Interrupted), jobs.recorded_failure(trial, "train"):
         raise Interrupted("told to stop")
@@ -339,6 +360,15 @@ def test_a_signal_asks_training_to_stop_and_the_old_handlers_come_back(capsys: p
             assert flag.asked() and flag.signal == number and not flag.overdue()
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(WALLTIME_SIGNAL)) == before
     assert "SIGTERM: stopping after this epoch" in capsys.readouterr().out
+
+
+def test_the_end_of_the_walltime_is_not_taken_for_a_cancellation() -> None:
+    """Slurm sends SIGTERM when the time that USR2 warned of is over: the job must still be queued again."""
+    flag = StopFlag()
+    with flag.installed():
+        for number in (WALLTIME_SIGNAL, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+    assert flag.out_of_time()
 
 
 @pytest.mark.parametrize(
@@ -399,6 +429,74 @@ def stop_when_signalled(number: int) -> Callable[[Config, TrialDir, StopFlag], N
         raise Interrupted("told to stop")
 
     return run
+
+
+# ---------------------------------------------------------------- signals to stages without a checkpoint
+SIGNALLED = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as submitit does: it swallows SIGTERM
+signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+from pathlib import Path
+from pipeline.launch import jobs
+from pipeline.stages import collect, evaluate, extract
+def work(*_, **__):
+    print("working", flush=True)
+    time.sleep(60)
+evaluate.run = extract.run = work
+collect.run = work
+getattr(jobs, sys.argv[1])(sys.argv[2], 0)
+"""
+
+
+def signalled(stage: str, number: int) -> tuple[int, str]:
+    """Exit status and output of a job of a stage that gets a signal while it works."""
+    experiment = load()
+    made = make_manifest(experiment, experiment.trials, [])
+    write_json(experiment.dir.trial(experiment.trials[0].name).trained, {})
+    command = [sys.executable, "-c", SIGNALLED, stage, str(made.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "working\n"
+        process.send_signal(number)
+        return process.wait(30), process.stdout.read()
+
+
+def test_an_extraction_out_of_time_is_queued_again_and_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_command(tmp_path / "bin", "scontrol", "", monkeypatch)
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    status, out = signalled("extract", WALLTIME_SIGNAL)
+    assert status == 1 and "queued again" in out and "Traceback" not in out
+    assert calls.read_text() == "requeue 42\n"
+    assert not load().dir.trial(load().trials[0].name).failure.exists()
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "collect"])
+def test_what_would_begin_anew_says_that_its_time_was_too_short_and_is_not_queued_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    calls = fake_command(tmp_path / "bin", "scontrol", "", monkeypatch)
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    status, out = signalled(stage, WALLTIME_SIGNAL)
+    assert status == 1 and "give it more" in out and "Traceback" not in out and calls.read_text() == ""
+    if stage == "evaluate":
+        state = trial_state(load().dir.trial(load().trials[0].name))
+        assert state.state == "failed" and state.reason.startswith("evaluate: the walltime is over")
+
+
+@pytest.mark.parametrize("stage", ["extract", "evaluate", "collect"])
+def test_a_stage_that_is_cancelled_ends_at_once(stage: str) -> None:
+    assert signalled(stage, signal.SIGTERM)[0] == -signal.SIGTERM
+
+
+def test_a_missing_scontrol_does_not_hide_that_a_training_was_told_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: Any
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    training(stop_when_signalled(WALLTIME_SIGNAL))
+    with pytest.raises(Interrupted):
+        jobs.train_trials(load().trials)
 
 
 # ---------------------------------------------------------------- on this machine

@@ -19,7 +19,8 @@ import pytest
 from pipeline import lease as lease_module
 from pipeline.lease import Lease, owner
 
-SECONDS = 1.0
+SECONDS = 3.0
+"""A beat every half second: a busy machine may come late by seconds before a living holder counts as dead."""
 
 HOLDER = """
 import sys, time
@@ -82,9 +83,9 @@ def test_a_lease_is_held_named_and_given_back(tmp_path: Path) -> None:
         assert named and named["host"] and named["pid"]
     assert owner(path) is None
     began = time.monotonic()
-    with Lease(path, 60).hold() as again:
+    with Lease(path, 600).hold() as again:
         assert again
-    assert time.monotonic() - began < 1, "a released lease must be free at once, not after it expires"
+    assert time.monotonic() - began < 60, "a released lease must be free at once, not after it expires"
 
 
 def test_a_lease_is_given_back_when_the_work_raises(tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ def test_a_holder_that_is_gone_from_this_machine_is_not_waited_for(tmp_path: Pat
         holder.wait()
         started = time.monotonic()
         with Lease(tmp_path / "lease", 600).hold() as held:
-            assert held and time.monotonic() - started < 5
+            assert held and time.monotonic() - started < 60
 
 
 def test_a_live_holders_lease_is_not_taken(tmp_path: Path) -> None:

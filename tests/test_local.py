@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.layout import PROJECT
 from tests.conftest import Assets, carabid
+from tests.small import image_files
 
 CONFIG = "configs/beetles/frozen.yaml"
 
@@ -98,6 +99,49 @@ def test_a_trial_whose_features_cannot_be_made_leaves_the_others_alone(assets: A
     rows = list(csv.DictReader(carabid("results", "--format", "csv", root=root).stdout.splitlines()))
     assert [row["state"] for row in rows] == ["done", "failed"]
     assert "blocks" in rows[1]["reason"]
+
+
+def test_an_unreadable_image_is_named_in_the_state_of_the_trials_that_it_stops(
+    assets: Assets, root: Path, own: Path
+) -> None:
+    """Whether they were submitted or are typed stage by stage; and the next attempt, without it, is free of it."""
+    broken = image_files(own)[9]
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:300])
+    source = (f"data.source={own}", *(o for o in assets.overrides("frozen") if not o.startswith("data.source")))
+    overrides = (*source, "data.columns.event=null", "seed=0,1", "train.epochs=1", "select.metric=mae")
+    carabid("submit", CONFIG, *overrides, "--cluster", "local", root=root, check=False)
+    by_submit = carabid("status", root=root).stdout.splitlines()
+    for stage in ("extract", "train"):
+        assert carabid(stage, CONFIG, *overrides, root=root, check=False).returncode == 1
+    for lines in (by_submit, carabid("status", root=root).stdout.splitlines()):
+        assert len(lines) == 2 and all("extract: " in line and "line 11" in line for line in lines), lines
+    broken.write_bytes(whole)
+    carabid("submit", CONFIG, *overrides, "--cluster", "local", root=root)
+    assert all(line.startswith("done") for line in carabid("status", root=root).stdout.splitlines())
+
+
+def test_a_worker_that_is_killed_while_it_extracts_is_reported_and_the_rest_is_collected(
+    assets: Assets, root: Path
+) -> None:
+    overrides = (*assets.overrides("frozen"), "train.epochs=1")
+    process = start(root, "submit", CONFIG, *overrides, "--cluster", "local")
+    deadline = time.monotonic() + 120
+    while not (workers := worker_processes(process.pid)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and "worker process was killed" in out and "Traceback" not in out
+    assert list(root.glob("trained/*/results.csv"))
+
+
+def worker_processes(session: int) -> list[int]:
+    """The pool's workers in a session (beside them multiprocessing keeps a tracker of resources)."""
+    command = ["ps", "-ww", "-o", "pid=,args=", "-s", str(session)]
+    found = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    return [int(line.split()[0]) for line in found if "spawn_main" in line]
 
 
 def test_features_that_cannot_be_made_are_the_failure_of_the_trials_that_need_them(assets: Assets, root: Path) -> None:

@@ -82,30 +82,21 @@ def test_constraints_pin_one_version_of_every_dependency_within_its_bound() -> N
 def test_everything_that_the_package_imports_is_a_declared_dependency() -> None:
     distributions = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "open_clip": "open-clip-torch"}
     known = set(sys.stdlib_module_names) | {"pipeline", "pydantic_core"}  # pydantic_core is pydantic's
-    used = {name.partition(".")[0] for path in MODULES for name, _ in imports(path)} - known
+    used = {name.partition(".")[0] for path in MODULES for name in imports(path)} - known
     assert {distributions.get(name, name.replace("_", "-")) for name in used} <= set(declared())
 
 
 # ---------------------------------------------------------------- modules
-def imports(path: Path) -> list[tuple[str, bool]]:
-    """Absolute names of imported modules (and of what is imported from them), and whether that is at module level."""
-    tree = ast.parse(path.read_text())
-    top = {id(node) for statement in tree.body for node in _unconditional(statement)}
+def imports(path: Path) -> list[str]:
+    """Absolute names of imported modules (and of what is imported from them), in functions too."""
     found = []
-    for node in ast.walk(tree):
-        names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        found += [(name, id(node) in top) for name in names]
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
     return found
-
-
-def _unconditional(statement: ast.stmt) -> list[ast.stmt]:
-    """A module's statement itself, or what is in a try block; not what is under `if TYPE_CHECKING`."""
-    return [statement, *statement.body] if isinstance(statement, ast.Try) else [statement]
 
 
 def name_of(path: Path) -> str:
@@ -160,29 +151,19 @@ def test_what_runs_on_a_login_node_imports_no_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-# Lowest first: a module imports from its own layer and from those before it. Some of what is lower need not know what
-# stands beside it, but nothing may know what stands above.
-LAYERS = [
-    {"errors"},
-    {"config"},
-    {"layout", "progress", "lease", "device", "provenance", "signals"},
-    {"explain"},
-    {"experiment", "metrics", "synthetic"},
-    {"sources", "dataset", "backbones", "images"},
-    {"tasks", "records", "features"},
-    {"models"},
-    {"training"},
-    {"state"},
-    {"results"},
-    {"stages"},
-    {"launch"},
-    {"demo"},
-    {"cli"},
-]
+def documented_order() -> list[set[str]]:
+    """The lines of the list in docs/architecture.md, lowest first: the modules that stand on each."""
+    text = (PROJECT / "docs" / "architecture.md").read_text()
+    listed = text.partition("## The modules, top to bottom")[2].partition("\n## ")[0]
+    lines = re.findall(r"^    ([a-z]+(?:, [a-z]+)*)(?:  .*)?$", listed, re.M)
+    return [set(line.split(", ")) for line in reversed(lines)]
+
+
+LAYERS = documented_order()
 
 
 def layer(name: str) -> int:
-    """The layer of `pipeline.x.y`; the package itself (its version) is below all."""
+    """The place of `pipeline.x.y`; the package itself (its version) is below all."""
     part = name.split(".")[1]
     numbers = [number for number, names in enumerate(LAYERS) if part in names]
     return numbers[0] if numbers else -1
@@ -196,17 +177,16 @@ def test_every_module_has_a_place_in_the_order() -> None:
 @pytest.mark.parametrize("path", [path for path in MODULES if name_of(path) != "pipeline"], ids=name_of)
 def test_imports_point_down(path: Path) -> None:
     mine = name_of(path)
-    for name, at_module_level in imports(path):
-        if not name.startswith("pipeline.") or not at_module_level:
-            continue
-        assert layer(name) <= layer(mine), f"{mine} imports {name}"
+    for name in imports(path):
+        if name.startswith("pipeline."):
+            assert layer(name) <= layer(mine), f"{mine} imports {name}"
 
 
 @pytest.mark.parametrize("stage", ["extract", "train", "evaluate", "collect"])
 def test_a_stage_never_calls_another_stage(stage: str) -> None:
     """Every stage reads files and writes files: killing one and running it again is always enough."""
     others = {f"pipeline.stages.{other}" for other in ("extract", "train", "evaluate", "collect", "fetch")}
-    names = {name for name, _ in imports(PROJECT / "pipeline" / "stages" / f"{stage}.py")}
+    names = set(imports(PROJECT / "pipeline" / "stages" / f"{stage}.py"))
     assert not {name for name in names if any(name == o or name.startswith(f"{o}.") for o in others)}
 
 

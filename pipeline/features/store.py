@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.config import Config
-from pipeline.errors import UserError, WorkError
+from pipeline.errors import MissingFeatures, UserError
 from pipeline.features.key import FORMAT, Ingredients
 from pipeline.features.shard import DTYPES, DamagedShard, Shard, digest, read_header, sha256_of
 from pipeline.layout import StoreDir, atomic_path, read_json, store_dir, write_json
@@ -177,11 +177,11 @@ class FeatureStore:
 def open_key(config: Config, key: str) -> FeatureStore:
     """The complete store of this key, checked by size, header and shape of every shard.
 
-    Raises WorkError if it is not complete, UserError if images in it could not be read and the policy forbids that.
+    Raises MissingFeatures if it is not complete, UserError if images in it could not be read and the policy forbids that.
     """
     store = load_store(store_dir(config, key))
     if incomplete := store.missing():
-        raise WorkError(
+        raise MissingFeatures(
             f"{store.path(incomplete[0])} is missing or damaged (so are {len(incomplete) - 1} more shards): run "
             "`carabid extract` with this configuration, which makes what is missing."
         )
@@ -194,24 +194,28 @@ def is_complete(config: Config, key: str) -> bool:
     """Whether `open_key` would find the store complete. Raises UserError as it does."""
     try:
         open_key(config, key)
-    except WorkError:
+    except MissingFeatures:
         return False
     return True
 
 
 def load_store(directory: StoreDir) -> FeatureStore:
-    """The store in a folder as its manifest describes it. Raises WorkError if there is no manifest that can be used."""
+    """The store in a folder as its manifest describes it. Raises MissingFeatures if there is no manifest that can be used."""
     try:
         manifest = read_json(directory.manifest)
         store = FeatureStore(directory, Ingredients(**manifest["ingredients"]), manifest["n"])
     except FileNotFoundError:
-        raise WorkError(
+        raise MissingFeatures(
             f"{directory.path}: these features are not there, or not all: run `carabid extract` on this configuration."
         ) from None
     except (KeyError, TypeError, ValueError) as error:
-        raise WorkError(f"{directory.manifest} is damaged ({error}): remove it and run `carabid extract`.") from error
+        raise MissingFeatures(
+            f"{directory.manifest} is damaged ({error}): remove it and run `carabid extract`."
+        ) from error
     if store.ingredients.format != FORMAT or store.ingredients.key() != manifest["key"]:
-        raise WorkError(f"{directory.manifest} does not describe its own store: remove it and run `carabid extract`.")
+        raise MissingFeatures(
+            f"{directory.manifest} does not describe its own store: remove it and run `carabid extract`."
+        )
     return store
 
 

@@ -1,1 +1,1 @@
-"""Getting trials to run: their state on disk, submissions, Slurm, this machine, and what a job does first and last."""
+"""Getting trials to run: submissions and their manifests, Slurm, this machine, and what a job does first and last."""

@@ -12,15 +12,17 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
-from pipeline.errors import Interrupted, UserError, WorkError
+from pipeline.errors import Interrupted, MissingFeatures, TakenOver, UserError, WorkError
 from pipeline.experiment import Trial, dump_config
 from pipeline.launch.deal import array_rank
 from pipeline.launch.manifest import Manifest, load_manifest, sharing_features
-from pipeline.layout import TrialDir, experiment_dir, write_json, write_text
+from pipeline.layout import TrialDir, experiment_dir, read_json, write_json, write_text
 from pipeline.provenance import now
-from pipeline.signals import StopFlag
+from pipeline.signals import StopFlag, at_walltime
 
 
 def extract(manifest_path: str, index: int) -> None:
@@ -28,8 +30,11 @@ def extract(manifest_path: str, index: int) -> None:
     from pipeline.stages import extract as stage
 
     manifest = load_manifest(Path(manifest_path))
-    trial, task, n_tasks = manifest.extractions[index]
-    _exit_on_error(lambda: stage.run(manifest.trials[trial].config, task, n_tasks))
+    first, task, n_tasks = manifest.extractions[index]
+    config = manifest.trials[first].config
+    (sharing,) = (group for group in sharing_features(manifest.trials) if group[0] is manifest.trials[first])
+    with at_walltime(_requeue_and_exit):
+        _exit_on_error(lambda: _extract(sharing, lambda: stage.run(config, task, n_tasks)))
 
 
 def train(manifest_path: str, index: int) -> None:
@@ -42,7 +47,8 @@ def train(manifest_path: str, index: int) -> None:
 def evaluate(manifest_path: str, index: int) -> None:
     """Evaluate trial `index`."""
     manifest = load_manifest(Path(manifest_path))
-    _exit_on_error(lambda: evaluate_trial(manifest.trials[index]))
+    with at_walltime(_out_of_time):
+        _exit_on_error(lambda: evaluate_trial(manifest.trials[index]))
 
 
 def collect(manifest_path: str, index: int = 0) -> None:
@@ -50,7 +56,8 @@ def collect(manifest_path: str, index: int = 0) -> None:
     from pipeline.stages import collect as stage
 
     manifest: Manifest = load_manifest(Path(manifest_path))
-    _exit_on_error(lambda: stage.run(manifest.trials[index].config))
+    with at_walltime(_out_of_time):
+        _exit_on_error(lambda: stage.run(manifest.trials[index].config))
 
 
 def extract_features(trials: list[Trial], once: bool) -> None:
@@ -63,20 +70,28 @@ def extract_features(trials: list[Trial], once: bool) -> None:
     task, n_tasks = array_rank()
     groups, failed = sharing_features(trials), 0
     for sharing in groups:
-        config = sharing[0].config
+        work = (
+            partial(stage.ensure, sharing[0].config) if once else partial(stage.run, sharing[0].config, task, n_tasks)
+        )
         try:
-            if once:
-                stage.ensure(config)
-            else:
-                stage.run(config, task, n_tasks)
+            with at_walltime(_requeue_and_exit):
+                _extract(sharing, work)
         except (UserError, WorkError) as error:
             failed += 1
             print(f"carabid: {error}", file=sys.stderr, flush=True)
-            for trial in sharing:
-                write_text(trial_dir(trial).config, dump_config(trial.config))
-                write_json(trial_dir(trial).failure, _failure("extract", error))
     if failed == len(groups):
         raise WorkError(f"extract: the features of none of {len(trials)} trials could be made")
+
+
+def _extract(sharing: Sequence[Trial], work: Callable[[], object]) -> None:
+    """Make the features that these trials share; if that fails, it is the failure of each of them."""
+    try:
+        work()
+    except Exception as error:
+        for trial in sharing:
+            write_text(trial_dir(trial).config, dump_config(trial.config))
+            write_json(trial_dir(trial).failure, _failure("extract", error))
+        raise
 
 
 def train_trials(trials: Sequence[Trial]) -> None:
@@ -87,7 +102,8 @@ def train_trials(trials: Sequence[Trial]) -> None:
 
 def evaluate_trials(trials: Sequence[Trial]) -> None:
     """Evaluate trials one after another."""
-    each_trial(trials, "evaluate", evaluate_trial)
+    with at_walltime(_out_of_time):
+        each_trial(trials, "evaluate", evaluate_trial)
 
 
 def each_trial(trials: Sequence[Trial], verb: str, work: Callable[[Trial], None]) -> None:
@@ -135,7 +151,20 @@ def requeue_this_job() -> None:
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     job = f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
     if job:
-        subprocess.run(["scontrol", "requeue", job], check=False, timeout=60)
+        with suppress(OSError, subprocess.TimeoutExpired):  # the checkpoint stands, whoever queues the job again
+            subprocess.run(["scontrol", "requeue", job], check=False, timeout=60)
+
+
+def _requeue_and_exit() -> NoReturn:
+    """The walltime of an extraction: shards that are done stay, the next attempt makes the others."""
+    print("carabid: the walltime is near: queued again, to go on with the shards that are missing", flush=True)
+    requeue_this_job()
+    raise SystemExit(1)
+
+
+def _out_of_time() -> NoReturn:
+    """The walltime of a stage that would begin anew: queued again it would be cut off again."""
+    raise WorkError("the walltime is over before it was done: give it more (resources.<stage>.time, or sbatch --time)")
 
 
 def evaluate_trial(trial: Trial) -> None:
@@ -155,19 +184,30 @@ def trial_dir(trial: Trial) -> TrialDir:
 def recorded_failure(trial: TrialDir, stage: str) -> Iterator[None]:
     """failure.json of an earlier attempt goes when the block starts, and comes if it raises.
 
-    An evaluation that finds no model is no failure of its own: the reason that training left stays.
+    An evaluation that finds no model is no failure of its own: the reason that training left stays. Nor is a training
+    that finds no features: the reason that extraction left comes back.
     """
+    earlier = None
     if stage == "train" or trial.trained.exists():
+        earlier = _extraction_failure(trial)
         trial.failure.unlink(missing_ok=True)
     try:
         yield
-    except Interrupted:
+    except (Interrupted, TakenOver):
         raise
     except Exception as error:
+        why = earlier if earlier and isinstance(error, MissingFeatures) else _failure(stage, error)
         if not trial.failure.exists():
             with suppress(OSError):  # a full or vanished disk may be what failed; the error itself says so
-                write_json(trial.failure, _failure(stage, error))
+                write_json(trial.failure, why)
         raise
+
+
+def _extraction_failure(trial: TrialDir) -> dict[str, str | None] | None:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        failure: dict[str, str | None] = read_json(trial.failure)
+        return failure if failure["stage"] == "extract" else None
+    return None
 
 
 def _failure(stage: str, error: Exception) -> dict[str, str | None]:

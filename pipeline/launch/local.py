@@ -29,13 +29,21 @@ def run(manifests: Sequence[Manifest], workers: int, report: Report = print) -> 
     alone. Raises Interrupted on Ctrl-C and SIGTERM: running trainings write a checkpoint, what waits is not begun.
     """
     with _pool(workers) as pool:
-        extractions = [pool.submit(_work, m.path, "extract", i) for m in manifests for i in range(len(m.extractions))]
-        for future in as_completed(extractions):
-            _ended_well(future, "extract", report)
-        evaluated = _train_and_evaluate(pool, manifests, report)
+        try:
+            _extract(pool, manifests, report)
+            evaluated = _train_and_evaluate(pool, manifests, report)
+        except BrokenProcessPool:  # its other work has been reported already
+            report("not run: what was left, because a worker process was killed (out of memory?)")
+            evaluated = 0
     for manifest in manifests:
         jobs.collect(str(manifest.path))
     return evaluated == sum(len(manifest.trials) for manifest in manifests)
+
+
+def _extract(pool: ProcessPoolExecutor, manifests: Sequence[Manifest], report: Report) -> None:
+    futures = [pool.submit(_work, m.path, "extract", i) for m in manifests for i in range(len(m.extractions))]
+    for future in as_completed(futures):
+        _ended_well(future, "extract", report)
 
 
 def _train_and_evaluate(pool: ProcessPoolExecutor, manifests: Sequence[Manifest], report: Report) -> int:
@@ -108,7 +116,7 @@ def _follow_parent(parent: int) -> None:
 def _work(manifest_path: Path, stage: str, index: int) -> None:
     """One stage for one index, in a worker; what it prints goes to the experiment's logs."""
     manifest = load_manifest(manifest_path)
-    log = manifest.experiment.logs / f"{manifest.number}-{stage}" / f"{index}.log"
+    log = manifest.experiment.stage_logs(manifest.number, stage) / f"{index}.log"
     with _output_to(log):
         try:
             getattr(jobs, stage)(str(manifest_path), index)

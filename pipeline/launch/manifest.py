@@ -41,7 +41,7 @@ class Manifest:
 def make_manifest(experiment: Experiment, trials: list[Trial], argv: list[str]) -> Manifest:
     """Write the manifest of a new submission, and the experiment's record beside it."""
     directory = experiment.dir
-    path = _write_numbered(directory.submissions, _values(experiment, trials, argv))
+    path = _write_numbered(directory, _values(experiment, trials, argv))
     write_text(directory.record, experiment.source.read_text(encoding="utf-8"))
     directory.logs.mkdir(parents=True, exist_ok=True)
     return load_manifest(path)
@@ -49,13 +49,13 @@ def make_manifest(experiment: Experiment, trials: list[Trial], argv: list[str]) 
 
 def record_plan(experiment: Experiment, job: str) -> None:
     """Leave the same record for a job that was submitted by hand, so that trials which never start are known as missing."""
-    write_json(experiment.dir.submissions / f"job-{job}.json", _values(experiment, experiment.trials, sys.argv))
+    write_json(experiment.dir.submission(f"job-{job}"), _values(experiment, experiment.trials, sys.argv))
 
 
 def preview_manifest(experiment: Experiment, trials: list[Trial]) -> Manifest:
     """What `make_manifest` would make next, for a dry run. Nothing is written."""
-    folder = experiment.dir.submissions
-    return Manifest(folder / f"{_next_number(folder)}.json", trials, plan_extractions(trials))
+    number = _next_number(experiment.dir.submissions)
+    return Manifest(experiment.dir.submission(number), trials, plan_extractions(trials))
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -105,12 +105,12 @@ def _next_number(folder: Path) -> int:
     return max((int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal()), default=0) + 1
 
 
-def _write_numbered(folder: Path, values: dict[str, Any]) -> Path:
+def _write_numbered(directory: ExperimentDir, values: dict[str, Any]) -> Path:
     """Take the next free number; two submissions at once get different ones."""
-    folder.mkdir(parents=True, exist_ok=True)
-    number = _next_number(folder)
+    directory.submissions.mkdir(parents=True, exist_ok=True)
+    number = _next_number(directory.submissions)
     while True:
-        path = folder / f"{number}.json"
+        path = directory.submission(number)
         number += 1
         try:
             os.close(os.open(path.with_suffix(".claim"), os.O_CREAT | os.O_EXCL))

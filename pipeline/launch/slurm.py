@@ -44,7 +44,7 @@ class Stage:
 def chain(manifest: Manifest, extract: bool = True) -> list[Stage]:
     """Extract → train → evaluate (each after its own training) → collect (whatever became of the others)."""
     n = len(manifest.trials)
-    # afterany: features that could not be made fail the trials that need them, with the reason, and no others.
+    # afterany: features that could not be made fail the trials that need them (`jobs.extract`), and no others.
     train_after = {"dependency": "afterany", "after": "extract"} if extract else {}
     # Between two plain jobs Slurm has nothing to correspond: a grid of one depends on its training as a whole.
     corresponding = "aftercorr" if n > 1 else "afterok"
@@ -134,7 +134,7 @@ def queue_evaluation(experiment: Experiment, arguments: Sequence[str]) -> str:
         raise WorkError("there is no Slurm job here whose evaluation could wait for it")
     name = f"carabid-evaluate-{job}"
     script = str(PROJECT / "jobs" / "evaluate.sh")
-    with Lease(experiment.dir.submissions / f"{name}.lease", LEASE_SECONDS).hold():
+    with Lease(experiment.dir.evaluation_lease(job), LEASE_SECONDS).hold():
         found = find_job(name)
         if found and found[1] & {os.environ.get("SLURM_ARRAY_TASK_ID", "N/A"), "N/A"}:
             return found[0]
@@ -190,7 +190,7 @@ def _queue(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> str:
 
 
 def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> SlurmExecutor:
-    executor = _Executor(folder=manifest.experiment.logs / f"{manifest.number}-{stage.name}")
+    executor = _Executor(folder=manifest.experiment.stage_logs(manifest.number, stage.name))
     resources = manifest.trials[0].config.resources
     job: Job = getattr(resources, stage.name)
     executor.update_parameters(

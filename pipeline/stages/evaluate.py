@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from pipeline.backbones.base import Backbone
 from pipeline.config import Config, config_hash
 from pipeline.device import choose_device, make_deterministic, set_threads
 from pipeline.errors import WorkError
@@ -38,10 +39,10 @@ def run(config: Config, trial: TrialDir) -> dict[str, Any]:
     make_deterministic()
     if not trial.trained.exists():
         raise WorkError(f"{trial.path}: not evaluated, because its training has not finished (no trained.json)")
-    inputs = load_inputs(config, with_backbone=config.evaluate.inputs == "images")
+    inputs = load_inputs(config)
     record = _training_record(inputs, trial)
     split = choose_split(config, inputs)
-    model = load_model(config, trial, inputs.backbone).to(choose_device(config.device))
+    model = load_model(config, trial, _backbone(inputs)).to(choose_device(config.device))
     frame, difference = _predict_split(config, inputs, model, load_facts(trial), split)
     results = make_results(config, inputs, frame, split, record)
     if difference is not None:
@@ -84,9 +85,10 @@ def make_results(
 def write_evaluation(
     trial: TrialDir, frame: pd.DataFrame, results: dict[str, Any], record: dict[str, Any], seconds: float
 ) -> None:
-    """predictions.parquet, provenance.json, README.md, and last results.json."""
+    """predictions.parquet, provenance.json, README.md, and last results.json; older results go first."""
     if trial.results.exists():
         print(f"{trial.results} is there already: evaluated again, replaced", flush=True)
+        trial.results.unlink()
     targets = [key.removesuffix("_prediction") for key in frame.columns if key.endswith("_prediction")]
     with atomic_path(trial.predictions) as temporary:
         long_form(frame, targets).to_parquet(temporary, index=False)
@@ -135,6 +137,11 @@ def _training_record(inputs: Inputs, trial: TrialDir) -> dict[str, Any]:
     return record
 
 
+def _backbone(inputs: Inputs) -> Backbone | None:
+    """What the model is rebuilt on: the backbone, if predictions come from images or the encoder is built from it."""
+    return inputs.backbone if inputs.config.evaluate.inputs == "images" else inputs.encoder_backbone
+
+
 def _predict_split(
     config: Config, inputs: Inputs, model: Regressor, facts: Facts, split: Split
 ) -> tuple[pd.DataFrame, dict[str, float | None] | None]:
@@ -143,7 +150,6 @@ def _predict_split(
     cached = _from_features(config, inputs, model, facts, split)
     if config.evaluate.inputs == "features":
         return _frame(table, facts, cached), None
-    assert inputs.backbone is not None
     images = predict_images(config, model, inputs.backbone, facts, inputs.dataset, table)
     return _frame(table, facts, images), {"max_abs": float(np.abs(images - cached).max())} | _r2_difference(
         table, facts, images, cached

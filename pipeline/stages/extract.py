@@ -138,12 +138,15 @@ def _clear(store: FeatureStore, shards: Iterable[int]) -> list[int]:
     """Which of `shards` to make, with damaged ones out of the way; every byte of the others has been checked."""
     store.dir.path.mkdir(parents=True, exist_ok=True)
     store.sweep()
-    states = {shard: store.state(shard, thorough=True) for shard in shards}
-    for shard, state in states.items():
+    todo = []
+    for shard in shards:
+        state = store.state(shard, thorough=True)
         if state == "damaged":
             say(f"{store.path(shard)} is damaged: it is made again")
             store.discard(shard)
-    return [shard for shard, state in states.items() if state != "done"]
+        if state != "done":
+            todo.append(shard)
+    return todo
 
 
 def _check_weights(work: Work) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import pandas as pd
@@ -31,7 +31,16 @@ class Inputs:
     config: Config
     dataset: Dataset
     store: FeatureStore
-    backbone: Backbone | None
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The backbone, loaded when it is first asked for: seconds, and gigabytes."""
+        return load_backbone(self.config.backbone)
+
+    @property
+    def encoder_backbone(self) -> Backbone | None:
+        """The backbone if the encoder is built from it; None for one that reads the embedding as it is."""
+        return None if self.config.model.encoder.kind == "frozen" else self.backbone
 
     def positions(self, split: Split) -> pd.Index:
         """Rows of a split whose image could be read."""
@@ -42,12 +51,10 @@ class Inputs:
         return self.dataset.table.loc[self.positions(split)]
 
 
-def load_inputs(config: Config, with_backbone: bool = False) -> Inputs:
-    """Read the table, open the features (they must be there), load the backbone if the encoder, or the caller, needs it."""
+def load_inputs(config: Config) -> Inputs:
+    """Read the table and open the features, which must be there."""
     dataset = load_task(config.task).load(config.data)
-    store = open_key(config, feature_key(config, dataset))
-    needs_backbone = with_backbone or config.model.encoder.kind != "frozen"
-    inputs = Inputs(config, dataset, store, load_backbone(config.backbone) if needs_backbone else None)
+    inputs = Inputs(config, dataset, open_key(config, feature_key(config, dataset)))
     for split in ("train", "validation"):
         if not len(inputs.positions(split)):
             raise UserError(f"{config.data.source}: the {split} split has no usable image")
@@ -68,7 +75,7 @@ def feature_key(config: Config, dataset: Dataset) -> str:
 
 def make_facts(inputs: Inputs) -> Facts:
     """What a new model is built for."""
-    encoder, backbone = inputs.config.model.encoder, inputs.backbone
+    encoder, backbone = inputs.config.model.encoder, inputs.encoder_backbone
     cut = backbone.cut_before(encoder.blocks) if encoder.kind in ("finetuned", "lora") and backbone else None
     return Facts(
         targets=inputs.config.data.targets,

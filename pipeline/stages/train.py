@@ -12,7 +12,7 @@ from pipeline.config import Config, digest
 from pipeline.device import choose_device, device_name, make_deterministic, set_threads
 from pipeline.experiment import dump_config
 from pipeline.features.bank import make_bank
-from pipeline.layout import TrialDir, read_json, write_json, write_text
+from pipeline.layout import TrialDir, read_json, sweep, write_json, write_text
 from pipeline.lease import Lease
 from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, make_model, save_model
@@ -22,7 +22,7 @@ from pipeline.stages.inputs import Inputs, Split, differences, identity, load_in
 from pipeline.training.checkpoint import Progress, remove_checkpoint
 from pipeline.training.loop import Run, Stop, fit
 from pipeline.training.ridge import fit_ridge
-from pipeline.training.samples import Samples, make_samples, target_scale
+from pipeline.training.samples import Samples, check_selection, make_samples, target_scale
 
 
 def run(config: Config, trial: TrialDir, flag: StopFlag | None = None) -> None:
@@ -51,8 +51,10 @@ def _forget_outdated(trial: TrialDir) -> None:
     """A model that is trained again takes its results with it: they would stand beside another model."""
     if trial.trained.exists():
         print(f"{trial.path.name}: its configuration, features or targets have changed: trained again, results removed")
-    for path in (trial.trained, trial.results):
+    for path in (trial.trained, trial.results, trial.predictions, trial.provenance, trial.card):
         path.unlink(missing_ok=True)
+    for path in (trial.model, trial.adapter, trial.resume_state):
+        sweep(path)
 
 
 def _train(inputs: Inputs, trial: TrialDir, stop: Stop) -> None:
@@ -66,6 +68,7 @@ def _train(inputs: Inputs, trial: TrialDir, stop: Stop) -> None:
         f"training {trial.path.name}: {_describe(model, train, validation)}, on {device} with {threads} threads",
         flush=True,
     )
+    check_selection(config, validation)
     run = Run(trial, digest(identity(inputs)), f"{device_name(device)}, {threads} threads", config, stop)
     progress = _fit(model, train, validation, run)
     save_model(model, facts, trial)
@@ -73,7 +76,7 @@ def _train(inputs: Inputs, trial: TrialDir, stop: Stop) -> None:
 
 
 def _new_model(config: Config, facts: Facts, inputs: Inputs) -> Regressor:
-    model = make_model(config, facts, inputs.backbone)
+    model = make_model(config, facts, inputs.encoder_backbone)
     if config.model.standardize_targets:
         mean, scale = target_scale(inputs.table("train"), facts.targets)
         model.target_mean.copy_(mean)

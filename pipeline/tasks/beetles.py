@@ -1,4 +1,6 @@
-"""Beetles: drought at a sampling event (three SPEI values) from photographs of its specimens.
+"""Beetles: drought at a sampling event from photographs of its specimens.
+
+The targets are SPEI over the last 30 days, 1 year and 2 years: standard deviations from the usual, negative is dry.
 
 The schema is that of the HDR Scientific Mood challenge (Hub data set `imageomics/sentinel-beetles`). Loading is the
 same for every task whose images share targets by event, so it is `dataset.py`'s; this module adds what is the beetles'.
@@ -15,9 +17,6 @@ from pipeline.dataset import Dataset, load_dataset_table
 
 if TYPE_CHECKING:
     import pandas as pd
-
-TARGETS = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
-"""Drought over the last 30 days, 1 year and 2 years: standard deviations from the usual, negative is dry."""
 
 
 def load(data: Data) -> Dataset:
@@ -42,7 +41,7 @@ def generate(
     `scale` multiplies the number of events. Raises UserError if `out` holds anything else than generated beetles, and for
     a form, a seed or a scale that there is not.
     """
-    # Imported here: drawing needs numpy and Pillow, which naming the task's targets does not.
+    # Imported here: drawing needs numpy and Pillow, which nothing else of this module does.
     from pipeline.synthetic.beetles import Size, write
 
     return write(out, seed, Size().scaled(scale), form)

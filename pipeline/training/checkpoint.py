@@ -7,6 +7,7 @@ from (seed, epoch). One file, replaced as a whole, read with `weights_only=True`
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +51,7 @@ def save_checkpoint(
         "optimizer": optimizer.state_dict(),
         "progress": vars(progress),
     }
-    with atomic_path(_path(trial)) as temporary:
+    with atomic_path(trial.resume_state) as temporary:
         torch.save(state, temporary)
 
 
@@ -61,9 +62,9 @@ def load_checkpoint(
 
     On another device or with other threads it goes on too, says that the last bits may differ, and keeps a record.
     """
-    state = _read(_path(trial), next(model.parameters()).device)
+    state = _read(trial.resume_state, next(model.parameters()).device)
     if state is not None and state["identity"] != identity:
-        _put_aside(_path(trial), "it is of another configuration, other features or other targets")
+        _put_aside(trial.resume_state, "it is of another configuration, other features or other targets")
         state = None
     if state is None:
         return Progress(machines=[machine])
@@ -80,15 +81,8 @@ def load_checkpoint(
 
 
 def remove_checkpoint(trial: TrialDir) -> None:
-    """Training is done: resume state is no longer needed, nor are leavings of writes that were killed."""
-    if trial.checkpoint.is_dir():
-        for path in trial.checkpoint.iterdir():
-            path.unlink()
-        trial.checkpoint.rmdir()
-
-
-def _path(trial: TrialDir) -> Path:
-    return trial.checkpoint / "state.pt"
+    """Training is done: resume state is no longer needed. (Another job that waited for the trial may remove it too.)"""
+    shutil.rmtree(trial.checkpoint, ignore_errors=True)
 
 
 def _read(path: Path, device: torch.device) -> dict[str, Any] | None:

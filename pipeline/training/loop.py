@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.config import Config
-from pipeline.errors import Interrupted, WorkError
+from pipeline.errors import Interrupted, TakenOver, WorkError
 from pipeline.layout import TrialDir, write_text
 from pipeline.metrics.regression import selection_metric
 from pipeline.models.regressor import Regressor, load_trained_state, trained_state
@@ -40,9 +40,9 @@ class Stop:
             )
 
     def check_epoch(self, trial: TrialDir) -> None:
-        """Raises WorkError if another job trains this trial now: two writers would undo each other's work."""
+        """Raises TakenOver if another job trains this trial now: two writers would undo each other's work."""
         if not self.still_mine():
-            raise WorkError(f"{trial.path}: another job has taken this trial over while this one was suspended")
+            raise TakenOver(f"{trial.path}: another job has taken this trial over while this one was suspended")
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class EpochLog:
         write_text(path, "".join(lines[:n_epochs_done]))
 
     def write(self, **values: float | int | None) -> None:
-        """Append one epoch, and print it where nobody watches a progress bar."""
+        """Append one epoch, and print it: a log's line, and what a person watches."""
         rounded = {k: _rounded(v) for k, v in values.items()}
         with self.path.open("a") as file:
             file.write(json.dumps(rounded) + "\n")

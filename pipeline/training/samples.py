@@ -11,7 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.config import Config
+from pipeline.errors import UserError
 from pipeline.features.bank import Bank
+from pipeline.metrics.regression import event_r2
 from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts
 from pipeline.training.augmentation import to_device
@@ -48,6 +51,17 @@ def make_samples(bank: Bank, table: pd.DataFrame, facts: Facts, device: torch.de
 def domain_names(table: pd.DataFrame) -> list[str | None]:
     """Each row's domain, None where it is not known."""
     return [None if pd.isna(name) else str(name) for name in table["domain"]]
+
+
+def check_selection(config: Config, validation: Samples) -> None:
+    """UserError where no epoch could be better than another: R² of a target that is the same for every event."""
+    truth = validation.targets.cpu().numpy()
+    for target, column in zip(config.data.targets, truth.T, strict=True):
+        if config.select.metric == "r2" and event_r2(column, column, validation.events) is None:
+            raise UserError(
+                f"{config.data.source}: {target} is the same for all {len(set(validation.events))} validation events, so "
+                "the best epoch cannot be chosen by R²: set select.metric=mae, or choose another validation split."
+            )
 
 
 def target_scale(table: pd.DataFrame, targets: tuple[str, ...]) -> tuple[Tensor, Tensor]:

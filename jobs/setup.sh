@@ -7,7 +7,8 @@ elif ! command -v carabid > /dev/null && command -v conda > /dev/null; then
   eval "$(conda shell.bash hook)" && conda activate carabid
 fi
 
-# 2. Where features/ and trained/ go; home folders have quotas. Default: the project's folder.
+# 2. Where features/ and trained/ go; home folders have quotas. Default: the project's folder. Better set in your shell's
+#    profile, which jobs inherit: `carabid status`, `plan`, `results` and `fetch` on the login node look there too.
 # export CARABID_ROOT=/scratch/$USER/carabid
 
 # 3. Compute nodes have no internet: use what `carabid fetch` brought into the cache.

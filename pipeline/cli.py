@@ -12,7 +12,7 @@ from pipeline import __version__
 from pipeline.errors import UserError, WorkError
 from pipeline.experiment import Experiment, load_experiment
 from pipeline.layout import ExperimentDir, all_experiments, trained_root
-from pipeline.state import trial_state
+from pipeline.state import trial_state, trial_states
 
 app = typer.Typer(
     help="Fine-tune vision foundation models on ecological images, on a Slurm cluster or on this machine.",
@@ -71,8 +71,7 @@ def fetch(config: ConfigArgument, overrides: Overrides = None) -> None:
 def plan(config: ConfigArgument, overrides: Overrides = None) -> None:
     """Show every trial and its state; nothing is run."""
     experiment = load_experiment(config, overrides or ())
-    for trial in experiment.trials:
-        state = trial_state(experiment.dir.trial(trial.name), trial.config)
+    for trial, state in zip(experiment.trials, trial_states(experiment), strict=True):
         print(f"{state.state:<12}{trial.name}{'  ' + state.reason if state.reason else ''}")
     print(f"{len(experiment.trials)} trials in {experiment.dir.path}")
 

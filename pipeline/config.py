@@ -22,7 +22,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 # A task is a file; listing them imports none.
 TASKS = sorted(p.stem for p in (Path(__file__).parent / "tasks").glob("[a-z]*.py"))
 RESULT_KEYS = {
-    "summary", "split", "selected_on", "n_images", "n_events", "config_hash", "feature_key", "evaluation", "schema_version"
+    "summary", "split", "selected_on", "n_images", "n_events", "config_hash", "feature_key", "data_signature",
+    "evaluation", "schema_version",
 }  # fmt: skip
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -445,6 +446,11 @@ def digest(value: Any) -> str:
 def config_hash(config: Config) -> str:
     """Identity of a trial's science: equal hashes mean equal models on the same data."""
     return digest(science(config))
+
+
+def features_of(config: Config) -> list[Any]:
+    """The part of a configuration, beside the data, that its features depend on, as plain JSON values."""
+    return [config.backbone.model_dump(mode="json"), config.features.model_dump(mode="json"), *token_kind(config)]
 
 
 def token_kind(config: Config) -> tuple[Literal["pooled", "patches", "cut"], int]:

@@ -11,9 +11,8 @@ import difflib
 import hashlib
 import io
 import re
-import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Data, FoldSplit
@@ -48,6 +47,8 @@ class Dataset:
     targets: tuple[str, ...]
     source: Source
     image_column: str
+    warnings: tuple[str, ...] = ()
+    """What is allowed and makes figures mean less than they seem to."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -89,7 +90,7 @@ class Dataset:
 
 
 def decode(encoded: bytes) -> Image.Image:
-    """An image with all its pixels read, so that a truncated file fails here. Raises what PIL raises."""
+    """An image with all its pixels read, so that a truncated file fails here. Raises what PIL raises, ValueError."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -97,6 +98,10 @@ def decode(encoded: bytes) -> Image.Image:
     except UnidentifiedImageError:  # its own words are about a BytesIO object at some address
         raise UnidentifiedImageError("its content is in no image format that Pillow knows") from None
     image.load()
+    if image.mode == "F":
+        raise ValueError(
+            "its pixels are floating-point numbers, whose range nobody can tell; save it with 8 bits a channel"
+        )
     return image
 
 
@@ -109,7 +114,7 @@ def load_dataset_table(data: Data) -> Dataset:
     chosen = choose_splits(source.splits(), data)
     table = pd.concat([_split_table(source, data, name, split) for name, split in chosen.items()], ignore_index=True)
     dataset = Dataset(table, data.targets, source, data.columns.image)
-    _check_events(dataset, data)
+    dataset = replace(dataset, warnings=_check_events(dataset, data))
     if isinstance(data.split, FoldSplit):
         table["split"] = split_by_folds(table["event"], data.split)
     if data.permute_targets:
@@ -318,8 +323,8 @@ def _describe(cell: Any) -> str:
 
 
 # ---------------------------------------------------------------- events
-def _check_events(dataset: Dataset, data: Data) -> None:
-    """All specimens of an event share its targets; events that stand in several splits are pointed out."""
+def _check_events(dataset: Dataset, data: Data) -> tuple[str, ...]:
+    """All specimens of an event share its targets; events that stand in several splits are what the warnings are of."""
     table = dataset.table
     # Folds pool the splits, so there an event is one event wherever it stands.
     pooled = isinstance(data.split, FoldSplit)
@@ -330,8 +335,7 @@ def _check_events(dataset: Dataset, data: Data) -> None:
         j = first.setdefault(key, i)
         if (values[i] != values[j]).any():
             _raise_disagreement(dataset, key[1], j, i)
-    if not pooled:
-        _warn_of_shared_events(dataset, first, values)
+    return () if pooled else tuple(_shared_events(dataset, first, values))
 
 
 def _raise_disagreement(dataset: Dataset, event: str, i: int, j: int) -> None:
@@ -344,15 +348,18 @@ def _raise_disagreement(dataset: Dataset, event: str, i: int, j: int) -> None:
     )
 
 
-def _warn_of_shared_events(dataset: Dataset, first: dict[tuple[str, str], int], values: NDArray[np.float64]) -> None:
-    """The same event with the same targets in two splits: figures on the second are not of new events."""
+def _shared_events(dataset: Dataset, first: dict[tuple[str, str], int], values: NDArray[np.float64]) -> Iterator[str]:
+    """A warning for each pair of splits with the same events (the same targets too: numbers may start again)."""
     seen: dict[str, int] = {}
+    shared: dict[tuple[str, str], list[int]] = {}
+    splits, events = dataset.table["split"].tolist(), dataset.table["event"].tolist()
     for (split, event), i in first.items():
         j = seen.setdefault(event, i)
         if j != i and (values[i] == values[j]).all():
-            warnings.warn(
-                f"Event {event} is in two splits, {dataset.table['split'].iat[j]} ({dataset.where(j)}) and {split} "
-                f"({dataset.where(i)}), with the same targets: figures on {split} are not of new events alone.",
-                stacklevel=3,
-            )
-            return
+            shared.setdefault((splits[j], split), []).append(i)
+    for (one, other), rows in shared.items():
+        event, n = events[rows[0]], len(rows)
+        yield (
+            f"{n} {'event is' if n == 1 else 'events are'} in {one} and in {other} with the same targets (event {event}: "
+            f"{dataset.where(seen[event])}, {dataset.where(rows[0])}): figures on {other} are not of new events alone"
+        )

@@ -10,9 +10,9 @@ from pipeline.errors import WorkError
 from pipeline.experiment import load_experiment
 from pipeline.launch import local
 from pipeline.launch.manifest import Manifest, make_manifest
+from pipeline.launch.submit import missing_trials
 from pipeline.layout import PROJECT, all_experiments, root
 from pipeline.results import collect, print_table, summarize
-from pipeline.state import trial_state
 
 # A tiny random backbone on some thousand small images wants higher rates, smaller adapters and far fewer epochs than
 # BioCLIP-2 on the real data, and a CPU wants fp32. Beside these overrides configs/beetles/ is used as it stands.
@@ -91,5 +91,5 @@ def show() -> None:
 
 def _manifest(name: str, overrides: tuple[str, ...]) -> Manifest | None:
     experiment = load_experiment(PROJECT / "configs" / "beetles" / f"{name}.yaml", overrides)
-    todo = [t for t in experiment.trials if trial_state(experiment.dir.trial(t.name), t.config).state != "done"]
+    todo = missing_trials(experiment)
     return make_manifest(experiment, todo, ["carabid", "demo"]) if todo else None

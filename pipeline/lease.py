@@ -172,7 +172,7 @@ class _Watch:
         """Whether the lease is free: never held, released, or its owner silent for too long."""
         if number == 0 or _parse(content).get("beat") == RELEASED:
             return True
-        if _is_gone(_parse(content)):
+        if is_gone(_parse(content)):
             _say(f"{self._lease.path}: taking over from {_name(content)}, which is gone")
             return True
         self._look((number, content))
@@ -211,7 +211,7 @@ def _parse(content: str) -> dict[str, Any]:
     return {**fields, "beat": fields["beat"].strip()}
 
 
-def _is_gone(fields: dict[str, Any]) -> bool:
+def is_gone(fields: dict[str, Any]) -> bool:
     """Whether the owner ran where we do and is no more: then there is no silence to wait for."""
     space = _process_space()
     if not space or fields.get("space") != space:

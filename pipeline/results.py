@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from pipeline.config import Config, flatten, science
@@ -153,6 +154,8 @@ def _row(experiment: ExperimentDir, name: str) -> Row:
     row = Row(experiment.path.name, name, state.state, state.reason)
     if state.state != "done":
         return row
+    if config is None:  # which repetitions it belongs with cannot be told
+        return replace(row, state="failed", reason=damaged(trial.config))
     try:
         return _with_results(row, read_json(trial.results), _group(name, config))
     except (OSError, ValueError, KeyError, TypeError):
@@ -190,7 +193,9 @@ def _line(rows: Sequence[Row]) -> Line:
     means: Figures = {name: statistics.fmean(v) if len(v) == len(rows) else None for name, v in numbers.items()}
     sds: Figures = {name: statistics.stdev(v) if len(v) == len(rows) > 1 else None for name, v in numbers.items()}
     name = first.trial if first.state != "done" or len(rows) == 1 else _common_name([row.trial for row in rows])
-    state = first.state + (f": {first.reason}" if first.reason else "")
+    state = first.state + (
+        f": {shorten(first.reason, 160, placeholder=' … (`carabid status`)')}" if first.reason else ""
+    )
     return Line(first.experiment, name, state, len(rows), first.split, first.optimistic, means, sds)
 
 

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config import Config, config_hash
+from pipeline.config import Config, config_hash, digest, features_of
+from pipeline.dataset import signature
 from pipeline.errors import UserError
-from pipeline.experiment import load_config
+from pipeline.experiment import Experiment, load_config
 from pipeline.layout import ExperimentDir, TrialDir, read_json
-from pipeline.lease import owner
+from pipeline.lease import is_gone, owner
+from pipeline.records import known_feature_key
 
-State = Literal["done", "trained", "running", "interrupted", "failed", "missing"]
+State = Literal["done", "stale", "trained", "running", "interrupted", "failed", "missing"]
 
 
 class _Damaged(Exception):
@@ -30,15 +32,45 @@ class TrialState:
     reason: str = ""
 
 
-def trial_state(trial: TrialDir, config: Config | None = None) -> TrialState:
+class Sources:
+    """What data and features look like now, looked up once for all trials that share them."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str | None, str | None]] = {}
+
+    def changed(self, results: dict[str, Any], config: Config) -> str:
+        """What has changed since these results, in words; empty if nothing has, or if it cannot be told from here."""
+        now = self._look(config)
+        then = results.get("data_signature"), results.get("feature_key")
+        if now[0] not in (None, then[0]):
+            return "the data's files have changed since it was evaluated"
+        return "its features are others now than it was trained on" if now[1] not in (None, then[1]) else ""
+
+    def _look(self, config: Config) -> tuple[str | None, str | None]:
+        key = digest([config.data.model_dump(mode="json"), *features_of(config)])
+        if key not in self._known:
+            try:
+                self._known[key] = signature(config.data), known_feature_key(config)
+            except UserError:  # the data are not on this machine: their results stand
+                self._known[key] = None, None
+        return self._known[key]
+
+
+def trial_states(experiment: Experiment) -> list[TrialState]:
+    """The state of each of an experiment's trials, results of data that have changed since among them."""
+    sources = Sources()
+    return [trial_state(experiment.dir.trial(t.name), t.config, sources) for t in experiment.trials]
+
+
+def trial_state(trial: TrialDir, config: Config | None = None, sources: Sources | None = None) -> TrialState:
     """State of a trial's folder; with `config`, results of another configuration or evaluation do not count.
 
-    done: results.json is there; trained: a model is, results are not; running: a job renews its lease; interrupted: a
-    checkpoint waits for the next attempt; failed: the last attempt ended with an error, or a file is damaged; missing:
-    nothing yet.
+    done: results.json is there; stale: so it is, but (with `sources`) the data have changed since; trained: a model is,
+    results are not; running: a job renews its lease; interrupted: a checkpoint waits for the next attempt; failed: the
+    last attempt ended with an error, or a file is damaged; missing: nothing yet.
     """
     try:
-        return _state(trial, config)
+        return _state(trial, config, sources)
     except _Damaged as error:
         return TrialState("failed", str(error))
 
@@ -48,10 +80,11 @@ def damaged(path: Path) -> str:
     return f"{path.name} is damaged: delete {path} and submit the trial again"
 
 
-def _state(trial: TrialDir, config: Config | None) -> TrialState:
+def _state(trial: TrialDir, config: Config | None, sources: Sources | None) -> TrialState:
     results = _read(trial.results, "evaluation", "config_hash")
     if results and _is_current(results, config):
-        return TrialState("done")
+        changed = sources.changed(results, config) if sources and config else ""
+        return TrialState("stale", changed) if changed else TrialState("done")
     failure = _read(trial.failure, "stage", "message")
     if failure:
         after = {"extract": "; not trained", "train": "; not evaluated"}.get(failure["stage"], "")
@@ -116,7 +149,8 @@ def _read(path: Path, *keys: str) -> dict[str, Any] | None:
 
 def _is_held(trial: TrialDir) -> bool:
     """Whether somebody renewed the trial's lease lately. Only for display: waiting jobs trust no clock but their own."""
-    if owner(trial.lease) is None:
+    found = owner(trial.lease)
+    if found is None or is_gone(found):
         return False
     config = trial_config(trial)
     return time.time() - _last_change(trial.lease) < (config.resources.lease_seconds if config else 120)

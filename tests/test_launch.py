@@ -636,10 +636,21 @@ def test_a_submission_that_slurm_refuses_says_why_without_a_traceback(
         fake_command(tmp_path / "bin", "sbatch", script, monkeypatch)
     else:
         monkeypatch.setenv("PATH", str(tmp_path))
-    experiment = load()
-    made = make_manifest(experiment, experiment.trials, [])
+    data = tmp_path / "data.csv"
+    data.write_text("file_path,split\n")
+    experiment = load(f"data.source={data}")
     with pytest.raises(WorkError, match="Invalid account" if script else "sbatch"):
-        slurm.submit(made, slurm.chain(made))
+        submit.submit(experiment, "slurm", dry_run=False, wait=False, workers=1, argv=[])
+    assert planned_trials(experiment.dir) == [], "what was never queued is not planned"
+
+
+def test_data_that_are_not_there_are_refused_before_anything_is_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_command(tmp_path / "bin", "sbatch", "echo Submitted batch job 1", monkeypatch)
+    with pytest.raises(UserError, match=r"mistyped\.csv: there is no such file"):
+        submit.submit(load("data.source=mistyped.csv"), "slurm", dry_run=False, wait=False, workers=1, argv=[])
+    assert calls.read_text() == "" and planned_trials(load().dir) == []
 
 
 def test_a_training_job_queues_its_evaluation_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

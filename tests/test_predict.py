@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from pipeline.backbones import load_backbone
-from pipeline.config import Config
-from pipeline.errors import UserError
+from pipeline.config import Config, config_hash
+from pipeline.errors import UserError, WorkError
 from pipeline.experiment import dump_config
-from pipeline.layout import TrialDir, write_text
+from pipeline.layout import TrialDir, write_json, write_text
 from pipeline.models.saved import Facts, make_model, save_model
 from pipeline.stages import predict
 
@@ -26,6 +26,7 @@ def trial(config_of: Callable[..., Config], tmp_path: Path) -> TrialDir:
     facts = Facts(config.data.targets, ("1", "3"), backbone.embed_dim, backbone.weights_hash(), None, "key")
     save_model(make_model(config, facts, backbone), facts, folder)
     write_text(folder.config, dump_config(config))
+    write_json(folder.trained, {"config_hash": config_hash(config)})
     return folder
 
 
@@ -49,6 +50,24 @@ def test_files_are_predicted_in_the_order_given(trial: TrialDir, tmp_path: Path)
     Image.new("RGB", (90, 70), "red").save(tmp_path / "c.png")
     a, b, c = predict.predict_files(trial.path, [*files, tmp_path / "c.png"], "3", "cpu")
     assert a == b != c and list(a) == ["SPEI_30d", "SPEI_1y", "SPEI_2y"]
+
+
+def test_a_configuration_that_was_edited_after_training_is_not_predicted_with(trial: TrialDir, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded("PNG"))
+    text = trial.config.read_text()
+    trial.config.write_text(text.replace("normalize: true", "normalize: false"))
+    with pytest.raises(WorkError, match=r"config\.yaml has been changed since"):
+        list(predict.predict_files(trial.path, [tmp_path / "a.png"], None, "cpu"))
+    trial.config.write_text(text)
+    trial.trained.unlink()
+    with pytest.raises(WorkError, match="has not finished"):
+        list(predict.predict_files(trial.path, [tmp_path / "a.png"], None, "cpu"))
+
+
+def test_pixels_that_are_floating_point_numbers_are_refused(trial: TrialDir, tmp_path: Path) -> None:
+    """Pillow clips them to 0 … 255, so that an image of numbers from 0 to 1 is nearly black."""
+    Image.new("F", (40, 30), 0.5).save(tmp_path / "a.tiff")
+    assert "floating-point" in refusal(trial, tmp_path / "a.tiff")
 
 
 def damaged_chunk() -> bytes:

@@ -227,6 +227,17 @@ def test_damaged_results_are_a_failed_trial_and_the_others_are_shown(content: st
     assert whole.state == "done" and damaged.state == "failed" and f"delete {file}" in damaged.reason
 
 
+def test_a_damaged_config_is_said_and_not_taken_for_a_repetition_of_nothing() -> None:
+    experiment = plan("seed=0,1")
+    for trial in experiment.trials:
+        finish(trial, experiment, 0.5)
+    folder = experiment.dir.trial(experiment.trials[0].name)
+    folder.config.write_text(": [")
+    rows = {row.trial: row for row in collect([experiment.dir])}
+    assert rows[experiment.trials[0].name].reason.startswith("config.yaml is damaged")
+    assert rows[experiment.trials[1].name].state == "done"
+
+
 def test_results_that_lack_a_figure_are_damaged() -> None:
     experiment = plan()
     finish(experiment.trials[0], experiment, 0.5)

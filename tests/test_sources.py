@@ -22,7 +22,7 @@ from pipeline.config import Columns, Data
 from pipeline.errors import UserError
 from pipeline.sources import open_source
 from pipeline.sources.base import Source
-from pipeline.sources.csv_files import CsvSource
+from pipeline.sources.csv_files import CsvSource, read_csv
 from pipeline.sources.hugging_face import HubSource
 from pipeline.sources.names import group_by_split, split_of_file
 
@@ -348,3 +348,10 @@ def test_importing_sources_loads_no_heavy_library_and_a_csv_signature_needs_none
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_csv_in_another_encoding_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_bytes("img,name\na.png,A\nb.png,Käfer\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"data\.csv, line 3: .*save the file as CSV UTF-8"):
+        read_csv(path)

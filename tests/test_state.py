@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,13 @@ def test_a_lease_that_its_holder_removes_meanwhile_is_not_held(
         assert trial_state(trial).state == "running"
         monkeypatch.setattr(state, "owner", look_then_lose)
         assert trial_state(trial).state == "missing"
+
+
+def test_a_holder_that_was_killed_on_this_machine_is_not_running(trial: TrialDir) -> None:
+    script = "import sys; from pathlib import Path; from pipeline.lease import Lease; "
+    script += "lease = Lease(Path(sys.argv[1]), 600).hold(); lease.__enter__(); import os; os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", script, str(trial.lease)], check=False)
+    assert list(trial.lease.iterdir()) and trial_state(trial).state == "missing"
 
 
 def test_an_empty_lease_is_held_by_nobody(trial: TrialDir) -> None:

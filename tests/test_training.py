@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config import Config, Select
-from pipeline.errors import Interrupted, UserError, WorkError
+from pipeline.errors import Interrupted, MissingFeatures, UserError, WorkError
 from pipeline.experiment import load_experiment
 from pipeline.layout import PROJECT, TrialDir, experiment_dir, read_json
 from pipeline.models.saved import make_model
@@ -300,6 +300,81 @@ def test_changed_targets_are_noticed_the_trial_is_trained_again_and_old_results_
     assert trial.model.read_bytes() != first
     assert not any(path.exists() for path in (trial.results, trial.predictions, trial.provenance, trial.card))
     evaluate.run(config, trial)
+
+
+def test_results_of_data_that_have_changed_since_are_stale_and_done_again(root: Path, tmp_path: Path) -> None:
+    """Corrected targets must not leave the old figures standing as done; a file that was only touched costs no training."""
+    table = numbers_csv(tmp_path, 0)
+    command = ("configs/beetles/pixels.yaml", f"data.source={table}", "device=cpu", *CSV)
+    carabid("submit", *command, "--cluster", "local", root=root)
+    assert carabid("plan", *command, root=root).stdout.startswith("done")
+    (results,) = root.glob("trained/*/*/results.json")
+    before, model = results.read_text(), (results.parent / "model.safetensors").stat().st_mtime_ns
+    os.utime(table)
+    assert "stale" in carabid("plan", *command, root=root).stdout
+    carabid("submit", *command, "--cluster", "local", root=root)
+    assert (results.parent / "model.safetensors").stat().st_mtime_ns == model
+    assert carabid("plan", *command, root=root).stdout.startswith("done")
+    numbers_csv(tmp_path, 1)
+    carabid("submit", *command, "--cluster", "local", root=root)
+    assert json.loads(results.read_text())["y"]["RMSE"] != json.loads(before)["y"]["RMSE"]
+    table.unlink()
+    assert carabid("plan", *command, root=root).stdout.startswith("done"), "data that are not here tell nothing"
+
+
+def test_events_in_two_splits_are_told_in_the_results(root: Path, tmp_path: Path) -> None:
+    table = numbers_csv(tmp_path, 0)
+    lines = table.read_text().splitlines()
+    shared = [f"{line},{1 if i in (1, 3) else i + 100}" for i, line in enumerate(lines[1:])]
+    lines = [f"{lines[0]},event", *(line.replace(",1,", ",3,") if line.endswith(",1") else line for line in shared)]
+    table.write_text("\n".join(lines) + "\n")
+    columns = "data.columns={image: name, id: name, event: event, domain: null}"
+    config = load_experiment(
+        "configs/beetles/pixels.yaml", (f"data.source={table}", "device=cpu", columns, "data.targets=[y]")
+    ).config
+    trial = experiment_dir(config).trial("trial")
+    extract.ensure(config)
+    train.run(config, trial)
+    (warning,) = (w for w in evaluate.run(config, trial)["summary"]["warnings"] if "not of new events" in w)
+    assert warning.startswith("1 event is in ")
+
+
+# ---------------------------------------------------------------- files that somebody or something has damaged
+def damaged_in_turn(trial: TrialDir) -> Iterator[tuple[Path, str]]:
+    """One file of a trained LoRA trial after the other: damaged, cut short or gone."""
+    for path in (trial.trained, trial.model, trial.adapter / "adapter_model.safetensors"):
+        for content in (b"{", path.read_bytes()[:-10], None):
+            if content is None:
+                path.unlink()
+            else:
+                path.write_bytes(content)
+            yield path, "not evaluated" if path == trial.trained and content is None else "carabid train"
+
+
+def test_a_damaged_model_is_named_by_evaluation_and_made_again_by_training(
+    trained: Callable[..., tuple[Config, TrialDir]],
+) -> None:
+    config, trial = trained("lora", *QUICK_LORA, "train.epochs=1")
+    end = end_of(trial)
+    for path, words in damaged_in_turn(trial):
+        with pytest.raises(WorkError, match=words):
+            evaluate.run(config, trial)
+        train.run(config, trial)
+        assert end_of(trial) == end, path
+        evaluate.run(config, trial)
+
+
+def test_a_byte_that_changed_on_the_disk_is_not_learned_from(config_of: MakeConfig) -> None:
+    config = config_of("frozen", "train.epochs=1")
+    trial = experiment_dir(config).trial("trial")
+    store = extract.ensure(config)
+    content = bytearray(store.path(0).read_bytes())
+    content[-1000] ^= 1
+    store.path(0).write_bytes(content)
+    with pytest.raises(MissingFeatures, match="damaged: run `carabid extract`"):
+        train.run(config, trial)
+    extract.run(config)
+    train.run(config, trial)
 
 
 CSV = ("data.columns={image: name, id: name, event: null, domain: null}", "data.targets=[y]")

@@ -274,7 +274,9 @@ def _checked_name(config: configuration.OpenClip) -> str:
         return _checked_folder(config.name) if config.name.startswith(LOCAL) else config.name
     name = config.name.replace("/", "-")
     if name not in open_clip.list_models():
-        near = ", ".join(difflib.get_close_matches(name, open_clip.list_models(), 3, 0.5)) or "open_clip.list_models()"
+        if Path(config.name).expanduser().is_dir():
+            raise UserError(f"backbone.name {config.name} is a folder: write {LOCAL}{config.name}.")
+        near = ", ".join(difflib.get_close_matches(name, open_clip.list_models(), 3, 0.5)) or "none"
         raise UserError(
             f"backbone.name {config.name} is no architecture of open_clip; the nearest are: {near}. "
             f"Published models are named {HUB}owner/name, folders {LOCAL}/a/folder."

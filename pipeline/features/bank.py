@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.errors import WorkError
 from pipeline.features.memory import free_host_memory
-from pipeline.features.store import FeatureStore
+from pipeline.features.store import READERS, FeatureStore
 
 Residence = Literal["device", "host", "mmap"]
 # numpy has no bfloat16: its bits travel as integers.
@@ -27,8 +27,6 @@ FORMATS = {"bf16": (torch.bfloat16, torch.int16, np.int16), "fp32": (torch.float
 SHARE = 0.6
 """Part of the free memory that features may take; the rest is for the model and what it computes."""
 CHUNK_BYTES = 64 << 20
-READERS = 4
-"""Threads that read shards: they wait for the disk most of the time."""
 
 
 class Bank(ABC):

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +21,7 @@ from pipeline.config import Config
 from pipeline.errors import MissingFeatures, UserError
 from pipeline.features.key import FORMAT, Ingredients
 from pipeline.features.shard import DTYPES, DamagedShard, Shard, digest, read_header, sha256_of
-from pipeline.layout import StoreDir, atomic_path, read_json, store_dir, write_json
+from pipeline.layout import StoreDir, atomic_path, read_json, store_dir, write_json, write_tensors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 State = Literal["missing", "damaged", "done"]
 DAY = 86_400
+READERS = 4
+"""Threads that read shards: they wait for the disk most of the time."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,19 @@ class FeatureStore:
         """Shards that are not there or damaged (by the quick check)."""
         return [number for number in range(self.n_shards) if self.state(number) != "done"]
 
+    def verify(self) -> None:
+        """Every byte of every shard against its sha256: what a disk or a copy has changed must not be learned from.
+
+        Raises MissingFeatures naming the first damaged shard. Reads the whole store, which warms the system's cache.
+        """
+        with ThreadPoolExecutor(READERS) as pool:  # hashlib lets go of the GIL
+            states = list(pool.map(partial(self.state, thorough=True), range(self.n_shards)))
+        for number, state in enumerate(states):
+            if state != "done":
+                raise MissingFeatures(
+                    f"{self.path(number)} is {state}: run `carabid extract` with this configuration, which makes it again."
+                )
+
     @cached_property
     def shards(self) -> list[Shard]:
         """All headers, in order."""
@@ -101,7 +117,6 @@ class FeatureStore:
     # ------------------------------------------------------------ writing
     def write_shard(self, number: int, features: Tensor, bad: dict[int, str], made: dict[str, Any]) -> None:
         """Write features [n, …] (CPU, contiguous, in the store's dtype); `made` says how, for the JSON beside it."""
-        from safetensors.torch import save_file
         from torch import uint8
 
         name = DTYPES[self.ingredients.dtype]
@@ -115,8 +130,7 @@ class FeatureStore:
         sha256 = digest(about, [features.view(uint8).numpy().data])
         # One entry only: safetensors writes several in a random order, and equal shards should be equal files.
         metadata = {"carabid": json.dumps({**about, "sha256": sha256})}
-        with atomic_path(self.path(number)) as temporary:
-            save_file({"features": features}, temporary, metadata)
+        write_tensors(self.path(number), {"features": features}, metadata)
         write_json(self.dir.shard_record(number, self.n_shards), made)
 
     def discard(self, number: int) -> None:
@@ -181,8 +195,9 @@ def open_key(config: Config, key: str) -> FeatureStore:
     """
     store = load_store(store_dir(config, key))
     if incomplete := store.missing():
+        others = f" (so are {len(incomplete) - 1} more shards)" if len(incomplete) > 1 else ""
         raise MissingFeatures(
-            f"{store.path(incomplete[0])} is missing or damaged (so are {len(incomplete) - 1} more shards): run "
+            f"{store.path(incomplete[0])} is missing or damaged {others}: run "
             "`carabid extract` with this configuration, which makes what is missing."
         )
     if config.data.on_bad_image == "error":

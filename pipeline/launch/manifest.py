@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config, digest, token_kind
+from pipeline.config import Config, digest, features_of
 from pipeline.experiment import Experiment, Trial
 from pipeline.layout import ExperimentDir, experiment_dir, read_json, write_json, write_text
 from pipeline.provenance import now
@@ -96,9 +96,7 @@ def _features_identity(config: Config) -> str:
     data = config.data
     source = [data.source, data.revision, data.images, data.columns.image, data.split.kind]
     names = data.split.model_dump(mode="json", exclude={"n", "fold", "seed"})
-    return digest(
-        [source, names, config.backbone.model_dump(mode="json"), config.features.model_dump(), *token_kind(config)]
-    )
+    return digest([source, names, *features_of(config)])
 
 
 def _next_number(folder: Path) -> int:

@@ -11,7 +11,8 @@ from pipeline.features.store import is_complete
 from pipeline.launch import slurm
 from pipeline.launch.manifest import Manifest, make_manifest, preview_manifest
 from pipeline.records import known_feature_key
-from pipeline.state import trial_state
+from pipeline.sources import open_source
+from pipeline.state import trial_states
 
 POLL_SECONDS = 10.0
 
@@ -29,6 +30,8 @@ def submit(experiment: Experiment, cluster: str, *, dry_run: bool, wait: bool, w
     if dry_run:
         show_scripts(experiment, todo)
         return
+    for data in {trial.config.data for trial in todo}:
+        open_source(data)  # a mistyped path is refused now, and not by jobs that have waited in the queue
     manifest = make_manifest(experiment, todo, argv)
     print(f"{len(todo)} of {len(experiment.trials)} trials, submission {manifest.path}", flush=True)
     if cluster == "local":
@@ -43,7 +46,8 @@ def submit(experiment: Experiment, cluster: str, *, dry_run: bool, wait: bool, w
 
 def missing_trials(experiment: Experiment) -> list[Trial]:
     """Trials without current results."""
-    return [t for t in experiment.trials if trial_state(experiment.dir.trial(t.name), t.config).state != "done"]
+    states = trial_states(experiment)
+    return [trial for trial, state in zip(experiment.trials, states, strict=True) if state.state != "done"]
 
 
 def show_scripts(experiment: Experiment, todo: list[Trial]) -> None:
@@ -75,7 +79,11 @@ def _run_here(manifest: Manifest, workers: int) -> None:
 
 
 def _queue(manifest: Manifest, wait: bool) -> None:
-    ids = slurm.submit(manifest, stages_of(manifest))
+    try:
+        ids = slurm.submit(manifest, stages_of(manifest))
+    except WorkError:  # nothing is queued: no trial is planned
+        manifest.path.unlink()
+        raise
     for stage, job in ids.items():
         print(f"{stage:<9} job {job}", flush=True)
     while wait and slurm.is_queued(ids["collect"]):

@@ -6,10 +6,12 @@ would find `out_proj` only, and the fused call would bypass even that.
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 
 from pipeline import config as cfg
 from pipeline.backbones.base import Tail
@@ -36,7 +38,10 @@ def add_adapter(tail: Tail, lora: cfg.Lora) -> PeftModel:
 def save_adapter(model: PeftModel, folder: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors; `folder` is replaced as a whole."""
     with atomic_folder(folder, replace=True) as temporary:
-        model.save_pretrained(temporary, save_embedding_layers=False)
+        try:
+            model.save_pretrained(temporary, save_embedding_layers=False)
+        except SafetensorError as error:
+            raise OSError(errno.EIO, f"could not be written: {error}", str(folder)) from error
         _sort_targets(temporary / "adapter_config.json")
 
 

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline.backbones.base import Backbone
 from pipeline.config import Config
 from pipeline.errors import WorkError
-from pipeline.layout import TrialDir, atomic_path
+from pipeline.layout import TrialDir, read_json, write_tensors
 from pipeline.models.encoders import embedding_width, make_encoder
 from pipeline.models.regressor import DomainEmbedding, Regressor, make_mlp, trained_state
 
@@ -71,19 +70,44 @@ def save_model(model: Regressor, facts: Facts, trial: TrialDir) -> None:
 
         save_adapter(model.encoder, trial.adapter)
     state = {name: tensor.cpu().contiguous() for name, tensor in _own_state(model).items()}
-    with atomic_path(trial.model) as temporary:
-        save_file(state, temporary, metadata={"carabid": json.dumps(asdict(facts), sort_keys=True)})
+    write_tensors(trial.model, state, {"carabid": json.dumps(asdict(facts), sort_keys=True)})
+
+
+def read_trained(trial: TrialDir) -> dict[str, Any]:
+    """trained.json. Raises WorkError if it cannot be read."""
+    try:
+        record: dict[str, Any] = read_json(trial.trained)
+        return {**record, "config_hash": record["config_hash"]}
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(trial.trained, error) from error
+
+
+def is_whole(trial: TrialDir, adapted: bool) -> bool:
+    """Whether the files of a trained model are there, each as long as its header says."""
+    files = [trial.model, *([trial.adapter / "adapter_model.safetensors"] if adapted else [])]
+    try:
+        for path in files:
+            with safe_open(path, framework="pt"):
+                pass
+    except (OSError, SafetensorError):
+        return False
+    return not adapted or (trial.adapter / "adapter_config.json").is_file()
 
 
 def load_facts(trial: TrialDir) -> Facts:
-    """What the model in a trial's folder was built for. Raises WorkError if there is none."""
+    """What the model in a trial's folder was built for. Raises WorkError if there is none, or a damaged one."""
     if not trial.model.is_file():
-        raise WorkError(
-            f"{trial.path}: there is no model.safetensors: this trial is not trained (see `carabid status`)"
-        )
-    with safe_open(trial.model, framework="pt") as file:
-        values: dict[str, Any] = json.loads(file.metadata()["carabid"])
+        raise WorkError(f"{trial.path}: there is no model.safetensors: `carabid train` makes it (again)")
+    try:
+        with safe_open(trial.model, framework="pt") as file:
+            values: dict[str, Any] = json.loads(file.metadata()["carabid"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(trial.model, error) from error
     return Facts(**values | {"targets": tuple(values["targets"]), "domains": tuple(values["domains"])})
+
+
+def _damaged(path: Path, error: Exception) -> WorkError:
+    return WorkError(f"{path} is damaged ({error}): `carabid train` with this trial's configuration makes it again")
 
 
 def load_model(config: Config, trial: TrialDir, backbone: Backbone | None) -> Regressor:
@@ -113,6 +137,8 @@ def _load_encoder(config: Config, facts: Facts, trial: TrialDir, backbone: Backb
 
         assert backbone is not None
         tail = backbone.make_tail(backbone.cut_before(encoder.blocks))
+        if not is_whole(trial, adapted=True):  # PEFT would look for what is missing on the Hub
+            raise _damaged(trial.adapter, FileNotFoundError("a file is missing or cut short"))
         adapted: nn.Module = load_adapter(tail, trial.adapter, trainable=True)
         return adapted
     return make_encoder(encoder, backbone)

@@ -102,8 +102,10 @@ def read_csv(path: Path) -> tuple[list[str], list[_Record]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             records = _csv_records(path, csv.reader(file, strict=True))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: the file cannot be read as UTF-8 text: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, line {_undecodable(path)}: this is not UTF-8: save the file as CSV UTF-8.") from error
+    except OSError as error:
+        raise UserError(f"{path}: the file cannot be read: {error}") from error
     if not records:
         raise UserError(f"{path}: the file is empty; its first line should name the columns.")
     header = [name.strip() for name in records[0].cells]
@@ -115,6 +117,12 @@ def read_csv(path: Path) -> tuple[list[str], list[_Record]]:
                 "Quote cells that hold a comma."
             )
     return header, records[1:]
+
+
+def _undecodable(path: Path) -> int:
+    """The first line that is not UTF-8. (The error of a file that is read in pieces counts from its piece.)"""
+    lines = path.read_bytes().splitlines()
+    return next(number for number, line in enumerate(lines, 1) if "\ufffd" in line.decode(errors="replace"))
 
 
 def _csv_records(path: Path, reader: Any) -> list[_Record]:

@@ -15,10 +15,10 @@ from pipeline.config import Config, config_hash
 from pipeline.device import choose_device, make_deterministic, set_threads
 from pipeline.errors import WorkError
 from pipeline.features.bank import make_bank
-from pipeline.layout import TrialDir, atomic_path, read_json, write_json, write_text
+from pipeline.layout import TrialDir, atomic_path, write_json, write_text
 from pipeline.metrics.regression import event_r2
 from pipeline.models.regressor import Regressor
-from pipeline.models.saved import Facts, load_facts, load_model
+from pipeline.models.saved import Facts, load_facts, load_model, read_trained
 from pipeline.provenance import provenance
 from pipeline.stages.inputs import Inputs, Split, differences, load_inputs
 from pipeline.stages.predict import predict_images
@@ -41,6 +41,7 @@ def run(config: Config, trial: TrialDir) -> dict[str, Any]:
         raise WorkError(f"{trial.path}: not evaluated, because its training has not finished (no trained.json)")
     inputs = load_inputs(config)
     record = _training_record(inputs, trial)
+    inputs.store.verify()
     split = choose_split(config, inputs)
     model = load_model(config, trial, _backbone(inputs)).to(choose_device(config.device))
     frame, difference = _predict_split(config, inputs, model, load_facts(trial), split)
@@ -68,6 +69,7 @@ def make_results(
     domains = sorted(set(inputs.table("train")["domain"].dropna()))
     report: dict[str, Any] = load_task(config.task).evaluate(frame, config.data.targets, domains, record["train_means"])
     bad = inputs.dataset.table.loc[sorted(inputs.store.bad), "id"].tolist()
+    report["summary"]["warnings"] += inputs.dataset.warnings
     report["summary"] |= {"inputs": config.evaluate.inputs, "features_dtype": config.features.dtype}
     report["summary"] |= {"n_bad_images": len(bad), "bad_images": bad, "permuted_targets": config.data.permute_targets}
     return report | {
@@ -77,6 +79,7 @@ def make_results(
         "n_events": int(frame["group"].nunique()),
         "config_hash": config_hash(config),
         "feature_key": record["feature_key"],
+        "data_signature": inputs.dataset.signature(),
         "evaluation": config.evaluate.model_dump(mode="json"),
         "schema_version": SCHEMA_VERSION,
     }
@@ -129,7 +132,7 @@ def _figure(value: float | None) -> str:
 
 def _training_record(inputs: Inputs, trial: TrialDir) -> dict[str, Any]:
     """trained.json. Raises WorkError if the model is not of this configuration and these data."""
-    record: dict[str, Any] = read_json(trial.trained)
+    record = read_trained(trial)
     if changed := differences(record, inputs):
         raise WorkError(
             f"{trial.path}: not evaluated: {' and '.join(changed)} changed since it was trained; train it again"

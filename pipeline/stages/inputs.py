@@ -17,6 +17,7 @@ from pipeline.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.features.store import FeatureStore, open_key
 from pipeline.models.saved import Facts
+from pipeline.progress import say
 from pipeline.records import data_record, ingredients, known_feature_key, weights_record
 from pipeline.tasks import load_task
 from pipeline.training.samples import domain_names
@@ -54,6 +55,8 @@ class Inputs:
 def load_inputs(config: Config) -> Inputs:
     """Read the table and open the features, which must be there."""
     dataset = load_task(config.task).load(config.data)
+    for warning in dataset.warnings:
+        say(f"{config.data.source}: {warning}")
     inputs = Inputs(config, dataset, open_key(config, feature_key(config, dataset)))
     for split in ("train", "validation"):
         if not len(inputs.positions(split)):

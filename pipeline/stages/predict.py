@@ -15,16 +15,16 @@ from torch import Tensor
 
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
-from pipeline.config import Config, token_kind
+from pipeline.config import Config, config_hash, token_kind
 from pipeline.dataset import Dataset, decode
 from pipeline.device import choose_device, set_threads
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkError
 from pipeline.experiment import load_config
 from pipeline.features.forward import compute_features
 from pipeline.images import load_batches
 from pipeline.layout import TrialDir, root, trained_root
 from pipeline.models.regressor import Regressor
-from pipeline.models.saved import Facts, load_facts, load_model
+from pipeline.models.saved import Facts, load_facts, load_model, read_trained
 from pipeline.training.samples import domain_names
 
 
@@ -54,7 +54,7 @@ def predict_files(
     """
     trial = _find_trial(folder)
     set_threads()
-    config, facts = load_config(trial.config), load_facts(trial)
+    config, facts = trained_config(trial), load_facts(trial)
     if domain is not None and domain not in facts.domains:
         known = ", ".join(facts.domains) or "none at all"
         print(f"carabid: {domain} is taken as an unknown domain; the training domains are: {known}", file=sys.stderr)
@@ -66,6 +66,19 @@ def predict_files(
         images = backbone.transform(_open(file)).unsqueeze(0).to(where)
         values = _predict_batch(config, model, backbone, images, facts.domain_rows([domain], where))[0]
         yield dict(zip(facts.targets, values.tolist(), strict=True))
+
+
+def trained_config(trial: TrialDir) -> Config:
+    """The configuration a trial was trained with. Raises WorkError if its config.yaml has been edited since."""
+    config = load_config(trial.config)
+    if not trial.trained.exists():
+        raise WorkError(f"{trial.path}: its training has not finished (no trained.json; see `carabid status`)")
+    if read_trained(trial)["config_hash"] != config_hash(config):
+        raise WorkError(
+            f"{trial.config} has been changed since the model beside it was trained: the two would not fit. Put it back, or "
+            "train the changed one as a trial of its own."
+        )
+    return config
 
 
 def _find_trial(folder: Path) -> TrialDir:

@@ -10,12 +10,13 @@ import torch
 
 from pipeline.config import Config, digest
 from pipeline.device import choose_device, device_name, make_deterministic, set_threads
+from pipeline.errors import WorkError
 from pipeline.experiment import dump_config
 from pipeline.features.bank import make_bank
-from pipeline.layout import TrialDir, read_json, sweep, write_json, write_text
+from pipeline.layout import TrialDir, sweep, write_json, write_text
 from pipeline.lease import Lease
 from pipeline.models.regressor import Regressor
-from pipeline.models.saved import Facts, make_model, save_model
+from pipeline.models.saved import Facts, is_whole, make_model, read_trained, save_model
 from pipeline.provenance import provenance
 from pipeline.signals import StopFlag
 from pipeline.stages.inputs import Inputs, Split, differences, identity, load_inputs, make_facts
@@ -43,14 +44,25 @@ def run(config: Config, trial: TrialDir, flag: StopFlag | None = None) -> None:
 
 
 def is_trained(trial: TrialDir, inputs: Inputs) -> bool:
-    """Whether the folder holds a complete model of just this configuration, features, splits and targets."""
-    return trial.trained.exists() and not differences(read_json(trial.trained), inputs)
+    """Whether the folder holds a whole model of just this configuration, features, splits and targets."""
+    if not trial.trained.exists():
+        return False
+    try:
+        same = not differences(read_trained(trial), inputs)
+    except WorkError as error:
+        print(f"carabid: {error}", flush=True)
+        return False
+    return same and is_whole(trial, adapted=inputs.config.model.encoder.kind == "lora")
 
 
 def _forget_outdated(trial: TrialDir) -> None:
     """A model that is trained again takes its results with it: they would stand beside another model."""
     if trial.trained.exists():
-        print(f"{trial.path.name}: its configuration, features or targets have changed: trained again, results removed")
+        print(
+            f"{trial.path.name}: its configuration, features or targets have changed, or a file of its model is damaged: "
+            "trained again, results removed",
+            flush=True,
+        )
     for path in (trial.trained, trial.results, trial.predictions, trial.provenance, trial.card):
         path.unlink(missing_ok=True)
     for path in (trial.model, trial.adapter, trial.resume_state):
@@ -61,6 +73,7 @@ def _train(inputs: Inputs, trial: TrialDir, stop: Stop) -> None:
     started, config = time.monotonic(), inputs.config
     threads, device = set_threads(), choose_device(config.device)
     make_deterministic()
+    inputs.store.verify()
     facts = make_facts(inputs)
     model = _new_model(config, facts, inputs).to(device)
     train, validation = (_samples(inputs, facts, split, device) for split in ("train", "validation"))

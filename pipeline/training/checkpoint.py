@@ -6,6 +6,7 @@ from (seed, epoch). One file, replaced as a whole, read with `weights_only=True`
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -52,7 +53,10 @@ def save_checkpoint(
         "progress": vars(progress),
     }
     with atomic_path(trial.resume_state) as temporary:
-        torch.save(state, temporary)
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # torch has no better error for a disk that is full
+            raise OSError(errno.EIO, f"could not be written: {error}", str(trial.resume_state)) from error
 
 
 def load_checkpoint(

@@ -17,7 +17,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.config import Data
+from pipeline.config import Columns, Data
 from pipeline.dataset import Dataset, signature
 from pipeline.errors import UserError
 from pipeline.synthetic import beetles as drawing
@@ -60,7 +60,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, **more: Any) -> Dataset:
-    data: Dataset = beetles.load(Data(source=str(folder), **more))
+    columns = Columns(event="eventID", domain="domainID")
+    data: Dataset = beetles.load(Data(source=str(folder), columns=columns, **more))
     return data
 
 
@@ -173,7 +174,7 @@ def test_writing_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 def test_naming_the_task_loads_neither_torch_nor_the_drawing() -> None:
     code = (
-        "import sys; from pipeline.tasks import load_task; load_task('beetles').TARGETS;"
+        "import sys; from pipeline.tasks import load_task; load_task('beetles');"
         "print([m for m in ('torch', 'datasets', 'pandas', 'numpy', 'PIL', 'pipeline.synthetic') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})

@@ -128,6 +128,15 @@ def signature(data: Data) -> str:
     return _signature(source, tuple(choose_splits(source.splits(), data)), data.columns.image)
 
 
+def known_signature(data: Data) -> str | None:
+    """`signature(data)` if it can be told from this machine's files alone, without a network; else None."""
+    try:
+        source = open_source(data)
+        return signature(data) if source.is_here() else None
+    except UserError:
+        return None
+
+
 def _signature(source: Source, splits: tuple[str, ...], column: str) -> str:
     return f"{source.signature()}/{','.join(splits)}/{column}"
 

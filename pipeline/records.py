@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.config import Backbone, Config, digest, token_kind
-from pipeline.dataset import BadImage, Dataset, signature
+from pipeline.dataset import BadImage, Dataset, known_signature
 from pipeline.errors import UserError, WorkError
 from pipeline.features.key import Ingredients
 from pipeline.layout import PROJECT, read_json, record_path, write_json
@@ -189,7 +189,8 @@ def known_feature_key(config: Config) -> str | None:
     """The key of this configuration's features if records tell it: without torch, without reading an image."""
     now = weights_signature(config.backbone)
     weights = _read(_path(config, "weights", now), WeightsRecord) if now else None
-    data = _read(_path(config, "data", signature(config.data)), DataRecord) if weights else None
+    looks = known_signature(config.data) if weights else None
+    data = _read(_path(config, "data", looks), DataRecord) if looks else None
     return ingredients(config, data, weights).key() if data and weights else None
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.config import Config, config_hash, digest, features_of
-from pipeline.dataset import signature
+from pipeline.dataset import known_signature
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment, load_config
 from pipeline.layout import ExperimentDir, TrialDir, read_json
 from pipeline.lease import is_gone, owner
 from pipeline.records import known_feature_key
 
-State = Literal["done", "stale", "trained", "running", "interrupted", "failed", "missing"]
+State = Literal["done", "stale", "queued", "trained", "running", "interrupted", "failed", "missing"]
 
 
 class _Damaged(Exception):
@@ -49,10 +49,8 @@ class Sources:
     def _look(self, config: Config) -> tuple[str | None, str | None]:
         key = digest([config.data.model_dump(mode="json"), *features_of(config)])
         if key not in self._known:
-            try:
-                self._known[key] = signature(config.data), known_feature_key(config)
-            except UserError:  # the data are not on this machine: their results stand
-                self._known[key] = None, None
+            looks = known_signature(config.data)  # None: the data are not on this machine, their results stand
+            self._known[key] = looks, known_feature_key(config) if looks else None
         return self._known[key]
 
 
@@ -67,7 +65,8 @@ def trial_state(trial: TrialDir, config: Config | None = None, sources: Sources 
 
     done: results.json is there; stale: so it is, but (with `sources`) the data have changed since; trained: a model is,
     results are not; running: a job renews its lease; interrupted: a checkpoint waits for the next attempt; failed: the
-    last attempt ended with an error, or a file is damaged; missing: nothing yet.
+    last attempt ended with an error, or a file is damaged; missing: nothing yet. (queued: what only Slurm knows, see
+    `launch.plan`.)
     """
     try:
         return _state(trial, config, sources)

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config import Columns, Data
+from pipeline.dataset import _signature, choose_splits, known_signature
 from pipeline.errors import UserError
 from pipeline.sources import open_source
 from pipeline.sources.base import Source
@@ -293,6 +294,20 @@ def test_a_hub_data_set_is_read_from_the_cache_without_network(tmp_path: Path, m
     assert sorted(source.splits()) == ["train", "validation"]
     assert source.image_bytes("train", 2, "img") == IMAGES[2]
     assert source.signature() == cheap and SHA in cheap
+
+
+def test_the_splits_and_signature_of_a_cached_hub_data_set_are_known_without_loading_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan on a login node asks no network and does not wait for `datasets` to be imported."""
+    hub_cache(tmp_path, monkeypatch)
+    data = Data(source="owner/my_name", revision=SHA, columns=Columns(image="img"))
+    loaded = open_source(data)
+    assert len(loaded.table("train")) == 3
+    expected = _signature(loaded, tuple(choose_splits(loaded.splits(), data)), "img")
+    monkeypatch.setattr(HubSource, "_load", lambda self: pytest.fail("loaded"))
+    assert known_signature(data) == expected
+    assert known_signature(Data(source="owner/other")) is None
 
 
 def test_another_revision_in_the_cache_is_not_taken_for_the_one_asked_for(

@@ -45,6 +45,10 @@ class Source(ABC):
     def where(self, split: str, row: int) -> str:
         """The place of a row in words for people: the file and the line or row."""
 
+    def is_here(self) -> bool:
+        """Whether splits and signature can be told from this machine's files, without asking a network."""
+        return True
+
     @abstractmethod
     def signature(self) -> str:
         """A cheap identity: equal while the files (path, size, time of change) stay as they are."""

@@ -145,6 +145,15 @@ class HubSource(_HuggingFaceSource):
                 "On a machine with network run `carabid fetch CONFIG`."
             )
 
+    def is_here(self) -> bool:
+        return "_loaded" in self.__dict__ or self._only_cached() is not None
+
+    def splits(self) -> list[str]:
+        """From the cached data set's own description where there is one, so that a plan need not import `datasets`."""
+        cached = self._only_cached()
+        described = json.loads((cached / "dataset_info.json").read_text()).get("splits") if cached else None
+        return list(described) if described else super().splits()
+
     def signature(self) -> str:
         folder = self._only_cached() or _arrow_folder(self._loaded)
         files = sorted(path for path in folder.resolve().iterdir() if path.suffix in (".arrow", ".json"))

@@ -12,7 +12,7 @@ from pipeline import __version__
 from pipeline.errors import UserError, WorkError
 from pipeline.experiment import Experiment, load_experiment
 from pipeline.layout import ExperimentDir, all_experiments, trained_root
-from pipeline.state import trial_state, trial_states
+from pipeline.state import trial_state
 
 app = typer.Typer(
     help="Fine-tune vision foundation models on ecological images, on a Slurm cluster or on this machine.",
@@ -70,8 +70,10 @@ def fetch(config: ConfigArgument, overrides: Overrides = None) -> None:
 @app.command()
 def plan(config: ConfigArgument, overrides: Overrides = None) -> None:
     """Show every trial and its state; nothing is run."""
+    from pipeline.launch.plan import plan as states_of
+
     experiment = load_experiment(config, overrides or ())
-    for trial, state in zip(experiment.trials, trial_states(experiment), strict=True):
+    for trial, state in zip(experiment.trials, states_of(experiment), strict=True):
         print(f"{state.state:<12}{trial.name}{'  ' + state.reason if state.reason else ''}")
     print(f"{len(experiment.trials)} trials in {experiment.dir.path}")
 
@@ -84,12 +86,15 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show every script, queue nothing.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Return only when the last job has ended.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Trials at once with --cluster local.")] = 1,
+    max_parallel: Annotated[
+        int | None, typer.Option(min=1, help="Tasks of each array that Slurm may run at once; default: all.")
+    ] = None,
 ) -> None:
     """Queue extraction, training, evaluation and collection of all trials that have no results yet."""
     from pipeline.launch import submit as launcher
 
     experiment = load_experiment(config, overrides or ())
-    launcher.submit(experiment, cluster, dry_run=dry_run, wait=wait, workers=workers, argv=sys.argv)
+    launcher.submit(experiment, launcher.Request(cluster, dry_run, wait, workers, max_parallel, tuple(sys.argv)))
 
 
 @app.command()

@@ -10,7 +10,7 @@ from pipeline.errors import WorkError
 from pipeline.experiment import load_experiment
 from pipeline.launch import local
 from pipeline.launch.manifest import Manifest, make_manifest
-from pipeline.launch.submit import missing_trials
+from pipeline.launch.plan import missing_trials
 from pipeline.layout import PROJECT, all_experiments, root
 from pipeline.results import collect, print_table, summarize
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pipeline.stages
 from pipeline.config import Config, config_hash
 from pipeline.errors import Interrupted, MissingFeatures, TakenOver, UserError, WorkError
 from pipeline.experiment import Experiment, dump_config, load_experiment
-from pipeline.launch import jobs, local, manifest, slurm, submit
+from pipeline.launch import jobs, local, manifest, plan, queue, slurm, submit
 from pipeline.launch.deal import array_rank, my_share
 from pipeline.launch.manifest import load_manifest, make_manifest, plan_extractions
 from pipeline.layout import PROJECT, TrialDir, read_json, write_json, write_text
@@ -30,7 +30,7 @@ from pipeline.signals import WALLTIME_SIGNAL, StopFlag
 from pipeline.state import planned_trials, trial_config, trial_state
 
 LORA = PROJECT / "configs" / "beetles" / "lora.yaml"
-pytestmark = pytest.mark.usefixtures("root")
+pytestmark = pytest.mark.usefixtures("root", "empty_queue")
 
 
 def load(*overrides: str) -> Experiment:
@@ -47,6 +47,12 @@ def fake_command(folder: Path, name: str, script: str, monkeypatch: pytest.Monke
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     return calls
+
+
+@pytest.fixture
+def empty_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Slurm that has nothing queued, whether or not this machine has one."""
+    fake_command(tmp_path / "slurm", "squeue", "", monkeypatch)
 
 
 # ---------------------------------------------------------------- dealing trials out
@@ -566,6 +572,104 @@ def test_the_chain_of_a_grid_lets_each_evaluation_wait_for_its_own_training(scri
     assert not any(o.startswith("--dependency") for o in options(made["extract"]))
 
 
+def test_an_array_longer_than_slurm_allows_is_several_each_with_its_own_evaluation() -> None:
+    experiment = load("seed=0,1,2,3,4,5,6")
+    made = make_manifest(experiment, experiment.trials, [], array_size=3)
+    stages = {stage.name: stage for stage in slurm.chain(load_manifest(made.path))}
+    names = ["train", "train-2", "train-3", "evaluate", "evaluate-2", "evaluate-3"]
+    assert list(stages) == ["extract", *names, "collect"]
+    assert [list(stages[name].indices) for name in names[:3]] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [(stages[name].dependency, stages[name].after) for name in names] == [
+        *[("afterany", ("extract",))] * 3,
+        ("aftercorr", ("train",)),
+        ("aftercorr", ("train-2",)),
+        ("afterok", ("train-3",)),  # a single task is a plain job
+    ]
+    assert stages["collect"].after == ("evaluate", "evaluate-2", "evaluate-3")
+    texts = dict(slurm.scripts(made, list(stages.values()), max_parallel=2))
+    assert "--array=0-2%2" in options(texts["train-2"]) and "--array" not in texts["train-3"]
+    assert "--dependency='afterany:<evaluate>:<evaluate-2>:<evaluate-3>'" in options(texts["collect"])
+    assert "--job-name=carabid-beetles-lora-1-train-2" in options(texts["train-2"])
+
+
+@given(st.integers(1, 200), st.integers(1, 50))
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_chunks_hold_every_trial_once_and_none_is_longer_than_slurm_allows(n: int, size: int) -> None:
+    (trial,) = load().trials
+    made = manifest.Manifest(Path("1.json"), [trial] * n, [(0, 0, 1)], size)
+    for kind in ("train", "evaluate"):
+        chunks = [stage.indices for stage in slurm.chain(made) if stage.kind == kind]
+        assert [index for chunk in chunks for index in chunk] == list(range(n))
+        assert max(map(len, chunks)) <= size
+
+
+def test_what_slurm_has_queued_is_known_by_trial_and_not_submitted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = load("seed=0,1,2,3,4,5")
+    first, other = load("seed=0,1,2,3").trials, load("seed=0", "experiment=beetles").trials
+    make_manifest(experiment, first, [], array_size=3)
+    make_manifest(load("seed=0", "experiment=beetles"), other, [])
+    lines = [
+        "carabid-beetles-lora-1-evaluate|42|1|PENDING",
+        "carabid-beetles-lora-1-train|41|1|RUNNING",
+        "carabid-beetles-lora-1-train-2|43|N/A|PENDING",  # the fourth trial, alone in its chunk
+        "carabid-beetles-lora-1-collect|44|N/A|PENDING",
+        "carabid-beetles-1-train|45|N/A|PENDING",  # another experiment whose name begins alike
+        "carabid-beetles-lora-9-train|46|0|PENDING",  # its manifest is gone
+        "somebody-elses|47|N/A|PENDING",
+    ]
+    said = "\n".join(lines)
+    fake_command(tmp_path / "bin", "squeue", f"cat <<'EOF'\n{said}\nEOF", monkeypatch)
+    assert queue.queued_trials(experiment.dir) == {
+        first[1].name: queue.Queued("train", "41_1", "running"),
+        first[3].name: queue.Queued("train", "43", "pending"),
+    }
+    states = plan.plan(experiment)
+    assert [state.state for state in states] == ["missing", "queued", "missing", "queued", "missing", "missing"]
+    assert states[1].reason == "train: job 41_1, running"
+    submit.submit(experiment, submit.Request(dry_run=True))
+    out = capsys.readouterr().out
+    assert "2 trials are queued or running already" in out and "4 of 6 trials would be queued" in out
+
+
+def test_a_squeue_that_fails_stops_a_submission_and_not_a_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What cannot be seen in the queue could be queued twice."""
+    fake_command(tmp_path / "bin", "squeue", "echo 'Unable to contact slurm controller' >&2; exit 1", monkeypatch)
+    with pytest.raises(WorkError, match="Unable to contact"):
+        submit.submit(load(), submit.Request())
+    assert [state.state for state in plan.plan(load())] == ["missing"]
+    assert "what is queued is not known" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "size"),
+    [("echo 'MaxArraySize            = 11'", 11), ("echo MaxJobCount = 3", 1001), ("exit 1", 1001)],
+)
+def test_the_limit_of_arrays_is_asked_of_slurm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, size: int
+) -> None:
+    fake_command(tmp_path / "bin", "scontrol", script, monkeypatch)
+    assert queue.max_array_size() == size
+
+
+def test_a_chain_that_sbatch_refuses_half_way_is_taken_back_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name and not by id: an sbatch that failed may have queued its job all the same."""
+    refuse = f"test -e {tmp_path}/one && exit 1; touch {tmp_path}/one; echo Submitted batch job 5"
+    fake_command(tmp_path / "bin", "sbatch", refuse, monkeypatch)
+    calls = fake_command(tmp_path / "bin", "scancel", "", monkeypatch)
+    experiment = load()
+    made = make_manifest(experiment, experiment.trials, [])
+    with pytest.raises(WorkError, match=r"did not take the train job.*Jobs 5, queued before it"):
+        slurm.submit(made, slurm.chain(made))
+    cancelled = [line.rpartition("-")[2] for line in calls.read_text().splitlines()]
+    assert cancelled == ["extract", "train", "evaluate", "collect"]
+
+
 def test_a_grid_of_one_trial_is_a_chain_of_plain_jobs(scripts: Any) -> None:
     made = scripts()
     assert not any(o.startswith("--array") for script in made.values() for o in options(script))
@@ -608,7 +712,7 @@ def test_collecting_asks_for_no_gpu_and_no_job_for_two_nodes(scripts: Any) -> No
 def test_job_names_are_readable_and_name_the_submission() -> None:
     experiment = load()
     made = [make_manifest(experiment, experiment.trials, []) for _ in range(2)]
-    assert [slurm.job_name(m, "train") for m in made] == [
+    assert [queue.job_name(m, "train") for m in made] == [
         "carabid-beetles-lora-1-train",
         "carabid-beetles-lora-2-train",
     ]
@@ -640,7 +744,7 @@ def test_a_submission_that_slurm_refuses_says_why_without_a_traceback(
     data.write_text("file_path,split\n")
     experiment = load(f"data.source={data}")
     with pytest.raises(WorkError, match="Invalid account" if script else "sbatch"):
-        submit.submit(experiment, "slurm", dry_run=False, wait=False, workers=1, argv=[])
+        submit.submit(experiment, submit.Request())
     assert planned_trials(experiment.dir) == [], "what was never queued is not planned"
 
 
@@ -649,7 +753,7 @@ def test_data_that_are_not_there_are_refused_before_anything_is_queued(
 ) -> None:
     calls = fake_command(tmp_path / "bin", "sbatch", "echo Submitted batch job 1", monkeypatch)
     with pytest.raises(UserError, match=r"mistyped\.csv: there is no such file"):
-        submit.submit(load("data.source=mistyped.csv"), "slurm", dry_run=False, wait=False, workers=1, argv=[])
+        submit.submit(load("data.source=mistyped.csv"), submit.Request())
     assert calls.read_text() == "" and planned_trials(load().dir) == []
 
 
@@ -715,18 +819,18 @@ def test_a_squeue_that_does_not_answer_says_nothing_about_a_job(
         ("echo slurm_load_jobs error: Invalid job id specified >&2; exit 1", False),
     ]:
         fake_command(tmp_path / "bin", "squeue", script, monkeypatch)
-        assert slurm.is_queued("7") is queued, script
+        assert queue.is_queued("7") is queued, script
 
 
 # ---------------------------------------------------------------- submit
 def run_submit(experiment: Experiment, cluster: str = "slurm", dry_run: bool = False) -> None:
-    submit.submit(experiment, cluster, dry_run=dry_run, wait=False, workers=1, argv=[])
+    submit.submit(experiment, submit.Request(cluster, dry_run))
 
 
 def test_only_trials_without_results_are_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
     experiment, queued = load("seed=0,1,2"), []
     set_done(experiment.dir.trial(experiment.trials[1].name), experiment.trials[1].config)
-    monkeypatch.setattr(slurm, "submit", lambda manifest, stages: queued.append(manifest.trials) or {"train": "1"})
+    monkeypatch.setattr(slurm, "submit", lambda manifest, *_: queued.append(manifest.trials) or {"train": "1"})
     run_submit(experiment)
     assert queued == [[experiment.trials[0], experiment.trials[2]]]
 

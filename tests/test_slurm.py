@@ -118,6 +118,24 @@ def test_submitted_again_when_all_is_done_nothing_is_queued(assets: Assets, envi
     assert not subprocess.run(["squeue", "--noheader"], capture_output=True, text=True).stdout
 
 
+def test_more_trials_than_an_array_may_have_are_all_done_and_none_is_queued_twice(
+    assets: Assets, environ: Path
+) -> None:
+    """Twelve trials where an array may have eleven tasks; submitted again while they wait."""
+    seeds = "seed=" + ",".join(map(str, range(12)))
+    overrides = (*assets.overrides("pixels"), seeds, *NO_GPU, *SMALL)
+    config = "configs/beetles/pixels.yaml"
+    done = carabid("submit", config, *overrides, root=environ)
+    queued = re.findall(r"^([\w-]+) +job \d+$", done.stdout, re.M)
+    assert queued == ["extract", "train", "train-2", "evaluate", "evaluate-2", "collect"]
+    again = carabid("submit", config, *overrides, root=environ)
+    assert "12 trials are queued or running already" in again.stdout and " job " not in again.stdout
+    assert re.search(r"^queued .*train: job \d+", carabid("plan", config, *overrides, root=environ).stdout, re.M)
+    wait_for_all()
+    assert len(results(environ)) == 12, logs(environ)
+    assert carabid("plan", config, *overrides, root=environ).stdout.count("done ") == 12
+
+
 def test_one_failing_training_stops_its_own_evaluation_and_no_other(assets: Assets, environ: Path) -> None:
     overrides = (*assets.overrides("frozen"), "optim.lr=1e-3,1e30,3e-3", "train.epochs=2", *NO_GPU, *SMALL)
     carabid("submit", "configs/beetles/frozen.yaml", *overrides, root=environ)

@@ -28,6 +28,8 @@ class Manifest:
     trials: list[Trial]
     extractions: list[tuple[int, int, int]]
     """For each task of the extraction's array: index of a trial whose features it makes, task, number of tasks."""
+    array_size: int
+    """Tasks an array may have: longer ones are queued in chunks of so many, each counting from 0."""
 
     @property
     def experiment(self) -> ExperimentDir:
@@ -38,10 +40,12 @@ class Manifest:
         return self.path.stem
 
 
-def make_manifest(experiment: Experiment, trials: list[Trial], argv: list[str]) -> Manifest:
-    """Write the manifest of a new submission, and the experiment's record beside it."""
+def make_manifest(
+    experiment: Experiment, trials: list[Trial], argv: list[str], array_size: int | None = None
+) -> Manifest:
+    """Write the manifest of a new submission, and the experiment's record beside it; no `array_size`: one array holds all."""
     directory = experiment.dir
-    path = _write_numbered(directory, _values(experiment, trials, argv))
+    path = _write_numbered(directory, _values(experiment, trials, argv, array_size))
     write_text(directory.record, experiment.source.read_text(encoding="utf-8"))
     directory.logs.mkdir(parents=True, exist_ok=True)
     return load_manifest(path)
@@ -49,20 +53,20 @@ def make_manifest(experiment: Experiment, trials: list[Trial], argv: list[str]) 
 
 def record_plan(experiment: Experiment, job: str) -> None:
     """Leave the same record for a job that was submitted by hand, so that trials which never start are known as missing."""
-    write_json(experiment.dir.submission(f"job-{job}"), _values(experiment, experiment.trials, sys.argv))
+    write_json(experiment.dir.submission(f"job-{job}"), _values(experiment, experiment.trials, sys.argv, None))
 
 
-def preview_manifest(experiment: Experiment, trials: list[Trial]) -> Manifest:
+def preview_manifest(experiment: Experiment, trials: list[Trial], array_size: int) -> Manifest:
     """What `make_manifest` would make next, for a dry run. Nothing is written."""
     number = _next_number(experiment.dir.submissions)
-    return Manifest(experiment.dir.submission(number), trials, plan_extractions(trials))
+    return Manifest(experiment.dir.submission(number), trials, plan_extractions(trials), array_size)
 
 
 def load_manifest(path: Path) -> Manifest:
     """Read a manifest that a job was given."""
     values = read_json(path)
     trials = [Trial(trial["name"], Config.model_validate(trial["config"])) for trial in values["trials"]]
-    return Manifest(path, trials, [(i, task, n) for i, task, n in values["extractions"]])
+    return Manifest(path, trials, [(i, task, n) for i, task, n in values["extractions"]], values["array_size"])
 
 
 def plan_extractions(trials: list[Trial]) -> list[tuple[int, int, int]]:
@@ -80,7 +84,8 @@ def sharing_features(trials: list[Trial]) -> list[list[Trial]]:
     return list(groups.values())
 
 
-def _values(experiment: Experiment, trials: list[Trial], argv: list[str]) -> dict[str, Any]:
+def _values(experiment: Experiment, trials: list[Trial], argv: list[str], array_size: int | None) -> dict[str, Any]:
+    extractions = plan_extractions(trials)
     return {
         "schema_version": SCHEMA_VERSION,
         "written": now(),
@@ -88,7 +93,8 @@ def _values(experiment: Experiment, trials: list[Trial], argv: list[str]) -> dic
         "source": str(experiment.source),
         "overrides": list(experiment.overrides),
         "trials": [{"name": trial.name, "config": trial.config.model_dump(mode="json")} for trial in trials],
-        "extractions": plan_extractions(trials),
+        "extractions": extractions,
+        "array_size": array_size or max(len(trials), len(extractions)),
     }
 
 

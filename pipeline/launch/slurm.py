@@ -9,8 +9,8 @@ import os
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from submitit.core.utils import FailedJobError
@@ -21,6 +21,7 @@ from pipeline.errors import WorkError
 from pipeline.experiment import Experiment
 from pipeline.launch import jobs
 from pipeline.launch.manifest import Manifest
+from pipeline.launch.queue import find_job, job_name
 from pipeline.layout import PROJECT
 from pipeline.lease import Lease
 
@@ -32,89 +33,94 @@ Entry = Callable[[str, int], None]
 
 @dataclass(frozen=True)
 class Stage:
-    """One job or array of the chain: `indices` of `entry`, after `dependency` (afterok, aftercorr, afterany) on `after`."""
+    """One job or array of the chain: `indices` of `entry`, after `dependency` (afterok, aftercorr, afterany) on `after`.
+
+    `name` is its kind (extract, train, evaluate, collect); from the second chunk of a large array on with its number.
+    """
 
     name: str
+    kind: str
     entry: Entry
-    n: int
+    indices: range
     dependency: str = ""
-    after: str = ""
+    after: tuple[str, ...] = ()
 
 
 def chain(manifest: Manifest, extract: bool = True) -> list[Stage]:
-    """Extract → train → evaluate (each after its own training) → collect (whatever became of the others)."""
-    n = len(manifest.trials)
-    # afterany: features that could not be made fail the trials that need them (`jobs.extract`), and no others.
-    train_after = {"dependency": "afterany", "after": "extract"} if extract else {}
-    # Between two plain jobs Slurm has nothing to correspond: a grid of one depends on its training as a whole.
-    corresponding = "aftercorr" if n > 1 else "afterok"
-    stages = [Stage("extract", jobs.extract, len(manifest.extractions))] if extract else []
-    return [
-        *stages,
-        Stage("train", jobs.train, n, **train_after),
-        Stage("evaluate", jobs.evaluate, n, corresponding, "train"),
-        Stage("collect", jobs.collect, 1, "afterany", "evaluate"),
+    """Extract → train → evaluate (each after its own training) → collect (whatever became of the others).
+
+    Arrays longer than Slurm allows become several; what follows waits for all of them, an evaluation for its own.
+    """
+    extractions = _chunks(manifest, "extract", jobs.extract, len(manifest.extractions) if extract else 0)
+    trainings = [
+        # afterany: features that could not be made fail the trials that need them (`jobs.extract`), and no others.
+        replace(stage, dependency="afterany", after=tuple(e.name for e in extractions))
+        for stage in _chunks(manifest, "train", jobs.train, len(manifest.trials))
     ]
+    evaluations = [
+        # Between two plain jobs Slurm has nothing to correspond: a single trial depends on its training as a whole.
+        replace(stage, dependency="aftercorr" if len(stage.indices) > 1 else "afterok", after=(training.name,))
+        for stage, training in zip(
+            _chunks(manifest, "evaluate", jobs.evaluate, len(manifest.trials)), trainings, strict=True
+        )
+    ]
+    last = Stage("collect", "collect", jobs.collect, range(1), "afterany", tuple(e.name for e in evaluations))
+    return [*extractions, *trainings, *evaluations, last]
 
 
-def submit(manifest: Manifest, stages: Sequence[Stage]) -> dict[str, str]:
-    """Queue the chain; returns stage → Slurm job id."""
+def _chunks(manifest: Manifest, kind: str, entry: Entry, n: int) -> list[Stage]:
+    size = manifest.array_size
+    parts = [range(begin, min(begin + size, n)) for begin in range(0, n, size)]
+    names = [kind, *(f"{kind}-{number}" for number in range(2, len(parts) + 1))]
+    return [Stage(name, kind, entry, part) for name, part in zip(names, parts, strict=False)]
+
+
+def submit(manifest: Manifest, stages: Sequence[Stage], max_parallel: int | None = None) -> dict[str, str]:
+    """Queue the chain; returns stage → Slurm job id. Raises WorkError if Slurm refuses; nothing is queued then."""
     ids: dict[str, str] = {}
     with scrubbed_environment():
-        for stage in stages:
-            ids[stage.name] = _queue(manifest, stage, ids)
+        try:
+            for stage in stages:
+                ids[stage.name] = _queue(manifest, stage, ids, max_parallel)
+        except WorkError:
+            _cancel(manifest, stages)
+            raise
     return ids
 
 
-def scripts(manifest: Manifest, stages: Sequence[Stage]) -> Iterator[tuple[str, str]]:
+def _cancel(manifest: Manifest, stages: Sequence[Stage]) -> None:
+    """Take a chain back, by name: an sbatch that failed may have queued its job all the same."""
+    with suppress(OSError, subprocess.TimeoutExpired):
+        for stage in stages:
+            command = ["scancel", "--me", f"--name={job_name(manifest, stage.name)}"]
+            subprocess.run(command, check=False, capture_output=True, timeout=60)
+
+
+def scripts(manifest: Manifest, stages: Sequence[Stage], max_parallel: int | None = None) -> Iterator[tuple[str, str]]:
     """Stage → the sbatch script that `submit` would queue; dependencies show the stage's name where its id will stand."""
+    ids = {stage.name: f"<{stage.name}>" for stage in stages}
     for stage in stages:
-        executor = _executor(manifest, stage, {name: f"<{name}>" for name in ("extract", "train", "evaluate")})
-        if stage.n > 1:
-            executor.parameters["map_count"] = stage.n
+        executor = _executor(manifest, stage, ids, max_parallel)
+        if len(stage.indices) > 1:
+            executor.parameters["map_count"] = len(stage.indices)
         yield stage.name, executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
-
-
-def job_name(manifest: Manifest, stage: str) -> str:
-    """Unique and readable: experiment, submission, stage."""
-    return f"carabid-{manifest.experiment.path.name}-{manifest.number}-{stage}"
 
 
 @contextmanager
 def scrubbed_environment() -> Iterator[None]:
     """Without the SLURM_* and SBATCH_* variables of a job that we may be in: a nested sbatch would inherit its limits."""
-    inherited = {k: v for k, v in os.environ.items() if k.startswith(("SLURM_", "SBATCH_")) and k != "SLURM_CONF"}
-    for key in inherited:
-        del os.environ[key]
+    inherited = {name: value for name, value in os.environ.items() if _is_a_jobs(name)}
+    for name in inherited:
+        del os.environ[name]
     try:
         yield
     finally:
         os.environ.update(inherited)
 
 
-def find_job(name: str) -> tuple[str, set[str]] | None:
-    """A job or array of mine with this name that still waits or runs: its id and the indices of its tasks ("" if none).
-
-    One that has ended, or was cancelled because its training failed, does not count: nothing will come of it.
-    """
-    command = ["squeue", "--me", "--noheader", "--array", f"--name={name}", "--format=%F %K"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise WorkError(f"squeue cannot be called on this node: {error}") from error
-    if found.returncode != 0:
-        raise WorkError(f"squeue failed on this node: {found.stderr.strip()}")
-    tasks = [line.split() for line in found.stdout.splitlines() if line.strip()]
-    return (tasks[-1][0], {index for job, index in tasks if job == tasks[-1][0]}) if tasks else None
-
-
-def is_queued(job: str) -> bool:
-    """Whether a job or array still waits or runs. A squeue that does not answer says nothing: then it is taken to."""
-    found = subprocess.run(
-        ["squeue", "--noheader", f"--jobs={job}", "--format=%T"], capture_output=True, text=True, timeout=60
-    )
-    gone = "Invalid job id" in found.stderr
-    return not gone and (found.returncode != 0 or bool(found.stdout.strip()))
+def _is_a_jobs(name: str) -> bool:
+    """Whether an environment variable is one that Slurm set for a job, or that sbatch would read."""
+    return name.startswith(("SLURM_", "SBATCH_")) and name != "SLURM_CONF"
 
 
 def own_job() -> str | None:
@@ -159,11 +165,12 @@ def _like_this_job() -> list[str]:
 
 
 def _sbatch(arguments: Sequence[str]) -> str:
-    with scrubbed_environment():
-        try:
-            done = subprocess.run(["sbatch", "--parsable", *arguments], capture_output=True, text=True, timeout=120)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise WorkError(f"sbatch cannot be called on this node: {error}") from error
+    environ = {name: value for name, value in os.environ.items() if not _is_a_jobs(name)}
+    command = ["sbatch", "--parsable", *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environ)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise WorkError(f"sbatch cannot be called on this node: {error}") from error
     if done.returncode != 0:
         raise WorkError(f"sbatch refused on this node: {done.stderr.strip()}")
     return done.stdout.strip().partition(";")[0]
@@ -176,28 +183,25 @@ class _Executor(SlurmExecutor):  # type: ignore[misc]
         return 2
 
 
-def _queue(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> str:
-    executor = _executor(manifest, stage, ids)
-    path = str(manifest.path)
+def _queue(manifest: Manifest, stage: Stage, ids: dict[str, str], max_parallel: int | None) -> str:
+    executor = _executor(manifest, stage, ids, max_parallel)
     try:
-        queued = executor.map_array(stage.entry, [path] * stage.n, range(stage.n))
+        queued = executor.map_array(stage.entry, [str(manifest.path)] * len(stage.indices), stage.indices)
     except (FailedJobError, OSError) as error:
-        if ids:
-            subprocess.run(["scancel", *ids.values()], check=False, timeout=60)
         before = f" Jobs {', '.join(ids.values())}, queued before it, are cancelled." if ids else ""
         raise WorkError(f"sbatch did not take the {stage.name} job: {str(error).strip()}.{before}") from error
     return str(queued[0].job_id).partition("_")[0]
 
 
-def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> SlurmExecutor:
+def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str], max_parallel: int | None) -> SlurmExecutor:
     executor = _Executor(folder=manifest.experiment.stage_logs(manifest.number, stage.name))
     resources = manifest.trials[0].config.resources
-    job: Job = getattr(resources, stage.name)
+    job: Job = getattr(resources, stage.kind)
     executor.update_parameters(
         job_name=job_name(manifest, stage.name),
         signal_delay_s=WARNING_SECONDS,
         stderr_to_stdout=True,
-        array_parallelism=stage.n,
+        array_parallelism=min(len(stage.indices), max_parallel or len(stage.indices)),
         wckey=None,  # submitit's own; sites that check such keys would refuse it
         srun_args=[f"--cpus-per-task={job.cpus_per_task}"],  # since Slurm 22.05 srun does not inherit it
         setup=[f"cd {shlex.quote(str(PROJECT))}", OFFLINE],
@@ -211,5 +215,6 @@ def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> SlurmExe
 def _more_options(stage: Stage, ids: dict[str, str]) -> dict[str, Any]:
     options: dict[str, Any] = {"requeue": True, "export": "ALL"}
     if stage.after:
-        options |= {"dependency": f"{stage.dependency}:{ids[stage.after]}", "kill-on-invalid-dep": "yes"}
+        after = ":".join(ids[name] for name in stage.after)
+        options |= {"dependency": f"{stage.dependency}:{after}", "kill-on-invalid-dep": "yes"}
     return options

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
+from dataclasses import dataclass
 
 from pipeline.config import Config
 from pipeline.errors import UserError, WorkError
@@ -10,50 +12,80 @@ from pipeline.experiment import Experiment, Trial
 from pipeline.features.store import is_complete
 from pipeline.launch import slurm
 from pipeline.launch.manifest import Manifest, make_manifest, preview_manifest
+from pipeline.launch.plan import look_at_queue, missing_trials
+from pipeline.launch.queue import is_queued, max_array_size, queued_trials
 from pipeline.records import known_feature_key
 from pipeline.sources import open_source
-from pipeline.state import trial_states
 
 POLL_SECONDS = 10.0
 
 
-def submit(experiment: Experiment, cluster: str, *, dry_run: bool, wait: bool, workers: int, argv: list[str]) -> None:
+@dataclass(frozen=True)
+class Request:
+    """How to submit, as the command line says it."""
+
+    cluster: str = "slurm"
+    dry_run: bool = False
+    wait: bool = False
+    workers: int = 1
+    max_parallel: int | None = None
+    argv: tuple[str, ...] = ()
+
+
+def submit(experiment: Experiment, request: Request) -> None:
     """Queue what is missing and print the job ids, or run it here; say so if there is nothing to do."""
-    if cluster not in ("slurm", "local"):
-        raise UserError(f"--cluster {cluster}: choose slurm or local")
-    todo = missing_trials(experiment)
+    if request.cluster not in ("slurm", "local"):
+        raise UserError(f"--cluster {request.cluster}: choose slurm or local")
+    todo = _todo(experiment, request)
     if not todo:
-        print(
-            f"nothing to do: all {len(experiment.trials)} trials have results (`carabid results {experiment.dir.path.name}`)"
-        )
         return
-    if dry_run:
-        show_scripts(experiment, todo)
+    if request.dry_run:
+        show_scripts(experiment, todo, request)
         return
     for data in {trial.config.data for trial in todo}:
         open_source(data)  # a mistyped path is refused now, and not by jobs that have waited in the queue
-    manifest = make_manifest(experiment, todo, argv)
+    size = max_array_size() if request.cluster == "slurm" else None
+    manifest = make_manifest(experiment, todo, list(request.argv), size)
     print(f"{len(todo)} of {len(experiment.trials)} trials, submission {manifest.path}", flush=True)
-    if cluster == "local":
-        _run_here(manifest, workers)
+    if request.cluster == "local":
+        _run_here(manifest, request.workers)
     else:
-        _queue(manifest, wait)
-        if wait and (left := missing_trials(experiment)):
-            names = ", ".join(trial.name for trial in left[:5])
-            where = f"see `carabid status` and {manifest.experiment.logs}"
-            raise WorkError(f"{len(left)} of {len(todo)} trials have no results: {names}; {where}")
+        _queue(manifest, request)
+        if request.wait:
+            _check_all_done(experiment, manifest)
 
 
-def missing_trials(experiment: Experiment) -> list[Trial]:
-    """Trials without current results."""
-    states = trial_states(experiment)
-    return [trial for trial, state in zip(experiment.trials, states, strict=True) if state.state != "done"]
+def _todo(experiment: Experiment, request: Request) -> list[Trial]:
+    """Trials without current results that no job is going to do; says what is left out, and if nothing remains."""
+    missing = missing_trials(experiment)
+    queued = _queue_of(experiment, request)
+    todo = [trial for trial in missing if trial.name not in queued]
+    if n_queued := len(missing) - len(todo):
+        print(f"{n_queued} trials are queued or running already (`carabid plan` shows their jobs)", flush=True)
+    elif not todo:
+        name = experiment.dir.path.name
+        print(f"nothing to do: all {len(experiment.trials)} trials have results (`carabid results {name}`)")
+    return todo
 
 
-def show_scripts(experiment: Experiment, todo: list[Trial]) -> None:
+def _queue_of(experiment: Experiment, request: Request) -> Collection[str]:
+    """Names of trials that jobs of earlier submissions will do. Raises WorkError where they would be queued unseen again."""
+    if request.cluster == "local":
+        return ()
+    return look_at_queue(experiment) if request.dry_run else queued_trials(experiment.dir)
+
+
+def _check_all_done(experiment: Experiment, manifest: Manifest) -> None:
+    mine = {trial.name for trial in manifest.trials}
+    if left := [trial.name for trial in missing_trials(experiment) if trial.name in mine]:
+        where = f"see `carabid status` and {manifest.experiment.logs}"
+        raise WorkError(f"{len(left)} of {len(mine)} trials have no results: {', '.join(left[:5])}; {where}")
+
+
+def show_scripts(experiment: Experiment, todo: list[Trial], request: Request) -> None:
     """Print every script that would be queued. Nothing is written."""
-    manifest = preview_manifest(experiment, todo)
-    for stage, script in slurm.scripts(manifest, stages_of(manifest)):
+    manifest = preview_manifest(experiment, todo, max_array_size())
+    for stage, script in slurm.scripts(manifest, stages_of(manifest), request.max_parallel):
         print(f"──── {stage}\n{script}")
     names = ", ".join(trial.name for trial in todo[:5]) + (f" and {len(todo) - 5} more" if len(todo) > 5 else "")
     print(f"dry run: {len(todo)} of {len(experiment.trials)} trials would be queued: {names}")
@@ -78,13 +110,13 @@ def _run_here(manifest: Manifest, workers: int) -> None:
         raise WorkError(f"some trials did not finish; their logs are in {manifest.experiment.logs}")
 
 
-def _queue(manifest: Manifest, wait: bool) -> None:
+def _queue(manifest: Manifest, request: Request) -> None:
     try:
-        ids = slurm.submit(manifest, stages_of(manifest))
+        ids = slurm.submit(manifest, stages_of(manifest), request.max_parallel)
     except WorkError:  # nothing is queued: no trial is planned
         manifest.path.unlink()
         raise
     for stage, job in ids.items():
         print(f"{stage:<9} job {job}", flush=True)
-    while wait and slurm.is_queued(ids["collect"]):
+    while request.wait and is_queued(ids["collect"]):
         time.sleep(POLL_SECONDS)

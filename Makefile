@@ -9,7 +9,7 @@ demo: .venv/installed
 	$(BIN)/carabid demo
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=15
 
 lint: .venv/installed
 	$(BIN)/ruff check .

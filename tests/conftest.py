@@ -17,6 +17,13 @@ from pipeline.layout import PROJECT
 from tests.small import make_small
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+LONGEST = ("test_slurm.py", "test_demo.py")
+"""Files that take minutes: begun first, or all workers but one would be idle at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole files go to one worker (`--dist loadfile`), which makes one Slurm and one demo, in this order."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from pipeline import demo
 from pipeline.layout import PROJECT
 from tests.conftest import carabid
 
-pytestmark = pytest.mark.xdist_group("demo")  # one worker makes it for all
 SEEDS = 2
 
 

@@ -21,7 +21,7 @@ from pipeline.layout import PROJECT
 from tests.cluster.cluster import Cluster
 from tests.conftest import Assets, carabid
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.slurm
 NO_GPU = tuple(f"resources.{stage}.gpus_per_node=0" for stage in ("extract", "train", "evaluate"))
 SMALL = tuple(
     f"resources.{stage}.{what}" for stage in ("extract", "train", "evaluate") for what in ("mem=4G", "cpus_per_task=1")

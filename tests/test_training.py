@@ -404,7 +404,6 @@ def test_the_validation_loss_is_a_mean_over_validation(config_of: MakeConfig) ->
     assert loss == pytest.approx(float(np.square(errors).mean()), rel=1e-5)
 
 
-@pytest.mark.xdist_group("kill")
 def test_killed_at_random_moments_it_ends_with_the_same_bits(assets: Assets, tmp_path: Path) -> None:
     """SIGKILL at seeded moments, checkpoints written after every epoch, at least five kills that hit."""
     overrides = (*assets.overrides("combined"), *QUICK_LORA, *SLOW, "model.encoder.dropout=0.1", "train.epochs=40",

@@ -8,6 +8,7 @@
 #SBATCH --cpus-per-task=4
 #SBATCH --mem=32G
 #SBATCH --time=01:00:00
+#SBATCH --signal=USR2@120            # two minutes before the walltime: it says that its time was too short
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out           # in the folder where you typed sbatch
@@ -20,5 +21,5 @@ command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -
 project=${CARABID_PROJECT:-$(cd "${command%%evaluate.sh*}.." && pwd)}
 source "$project/jobs/setup.sh"
 
-carabid evaluate "$@"
+srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" carabid evaluate "$@"
 carabid collect "$@"

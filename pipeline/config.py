@@ -448,6 +448,12 @@ def config_hash(config: Config) -> str:
     return digest(science(config))
 
 
+def images_of(data: Data) -> list[Any]:
+    """The part of a data section that its images depend on, as plain JSON values: neither targets nor folds."""
+    names = data.split.model_dump(mode="json", exclude={"n", "fold", "seed"})
+    return [data.source, data.revision, data.images, data.columns.image, names]
+
+
 def features_of(config: Config) -> list[Any]:
     """The part of a configuration, beside the data, that its features depend on, as plain JSON values."""
     return [config.backbone.model_dump(mode="json"), config.features.model_dump(mode="json"), *token_kind(config)]

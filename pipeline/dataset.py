@@ -133,7 +133,7 @@ def known_signature(data: Data) -> str | None:
     try:
         source = open_source(data)
         return signature(data) if source.is_here() else None
-    except UserError:
+    except (UserError, OSError, ValueError, KeyError):  # whoever reads the data says what is wrong with them
         return None
 
 

@@ -13,6 +13,10 @@ class Interrupted(WorkError):
     """A run was told to stop; its checkpoint is written and the same command goes on from it."""
 
 
+class OutOfTime(WorkError):
+    """The walltime is over before the work was: begun anew it would be cut off again, and so would what comes after it."""
+
+
 class TakenOver(WorkError):
     """Another job does this work now: this one leaves it alone, and it has not failed."""
 

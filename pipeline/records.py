@@ -185,12 +185,15 @@ def ingredients(config: Config, data: DataRecord, weights: WeightsRecord) -> Ing
     )
 
 
-def known_feature_key(config: Config) -> str | None:
-    """The key of this configuration's features if records tell it: without torch, without reading an image."""
+def known_feature_key(config: Config, looks: str | None = None) -> str | None:
+    """The key of this configuration's features if records tell it: without torch, without reading an image.
+
+    `looks` is the data's `known_signature`, for a caller that has it.
+    """
     now = weights_signature(config.backbone)
     weights = _read(_path(config, "weights", now), WeightsRecord) if now else None
-    looks = known_signature(config.data) if weights else None
-    data = _read(_path(config, "data", looks), DataRecord) if looks else None
+    looks = looks or (known_signature(config.data) if weights else None)
+    data = _read(_path(config, "data", looks), DataRecord) if weights and looks else None
     return ingredients(config, data, weights).key() if data and weights else None
 
 

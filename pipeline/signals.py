@@ -73,5 +73,5 @@ def at_walltime(end: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(WALLTIME_SIGNAL, before[0])
-        signal.signal(signal.SIGTERM, before[1])
+        for number, old in zip((WALLTIME_SIGNAL, signal.SIGTERM), before, strict=True):
+            signal.signal(number, old or signal.SIG_DFL)  # None: not one of Python's

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config import Config, config_hash, digest, features_of
+from pipeline.config import Config, config_hash, digest, features_of, images_of
 from pipeline.dataset import known_signature
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment, load_config
@@ -36,7 +36,8 @@ class Sources:
     """What data and features look like now, looked up once for all trials that share them."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[str | None, str | None]] = {}
+        self._signatures: dict[str, str | None] = {}
+        self._keys: dict[str, str | None] = {}
 
     def changed(self, results: dict[str, Any], config: Config) -> str:
         """What has changed since these results, in words; empty if nothing has, or if it cannot be told from here."""
@@ -47,11 +48,16 @@ class Sources:
         return "its features are others now than it was trained on" if now[1] not in (None, then[1]) else ""
 
     def _look(self, config: Config) -> tuple[str | None, str | None]:
-        key = digest([config.data.model_dump(mode="json"), *features_of(config)])
-        if key not in self._known:
-            looks = known_signature(config.data)  # None: the data are not on this machine, their results stand
-            self._known[key] = looks, known_feature_key(config) if looks else None
-        return self._known[key]
+        images = digest(images_of(config.data))
+        if images not in self._signatures:
+            self._signatures[images] = known_signature(config.data)
+        looks = self._signatures[images]
+        if looks is None:  # the data are not on this machine: their results stand
+            return None, None
+        features = digest([images, *features_of(config)])
+        if features not in self._keys:
+            self._keys[features] = known_feature_key(config, looks)
+        return looks, self._keys[features]
 
 
 def trial_states(experiment: Experiment) -> list[TrialState]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 
 import pipeline.stages
 from pipeline.config import Config, config_hash
-from pipeline.errors import Interrupted, MissingFeatures, TakenOver, UserError, WorkError
+from pipeline.errors import Interrupted, MissingFeatures, OutOfTime, TakenOver, UserError, WorkError
 from pipeline.experiment import Experiment, dump_config, load_experiment
 from pipeline.launch import jobs, local, manifest, plan, queue, slurm, submit
 from pipeline.launch.deal import array_rank, my_share
@@ -490,6 +492,19 @@ def test_what_would_begin_anew_says_that_its_time_was_too_short_and_is_not_queue
         assert state.state == "failed" and state.reason.startswith("evaluate: the walltime is over")
 
 
+def test_out_of_time_no_other_evaluation_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def evaluate(config: Config, folder: TrialDir) -> None:
+        begun.append(config.seed)
+        os.kill(os.getpid(), WALLTIME_SIGNAL)
+
+    monkeypatch.setattr(pipeline.stages, "evaluate", types.SimpleNamespace(run=evaluate), raising=False)
+    with pytest.raises(OutOfTime):
+        jobs.evaluate_trials(load("seed=0,1,2").trials)
+    assert begun == [0]
+
+
 @pytest.mark.parametrize("stage", ["extract", "evaluate", "collect"])
 def test_a_stage_that_is_cancelled_ends_at_once(stage: str) -> None:
     assert signalled(stage, signal.SIGTERM)[0] == -signal.SIGTERM
@@ -589,7 +604,7 @@ def test_an_array_longer_than_slurm_allows_is_several_each_with_its_own_evaluati
     texts = dict(slurm.scripts(made, list(stages.values()), max_parallel=2))
     assert "--array=0-2%2" in options(texts["train-2"]) and "--array" not in texts["train-3"]
     assert "--dependency='afterany:<evaluate>:<evaluate-2>:<evaluate-3>'" in options(texts["collect"])
-    assert "--job-name=carabid-beetles-lora-1-train-2" in options(texts["train-2"])
+    assert f"--job-name={queue.job_name(made, 'train-2')}" in options(texts["train-2"])
 
 
 @given(st.integers(1, 200), st.integers(1, 50))
@@ -603,27 +618,34 @@ def test_chunks_hold_every_trial_once_and_none_is_longer_than_slurm_allows(n: in
         assert max(map(len, chunks)) <= size
 
 
+def queue_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    said = "\n".join(lines)
+    fake_command(tmp_path / "bin", "squeue", f"cat <<'EOF'\n{said}\nEOF", monkeypatch)
+
+
 def test_what_slurm_has_queued_is_known_by_trial_and_not_submitted_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiment = load("seed=0,1,2,3,4,5")
-    first, other = load("seed=0,1,2,3").trials, load("seed=0", "experiment=beetles").trials
-    make_manifest(experiment, first, [], array_size=3)
-    make_manifest(load("seed=0", "experiment=beetles"), other, [])
-    lines = [
-        "carabid-beetles-lora-1-evaluate|42|1|PENDING",
-        "carabid-beetles-lora-1-train|41|1|RUNNING",
-        "carabid-beetles-lora-1-train-2|43|N/A|PENDING",  # the fourth trial, alone in its chunk
-        "carabid-beetles-lora-1-collect|44|N/A|PENDING",
-        "carabid-beetles-1-train|45|N/A|PENDING",  # another experiment whose name begins alike
-        "carabid-beetles-lora-9-train|46|0|PENDING",  # its manifest is gone
+    first, other = load("seed=0,1,2,3").trials, load("seed=0", "experiment=beetles")
+    name = partial(queue.job_name, make_manifest(experiment, first, [], array_size=3))
+    gone = queue.job_name(make_manifest(experiment, first, []), "train").replace("-2-", "-9-")
+    theirs = queue.job_name(make_manifest(other, other.trials, []), "train")
+    queue_holds(
+        tmp_path,
+        monkeypatch,
+        f"{name('evaluate')}|42|1|PENDING",
+        f"{name('train')}|41|1|RUNNING",
+        f"{name('train')}|41|2|COMPLETING",  # it has ended
+        f"{name('train-2')}|43|N/A|PENDING",  # the fourth trial, alone in its chunk
+        f"{name('collect')}|44|N/A|PENDING",
+        f"{theirs}|45|N/A|PENDING",  # another experiment whose name begins alike
+        f"{gone}|46|0|PENDING",
         "somebody-elses|47|N/A|PENDING",
-    ]
-    said = "\n".join(lines)
-    fake_command(tmp_path / "bin", "squeue", f"cat <<'EOF'\n{said}\nEOF", monkeypatch)
+    )
     assert queue.queued_trials(experiment.dir) == {
-        first[1].name: queue.Queued("train", "41_1", "running"),
-        first[3].name: queue.Queued("train", "43", "pending"),
+        first[1].name: queue.Queued(first[1], "train", "41_1", "running"),
+        first[3].name: queue.Queued(first[3], "train", "43", "pending"),
     }
     states = plan.plan(experiment)
     assert [state.state for state in states] == ["missing", "queued", "missing", "queued", "missing", "missing"]
@@ -631,6 +653,35 @@ def test_what_slurm_has_queued_is_known_by_trial_and_not_submitted_again(
     submit.submit(experiment, submit.Request(dry_run=True))
     out = capsys.readouterr().out
     assert "2 trials are queued or running already" in out and "4 of 6 trials would be queued" in out
+
+
+def test_a_job_that_evaluates_in_another_way_does_not_do_what_is_asked_for_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = load()
+    made = make_manifest(experiment, experiment.trials, [])
+    queue_holds(tmp_path, monkeypatch, f"{queue.job_name(made, 'train')}|41|N/A|PENDING")
+    assert [state.state for state in plan.plan(experiment)] == ["queued"]
+    assert [state.state for state in plan.plan(load("evaluate.split=validation"))] == ["missing"]
+
+
+def test_the_manifest_of_a_long_queue_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment, reads = load("seed=0,1,2,3,4,5,6,7"), []
+    name = queue.job_name(make_manifest(experiment, experiment.trials, []), "train")
+    queue_holds(tmp_path, monkeypatch, *(f"{name}|41|{i}|PENDING" for i in range(8)))
+    monkeypatch.setattr(queue, "load_manifest", lambda path: reads.append(path) or load_manifest(path))
+    assert len(queue.queued_trials(experiment.dir)) == 8 and len(reads) == 1
+
+
+def test_the_number_of_a_refused_submission_is_not_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job of it that sbatch queued all the same would do the trials of another manifest."""
+    (tmp_path / "data.csv").write_text("file_path,split\n")
+    experiment = load(f"data.source={tmp_path / 'data.csv'}")
+    fake_command(tmp_path / "bin", "sbatch", "exit 1", monkeypatch)
+    fake_command(tmp_path / "bin", "scancel", "", monkeypatch)
+    with pytest.raises(WorkError):
+        submit.submit(experiment, submit.Request())
+    assert make_manifest(experiment, experiment.trials, []).number == "2"
 
 
 def test_a_squeue_that_fails_stops_a_submission_and_not_a_plan(
@@ -646,7 +697,12 @@ def test_a_squeue_that_fails_stops_a_submission_and_not_a_plan(
 
 @pytest.mark.parametrize(
     ("script", "size"),
-    [("echo 'MaxArraySize            = 11'", 11), ("echo MaxJobCount = 3", 1001), ("exit 1", 1001)],
+    [
+        ("echo 'MaxArraySize            = 11'", 11),
+        ("echo MaxArraySize = 0", 1),
+        ("echo MaxJobCount = 3", 1001),
+        ("exit 1", 1001),
+    ],
 )
 def test_the_limit_of_arrays_is_asked_of_slurm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, size: int
@@ -664,10 +720,10 @@ def test_a_chain_that_sbatch_refuses_half_way_is_taken_back_by_name(
     calls = fake_command(tmp_path / "bin", "scancel", "", monkeypatch)
     experiment = load()
     made = make_manifest(experiment, experiment.trials, [])
-    with pytest.raises(WorkError, match=r"did not take the train job.*Jobs 5, queued before it"):
+    with pytest.raises(WorkError, match=r"did not take the train job.*Jobs 5, queued before it, were cancelled\."):
         slurm.submit(made, slurm.chain(made))
-    cancelled = [line.rpartition("-")[2] for line in calls.read_text().splitlines()]
-    assert cancelled == ["extract", "train", "evaluate", "collect"]
+    wanted = [f"--me --name={queue.job_name(made, stage)}" for stage in ("extract", "train", "evaluate", "collect")]
+    assert calls.read_text().splitlines() == wanted
 
 
 def test_a_grid_of_one_trial_is_a_chain_of_plain_jobs(scripts: Any) -> None:
@@ -709,13 +765,17 @@ def test_collecting_asks_for_no_gpu_and_no_job_for_two_nodes(scripts: Any) -> No
         assert "pip install" not in script
 
 
-def test_job_names_are_readable_and_name_the_submission() -> None:
-    experiment = load()
-    made = [make_manifest(experiment, experiment.trials, []) for _ in range(2)]
-    assert [queue.job_name(m, "train") for m in made] == [
-        "carabid-beetles-lora-1-train",
-        "carabid-beetles-lora-2-train",
-    ]
+def test_job_names_are_readable_and_of_one_submission_in_one_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs are cancelled by name: another root's experiment of the same name and number must not be hit."""
+    names = []
+    for root in (tmp_path / "one", tmp_path / "other"):
+        monkeypatch.setenv("CARABID_ROOT", str(root))
+        experiment = load()
+        names += [queue.job_name(make_manifest(experiment, experiment.trials, []), "train") for _ in range(2)]
+    assert len(set(names)) == 4
+    assert all(re.fullmatch(r"carabid-beetles-lora-[0-9a-f]{6}-[12]-train", name) for name in names)
 
 
 def test_a_submission_queues_the_chain_with_real_dependencies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

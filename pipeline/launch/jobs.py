@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.errors import Interrupted, MissingFeatures, TakenOver, UserError, WorkError
+from pipeline.errors import Interrupted, MissingFeatures, OutOfTime, TakenOver, UserError, WorkError
 from pipeline.experiment import Trial, dump_config
 from pipeline.launch.deal import array_rank
 from pipeline.launch.manifest import Manifest, load_manifest, sharing_features
@@ -76,7 +76,7 @@ def extract_features(trials: list[Trial], once: bool) -> None:
         try:
             with at_walltime(_requeue_and_exit):
                 _extract(sharing, work)
-        except (UserError, WorkError) as error:
+        except (UserError, WorkError, OSError) as error:
             failed += 1
             print(f"carabid: {error}", file=sys.stderr, flush=True)
     if failed == len(groups):
@@ -88,9 +88,10 @@ def _extract(sharing: Sequence[Trial], work: Callable[[], object]) -> None:
     try:
         work()
     except Exception as error:
-        for trial in sharing:
-            write_text(trial_dir(trial).config, dump_config(trial.config))
-            write_json(trial_dir(trial).failure, _failure("extract", error))
+        with suppress(OSError):  # a full disk may be what failed; the error itself says so
+            for trial in sharing:
+                write_text(trial_dir(trial).config, dump_config(trial.config))
+                write_json(trial_dir(trial).failure, _failure("extract", error))
         raise
 
 
@@ -118,7 +119,7 @@ def each_trial(trials: Sequence[Trial], verb: str, work: Callable[[Trial], None]
         started = time.monotonic()
         try:
             work(trial)
-        except Interrupted:  # the job's time is up: another trial would be killed
+        except (Interrupted, OutOfTime):  # the job's time is up: another trial would be killed
             raise
         except Exception as error:  # whatever it is, the other trials are not to suffer
             failed += 1
@@ -147,28 +148,31 @@ def train_trial(trial: Trial, flag: StopFlag) -> None:
         raise
 
 
-def requeue_this_job() -> None:
-    """Queue this Slurm job, or this task of its array, again; nothing outside Slurm.
+def requeue_this_job() -> bool:
+    """Queue this Slurm job, or this task of its array, again; false outside Slurm, and where Slurm refuses.
 
     A task is named by array and index: the id of one task of every array is also that of the whole array.
     """
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     job = f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
     if job:
-        with suppress(OSError, subprocess.TimeoutExpired):  # the checkpoint stands, whoever queues the job again
-            subprocess.run(["scontrol", "requeue", job], check=False, timeout=60)
+        with suppress(OSError, subprocess.TimeoutExpired):  # what is done stands, whoever queues the job again
+            return subprocess.run(["scontrol", "requeue", job], check=False, timeout=60).returncode == 0
+    return False
 
 
 def _requeue_and_exit() -> NoReturn:
     """The walltime of an extraction: shards that are done stay, the next attempt makes the others."""
-    print("carabid: the walltime is near: queued again, to go on with the shards that are missing", flush=True)
-    requeue_this_job()
+    print(
+        "carabid: the walltime is near: shards that are done stay, the next attempt goes on with the others", flush=True
+    )
+    print("carabid: queued again" if requeue_this_job() else "carabid: not queued again: submit it again", flush=True)
     raise SystemExit(1)
 
 
 def _out_of_time() -> NoReturn:
     """The walltime of a stage that would begin anew: queued again it would be cut off again."""
-    raise WorkError("the walltime is over before it was done: give it more (resources.<stage>.time, or sbatch --time)")
+    raise OutOfTime("the walltime is over before it was done: give it more (resources.<stage>.time, or sbatch --time)")
 
 
 def evaluate_trial(trial: Trial) -> None:

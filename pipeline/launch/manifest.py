@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config, digest, features_of
+from pipeline.config import Config, digest, features_of, images_of
 from pipeline.experiment import Experiment, Trial
 from pipeline.layout import ExperimentDir, experiment_dir, read_json, write_json, write_text
 from pipeline.provenance import now
 
 SCHEMA_VERSION = 1
+REFUSED = ".refused"
+"""Ending of a manifest whose jobs Slurm did not take: it plans nothing, and keeps its number from being used again."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def load_manifest(path: Path) -> Manifest:
     """Read a manifest that a job was given."""
     values = read_json(path)
     trials = [Trial(trial["name"], Config.model_validate(trial["config"])) for trial in values["trials"]]
-    return Manifest(path, trials, [(i, task, n) for i, task, n in values["extractions"]], values["array_size"])
+    extractions = [(i, task, n) for i, task, n in values["extractions"]]
+    return Manifest(path, trials, extractions, values["array_size"])
 
 
 def plan_extractions(trials: list[Trial]) -> list[tuple[int, int, int]]:
@@ -99,14 +102,12 @@ def _values(experiment: Experiment, trials: list[Trial], argv: list[str], array_
 
 
 def _features_identity(config: Config) -> str:
-    data = config.data
-    source = [data.source, data.revision, data.images, data.columns.image, data.split.kind]
-    names = data.split.model_dump(mode="json", exclude={"n", "fold", "seed"})
-    return digest([source, names, *features_of(config)])
+    return digest([*images_of(config.data), *features_of(config)])
 
 
 def _next_number(folder: Path) -> int:
-    return max((int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal()), default=0) + 1
+    taken = (path.stem for path in folder.glob("*") if path.suffix in (".json", REFUSED))
+    return max((int(stem) for stem in taken if stem.isdecimal()), default=0) + 1
 
 
 def _write_numbered(directory: ExperimentDir, values: dict[str, Any]) -> Path:

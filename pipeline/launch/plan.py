@@ -14,7 +14,7 @@ def plan(experiment: Experiment) -> list[TrialState]:
     """The state of each of an experiment's trials; those that a submission has queued are queued, with their job."""
     queued = look_at_queue(experiment)
     pairs = zip(experiment.trials, trial_states(experiment), strict=True)
-    return [_with_queue(state, queued.get(trial.name)) for trial, state in pairs]
+    return [_with_queue(trial, state, queued.get(trial.name)) for trial, state in pairs]
 
 
 def look_at_queue(experiment: Experiment) -> dict[str, Queued]:
@@ -26,8 +26,8 @@ def look_at_queue(experiment: Experiment) -> dict[str, Queued]:
         return {}
 
 
-def _with_queue(state: TrialState, queued: Queued | None) -> TrialState:
-    if queued is None or state.state in ("done", "running"):
+def _with_queue(trial: Trial, state: TrialState, queued: Queued | None) -> TrialState:
+    if queued is None or not queued.will_do(trial) or state.state in ("done", "running"):
         return state
     return TrialState("queued", f"{queued.stage}: job {queued.job}, {queued.state}")
 

@@ -9,7 +9,7 @@ import os
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,18 +82,26 @@ def submit(manifest: Manifest, stages: Sequence[Stage], max_parallel: int | None
         try:
             for stage in stages:
                 ids[stage.name] = _queue(manifest, stage, ids, max_parallel)
-        except WorkError:
+        except WorkError as error:
+            left = "" if _cancel(manifest, stages) else " (scancel failed: look for them with squeue)"
+            before = f" Jobs {', '.join(ids.values())}, queued before it, were cancelled{left}." if ids else ""
+            raise WorkError(f"{error}{before}") from error
+        except BaseException:  # Ctrl-C between two of them: half a chain is of no use
             _cancel(manifest, stages)
             raise
     return ids
 
 
-def _cancel(manifest: Manifest, stages: Sequence[Stage]) -> None:
-    """Take a chain back, by name: an sbatch that failed may have queued its job all the same."""
-    with suppress(OSError, subprocess.TimeoutExpired):
-        for stage in stages:
-            command = ["scancel", "--me", f"--name={job_name(manifest, stage.name)}"]
-            subprocess.run(command, check=False, capture_output=True, timeout=60)
+def _cancel(manifest: Manifest, stages: Sequence[Stage]) -> bool:
+    """Take a chain back, by name: an sbatch that failed may have queued its job all the same. False if scancel failed."""
+    ended_well = True
+    for stage in stages:
+        command = ["scancel", "--me", f"--name={job_name(manifest, stage.name)}"]
+        try:
+            ended_well &= subprocess.run(command, check=False, capture_output=True, timeout=60).returncode == 0
+        except (OSError, subprocess.TimeoutExpired):
+            ended_well = False
+    return ended_well
 
 
 def scripts(manifest: Manifest, stages: Sequence[Stage], max_parallel: int | None = None) -> Iterator[tuple[str, str]]:
@@ -188,8 +196,7 @@ def _queue(manifest: Manifest, stage: Stage, ids: dict[str, str], max_parallel: 
     try:
         queued = executor.map_array(stage.entry, [str(manifest.path)] * len(stage.indices), stage.indices)
     except (FailedJobError, OSError) as error:
-        before = f" Jobs {', '.join(ids.values())}, queued before it, are cancelled." if ids else ""
-        raise WorkError(f"sbatch did not take the {stage.name} job: {str(error).strip()}.{before}") from error
+        raise WorkError(f"sbatch did not take the {stage.name} job: {str(error).strip()}.") from error
     return str(queued[0].job_id).partition("_")[0]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from pipeline.config import Config
@@ -11,9 +10,9 @@ from pipeline.errors import UserError, WorkError
 from pipeline.experiment import Experiment, Trial
 from pipeline.features.store import is_complete
 from pipeline.launch import slurm
-from pipeline.launch.manifest import Manifest, make_manifest, preview_manifest
+from pipeline.launch.manifest import REFUSED, Manifest, make_manifest, preview_manifest, sharing_features
 from pipeline.launch.plan import look_at_queue, missing_trials
-from pipeline.launch.queue import is_queued, max_array_size, queued_trials
+from pipeline.launch.queue import Queued, is_queued, max_array_size, queued_trials
 from pipeline.records import known_feature_key
 from pipeline.sources import open_source
 
@@ -44,22 +43,22 @@ def submit(experiment: Experiment, request: Request) -> None:
         return
     for data in {trial.config.data for trial in todo}:
         open_source(data)  # a mistyped path is refused now, and not by jobs that have waited in the queue
-    size = max_array_size() if request.cluster == "slurm" else None
+    extract, size = needs_extraction(todo), max_array_size() if request.cluster == "slurm" else None
     manifest = make_manifest(experiment, todo, list(request.argv), size)
     print(f"{len(todo)} of {len(experiment.trials)} trials, submission {manifest.path}", flush=True)
     if request.cluster == "local":
         _run_here(manifest, request.workers)
     else:
-        _queue(manifest, request)
+        _queue(manifest, request, extract)
         if request.wait:
             _check_all_done(experiment, manifest)
 
 
 def _todo(experiment: Experiment, request: Request) -> list[Trial]:
     """Trials without current results that no job is going to do; says what is left out, and if nothing remains."""
+    queued = _queue_of(experiment, request)  # before the disk: what ends in between is seen there
     missing = missing_trials(experiment)
-    queued = _queue_of(experiment, request)
-    todo = [trial for trial in missing if trial.name not in queued]
+    todo = [trial for trial in missing if not (trial.name in queued and queued[trial.name].will_do(trial))]
     if n_queued := len(missing) - len(todo):
         print(f"{n_queued} trials are queued or running already (`carabid plan` shows their jobs)", flush=True)
     elif not todo:
@@ -68,10 +67,10 @@ def _todo(experiment: Experiment, request: Request) -> list[Trial]:
     return todo
 
 
-def _queue_of(experiment: Experiment, request: Request) -> Collection[str]:
-    """Names of trials that jobs of earlier submissions will do. Raises WorkError where they would be queued unseen again."""
+def _queue_of(experiment: Experiment, request: Request) -> dict[str, Queued]:
+    """What jobs of earlier submissions will do. Raises WorkError where that cannot be seen, and would be queued again."""
     if request.cluster == "local":
-        return ()
+        return {}
     return look_at_queue(experiment) if request.dry_run else queued_trials(experiment.dir)
 
 
@@ -85,17 +84,15 @@ def _check_all_done(experiment: Experiment, manifest: Manifest) -> None:
 def show_scripts(experiment: Experiment, todo: list[Trial], request: Request) -> None:
     """Print every script that would be queued. Nothing is written."""
     manifest = preview_manifest(experiment, todo, max_array_size())
-    for stage, script in slurm.scripts(manifest, stages_of(manifest), request.max_parallel):
+    for stage, script in slurm.scripts(manifest, slurm.chain(manifest, needs_extraction(todo)), request.max_parallel):
         print(f"──── {stage}\n{script}")
     names = ", ".join(trial.name for trial in todo[:5]) + (f" and {len(todo) - 5} more" if len(todo) > 5 else "")
     print(f"dry run: {len(todo)} of {len(experiment.trials)} trials would be queued: {names}")
 
 
-def stages_of(manifest: Manifest) -> list[slurm.Stage]:
-    """The chain that this submission needs: without extraction where all its features are there."""
-    return slurm.chain(
-        manifest, extract=not all(_has_features(manifest.trials[i].config) for i, _, _ in manifest.extractions)
-    )
+def needs_extraction(trials: list[Trial]) -> bool:
+    """Whether a submission of these trials begins with extraction: not where all their features are there."""
+    return not all(_has_features(sharing[0].config) for sharing in sharing_features(trials))
 
 
 def _has_features(config: Config) -> bool:
@@ -110,11 +107,11 @@ def _run_here(manifest: Manifest, workers: int) -> None:
         raise WorkError(f"some trials did not finish; their logs are in {manifest.experiment.logs}")
 
 
-def _queue(manifest: Manifest, request: Request) -> None:
+def _queue(manifest: Manifest, request: Request, extract: bool) -> None:
     try:
-        ids = slurm.submit(manifest, stages_of(manifest), request.max_parallel)
-    except WorkError:  # nothing is queued: no trial is planned
-        manifest.path.unlink()
+        ids = slurm.submit(manifest, slurm.chain(manifest, extract), request.max_parallel)
+    except BaseException:  # nothing is queued: no trial is planned, and the number is not used again
+        manifest.path.rename(manifest.path.with_suffix(REFUSED))
         raise
     for stage, job in ids.items():
         print(f"{stage:<9} job {job}", flush=True)

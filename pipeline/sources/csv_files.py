@@ -121,8 +121,12 @@ def read_csv(path: Path) -> tuple[list[str], list[_Record]]:
 
 def _undecodable(path: Path) -> int:
     """The first line that is not UTF-8. (The error of a file that is read in pieces counts from its piece.)"""
-    lines = path.read_bytes().splitlines()
-    return next(number for number, line in enumerate(lines, 1) if "\ufffd" in line.decode(errors="replace"))
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            return number
+    return 1
 
 
 def _csv_records(path: Path, reader: Any) -> list[_Record]:

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.config import Config, digest
 from pipeline.device import choose_device, device_name, make_deterministic, set_threads
-from pipeline.errors import WorkError
+from pipeline.errors import TakenOver, WorkError
 from pipeline.experiment import dump_config
 from pipeline.features.bank import make_bank
 from pipeline.layout import TrialDir, sweep, write_json, write_text
@@ -35,8 +35,13 @@ def run(config: Config, trial: TrialDir, flag: StopFlag | None = None) -> None:
     inputs = load_inputs(config)
     with Lease(trial.lease, config.resources.lease_seconds).hold(done=lambda: is_trained(trial, inputs)) as held:
         if held:
-            _forget_outdated(trial)
-            _train(inputs, trial, Stop(flag or StopFlag(), held.still_mine))
+            try:
+                _forget_outdated(trial)
+                _train(inputs, trial, Stop(flag or StopFlag(), held.still_mine))
+            except OSError as error:  # a successor clears away what we were writing
+                if held.still_mine():
+                    raise
+                raise TakenOver(f"{trial.path}: another job has taken this trial over") from error
         else:
             print(f"{trial.path.name} is trained already", flush=True)
     remove_checkpoint(trial)
@@ -45,10 +50,10 @@ def run(config: Config, trial: TrialDir, flag: StopFlag | None = None) -> None:
 
 def is_trained(trial: TrialDir, inputs: Inputs) -> bool:
     """Whether the folder holds a whole model of just this configuration, features, splits and targets."""
-    if not trial.trained.exists():
-        return False
     try:
         same = not differences(read_trained(trial), inputs)
+    except FileNotFoundError:
+        return False
     except WorkError as error:
         print(f"carabid: {error}", flush=True)
         return False

@@ -235,12 +235,15 @@ def _parse_value(text: str, override: str) -> Any:
 
 
 def _split_commas(text: str) -> list[str]:
-    """Split at commas outside brackets, braces and quotes."""
-    parts, depth, quote = [""], 0, ""
+    """Split at commas outside brackets, braces and quotes; as in YAML, a quote inside a word is a letter (O'Brien)."""
+    parts, depth, quote, escaped = [""], 0, "", False
     for char in text:
-        if quote:
+        if escaped:
+            escaped = False
+        elif quote:
+            escaped = quote == '"' and char == "\\"
             quote = "" if char == quote else quote
-        elif char in "'\"":
+        elif char in "'\"" and parts[-1].rstrip()[-1:] in ("", *"[{,:'"):
             quote = char
         elif char in "[{":
             depth += 1

@@ -155,7 +155,8 @@ def _row(experiment: ExperimentDir, name: str) -> Row:
     if state.state != "done":
         return row
     if config is None:  # which repetitions it belongs with cannot be told
-        return replace(row, state="failed", reason=damaged(trial.config))
+        why = "config.yaml is damaged: `carabid train` with this trial's configuration writes it again"
+        return replace(row, state="failed", reason=why)
     try:
         return _with_results(row, read_json(trial.results), _group(name, config))
     except (OSError, ValueError, KeyError, TypeError):

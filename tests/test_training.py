@@ -25,6 +25,7 @@ from pipeline.errors import Interrupted, MissingFeatures, UserError, WorkError
 from pipeline.experiment import load_experiment
 from pipeline.layout import PROJECT, TrialDir, experiment_dir, read_json
 from pipeline.models.saved import make_model
+from pipeline.results import collect
 from pipeline.signals import StopFlag
 from pipeline.stages import evaluate, extract, train
 from pipeline.stages.inputs import load_inputs, make_facts
@@ -167,8 +168,10 @@ def test_a_trained_trial_is_found_trained_without_loading_its_backbone(
 ) -> None:
     """A requeued job of many trials goes over those that are done: BioCLIP-2 is not read again for each."""
     config, trial = trained("finetune", "train.epochs=1")
-    monkeypatch.setattr("pipeline.stages.inputs.load_backbone", lambda _: pytest.fail("loaded"))
+    before, loaded = trial.trained.stat().st_mtime_ns, []
+    monkeypatch.setattr("pipeline.stages.inputs.load_backbone", loaded.append)
     train.run(config, trial)
+    assert loaded == [] and trial.trained.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("method", ["frozen", "pixels"])
@@ -519,3 +522,16 @@ def test_every_method_config_trains_and_evaluates_on_the_tiny_backbones(assets: 
         extract.ensure(trial.config)
         train.run(trial.config, folder)
         assert evaluate.run(trial.config, folder)["split"] == "test", method
+
+
+def test_a_damaged_config_is_written_again_by_training_as_results_say(
+    trained: Callable[..., tuple[Config, TrialDir]],
+) -> None:
+    config, trial = trained("frozen", "train.epochs=1")
+    evaluate.run(config, trial)
+    whole = trial.config.read_text()
+    trial.config.write_text(": [")
+    (row,) = collect([experiment_dir(config)])
+    assert row.state == "failed" and "`carabid train`" in row.reason
+    train.run(config, trial)
+    assert trial.config.read_text() == whole and collect([experiment_dir(config)])[0].state == "done"

@@ -83,8 +83,8 @@ def submit(manifest: Manifest, stages: Sequence[Stage], max_parallel: int | None
             for stage in stages:
                 ids[stage.name] = _queue(manifest, stage, ids, max_parallel)
         except WorkError as error:
-            left = "" if _cancel(manifest, stages) else " (scancel failed: look for them with squeue)"
-            before = f" Jobs {', '.join(ids.values())}, queued before it, were cancelled{left}." if ids else ""
+            became = "were cancelled" if _cancel(manifest, stages) else "could not be cancelled: see squeue"
+            before = f" Jobs {', '.join(ids.values())}, queued before it, {became}." if ids else ""
             raise WorkError(f"{error}{before}") from error
         except BaseException:  # Ctrl-C between two of them: half a chain is of no use
             _cancel(manifest, stages)

@@ -21,5 +21,5 @@ command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -
 project=${CARABID_PROJECT:-$(cd "${command%%evaluate.sh*}.." && pwd)}
 source "$project/jobs/setup.sh"
 
-srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" carabid evaluate "$@"
+run carabid evaluate "$@"
 carabid collect "$@"

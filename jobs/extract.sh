@@ -22,4 +22,4 @@ command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -
 project=${CARABID_PROJECT:-$(cd "${command%%extract.sh*}.." && pwd)}
 source "$project/jobs/setup.sh"
 
-srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" carabid extract "$@"
+run carabid extract "$@"

@@ -14,13 +14,22 @@ fi
 # 3. Compute nodes have no internet: use what `carabid fetch` brought into the cache.
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
 
+# Runs a command as a job step. Status 75 means: the walltime is near and a checkpoint is written, queue this job again.
+run() {
+  local status=0
+  srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$@" || status=$?   # what srun runs gets the signal before the walltime
+  if [ "$status" -eq 75 ]; then
+    scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+  fi
+  return "$status"
+}
+
 # Trains the trials of CONFIG (with the overrides after it) in this job; the tasks of an array share them out.
 train_trials() {
-  local srun=(srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")   # what srun runs gets the signal before the walltime
-  "${srun[@]}" carabid extract --once "$@"            # features: one job makes what is missing, the others wait
+  run carabid extract --once "$@"                     # features: one job makes what is missing, the others wait
   here=""
   carabid evaluate --queue "$@" || here=yes           # the dependent evaluation, queued once for the whole array
-  "${srun[@]}" carabid train "$@"
+  run carabid train "$@"
   if [ -n "$here" ]; then
     echo "This node may not queue jobs: evaluating in this job."
     carabid evaluate "$@"

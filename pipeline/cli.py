@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from pipeline import __version__
-from pipeline.errors import UserError, WorkError
+from pipeline.cluster import load_cluster
+from pipeline.errors import REQUEUE_STATUS, RunAgain, UserError, WorkError
 from pipeline.experiment import Experiment, load_experiment
 from pipeline.layout import ExperimentDir, all_experiments, trained_root
 from pipeline.state import trial_state
@@ -26,6 +27,13 @@ Overrides = Annotated[
 ]
 TrainedFolder = Annotated[
     Path | None, typer.Option(help="Where the experiments lie, if paths.trained put them elsewhere.")
+]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Profile in configs/cluster/ (slurm, local, …), or a YAML; default: $CARABID_CLUSTER, else slurm.",
+    ),
 ]
 ExperimentNames = Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT …]", help="Default: all of them.")]
 
@@ -63,7 +71,7 @@ def fetch(config: ConfigArgument, overrides: Overrides = None) -> None:
     from pipeline.launch.manifest import sharing_features
     from pipeline.stages import fetch as stage
 
-    for sharing in sharing_features(load_experiment(config, overrides or ()).trials):
+    for sharing in sharing_features(_load(config, overrides).trials):
         stage.run(sharing[0].config)
 
 
@@ -72,7 +80,7 @@ def plan(config: ConfigArgument, overrides: Overrides = None) -> None:
     """Show every trial and its state; nothing is run."""
     from pipeline.launch.plan import plan as states_of
 
-    experiment = load_experiment(config, overrides or ())
+    experiment = _load(config, overrides)
     for trial, state in zip(experiment.trials, states_of(experiment), strict=True):
         print(f"{state.state:<12}{trial.name}{'  ' + state.reason if state.reason else ''}")
     print(f"{len(experiment.trials)} trials in {experiment.dir.path}")
@@ -82,19 +90,23 @@ def plan(config: ConfigArgument, overrides: Overrides = None) -> None:
 def submit(
     config: ConfigArgument,
     overrides: Overrides = None,
-    cluster: Annotated[str, typer.Option(help="slurm, or local: the same stages on this machine.")] = "slurm",
+    cluster: ClusterOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show every script, queue nothing.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Return only when the last job has ended.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Trials at once with --cluster local.")] = 1,
     max_parallel: Annotated[
         int | None, typer.Option(min=1, help="Tasks of each array that Slurm may run at once; default: all.")
     ] = None,
+    pack: Annotated[int, typer.Option(min=1, help="Trials that share a task and its GPU, side by side.")] = 1,
 ) -> None:
     """Queue extraction, training, evaluation and collection of all trials that have no results yet."""
     from pipeline.launch import submit as launcher
 
-    experiment = load_experiment(config, overrides or ())
-    launcher.submit(experiment, launcher.Request(cluster, dry_run, wait, workers, max_parallel, tuple(sys.argv)))
+    site = load_cluster(cluster)
+    experiment = load_experiment(config, overrides or (), site.layer)
+    launcher.submit(
+        experiment, launcher.Request(site.profile, dry_run, wait, workers, max_parallel, pack, tuple(sys.argv))
+    )
 
 
 @app.command()
@@ -108,7 +120,7 @@ def extract(
     """Make the features that training reads. The tasks of a Slurm array share the work."""
     from pipeline.launch import jobs
 
-    experiment = load_experiment(config, overrides or ())
+    experiment = _load(config, overrides)
     if once:
         _record_plan(experiment)
     jobs.extract_features(experiment.trials, once)
@@ -120,7 +132,7 @@ def train(config: ConfigArgument, overrides: Overrides = None) -> None:
     from pipeline.launch import jobs
     from pipeline.launch.deal import my_share
 
-    experiment = load_experiment(config, overrides or ())
+    experiment = _load(config, overrides)
     _record_plan(experiment)
     jobs.train_trials(my_share(experiment.trials))
 
@@ -134,7 +146,7 @@ def evaluate(
     ] = False,
 ) -> None:
     """Evaluate this job's share of the trials from their folders: results.json beside each model."""
-    experiment = load_experiment(config, overrides or ())
+    experiment = _load(config, overrides)
     if queue:
         from pipeline.launch.slurm import queue_evaluation
 
@@ -151,7 +163,7 @@ def collect(config: ConfigArgument, overrides: Overrides = None) -> None:
     """Bring the results of an experiment together in results.csv."""
     from pipeline.stages import collect as stage
 
-    stage.run(load_experiment(config, overrides or ()).config)
+    stage.run(_load(config, overrides).config)
 
 
 @app.command()
@@ -223,19 +235,25 @@ def main() -> None:
         raise SystemExit(2) from None
     except WorkError as error:
         print(f"carabid: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(REQUEUE_STATUS if isinstance(error, RunAgain) else 1) from None
     except OSError as error:  # a disk that is full, a folder that may not be written: nothing a traceback would explain
         print(f"carabid: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         raise SystemExit(1) from None
 
 
+def _load(config: str, overrides: list[str] | None) -> Experiment:
+    """An experiment, on top of the profile that $CARABID_CLUSTER names."""
+    return load_experiment(config, overrides or (), load_cluster().layer)
+
+
 def _record_plan(experiment: Experiment) -> None:
     """In a job that was submitted by hand: leave a record of its trials, so that those which never start are known."""
+    from pipeline.launch.deal import array_shape
     from pipeline.launch.manifest import record_plan
     from pipeline.launch.slurm import own_job
 
     if job := own_job():
-        record_plan(experiment, job)
+        record_plan(experiment, job, array_shape())
 
 
 def _experiments(names: list[str] | None, trained: Path | None) -> list[ExperimentDir]:

@@ -13,7 +13,9 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from pipeline.amounts import format_memory, format_time, parse_memory, parse_time
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -337,18 +339,26 @@ class Evaluate(Section):
 
 
 # ---------------------------------------------------------------- not science: where and with what
+# What stands in a line of an sbatch script: one word of visible characters, so that it cannot begin another line.
+SlurmWord = Annotated[str, Field(pattern=r"^[!-~]+$")]
+Memory = Annotated[str, AfterValidator(lambda text: format_memory(parse_memory(text)))]
+Walltime = Annotated[str, AfterValidator(lambda text: format_time(parse_time(text)))]
+
+
 class Job(Section):
     """What one stage asks Slurm for; names are Slurm's."""
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
+    partition: SlurmWord | None = None
+    account: SlurmWord | None = None
+    qos: SlurmWord | None = None
+    constraint: SlurmWord | None = None
     gpus_per_node: Annotated[int, Field(ge=0)] = 1
+    gpu_type: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
+    """Kind of GPU by Slurm's name for it (`sinfo -o %G` shows them): a100."""
     cpus_per_task: Positive = 4
-    mem: str = "32G"
+    mem: Memory = "32G"
     """Memory of the node, as Slurm writes it."""
-    time: str = "04:00:00"
+    time: Walltime = "04:00:00"
     """Walltime: minutes, HH:MM:SS or D-HH:MM:SS."""
 
 

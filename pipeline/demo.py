@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.errors import WorkError
 from pipeline.experiment import load_experiment
 from pipeline.launch import local
-from pipeline.launch.manifest import Manifest, make_manifest
+from pipeline.launch.manifest import Manifest, Terms, make_manifest
 from pipeline.launch.plan import missing_trials
 from pipeline.layout import PROJECT, all_experiments, root
 from pipeline.results import collect, print_table, summarize
@@ -92,4 +92,4 @@ def show() -> None:
 def _manifest(name: str, overrides: tuple[str, ...]) -> Manifest | None:
     experiment = load_experiment(PROJECT / "configs" / "beetles" / f"{name}.yaml", overrides)
     todo = missing_trials(experiment)
-    return make_manifest(experiment, todo, ["carabid", "demo"]) if todo else None
+    return make_manifest(experiment, todo, Terms(argv=("carabid", "demo"))) if todo else None

@@ -1,5 +1,8 @@
 """The two ways a command ends badly, and kinds of the second; their messages are for people, without a traceback."""
 
+REQUEUE_STATUS = 75
+"""Exit status (EX_TEMPFAIL) that a job script answers with `scontrol requeue`."""
+
 
 class UserError(Exception):
     """The request, its configuration or its data is wrong: the message says what, where and what to do. Exit status 2."""
@@ -11,6 +14,10 @@ class WorkError(Exception):
 
 class Interrupted(WorkError):
     """A run was told to stop; its checkpoint is written and the same command goes on from it."""
+
+
+class RunAgain(Interrupted):
+    """The walltime is near and a checkpoint is written: the job is to be queued again. Exit status 75."""
 
 
 class OutOfTime(WorkError):

@@ -1,7 +1,8 @@
 """From a YAML and `key=value` overrides to trials: parents, overrides, the grid, names, and errors that show the place.
 
-Precedence, weakest first: the models' defaults, the YAML's parents (`base:`), the YAML, its `grid:` block, the command
-line. A comma list on the command line, or a list in `grid:`, is a grid axis; `key=[a,b]` is a list value, not an axis.
+Precedence, weakest first: the models' defaults, the cluster profile's resources and paths, the YAML's parents (`base:`),
+the YAML, its `grid:` block, the command line. A comma list on the command line, or a list in `grid:`, is a grid axis;
+`key=[a,b]` is a list value, not an axis.
 This module loads no torch.
 """
 
@@ -82,6 +83,14 @@ class Experiment:
         return experiment_dir(self.config)
 
 
+@dataclass(frozen=True)
+class Layer:
+    """Values that lie below an experiment's own (a cluster profile's), and where each dotted key stands."""
+
+    values: Tree = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass
 class _Document:
     """A YAML merged with its parents, and where each dotted key stands."""
@@ -91,13 +100,16 @@ class _Document:
     places: dict[str, str] = field(default_factory=dict)
 
 
-def load_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read a YAML, apply overrides, expand the grid and validate every cell.
+def load_experiment(source: str | Path, overrides: Sequence[str] = (), below: Layer | None = None) -> Experiment:
+    """Read a YAML, put it on top of `below`, apply overrides, expand the grid and validate every cell.
 
     Raises UserError naming the dotted key, its file and line, and the nearest valid name or the allowed values.
     """
     path = find_config(source)
     document = _read_document(path, ())
+    if below:
+        document.values = merge(below.values, document.values)
+        document.places = {**below.places, **document.places}
     fixed, axes = _split_overrides(overrides, document)
     axes = {key: values for key, values in document.grid.items() if key not in fixed} | axes
     document.values.setdefault("experiment", f"{document.values.get('task', 'beetles')}-{path.stem}")
@@ -156,7 +168,7 @@ def _is_switched(place: str, old: Tree, new: Tree) -> bool:
 def _read_document(path: Path, children: tuple[Path, ...]) -> _Document:
     if path in children:
         raise UserError(f"{path}: its base leads back to itself: {' → '.join(p.name for p in (*children, path))}")
-    values, places = _read_yaml(path)
+    values, places = read_yaml(path)
     grid = values.pop("grid", None) or {}
     _check_grid(grid, path)
     parent = _Document(DEFAULT_KINDS)
@@ -170,7 +182,8 @@ def _read_document(path: Path, children: tuple[Path, ...]) -> _Document:
     return _Document(merge(lower, values), inherited | grid, parent.places | _with_file(places, path))
 
 
-def _read_yaml(path: Path) -> tuple[Tree, dict[str, str]]:
+def read_yaml(path: Path) -> tuple[Tree, dict[str, str]]:
+    """A YAML's values, and the line on which each dotted key stands. Raises UserError where it is none."""
     try:
         loader = _Yaml(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()

@@ -111,6 +111,10 @@ class ExperimentDir:
     def stage_logs(self, submission: str, stage: str) -> Path:
         return self.logs / f"{submission}-{stage}"
 
+    def code(self, name: str) -> Path:
+        """A snapshot of the code, by its hash: what the jobs of a submission run."""
+        return self.path / "code" / name
+
     @property
     def results_csv(self) -> Path:
         return self.path / "results.csv"

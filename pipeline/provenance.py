@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -36,6 +38,8 @@ SLURM_FIELDS = (
     "CLUSTER_NAME",
 )
 MAX_DIFF = 100_000
+CODE_RECORD = "code.json"
+"""Beside a snapshot's package: where its code came from."""
 
 
 def now() -> str:
@@ -48,7 +52,7 @@ def provenance(**more: Any) -> dict[str, Any]:
     return {
         "written": now(),
         "carabid": __version__,
-        "code": _code(),
+        "code": code_version(),
         "argv": sys.argv,
         "python": platform.python_version(),
         "packages": {name: installed_version(name) for name in PACKAGES},
@@ -59,8 +63,11 @@ def provenance(**more: Any) -> dict[str, Any]:
     }
 
 
-def _code() -> dict[str, Any]:
-    """Commit and uncommitted changes of the project, if it is a git checkout."""
+def code_version() -> dict[str, Any]:
+    """Commit and uncommitted changes of the code that runs: as a snapshot recorded them, else of the git checkout."""
+    with suppress(OSError):
+        recorded: dict[str, Any] = json.loads((PROJECT / CODE_RECORD).read_text())
+        return recorded
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return {"commit": None, "dirty": None}

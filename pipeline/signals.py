@@ -13,8 +13,15 @@ from types import FrameType
 
 WALLTIME_SIGNAL = signal.SIGUSR2
 LISTENED = (signal.SIGTERM, signal.SIGINT, WALLTIME_SIGNAL)
-GRACE_SECONDS = 60.0
-"""How long an epoch may go on after the signal. Half of the warning that our jobs ask Slurm for."""
+WARNING_SECONDS = 120
+
+
+def warning_seconds(walltime: int) -> int:
+    """How long before the end of its walltime (seconds) a job is warned: two minutes, a fifth of a short one.
+
+    A job of a few minutes that is warned two minutes before its end would be told to stop when it has hardly begun.
+    """
+    return max(10, min(WARNING_SECONDS, walltime // 5))
 
 
 class StopFlag:
@@ -23,8 +30,10 @@ class StopFlag:
     Training looks at `asked` after each epoch, where it writes a checkpoint first, and at `overdue` after each batch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, warning: int = WARNING_SECONDS) -> None:
+        """`warning`: how long before the walltime's end the signal comes; half of it an epoch may go on."""
         self.signal: int | None = None
+        self.grace = warning / 2
         self._since = 0.0
 
     def asked(self) -> bool:
@@ -33,7 +42,7 @@ class StopFlag:
 
     def overdue(self) -> bool:
         """Stop now: there may be no time left for the end of an epoch."""
-        return self.asked() and time.monotonic() - self._since > GRACE_SECONDS
+        return self.asked() and time.monotonic() - self._since > self.grace
 
     def out_of_time(self) -> bool:
         """Whether it was the walltime. (A preempted job is queued again by Slurm, a cancelled one is not to be.)"""

@@ -21,11 +21,20 @@ from hypothesis import strategies as st
 
 import pipeline.stages
 from pipeline.config import Config, config_hash
-from pipeline.errors import Interrupted, MissingFeatures, OutOfTime, TakenOver, UserError, WorkError
-from pipeline.experiment import Experiment, dump_config, load_experiment
-from pipeline.launch import jobs, local, manifest, plan, queue, slurm, submit
+from pipeline.errors import (
+    REQUEUE_STATUS,
+    Interrupted,
+    MissingFeatures,
+    OutOfTime,
+    RunAgain,
+    TakenOver,
+    UserError,
+    WorkError,
+)
+from pipeline.experiment import Experiment, Trial, dump_config, load_experiment
+from pipeline.launch import jobs, local, manifest, parts, plan, queue, slurm, submit
 from pipeline.launch.deal import array_rank, my_share
-from pipeline.launch.manifest import load_manifest, make_manifest, plan_extractions
+from pipeline.launch.manifest import Manifest, Terms, load_manifest, make_manifest, preview_manifest
 from pipeline.layout import PROJECT, TrialDir, read_json, write_json, write_text
 from pipeline.lease import Lease
 from pipeline.signals import WALLTIME_SIGNAL, StopFlag
@@ -90,30 +99,38 @@ def test_an_array_with_gaps_is_refused_with_one_that_works(tasks: set[int]) -> N
 
 
 # ---------------------------------------------------------------- the manifest
+def trials_of(made: Manifest) -> list[Trial]:
+    return [made.trial(index) for index in range(len(made.entries))]
+
+
+def extractions(experiment: Experiment) -> list[tuple[int, int, int]]:
+    return preview_manifest(experiment, experiment.trials, Terms()).extractions
+
+
 def test_a_manifest_freezes_what_a_queued_job_will_do(tmp_path: Path) -> None:
     source = tmp_path / "mine.yaml"
     source.write_text("optim: {lr: 1e-3}\n")
     experiment = load_experiment(source, ["seed=0,1"])
-    made = make_manifest(experiment, experiment.trials, ["carabid", "submit"])
+    made = make_manifest(experiment, experiment.trials, Terms(argv=("carabid", "submit")))
     source.write_text("optim: {lr: 9}\n")
     loaded = load_manifest(made.path)
-    assert loaded.trials == experiment.trials and [t.config.optim.lr for t in loaded.trials] == [1e-3, 1e-3]
+    assert trials_of(loaded) == experiment.trials and [t.config.optim.lr for t in trials_of(loaded)] == [1e-3, 1e-3]
     assert made.experiment.record.read_text() == "optim: {lr: 1e-3}\n"
     assert read_json(made.path)["argv"] == ["carabid", "submit"] and read_json(made.path)["overrides"] == ["seed=0,1"]
 
 
 def test_submissions_are_numbered_from_one_and_beyond_ten() -> None:
     experiment = load()
-    numbers = [make_manifest(experiment, experiment.trials, []).number for _ in range(11)]
+    numbers = [make_manifest(experiment, experiment.trials).number for _ in range(11)]
     assert numbers == [str(n) for n in range(1, 12)]
 
 
 def test_submissions_at_once_get_different_numbers_and_lose_nothing() -> None:
     experiment = load("seed=0,1,2,3,4,5,6,7,8,9,10,11")
     with ThreadPoolExecutor(12) as pool:
-        made = list(pool.map(lambda trial: make_manifest(experiment, [trial], []), experiment.trials))
+        made = list(pool.map(lambda trial: make_manifest(experiment, [trial]), experiment.trials))
     assert sorted(int(m.number) for m in made) == list(range(1, 13))
-    assert [load_manifest(m.path).trials for m in made] == [[trial] for trial in experiment.trials]
+    assert [trials_of(load_manifest(m.path)) for m in made] == [[trial] for trial in experiment.trials]
     assert sorted(p.name for p in experiment.dir.submissions.iterdir()) == sorted(f"{n}.json" for n in range(1, 13))
 
 
@@ -125,18 +142,22 @@ def test_a_number_that_another_submission_takes_meanwhile_is_not_written_over(mo
     def open_late(*arguments: Any) -> int:
         if not other:
             other.append(None)
-            other[0] = make_manifest(first, first.trials, [])
+            other[0] = make_manifest(first, first.trials)
         return real_open(*arguments)
 
     monkeypatch.setattr(manifest.os, "open", open_late)
-    mine = make_manifest(second, second.trials, [])
+    mine = make_manifest(second, second.trials)
     assert mine.path != other[0].path
-    assert load_manifest(other[0].path).trials == first.trials and load_manifest(mine.path).trials == second.trials
+    assert trials_of(load_manifest(other[0].path)) == first.trials
+    assert trials_of(load_manifest(mine.path)) == second.trials
 
 
 def test_trials_that_read_the_same_features_share_one_extraction() -> None:
-    trials = load("seed=0,1", "optim.lr=1e-3,1e-4", "resources.extract_tasks=3").trials
-    assert plan_extractions(trials) == [(0, 0, 3), (0, 1, 3), (0, 2, 3)]
+    assert extractions(load("seed=0,1", "optim.lr=1e-3,1e-4", "resources.extract_tasks=3")) == [
+        (0, 0, 3),
+        (0, 1, 3),
+        (0, 2, 3),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -152,12 +173,12 @@ def test_trials_that_read_the_same_features_share_one_extraction() -> None:
     ],
 )
 def test_trials_that_read_different_features_have_extractions_of_their_own(axis: str) -> None:
-    assert plan_extractions(load(axis).trials) == [(0, 0, 1), (1, 0, 1)]
+    assert extractions(load(axis)) == [(0, 0, 1), (1, 0, 1)]
 
 
 def test_folds_and_targets_of_the_same_images_share_one_extraction() -> None:
-    trials = load("data.split.kind=folds", "data.split.fold=0,1,2", "data.targets=[SPEI_1y],[SPEI_2y]").trials
-    assert len(trials) == 6 and len(plan_extractions(trials)) == 1
+    experiment = load("data.split.kind=folds", "data.split.fold=0,1,2", "data.targets=[SPEI_1y],[SPEI_2y]")
+    assert len(experiment.trials) == 6 and len(extractions(experiment)) == 1
 
 
 # ---------------------------------------------------------------- states
@@ -249,10 +270,10 @@ def test_an_unreadable_config_in_a_folder_is_no_obstacle(trial: TrialDir) -> Non
 def test_every_trial_that_was_ever_submitted_or_trained_is_known_in_that_order() -> None:
     experiment = load("seed=0,1,2,3,4,5,6,7,8,9,10,11")
     for single in experiment.trials[:-1]:
-        make_manifest(experiment, [single], [])
+        make_manifest(experiment, [single])
     by_script = experiment.trials[-1]
     write_text(experiment.dir.trial(by_script.name).config, dump_config(by_script.config))
-    make_manifest(experiment, [experiment.trials[0]], [])
+    make_manifest(experiment, [experiment.trials[0]])
     assert planned_trials(experiment.dir) == [t.name for t in experiment.trials]
 
 
@@ -335,7 +356,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Callable[[Stage], None]:
 
 def test_a_job_trains_the_trial_of_its_index_as_it_was_when_it_was_submitted(training: Any) -> None:
     experiment, seen = load("seed=0,1"), []
-    made = make_manifest(experiment, experiment.trials, [])
+    made = make_manifest(experiment, experiment.trials)
     training(lambda config, folder, stop: seen.append((config, folder.path.name)))
     jobs.train(str(made.path), 1)
     assert seen == [(experiment.trials[1].config, experiment.trials[1].name)]
@@ -345,7 +366,7 @@ def test_a_job_that_fails_ends_with_status_1_its_message_and_no_traceback(
     training: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiment = load()
-    made = make_manifest(experiment, experiment.trials, [])
+    made = make_manifest(experiment, experiment.trials)
 
     def fail(*_: Any) -> None:
         raise UserError("data.csv, row 17: SPEI_1y is empty")
@@ -379,61 +400,83 @@ def test_the_end_of_the_walltime_is_not_taken_for_a_cancellation() -> None:
     assert flag.out_of_time()
 
 
-@pytest.mark.parametrize(
-    ("environ", "requeued"),
-    [
-        ({"SLURM_JOB_ID": "42"}, "requeue 42\n"),
-        # The id of one task of every array is the whole array's: its neighbours must not be requeued with it.
-        ({"SLURM_JOB_ID": "42", "SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "3"}, "requeue 42_3\n"),
-        ({}, ""),
-    ],
-)
-def test_a_training_out_of_time_is_queued_again_itself_alone_and_is_no_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: Any, environ: dict[str, str], requeued: str
-) -> None:
-    calls = fake_command(tmp_path / "bin", "scontrol", "", monkeypatch)
-    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
+def test_a_training_out_of_time_asks_to_be_queued_again_and_is_no_failure(training: Any) -> None:
+    training(stop_when_signalled(WALLTIME_SIGNAL, checkpoint=True))
+    (trial,) = load().trials
+    with pytest.raises(RunAgain):
+        jobs.train_trials([trial])
+    assert not jobs.trial_dir(trial).failure.exists()
+    made = make_manifest(load(), load().trials)
+    with pytest.raises(SystemExit) as caught:
+        jobs.train(str(made.path), 0)
+    assert caught.value.code == REQUEUE_STATUS
+
+
+def test_a_training_that_came_no_further_before_its_time_was_over_is_not_queued_again(training: Any) -> None:
+    """Each attempt would be cut off at the same place, for ever."""
     training(stop_when_signalled(WALLTIME_SIGNAL))
     (trial,) = load().trials
-    with pytest.raises(Interrupted):
+    with pytest.raises(OutOfTime, match="not one epoch"):
         jobs.train_trials([trial])
-    assert calls.read_text() == requeued and not jobs.trial_dir(trial).failure.exists()
+    assert "not one epoch fits into the walltime" in trial_state(jobs.trial_dir(trial)).reason
 
 
-def test_a_training_told_to_stop_for_another_reason_is_not_queued_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: Any
-) -> None:
-    calls = fake_command(tmp_path / "bin", "scontrol", "", monkeypatch)
-    monkeypatch.setenv("SLURM_JOB_ID", "42")
+def test_a_training_told_to_stop_for_another_reason_does_not_ask_to_be_queued_again(training: Any) -> None:
     training(stop_when_signalled(signal.SIGTERM))
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted) as caught:
         jobs.train_trials(load().trials)
-    assert calls.read_text() == ""
+    assert not isinstance(caught.value, RunAgain)
 
 
-def test_a_signal_during_one_trials_last_epoch_is_not_lost_on_the_next_trial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: Any
-) -> None:
-    calls, trained = fake_command(tmp_path / "bin", "scontrol", "", monkeypatch), []
-    monkeypatch.setenv("SLURM_JOB_ID", "42")
+def test_a_signal_during_one_trials_last_epoch_is_not_lost_on_the_next_trial(training: Any) -> None:
+    trained = []
 
     def end_normally(config: Config, folder: TrialDir, flag: StopFlag) -> None:
         trained.append(config.seed)
         os.kill(os.getpid(), WALLTIME_SIGNAL)
 
     training(end_normally)
-    with pytest.raises(Interrupted, match="before"):
+    with pytest.raises(RunAgain, match="before"):
         jobs.train_trials(load("seed=0,1").trials)
-    assert trained == [0] and calls.read_text() == "requeue 42\n"
+    assert trained == [0]
 
 
-def stop_when_signalled(number: int) -> Callable[[Config, TrialDir, StopFlag], None]:
+@pytest.mark.parametrize(
+    ("environ", "requeued"),
+    [
+        ({"SLURM_JOB_ID": "42"}, "requeue 42\n"),
+        # The id of one task of every array is the whole array's: its neighbours must not be requeued with it.
+        ({"SLURM_JOB_ID": "42", "SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "3"}, "requeue 42_3\n"),
+    ],
+)
+@pytest.mark.parametrize("status", [0, 1, REQUEUE_STATUS])
+@pytest.mark.parametrize("how", ["submitted", "typed"])
+def test_a_job_script_queues_its_own_task_again_if_its_command_asks_for_it_and_ends_with_its_status(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scripts: Any,
+    environ: dict[str, str],
+    requeued: str,
+    status: int,
+    how: str,
+) -> None:
+    calls = fake_command(tmp_path / "bin", "scontrol", "", monkeypatch)
+    fake_command(tmp_path / "bin", "srun", f"exit {status}", monkeypatch)
+    script = (
+        scripts()["train"] if how == "submitted" else f"set -e; project=/; source {PROJECT}/jobs/setup.sh; run true"
+    )
+    environ |= {"PATH": os.environ["PATH"]}
+    done = subprocess.run(["bash", "-c", script], env=environ, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert calls.read_text() == (requeued if status == REQUEUE_STATUS else "")
+
+
+def stop_when_signalled(number: int, checkpoint: bool = False) -> Callable[[Config, TrialDir, StopFlag], None]:
     def run(config: Config, folder: TrialDir, flag: StopFlag) -> None:
         os.kill(os.getpid(), number)
         assert flag.asked()
+        if checkpoint:
+            write_text(folder.resume_state, "")
         raise Interrupted("told to stop")
 
     return run
@@ -459,34 +502,25 @@ getattr(jobs, sys.argv[1])(sys.argv[2], 0)
 def signalled(stage: str, number: int) -> tuple[int, str]:
     """Exit status and output of a job of a stage that gets a signal while it works."""
     experiment = load()
-    made = make_manifest(experiment, experiment.trials, [])
+    made = make_manifest(experiment, experiment.trials)
     write_json(experiment.dir.trial(experiment.trials[0].name).trained, {})
     command = [sys.executable, "-c", SIGNALLED, stage, str(made.path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout and process.stdout.readline() == "working\n"
+        assert process.stdout and "working\n" in iter(process.stdout.readline, "")
         process.send_signal(number)
         return process.wait(30), process.stdout.read()
 
 
-def test_an_extraction_out_of_time_is_queued_again_and_is_no_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = fake_command(tmp_path / "bin", "scontrol", "", monkeypatch)
-    monkeypatch.setenv("SLURM_JOB_ID", "42")
+def test_an_extraction_out_of_time_asks_to_be_queued_again_and_is_no_failure() -> None:
     status, out = signalled("extract", WALLTIME_SIGNAL)
-    assert status == 1 and "queued again" in out and "Traceback" not in out
-    assert calls.read_text() == "requeue 42\n"
+    assert status == REQUEUE_STATUS and "the walltime is near" in out and "Traceback" not in out
     assert not load().dir.trial(load().trials[0].name).failure.exists()
 
 
 @pytest.mark.parametrize("stage", ["evaluate", "collect"])
-def test_what_would_begin_anew_says_that_its_time_was_too_short_and_is_not_queued_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
-) -> None:
-    calls = fake_command(tmp_path / "bin", "scontrol", "", monkeypatch)
-    monkeypatch.setenv("SLURM_JOB_ID", "42")
+def test_what_would_begin_anew_says_that_its_time_was_too_short_and_is_not_queued_again(stage: str) -> None:
     status, out = signalled(stage, WALLTIME_SIGNAL)
-    assert status == 1 and "give it more" in out and "Traceback" not in out and calls.read_text() == ""
+    assert status == 1 and "give it more" in out and "Traceback" not in out
     if stage == "evaluate":
         state = trial_state(load().dir.trial(load().trials[0].name))
         assert state.state == "failed" and state.reason.startswith("evaluate: the walltime is over")
@@ -510,20 +544,10 @@ def test_a_stage_that_is_cancelled_ends_at_once(stage: str) -> None:
     assert signalled(stage, signal.SIGTERM)[0] == -signal.SIGTERM
 
 
-def test_a_missing_scontrol_does_not_hide_that_a_training_was_told_to_stop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: Any
-) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "42")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    training(stop_when_signalled(WALLTIME_SIGNAL))
-    with pytest.raises(Interrupted):
-        jobs.train_trials(load().trials)
-
-
 # ---------------------------------------------------------------- on this machine
 def test_an_unexpected_failure_of_one_trial_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     experiment, done, said = load("seed=0,1,2"), [], []
-    made = make_manifest(experiment, experiment.trials, [])
+    made = make_manifest(experiment, experiment.trials)
 
     def note(stage: str) -> Callable[[str, int], None]:
         def work(path: str, index: int = 0) -> None:
@@ -561,7 +585,7 @@ def scripts() -> Callable[..., dict[str, str]]:
 
     def make(*overrides: str) -> dict[str, str]:
         experiment = load(*overrides)
-        made = make_manifest(experiment, experiment.trials, [])
+        made = make_manifest(experiment, experiment.trials)
         return dict(slurm.scripts(made, slurm.chain(made)))
 
     return make
@@ -589,7 +613,7 @@ def test_the_chain_of_a_grid_lets_each_evaluation_wait_for_its_own_training(scri
 
 def test_an_array_longer_than_slurm_allows_is_several_each_with_its_own_evaluation() -> None:
     experiment = load("seed=0,1,2,3,4,5,6")
-    made = make_manifest(experiment, experiment.trials, [], array_size=3)
+    made = make_manifest(experiment, experiment.trials, Terms(array_size=3))
     stages = {stage.name: stage for stage in slurm.chain(load_manifest(made.path))}
     names = ["train", "train-2", "train-3", "evaluate", "evaluate-2", "evaluate-3"]
     assert list(stages) == ["extract", *names, "collect"]
@@ -604,14 +628,14 @@ def test_an_array_longer_than_slurm_allows_is_several_each_with_its_own_evaluati
     texts = dict(slurm.scripts(made, list(stages.values()), max_parallel=2))
     assert "--array=0-2%2" in options(texts["train-2"]) and "--array" not in texts["train-3"]
     assert "--dependency='afterany:<evaluate>:<evaluate-2>:<evaluate-3>'" in options(texts["collect"])
-    assert f"--job-name={queue.job_name(made, 'train-2')}" in options(texts["train-2"])
+    assert f"--job-name={parts.job_name(made, 'train-2')}" in options(texts["train-2"])
 
 
 @given(st.integers(1, 200), st.integers(1, 50))
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_chunks_hold_every_trial_once_and_none_is_longer_than_slurm_allows(n: int, size: int) -> None:
     (trial,) = load().trials
-    made = manifest.Manifest(Path("1.json"), [trial] * n, [(0, 0, 1)], size)
+    made = preview_manifest(load(), [trial] * n, Terms(array_size=size))
     for kind in ("train", "evaluate"):
         chunks = [stage.indices for stage in slurm.chain(made) if stage.kind == kind]
         assert [index for chunk in chunks for index in chunk] == list(range(n))
@@ -628,24 +652,25 @@ def test_what_slurm_has_queued_is_known_by_trial_and_not_submitted_again(
 ) -> None:
     experiment = load("seed=0,1,2,3,4,5")
     first, other = load("seed=0,1,2,3").trials, load("seed=0", "experiment=beetles")
-    name = partial(queue.job_name, make_manifest(experiment, first, [], array_size=3))
-    gone = queue.job_name(make_manifest(experiment, first, []), "train").replace("-2-", "-9-")
-    theirs = queue.job_name(make_manifest(other, other.trials, []), "train")
+    name = partial(parts.job_name, make_manifest(experiment, first, Terms(array_size=3)))
+    gone = parts.job_name(make_manifest(experiment, first), "train").replace("-2-", "-9-")
+    theirs = parts.job_name(make_manifest(other, other.trials), "train")
     queue_holds(
         tmp_path,
         monkeypatch,
-        f"{name('evaluate')}|42|1|PENDING",
-        f"{name('train')}|41|1|RUNNING",
-        f"{name('train')}|41|2|COMPLETING",  # it has ended
-        f"{name('train-2')}|43|N/A|PENDING",  # the fourth trial, alone in its chunk
-        f"{name('collect')}|44|N/A|PENDING",
-        f"{theirs}|45|N/A|PENDING",  # another experiment whose name begins alike
-        f"{gone}|46|0|PENDING",
-        "somebody-elses|47|N/A|PENDING",
+        f"{name('evaluate')}|42|1|PENDING|Dependency",
+        f"{name('train')}|41|1|RUNNING|None",
+        f"{name('train')}|41|2|COMPLETING|None",  # it has ended
+        f"{name('train-2')}|43|N/A|PENDING|None",  # the fourth trial, alone in its chunk
+        f"{name('collect')}|44|N/A|PENDING|None",
+        f"{theirs}|45|N/A|PENDING|None",  # another experiment whose name begins alike
+        f"{gone}|46|0|PENDING|None",
+        "somebody-elses|47|N/A|PENDING|None",
     )
+    how = first[0].config.evaluate.model_dump(mode="json")
     assert queue.queued_trials(experiment.dir) == {
-        first[1].name: queue.Queued(first[1], "train", "41_1", "running"),
-        first[3].name: queue.Queued(first[3], "train", "43", "pending"),
+        first[1].name: queue.Queued(first[1].name, how, "train", "41_1", "running"),
+        first[3].name: queue.Queued(first[3].name, how, "train", "43", "pending"),
     }
     states = plan.plan(experiment)
     assert [state.state for state in states] == ["missing", "queued", "missing", "queued", "missing", "missing"]
@@ -659,17 +684,17 @@ def test_a_job_that_evaluates_in_another_way_does_not_do_what_is_asked_for_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = load()
-    made = make_manifest(experiment, experiment.trials, [])
-    queue_holds(tmp_path, monkeypatch, f"{queue.job_name(made, 'train')}|41|N/A|PENDING")
+    made = make_manifest(experiment, experiment.trials)
+    queue_holds(tmp_path, monkeypatch, f"{parts.job_name(made, 'train')}|41|N/A|PENDING|None")
     assert [state.state for state in plan.plan(experiment)] == ["queued"]
     assert [state.state for state in plan.plan(load("evaluate.split=validation"))] == ["missing"]
 
 
 def test_the_manifest_of_a_long_queue_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment, reads = load("seed=0,1,2,3,4,5,6,7"), []
-    name = queue.job_name(make_manifest(experiment, experiment.trials, []), "train")
-    queue_holds(tmp_path, monkeypatch, *(f"{name}|41|{i}|PENDING" for i in range(8)))
-    monkeypatch.setattr(queue, "load_manifest", lambda path: reads.append(path) or load_manifest(path))
+    name = parts.job_name(make_manifest(experiment, experiment.trials), "train")
+    queue_holds(tmp_path, monkeypatch, *(f"{name}|41|{i}|PENDING|None" for i in range(8)))
+    monkeypatch.setattr(parts, "load_manifest", lambda path: reads.append(path) or load_manifest(path))
     assert len(queue.queued_trials(experiment.dir)) == 8 and len(reads) == 1
 
 
@@ -681,7 +706,7 @@ def test_the_number_of_a_refused_submission_is_not_used_again(tmp_path: Path, mo
     fake_command(tmp_path / "bin", "scancel", "", monkeypatch)
     with pytest.raises(WorkError):
         submit.submit(experiment, submit.Request())
-    assert make_manifest(experiment, experiment.trials, []).number == "2"
+    assert make_manifest(experiment, experiment.trials).number == "2"
 
 
 def test_a_squeue_that_fails_stops_a_submission_and_not_a_plan(
@@ -719,10 +744,10 @@ def test_a_chain_that_sbatch_refuses_half_way_is_taken_back_by_name(
     fake_command(tmp_path / "bin", "sbatch", refuse, monkeypatch)
     calls = fake_command(tmp_path / "bin", "scancel", "", monkeypatch)
     experiment = load()
-    made = make_manifest(experiment, experiment.trials, [])
+    made = make_manifest(experiment, experiment.trials)
     with pytest.raises(WorkError, match=r"did not take the train job.*Jobs 5, queued before it, were cancelled\."):
         slurm.submit(made, slurm.chain(made))
-    wanted = [f"--me --name={queue.job_name(made, stage)}" for stage in ("extract", "train", "evaluate", "collect")]
+    wanted = [f"--me --name={parts.job_name(made, stage)}" for stage in ("extract", "train", "evaluate", "collect")]
     assert calls.read_text().splitlines() == wanted
 
 
@@ -773,7 +798,7 @@ def test_job_names_are_readable_and_of_one_submission_in_one_place(
     for root in (tmp_path / "one", tmp_path / "other"):
         monkeypatch.setenv("CARABID_ROOT", str(root))
         experiment = load()
-        names += [queue.job_name(make_manifest(experiment, experiment.trials, []), "train") for _ in range(2)]
+        names += [parts.job_name(make_manifest(experiment, experiment.trials), "train") for _ in range(2)]
     assert len(set(names)) == 4
     assert all(re.fullmatch(r"carabid-beetles-lora-[0-9a-f]{6}-[12]-train", name) for name in names)
 
@@ -784,7 +809,7 @@ def test_a_submission_queues_the_chain_with_real_dependencies(tmp_path: Path, mo
     fake_command(tmp_path / "bin", "sbatch", script + f"echo Submitted batch job 10$(wc -l < {count})", monkeypatch)
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     experiment = load("seed=0,1")
-    made = make_manifest(experiment, experiment.trials, [])
+    made = make_manifest(experiment, experiment.trials)
     ids = slurm.submit(made, slurm.chain(made))
     assert ids == {"extract": "101", "train": "102", "evaluate": "103", "collect": "104"}
     queued = (tmp_path / "scripts").read_text()
@@ -883,14 +908,14 @@ def test_a_squeue_that_does_not_answer_says_nothing_about_a_job(
 
 
 # ---------------------------------------------------------------- submit
-def run_submit(experiment: Experiment, cluster: str = "slurm", dry_run: bool = False) -> None:
-    submit.submit(experiment, submit.Request(cluster, dry_run))
+def run_submit(experiment: Experiment, dry_run: bool = False) -> None:
+    submit.submit(experiment, submit.Request(dry_run=dry_run))
 
 
 def test_only_trials_without_results_are_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
     experiment, queued = load("seed=0,1,2"), []
     set_done(experiment.dir.trial(experiment.trials[1].name), experiment.trials[1].config)
-    monkeypatch.setattr(slurm, "submit", lambda manifest, *_: queued.append(manifest.trials) or {"train": "1"})
+    monkeypatch.setattr(slurm, "submit", lambda manifest, *_: queued.append(trials_of(manifest)) or {"train": "1"})
     run_submit(experiment)
     assert queued == [[experiment.trials[0], experiment.trials[2]]]
 
@@ -910,12 +935,7 @@ def test_a_dry_run_shows_every_script_and_leaves_nothing_behind(root: Path, caps
     assert str(experiment.dir.logs) in out and list(root.iterdir()) == []
 
 
-def test_an_unknown_cluster_is_refused_with_those_there_are() -> None:
-    with pytest.raises(UserError, match="--cluster slrum: choose slurm or local"):
-        run_submit(load(), cluster="slrum")
-
-
 def test_a_manifest_holds_nothing_but_json(root: Path) -> None:
     experiment = load()
-    made = make_manifest(experiment, experiment.trials, ["carabid"])
-    assert json.loads(made.path.read_text())["schema_version"] == 1
+    made = make_manifest(experiment, experiment.trials, Terms(argv=("carabid",)))
+    assert json.loads(made.path.read_text())["schema_version"] == 2

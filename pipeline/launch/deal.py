@@ -22,14 +22,23 @@ def array_rank(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
 
     Raises UserError for an array with gaps: its tasks cannot tell their rank from what Slurm tells them.
     """
+    low, step, count = array_shape(environ)
+    return (int(environ.get("SLURM_ARRAY_TASK_ID", low)) - low) // step, count
+
+
+def array_shape(environ: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
+    """First index, step and number of tasks of the array that this task is of; (0, 1, 1) outside an array.
+
+    Raises UserError for an array with gaps.
+    """
     if "SLURM_ARRAY_TASK_ID" not in environ:
-        return 0, 1
-    task, low, high, step, count = (
+        return 0, 1, 1
+    low, high, step, count = (
         int(environ.get(f"SLURM_ARRAY_TASK_{name}", default))
-        for name, default in (("ID", "0"), ("MIN", "0"), ("MAX", "0"), ("STEP", "1"), ("COUNT", "1"))
+        for name, default in (("MIN", "0"), ("MAX", "0"), ("STEP", "1"), ("COUNT", "1"))
     )
     if (high - low) // step + 1 != count:
         raise UserError(
             f"--array has {count} tasks between {low} and {high}: use a range without gaps, such as --array=0-{count - 1}"
         )
-    return (task - low) // step, count
+    return low, step, count

@@ -6,7 +6,7 @@ A trial that fails leaves its reason in its folder, for `carabid status` and `re
 from __future__ import annotations
 
 import os
-import subprocess
+import socket
 import sys
 import time
 import traceback
@@ -16,48 +16,92 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.errors import Interrupted, MissingFeatures, OutOfTime, TakenOver, UserError, WorkError
+from pipeline.amounts import parse_time
+from pipeline.errors import (
+    REQUEUE_STATUS,
+    Interrupted,
+    MissingFeatures,
+    OutOfTime,
+    RunAgain,
+    TakenOver,
+    UserError,
+    WorkError,
+)
 from pipeline.experiment import Trial, dump_config
 from pipeline.launch.deal import array_rank
 from pipeline.launch.manifest import Manifest, load_manifest, sharing_features
-from pipeline.layout import TrialDir, experiment_dir, read_json, write_json, write_text
+from pipeline.layout import PROJECT, TrialDir, experiment_dir, read_json, write_json, write_text
 from pipeline.provenance import now
-from pipeline.signals import StopFlag, at_walltime
+from pipeline.signals import StopFlag, at_walltime, warning_seconds
 
 
-def extract(manifest_path: str, index: int) -> None:
+def extract(manifest_path: str, task: int) -> None:
     """One task of the extraction's array."""
     from pipeline.stages import extract as stage
 
     manifest = load_manifest(Path(manifest_path))
-    first, task, n_tasks = manifest.extractions[index]
-    config = manifest.trials[first].config
-    (sharing,) = (group for group in sharing_features(manifest.trials) if group[0] is manifest.trials[first])
+    features, part, n_parts = manifest.extractions[task]
+    sharing = manifest.reading(features)
+    say_attempt("extract", f"features of {len(sharing)} trials, part {part + 1} of {n_parts}")
     with at_walltime(_requeue_and_exit):
-        _exit_on_error(lambda: _extract(sharing, lambda: stage.run(config, task, n_tasks)))
+        _exit_on_error(lambda: _extract(sharing, lambda: stage.run(sharing[0].config, part, n_parts)))
 
 
-def train(manifest_path: str, index: int) -> None:
+def train(manifest_path: str, task: int) -> None:
+    """One task of the training's array: one trial, or several side by side."""
+    from pipeline.launch import pack
+
+    manifest = load_manifest(Path(manifest_path))
+    indices = manifest.tasks[task]
+    if len(indices) > 1:
+        say_attempt("train", f"{len(indices)} trials side by side")
+        _exit_on_error(lambda: pack.train(manifest, indices))
+    else:
+        train_index(manifest, indices[0])
+
+
+def train_index(manifest: Manifest, index: int) -> None:
     """Train trial `index`."""
-    trial = load_manifest(Path(manifest_path)).trials[index]
-    with StopFlag().installed() as flag:
+    trial = manifest.trial(index)
+    say_attempt("train", trial.name)
+    warning = warning_seconds(parse_time(trial.config.resources.train.time))
+    with StopFlag(warning).installed() as flag:
         _exit_on_error(lambda: train_trial(trial, flag))
 
 
-def evaluate(manifest_path: str, index: int) -> None:
-    """Evaluate trial `index`."""
+def evaluate(manifest_path: str, task: int) -> None:
+    """One task of the evaluation's array: the trials of the same task of the training's, one after another."""
     manifest = load_manifest(Path(manifest_path))
+    trials = [manifest.trial(index) for index in manifest.tasks[task]]
+    say_attempt("evaluate", trials[0].name if len(trials) == 1 else f"{len(trials)} trials")
     with at_walltime(_out_of_time):
-        _exit_on_error(lambda: evaluate_trial(manifest.trials[index]))
+        if len(trials) == 1:
+            _exit_on_error(lambda: evaluate_trial(trials[0]))
+        else:
+            _exit_on_error(lambda: each_trial(trials, "evaluate", evaluate_trial))
 
 
-def collect(manifest_path: str, index: int = 0) -> None:
+def collect(manifest_path: str, task: int = 0) -> None:
     """Bring the experiment's results together."""
     from pipeline.stages import collect as stage
 
-    manifest: Manifest = load_manifest(Path(manifest_path))
+    manifest = load_manifest(Path(manifest_path))
+    say_attempt("collect", manifest.experiment.path.name)
     with at_walltime(_out_of_time):
-        _exit_on_error(lambda: stage.run(manifest.trials[index].config))
+        _exit_on_error(lambda: stage.run(manifest.trial(0).config))
+
+
+def say_attempt(stage: str, what: str) -> None:
+    """The first line of each attempt in a job's log, which all attempts share."""
+    job, restarts = job_id(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    where = f"Slurm job {job} on {socket.gethostname()}, attempt {restarts + 1}" if job else socket.gethostname()
+    print(f"──── carabid {stage}: {what} ({where}, {now()}, code {PROJECT})", flush=True)
+
+
+def job_id() -> str | None:
+    """Id of the Slurm job that this process is part of: `41`, or `41_3` for a task of an array."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
 
 
 def extract_features(trials: list[Trial], once: bool) -> None:
@@ -91,7 +135,7 @@ def _extract(sharing: Sequence[Trial], work: Callable[[], object]) -> None:
         with suppress(OSError):  # a full disk may be what failed; the error itself says so
             for trial in sharing:
                 write_text(trial_dir(trial).config, dump_config(trial.config))
-                write_json(trial_dir(trial).failure, _failure("extract", error))
+                write_json(trial_dir(trial).failure, failure_record("extract", error))
         raise
 
 
@@ -133,32 +177,33 @@ def each_trial(trials: Sequence[Trial], verb: str, work: Callable[[Trial], None]
 
 
 def train_trial(trial: Trial, flag: StopFlag) -> None:
-    """Train one trial; told to stop, it writes a checkpoint, and queues its job again if the walltime is what ended."""
+    """Train one trial. Told to stop, it writes a checkpoint; raises RunAgain if it is the walltime that ended.
+
+    Raises OutOfTime instead if this attempt came no further: each attempt after it would be cut off at the same place.
+    """
     from pipeline.stages import train as stage
 
     folder = trial_dir(trial)
-    try:
-        if flag.asked():
-            raise Interrupted(f"told to stop before {trial.name} began: run it again to go on")
-        with recorded_failure(folder, "train"):
+    if flag.asked():
+        kind = RunAgain if flag.out_of_time() else Interrupted
+        raise kind(f"told to stop before {trial.name} began: run it again to go on")
+    before = _checkpoint_time(folder)
+    with recorded_failure(folder, "train"):
+        try:
             stage.run(trial.config, folder, flag)
-    except Interrupted:
-        if flag.out_of_time():
-            requeue_this_job()
-        raise
+        except Interrupted as error:
+            if not flag.out_of_time():
+                raise
+            if _checkpoint_time(folder) == before:
+                raise OutOfTime("not one epoch fits into the walltime: give it more (resources.train.time)") from error
+            raise RunAgain(str(error)) from error
 
 
-def requeue_this_job() -> bool:
-    """Queue this Slurm job, or this task of its array, again; false outside Slurm, and where Slurm refuses.
-
-    A task is named by array and index: the id of one task of every array is also that of the whole array.
-    """
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job = f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
-    if job:
-        with suppress(OSError, subprocess.TimeoutExpired):  # what is done stands, whoever queues the job again
-            return subprocess.run(["scontrol", "requeue", job], check=False, timeout=60).returncode == 0
-    return False
+def _checkpoint_time(folder: TrialDir) -> int:
+    try:
+        return folder.resume_state.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _requeue_and_exit() -> NoReturn:
@@ -166,8 +211,7 @@ def _requeue_and_exit() -> NoReturn:
     print(
         "carabid: the walltime is near: shards that are done stay, the next attempt goes on with the others", flush=True
     )
-    print("carabid: queued again" if requeue_this_job() else "carabid: not queued again: submit it again", flush=True)
-    raise SystemExit(1)
+    raise SystemExit(REQUEUE_STATUS)  # no Exception: code that forgives a bad image must not forgive this
 
 
 def _out_of_time() -> NoReturn:
@@ -204,7 +248,7 @@ def recorded_failure(trial: TrialDir, stage: str) -> Iterator[None]:
     except (Interrupted, TakenOver):
         raise
     except Exception as error:
-        why = earlier if earlier and isinstance(error, MissingFeatures) else _failure(stage, error)
+        why = earlier if earlier and isinstance(error, MissingFeatures) else failure_record(stage, error)
         if not trial.failure.exists():
             with suppress(OSError):  # a full or vanished disk may be what failed; the error itself says so
                 write_json(trial.failure, why)
@@ -218,7 +262,7 @@ def _extraction_failure(trial: TrialDir) -> dict[str, str | None] | None:
     return None
 
 
-def _failure(stage: str, error: Exception) -> dict[str, str | None]:
+def failure_record(stage: str, error: Exception) -> dict[str, str | None]:
     for_people = isinstance(error, UserError | WorkError)
     return {
         "stage": stage,
@@ -234,4 +278,4 @@ def _exit_on_error(work: Callable[[], object]) -> None:
         work()
     except (UserError, WorkError) as error:
         print(f"carabid: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(1) from error
+        raise SystemExit(REQUEUE_STATUS if isinstance(error, RunAgain) else 1) from error

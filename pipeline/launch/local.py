@@ -37,7 +37,7 @@ def run(manifests: Sequence[Manifest], workers: int, report: Report = print) -> 
             evaluated = 0
     for manifest in manifests:
         jobs.collect(str(manifest.path))
-    return evaluated == sum(len(manifest.trials) for manifest in manifests)
+    return evaluated == sum(len(manifest.entries) for manifest in manifests)
 
 
 def _extract(pool: ProcessPoolExecutor, manifests: Sequence[Manifest], report: Report) -> None:
@@ -47,13 +47,13 @@ def _extract(pool: ProcessPoolExecutor, manifests: Sequence[Manifest], report: R
 
 
 def _train_and_evaluate(pool: ProcessPoolExecutor, manifests: Sequence[Manifest], report: Report) -> int:
-    cells = [(manifest, i) for manifest in manifests for i in range(len(manifest.trials))]
+    cells = [(manifest, i) for manifest in manifests for i in range(len(manifest.entries))]
     running = {pool.submit(_work, m.path, "train", i): ("train", m, i) for m, i in cells}
     evaluated = 0
     while running:
         future = next(as_completed(running))
         stage, manifest, index = running.pop(future)
-        if not _ended_well(future, f"{stage} {manifest.experiment.path.name}/{manifest.trials[index].name}", report):
+        if not _ended_well(future, f"{stage} {manifest.experiment.path.name}/{manifest.entries[index].name}", report):
             continue
         if stage == "evaluate":
             evaluated += 1
@@ -61,7 +61,7 @@ def _train_and_evaluate(pool: ProcessPoolExecutor, manifests: Sequence[Manifest]
         try:
             running[pool.submit(_work, manifest.path, "evaluate", index)] = ("evaluate", manifest, index)
         except BrokenProcessPool:
-            report(f"evaluate {manifest.trials[index].name}: not run: a worker process was killed")
+            report(f"evaluate {manifest.entries[index].name}: not run: a worker process was killed")
     return evaluated
 
 

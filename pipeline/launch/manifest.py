@@ -1,25 +1,49 @@
 """A submission's manifest: which index is which trial, frozen when it is submitted. Loads no torch.
 
 Jobs get the manifest's path and an index, never a closure: what a queued job will do can be read, and does not change
-when the YAML does.
+when the YAML does. What trials share is written once, so that a job of ten thousand trials reads a short file.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config, digest, features_of, images_of
-from pipeline.experiment import Experiment, Trial
-from pipeline.layout import ExperimentDir, experiment_dir, read_json, write_json, write_text
+from pipeline.cluster import Profile
+from pipeline.config import Config, Resources, digest, features_of, images_of
+from pipeline.experiment import Experiment, Tree, Trial
+from pipeline.launch.snapshot import take_snapshot
+from pipeline.layout import ExperimentDir, read_json, write_json, write_text
 from pipeline.provenance import now
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 REFUSED = ".refused"
 """Ending of a manifest whose jobs Slurm did not take: it plans nothing, and keeps its number from being used again."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a submission is queued: by which profile, how many tasks an array may have, how many trials share a task."""
+
+    profile: Profile = field(default_factory=Profile)
+    array_size: int | None = None
+    """Longer arrays are queued in chunks of so many tasks, each counting from 0; None: one array holds all."""
+    pack: int = 1
+    argv: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One trial in a manifest: its name, which features it reads (trials of one number share them), its own sections."""
+
+    name: str
+    features: int
+    differs: Tree
 
 
 @dataclass(frozen=True)
@@ -27,59 +51,109 @@ class Manifest:
     """The trials of one submission, and the extractions that they need."""
 
     path: Path
-    trials: list[Trial]
+    common: Tree
+    """The first trial's configuration; an entry says in which sections its own differs."""
+    entries: list[Entry]
     extractions: list[tuple[int, int, int]]
-    """For each task of the extraction's array: index of a trial whose features it makes, task, number of tasks."""
-    array_size: int
-    """Tasks an array may have: longer ones are queued in chunks of so many, each counting from 0."""
+    """For each task of the extraction's array: the number of the features that it makes, task, number of tasks."""
+    terms: Terms
+    code: Path
+    """The snapshot of the code that its jobs run."""
+    source: Path
+    """The YAML that it was made from, and the overrides."""
+    overrides: tuple[str, ...]
 
     @property
     def experiment(self) -> ExperimentDir:
-        return experiment_dir(self.trials[0].config)
+        return ExperimentDir(self.path.parent.parent)
 
     @property
     def number(self) -> str:
         return self.path.stem
 
+    @property
+    def array_size(self) -> int:
+        return self.terms.array_size or max(len(self.entries), len(self.extractions))
 
-def make_manifest(
-    experiment: Experiment, trials: list[Trial], argv: list[str], array_size: int | None = None
-) -> Manifest:
-    """Write the manifest of a new submission, and the experiment's record beside it; no `array_size`: one array holds all."""
+    @property
+    def tasks(self) -> list[range]:
+        """For each task of training and of evaluation: the indices of its trials."""
+        return _packs(len(self.entries), self.terms.pack)
+
+    def section(self, entry: Entry, name: str) -> Any:
+        """One section of a trial's configuration, as plain JSON values."""
+        return entry.differs.get(name, self.common[name])
+
+    def trial(self, index: int) -> Trial:
+        """Trial `index`, with its whole configuration."""
+        entry = self.entries[index]
+        return Trial(entry.name, Config.model_validate(self.common | entry.differs))
+
+    @property
+    def names(self) -> list[str]:
+        return [entry.name for entry in self.entries]
+
+    @property
+    def resources(self) -> Resources:
+        """What its jobs ask for: all trials of a submission ask for the same."""
+        return Resources.model_validate(self.common["resources"])
+
+    def reading(self, features: int) -> list[Trial]:
+        """The trials that read these features."""
+        return [self.trial(i) for i, entry in enumerate(self.entries) if entry.features == features]
+
+
+def _packs(n: int, size: int) -> list[range]:
+    return [range(first, min(first + size, n)) for first in range(0, n, size)]
+
+
+def make_manifest(experiment: Experiment, trials: Sequence[Trial], terms: Terms | None = None) -> Manifest:
+    """Write the manifest of a new submission, a snapshot of the code, and the experiment's record beside it."""
     directory = experiment.dir
-    path = _write_numbered(directory, _values(experiment, trials, argv, array_size))
-    write_text(directory.record, experiment.source.read_text(encoding="utf-8"))
+    values = _values(experiment, trials, terms or Terms())
+    path = _write_numbered(directory, values | {"code": take_snapshot(directory).name})
+    with suppress(OSError):  # a YAML that is gone: its record of the first submission stays
+        write_text(directory.record, experiment.source.read_text(encoding="utf-8"))
     directory.logs.mkdir(parents=True, exist_ok=True)
     return load_manifest(path)
 
 
-def record_plan(experiment: Experiment, job: str) -> None:
-    """Leave the same record for a job that was submitted by hand, so that trials which never start are known as missing."""
-    write_json(experiment.dir.submission(f"job-{job}"), _values(experiment, experiment.trials, sys.argv, None))
+def record_plan(experiment: Experiment, job: str, array: Sequence[int]) -> None:
+    """Leave a record of a job that was submitted by hand: its trials, and how the tasks of its array share them out.
+
+    `array` is the first index, the step and the number of tasks. Trials that never start are known as missing by it.
+    """
+    values = _values(experiment, experiment.trials, Terms(argv=tuple(sys.argv)))
+    write_json(experiment.dir.submission(f"job-{job}"), values | {"array": list(array), "code": ""})
 
 
-def preview_manifest(experiment: Experiment, trials: list[Trial], array_size: int) -> Manifest:
+def preview_manifest(experiment: Experiment, trials: Sequence[Trial], terms: Terms) -> Manifest:
     """What `make_manifest` would make next, for a dry run. Nothing is written."""
-    number = _next_number(experiment.dir.submissions)
-    return Manifest(experiment.dir.submission(number), trials, plan_extractions(trials), array_size)
+    directory = experiment.dir
+    path = directory.submission(_next_number(directory.submissions))
+    return _manifest(path, _values(experiment, trials, terms) | {"code": "<code>"})
 
 
 def load_manifest(path: Path) -> Manifest:
-    """Read a manifest that a job was given."""
-    values = read_json(path)
-    trials = [Trial(trial["name"], Config.model_validate(trial["config"])) for trial in values["trials"]]
-    extractions = [(i, task, n) for i, task, n in values["extractions"]]
-    return Manifest(path, trials, extractions, values["array_size"])
+    """Read a manifest. Raises OSError, ValueError, KeyError or TypeError if it is not there or damaged."""
+    return _manifest(path, read_json(path))
 
 
-def plan_extractions(trials: list[Trial]) -> list[tuple[int, int, int]]:
-    """One array task per feature store and shard group: trials that read the same features share them."""
-    firsts = [trials.index(sharing[0]) for sharing in sharing_features(trials)]
-    counts = {index: trials[index].config.resources.extract_tasks for index in firsts}
-    return [(index, task, n) for index, n in counts.items() for task in range(n)]
+def _manifest(path: Path, values: Tree) -> Manifest:
+    profile = Profile.model_validate(values["cluster"])
+    return Manifest(
+        path=path,
+        common=values["common"],
+        entries=[Entry(trial["name"], trial["features"], trial["differs"]) for trial in values["trials"]],
+        extractions=[(features, task, n) for features, task, n in values["extractions"]],
+        terms=Terms(profile, values["array_size"], values["pack"], tuple(values["argv"])),
+        code=ExperimentDir(path.parent.parent).code(values["code"]),
+        source=Path(values["source"]),
+        overrides=tuple(values["overrides"]),
+    )
 
 
-def sharing_features(trials: list[Trial]) -> list[list[Trial]]:
+def sharing_features(trials: Iterable[Trial]) -> list[list[Trial]]:
     """Trials grouped by the features they read, in order."""
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
@@ -87,18 +161,32 @@ def sharing_features(trials: list[Trial]) -> list[list[Trial]]:
     return list(groups.values())
 
 
-def _values(experiment: Experiment, trials: list[Trial], argv: list[str], array_size: int | None) -> dict[str, Any]:
-    extractions = plan_extractions(trials)
+def _values(experiment: Experiment, trials: Sequence[Trial], terms: Terms) -> Tree:
+    groups = sharing_features(trials)
+    numbers = {id(trial): number for number, group in enumerate(groups) for trial in group}
+    configs = [trial.config.model_dump(mode="json") for trial in trials]
+    common = configs[0]
+    counts = [group[0].config.resources.extract_tasks for group in groups]
     return {
         "schema_version": SCHEMA_VERSION,
         "written": now(),
-        "argv": argv,
+        "argv": list(terms.argv),
         "source": str(experiment.source),
         "overrides": list(experiment.overrides),
-        "trials": [{"name": trial.name, "config": trial.config.model_dump(mode="json")} for trial in trials],
-        "extractions": extractions,
-        "array_size": array_size or max(len(trials), len(extractions)),
+        "cluster": terms.profile.model_dump(mode="json"),
+        "array_size": terms.array_size,
+        "pack": terms.pack,
+        "extractions": [(number, task, n) for number, n in enumerate(counts) for task in range(n)],
+        "common": common,
+        "trials": [
+            {"name": trial.name, "features": numbers[id(trial)], "differs": _differing(config, common)}
+            for trial, config in zip(trials, configs, strict=True)
+        ],
     }
+
+
+def _differing(config: Tree, common: Tree) -> Tree:
+    return {section: value for section, value in config.items() if value != common[section]}
 
 
 def _features_identity(config: Config) -> str:

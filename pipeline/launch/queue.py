@@ -2,82 +2,88 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 
-from pipeline.config import digest
 from pipeline.errors import WorkError
-from pipeline.experiment import Trial
-from pipeline.launch.manifest import Manifest, load_manifest
+from pipeline.experiment import Tree, Trial
+from pipeline.launch.parts import Parts
 from pipeline.layout import ExperimentDir
 
 MAX_ARRAY_SIZE = 1001
 """Slurm's default, where it cannot be asked."""
 TIMEOUT = 60
+STUCK = "DependencyNeverSatisfied"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job of mine, or a task of an array, that waits or runs."""
+
+    name: str
+    array: str
+    """Id of the job, or of the array."""
+    index: int | None
+    state: str
+    reason: str
+
+    @property
+    def id(self) -> str:
+        return self.array if self.index is None else f"{self.array}_{self.index}"
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it will never begin, because what it depends on has failed."""
+        return self.reason == STUCK
 
 
 @dataclass(frozen=True)
 class Queued:
-    """A task of a submission that waits or runs: its trial, stage and job (`41_3`), and Slurm's word for its state."""
+    """What waits or runs of a trial: stage, job (`41_3`) and Slurm's word for its state; `evaluate` is how it evaluates."""
 
-    trial: Trial
+    name: str
+    evaluate: Tree
     stage: str
     job: str
     state: str
 
     def will_do(self, trial: Trial) -> bool:
         """Whether it ends with the results asked for: the name tells the model, not how that is evaluated."""
-        return self.trial.name == trial.name and self.trial.config.evaluate == trial.config.evaluate
+        return self.name == trial.name and self.evaluate == trial.config.evaluate.model_dump(mode="json")
 
 
-def job_name(manifest: Manifest, stage: str) -> str:
-    """Readable, and of no other submission: experiment, number, place, stage (and chunk, from the second on)."""
-    return f"{_prefix(manifest.experiment)}{manifest.number}-{stage}"
-
-
-def _prefix(experiment: ExperimentDir) -> str:
-    """Job names' beginning. The place is in it: another root or clone has experiments of the same names and numbers."""
-    return f"carabid-{experiment.path.name}-{digest(str(experiment.path))[:6]}-"
-
-
-def queued_trials(experiment: ExperimentDir) -> dict[str, Queued]:
+def queued_trials(experiment: ExperimentDir, parts: Parts | None = None) -> dict[str, Queued]:
     """Trials of an experiment whose training or evaluation waits or runs, by name: from job names, indices and manifests.
 
-    Empty where there is no Slurm. Raises WorkError if it does not answer.
+    Jobs that are stuck do not count. Empty where there is no Slurm. Raises WorkError if it does not answer.
     """
-    pattern = re.compile(rf"{re.escape(_prefix(experiment))}(\d+)-(train|evaluate)(?:-(\d+))?")
-    manifest_of = cache(partial(_manifest, experiment))
-    found: dict[str, Queued] = {}
-    for name, job, index, state in _my_tasks():
-        if (match := pattern.fullmatch(name)) and (manifest := manifest_of(match[1])):
-            place = int(index) if index.isdecimal() else 0
-            trial = manifest.trials[(int(match[3] or 1) - 1) * manifest.array_size + place]
-            if match[2] == "train" or trial.name not in found:  # its evaluation waits behind it
-                where = f"{job}_{index}" if index.isdecimal() else job
-                found[trial.name] = Queued(trial, match[2], where, state.lower())
+    parts, found = parts or Parts(experiment), dict[str, Queued]()
+    for task in my_tasks():
+        part = None if task.stuck else parts.of(task.name, task.array, task.index)
+        if part and part.stage in ("train", "evaluate"):
+            for entry in part.entries():
+                if part.stage == "train" or entry.name not in found:  # its evaluation waits behind it
+                    evaluate = part.manifest.section(entry, "evaluate")
+                    found[entry.name] = Queued(entry.name, evaluate, part.stage, task.id, task.state.lower())
     return found
 
 
-def _manifest(experiment: ExperimentDir, number: str) -> Manifest | None:
-    """A submission's manifest; None if it is gone or cannot be read: its jobs will do nothing either."""
-    try:
-        return load_manifest(experiment.submission(number))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _my_tasks() -> list[list[str]]:
-    """Name, job id, index in its array (or N/A) and state of each of my tasks that waits or runs; what ends has ended."""
-    command = ["squeue", "--me", "--noheader", "--array", "--format=%j|%F|%K|%T"]
+def my_tasks() -> list[Task]:
+    """Each of my tasks that waits or runs; what completes has ended. None where there is no Slurm."""
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%j|%F|%K|%T|%r"]
     try:
         done = _ask(command)
     except FileNotFoundError:
         return []
-    tasks = [fields for line in done.splitlines() if len(fields := line.strip().split("|")) == 4]
-    return [task for task in tasks if task[3] != "COMPLETING"]
+    lines = [fields for line in done.splitlines() if len(fields := line.strip().split("|")) == 5]
+    tasks = [
+        Task(name, job, int(index) if index.isdecimal() else None, state, reason)
+        for name, job, index, state, reason in lines
+    ]
+    return [task for task in tasks if task.state != "COMPLETING"]
 
 
 def max_array_size() -> int:
@@ -92,12 +98,26 @@ def max_array_size() -> int:
 def _ask(command: Sequence[str]) -> str:
     """What a command of Slurm prints. Raises FileNotFoundError if there is none, WorkError if it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=outside_environment())
     except subprocess.TimeoutExpired as error:
         raise WorkError(f"{command[0]} did not answer within {TIMEOUT} s") from error
     if done.returncode != 0:
         raise WorkError(f"{command[0]} failed: {done.stderr.strip()}")
     return done.stdout
+
+
+def outside_environment() -> dict[str, str]:
+    """The environment without the variables of a job that we may be in, and without those that Slurm's commands read.
+
+    A nested sbatch would inherit the job's limits; SQUEUE_FORMAT and the like would change what is read here.
+    """
+    return {name: value for name, value in os.environ.items() if not is_slurms(name)}
+
+
+def is_slurms(name: str) -> bool:
+    """Whether an environment variable is one that Slurm set for a job, or that its commands would read as an option."""
+    prefixes = ("SLURM_", "SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SRUN_")
+    return name.startswith(prefixes) and name != "SLURM_CONF"
 
 
 def find_job(name: str) -> tuple[str, set[str]] | None:
@@ -119,3 +139,24 @@ def is_queued(job: str) -> bool:
         return bool(_ask(["squeue", "--noheader", f"--jobs={job}", "--format=%T"]).strip())
     except (OSError, WorkError) as error:
         return "Invalid job id" not in str(error)
+
+
+def cancel_stuck(experiment: ExperimentDir) -> list[str]:
+    """Cancel the experiment's jobs that will never begin, because what they depend on has failed; their ids.
+
+    (Jobs are queued with --kill-on-invalid-dep; some sites overrule it, and Slurm itself can miss one.)
+    """
+    parts = Parts(experiment)
+    stuck = [task.id for task in my_tasks() if task.stuck and parts.of(task.name, task.array, task.index)]
+    if stuck:
+        cancel(stuck)
+    return stuck
+
+
+def cancel(ids: Sequence[str]) -> None:
+    """scancel jobs or tasks. Raises WorkError if Slurm refuses."""
+    try:
+        for begin in range(0, len(ids), 500):  # a command line has its limits
+            _ask(["scancel", *ids[begin : begin + 500]])
+    except FileNotFoundError:
+        raise WorkError("there is no scancel here: cancel on the cluster's login node") from None

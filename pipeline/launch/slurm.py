@@ -6,28 +6,45 @@ Loads no torch.
 from __future__ import annotations
 
 import os
-import shlex
+import re
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from submitit.core.utils import FailedJobError
+from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths
 from submitit.slurm.slurm import SlurmExecutor
 
+from pipeline.amounts import parse_time, scale_memory
+from pipeline.cluster import gpu_option, python_command, setup_lines
 from pipeline.config import Job
-from pipeline.errors import WorkError
+from pipeline.errors import REQUEUE_STATUS, UserError, WorkError
 from pipeline.experiment import Experiment
 from pipeline.launch import jobs
 from pipeline.launch.manifest import Manifest
-from pipeline.launch.queue import find_job, job_name
-from pipeline.layout import PROJECT
+from pipeline.launch.parts import job_name
+from pipeline.launch.queue import find_job, is_slurms, outside_environment
+from pipeline.layout import PROJECT, features_root, root
 from pipeline.lease import Lease
+from pipeline.signals import warning_seconds
 
-WARNING_SECONDS = 120
 LEASE_SECONDS = 60
-OFFLINE = 'export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"  # nodes have no internet: use what `carabid fetch` brought'
+PLAIN = ("partition", "account", "qos", "constraint")
+PAUSES = (5.0, 20.0)
+TRANSIENT = r"(?i)timed out|unable to contact|connect|temporarily|try again|too many requests|busy"
+"""What sbatch says when it is not the request that is wrong."""
+REQUEUE = [
+    "status=$?",
+    f'if [ "$status" -eq {REQUEUE_STATUS} ]; then  # out of time, with a checkpoint',
+    '  scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"',
+    "fi",
+    'exit "$status"',
+    "",
+]
 Entry = Callable[[str, int], None]
 
 
@@ -55,13 +72,13 @@ def chain(manifest: Manifest, extract: bool = True) -> list[Stage]:
     trainings = [
         # afterany: features that could not be made fail the trials that need them (`jobs.extract`), and no others.
         replace(stage, dependency="afterany", after=tuple(e.name for e in extractions))
-        for stage in _chunks(manifest, "train", jobs.train, len(manifest.trials))
+        for stage in _chunks(manifest, "train", jobs.train, len(manifest.tasks))
     ]
     evaluations = [
         # Between two plain jobs Slurm has nothing to correspond: a single trial depends on its training as a whole.
         replace(stage, dependency="aftercorr" if len(stage.indices) > 1 else "afterok", after=(training.name,))
         for stage, training in zip(
-            _chunks(manifest, "evaluate", jobs.evaluate, len(manifest.trials)), trainings, strict=True
+            _chunks(manifest, "evaluate", jobs.evaluate, len(manifest.tasks)), trainings, strict=True
         )
     ]
     last = Stage("collect", "collect", jobs.collect, range(1), "afterany", tuple(e.name for e in evaluations))
@@ -77,6 +94,7 @@ def _chunks(manifest: Manifest, kind: str, entry: Entry, n: int) -> list[Stage]:
 
 def submit(manifest: Manifest, stages: Sequence[Stage], max_parallel: int | None = None) -> dict[str, str]:
     """Queue the chain; returns stage → Slurm job id. Raises WorkError if Slurm refuses; nothing is queued then."""
+    check_paths(manifest)
     ids: dict[str, str] = {}
     with scrubbed_environment():
         try:
@@ -117,18 +135,13 @@ def scripts(manifest: Manifest, stages: Sequence[Stage], max_parallel: int | Non
 @contextmanager
 def scrubbed_environment() -> Iterator[None]:
     """Without the SLURM_* and SBATCH_* variables of a job that we may be in: a nested sbatch would inherit its limits."""
-    inherited = {name: value for name, value in os.environ.items() if _is_a_jobs(name)}
+    inherited = {name: value for name, value in os.environ.items() if is_slurms(name)}
     for name in inherited:
         del os.environ[name]
     try:
         yield
     finally:
         os.environ.update(inherited)
-
-
-def _is_a_jobs(name: str) -> bool:
-    """Whether an environment variable is one that Slurm set for a job, or that sbatch would read."""
-    return name.startswith(("SLURM_", "SBATCH_")) and name != "SLURM_CONF"
 
 
 def own_job() -> str | None:
@@ -173,10 +186,9 @@ def _like_this_job() -> list[str]:
 
 
 def _sbatch(arguments: Sequence[str]) -> str:
-    environ = {name: value for name, value in os.environ.items() if not _is_a_jobs(name)}
     command = ["sbatch", "--parsable", *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environ)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=outside_environment())
     except (OSError, subprocess.TimeoutExpired) as error:
         raise WorkError(f"sbatch cannot be called on this node: {error}") from error
     if done.returncode != 0:
@@ -192,31 +204,94 @@ class _Executor(SlurmExecutor):  # type: ignore[misc]
 
 
 def _queue(manifest: Manifest, stage: Stage, ids: dict[str, str], max_parallel: int | None) -> str:
+    """Queue one stage; returns its job's id. An sbatch that failed may have queued it all the same: then that job is it.
+
+    A controller that does not answer is asked again; a request that it refuses is not.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            return _map_array(manifest, stage, ids, max_parallel)
+        except (FailedJobError, OSError) as error:
+            refused = f"sbatch did not take the {stage.name} job: {str(error).strip()}."
+            try:
+                job = _adopt(manifest, stage)
+            except WorkError as blind:
+                raise WorkError(f"{refused} Whether it is queued all the same cannot be seen: {blind}.") from error
+            if job:
+                return job
+            if pause is None or not re.search(TRANSIENT, str(error)):
+                raise WorkError(refused) from error
+            print(
+                f"carabid: {stage.name}: {_last_line(error)}: trying again in {pause:g} s", file=sys.stderr, flush=True
+            )
+            time.sleep(pause)
+    raise AssertionError  # the last turn returns or raises
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["sbatch failed"])[-1]
+
+
+def _map_array(manifest: Manifest, stage: Stage, ids: dict[str, str], max_parallel: int | None) -> str:
     executor = _executor(manifest, stage, ids, max_parallel)
-    try:
-        queued = executor.map_array(stage.entry, [str(manifest.path)] * len(stage.indices), stage.indices)
-    except (FailedJobError, OSError) as error:
-        raise WorkError(f"sbatch did not take the {stage.name} job: {str(error).strip()}.") from error
+    queued = executor.map_array(stage.entry, [str(manifest.path)] * len(stage.indices), stage.indices)
     return str(queued[0].job_id).partition("_")[0]
 
 
+def _adopt(manifest: Manifest, stage: Stage) -> str | None:
+    """The job that an sbatch queued before it failed, with the pickles that it will look for; None if there is none."""
+    found = find_job(job_name(manifest, stage.name))
+    if found is None:
+        return None
+    folder = manifest.experiment.stage_logs(manifest.number, stage.name)
+    for place, index in enumerate(stage.indices):
+        job = f"{found[0]}_{place}" if len(stage.indices) > 1 else found[0]
+        DelayedSubmission(stage.entry, str(manifest.path), index).dump(JobPaths(folder, job).submitted_pickle)
+    return found[0]
+
+
 def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str], max_parallel: int | None) -> SlurmExecutor:
-    executor = _Executor(folder=manifest.experiment.stage_logs(manifest.number, stage.name))
-    resources = manifest.trials[0].config.resources
-    job: Job = getattr(resources, stage.kind)
+    profile, code = manifest.terms.profile, manifest.code
+    job: Job = getattr(manifest.resources, stage.kind)
+    cpus, memory = _for_pack(manifest, stage, job)
+    executor = _Executor(
+        folder=manifest.experiment.stage_logs(manifest.number, stage.name),
+        python=python_command(profile, code, _folders(manifest)),
+    )
     executor.update_parameters(
         job_name=job_name(manifest, stage.name),
-        signal_delay_s=WARNING_SECONDS,
+        signal_delay_s=warning_seconds(parse_time(job.time)),
         stderr_to_stdout=True,
         array_parallelism=min(len(stage.indices), max_parallel or len(stage.indices)),
         wckey=None,  # submitit's own; sites that check such keys would refuse it
-        srun_args=[f"--cpus-per-task={job.cpus_per_task}"],  # since Slurm 22.05 srun does not inherit it
-        setup=[f"cd {shlex.quote(str(PROJECT))}", OFFLINE],
-        additional_parameters=_more_options(stage, ids),
-        **{key: value for key, value in job.model_dump().items() if value not in (None, 0) and key != "mem"},
+        cpus_per_task=cpus,
+        srun_args=[f"--cpus-per-task={cpus}"],  # since Slurm 22.05 srun does not inherit it
+        setup=setup_lines(profile, code, root()),
+        teardown=REQUEUE,
+        additional_parameters=_more_options(stage, ids) | gpu_option(profile, job),
+        **{key: value for key in PLAIN if (value := getattr(job, key)) is not None},
     )
-    executor.parameters["mem"] = job.mem
+    executor.parameters |= {"mem": memory, "time": job.time}
     return executor
+
+
+def _for_pack(manifest: Manifest, stage: Stage, job: Job) -> tuple[int, str]:
+    """CPUs and memory of a task: each of the trials that train side by side gets what it would have alone."""
+    pack = manifest.terms.pack if stage.kind == "train" else 1
+    return job.cpus_per_task * pack, scale_memory(job.mem, f"{pack}x")
+
+
+def _folders(manifest: Manifest) -> list[Path]:
+    """What a container must see: code, results, features, and a data set in a folder."""
+    config = manifest.trial(0).config
+    source = Path(config.data.source)
+    return [
+        manifest.code,
+        root(),
+        manifest.experiment.path,
+        features_root(config),
+        *([source] if source.is_absolute() else []),
+    ]
 
 
 def _more_options(stage: Stage, ids: dict[str, str]) -> dict[str, Any]:
@@ -225,3 +300,12 @@ def _more_options(stage: Stage, ids: dict[str, str]) -> dict[str, Any]:
         after = ":".join(ids[name] for name in stage.after)
         options |= {"dependency": f"{stage.dependency}:{after}", "kill-on-invalid-dep": "yes"}
     return options
+
+
+def check_paths(manifest: Manifest) -> None:
+    """Raises UserError for a path that Slurm cannot take: logs lie there, and Slurm reads %, \\ and line ends its own way."""
+    if found := re.search(r"[%\\\x00-\x1f\x7f]", f"{manifest.path}{manifest.code}"):
+        raise UserError(
+            f"{str(manifest.path)!r}: Slurm cannot write logs into a folder with {found[0]!r} in its name. Set CARABID_ROOT or "
+            "paths.trained to another one."
+        )

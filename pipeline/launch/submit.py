@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from pipeline.cluster import Profile
 from pipeline.config import Config
-from pipeline.errors import UserError, WorkError
+from pipeline.errors import WorkError
 from pipeline.experiment import Experiment, Trial
 from pipeline.features.store import is_complete
 from pipeline.launch import slurm
-from pipeline.launch.manifest import REFUSED, Manifest, make_manifest, preview_manifest, sharing_features
+from pipeline.launch.manifest import REFUSED, Manifest, Terms, make_manifest, preview_manifest, sharing_features
 from pipeline.launch.plan import look_at_queue, missing_trials
-from pipeline.launch.queue import Queued, is_queued, max_array_size, queued_trials
+from pipeline.launch.queue import Queued, cancel_stuck, is_queued, max_array_size, queued_trials
 from pipeline.records import known_feature_key
 from pipeline.sources import open_source
 
@@ -23,18 +24,28 @@ POLL_SECONDS = 10.0
 class Request:
     """How to submit, as the command line says it."""
 
-    cluster: str = "slurm"
+    profile: Profile = field(default_factory=Profile)
     dry_run: bool = False
     wait: bool = False
     workers: int = 1
     max_parallel: int | None = None
+    pack: int = 1
     argv: tuple[str, ...] = ()
+
+    @property
+    def local(self) -> bool:
+        """Whether the stages run on this machine."""
+        return self.profile.scheduler == "local"
+
+    def terms(self) -> Terms:
+        """What a manifest freezes of it; a worker on this machine trains one trial at a time."""
+        if self.local:
+            return Terms(self.profile, argv=self.argv)
+        return Terms(self.profile, max_array_size(), self.pack, self.argv)
 
 
 def submit(experiment: Experiment, request: Request) -> None:
     """Queue what is missing and print the job ids, or run it here; say so if there is nothing to do."""
-    if request.cluster not in ("slurm", "local"):
-        raise UserError(f"--cluster {request.cluster}: choose slurm or local")
     todo = _todo(experiment, request)
     if not todo:
         return
@@ -43,15 +54,21 @@ def submit(experiment: Experiment, request: Request) -> None:
         return
     for data in {trial.config.data for trial in todo}:
         open_source(data)  # a mistyped path is refused now, and not by jobs that have waited in the queue
-    extract, size = needs_extraction(todo), max_array_size() if request.cluster == "slurm" else None
-    manifest = make_manifest(experiment, todo, list(request.argv), size)
-    print(f"{len(todo)} of {len(experiment.trials)} trials, submission {manifest.path}", flush=True)
-    if request.cluster == "local":
+    queue_trials(experiment, todo, request)
+
+
+def queue_trials(experiment: Experiment, trials: list[Trial], request: Request) -> None:
+    """Freeze these trials in a manifest, and queue their chain or run it here; with `wait`, until it is done."""
+    extract = needs_extraction(trials)
+    slurm.check_paths(preview_manifest(experiment, trials, Terms()))
+    manifest = make_manifest(experiment, trials, request.terms())
+    print(f"{len(trials)} of {len(experiment.trials)} trials, submission {manifest.path}", flush=True)
+    if request.local:
         _run_here(manifest, request.workers)
-    else:
-        _queue(manifest, request, extract)
-        if request.wait:
-            _check_all_done(experiment, manifest)
+        return
+    _queue(manifest, request, extract)
+    if request.wait:
+        _check_all_done(experiment, manifest)
 
 
 def _todo(experiment: Experiment, request: Request) -> list[Trial]:
@@ -69,13 +86,17 @@ def _todo(experiment: Experiment, request: Request) -> list[Trial]:
 
 def _queue_of(experiment: Experiment, request: Request) -> dict[str, Queued]:
     """What jobs of earlier submissions will do. Raises WorkError where that cannot be seen, and would be queued again."""
-    if request.cluster == "local":
+    if request.local:
         return {}
-    return look_at_queue(experiment) if request.dry_run else queued_trials(experiment.dir)
+    if request.dry_run:
+        return look_at_queue(experiment)
+    if stuck := cancel_stuck(experiment.dir):
+        print(f"cancelled {', '.join(stuck)}: what they waited for has failed", flush=True)
+    return queued_trials(experiment.dir)
 
 
 def _check_all_done(experiment: Experiment, manifest: Manifest) -> None:
-    mine = {trial.name for trial in manifest.trials}
+    mine = set(manifest.names)
     if left := [trial.name for trial in missing_trials(experiment) if trial.name in mine]:
         where = f"see `carabid status` and {manifest.experiment.logs}"
         raise WorkError(f"{len(left)} of {len(mine)} trials have no results: {', '.join(left[:5])}; {where}")
@@ -83,7 +104,7 @@ def _check_all_done(experiment: Experiment, manifest: Manifest) -> None:
 
 def show_scripts(experiment: Experiment, todo: list[Trial], request: Request) -> None:
     """Print every script that would be queued. Nothing is written."""
-    manifest = preview_manifest(experiment, todo, max_array_size())
+    manifest = preview_manifest(experiment, todo, request.terms())
     for stage, script in slurm.scripts(manifest, slurm.chain(manifest, needs_extraction(todo)), request.max_parallel):
         print(f"──── {stage}\n{script}")
     names = ", ".join(trial.name for trial in todo[:5]) + (f" and {len(todo) - 5} more" if len(todo) > 5 else "")

@@ -29,6 +29,7 @@ from pipeline.errors import (
 )
 from pipeline.experiment import Trial, dump_config
 from pipeline.launch.deal import array_rank
+from pipeline.launch.failures import kind_of
 from pipeline.launch.manifest import Manifest, load_manifest, sharing_features
 from pipeline.layout import PROJECT, TrialDir, experiment_dir, read_json, write_json, write_text
 from pipeline.provenance import now
@@ -266,6 +267,7 @@ def failure_record(stage: str, error: Exception) -> dict[str, str | None]:
     for_people = isinstance(error, UserError | WorkError)
     return {
         "stage": stage,
+        "kind": kind_of(error),
         "message": str(error) if for_people else f"{type(error).__name__}: {error}",
         "traceback": None if for_people else "".join(traceback.format_exception(error)),
         "written": now(),

@@ -64,7 +64,7 @@ class State:
     ports: dict[str, int]
     # Daemon -> (process id, its start time in clock ticks, since ids are used again).
     processes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    # Set once both nodes are idle: a start that was interrupted never counts as up.
+    # Set once both nodes take jobs: a start that was interrupted never counts as up.
     ready: bool = False
 
 
@@ -117,6 +117,19 @@ class Cluster:
             self._empty_folder()
             self.folder.rmdir()
         return True
+
+    def stop_node(self, node: str) -> None:
+        """Kill a node's slurmd, as if the node had died; its jobs' processes live on until it is started again."""
+        with self._locked():
+            process = self._state_of_running().processes[node]
+            kill_all(lambda: [process[0]] if runs(*process) else [])
+
+    def start_node(self, node: str) -> None:
+        """Start a node again that was stopped, and wait until it takes jobs."""
+        with self._locked():
+            state = self._state_of_running()
+            if not runs(*state.processes[node]):
+                self._start_daemon(node, self._commands(state)[node], state)
 
     # ---- the folder ----
 
@@ -196,6 +209,7 @@ class Cluster:
             "host": socket.gethostname().partition(".")[0],
             "max_array_size": str(state.max_array_size),
             "accounting_storage": f"accounting_storage/{'slurmdbd' if state.accounting else 'none'}",
+            "counted": "gres/gpu" if state.accounting else "cpu",
             **{f"{daemon}_port": str(port) for daemon, port in state.ports.items()},
         }
         for template in TEMPLATE_DIR.glob("*.template"):
@@ -210,6 +224,12 @@ class Cluster:
         processes = {daemon: (pid, ticks) for daemon, (pid, ticks) in raw.pop("processes").items()}
         return State(**raw, processes=processes)
 
+    def _state_of_running(self) -> State:
+        state = self._load_state()
+        if state is None or not state.ready:
+            raise ClusterError(f"no cluster is up in {self.folder}")
+        return state
+
     def _save_state(self, state: State) -> None:
         temporary = self.folder / "cluster.json.new"
         temporary.write_text(json.dumps(asdict(state)))
@@ -221,12 +241,15 @@ class Cluster:
         if state.accounting:
             self._make_database(state)
         for daemon, command in self._commands(state).items():
-            process = self._spawn(daemon, command, state)
-            state.processes[daemon] = (process.pid, read_stat(process.pid)[1])
-            self._save_state(state)
-            self._wait_until_ready(daemon, process, state)
+            self._start_daemon(daemon, command, state)
         state.ready = True
         self._save_state(state)
+
+    def _start_daemon(self, daemon: str, command: Sequence[str], state: State) -> None:
+        process = self._spawn(daemon, command, state)
+        state.processes[daemon] = (process.pid, read_stat(process.pid)[1])
+        self._save_state(state)
+        self._wait_until_ready(daemon, process, state)
 
     def _commands(self, state: State) -> dict[str, list[str]]:
         """Daemon -> its command line, in the order of starting; every daemon stays in the foreground."""
@@ -325,7 +348,8 @@ class Cluster:
                 return "is UP" in self._ask(state, "scontrol", "ping")
             case node:
                 state_of_node = ("sinfo", "--noheader", f"--nodes={node}", "--partition=main", "--format=%T")
-                return self._ask(state, *state_of_node) == "idle"
+                # Where it was started again, some of its CPUs may be taken; a * would mean that it does not answer yet.
+                return self._ask(state, *state_of_node) in ("idle", "mixed", "allocated", "completing")
 
     def _ask(self, state: State, *command: str) -> str:
         result = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,6 @@ from pipeline.cluster import load_cluster
 from pipeline.errors import REQUEUE_STATUS, RunAgain, UserError, WorkError
 from pipeline.experiment import Experiment, load_experiment
 from pipeline.layout import ExperimentDir, all_experiments, trained_root
-from pipeline.state import trial_state
 
 app = typer.Typer(
     help="Fine-tune vision foundation models on ecological images, on a Slurm cluster or on this machine.",
@@ -167,19 +167,77 @@ def collect(config: ConfigArgument, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def status(experiments: ExperimentNames = None, trained: TrainedFolder = None) -> None:
-    """Show each trial's state."""
+def status(
+    experiments: ExperimentNames = None,
+    trained: TrainedFolder = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it as a table, again and again.")] = False,
+    every: Annotated[float, typer.Option(min=1, help="Seconds between two looks with --watch.")] = 15,
+) -> None:
+    """Show each trial's state: done, running, queued, failed (how, and what to do), …"""
+    from pipeline.launch import show
     from pipeline.results import no_trials
-    from pipeline.state import planned_trials
 
-    found = [
-        (experiment, name) for experiment in _experiments(experiments, trained) for name in planned_trials(experiment)
-    ]
-    for experiment, name in found:
-        state = trial_state(experiment.trial(name))
-        print(f"{state.state:<12}{experiment.path.name}/{name}{'  ' + state.reason if state.reason else ''}")
-    if not found:
-        print(no_trials(trained))
+    found = _experiments(experiments, trained)
+    if watch:
+        show.watch(found, every)
+        return
+    lines = list(show.status_lines(found))
+    print("\n".join(lines) if lines else no_trials(trained))
+
+
+@app.command()
+def logs(
+    experiment: Annotated[str, typer.Argument(help="Its name.")],
+    trial: Annotated[str, typer.Argument(help="Name of the trial, or a part of it that no other has.")],
+    stage: Annotated[str | None, typer.Option(help="extract, train or evaluate; default: the last one.")] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what is written, until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=1, help="How many of the last lines.")] = 100,
+    trained: TrainedFolder = None,
+) -> None:
+    """Print the log of a trial's last attempt."""
+    from pipeline.launch import show
+
+    (directory,) = _experiments([experiment], trained)
+    name, found, path = show.find_log(directory, trial, stage)
+    print(f"{experiment}/{name}, {found}: {path}", file=sys.stderr, flush=True)
+    with suppress(KeyboardInterrupt):
+        show.print_log(path, lines, follow)
+
+
+@app.command()
+def cancel(
+    experiment: Annotated[str, typer.Argument(help="Its name.")],
+    trials: Annotated[list[str] | None, typer.Argument(metavar="[TRIAL …]", help="Default: all of it.")] = None,
+    trained: TrainedFolder = None,
+) -> None:
+    """Take an experiment's jobs, or those of some trials, out of the queue. Trainings that run write a checkpoint."""
+    from pipeline.launch.cancel import cancel_trials
+    from pipeline.launch.show import find_trial
+
+    (directory,) = _experiments([experiment], trained)
+    ids = cancel_trials(directory, [find_trial(directory, trial) for trial in trials or []])
+    print(f"cancelled {', '.join(ids)}" if ids else "nothing is queued or running")
+
+
+@app.command()
+def retry(
+    experiment: Annotated[str, typer.Argument(help="Its name.")],
+    only: Annotated[str, typer.Option(help="Kinds of failure, with commas between: oom,time. Default: all.")] = "",
+    mem: Annotated[str | None, typer.Option(help="2x, or an amount such as 64G, for the stage that failed.")] = None,
+    walltime: Annotated[str | None, typer.Option("--time", help="2x, or an amount such as 08:00:00.")] = None,
+    pack: Annotated[int | None, typer.Option(min=1, help="Trials a task; default: as before.")] = None,
+    cluster: ClusterOption = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Return only when the last job has ended.")] = False,
+    trained: TrainedFolder = None,
+) -> None:
+    """Queue the trials that failed again, and no others."""
+    from pipeline.launch import retry as launcher
+    from pipeline.launch.submit import Request
+
+    (directory,) = _experiments([experiment], trained)
+    changes = launcher.Changes(mem, walltime, pack, load_cluster(cluster).profile if cluster else None)
+    kinds = [kind for kind in only.split(",") if kind]
+    launcher.retry(directory, kinds, changes, Request(wait=wait, argv=tuple(sys.argv)))
 
 
 @app.command()

@@ -401,7 +401,7 @@ def test_attempts_before_the_last_are_counted_and_a_task_that_waits_again_is_lef
 
 
 def test_many_names_are_asked_for_in_a_few_calls(sacct: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accounting, "NAMES_A_CALL", 2)
+    monkeypatch.setattr(accounting, "WORDS_A_CALL", 2)
     asked = sacct("")
     assert outcomes([f"name{i}" for i in range(5)], "2026-03-01T12:00:00+00:00") == []
     lines = asked.read_text().splitlines()

@@ -6,7 +6,6 @@ their own: the last line of a job is what became of it, those before it are coun
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -15,10 +14,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pipeline.errors import WorkError
+from pipeline.launch.queue import outside_environment
 
 TIMEOUT = 30
 """Seconds. sacct itself tries for 45 where the database does not answer."""
-NAMES_A_CALL = 500
+WORDS_A_CALL = 500
 """Job names are some sixty characters; an argument may have 128 KiB."""
 STATES = "CA,CD,F,NF,BF,OOM,PR,TO,DL,RQ,R,S,PD"
 """All of them. Named, or sacct leaves out what was cancelled before it could have begun, as jobs after a failed one are."""
@@ -60,19 +60,16 @@ class Outcome:
     """Seconds since 1970, by the controller's clock."""
 
 
-def outcomes(names: Collection[str], since: str) -> list[Outcome] | None:
-    """What became of the tasks of my jobs with these names, run or ended since then (a time as `provenance.now` writes it).
+def outcomes(names: Collection[str], since: str, jobs: Collection[str] = ()) -> list[Outcome] | None:
+    """What became of the tasks of my jobs with these names, or ids, run or ended since then (as `provenance.now` writes it).
 
     Tasks that wait, for the first time or again, are left out: squeue tells more of them. None where nothing can be known:
     there is no accounting, or no sacct; or it fails or does not answer, which is said on stderr.
     """
-    ordered = sorted(names)
+    wanted = [f"--name={','.join(some)}" for some in batched(sorted(names))]
+    wanted += [f"--jobs={','.join(some)}" for some in batched(sorted(jobs))]
     try:
-        found = [
-            line
-            for begin in range(0, len(ordered), NAMES_A_CALL)
-            for line in _sacct(ordered[begin : begin + NAMES_A_CALL], since)
-        ]
+        found = [line for option in wanted for line in _sacct(option, since)]
     except _NoAccounting:
         return None
     except WorkError as error:
@@ -85,13 +82,22 @@ class _NoAccounting(Exception):
     """This cluster keeps none, or this is no cluster."""
 
 
-def _sacct(names: Sequence[str], since: str) -> list[list[str]]:
+def batched(words: Sequence[str]) -> Iterator[Sequence[str]]:
+    """As many at once as one argument of a command may hold."""
+    return (words[begin : begin + WORDS_A_CALL] for begin in range(0, len(words), WORDS_A_CALL))
+
+
+def _sacct(wanted: str, since: str) -> list[list[str]]:
     """The fields of each line. Raises WorkError if sacct fails."""
     begin = datetime.fromisoformat(since).astimezone().strftime("%Y-%m-%dT%H:%M:%S")  # sacct knows no other time zones
     window = [f"--starttime={begin}", "--endtime=now+365days", f"--state={STATES}"]
     options = ["--allocations", "--duplicates", "--parsable2", "--noheader", f"--format={FIELDS}", *window]
-    environ = {**os.environ, "SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0"}  # seconds; lists of tasks in full
-    command = ["sacct", *options, f"--name={','.join(names)}"]
+    environ = {
+        **outside_environment(),
+        "SLURM_TIME_FORMAT": "%s",
+        "SLURM_BITSTR_LEN": "0",
+    }  # seconds; lists of tasks in full
+    command = ["sacct", *options, wanted]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, env=environ)
     except FileNotFoundError:

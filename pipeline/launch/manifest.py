@@ -62,6 +62,7 @@ class Manifest:
     source: Path
     """The YAML that it was made from, and the overrides."""
     overrides: tuple[str, ...]
+    written: str
 
     @property
     def experiment(self) -> ExperimentDir:
@@ -150,6 +151,7 @@ def _manifest(path: Path, values: Tree) -> Manifest:
         code=ExperimentDir(path.parent.parent).code(values["code"]),
         source=Path(values["source"]),
         overrides=tuple(values["overrides"]),
+        written=values["written"],
     )
 
 

@@ -37,6 +37,18 @@ def job_name(manifest: Manifest, stage: str) -> str:
     return f"{_prefix(manifest.experiment)}{manifest.number}-{stage}"
 
 
+def job_names(manifest: Manifest) -> list[str]:
+    """The names of all jobs that a submission may have queued."""
+    counts = {"extract": len(manifest.extractions), "train": len(manifest.tasks), "evaluate": len(manifest.tasks)}
+    stages = [name for kind, n in counts.items() for name in chunk_names(kind, n, manifest.array_size)]
+    return [job_name(manifest, stage) for stage in (*stages, "collect")]
+
+
+def chunk_names(kind: str, n: int, size: int) -> list[str]:
+    """Names of the stages that `n` tasks come to where an array may have `size`: train, train-2, train-3, …"""
+    return [kind, *(f"{kind}-{number}" for number in range(2, -(-n // size) + 1))]
+
+
 def _prefix(experiment: ExperimentDir) -> str:
     """Job names' beginning. The place is in it: another root or clone has experiments of the same names and numbers."""
     return f"carabid-{experiment.path.name}-{digest(str(experiment.path))[:6]}-"

@@ -26,7 +26,7 @@ from pipeline.errors import REQUEUE_STATUS, UserError, WorkError
 from pipeline.experiment import Experiment
 from pipeline.launch import jobs
 from pipeline.launch.manifest import Manifest
-from pipeline.launch.parts import job_name
+from pipeline.launch.parts import chunk_names, job_name
 from pipeline.launch.queue import find_job, is_slurms, outside_environment
 from pipeline.layout import PROJECT, features_root, root
 from pipeline.lease import Lease
@@ -88,8 +88,7 @@ def chain(manifest: Manifest, extract: bool = True) -> list[Stage]:
 def _chunks(manifest: Manifest, kind: str, entry: Entry, n: int) -> list[Stage]:
     size = manifest.array_size
     parts = [range(begin, min(begin + size, n)) for begin in range(0, n, size)]
-    names = [kind, *(f"{kind}-{number}" for number in range(2, len(parts) + 1))]
-    return [Stage(name, kind, entry, part) for name, part in zip(names, parts, strict=False)]
+    return [Stage(name, kind, entry, part) for name, part in zip(chunk_names(kind, n, size), parts, strict=False)]
 
 
 def submit(manifest: Manifest, stages: Sequence[Stage], max_parallel: int | None = None) -> dict[str, str]:

@@ -11,8 +11,9 @@ from pipeline.errors import WorkError
 from pipeline.experiment import Experiment, Trial
 from pipeline.features.store import is_complete
 from pipeline.launch import slurm
+from pipeline.launch.history import History
 from pipeline.launch.manifest import REFUSED, Manifest, Terms, make_manifest, preview_manifest, sharing_features
-from pipeline.launch.plan import look_at_queue, missing_trials
+from pipeline.launch.plan import missing_trials
 from pipeline.launch.queue import Queued, cancel_stuck, is_queued, max_array_size, queued_trials
 from pipeline.records import known_feature_key
 from pipeline.sources import open_source
@@ -89,7 +90,7 @@ def _queue_of(experiment: Experiment, request: Request) -> dict[str, Queued]:
     if request.local:
         return {}
     if request.dry_run:
-        return look_at_queue(experiment)
+        return History(experiment.dir).queued
     if stuck := cancel_stuck(experiment.dir):
         print(f"cancelled {', '.join(stuck)}: what they waited for has failed", flush=True)
     return queued_trials(experiment.dir)

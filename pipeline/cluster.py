@@ -7,6 +7,7 @@ becomes lines of the sbatch script, in which every value is quoted.
 from __future__ import annotations
 
 import difflib
+import getpass
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
@@ -157,10 +159,14 @@ def _find(name: str) -> Path:
 def _expanded(values: dict[str, Any]) -> dict[str, Any]:
     """$USER and ~ in `root`, now: commands on the login node look there too."""
     if isinstance(values.get("root"), str):
-        values = {**values, "root": os.path.expanduser(os.path.expandvars(values["root"]))}
+        values = {**values, "root": os.path.expanduser(_with_variables(values["root"]))}
         if "$" in values["root"] or not os.path.isabs(values["root"]):
             raise UserError(f"root of a cluster profile must be an absolute path of set variables: {values['root']}")
     return values
+
+
+def _with_variables(text: str) -> str:
+    return Template(text).safe_substitute({"USER": getpass.getuser(), **os.environ})
 
 
 def _layer(values: dict[str, Any], places: dict[str, str], path: Path) -> Layer:
@@ -171,7 +177,7 @@ def _layer(values: dict[str, Any], places: dict[str, str], path: Path) -> Layer:
         raise UserError(
             f"{path}: resources.all, resources.extract, … are blocks of keys: {', '.join(Job.model_fields)}"
         )
-    merged = {stage: {**shared, **resources.get(stage, {})} for stage in STAGES}
+    merged = {stage: {**shared, **resources.get(stage, {})} for stage in STAGES if shared or stage in resources}
     below = {"resources": {**resources, **merged}, "paths": values.get("paths") or {}}
     spread = {
         f"resources.{stage}.{key}": places[f"resources.all.{key}"]
@@ -192,7 +198,9 @@ def _in_words(details: Any, places: Mapping[str, str], path: Path) -> str:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"but `{near[0]}` does" if near else f"there are: {', '.join(known)}"
         return f"{place}: `{key}` does not exist, {hint}"
-    return f"{place}: `{key}`: {details['msg'].removeprefix('Value error, ')} (given: {details['input']!r})"
+    message = details["msg"].removeprefix("Value error, ")
+    secret = details["type"] == "value_error"  # what was refused may be a password: it is not to be seen in a log
+    return f"{place}: `{key}`: {message}" + ("" if secret else f" (given: {details['input']!r})")
 
 
 # ---------------------------------------------------------------- lines of a script

@@ -360,13 +360,28 @@ class Job(Section):
     """Walltime: minutes, HH:MM:SS or D-HH:MM:SS."""
 
 
+class EvaluateJob(Job):
+    """What evaluation asks Slurm for."""
+
+    time: Walltime = "01:00:00"
+
+
+class CollectJob(Job):
+    """What collection asks Slurm for."""
+
+    gpus_per_node: Annotated[int, Field(ge=0)] = 0
+    cpus_per_task: Positive = 1
+    mem: Memory = "4G"
+    time: Walltime = "00:30:00"
+
+
 class Resources(Section):
     """What jobs ask for and how they use it; never makes a result stale."""
 
     extract: Job = Job()
     train: Job = Job()
-    evaluate: Job = Job(time="01:00:00")
-    collect: Job = Job(gpus_per_node=0, cpus_per_task=1, mem="4G", time="00:30:00")
+    evaluate: EvaluateJob = EvaluateJob()
+    collect: CollectJob = CollectJob()
     extract_tasks: Positive = 1
     """Tasks of the extraction's array."""
     extract_batch: Positive = 64

@@ -1,0 +1,208 @@
+"""Cluster profiles, and the sbatch scripts that come of them: whole texts, and every value quoted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline import cluster
+from pipeline.cluster import Profile, known_profiles, load_cluster
+from pipeline.errors import UserError
+from pipeline.experiment import load_experiment
+from pipeline.launch import slurm
+from pipeline.launch.manifest import Terms, preview_manifest
+from pipeline.layout import PROJECT
+
+GOLDEN = Path(__file__).parent / "golden"
+LORA = PROJECT / "configs" / "beetles" / "lora.yaml"
+
+
+def scripts(profile: str | Path, *overrides: str, pack: int = 1) -> str:
+    """Every script of a submission, as `submit --dry-run` shows them, with this machine's places by names."""
+    site = load_cluster(str(profile))
+    experiment = load_experiment(LORA, overrides, site.layer)
+    manifest = preview_manifest(experiment, experiment.trials, Terms(site.profile, 1001, pack))
+    made = slurm.scripts(manifest, slurm.chain(manifest))
+    return "".join(f"──── {stage}\n{script}" for stage, script in made)
+
+
+# ---------------------------------------------------------------- golden files
+@pytest.mark.parametrize("name", [name for name in known_profiles() if name != "local"])
+def test_the_scripts_of_a_profile_are_these(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole text, so that no change of it passes unseen. A new text is written by hand, after it was read."""
+    monkeypatch.setenv("CARABID_ROOT", "/scratch/lab/carabid")
+    monkeypatch.setenv("USER", "ada")
+    monkeypatch.setattr(cluster.sys, "executable", "/home/ada/env/bin/python")
+    text = scripts(name, "optim.lr=1e-3,3e-3", "seed=0,1", pack=2)
+    assert text == (GOLDEN / f"{name}.txt").read_text()
+
+
+# ---------------------------------------------------------------- quoting
+PIECES = [*" '\"$`\\;&|<>(){}[]*?!#~=%\n\t", "$(touch hit)", "`touch hit`", "; touch hit;", "\ntouch hit\n", "é", "a"]
+NASTY = st.lists(st.sampled_from(PIECES), min_size=1, max_size=8).map("".join)
+RECORDS = """#!/usr/bin/env python3
+import json, os, sys
+with open(os.environ["SEEN"], "a") as file:
+    file.write(json.dumps([os.path.basename(sys.argv[0]), sys.argv[1:], dict(os.environ), os.getcwd()]) + "\\n")
+"""
+
+
+def recording(folder: Path, *commands: str) -> None:
+    """Commands that write down how they were called."""
+    folder.mkdir(exist_ok=True)
+    for name in commands:
+        (folder / name).write_text(RECORDS)
+        (folder / name).chmod(0o755)
+
+
+def run_script(script: str, folder: Path) -> list[tuple[str, list[str], dict[str, str], str]]:
+    """What a script calls, with which arguments, in which environment and folder."""
+    seen = folder / "seen"
+    seen.write_text("")
+    environ = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SEEN": str(seen), "SLURM_JOB_ID": "1"}
+    subprocess.run(["bash", "-c", script], env=environ, cwd=folder, capture_output=True, timeout=20)
+    assert not (folder / "hit").exists(), script
+    return [json.loads(line) for line in seen.read_text().splitlines()]
+
+
+@given(NASTY, NASTY, NASTY)
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("kind", ["venv", "conda", "uv", "apptainer", "submitting"])
+def test_nothing_that_a_profile_or_a_path_holds_is_read_by_a_shell(
+    tmp_path: Path, kind: str, place: str, name: str, value: str
+) -> None:
+    """Metacharacters, spaces, quotes and line ends arrive as they are, or are refused; none is ever run."""
+    recording(tmp_path / "bin", "srun", "conda", "module")
+    root = tmp_path / place.replace("/", "_")
+    os.environ["CARABID_ROOT"] = str(root)
+    environment = {
+        "venv": {"path": f"/{name}"}, "conda": {"name": name}, "uv": {"project": f"/{name}"}, "apptainer": {"image": f"/{name}"},
+        "submitting": {},
+    }[kind]  # fmt: skip
+    try:
+        profile = Profile.model_validate({"environment": {"kind": kind, **environment}, "variables": {"NOTE": value}})
+        experiment = load_experiment(LORA, [])
+        manifest = preview_manifest(experiment, experiment.trials, Terms(profile))
+        slurm.check_paths(manifest)
+    except (ValueError, UserError):
+        assert re.search(r"[\x00-\x1f\x7f%\\]", place + name + value)
+        return
+    script = dict(slurm.scripts(manifest, slurm.chain(manifest)))["train"]
+    called = {command: (arguments, environ) for command, arguments, environ, _ in run_script(script, tmp_path)}
+    arguments, environ = called["srun"]
+    assert environ["NOTE"] == value and environ["CARABID_ROOT"] == str(experiment.dir.path.parent.parent)
+    assert environ["PYTHONPATH"] == str(manifest.code)
+    assert arguments[-1] == str(manifest.experiment.stage_logs(manifest.number, "train"))
+    if kind == "apptainer":
+        assert os.path.normpath(f"/{name}") in arguments and f"--bind={manifest.code}" in arguments
+    if kind == "uv":
+        assert os.path.normpath(f"/{name}") in arguments
+
+
+@given(NASTY)
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("key", ["partition", "account", "qos", "constraint"])
+def test_what_stands_in_a_line_of_a_script_cannot_begin_another(tmp_path: Path, key: str, value: str) -> None:
+    recording(tmp_path / "bin", "srun")
+    try:
+        experiment = load_experiment(LORA, [f"resources.train.{key}={json.dumps(value)}"])
+    except UserError:
+        assert re.search(r"[^!-~]", value) or value[:1] in "[{"
+        return
+    manifest = preview_manifest(experiment, experiment.trials, Terms())
+    script = dict(slurm.scripts(manifest, slurm.chain(manifest)))["train"]
+    assert len([line for line in script.splitlines() if line.startswith(f"#SBATCH --{key}=")]) == 1
+    assert [command for command, *_ in run_script(script, tmp_path)] == ["srun"]
+
+
+@given(NASTY)
+@settings(deadline=None, max_examples=40)
+def test_overrides_stand_in_no_script(value: str) -> None:
+    """They are in the manifest: what a person types never comes to a shell that carabid starts."""
+    experiment = load_experiment(LORA, [f"data.source={json.dumps(value)}"])
+    plain = load_experiment(LORA, [])
+    texts = []
+    for each in (experiment, plain):
+        manifest = preview_manifest(each, each.trials, Terms())
+        texts.append("".join(script for _, script in slurm.scripts(manifest, slurm.chain(manifest))))
+    assert texts[0] == texts[1]
+
+
+# ---------------------------------------------------------------- profiles
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_an_experiments_own_resources_win_over_the_profiles_and_those_over_the_defaults(tmp_path: Path) -> None:
+    site = write(
+        tmp_path,
+        "paths: {features: /big/features}\nresources:\n  all: {account: lab, mem: 10G}\n  train: {mem: 20G, time: 1-00:00:00}\n",
+    )
+    config = load_experiment(LORA, ["resources.train.mem=30G"], load_cluster(str(site)).layer).config
+    assert (config.resources.train.mem, config.resources.train.time) == ("30G", "1-00:00:00")
+    assert (config.resources.extract.mem, config.resources.evaluate.time) == ("10G", "01:00:00")
+    assert {getattr(config.resources, stage).account for stage in cluster.STAGES} == {"lab"}
+    assert config.resources.collect.gpus_per_node == 0 and config.paths.features == "/big/features"
+
+
+def test_naming_one_amount_of_a_stage_leaves_its_other_defaults() -> None:
+    resources = load_experiment(LORA, ["resources.collect.mem=8G", "resources.evaluate.mem=8G"]).config.resources
+    assert resources.collect.gpus_per_node == 0 and resources.evaluate.time == "01:00:00"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gpu: gres\n", r"mine\.yaml, line 1: `gpu` does not exist, but `gpus` does"),
+        ("gpus: four\n", r"mine\.yaml, line 1: `gpus`"),
+        ("resources:\n  all: {partitoin: gpu}\n", r"mine\.yaml, line 2: .*partition"),
+        ("environment: {kind: conda, nme: x}\n", r"mine\.yaml, line 1: `environment\.nme`"),
+        ("environment: {kind: docker}\n", r"mine\.yaml, line 1: .*docker"),
+        ("modules: ['a; rm -rf /']\n", r"line 1: `modules"),
+        ("variables: {HF_TOKEN: hf_x}\n", r"line 1: `variables`: a profile may not hold a secret \(HF_TOKEN\)"),
+        ("proxy: http://ada:pass@proxy:3128\n", r"line 1: `proxy`: a profile may not hold a password"),
+        ("root: scratch\n", "absolute"),
+        ("root: /scratch/$NOT_SET_ANYWHERE\n", "NOT_SET_ANYWHERE"),
+        ("resources: {train: 4}\n", "blocks of keys"),
+    ],
+)
+def test_a_mistake_in_a_profile_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_experiment(LORA, [], load_cluster(str(write(tmp_path, text))).layer)
+    assert "hf_x" not in str(caught.value) and "ada:pass" not in str(caught.value)
+
+
+def test_an_unknown_profile_is_answered_with_those_there_are() -> None:
+    with pytest.raises(UserError, match="did you mean slurm"):
+        load_cluster("slrum")
+    with pytest.raises(UserError, match=r"there are: .*hipergator.*local.*osc.*slurm"):
+        load_cluster("zzz")
+
+
+def test_the_environment_names_the_profile_where_the_command_line_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CARABID_CLUSTER", "local")
+    assert load_cluster().profile.scheduler == "local" and load_cluster("slurm").profile.scheduler == "slurm"
+    monkeypatch.setenv("CARABID_CLUSTER", "")
+    assert load_cluster().profile.name == "slurm"
+
+
+def test_the_root_of_a_profile_knows_variables_and_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USER", "ada")
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert load_cluster(str(write(tmp_path, "root: /scratch/$USER/c\n"))).profile.root == "/scratch/ada/c"
+    assert load_cluster(str(write(tmp_path, "root: ~/c\n"))).profile.root == "/home/ada/c"
+
+
+@pytest.mark.parametrize("name", known_profiles())
+def test_every_profile_that_is_shipped_loads_and_says_what_it_is_for(name: str) -> None:
+    load_experiment(LORA, [], load_cluster(name).layer)
+    assert (cluster.FOLDER / f"{name}.yaml").read_text().startswith("# ")

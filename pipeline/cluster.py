@@ -213,15 +213,16 @@ def setup_lines(profile: Profile, code: Path, root: Path) -> list[str]:
     variables = {**profile.variables, **proxy, "CARABID_ROOT": str(root), "PYTHONPATH": str(code)}
     return [
         *profile.before,
-        *(f"module load {name}" for name in profile.modules),
-        *_activation(profile.environment),
+        *(f"{line} || exit 1" for line in _activation(profile)),
         *(f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()),
         OFFLINE,
-        f"cd {shlex.quote(str(code))}",
+        f"cd {shlex.quote(str(code))} || exit 1",
     ]
 
 
-def _activation(environment: Submitting | Venv | Conda | Uv | Apptainer) -> Iterator[str]:
+def _activation(profile: Profile) -> Iterator[str]:
+    environment = profile.environment
+    yield from (f"module load {name}" for name in profile.modules)
     if environment.kind == "venv":
         yield f"source {shlex.quote(_absolute(environment.path) + '/bin/activate')}"
     elif environment.kind == "conda" and environment.command == "micromamba":

@@ -39,6 +39,7 @@ def test_the_scripts_of_a_profile_are_these(name: str, monkeypatch: pytest.Monke
     """The whole text, so that no change of it passes unseen. A new text is written by hand, after it was read."""
     monkeypatch.setenv("CARABID_ROOT", "/scratch/lab/carabid")
     monkeypatch.setenv("USER", "ada")
+    monkeypatch.setenv("HOME", "/home/ada")
     monkeypatch.setattr(cluster.sys, "executable", "/home/ada/env/bin/python")
     text = scripts(name, "optim.lr=1e-3,3e-3", "seed=0,1", pack=2)
     assert text == (GOLDEN / f"{name}.txt").read_text()
@@ -81,25 +82,33 @@ def test_nothing_that_a_profile_or_a_path_holds_is_read_by_a_shell(
     """Metacharacters, spaces, quotes and line ends arrive as they are, or are refused; none is ever run."""
     recording(tmp_path / "bin", "srun", "conda", "module")
     root = tmp_path / place.replace("/", "_")
-    os.environ["CARABID_ROOT"] = str(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CARABID_ROOT", str(root))
+        check_script(tmp_path, kind, name, value)
+
+
+def check_script(tmp_path: Path, kind: str, name: str, value: str) -> None:
     environment = {
-        "venv": {"path": f"/{name}"}, "conda": {"name": name}, "uv": {"project": f"/{name}"}, "apptainer": {"image": f"/{name}"},
+        "venv": {"path": f"{tmp_path}/env{name}"}, "conda": {"name": name}, "uv": {"project": f"/{name}"}, "apptainer": {"image": f"/{name}"},
         "submitting": {},
     }[kind]  # fmt: skip
     try:
         profile = Profile.model_validate({"environment": {"kind": kind, **environment}, "variables": {"NOTE": value}})
         experiment = load_experiment(LORA, [])
         manifest = preview_manifest(experiment, experiment.trials, Terms(profile))
-        slurm.check_paths(manifest)
+        script = dict(slurm.scripts(manifest, slurm.chain(manifest)))["train"]
     except (ValueError, UserError):
-        assert re.search(r"[\x00-\x1f\x7f%\\]", place + name + value)
+        assert re.search(r"[\x00-\x1f\x7f%\\]", os.environ["CARABID_ROOT"] + name + value)
         return
-    script = dict(slurm.scripts(manifest, slurm.chain(manifest)))["train"]
+    manifest.code.mkdir(parents=True, exist_ok=True)
+    (tmp_path / f"env{name}" / "bin").mkdir(parents=True, exist_ok=True)
+    (tmp_path / f"env{name}" / "bin" / "activate").write_text("export ACTIVATED=yes\n")
     called = {command: (arguments, environ) for command, arguments, environ, _ in run_script(script, tmp_path)}
     arguments, environ = called["srun"]
     assert environ["NOTE"] == value and environ["CARABID_ROOT"] == str(experiment.dir.path.parent.parent)
     assert environ["PYTHONPATH"] == str(manifest.code)
     assert arguments[-1] == str(manifest.experiment.stage_logs(manifest.number, "train"))
+    assert (environ.get("ACTIVATED") == "yes") == (kind == "venv")
     if kind == "apptainer":
         assert os.path.normpath(f"/{name}") in arguments and f"--bind={manifest.code}" in arguments
     if kind == "uv":

@@ -123,6 +123,7 @@ def _cancel(manifest: Manifest, stages: Sequence[Stage]) -> bool:
 
 def scripts(manifest: Manifest, stages: Sequence[Stage], max_parallel: int | None = None) -> Iterator[tuple[str, str]]:
     """Stage → the sbatch script that `submit` would queue; dependencies show the stage's name where its id will stand."""
+    check_paths(manifest)
     ids = {stage.name: f"<{stage.name}>" for stage in stages}
     for stage in stages:
         executor = _executor(manifest, stage, ids, max_parallel)

@@ -89,9 +89,12 @@ def test_nothing_that_a_profile_or_a_path_holds_is_read_by_a_shell(
 
 def check_script(tmp_path: Path, kind: str, name: str, value: str) -> None:
     environment = {
-        "venv": {"path": f"{tmp_path}/env{name}"}, "conda": {"name": name}, "uv": {"project": f"/{name}"}, "apptainer": {"image": f"/{name}"},
+        "venv": {"path": f"{tmp_path}/env{name}"},
+        "conda": {"name": name},
+        "uv": {"project": f"/{name}"},
+        "apptainer": {"image": f"/{name}"},
         "submitting": {},
-    }[kind]  # fmt: skip
+    }[kind]
     try:
         profile = Profile.model_validate({"environment": {"kind": kind, **environment}, "variables": {"NOTE": value}})
         experiment = load_experiment(LORA, [])
@@ -118,7 +121,9 @@ def check_script(tmp_path: Path, kind: str, name: str, value: str) -> None:
 @given(NASTY)
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.parametrize("key", ["partition", "account", "qos", "constraint"])
-def test_what_stands_in_a_line_of_a_script_cannot_begin_another(tmp_path: Path, key: str, value: str) -> None:
+def test_what_stands_in_a_line_of_a_script_cannot_begin_another(
+    tmp_path: Path, root: Path, key: str, value: str
+) -> None:
     recording(tmp_path / "bin", "srun")
     try:
         experiment = load_experiment(LORA, [f"resources.train.{key}={json.dumps(value)}"])
@@ -127,6 +132,7 @@ def test_what_stands_in_a_line_of_a_script_cannot_begin_another(tmp_path: Path, 
         return
     manifest = preview_manifest(experiment, experiment.trials, Terms())
     script = dict(slurm.scripts(manifest, slurm.chain(manifest)))["train"]
+    manifest.code.mkdir(parents=True, exist_ok=True)
     assert len([line for line in script.splitlines() if line.startswith(f"#SBATCH --{key}=")]) == 1
     assert [command for command, *_ in run_script(script, tmp_path)] == ["srun"]
 

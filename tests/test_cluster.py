@@ -39,8 +39,8 @@ def test_the_scripts_of_a_profile_are_these(name: str, monkeypatch: pytest.Monke
     """The whole text, so that no change of it passes unseen. A new text is written by hand, after it was read."""
     monkeypatch.setenv("CARABID_ROOT", "/scratch/lab/carabid")
     monkeypatch.setenv("USER", "ada")
-    monkeypatch.setenv("HOME", "/home/ada")
-    monkeypatch.setattr(cluster.sys, "executable", "/home/ada/env/bin/python")
+    monkeypatch.setenv("HOME", "/people/ada")
+    monkeypatch.setattr(cluster.sys, "executable", "/people/ada/env/bin/python")
     text = scripts(name, "optim.lr=1e-3,3e-3", "seed=0,1", pack=2)
     assert text == (GOLDEN / f"{name}.txt").read_text()
 
@@ -212,9 +212,9 @@ def test_the_environment_names_the_profile_where_the_command_line_does_not(monke
 
 def test_the_root_of_a_profile_knows_variables_and_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USER", "ada")
-    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("HOME", "/people/ada")
     assert load_cluster(str(write(tmp_path, "root: /scratch/$USER/c\n"))).profile.root == "/scratch/ada/c"
-    assert load_cluster(str(write(tmp_path, "root: ~/c\n"))).profile.root == "/home/ada/c"
+    assert load_cluster(str(write(tmp_path, "root: ~/c\n"))).profile.root == "/people/ada/c"
 
 
 @pytest.mark.parametrize("name", known_profiles())

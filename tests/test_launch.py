@@ -64,6 +64,7 @@ def fake_command(folder: Path, name: str, script: str, monkeypatch: pytest.Monke
 def empty_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Slurm that has nothing queued, whether or not this machine has one."""
     fake_command(tmp_path / "slurm", "squeue", "", monkeypatch)
+    fake_command(tmp_path / "slurm", "sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1", monkeypatch)
 
 
 # ---------------------------------------------------------------- dealing trials out
@@ -673,7 +674,7 @@ def test_what_slurm_has_queued_is_known_by_trial_and_not_submitted_again(
         first[3].name: queue.Queued(first[3].name, how, "train", "43", "pending"),
     }
     states = plan.plan(experiment)
-    assert [state.state for state in states] == ["missing", "queued", "missing", "queued", "missing", "missing"]
+    assert [state.state for state in states] == ["missing", "running", "missing", "queued", "missing", "missing"]
     assert states[1].reason == "train: job 41_1, running"
     submit.submit(experiment, submit.Request(dry_run=True))
     out = capsys.readouterr().out

@@ -217,9 +217,11 @@ LOGS: list[tuple[str, str, str]] = [
     (f"{ON} DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***\n", "node", "DUE TO NODE FAILURE"),
     ("epoch 1\nsrun: error: Node failure on n2\n", "node", "Node failure on n2"),
     (f"{ON} ***\nsrun: error: n1: task 0: Terminated\n", "cancelled", "CANCELLED AT"),
-    ("srun: error: n1: task 0: Killed\nsrun: Force Terminated StepId=8.0\n", "killed", "killed"),
-    ("slurm_script: line 4:  123 Segmentation fault      (core dumped) python3\nKilled\n", "killed", "killed"),
+    ("srun: error: n1: task 0: Killed\nsrun: Force Terminated StepId=8.0\n", "killed", "n1: task 0: Killed"),
+    ("slurm_script: line 4: 123 Segmentation fault      (core dumped) python3\n", "killed", "Segmentation fault"),
+    ("epoch 1\nKilled\n", "killed", "Killed"),
     (TRACE, "error", "(pipeline/training/loop.py:94 in fit_epoch)"),
+    (TRACE.replace(SAID, f"srun: error: n2: task 0: Exited with exit code 1\n{SAID}"), "error", SAID),
     (f"submitit ERROR (2026-03-01) - triggered an exception\n{TRACE.replace('RuntimeError', 'torch.OutOfMemoryError')}",
      "gpu-oom", "torch.OutOfMemoryError: mat1"),
     (TRACE.replace("RuntimeError", "numpy._core._exceptions._ArrayMemoryError"), "oom", "_ArrayMemoryError: mat1"),
@@ -227,7 +229,7 @@ LOGS: list[tuple[str, str, str]] = [
     # What ended an attempt before is not what ended the last one.
     (f"{ON} DUE TO JOB REQUEUE ***\ntraining goes on\n{TRACE}", "error", "RuntimeError"),
     (f"{ON} DUE TO PREEMPTION ***\ntraining goes on\n{ON} ***\n", "cancelled", "CANCELLED AT"),
-    (f"{ON} DUE TO PREEMPTION ***\ntraining goes on\nsrun: error: n1: task 0: Killed\n", "killed", "killed"),
+    (f"{ON} DUE TO PREEMPTION ***\ntraining goes on\nsrun: error: n1: task 0: Killed\n", "killed", "n1: task 0: Killed"),
     (f"Exceeded job memory limit\n{ON} DUE TO JOB REQUEUE ***\ngoes on\n{ON} DUE TO TIME LIMIT ***\n", "time", "TIME LIMIT"),
     (f"{TRACE}the other trials go on\n{ON} DUE TO TIME LIMIT ***\n", "time", "TIME LIMIT"),
     (f"{TRACE}{ON} DUE TO PREEMPTION ***\ntraining goes on\n{ON} DUE TO TIME LIMIT ***\n", "time", "TIME LIMIT"),
@@ -240,6 +242,7 @@ LOGS: list[tuple[str, str, str]] = [
 def test_without_accounting_the_log_names_the_class(log: str, kind: str, what: str) -> None:
     failure = classify(None, None, log)
     assert failure is not None and failure.kind == kind and what in failure.what
+    assert "slurmstepd" not in failure.what and "srun" not in failure.what and "***" not in failure.what
 
 
 def test_without_accounting_a_record_gives_way_to_a_log_that_ends_otherwise() -> None:

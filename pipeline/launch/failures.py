@@ -82,7 +82,7 @@ ENDS: dict[Kind, str] = {
 """What Slurm, and our handlers of its signals, write into a log as a job ends."""
 AGAIN = re.compile(r"^.*(?:DUE TO (?:JOB REQUEUE|PREEMPTION|NODE FAILURE)|Node failure on).*$", re.M)
 """What may be followed by the next attempt."""
-DEATHS = re.compile(r"(?:^|: )(Killed|Segmentation fault|Bus error|Aborted)\b", re.M)
+DEATHS = re.compile(r"(?:^|: +(?:\d+ )?)(Killed|Segmentation fault|Bus error|Aborted)\b", re.M)
 SLURMS_LINE = re.compile(r"(slurmstepd|srun)\b")
 FRAME = re.compile(r'^ *File "(?P<path>[^"\n]+)", line (?P<line>\d+), in (?P<name>.+)$', re.M)
 TRACEBACK = "Traceback (most recent call last):"
@@ -270,20 +270,20 @@ def _last_attempt(log: str) -> str:
 def _of_log(log: str) -> Failure | None:
     """What a log alone tells: Slurm's line of memory, else the last of what ends a job, else our message or a death."""
     if MEMORY_LINE.search(log):
-        return _failure("oom", _line(next(line for line in log.splitlines() if MEMORY_LINE.search(line))))
+        return _failure("oom", next(_slurms(line) for line in log.splitlines() if MEMORY_LINE.search(line)))
     ends = [(match.start(), kind) for kind, pattern in ENDS.items() for match in re.finditer(pattern, log)]
     position, kind = max(ends, default=(-1, "error"))
     if (begin := log.rfind(TRACEBACK)) > position:
         return _of_traceback(log[begin:])
     if position >= 0:
-        return _failure(kind, _line(log[log.rfind("\n", 0, position) + 1 :]))
+        return _failure(kind, _slurms(_line_at(log, position)))
     return _of_last_words(log)
 
 
 def _of_traceback(text: str) -> Failure:
-    """The error of a traceback that begins `text`: its last line is the first that is not indented."""
+    """The error of a traceback that begins `text`: its last line is the first that is not indented, nor srun's own."""
     lines = text.splitlines()[1:]
-    message = next((line for line in lines if line[:1].strip()), "a Python error")
+    message = next((line for line in lines if line[:1].strip() and not SLURMS_LINE.match(line)), "a Python error")
     return _failure(_kind_in(message), _line(message), last_frame(text))
 
 
@@ -292,7 +292,9 @@ def _of_last_words(log: str) -> Failure | None:
     last = max(found, key=lambda match: match.start(), default=None)
     if last is None:
         return None
-    return _failure("killed", last[1].lower()) if last.re is DEATHS else _failure(_kind_in(last[1]), _line(last[1]))
+    if last.re is DEATHS:
+        return _failure("killed", _slurms(_line_at(log, last.start(1))))
+    return _failure(_kind_in(last[1]), _line(last[1]))
 
 
 def _without_accounting(recorded: Failure | None, record: Mapping[str, Any] | None, log: str) -> Failure | None:
@@ -303,6 +305,15 @@ def _without_accounting(recorded: Failure | None, record: Mapping[str, Any] | No
     told = _line(str(record.get("message") or ""))
     is_told = bool(told) and told in log
     return logged if logged.kind in ("oom", "time", "preempted", "node", "killed") and not is_told else recorded
+
+
+def _line_at(log: str, position: int) -> str:
+    return _line(log[log.rfind("\n", 0, position) + 1 :])
+
+
+def _slurms(line: str) -> str:
+    """A line of Slurm's without what marks it as one."""
+    return re.sub(r"^(slurmstepd|srun)[^:]*: (error: )?", "", line.strip()).strip("* ")
 
 
 def _failure(kind: Kind, what: str, frame: str = "") -> Failure:

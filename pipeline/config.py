@@ -31,9 +31,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 class Section(BaseModel):
     """A strict, immutable block of the configuration: an unknown key or a wrong type is an error."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False)
 
 
 # ---------------------------------------------------------------- data
@@ -434,8 +432,23 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested blocks as dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
     return flat
+
+
+def changes(tree: dict[str, Any], since: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested blocks, as dotted keys, that were others in `since` or not there."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        before = since.get(key)
+        if before != value and isinstance(value, dict):
+            found |= changes(value, before if isinstance(before, dict) else {}, f"{prefix}{key}.")
+        elif before != value:
+            found[prefix + key] = value
+    return found
 
 
 def digest(value: Any) -> str:

@@ -11,25 +11,29 @@ import difflib
 import itertools
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import Config, config_hash, flatten, science
+from pipeline.config import Config, changes, digest, flatten, science
 from pipeline.errors import UserError
 from pipeline.explain import blocks_in, explain
 from pipeline.layout import PROJECT, ExperimentDir, experiment_dir, root
 
 Tree = dict[str, Any]
+Absolute = Callable[[str], str]
+S = TypeVar("S", bound=BaseModel)
 MAX_LABEL = 96
 HASH_DIGITS = 8
 """Among 1,000 trials of an experiment two share eight digits once in 8,000 experiments; six, once in 34."""
 UNNAMED = {"seed", "data.source", "data.images"}
 """Not part of what a folder's name tells: the seed has its own place at the end, a place on disk says nothing."""
+INTEGER = re.compile(r"^[-+]?(0|[1-9][0-9]*)$")
 
 
 class _Yaml(yaml.SafeLoader):
@@ -40,7 +44,7 @@ _Yaml.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("int", "float", "timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Yaml.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:int", INTEGER, list("-+0123456789"))
 _Yaml.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
@@ -101,18 +105,16 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Experi
     fixed, axes = _split_overrides(overrides, document)
     axes = {key: values for key, values in document.grid.items() if key not in fixed} | axes
     document.values.setdefault("experiment", f"{document.values.get('task', 'beetles')}-{path.stem}")
-    plain = _validate(document.values, document.places, path)
-    cells = [
-        _cell(document, fixed | dict(zip(axes, values, strict=True)), path)
-        for values in itertools.product(*axes.values())
-    ]
+    validate = partial(_validate, places=document.places, path=path, absolute=_path_finder())
+    plain = validate(document.values)
+    cells = list(_cells(document.values, fixed, axes, validate))
     return Experiment(path, tuple(overrides), _name_trials(cells, plain))
 
 
 def load_config(path: Path) -> Config:
     """Read a trial's resolved config.yaml."""
     document = _read_document(path, ())
-    return _validate(document.values, document.places, path)
+    return _validate(document.values, document.places, path, _path_finder())
 
 
 def dump_config(config: Config) -> str:
@@ -229,7 +231,8 @@ def _split_overrides(overrides: Sequence[str], document: _Document) -> tuple[Tre
 
 def _parse_value(text: str, override: str) -> Any:
     try:
-        return _Yaml(text).get_single_data()
+        # A grid may have thousands of seeds: what YAML makes of them is known.
+        return int(text) if INTEGER.match(text) else _Yaml(text).get_single_data()
     except (yaml.YAMLError, ValueError, LookupError) as error:
         raise UserError(f"override {override!r}: {text!r} is not a YAML value: {error}") from error
 
@@ -256,12 +259,23 @@ def _split_commas(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def _cell(document: _Document, cell: Tree, path: Path) -> Config:
-    values = document.values
-    # Whole blocks before their keys, kinds before the keys that only they have: the order they are given in says nothing.
-    for key, value in sorted(cell.items(), key=lambda item: (item[0].count("."), not item[0].endswith(".kind"))):
+def _cells(
+    values: Tree, fixed: Tree, axes: dict[str, list[Any]], validate: Callable[[Tree], Config]
+) -> Iterator[Config]:
+    """Every grid cell. The blocks that no axis reaches are those of the first one, validated already."""
+    varying = {key.partition(".")[0] for key in axes}
+    shared: Tree = {}
+    for cell in itertools.product(*axes.values()):
+        config = validate(_override(values, fixed | dict(zip(axes, cell, strict=True))) | shared)
+        shared = shared or {name: getattr(config, name) for name in Config.model_fields if name not in varying}
+        yield config
+
+
+def _override(values: Tree, overrides: Tree) -> Tree:
+    """`values` with dotted overrides: whole blocks before their keys, kinds before the keys that only they have."""
+    for key, value in sorted(overrides.items(), key=lambda item: (item[0].count("."), not item[0].endswith(".kind"))):
         values = merge(values, _nested(key, value))
-    return _validate(values, document.places, path)
+    return values
 
 
 def _nested(key: str, value: Any) -> Tree:
@@ -274,17 +288,18 @@ def _nested(key: str, value: Any) -> Tree:
 # ---------------------------------------------------------------- names
 def _name_trials(configs: list[Config], plain: Config) -> list[Trial]:
     """Name each trial by what distinguishes it from the YAML, and by its hash; a folder of that hash keeps its name."""
-    base = flatten(science(plain))
-    by_hash: dict[str, Config] = {}
+    base = science(plain)
+    existing = {name.rpartition("-")[2]: name for name in experiment_dir(configs[0]).folders()}
+    by_hash: dict[str, Trial] = {}
     for config in configs:
-        if (twin := by_hash.setdefault(config_hash(config), config)) != config:
+        values = science(config)
+        full = digest(values)
+        if full not in by_hash:
+            short = full[:HASH_DIGITS]
+            by_hash[full] = Trial(existing.get(short) or f"{_label(values, base)}-{short}", config)
+        elif (twin := by_hash[full].config) != config:
             raise _one_model_twice(twin, config)
-    existing = {p.name.rpartition("-")[2]: p.name for p in experiment_dir(configs[0]).path.glob("*-*") if p.is_dir()}
-    trials = []
-    for full, config in by_hash.items():
-        name = existing.get(full[:HASH_DIGITS]) or f"{_label(flatten(science(config)), base)}-{full[:HASH_DIGITS]}"
-        trials.append(Trial(name, config))
-    return trials
+    return list(by_hash.values())
 
 
 def _one_model_twice(a: Config, b: Config) -> UserError:
@@ -297,8 +312,8 @@ def _one_model_twice(a: Config, b: Config) -> UserError:
 
 
 def _label(values: Tree, base: Tree) -> str:
-    changed = [key for key, value in values.items() if key not in UNNAMED and base.get(key) != value]
-    parts = [f"{key.rpartition('.')[2]}={_short(values[key])}" for key in changed] + [f"seed={values['seed']}"]
+    changed = {key: value for key, value in changes(values, base).items() if key not in UNNAMED}
+    parts = [f"{key.rpartition('.')[2]}={_short(value)}" for key, value in changed.items()] + [f"seed={values['seed']}"]
     label = ",".join(parts)
     return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - len(parts[-1]) - 3].rstrip(",") + "..," + parts[-1]
 
@@ -319,39 +334,44 @@ def _short_float(value: float) -> str:
 
 
 # ---------------------------------------------------------------- validation with errors for people
-def _validate(values: Tree, places: dict[str, str], path: Path) -> Config:
+def _validate(values: Tree, places: dict[str, str], path: Path, absolute: Absolute) -> Config:
     try:
-        return _resolve_paths(Config.model_validate(values))
+        return _resolve_paths(Config.model_validate(values), absolute)
     except ValidationError as error:
         lines = [explain(details, places, path) for details in error.errors(include_url=False)]
         raise UserError("\n".join(dict.fromkeys(lines))) from error
 
 
-def _resolve_paths(config: Config) -> Config:
+def _resolve_paths(config: Config, absolute: Absolute) -> Config:
     """Local folders and files become absolute, so that a job that starts elsewhere reads the same ones."""
-    data = config.data.model_copy(
-        update={
-            "source": _resolve(config.data.source),
-            "images": _resolve(config.data.images) if config.data.images else None,
-        }
-    )
-    update: Tree = {"data": data}
-    if config.backbone.kind != "pixels":
-        paths: Tree = {"name": _resolve_backbone(config.backbone.name)}
-        if config.backbone.kind == "open_clip" and config.backbone.pretrained:
-            paths["pretrained"] = _resolve(config.backbone.pretrained)
-        update["backbone"] = config.backbone.model_copy(update=paths)
-    return config.model_copy(update=update)
+    data, backbone = config.data, config.backbone
+    data = _with(data, source=absolute(data.source), images=absolute(data.images) if data.images else None)
+    if backbone.kind != "pixels":
+        backbone = _with(backbone, name=_resolve_backbone(backbone.name, absolute))
+    if backbone.kind == "open_clip" and backbone.pretrained:
+        backbone = _with(backbone, pretrained=absolute(backbone.pretrained))
+    return _with(config, data=data, backbone=backbone)
 
 
-def _resolve_backbone(name: str) -> str:
+def _with(section: S, **values: Any) -> S:
+    """The section with these values; itself if it has them: most blocks of a grid's cells are shared."""
+    same = all(getattr(section, name) == value for name, value in values.items())
+    return section if same else section.model_copy(update=values)
+
+
+def _resolve_backbone(name: str, absolute: Absolute) -> str:
     prefix = "local-dir:"
-    return prefix + _resolve(name.removeprefix(prefix)) if name.startswith(prefix) else _resolve(name)
+    return prefix + absolute(name.removeprefix(prefix)) if name.startswith(prefix) else absolute(name)
 
 
-def _resolve(name: str) -> str:
+def _path_finder() -> Absolute:
+    """`_resolve` from here. It looks each name up once: every cell of a grid asks for the same ones."""
+    return cache(partial(_resolve, (Path.cwd(), root())))
+
+
+def _resolve(bases: tuple[Path, ...], name: str) -> str:
     """A path that exists in the current folder, else under the root, as an absolute one; any other name as it is."""
-    for base in (Path.cwd(), root()):
+    for base in bases:
         candidate = base / os.path.expanduser(name)  # (Path's own raises for a user that does not exist)
         if os.path.exists(candidate):
             return str(candidate.resolve())

@@ -118,6 +118,12 @@ class ExperimentDir:
     def trial(self, name: str) -> TrialDir:
         return TrialDir(self.path / name)
 
+    def folders(self) -> set[str]:
+        """Names of the folders in it, its trials' among them: one look, where thousands of trials would be asked for."""
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.path) as entries:
+            return {entry.name for entry in entries if entry.is_dir()}
+        return set()
+
     def trials(self) -> list[TrialDir]:
         """Every trial folder there is, by name."""
         return [TrialDir(p.parent) for p in sorted(self.path.glob("*/config.yaml"))]

@@ -20,7 +20,6 @@ from pipeline.errors import UserError, WorkError
 from pipeline.features.key import Ingredients
 from pipeline.layout import PROJECT, read_json, record_path, write_json
 from pipeline.lease import Lease
-from pipeline.progress import progress
 from pipeline.provenance import installed_version
 
 if TYPE_CHECKING:
@@ -77,6 +76,8 @@ def forget_data(config: Config, record: DataRecord) -> None:
 
 
 def _hash_images(now: str, dataset: Dataset, threads: int) -> DataRecord:
+    from pipeline.progress import progress  # a bar is slow to import, and most who read records draw none
+
     def sha256(i: int) -> str:
         try:
             return hashlib.sha256(dataset.image_bytes(i)).hexdigest()

@@ -32,6 +32,9 @@ class TrialState:
     reason: str = ""
 
 
+NOT_RUN = TrialState("missing", "not run")
+
+
 class Sources:
     """What data and features look like now, looked up once for all trials that share them."""
 
@@ -62,8 +65,12 @@ class Sources:
 
 def trial_states(experiment: Experiment) -> list[TrialState]:
     """The state of each of an experiment's trials, results of data that have changed since among them."""
-    sources = Sources()
-    return [trial_state(experiment.dir.trial(t.name), t.config, sources) for t in experiment.trials]
+    sources, directory = Sources(), experiment.dir
+    there = directory.folders()
+    return [
+        trial_state(directory.trial(t.name), t.config, sources) if t.name in there else NOT_RUN
+        for t in experiment.trials
+    ]
 
 
 def trial_state(trial: TrialDir, config: Config | None = None, sources: Sources | None = None) -> TrialState:
@@ -102,7 +109,7 @@ def _state(trial: TrialDir, config: Config | None, sources: Sources | None) -> T
         return TrialState("trained", "evaluation has not run" if not results else "evaluated in another way")
     if trial.checkpoint.is_dir():
         return TrialState("interrupted", "a checkpoint waits; running it again goes on from there")
-    return TrialState("missing", "not run")
+    return NOT_RUN
 
 
 def planned_trials(experiment: ExperimentDir) -> list[str]:

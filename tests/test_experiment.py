@@ -9,14 +9,18 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import RESULT_KEYS, Config, config_hash, science
+import pipeline.experiment as experiment_module
+from pipeline.config import RESULT_KEYS, Config, changes, config_hash, science
 from pipeline.errors import UserError
 from pipeline.experiment import (
+    INTEGER,
     Experiment,
+    _Document,
     _split_commas,
+    _split_overrides,
     dump_config,
     find_config,
     flatten,
@@ -239,6 +243,33 @@ def test_a_value_given_twice_on_one_axis_is_one_trial() -> None:
 @pytest.mark.parametrize("axis", ["evaluate.split=validation,test", "experiment=a,b", "resources.train.time=1,2"])
 def test_an_axis_that_makes_no_other_model_is_refused_and_not_silently_collapsed(axis: str) -> None:
     assert axis.partition("=")[0] in refusal(LORA, "seed=0,1", axis)
+
+
+def test_a_wrong_value_anywhere_in_a_grid_is_refused_where_it_stands() -> None:
+    """Blocks that no axis reaches are not validated again; those that one reaches are, in every cell."""
+    path = write("a.yaml", "optim: {lr: 1e-3}\ngrid:\n  seed: [0, 1]\n  optim.clip: [1, 2, 0]\n")
+    assert refusal("a.yaml").startswith(f"{path.resolve()}, line 4: `optim.clip`: Input should be greater than 0")
+    assert refusal("a.yaml", "optim.clip=1", "seed=0,1,x").startswith("on the command line: `seed`: ")
+    assert "needs a network" in refusal(FROZEN, "backbone.kind=open_clip,pixels", "model.encoder.kind=lora")
+
+
+def test_the_cells_of_a_grid_share_the_blocks_that_no_axis_reaches(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand cells are planned in a second because of this."""
+    looked_up: list[str] = []
+    resolve = experiment_module._resolve
+    monkeypatch.setattr(
+        experiment_module, "_resolve", lambda bases, name: looked_up.append(name) or resolve(bases, name)
+    )
+    (here / "data").mkdir()
+    trials = load_experiment(LORA, ["data.source=data", "data.split={kind: folds}", "data.split.fold=0,1,2"]).trials
+    assert [trial.config.data.source for trial in trials] == [str(here / "data")] * 3
+    assert all(trial.config.model is trials[0].config.model for trial in trials)
+    assert len(looked_up) == len(set(looked_up))
+
+
+@given(st.from_regex(INTEGER, fullmatch=True).map(str.strip) | st.integers().map(str))
+def test_a_whole_number_is_what_yaml_makes_of_it(text: str) -> None:
+    assert _split_overrides([f"seed={text}"], _Document())[0] == {"seed": yaml.safe_load(text)}
 
 
 axis_values = {
@@ -590,6 +621,13 @@ def flatten_with_empty(tree: dict[str, Any]) -> list[Any]:
     ]
 
 
+def blocks_alike(x: Any, y: Any) -> bool:
+    """Whether no key is a block in one tree and a value in the other."""
+    if isinstance(x, dict) != isinstance(y, dict):
+        return False
+    return not isinstance(x, dict) or all(blocks_alike(x[k], y[k]) for k in x.keys() & y.keys())
+
+
 @given(trees)
 def test_merging_nothing_changes_nothing(tree: dict[str, Any]) -> None:
     assert merge(tree, {}) == tree == merge({}, tree) == merge(tree, tree)
@@ -617,14 +655,16 @@ def test_merged_keys_are_the_upper_trees_first_and_the_lower_trees_where_it_is_s
 def test_merging_three_trees_does_not_depend_on_which_two_are_merged_first(
     a: dict[str, Any], b: dict[str, Any], c: dict[str, Any]
 ) -> None:
-    def blocks_alike(x: Any, y: Any) -> bool:
-        if isinstance(x, dict) != isinstance(y, dict):
-            return False
-        return not isinstance(x, dict) or all(blocks_alike(x[k], y[k]) for k in x.keys() & y.keys())
-
     # A scalar between two blocks hides the lower one: only then does the order matter.
     if blocks_alike(a, b) and blocks_alike(b, c) and blocks_alike(a, c):
         assert merge(merge(a, b), c) == merge(a, merge(b, c))
+
+
+@given(forests, forests)
+def test_changes_are_the_flattened_keys_that_differ(tree: dict[str, Any], since: dict[str, Any]) -> None:
+    assume(blocks_alike(tree, since))
+    before = flatten(since)
+    assert changes(tree, since) == {key: value for key, value in flatten(tree).items() if before.get(key) != value}
 
 
 @given(forests)

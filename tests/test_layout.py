@@ -104,6 +104,16 @@ def test_a_trial_is_a_folder_with_a_config_and_nothing_else_is(tmp_path: Path) -
     assert [trial.path.name for trial in ExperimentDir(tmp_path).trials()] == ["a", "b"]
 
 
+def test_an_experiments_folders_are_told_from_its_files_and_there_may_be_none(tmp_path: Path) -> None:
+    experiment = ExperimentDir(tmp_path / "experiment")
+    assert experiment.folders() == set()
+    experiment.trial("seed=0-5f2c9a31").path.mkdir(parents=True)
+    write_text(experiment.results_csv, "")
+    (tmp_path / "experiment" / "linked").symlink_to(tmp_path)
+    assert experiment.folders() == {"seed=0-5f2c9a31", "linked"}
+    assert ExperimentDir(experiment.results_csv).folders() == set()
+
+
 def test_shards_sort_by_number_and_have_their_records_beside_them() -> None:
     store = store_dir(config(), "key")
     shards = [store.shard(number, 12).name for number in range(12)]

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from pipeline import state
-from pipeline.layout import ExperimentDir, TrialDir, write_json, write_text
+from pipeline.experiment import load_experiment
+from pipeline.layout import PROJECT, ExperimentDir, TrialDir, write_json, write_text
 from pipeline.lease import Lease
-from pipeline.state import planned_trials, trial_state
+from pipeline.state import planned_trials, trial_state, trial_states
+
+FROZEN = PROJECT / "configs" / "beetles" / "frozen.yaml"
 
 
 @pytest.fixture
@@ -95,3 +98,15 @@ def test_a_failure_that_the_next_attempt_removes_meanwhile_is_no_failure(
 
     monkeypatch.setattr(state, "read_json", lose_then_read)
     assert trial_state(trial).state == "missing"
+
+
+def test_only_trials_that_have_a_folder_are_looked_into(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten thousand trials most have none: one listing tells."""
+    experiment = load_experiment(FROZEN, ["seed=0,1,2,3"])
+    folder = experiment.dir.trial(experiment.trials[2].name)
+    write_json(folder.failure, {"stage": "train", "message": "why"})
+    looked: list[str] = []
+    look = state.trial_state
+    monkeypatch.setattr(state, "trial_state", lambda trial, *rest: looked.append(trial.path.name) or look(trial, *rest))
+    assert [found.state for found in trial_states(experiment)] == ["missing", "missing", "failed", "missing"]
+    assert looked == [folder.path.name]

@@ -27,6 +27,8 @@ from pipeline.experiment import (
     load_config,
     load_experiment,
     merge,
+    saved_science,
+    written,
 )
 from pipeline.layout import PROJECT, write_text
 
@@ -564,6 +566,7 @@ def test_loading_a_resolved_config_gives_the_same_trial(values: dict[str, Any]) 
     write("config.yaml", dump_config(config))
     loaded = load_config(Path("config.yaml").resolve())
     assert loaded == config and config_hash(loaded) == config_hash(config)
+    assert saved_science(Path("config.yaml")) == science(config)
 
 
 @pytest.mark.parametrize("method", [path.stem for path in LORA.parent.glob("*.yaml")])
@@ -571,6 +574,7 @@ def test_every_methods_resolved_config_gives_the_same_trial(method: str) -> None
     for trial in load_experiment(LORA.parent / f"{method}.yaml").trials:
         write("config.yaml", dump_config(trial.config))
         assert load_config(Path("config.yaml").resolve()) == trial.config
+        assert saved_science(Path("config.yaml")) == science(trial.config)
 
 
 def test_local_data_and_weights_become_absolute_so_that_a_job_elsewhere_reads_the_same(
@@ -665,6 +669,12 @@ def test_changes_are_the_flattened_keys_that_differ(tree: dict[str, Any], since:
     assume(blocks_alike(tree, since))
     before = flatten(since)
     assert changes(tree, since) == {key: value for key, value in flatten(tree).items() if before.get(key) != value}
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.booleans() | st.none())
+@example(0.1 + 0.2)
+def test_a_value_is_written_so_that_yaml_reads_it_again(value: Any) -> None:
+    assert _split_overrides([f"x={written(value)}"], _Document())[0] == {"x": value}
 
 
 @given(forests)

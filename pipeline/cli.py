@@ -77,13 +77,11 @@ def fetch(config: ConfigArgument, overrides: Overrides = None) -> None:
 
 @app.command()
 def plan(config: ConfigArgument, overrides: Overrides = None) -> None:
-    """Show every trial and its state; nothing is run."""
-    from pipeline.launch.plan import plan as states_of
+    """Show every trial, its state and the reason; nothing is run."""
+    from pipeline.launch.plan import lines
 
-    experiment = _load(config, overrides)
-    for trial, state in zip(experiment.trials, states_of(experiment), strict=True):
-        print(f"{state.state:<12}{trial.name}{'  ' + state.reason if state.reason else ''}")
-    print(f"{len(experiment.trials)} trials in {experiment.dir.path}")
+    for line in lines(_load(config, overrides)):
+        print(line)
 
 
 @app.command()

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import Config, changes, digest, flatten, science
+from pipeline.config import NOT_SCIENCE, Config, changes, digest, flatten, science
 from pipeline.errors import UserError
 from pipeline.explain import blocks_in, explain
 from pipeline.layout import PROJECT, ExperimentDir, experiment_dir, root
@@ -35,6 +36,8 @@ HASH_DIGITS = 8
 UNNAMED = {"seed", "data.source", "data.images"}
 """Not part of what a folder's name tells: the seed has its own place at the end, a place on disk says nothing."""
 INTEGER = re.compile(r"^[-+]?(0|[1-9][0-9]*)$")
+BLOCKS = re.compile(r"^(?=[a-z])", re.M)
+"""Where a block of the top level begins in what `dump_config` writes: all that belongs to it is indented."""
 
 
 class _Yaml(yaml.SafeLoader):
@@ -129,6 +132,26 @@ def load_config(path: Path) -> Config:
     return _validate(document.values, document.places, path, _path_finder())
 
 
+def saved_science(path: Path) -> Tree | None:
+    """The science in a trial's config.yaml as it stands there, not validated; None if there is none that can be read.
+
+    It is read block by block: most blocks of an experiment's trials are the same text, so a second does for thousands.
+    """
+    try:
+        blocks = dict(_read_block(text) for text in BLOCKS.split(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ValueError, LookupError):
+        return None
+    return {key: value for key, value in blocks.items() if key in Config.model_fields and key not in NOT_SCIENCE}
+
+
+def differences(old: Tree, new: Tree) -> dict[str, tuple[Any, Any]]:
+    """Old and new value of each dotted key that differs; of a block that is of another kind the kind alone."""
+    before, after = changes(old, new), changes(new, old)
+    keys = dict.fromkeys((*after, *before))
+    switched = tuple(key.removesuffix("kind") for key in keys if key in KIND_KEYS)
+    return {k: (before.get(k), after.get(k)) for k in keys if k in KIND_KEYS or not k.startswith(switched)}
+
+
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML; loading it gives the same trial."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_YamlDumper, sort_keys=False)
@@ -197,6 +220,18 @@ def read_yaml(path: Path) -> tuple[Tree, dict[str, str]]:
     return values, dict(_lines(node, path)) if node else {}
 
 
+@lru_cache(maxsize=256)
+def _read_block(text: str) -> tuple[str, Any]:
+    """A block of the top level, `key: value` with all that is indented below it."""
+    key, _, value = text.partition(":")
+    return key, _read_value(value)
+
+
+def _read_value(text: str) -> Any:
+    """A YAML value. Whole numbers are read by themselves: thousands of trials differ in their seeds alone."""
+    return int(text) if INTEGER.match(text.strip()) else _Yaml(text).get_single_data()
+
+
 def _lines(node: yaml.Node, path: Path, prefix: str = "") -> Iterable[tuple[str, str]]:
     """Each dotted key of a YAML node with `line N`; a key that stands twice is an error, not a silent winner."""
     if not isinstance(node, yaml.MappingNode):
@@ -244,8 +279,7 @@ def _split_overrides(overrides: Sequence[str], document: _Document) -> tuple[Tre
 
 def _parse_value(text: str, override: str) -> Any:
     try:
-        # A grid may have thousands of seeds: what YAML makes of them is known.
-        return int(text) if INTEGER.match(text) else _Yaml(text).get_single_data()
+        return _read_value(text)
     except (yaml.YAMLError, ValueError, LookupError) as error:
         raise UserError(f"override {override!r}: {text!r} is not a YAML value: {error}") from error
 
@@ -344,6 +378,14 @@ def _short_float(value: float) -> str:
         mantissa, exponent = f"{value:e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     return f"{value:g}"
+
+
+def written(value: Any) -> str:
+    """A value as a person would write it in a YAML: 3e-4, null, [512, 128]."""
+    if isinstance(value, float):
+        short = _short_float(value)
+        return short if float(short) == value else repr(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 # ---------------------------------------------------------------- validation with errors for people

@@ -1,4 +1,5 @@
-"""What data and weights contain, hashed once and kept in features/records/ for as long as they look unchanged.
+"""What data and weights contain, hashed once and kept in features/records/ for as long as they look unchanged; and what
+has changed, in words, where they do not.
 
 A record's file is named by a cheap signature (sizes and times of files, a Hub commit, versions of libraries); while the
 signature is the same the record holds and no image is read. So a plan on a login node knows the key of its features
@@ -8,6 +9,7 @@ without torch, and without reading images. This module loads no torch.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -18,7 +20,7 @@ from pipeline.config import Backbone, Config, digest, token_kind
 from pipeline.dataset import BadImage, Dataset, known_signature
 from pipeline.errors import UserError, WorkError
 from pipeline.features.key import Ingredients
-from pipeline.layout import PROJECT, read_json, record_path, write_json
+from pipeline.layout import PROJECT, read_json, record_path, store_dir, write_json
 from pipeline.lease import Lease
 from pipeline.provenance import installed_version
 
@@ -191,11 +193,81 @@ def known_feature_key(config: Config, looks: str | None = None) -> str | None:
 
     `looks` is the data's `known_signature`, for a caller that has it.
     """
-    now = weights_signature(config.backbone)
-    weights = _read(_path(config, "weights", now), WeightsRecord) if now else None
+    weights = _known_weights(config)
     looks = looks or (known_signature(config.data) if weights else None)
-    data = _read(_path(config, "data", looks), DataRecord) if weights and looks else None
+    data = _known_data(config, looks) if weights else None
     return ingredients(config, data, weights).key() if data and weights else None
+
+
+def _known_weights(config: Config) -> WeightsRecord | None:
+    now = weights_signature(config.backbone)
+    return _read(_path(config, "weights", now), WeightsRecord) if now else None
+
+
+def _known_data(config: Config, signature: str | None) -> DataRecord | None:
+    return _read(_path(config, "data", signature), DataRecord) if signature else None
+
+
+# ---------------------------------------------------------------- what has changed
+@dataclass(frozen=True)
+class Basis:
+    """What results rest on beside their configuration: the data's signature and the features' key; None: not known."""
+
+    signature: str | None
+    key: str | None
+
+
+def basis_change(config: Config, then: Basis, now: Basis) -> str:
+    """What has changed between two bases, in words; empty if nothing has, or if it cannot be told from here."""
+    other_files, other_features = now.signature not in (None, then.signature), now.key not in (None, then.key)
+    if not other_files and not other_features:
+        return ""
+    stored = _stored_ingredients(config, then.key)
+    images = _images_change(config, then, now, stored)
+    if found := [*([images] if images else []), *_backbone_change(stored, _known_weights(config))]:
+        rebuilt = now.key is not None and store_dir(config, now.key).manifest.exists()
+        return f"features {'rebuilt' if rebuilt else 'to be rebuilt'}: {', '.join(found)}"
+    if not other_files:
+        return "its features are others now than it was trained on"
+    more = "which images, extraction will tell" if images is None else "the images are the same"
+    return f"the data's files have changed since it was evaluated; {more}"
+
+
+def _stored_ingredients(config: Config, key: str | None) -> dict[str, Any]:
+    """What the manifest of a store says that it was made of; nothing if it is gone."""
+    try:
+        return dict(read_json(store_dir(config, key).manifest)["ingredients"]) if key else {}
+    except (OSError, TypeError, ValueError, KeyError):
+        return {}
+
+
+def _images_change(config: Config, then: Basis, now: Basis, stored: dict[str, Any]) -> str | None:
+    """How the images differ, in words; empty if they do not, None if that is not known: they have not been read since."""
+    old, new = _known_data(config, then.signature), _known_data(config, now.signature)
+    if old and new and old != new:
+        return _in_words(old.images, new.images)
+    if new and "data" in stored:
+        return "images changed" if new.content != stored["data"] else ""
+    return None
+
+
+def _in_words(old: list[str], new: list[str]) -> str:
+    """`3 images changed, 1 image added`: by content, wherever the images stand."""
+    gone, come = (Counter(old) - Counter(new)).total(), (Counter(new) - Counter(old)).total()
+    changed = min(gone, come)
+    counts = {"changed": changed, "added": come - changed, "removed": gone - changed}
+    words = [f"{n} image{'s' * (n > 1)} {what}" for what, n in counts.items() if n]
+    return ", ".join(words) or ("" if old == new else "images put in another order")
+
+
+def _backbone_change(stored: dict[str, Any], weights: WeightsRecord | None) -> list[str]:
+    """What is other about the backbone than when a store was made."""
+    words = {
+        "weights": "the backbone's weights changed",
+        "architecture": "the backbone's architecture changed",
+        "transform": "the transform of images changed",
+    }
+    return [text for name, text in words.items() if weights and stored.get(name) not in (None, getattr(weights, name))]
 
 
 # ---------------------------------------------------------------- files

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config import Config, config_hash, digest, features_of, images_of
+from pipeline.config import Backbone, Config, Data, Features, config_hash, digest, images_of, token_kind
 from pipeline.dataset import known_signature
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment, load_config
 from pipeline.layout import ExperimentDir, TrialDir, read_json
 from pipeline.lease import is_gone, owner
-from pipeline.records import known_feature_key
+from pipeline.records import Basis, basis_change, known_feature_key
 
 State = Literal["done", "stale", "queued", "trained", "running", "interrupted", "failed", "missing"]
+Reads = tuple[Data, Backbone, Features, tuple[str, int]]
+"""What a trial's features are made from."""
 
 
 class _Damaged(Exception):
@@ -40,27 +42,26 @@ class Sources:
 
     def __init__(self) -> None:
         self._signatures: dict[str, str | None] = {}
-        self._keys: dict[str, str | None] = {}
+        self._now: dict[Reads, Basis] = {}
+        self._words: dict[tuple[Reads, Basis], str] = {}
 
     def changed(self, results: dict[str, Any], config: Config) -> str:
         """What has changed since these results, in words; empty if nothing has, or if it cannot be told from here."""
-        now = self._look(config)
-        then = results.get("data_signature"), results.get("feature_key")
-        if now[0] not in (None, then[0]):
-            return "the data's files have changed since it was evaluated"
-        return "its features are others now than it was trained on" if now[1] not in (None, then[1]) else ""
+        reads = config.data, config.backbone, config.features, token_kind(config)
+        then = Basis(results.get("data_signature"), results.get("feature_key"))
+        if (reads, then) not in self._words:
+            if reads not in self._now:
+                self._now[reads] = self._look(config)
+            self._words[reads, then] = basis_change(config, then, self._now[reads])
+        return self._words[reads, then]
 
-    def _look(self, config: Config) -> tuple[str | None, str | None]:
+    def _look(self, config: Config) -> Basis:
         images = digest(images_of(config.data))
         if images not in self._signatures:
             self._signatures[images] = known_signature(config.data)
         looks = self._signatures[images]
-        if looks is None:  # the data are not on this machine: their results stand
-            return None, None
-        features = digest([images, *features_of(config)])
-        if features not in self._keys:
-            self._keys[features] = known_feature_key(config, looks)
-        return looks, self._keys[features]
+        # Data that are not on this machine tell nothing: their results stand.
+        return Basis(looks, known_feature_key(config, looks) if looks else None)
 
 
 def trial_states(experiment: Experiment) -> list[TrialState]:
@@ -78,8 +79,8 @@ def trial_state(trial: TrialDir, config: Config | None = None, sources: Sources 
 
     done: results.json is there; stale: so it is, but (with `sources`) the data have changed since; trained: a model is,
     results are not; running: a job renews its lease; interrupted: a checkpoint waits for the next attempt; failed: the
-    last attempt ended with an error, or a file is damaged; missing: nothing yet. (queued: what only Slurm knows, see
-    `launch.plan`.)
+    last attempt ended with an error, or a file is damaged; missing: nothing yet. (`launch.plan` knows more: what is
+    queued, and that a missing trial is stale, because one with results differs in few keys.)
     """
     try:
         return _state(trial, config, sources)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import pipeline.experiment as experiment_module
@@ -27,6 +27,8 @@ from pipeline.experiment import (
     load_config,
     load_experiment,
     merge,
+    saved_science,
+    written,
 )
 from pipeline.layout import PROJECT, write_text
 
@@ -535,6 +537,8 @@ def test_no_override_ends_in_anything_but_trials_or_an_error_for_people(value: s
 
 
 # ---------------------------------------------------------------- the resolved config
+times = st.sampled_from(["30", "90:00", "4:00:00", "1-0", "2-12:30:00"])
+memories = st.sampled_from(["0", "512", "1.5G", "32GB", "2T"])
 texts = awkward.filter(lambda text: len(text) <= 12) | st.sampled_from(
     ["1e-4", "10:00:00", "null", "yes", "010", "2024-01-02", "0x1f", "~", "1_000", "#a", "a: b", "12e5"]
 )
@@ -554,7 +558,7 @@ texts = awkward.filter(lambda text: len(text) <= 12) | st.sampled_from(
                     {"head": {"kind": "ridge", "alphas": [1e-5, 1e16]}},
                 ]
             ),
-            "resources": st.fixed_dictionaries({"train": st.fixed_dictionaries({"time": texts, "mem": texts})}),
+            "resources": st.fixed_dictionaries({"train": st.fixed_dictionaries({"time": times, "mem": memories})}),
         }
     )
 )
@@ -564,6 +568,7 @@ def test_loading_a_resolved_config_gives_the_same_trial(values: dict[str, Any]) 
     write("config.yaml", dump_config(config))
     loaded = load_config(Path("config.yaml").resolve())
     assert loaded == config and config_hash(loaded) == config_hash(config)
+    assert saved_science(Path("config.yaml")) == science(config)
 
 
 @pytest.mark.parametrize("method", [path.stem for path in LORA.parent.glob("*.yaml")])
@@ -571,6 +576,7 @@ def test_every_methods_resolved_config_gives_the_same_trial(method: str) -> None
     for trial in load_experiment(LORA.parent / f"{method}.yaml").trials:
         write("config.yaml", dump_config(trial.config))
         assert load_config(Path("config.yaml").resolve()) == trial.config
+        assert saved_science(Path("config.yaml")) == science(trial.config)
 
 
 def test_local_data_and_weights_become_absolute_so_that_a_job_elsewhere_reads_the_same(
@@ -621,6 +627,13 @@ def flatten_with_empty(tree: dict[str, Any]) -> list[Any]:
     ]
 
 
+def blocks_alike(x: Any, y: Any) -> bool:
+    """Whether no key is a block in one tree and a value in the other."""
+    if isinstance(x, dict) != isinstance(y, dict):
+        return False
+    return not isinstance(x, dict) or all(blocks_alike(x[k], y[k]) for k in x.keys() & y.keys())
+
+
 @given(trees)
 def test_merging_nothing_changes_nothing(tree: dict[str, Any]) -> None:
     assert merge(tree, {}) == tree == merge({}, tree) == merge(tree, tree)
@@ -648,11 +661,6 @@ def test_merged_keys_are_the_upper_trees_first_and_the_lower_trees_where_it_is_s
 def test_merging_three_trees_does_not_depend_on_which_two_are_merged_first(
     a: dict[str, Any], b: dict[str, Any], c: dict[str, Any]
 ) -> None:
-    def blocks_alike(x: Any, y: Any) -> bool:
-        if isinstance(x, dict) != isinstance(y, dict):
-            return False
-        return not isinstance(x, dict) or all(blocks_alike(x[k], y[k]) for k in x.keys() & y.keys())
-
     # A scalar between two blocks hides the lower one: only then does the order matter.
     if blocks_alike(a, b) and blocks_alike(b, c) and blocks_alike(a, c):
         assert merge(merge(a, b), c) == merge(a, merge(b, c))
@@ -660,8 +668,15 @@ def test_merging_three_trees_does_not_depend_on_which_two_are_merged_first(
 
 @given(forests, forests)
 def test_changes_are_the_flattened_keys_that_differ(tree: dict[str, Any], since: dict[str, Any]) -> None:
+    assume(blocks_alike(tree, since))
     before = flatten(since)
     assert changes(tree, since) == {key: value for key, value in flatten(tree).items() if before.get(key) != value}
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.booleans() | st.none())
+@example(0.1 + 0.2)
+def test_a_value_is_written_so_that_yaml_reads_it_again(value: Any) -> None:
+    assert _split_overrides([f"x={written(value)}"], _Document())[0] == {"x": value}
 
 
 @given(forests)

@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,10 +16,20 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.backbones import load_backbone
 from pipeline.config import Config
-from pipeline.dataset import Dataset
+from pipeline.dataset import Dataset, known_signature
 from pipeline.errors import UserError
-from pipeline.layout import write_text
-from pipeline.records import DataRecord, WeightsRecord, data_record, ingredients, known_feature_key, weights_record
+from pipeline.layout import read_json, store_dir, write_json, write_text
+from pipeline.records import (
+    Basis,
+    DataRecord,
+    WeightsRecord,
+    basis_change,
+    data_record,
+    ingredients,
+    known_feature_key,
+    weights_record,
+)
+from pipeline.stages import extract
 from pipeline.tasks import load_task
 from tests.conftest import Assets
 from tests.small import image_files, small_config
@@ -175,3 +186,132 @@ def test_the_key_is_known_without_torch_and_quickly(table: Path, clip: Path, tmp
     assert done.stdout.split() == [expected, "False"]
     # CPU seconds: other work on the machine does not count.
     assert after.ru_utime - before.ru_utime < 3, "a plan on a login node should not have to wait"
+
+
+# ---------------------------------------------------------------- what has changed
+def basis(config: Config) -> Basis:
+    return Basis(known_signature(config.data), known_feature_key(config))
+
+
+def edit_table(table: Path, edit: Callable[[list[str]], list[str]]) -> None:
+    """Change the lines of a CSV below its header."""
+    header, *lines = table.read_text().splitlines()
+    write_text(table, "\n".join([header, *edit(lines)]) + "\n")
+
+
+def swap_contents(one: Path, other: Path) -> None:
+    contents = one.read_bytes(), other.read_bytes()
+    one.write_bytes(contents[1])
+    other.write_bytes(contents[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda files, table: files[3].write_bytes(files[0].read_bytes()), "1 image changed"),
+        (lambda files, table: [f.write_bytes(f.read_bytes() + b" ") for f in files[:3]], "3 images changed"),
+        (lambda files, table: edit_table(table, lambda lines: lines[:-2]), "2 images removed"),
+        (lambda files, table: edit_table(table, lambda lines: [*lines, lines[0], lines[1]]), "2 images added"),
+        (lambda files, table: edit_table(table, lambda lines: lines[::-1]), "images put in another order"),
+        (lambda files, table: swap_contents(files[0], files[1]), "images put in another order"),
+        (
+            lambda files, table: [
+                files[7].write_bytes(b"other"),
+                edit_table(table, lambda lines: [*lines, lines[3], lines[4]]),
+            ],
+            "1 image changed, 2 images added",
+        ),
+    ],
+    ids=["another", "three", "removed", "added", "reversed", "swapped", "both"],
+)
+def test_what_has_changed_about_the_images_is_counted(
+    own: Path, clip: Path, tmp_path: Path, change: Callable[[list[Path], Path], object], words: str
+) -> None:
+    config = small_config(own, clip, tmp_path)
+    record(config)
+    then = basis(config)
+    change(image_files(own), own)
+    record(config)
+    assert basis_change(config, then, basis(config)) == f"features to be rebuilt: {words}"
+
+
+def test_data_whose_files_are_others_and_whose_images_are_the_same_say_so(
+    own: Path, clip: Path, tmp_path: Path
+) -> None:
+    config = small_config(own, clip, tmp_path)
+    record(config)
+    then = basis(config)
+    image_files(own)[0].touch()
+    changed = "the data's files have changed since it was evaluated; "
+    assert basis_change(config, then, basis(config)) == changed + "which images, extraction will tell"
+    record(config)
+    assert basis_change(config, then, basis(config)) == changed + "the images are the same"
+
+
+def test_nothing_has_changed_where_it_has_not_or_where_data_and_weights_are_not_here(
+    own: Path, clip: Path, tmp_path: Path
+) -> None:
+    config = small_config(own, clip, tmp_path)
+    key(config)
+    then = basis(config)
+    assert then.key and basis_change(config, then, basis(config)) == ""
+    own.unlink()
+    assert basis(config).signature is None and basis_change(config, then, Basis(None, None)) == ""
+
+
+def test_features_that_have_been_rebuilt_are_told_from_those_that_will_be(
+    own: Path, clip: Path, tmp_path: Path
+) -> None:
+    config = small_config(own, clip, tmp_path)
+    extract.run(config)
+    then = basis(config)
+    image_files(own)[0].write_bytes(image_files(own)[1].read_bytes())
+    record(config)
+    assert basis_change(config, then, basis(config)) == "features to be rebuilt: 1 image changed"
+    extract.run(config)
+    assert basis_change(config, then, basis(config)) == "features rebuilt: 1 image changed"
+    for file in (tmp_path / "records").glob("data-*.json"):
+        if read_json(file)["signature"] == then.signature:
+            file.unlink()
+    assert basis_change(config, then, basis(config)) == "features rebuilt: images changed"
+
+
+def double_weights(folder: Path) -> None:
+    file = folder / "open_clip_model.safetensors"
+    save_file({name: tensor * 2 for name, tensor in load_file(file).items()}, file)
+
+
+def other_mean(folder: Path) -> None:
+    values = read_json(folder / "open_clip_config.json")
+    values["preprocess_cfg"]["mean"] = [0.1, 0.2, 0.3]
+    write_json(folder / "open_clip_config.json", values)
+
+
+def other_activation(folder: Path) -> None:
+    values = read_json(folder / "open_clip_config.json")
+    values["model_cfg"]["quick_gelu"] = not values["model_cfg"].get("quick_gelu", False)
+    write_json(folder / "open_clip_config.json", values)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (double_weights, "the backbone's weights changed"),
+        (other_mean, "the transform of images changed"),
+        (other_activation, "the backbone's architecture changed"),
+    ],
+)
+def test_what_has_changed_about_the_backbone_is_named(
+    table: Path, clip: Path, tmp_path: Path, change: Callable[[Path], None], words: str
+) -> None:
+    shutil.copytree(clip, tmp_path / "clip")
+    config = small_config(table, tmp_path / "clip", tmp_path)
+    extract.run(config)
+    then = basis(config)
+    assert then.key
+    change(tmp_path / "clip")
+    assert basis_change(config, then, basis(config)) == "", "what has not been looked at again tells nothing"
+    weights(config)
+    assert basis_change(config, then, basis(config)) == f"features to be rebuilt: {words}"
+    shutil.rmtree(store_dir(config, then.key).path)
+    assert basis_change(config, then, basis(config)) == "its features are others now than it was trained on"

@@ -1,7 +1,8 @@
-"""A trial's state while other jobs work in its folder: files and leases that vanish between two looks are no error."""
+"""A trial's state, with the reason: while other jobs work in its folder, and after its data or configuration changed."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,18 @@ from typing import Any
 import pytest
 
 from pipeline import state
-from pipeline.experiment import load_experiment
+from pipeline.backbones import load_backbone
+from pipeline.config import Paths, Resources, config_hash
+from pipeline.dataset import known_signature
+from pipeline.experiment import Experiment, dump_config, load_experiment
+from pipeline.explain import field_names
+from pipeline.launch import plan as plan_module
+from pipeline.launch.plan import lines, missing_trials, plan
 from pipeline.layout import PROJECT, ExperimentDir, TrialDir, write_json, write_text
 from pipeline.lease import Lease
-from pipeline.state import planned_trials, trial_state, trial_states
+from pipeline.records import data_record, known_feature_key, weights_record
+from pipeline.state import Sources, TrialState, planned_trials, trial_state, trial_states
+from pipeline.tasks import load_task
 
 FROZEN = PROJECT / "configs" / "beetles" / "frozen.yaml"
 
@@ -110,3 +119,188 @@ def test_only_trials_that_have_a_folder_are_looked_into(root: Path, monkeypatch:
     monkeypatch.setattr(state, "trial_state", lambda trial, *rest: looked.append(trial.path.name) or look(trial, *rest))
     assert [found.state for found in trial_states(experiment)] == ["missing", "missing", "failed", "missing"]
     assert looked == [folder.path.name]
+
+
+# ---------------------------------------------------------------- what never makes a result stale
+STAGES = ("extract", "train", "evaluate", "collect")
+OTHER_JOB = {
+    "partition": "gpu",
+    "account": "lab",
+    "qos": "long",
+    "constraint": "a100",
+    "gpus_per_node": 2,
+    "gpu_type": "a100",
+    "cpus_per_task": 9,
+    "mem": "9G",
+    "time": "09:00:00",
+}
+OTHER_RESOURCES = {
+    "extract_tasks": 9,
+    "extract_batch": 9,
+    "decode_threads": 9,
+    "residence": "mmap",
+    "checkpoint_epochs": 9,
+    "checkpoint_seconds": 9,
+    "lease_seconds": 9,
+}
+NOT_SCIENCE = {
+    **{f"resources.{stage}.{key}": value for stage in STAGES for key, value in OTHER_JOB.items()},
+    **{f"resources.{key}": value for key, value in OTHER_RESOURCES.items()},
+    **{f"paths.{key}": "elsewhere" for key in ("features", "trained")},
+    "device": "cuda",
+}
+"""Each key of where and with what a job runs, and a value that is none of its defaults."""
+
+
+def test_every_key_of_where_and_with_what_a_job_runs_is_tried() -> None:
+    names = [*field_names(Resources, "resources."), *field_names(Paths, "paths."), "device"]
+    assert sorted(names) == sorted(NOT_SCIENCE)
+
+
+@pytest.fixture
+def on_these_data(table: Path, root: Path) -> tuple[str, ...]:
+    """Overrides for forty beetles and the plainest backbone, whose content is on record."""
+    overrides = (f"data.source={table}", "backbone={kind: pixels, size: 2}", "device=cpu")
+    config = load_experiment(FROZEN, overrides).config
+    data_record(config, load_task("beetles").load(config.data))
+    weights_record(config, lambda: load_backbone(config.backbone))
+    return overrides
+
+
+def done_trial(experiment: Experiment, index: int = 0) -> TrialDir:
+    """The folder of a trial with results of what data and features look like now."""
+    trial = experiment.trials[index]
+    folder = experiment.dir.trial(trial.name)
+    write_text(folder.config, dump_config(trial.config))
+    results = {
+        "config_hash": config_hash(trial.config),
+        "evaluation": trial.config.evaluate.model_dump(mode="json"),
+        "data_signature": known_signature(trial.config.data),
+        "feature_key": known_feature_key(trial.config),
+    }
+    write_json(folder.results, results)
+    return folder
+
+
+def test_no_key_of_where_and_with_what_a_job_runs_makes_a_result_stale(on_these_data: tuple[str, ...]) -> None:
+    folder = done_trial(load_experiment(FROZEN, on_these_data))
+    for key, value in NOT_SCIENCE.items():
+        overrides = [text for text in on_these_data if not text.startswith(f"{key}=")]
+        config = load_experiment(FROZEN, [*overrides, f"{key}={value}"]).config
+        assert trial_state(folder, config, Sources()) == TrialState("done"), key
+    other = load_experiment(FROZEN, [*on_these_data, "features.dtype=fp32"]).config
+    assert trial_state(folder, other, Sources()).state == "missing"
+
+
+# ---------------------------------------------------------------- a configuration that has changed
+@pytest.fixture
+def edited(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A YAML of one's own to edit; there is no Slurm."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    write_text(tmp_path / "mine.yaml", "optim: {lr: 1e-4}\ntrain: {epochs: 9}\n")
+    return tmp_path / "mine.yaml"
+
+
+NOT_RUN = ("missing", "not run")
+
+
+def reasons(experiment: Experiment) -> list[tuple[str, str]]:
+    return [(found.state, found.reason) for found in plan(experiment)]
+
+
+def test_a_trial_whose_configuration_was_edited_is_stale_and_says_what_was(edited: Path) -> None:
+    old = done_trial(load_experiment(edited))
+    files = {path: path.read_bytes() for path in old.path.iterdir()}
+    write_text(edited, "optim: {lr: 3e-4, kind: adamw}\ntrain: {epochs: 9, patience: 3}\n")
+    changed = "optim.kind adam → adamw, optim.lr 1e-4 → 3e-4, train.patience null → 3"
+    assert reasons(load_experiment(edited)) == [("stale", f"config changed: {changed}")]
+    assert {path: path.read_bytes() for path in old.path.iterdir()} == files
+    assert missing_trials(load_experiment(edited)) == load_experiment(edited).trials
+
+
+def test_an_override_that_differs_is_a_change_too_for_each_seed_that_was_done_before(edited: Path) -> None:
+    before = load_experiment(edited, ["seed=0,1"])
+    for index in range(2):
+        done_trial(before, index)
+    changed = ("stale", "config changed: train.epochs 9 → 8")
+    assert reasons(load_experiment(edited, ["seed=0,1,2", "train.epochs=8"])) == [changed, changed, NOT_RUN]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "change"),
+    [
+        ("seed=1", "seed=2", ""),
+        ("data.split={kind: folds, fold: 1}", "data.split={kind: folds, fold: 2}", ""),
+        (
+            "model.encoder={kind: lora, r: 4}",
+            "model.encoder={kind: finetuned}",
+            "model.encoder.kind lora → finetuned",
+        ),
+        ("model.head.hidden=[8]", "model.head.hidden=[8, 4]", "model.head.hidden [8] → [8, 4]"),
+        ("model.normalize=true", "model.normalize=false", "model.normalize true → false"),
+        ("augment.noise=0.1", "augment.noise=0.1000001", "augment.noise 0.1 → 0.1000001"),
+        ("augment={noise: 0.1, warmup: 0.1}", "augment={mixup_alpha: 0.1, domain_dropout: 0.1}", ""),
+    ],
+    ids=["seed", "fold", "kind", "list", "switch", "digits", "four keys"],
+)
+def test_a_further_repetition_and_another_trial_altogether_are_no_change(
+    edited: Path, before: str, now: str, change: str
+) -> None:
+    done_trial(load_experiment(edited, [before]))
+    expected = ("stale", f"config changed: {change}") if change else NOT_RUN
+    assert reasons(load_experiment(edited, [now])) == [expected]
+
+
+def test_the_nearest_older_trial_tells_what_changed_and_of_equals_the_latest(edited: Path) -> None:
+    def done(*overrides: str, seconds: float) -> TrialDir:
+        folder = done_trial(load_experiment(edited, overrides))
+        os.utime(folder.config, (seconds, seconds))
+        return folder
+
+    nearest = done("optim.lr=1", seconds=1e9)
+    done("optim.lr=1", "seed=0", "train.epochs=8", seconds=3e9)
+    now = load_experiment(edited, ["optim.lr=2"])
+    assert reasons(now) == [("stale", "config changed: optim.lr 1 → 2")]
+    later = done("optim.lr=3", seconds=2e9)
+    assert reasons(now) == [("stale", "config changed: optim.lr 3 → 2")]
+    os.utime(nearest.config, (4e9, 4e9))
+    assert later.results.exists() and reasons(now) == [("stale", "config changed: optim.lr 1 → 2")]
+
+
+def test_trials_of_the_same_plan_are_no_earlier_forms_of_each_other(edited: Path) -> None:
+    grid = load_experiment(edited, ["optim.lr=1,2,3"])
+    done_trial(grid, 1)
+    assert [found for found in reasons(grid) if found != ("done", "")] == [NOT_RUN, NOT_RUN]
+
+
+def test_an_older_trial_without_results_leaves_nothing_stale(edited: Path) -> None:
+    done_trial(load_experiment(edited, ["optim.lr=1"])).results.unlink()
+    assert reasons(load_experiment(edited, ["optim.lr=2"])) == [("missing", "config changed: optim.lr 1 → 2")]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"seed", b"- 1\n", b"data: 3\nseed: [1]\n"])
+def test_an_older_trial_that_cannot_be_read_is_no_obstacle(edited: Path, content: bytes) -> None:
+    done_trial(load_experiment(edited, ["optim.lr=1"])).config.write_bytes(content)
+    assert reasons(load_experiment(edited, ["optim.lr=2"])) == [NOT_RUN]
+
+
+@pytest.mark.parametrize(("most", "expected"), [(4, "stale"), (3, "missing"), (1, "missing")])
+def test_where_more_older_trials_lie_than_can_be_compared_quickly_none_is(
+    edited: Path, monkeypatch: pytest.MonkeyPatch, most: int, expected: str
+) -> None:
+    for lr in (1, 2):
+        done_trial(load_experiment(edited, [f"optim.lr={lr}"]))
+    read: list[Path] = []
+    real = plan_module.saved_science
+    monkeypatch.setattr(plan_module, "saved_science", lambda path: read.append(path) or real(path))
+    monkeypatch.setattr(plan_module, "MAX_COMPARED", most)
+    assert [found.state for found in plan(load_experiment(edited, ["optim.lr=3,4"]))] == [expected] * 2
+    assert len(read) == (2 if most > 1 else 0)
+
+
+def test_a_plan_ends_with_how_many_trials_are_in_each_state(edited: Path) -> None:
+    experiment = load_experiment(edited, ["seed=0,1,2"])
+    done_trial(experiment)
+    first, *_, summary = lines(experiment)
+    assert first == f"done        {experiment.trials[0].name}"
+    assert summary == f"3 trials: 2 missing, 1 done (in {experiment.dir.path})"

@@ -314,7 +314,8 @@ def test_results_of_data_that_have_changed_since_are_stale_and_done_again(root: 
     (results,) = root.glob("trained/*/*/results.json")
     before, model = results.read_text(), (results.parent / "model.safetensors").stat().st_mtime_ns
     os.utime(table)
-    assert "stale" in carabid("plan", *command, root=root).stdout
+    said = carabid("plan", *command, root=root).stdout
+    assert said.startswith("stale") and "the data's files have changed since it was evaluated" in said
     carabid("submit", *command, "--cluster", "local", root=root)
     assert (results.parent / "model.safetensors").stat().st_mtime_ns == model
     assert carabid("plan", *command, root=root).stdout.startswith("done")

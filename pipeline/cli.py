@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from pipeline import __version__
-from pipeline.cluster import load_cluster
+from pipeline.cluster import Cluster, load_cluster, use_root
 from pipeline.errors import REQUEUE_STATUS, RunAgain, UserError, WorkError
 from pipeline.experiment import Experiment, load_experiment
 from pipeline.layout import ExperimentDir, all_experiments, trained_root
@@ -76,11 +77,11 @@ def fetch(config: ConfigArgument, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def plan(config: ConfigArgument, overrides: Overrides = None) -> None:
+def plan(config: ConfigArgument, overrides: Overrides = None, cluster: ClusterOption = None) -> None:
     """Show every trial, its state and the reason; nothing is run."""
     from pipeline.launch.plan import lines
 
-    for line in lines(_load(config, overrides)):
+    for line in lines(_load(config, overrides, cluster)):
         print(line)
 
 
@@ -100,7 +101,7 @@ def submit(
     """Queue extraction, training, evaluation and collection of all trials that have no results yet."""
     from pipeline.launch import submit as launcher
 
-    site = load_cluster(cluster)
+    site = _site(cluster)
     experiment = load_experiment(config, overrides or (), site.layer)
     launcher.submit(
         experiment, launcher.Request(site.profile, dry_run, wait, workers, max_parallel, pack, tuple(sys.argv))
@@ -232,8 +233,8 @@ def retry(
     from pipeline.launch import retry as launcher
     from pipeline.launch.submit import Request
 
+    changes = launcher.Changes(mem, walltime, pack, _site(cluster).profile if cluster else None)
     (directory,) = _experiments([experiment], trained)
-    changes = launcher.Changes(mem, walltime, pack, load_cluster(cluster).profile if cluster else None)
     kinds = [kind for kind in only.split(",") if kind]
     launcher.retry(directory, kinds, changes, Request(wait=wait, argv=tuple(sys.argv)))
 
@@ -280,6 +281,8 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         print(__version__)
         raise typer.Exit
+    if os.environ.get("CARABID_CLUSTER"):
+        _site(None)
 
 
 def main() -> None:
@@ -297,9 +300,16 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
-def _load(config: str, overrides: list[str] | None) -> Experiment:
-    """An experiment, on top of the profile that $CARABID_CLUSTER names."""
-    return load_experiment(config, overrides or (), load_cluster().layer)
+def _site(cluster: str | None) -> Cluster:
+    """The cluster profile, whose root is looked in from now on."""
+    site = _site(cluster)
+    use_root(site.profile)
+    return site
+
+
+def _load(config: str, overrides: list[str] | None, cluster: str | None = None) -> Experiment:
+    """An experiment, on top of a cluster profile."""
+    return load_experiment(config, overrides or (), _site(cluster).layer)
 
 
 def _record_plan(experiment: Experiment) -> None:

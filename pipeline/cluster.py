@@ -140,6 +140,12 @@ def load_cluster(name: str | None = None, environ: Mapping[str, str] = os.enviro
     return Cluster(profile, _layer(values, places, path))
 
 
+def use_root(profile: Profile) -> None:
+    """Let this process, and what it starts, look where the profile says, unless CARABID_ROOT says otherwise."""
+    if profile.root and not os.environ.get("CARABID_ROOT"):
+        os.environ["CARABID_ROOT"] = profile.root
+
+
 def _find(name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         path = Path(os.path.expanduser(name)).resolve()

@@ -669,7 +669,7 @@ def test_what_slurm_has_queued_is_known_by_trial_and_not_submitted_again(
         "somebody-elses|47|N/A|PENDING|None",
     )
     how = first[0].config.evaluate.model_dump(mode="json")
-    assert queue.queued_trials(experiment.dir) == {
+    assert queue.queued_trials(parts.Parts(experiment.dir), queue.my_tasks()) == {
         first[1].name: queue.Queued(first[1].name, how, "train", "41_1", "running"),
         first[3].name: queue.Queued(first[3].name, how, "train", "43", "pending"),
     }
@@ -696,7 +696,7 @@ def test_the_manifest_of_a_long_queue_is_read_once(tmp_path: Path, monkeypatch: 
     name = parts.job_name(make_manifest(experiment, experiment.trials), "train")
     queue_holds(tmp_path, monkeypatch, *(f"{name}|41|{i}|PENDING|None" for i in range(8)))
     monkeypatch.setattr(parts, "load_manifest", lambda path: reads.append(path) or load_manifest(path))
-    assert len(queue.queued_trials(experiment.dir)) == 8 and len(reads) == 1
+    assert len(queue.queued_trials(parts.Parts(experiment.dir), queue.my_tasks())) == 8 and len(reads) == 1
 
 
 def test_the_number_of_a_refused_submission_is_not_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

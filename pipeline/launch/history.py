@@ -19,7 +19,7 @@ from pipeline.launch.failures import Failure, classify
 from pipeline.launch.manifest import Manifest
 from pipeline.launch.pack import log_path
 from pipeline.launch.parts import Part, Parts, chunk_names, job_names
-from pipeline.launch.queue import Queued, queued_trials
+from pipeline.launch.queue import Queued, Task, my_tasks, queued_trials
 from pipeline.layout import ExperimentDir, read_json
 from pipeline.state import TrialState
 
@@ -46,13 +46,18 @@ class History:
         self.parts = Parts(experiment)
 
     @cached_property
-    def queued(self) -> dict[str, Queued]:
-        """What Slurm has queued, by trial, to be shown: nothing, and a word on stderr, where it does not answer."""
+    def tasks(self) -> list[Task]:
+        """What Slurm has queued, to be shown: nothing, and a word on stderr, where it does not answer."""
         try:
-            return queued_trials(self.experiment, self.parts)
+            return my_tasks()
         except WorkError as error:
             print(f"carabid: what is queued is not known: {str(error).splitlines()[0]}", file=sys.stderr)
-            return {}
+            return []
+
+    @cached_property
+    def queued(self) -> dict[str, Queued]:
+        """What Slurm has queued, by trial."""
+        return queued_trials(self.parts, self.tasks)
 
     @cached_property
     def submissions(self) -> list[Manifest]:
@@ -66,9 +71,13 @@ class History:
 
     @cached_property
     def attempts(self) -> dict[tuple[str, str], Attempt]:
-        """(Trial, stage) → the last job or task that did it, and what became of that by Slurm's accounting."""
+        """(Trial, stage) → the last job or task that did it, and what became of that by Slurm's accounting.
+
+        (Accounting knows nothing of a task that is stuck; the queue does.)
+        """
         found: dict[tuple[str, str], Attempt] = {}
-        for outcome in sorted(self._outcomes(), key=lambda outcome: int(outcome.job.partition("_")[0])):
+        stuck = [Outcome(t.id, t.name, t.state, 0, 0, 0, 0, 0, "", t.reason) for t in self.tasks if t.stuck]
+        for outcome in sorted([*self._outcomes(), *stuck], key=lambda outcome: int(outcome.job.partition("_")[0])):
             array, _, index = outcome.job.partition("_")
             if part := self.parts.of(outcome.name, array, int(index) if index else None):
                 found |= {(entry.name, part.stage): (part, outcome) for entry in part.entries()}

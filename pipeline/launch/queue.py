@@ -55,13 +55,13 @@ class Queued:
         return self.name == trial.name and self.evaluate == trial.config.evaluate.model_dump(mode="json")
 
 
-def queued_trials(experiment: ExperimentDir, parts: Parts | None = None) -> dict[str, Queued]:
+def queued_trials(parts: Parts, tasks: Sequence[Task]) -> dict[str, Queued]:
     """Trials of an experiment whose training or evaluation waits or runs, by name: from job names, indices and manifests.
 
-    Jobs that are stuck do not count. Empty where there is no Slurm. Raises WorkError if it does not answer.
+    Jobs that are stuck do not count.
     """
-    parts, found = parts or Parts(experiment), dict[str, Queued]()
-    for task in my_tasks():
+    found: dict[str, Queued] = {}
+    for task in tasks:
         part = None if task.stuck else parts.of(task.name, task.array, task.index)
         if part and part.stage in ("train", "evaluate"):
             for entry in part.entries():
@@ -72,7 +72,10 @@ def queued_trials(experiment: ExperimentDir, parts: Parts | None = None) -> dict
 
 
 def my_tasks() -> list[Task]:
-    """Each of my tasks that waits or runs; what completes has ended. None where there is no Slurm."""
+    """Each of my tasks that waits or runs; what completes has ended. None where there is no Slurm.
+
+    Raises WorkError if it does not answer.
+    """
     command = ["squeue", "--me", "--noheader", "--array", "--format=%j|%F|%K|%T|%r"]
     try:
         done = _ask(command)

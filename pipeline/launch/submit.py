@@ -13,8 +13,9 @@ from pipeline.features.store import is_complete
 from pipeline.launch import slurm
 from pipeline.launch.history import History
 from pipeline.launch.manifest import REFUSED, Manifest, Terms, make_manifest, preview_manifest, sharing_features
+from pipeline.launch.parts import Parts
 from pipeline.launch.plan import missing_trials
-from pipeline.launch.queue import Queued, cancel_stuck, is_queued, max_array_size, queued_trials
+from pipeline.launch.queue import Queued, cancel_stuck, is_queued, max_array_size, my_tasks, queued_trials
 from pipeline.records import known_feature_key
 from pipeline.sources import open_source
 
@@ -93,7 +94,7 @@ def _queue_of(experiment: Experiment, request: Request) -> dict[str, Queued]:
         return History(experiment.dir).queued
     if stuck := cancel_stuck(experiment.dir):
         print(f"cancelled {', '.join(stuck)}: what they waited for has failed", flush=True)
-    return queued_trials(experiment.dir)
+    return queued_trials(Parts(experiment.dir), my_tasks())
 
 
 def _check_all_done(experiment: Experiment, manifest: Manifest) -> None:

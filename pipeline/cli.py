@@ -302,7 +302,7 @@ def main() -> None:
 
 def _site(cluster: str | None) -> Cluster:
     """The cluster profile, whose root is looked in from now on."""
-    site = _site(cluster)
+    site = load_cluster(cluster)
     use_root(site.profile)
     return site
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.errors import Interrupted, MissingFeatures, OutOfTime, TakenOver, UserError, WorkError
+from pipeline.errors import Interrupted, MissingFeatures, NotFetched, OutOfTime, TakenOver, UserError, WorkError
 from pipeline.experiment import Trial, dump_config
 from pipeline.launch.deal import array_rank
 from pipeline.launch.manifest import Manifest, load_manifest, sharing_features
@@ -88,6 +88,8 @@ def _extract(sharing: Sequence[Trial], work: Callable[[], object]) -> None:
     try:
         work()
     except Exception as error:
+        if isinstance(error, NotFetched):
+            error.config = trial_dir(sharing[0]).config
         with suppress(OSError):  # a full disk may be what failed; the error itself says so
             for trial in sharing:
                 write_text(trial_dir(trial).config, dump_config(trial.config))
@@ -204,6 +206,8 @@ def recorded_failure(trial: TrialDir, stage: str) -> Iterator[None]:
     except (Interrupted, TakenOver):
         raise
     except Exception as error:
+        if isinstance(error, NotFetched):
+            error.config = trial.config
         why = earlier if earlier and isinstance(error, MissingFeatures) else _failure(stage, error)
         if not trial.failure.exists():
             with suppress(OSError):  # a full or vanished disk may be what failed; the error itself says so

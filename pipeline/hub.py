@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import NotFetched, UserError, WorkError
+from pipeline.secrets import hide
 
 Kind = Literal["models", "datasets"]
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -80,8 +81,8 @@ def was_asked(error: Exception) -> bool:
 
 
 def in_short(error: BaseException) -> str:
-    """An error of a library in one sentence that a person reads to its end."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """An error of a library in one sentence that a person reads to its end, without the password of a proxy."""
+    text = hide(" ".join(str(error).split())) or type(error).__name__
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
     return text if text[-1] in ".!?…" else f"{text}."
 

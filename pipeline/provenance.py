@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.layout import PROJECT
+from pipeline.secrets import hide
 
 PACKAGES = (
     "torch",
@@ -49,7 +50,7 @@ def provenance(**more: Any) -> dict[str, Any]:
         "written": now(),
         "carabid": __version__,
         "code": _code(),
-        "argv": sys.argv,
+        "argv": [hide(argument) for argument in sys.argv],
         "python": platform.python_version(),
         "packages": {name: installed_version(name) for name in PACKAGES},
         "host": socket.gethostname(),
@@ -60,12 +61,15 @@ def provenance(**more: Any) -> dict[str, Any]:
 
 
 def _code() -> dict[str, Any]:
-    """Commit and uncommitted changes of the project, if it is a git checkout."""
+    """Commit and uncommitted changes of the project, if it is a git checkout.
+
+    A site edits jobs/setup.sh: a token or a proxy's password that is put there must not go from here into results.
+    """
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return {"commit": None, "dirty": None}
     diff = _git("diff", "HEAD", "--", "pipeline", "configs", "jobs") or ""
-    return {"commit": commit.strip(), "dirty": bool(diff), "diff": diff[:MAX_DIFF]}
+    return {"commit": commit.strip(), "dirty": bool(diff), "diff": hide(diff)[:MAX_DIFF]}
 
 
 def _git(*arguments: str) -> str | None:

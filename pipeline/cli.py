@@ -68,12 +68,12 @@ def generate(
 
 @app.command()
 def fetch(config: ConfigArgument, overrides: Overrides = None) -> None:
-    """On the login node: bring data and weights into the cache, so that jobs run without internet."""
+    """On the login node: bring data and weights into the cache and check them, so that jobs run without internet."""
     from pipeline.launch.manifest import sharing_features
     from pipeline.stages import fetch as stage
 
-    for sharing in sharing_features(_load(config, overrides).trials):
-        stage.run(sharing[0].config)
+    trials = _load(config, overrides).trials
+    stage.run([sharing[0].config for sharing in sharing_features(trials)])
 
 
 @app.command()

@@ -1,5 +1,10 @@
 """The two ways a command ends badly, and kinds of the second; their messages are for people, without a traceback."""
 
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
 REQUEUE_STATUS = 75
 """Exit status (EX_TEMPFAIL) that a job script answers with `scontrol requeue`."""
 
@@ -30,3 +35,18 @@ class TakenOver(WorkError):
 
 class MissingFeatures(WorkError):
     """The features that a stage reads are not there, or not all of them; why, the extraction knows."""
+
+
+class NotFetched(WorkError):
+    """Data or weights of the Hub are not on this machine; `why` says which. `carabid fetch` brings them."""
+
+    config: Path | None = None
+    """The YAML to fetch with, where it is known: a job's message is read far from the command line that began it."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        command = shlex.join(["carabid", "fetch", str(self.config or "CONFIG")])
+        return f"{self.why} On a machine with internet (a cluster's login node) run `{command}`, and then this again."

@@ -26,6 +26,7 @@ from pipeline.config import NOT_SCIENCE, Config, changes, digest, flatten, scien
 from pipeline.errors import UserError
 from pipeline.explain import blocks_in, explain
 from pipeline.layout import PROJECT, ExperimentDir, experiment_dir, root
+from pipeline.secrets import hide
 
 Tree = dict[str, Any]
 Absolute = Callable[[str], str]
@@ -210,7 +211,10 @@ def _read_document(path: Path, children: tuple[Path, ...]) -> _Document:
 def read_yaml(path: Path) -> tuple[Tree, dict[str, str]]:
     """A YAML's values, and the line on which each dotted key stands. Raises UserError where it is none."""
     try:
-        loader = _Yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        for number, line in enumerate(text.splitlines(), 1):  # comments too: the file is kept as it is
+            _refuse_secret(line, f"{path}, line {number}")
+        loader = _Yaml(text)
         node = loader.get_single_node()
         values = loader.construct_document(node) if node else {}
     except (yaml.YAMLError, ValueError, LookupError) as error:
@@ -262,6 +266,7 @@ def _split_overrides(overrides: Sequence[str], document: _Document) -> tuple[Tre
     axes: dict[str, list[Any]] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
+        _refuse_secret(text, f"on the command line: {hide(key)}")
         if not equals or not key:
             raise UserError(
                 f"override {text!r}: write key=value, such as optim.lr=1e-4 (or optim.lr=1e-4,3e-4 for a grid)"
@@ -275,6 +280,15 @@ def _split_overrides(overrides: Sequence[str], document: _Document) -> tuple[Tre
             axes[key] = values
         document.places[key] = "on the command line"
     return fixed, axes
+
+
+def _refuse_secret(text: str, place: str) -> None:
+    """Configurations are kept with results, and overrides with the commands that made them."""
+    if hide(text) != text:
+        raise UserError(
+            f"{place}: a token or password must not stand in a configuration. Remove it; the Hub's token is read from "
+            "HF_TOKEN in the environment, or from where `hf auth login` keeps it."
+        )
 
 
 def _parse_value(text: str, override: str) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.layout import PROJECT
+from pipeline.secrets import hide
 
 PACKAGES = (
     "torch",
@@ -53,7 +54,7 @@ def provenance(**more: Any) -> dict[str, Any]:
         "written": now(),
         "carabid": __version__,
         "code": code_version(),
-        "argv": sys.argv,
+        "argv": [hide(argument) for argument in sys.argv],
         "python": platform.python_version(),
         "packages": {name: installed_version(name) for name in PACKAGES},
         "host": socket.gethostname(),
@@ -64,7 +65,10 @@ def provenance(**more: Any) -> dict[str, Any]:
 
 
 def code_version() -> dict[str, Any]:
-    """Commit and uncommitted changes of the code that runs: as a snapshot recorded them, else of the git checkout."""
+    """Commit and uncommitted changes of the code that runs: as a snapshot recorded them, else of the git checkout.
+
+    A site edits jobs/setup.sh: a token or a proxy's password that is put there must not go from here into results.
+    """
     with suppress(OSError):
         recorded: dict[str, Any] = json.loads((PROJECT / CODE_RECORD).read_text())
         return recorded
@@ -72,7 +76,7 @@ def code_version() -> dict[str, Any]:
     if commit is None:
         return {"commit": None, "dirty": None}
     diff = _git("diff", "HEAD", "--", "pipeline", "configs", "jobs") or ""
-    return {"commit": commit.strip(), "dirty": bool(diff), "diff": diff[:MAX_DIFF]}
+    return {"commit": commit.strip(), "dirty": bool(diff), "diff": hide(diff)[:MAX_DIFF]}
 
 
 def _git(*arguments: str) -> str | None:

@@ -128,7 +128,7 @@ def test_the_mistyped_key_of_the_issue(type_in: Callable[..., Said], root: Path)
         (("plan", LORA, "data.source=[1"), "not a YAML value"),
         (("plan", LORA, "data.source=\x07"), "not a YAML value"),
         (("plan", sys.executable), "not valid YAML"),
-        (("submit", LORA, "--cluster", "slrum"), "choose slurm or local"),
+        (("submit", LORA, "--cluster", "slrum"), "did you mean slurm?"),
         (("submit", LORA, "--workers", "0"), "--workers"),
         (("results", "nosuch"), "there is no experiment nosuch"),
         (("results", "--format", "xml"), "choose table, csv, markdown or json"),

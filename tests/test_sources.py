@@ -20,7 +20,7 @@ from PIL import Image
 
 from pipeline.config import Columns, Data
 from pipeline.dataset import _signature, choose_splits, known_signature
-from pipeline.errors import UserError
+from pipeline.errors import NotFetched, UserError
 from pipeline.sources import open_source
 from pipeline.sources.base import Source
 from pipeline.sources.csv_files import CsvSource, read_csv
@@ -314,14 +314,10 @@ def test_another_revision_in_the_cache_is_not_taken_for_the_one_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub_cache(tmp_path, monkeypatch)
-    with pytest.raises(UserError, match=f"the cache holds owner/my_name at {SHA} instead"):
+    with pytest.raises(
+        NotFetched, match=rf"owner___my_name\) holds owner/my_name at {SHA} instead.*carabid fetch CONFIG"
+    ):
         open_source(Data(source="owner/my_name", revision="f" * 40)).splits()
-
-
-def test_a_hub_data_set_that_is_not_cached_asks_for_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub_cache(tmp_path, monkeypatch)
-    with pytest.raises(UserError, match="carabid fetch CONFIG"):
-        open_source(Data(source="owner/other")).splits()
 
 
 # ---------------------------------------------------------------- what is there, and whether it changed

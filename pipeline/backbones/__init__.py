@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import config as configuration
+from pipeline import hub
 
 if TYPE_CHECKING:
     from pipeline.backbones.base import Backbone
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 def load_backbone(config: configuration.Backbone) -> Backbone:
     """The backbone a configuration names: eval mode, no gradients, fp32, on the CPU; torch's random state is left as it was.
 
-    Raises UserError where the name, the folder or the cache does not lead to usable weights.
+    Raises UserError where the name or the folder does not lead to usable weights, NotFetched where the cache does not.
     """
     # Imported here because each library costs seconds, and a trial needs one of them.
     if isinstance(config, configuration.OpenClip):
@@ -27,3 +29,31 @@ def load_backbone(config: configuration.Backbone) -> Backbone:
     from pipeline.backbones.pixels import PixelsBackbone
 
     return PixelsBackbone(config.size).freeze()
+
+
+def weights_files(config: configuration.Backbone) -> list[Path]:
+    """The files that weights and transform are read from, as far as they are here; none for what is made without any."""
+    if isinstance(config, configuration.Pixels):
+        return []
+    if isinstance(config, configuration.Dinov2):
+        return _local_files(config.name) or hub.snapshot_files(config.name, config.revision)
+    if config.name.startswith("hf-hub:"):
+        return hub.snapshot_files(config.name.removeprefix("hf-hub:"), None)
+    if config.name.startswith("local-dir:"):
+        return _local_files(config.name.removeprefix("local-dir:"))
+    if config.pretrained is None:
+        return []
+    return _local_files(config.pretrained) or _files_of_tag(config.name, config.pretrained)
+
+
+def _local_files(name: str) -> list[Path]:
+    path = Path(name).expanduser()
+    found = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [file for file in found if file.is_file()]
+
+
+def _files_of_tag(architecture: str, tag: str) -> list[Path]:
+    from pipeline.backbones.open_clip import hub_repository
+
+    repository = hub_repository(architecture, tag)
+    return hub.snapshot_files(repository, None) if repository else []

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from pipeline import config as configuration
+from pipeline import hub
 from pipeline.backbones.base import Backbone, Tail, check_native, seeded, to_rgb
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkError
 
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 MODULES = {
@@ -143,7 +144,7 @@ def _read(config: configuration.Dinov2) -> tuple[nn.Module, Any]:
     except UserError:
         raise
     except Exception as error:  # transformers raises whatever its libraries do
-        raise UserError(_failure(config.name, error)) from error
+        raise _failure(config, error) from error
     # transformers only warns about tensors it did not find and leaves them random.
     if missing := sorted(set(info["missing_keys"]) - {"embeddings.mask_token"}):
         raise UserError(f"The weights of backbone.name {config.name} lack {missing[0]} (and {len(missing) - 1} more).")
@@ -166,11 +167,8 @@ def _checked_folder(name: str) -> Path:
     return folder
 
 
-def _failure(name: str, error: Exception) -> str:
-    cause = " ".join(str(error).split())[:400]
-    if _is_folder(name):
-        return f"The model in {name} is damaged or incomplete: {cause}"
-    return (
-        f"The weights of {name} are not in the cache and could not be fetched: run `carabid fetch CONFIG` where there is a "
-        f"network, on a cluster on its login node. Cause: {cause}"
-    )
+def _failure(config: configuration.Dinov2, error: Exception) -> UserError | WorkError:
+    if _is_folder(config.name):
+        return UserError(f"The model in {config.name} is damaged or incomplete: {hub.in_short(error)}")
+    of = f"{config.name}, revision {config.revision}" if config.revision else config.name
+    return hub.not_loaded(f"The weights of {of}", error, hub.cached_repository(config.name, "models"))

@@ -24,8 +24,9 @@ from torch.nn import functional as F
 from torchvision.transforms import Compose
 
 from pipeline import config as configuration
+from pipeline import hub
 from pipeline.backbones.base import Backbone, Tail, check_native, seeded, to_rgb
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkError
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -256,7 +257,7 @@ def _create(name: str, pretrained: str | None) -> tuple[nn.Module, Compose]:
                 name, pretrained, **_tag_options(name, pretrained)
             )
     except Exception as error:  # open_clip raises whatever its libraries do
-        raise UserError(_failure(name, pretrained, error)) from error
+        raise _failure(name, pretrained, error) from error
     return model, preprocess
 
 
@@ -305,14 +306,24 @@ def _checked_folder(name: str) -> str:
     return f"{LOCAL}{folder}"
 
 
-def _failure(name: str, pretrained: str | None, error: Exception) -> str:
-    cause = " ".join(str(error).split())[:400]
+def hub_repository(name: str, pretrained: str | None) -> str | None:
+    """The model on the Hub (`owner/name`) that the weights come from; None for a file, a folder, and random weights."""
+    if name.startswith(HUB):
+        return name.removeprefix(HUB)
+    tag = {} if pretrained is None else open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained)
+    return os.path.dirname(tag["hf_hub"]) if tag.get("hf_hub") else None
+
+
+def _failure(name: str, pretrained: str | None, error: Exception) -> UserError | WorkError:
+    cause = hub.in_short(error)
     if name.startswith(LOCAL):
         folder = name.removeprefix(LOCAL)
-        return f"The weights in {folder} are missing, damaged or of another architecture than its config: {cause}"
-    if name.startswith(HUB) or (pretrained is not None and not os.path.isfile(pretrained)):
-        return (
-            f"The weights of {name}{f' ({pretrained})' if pretrained else ''} are not in the cache and could not be fetched: run "
-            f"`carabid fetch CONFIG` where there is a network, on a cluster on its login node. Cause: {cause}"
+        return UserError(
+            f"The weights in {folder} are missing, damaged or of another architecture than its config: {cause}"
         )
-    return f"open_clip could not build {name}{f' with {pretrained}' if pretrained else ''}: {cause}"
+    whole = f"{name} ({pretrained})" if pretrained else name
+    if repository := hub_repository(name, pretrained):
+        return hub.not_loaded(f"The weights of {whole}", error, hub.cached_repository(repository, "models"))
+    if hub.was_asked(error):
+        return hub.not_loaded(f"What {whole} needs for its text tower", error, hub.cache())
+    return UserError(f"open_clip could not build {whole}: {cause}")

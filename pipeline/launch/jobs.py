@@ -21,6 +21,7 @@ from pipeline.errors import (
     REQUEUE_STATUS,
     Interrupted,
     MissingFeatures,
+    NotFetched,
     OutOfTime,
     RunAgain,
     TakenOver,
@@ -133,6 +134,8 @@ def _extract(sharing: Sequence[Trial], work: Callable[[], object]) -> None:
     try:
         work()
     except Exception as error:
+        if isinstance(error, NotFetched):
+            error.config = trial_dir(sharing[0]).config
         with suppress(OSError):  # a full disk may be what failed; the error itself says so
             for trial in sharing:
                 write_text(trial_dir(trial).config, dump_config(trial.config))
@@ -249,6 +252,8 @@ def recorded_failure(trial: TrialDir, stage: str) -> Iterator[None]:
     except (Interrupted, TakenOver):
         raise
     except Exception as error:
+        if isinstance(error, NotFetched):
+            error.config = trial.config
         why = earlier if earlier and isinstance(error, MissingFeatures) else failure_record(stage, error)
         if not trial.failure.exists():
             with suppress(OSError):  # a full or vanished disk may be what failed; the error itself says so

@@ -49,9 +49,18 @@ class Source(ABC):
         """Whether splits and signature can be told from this machine's files, without asking a network."""
         return True
 
+    @property
     @abstractmethod
+    def kind(self) -> str:
+        """What sort of source it is: signatures begin with it."""
+
+    @abstractmethod
+    def files(self) -> Iterable[Path]:
+        """Every file that rows and images are read from, whether it is there or not."""
+
     def signature(self) -> str:
         """A cheap identity: equal while the files (path, size, time of change) stay as they are."""
+        return signature_of(self.kind, self.files())
 
 
 def encoded(cell: Any, base: Path | None) -> bytes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Data
 from pipeline.errors import UserError
-from pipeline.sources.base import Source, encoded, named_files, signature_of
+from pipeline.sources.base import Source, encoded, named_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +34,8 @@ class CsvSource(Source):
 
     Cells stay text. An image is a path relative to data.images, else to the CSV's folder.
     """
+
+    kind = "csv"
 
     def __init__(self, data: Data, folder: Path, groups: dict[str, list[Path]]) -> None:
         super().__init__(data)
@@ -63,9 +65,9 @@ class CsvSource(Source):
         record = self._records[split][row]
         return f"{record.file}, line {record.line}"
 
-    def signature(self) -> str:
-        files = [path.resolve() for paths in self.groups.values() for path in paths]
-        return signature_of("csv", [*files, *self._image_files()])
+    def files(self) -> Iterable[Path]:
+        tables = [path.resolve() for paths in self.groups.values() for path in paths]
+        return [*tables, *self._image_files()]
 
     def _image_files(self) -> Iterable[Path]:
         for split, header in self._headers.items():

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from abc import abstractmethod
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline import hub
 from pipeline.config import Data
-from pipeline.errors import UserError
+from pipeline.errors import NotFetched, UserError
 from pipeline.sources.arrow import is_plain, names_in, to_frame
-from pipeline.sources.base import Source, encoded, named_files, signature_of
+from pipeline.sources.base import Source, encoded, named_files
 
 if TYPE_CHECKING:
     import datasets
     import pandas as pd
     import pyarrow as pa
-
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class _HuggingFaceSource(Source):
@@ -88,6 +86,8 @@ class _HuggingFaceSource(Source):
 class DiskSource(_HuggingFaceSource):
     """A folder that `save_to_disk` wrote: a DatasetDict, or a Dataset, which is one split called `train`."""
 
+    kind = "disk"
+
     def __init__(self, data: Data, folder: Path) -> None:
         super().__init__(data)
         self.folder = folder
@@ -99,11 +99,11 @@ class DiskSource(_HuggingFaceSource):
         try:
             return load_from_disk(str(self.folder))
         except Exception as error:
-            raise UserError(f"{self.folder}: `datasets` cannot load this folder: {_short(error)}") from error
+            raise UserError(f"{self.folder}: `datasets` cannot load this folder: {hub.in_short(error)}") from error
 
-    def signature(self) -> str:
-        files = [path for path in sorted(self.folder.resolve().rglob("*")) if path.suffix in (".arrow", ".json")]
-        return signature_of("disk", [*files, *self._image_files()])
+    def files(self) -> Iterable[Path]:
+        tables = [path for path in sorted(self.folder.resolve().rglob("*")) if path.suffix in (".arrow", ".json")]
+        return [*tables, *self._image_files()]
 
     def _image_files(self) -> Iterable[Path]:
         column = self.data.columns.image
@@ -128,22 +128,24 @@ class HubSource(_HuggingFaceSource):
         try:
             loaded = load_dataset(self.data.source, revision=self.data.revision)
         except Exception as error:
-            raise UserError(
-                f"data.source {self.data.source}: no such folder here, and the Hub data set of this name is neither in "
-                f"the cache nor to be had: {_short(error)} On a machine with network (a login node) run "
-                "`carabid fetch CONFIG`."
-            ) from error
+            what = f"data.source {self.data.source} (no folder here, so a data set of the Hub)"
+            what += f", revision {self.data.revision}" if self.data.revision else ""
+            raise hub.not_loaded(what, error, _cache(self.data.source)) from error
         self._check_revision(_arrow_folder(dict(loaded)).name)
         return loaded
 
     def _check_revision(self, commit: str) -> None:
         """Offline, `datasets` takes whatever revision is in its cache, without a word."""
-        wanted = _commit_of(self.data.source, self.data.revision) if self.data.revision else None
-        if wanted and COMMIT.fullmatch(commit) and wanted != commit:
-            raise UserError(
-                f"data.revision {self.data.revision}: the cache holds {self.data.source} at {commit} instead. "
-                "On a machine with network run `carabid fetch CONFIG`."
+        wanted = self._wanted()
+        if wanted and hub.COMMIT.fullmatch(commit) and wanted != commit:
+            raise NotFetched(
+                f"data.revision {self.data.revision}: the cache ({_cache(self.data.source)}) holds {self.data.source} at "
+                f"{commit} instead."
             )
+
+    def _wanted(self) -> str | None:
+        """The commit that data.revision stands for; None if it names none, or nobody here knows."""
+        return hub.commit_of(self.data.source, self.data.revision, "datasets") if self.data.revision else None
 
     def is_here(self) -> bool:
         return "_loaded" in self.__dict__ or self._only_cached() is not None
@@ -154,51 +156,49 @@ class HubSource(_HuggingFaceSource):
         described = json.loads((cached / "dataset_info.json").read_text()).get("splits") if cached else None
         return list(described) if described else super().splits()
 
-    def signature(self) -> str:
-        folder = self._only_cached() or _arrow_folder(self._loaded)
-        files = sorted(path for path in folder.resolve().iterdir() if path.suffix in (".arrow", ".json"))
-        return signature_of(f"hub:{self.data.source}@{folder.name}", files)
+    @property
+    def kind(self) -> str:
+        return f"hub:{self.data.source}@{self._folder().name}"
+
+    def files(self) -> Iterable[Path]:
+        return sorted(path for path in self._folder().resolve().iterdir() if path.suffix in (".arrow", ".json"))
+
+    def _folder(self) -> Path:
+        return self._only_cached() or _arrow_folder(self._loaded)
 
     def _only_cached(self) -> Path | None:
         """The cached data set's folder where there is exactly one, found without importing `datasets`."""
         if "_loaded" in self.__dict__:
             return None
         found = hub_caches(self.data.source)
-        wanted = _commit_of(self.data.source, self.data.revision) if self.data.revision else None
-        return found[0] if len(found) == 1 and wanted in (None, found[0].name) else None
+        return found[0] if len(found) == 1 and self._wanted() in (None, found[0].name) else None
 
 
 def hub_caches(source: str) -> list[Path]:
     """Folders in which `datasets` keeps a Hub data set (<config>/<version>/<commit>/), told from the environment."""
-    from huggingface_hub import constants
-
-    root = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets").expanduser()
     owner, name = source.split("/")
     # `datasets` writes the name in snake case; names that differ in underscores alone count as several, never as one.
-    same = [path for path in root.glob(f"{owner}___*") if _bare(path.name.removeprefix(f"{owner}___")) == _bare(name)]
+    found = _cache_root().glob(f"{owner}___*")
+    same = [path for path in found if _bare(path.name.removeprefix(f"{owner}___")) == _bare(name)]
     return [info.parent for path in same for info in path.glob("*/*/*/dataset_info.json")]
+
+
+def _cache_root() -> Path:
+    from huggingface_hub import constants
+
+    return Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets").expanduser()
+
+
+def _cache(source: str) -> Path:
+    """The folder that holds a data set in every version; where there is none yet, the one that they all lie in."""
+    found = hub_caches(source)
+    return found[0].parents[2] if found else _cache_root()
 
 
 def _bare(name: str) -> str:
     return name.replace("_", "").lower()
 
 
-def _commit_of(source: str, revision: str) -> str | None:
-    """The commit a revision stands for: itself, or what the Hub's cache noted for a tag or branch; None if unknown."""
-    from huggingface_hub import constants
-
-    if COMMIT.fullmatch(revision):
-        return revision
-    note = Path(constants.HF_HUB_CACHE) / f"datasets--{source.replace('/', '--')}" / "refs" / revision
-    return note.read_text().strip() if note.is_file() else None
-
-
 def _arrow_folder(splits: dict[str, datasets.Dataset]) -> Path:
     """Where `datasets` keeps the Arrow files of a loaded Hub data set; the folder's name is the commit."""
     return Path(next(iter(splits.values())).cache_files[0]["filename"]).parent
-
-
-def _short(error: Exception) -> str:
-    """An error of a library in one line that a person reads to its end."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]}…"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import Data
 from pipeline.errors import UserError
 from pipeline.sources.arrow import is_plain, names_in, to_frame
-from pipeline.sources.base import Source, encoded, named_files, signature_of
+from pipeline.sources.base import Source, encoded, named_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +39,8 @@ class _ParquetSplit:
 
 class ParquetSource(Source):
     """Parquet files, one or several per split; images inside as bytes or {bytes, path}, or as paths."""
+
+    kind = "parquet"
 
     def __init__(self, data: Data, folder: Path, groups: dict[str, list[Path]]) -> None:
         super().__init__(data)
@@ -67,9 +69,9 @@ class ParquetSource(Source):
         (path, _), _ = self._locate(split, row)
         return f"{path}, split {split}, row {row} (counted from 0)"
 
-    def signature(self) -> str:
-        files = [path.resolve() for paths in self.groups.values() for path in paths]
-        return signature_of("parquet", [*files, *self._image_files()])
+    def files(self) -> Iterable[Path]:
+        tables = [path.resolve() for paths in self.groups.values() for path in paths]
+        return [*tables, *self._image_files()]
 
     def _image_files(self) -> Iterable[Path]:
         for split, files in self._splits.items():

@@ -1,20 +1,114 @@
-"""Bringing data and weights into the cache on a node that has internet, so that jobs run without."""
+"""Bringing data and weights into the cache on a node that has internet, and checking them, so that jobs run without.
+
+What has been checked is kept in features/records/ under what it was checked for (the images' content, the weights' files
+with their sizes and times), so that fetching again looks at nothing twice.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
-from pipeline.backbones import load_backbone
-from pipeline.config import Config
-from pipeline.records import data_record, weights_record
+from pipeline.backbones import load_backbone, weights_files
+from pipeline.config import Config, digest, images_of
+from pipeline.dataset import BadImage, Dataset
+from pipeline.errors import NotFetched, WorkError
+from pipeline.features.store import refuse_bad
+from pipeline.layout import read_json, record_path, write_json
+from pipeline.progress import progress
+from pipeline.provenance import installed_version, now
+from pipeline.records import DataRecord, data_record, weights_record, weights_signature
 from pipeline.tasks import load_task
 
 
-def run(config: Config) -> None:
-    """Download (or find) the data set and the backbone's weights, and keep their content hashes for later."""
-    dataset = load_task(config.task).load(config.data)
+def run(configs: Sequence[Config]) -> None:
+    """Download (or find) the data sets and weights of these configurations, each once, and read all of them.
+
+    Says where they lie, and keeps their content hashes for later. Raises UserError for images that cannot be read where
+    data.on_bad_image is error, WorkError where the Hub cannot be reached.
+    """
+    try:
+        for config in {str(images_of(config.data)): config for config in configs}.values():
+            _fetch_data(config)
+        for config in {config.backbone: config for config in configs}.values():
+            _fetch_weights(config)
+    except NotFetched as error:  # its advice is to do what we are doing
+        raise WorkError(f"{error.why} Run this where there is internet, and HF_HUB_OFFLINE is not set.") from error
+    print("All of it is here and can be read: jobs can run without internet.", flush=True)
+
+
+# ---------------------------------------------------------------- data
+def _fetch_data(config: Config) -> None:
+    dataset: Dataset = load_task(config.task).load(config.data)
     data = data_record(config, dataset)
-    print(f"data: {config.data.source}: {data.n} images, content {data.content[:12]}", flush=True)
-    weights = weights_record(config, partial(load_backbone, config.backbone))
+    bad, when = _unreadable(config, dataset, data)
+    print(
+        f"data: {config.data.source}: {data.n} images, {_place(dataset.source.files())}, content {data.content[:12]}, "
+        f"{len(bad) or 'none'} unreadable{when}",
+        flush=True,
+    )
+    if config.data.on_bad_image == "error":
+        refuse_bad(bad, "these data")
+    for message in list(bad.values())[:1]:
+        print(f"left out, because data.on_bad_image is skip: {message}", flush=True)
+
+
+def _unreadable(config: Config, dataset: Dataset, data: DataRecord) -> tuple[dict[int, str], str]:
+    """Images that cannot be decoded, with the reason; and in words, when that was found out if it was before."""
+    path = record_path(config, "decoded", digest([data.content, installed_version("pillow")])[:16])
+    if path.exists():
+        known = read_json(path)
+        return _decode(config, dataset, known["unreadable"]), f" (checked {known['checked']})"
+    bad = _decode(config, dataset, range(len(dataset)))
+    write_json(path, {"unreadable": list(bad), "checked": now()})
+    return bad, ""
+
+
+def _decode(config: Config, dataset: Dataset, positions: Sequence[int]) -> dict[int, str]:
+    """Position of each of these images that cannot be read → why."""
+
+    def problem(i: int) -> str:
+        try:
+            dataset.image(i)
+        except BadImage as error:
+            return str(error)
+        return ""
+
+    bad: dict[int, str] = {}
+    threads = config.resources.decode_threads
+    with ThreadPoolExecutor(threads) as pool, progress("read images", len(positions)) as advance:
+        for i, message in zip(positions, pool.map(problem, positions), strict=True):
+            bad |= {i: message} if message else {}
+            advance(1)
+    return bad
+
+
+# ---------------------------------------------------------------- weights
+def _fetch_weights(config: Config) -> None:
+    """Loading is the check: the weights fit their architecture, and the transform can be made."""
+    path = _weights_check(config)
+    when = f" (checked {read_json(path)['checked']})" if path.exists() else ""
+    weights = weights_record(config, partial(load_backbone, config.backbone), again=not when)
+    if not when:
+        write_json(_weights_check(config), {"checked": now()})
     name = config.backbone.kind if config.backbone.kind == "pixels" else config.backbone.name
-    print(f"backbone: {name}: weights {weights.weights[:12]}", flush=True)
+    files = weights_files(config.backbone)
+    place = _place(files) if files else "made without files"
+    print(f"weights: {name}: {place}, content {weights.weights[:12]}, they load{when}", flush=True)
+
+
+def _weights_check(config: Config) -> Path:
+    """Where it stands that weights and libraries as they are now have been checked."""
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in weights_files(config.backbone)]
+    return record_path(config, "loaded", digest([weights_signature(config.backbone), files])[:16])
+
+
+def _place(files: Iterable[Path]) -> str:
+    """Size and folder of files, in words."""
+    there = [path for path in files if path.is_file()]
+    size = sum(path.stat().st_size for path in there)
+    amount = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+    return f"{amount} in {os.path.commonpath(there)}"

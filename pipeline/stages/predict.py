@@ -18,7 +18,7 @@ from pipeline.backbones.base import Backbone
 from pipeline.config import Config, config_hash, token_kind
 from pipeline.dataset import Dataset, decode
 from pipeline.device import choose_device, set_threads
-from pipeline.errors import UserError, WorkError
+from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.experiment import load_config
 from pipeline.features.forward import compute_features
 from pipeline.images import load_batches
@@ -58,7 +58,7 @@ def predict_files(
     if domain is not None and domain not in facts.domains:
         known = ", ".join(facts.domains) or "none at all"
         print(f"carabid: {domain} is taken as an unknown domain; the training domains are: {known}", file=sys.stderr)
-    backbone = load_backbone(config.backbone)
+    backbone = _load_backbone(config, trial)
     model = load_model(config, trial, backbone).to(choose_device(device or config.device))
     where = model.target_mean.device
     backbone.to(where)
@@ -79,6 +79,14 @@ def trained_config(trial: TrialDir) -> Config:
             "train the changed one as a trial of its own."
         )
     return config
+
+
+def _load_backbone(config: Config, trial: TrialDir) -> Backbone:
+    try:
+        return load_backbone(config.backbone)
+    except NotFetched as error:
+        error.config = trial.config
+        raise
 
 
 def _find_trial(folder: Path) -> TrialDir:

@@ -63,7 +63,7 @@ def spent(attempts: Sequence[Attempt]) -> dict[str, Any]:
     """What attempts came to, as provenance keeps it."""
     return {
         "seconds": round(sum(attempt.seconds for attempt in attempts), 2),
-        "gpu_hours": round(sum(a.seconds * a.gpus / a.shared_by for a in attempts) / 3600, 6),
+        "gpu_hours": round(sum(a.seconds * a.gpus / a.shared_by for a in attempts) / 3600, 8),
         "restarts": restarts(attempts),
         "attempts": [asdict(attempt) for attempt in attempts],
     }

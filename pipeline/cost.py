@@ -50,8 +50,8 @@ def total(costs: Sequence[Cost]) -> dict[str, float]:
     return {
         "trials": len(costs),
         "with_record": sum(cost.hours is not None for cost in costs),
-        "hours": round(sum(cost.hours or 0 for cost in costs), 6),
-        "gpu_hours": round(sum(cost.gpu_hours or 0 for cost in costs), 6),
+        "hours": round(sum(cost.hours or 0 for cost in costs), 8),
+        "gpu_hours": round(sum(cost.gpu_hours or 0 for cost in costs), 8),
         "restarts": sum(cost.restarts or 0 for cost in costs),
     }
 
@@ -66,8 +66,8 @@ def _cost(row: Row, trial: TrialDir) -> Cost:
         row.experiment,
         row.trial,
         row.state,
-        hours=round(sum(values["seconds"] for values in sums) / 3600, 6),
-        gpu_hours=round(sum(values["gpu_hours"] for values in sums), 6),
+        hours=round(sum(values["seconds"] for values in sums) / 3600, 8),
+        gpu_hours=round(sum(values["gpu_hours"] for values in sums), 8),
         gpu=_names(attempt.gpu for attempt in every) or "none",
         restarts=sum(map(restarts, stages)),
         nodes=_names(attempt.node for attempt in every),

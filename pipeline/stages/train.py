@@ -74,7 +74,7 @@ def _forget_outdated(trial: TrialDir) -> None:
         )
     for path in (trial.trained, trial.results, trial.predictions, trial.provenance, trial.card):
         path.unlink(missing_ok=True)
-    for path in (trial.model, trial.adapter, trial.resume_state):
+    for path in (trial.model, trial.adapter, trial.resume_state, trial.attempts):
         sweep(path)
 
 

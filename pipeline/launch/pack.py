@@ -20,9 +20,11 @@ from pipeline.errors import REQUEUE_STATUS, RunAgain, WorkError
 from pipeline.launch import jobs
 from pipeline.launch.manifest import Manifest, load_manifest
 from pipeline.layout import TrialDir, write_json
-from pipeline.signals import LISTENED
+from pipeline.signals import LISTENED, WALLTIME_SIGNAL
 
 Children = Mapping[int, subprocess.Popen[bytes]]
+WORDS = {0: "done", REQUEUE_STATUS: "interrupted", **{-number: "interrupted" for number in LISTENED}}
+"""What exit statuses mean. A child that has only just begun does not listen yet: what it is told ends it."""
 
 
 def train(manifest: Manifest, indices: range) -> None:
@@ -36,7 +38,7 @@ def train(manifest: Manifest, indices: range) -> None:
         statuses = {index: child.wait() for index, child in children.items()}
     for index, status in statuses.items():
         _say_end(manifest, index, status)
-    if REQUEUE_STATUS in statuses.values():
+    if {REQUEUE_STATUS, -WALLTIME_SIGNAL} & set(statuses.values()):
         raise RunAgain("the walltime is near: trials that are not done have written checkpoints")
     if all(statuses.values()):
         raise WorkError(f"none of the {len(indices)} trials of this task is trained")
@@ -73,12 +75,11 @@ def _passing_signals_on(children: Children) -> Iterator[None]:
 
 
 def _say_end(manifest: Manifest, index: int, status: int) -> None:
-    words = {0: "done", REQUEUE_STATUS: "interrupted"}
-    name, log = manifest.entries[index].name, log_path(manifest, index)
-    if status < 0:
-        killed = f"killed by {signal.Signals(-status).name}"
-        _record_kill(manifest.experiment.trial(name), killed)
-    print(f"carabid train: {name}: {killed if status < 0 else words.get(status, 'failed')} (log: {log})", flush=True)
+    name, how = manifest.entries[index].name, WORDS.get(status, "failed")
+    if status < 0 and status not in WORDS:
+        how = f"killed by {signal.Signals(-status).name}"
+        _record_kill(manifest.experiment.trial(name), how)
+    print(f"carabid train: {name}: {how} (log: {log_path(manifest, index)})", flush=True)
 
 
 def _record_kill(trial: TrialDir, killed: str) -> None:

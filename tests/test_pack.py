@@ -105,6 +105,26 @@ def test_each_trial_has_a_log_and_knows_with_how_many_it_shares_a_gpu(
     assert all(f"{name}: done (log: {pack.log_path(made, i)})" in printed for i, name in enumerate(made.names))
 
 
+@pytest.mark.parametrize(("chosen", "threads"), [(None, 3), ("2", 2)])
+def test_each_trial_has_the_threads_that_it_would_have_alone(
+    chosen: str | None,
+    threads: int,
+    manifest: MakeManifest,
+    children: Callable[[Sequence[str]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Other threads would give other bits; a smaller last task has no more of them."""
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "6")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if chosen:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    children(["echo $OMP_NUM_THREADS threads"] * 5)
+    made = manifest("seed=0,1,2,3,4", "resources.train.cpus_per_task=3", pack=3)
+    assert [status_of(made, task) for task in range(2)] == [0, 0]
+    said = [pack.log_path(made, index).read_text().splitlines()[-1] for index in range(5)]
+    assert said == [f"{threads} threads"] * 5
+
+
 def test_what_was_killed_is_recorded_for_it_and_for_no_sibling(
     manifest: MakeManifest, children: Callable[[Sequence[str]], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

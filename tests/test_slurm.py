@@ -171,6 +171,10 @@ def test_a_requeued_training_goes_on_and_finds_its_evaluation_by_name(assets: As
     (log,) = environ.glob("carabid-train-baseline-*.out")
     assert len(set(re.findall(r"evaluation: job (\d+)", log.read_text()))) == 1
     assert restarts(environ) == {"seed=0": "1"}
+    (path,) = environ.glob("trained/*/*/provenance.json")
+    training = json.loads(path.read_text())["train"]
+    assert [(each["job"], each["restart"]) for each in training["attempts"]] == [(job, 0), (job, 1)]
+    assert training["restarts"] == 1 and training["seconds"] > training["attempts"][1]["seconds"]
 
 
 def test_the_walltime_of_one_task_of_an_array_requeues_it_and_leaves_its_neighbour_alone(

@@ -32,8 +32,7 @@ def train(manifest: Manifest, indices: range) -> None:
 
     Raises RunAgain if the walltime interrupted one, WorkError if none is done.
     """
-    environ = {**os.environ, SHARED_BY: str(len(indices))}
-    children = {index: _start(manifest, index, environ) for index in indices}
+    children = {index: _start(manifest, index, _environment(manifest, len(indices))) for index in indices}
     with _passing_signals_on(children):
         statuses = {index: child.wait() for index, child in children.items()}
     for index, status in statuses.items():
@@ -47,6 +46,15 @@ def train(manifest: Manifest, indices: range) -> None:
 def log_path(manifest: Manifest, index: int) -> Path:
     """The log of one trial of a packed task."""
     return manifest.experiment.stage_logs(manifest.number, "train") / f"{index}.log"
+
+
+def _environment(manifest: Manifest, n: int) -> dict[str, str]:
+    """What each of `n` trials at once is told. Its threads are those that it has alone, so that it computes the same bits.
+
+    (Slurm tells it the CPUs of all of them.)
+    """
+    threads = str(manifest.resources.train.cpus_per_task)
+    return {"OMP_NUM_THREADS": threads, **os.environ, SHARED_BY: str(n)}
 
 
 def _start(manifest: Manifest, index: int, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:

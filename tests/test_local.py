@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.layout import PROJECT
+from pipeline.attempts import read_attempts
+from pipeline.layout import PROJECT, read_json
 from tests.conftest import Assets, carabid
 from tests.small import image_files
 
@@ -68,6 +69,8 @@ def test_interrupted_it_writes_checkpoints_begins_nothing_more_and_leaves_no_pro
     assert process.returncode == 1 and "the same command goes on" in out and "Traceback" not in out
     assert len(list(root.glob("trained/*/*/checkpoint/state.pt"))) == 2
     assert len(list(root.glob("trained/*/*/config.yaml"))) == 2
+    attempts = [each for path in root.glob("trained/*/*/attempts.json") for each in read_attempts(read_json(path))]
+    assert [attempt.shared_by for attempt in attempts] == [2, 2]  # a GPU of theirs counts once
     wait_until_gone(process.pid)
 
 

@@ -93,16 +93,9 @@ class Profile(Section):
     variables: dict[VariableName, OneLine] = Field(default_factory=dict)
     """Environment variables of the jobs."""
     proxy: OneLine | None = None
-    """Web proxy of the compute nodes. It may not hold a password: scripts and manifests are readable by others."""
+    """Web proxy of the compute nodes. One with a password is refused: set https_proxy in your shell, which jobs inherit."""
     root: str | None = None
     """Where features/ and trained/ lie unless CARABID_ROOT is set: scratch, as home folders have quotas."""
-
-    @field_validator("proxy")
-    @classmethod
-    def _no_password(cls, proxy: str | None) -> str | None:
-        if proxy and "@" in proxy:
-            raise ValueError("a profile may not hold a password: set https_proxy in your shell, which jobs inherit")
-        return proxy
 
     @field_validator("variables")
     @classmethod

@@ -124,9 +124,7 @@ class ExperimentDir:
 
     def folders(self) -> set[str]:
         """Names of the folders in it, its trials' among them: one look, where thousands of trials would be asked for."""
-        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.path) as entries:
-            return {entry.name for entry in entries if entry.is_dir()}
-        return set()
+        return folders_in(self.path)
 
     def trials(self) -> list[TrialDir]:
         """Every trial folder there is, by name."""
@@ -200,6 +198,13 @@ def store_dir(config: Config, key: str) -> StoreDir:
 
 def experiment_dir(config: Config) -> ExperimentDir:
     return ExperimentDir(trained_root(config) / config.experiment)
+
+
+def folders_in(path: Path) -> set[str]:
+    """Names of the folders in a folder; none if that is not there."""
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:
+        return {entry.name for entry in entries if entry.is_dir()}
+    return set()
 
 
 def all_experiments(trained: Path | None = None) -> list[ExperimentDir]:

@@ -91,7 +91,7 @@ class History:
         job = self.queued.get(name)
         if state.state != "done" and job and (trial is None or job.will_do(trial)):
             return View(name, _queued_state(job), job.stage)
-        if state.state in ("done", "stale", "running") or (state.state == "missing" and name not in self.last):
+        if state.state in ("done", "running") or (state.state in ("missing", "stale") and name not in self.last):
             return View(name, state)
         stage, failure = self.failure(name)
         if failure is None:

@@ -8,17 +8,14 @@ import os
 import pickletools
 import re
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.layout import PROJECT
-from tests.cluster.cluster import Cluster
 from tests.conftest import Assets, carabid
 
 pytestmark = pytest.mark.slurm
@@ -29,28 +26,6 @@ SMALL = tuple(
 GRID = ("optim.lr=1e-3,3e-3", "seed=0,1", "train.epochs=2")
 # Long enough, with a checkpoint after each epoch, that a test which waits for the first one finds the training at work.
 SLOW = ("train.epochs=120", "resources.checkpoint_epochs=1")
-
-
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A private Slurm; yields the environment that points at it."""
-    slurm = Cluster(Path(tempfile.gettempdir()) / f"carabid-test-{os.getpid()}")
-    if missing := slurm.missing_packages():
-        pytest.skip(f"Slurm's packages are not installed: {', '.join(missing)}")
-    slurm.up()
-    try:
-        yield slurm.env()
-    finally:
-        slurm.down()
-
-
-@pytest.fixture
-def environ(cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty root, with the cluster in the environment and `carabid` on the PATH."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for name, value in {**cluster, "PATH": path, "CARABID_ROOT": str(tmp_path), "OMP_NUM_THREADS": "1"}.items():
-        monkeypatch.setenv(name, value)
-    return tmp_path
 
 
 def wait_for_all(seconds: float = 400) -> None:

@@ -112,33 +112,6 @@ def config_of(assets: Assets, root: Path) -> Callable[..., Config]:
     return make
 
 
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A private Slurm; yields the environment that points at it."""
-    slurm = Cluster(Path(tempfile.gettempdir()) / f"carabid-test-{os.getpid()}")
-    if missing := slurm.missing_packages():
-        pytest.skip(f"Slurm's packages are not installed: {', '.join(missing)}")
-    slurm.up()
-    try:
-        yield slurm.env()
-    finally:
-        slurm.down()
-
-
-@pytest.fixture
-def environ(cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty root, with the cluster in the environment and `carabid` on the PATH."""
-    for name, value in on_cluster(cluster, tmp_path).items():
-        monkeypatch.setenv(name, value)
-    return tmp_path
-
-
-def on_cluster(cluster: dict[str, str], root: Path) -> dict[str, str]:
-    """The variables with which a test is a user of the cluster whose CARABID_ROOT is `root`."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**cluster, "PATH": path, "CARABID_ROOT": str(root), "OMP_NUM_THREADS": "1"}
-
-
 def carabid(
     *arguments: str | Path, root: Path, cwd: Path | None = None, check: bool = True
 ) -> subprocess.CompletedProcess[str]:

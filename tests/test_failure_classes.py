@@ -22,7 +22,7 @@ from pipeline.launch.failures import KINDS, classify
 from pipeline.layout import PROJECT
 from pipeline.provenance import now
 from tests.cluster.cluster import Cluster
-from tests.conftest import Assets, carabid, on_cluster
+from tests.conftest import Assets, carabid, slurm_environ
 from tests.small import image_files, make_small
 from tests.test_slurm import NO_GPU, SMALL, wait_for_all
 
@@ -141,13 +141,13 @@ def small_disk(folder: Path) -> Iterator[bool]:
 
 @pytest.fixture(scope="module")
 def left(
-    cluster: dict[str, str], assets: Assets, generated: Path, tmp_path_factory: pytest.TempPathFactory
+    cluster: Cluster, assets: Assets, generated: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Left]]:
     """Class → what a failure of this class has left."""
     root, began = tmp_path_factory.mktemp("failures"), now()
-    slurm = Cluster(Path(cluster["SLURM_CONF"]).parent)
+    slurm = cluster
     with pytest.MonkeyPatch.context() as patch, small_disk(root / "disk") as has_disk:
-        for name, value in {**on_cluster(cluster, root), "PYTHONPATH": breaking()}.items():
+        for name, value in {**slurm_environ(cluster), "CARABID_ROOT": str(root), "PYTHONPATH": breaking()}.items():
             patch.setenv(name, value)
         provoker = Provoker(root)
         queue_all(provoker, patch, assets, generated, has_disk)
@@ -281,7 +281,7 @@ def test_without_accounting_logs_tell_what_they_can(
         pytest.skip(f"Slurm's packages are not installed: {', '.join(missing)}")
     slurm.up()
     try:
-        for name, value in on_cluster(slurm.env(), tmp_path).items():
+        for name, value in {**slurm_environ(slurm), "CARABID_ROOT": str(tmp_path)}.items():
             monkeypatch.setenv(name, value)
         left = fail_without_accounting(Provoker(tmp_path))
         assert outcomes(list(left), now()) is None and capfd.readouterr() == ("", "")

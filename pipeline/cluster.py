@@ -209,11 +209,12 @@ def setup_lines(profile: Profile, code: Path, root: Path) -> list[str]:
     The code comes last: no activation may put another `pipeline` before it.
     """
     proxy = {name: profile.proxy for name in ("http_proxy", "https_proxy") if profile.proxy}
-    variables = {**profile.variables, **proxy, "CARABID_ROOT": str(root), "PYTHONPATH": str(code)}
+    variables = {**profile.variables, **proxy, "CARABID_ROOT": str(root)}
     return [
         *profile.before,
         *(f"{line} || exit 1" for line in _activation(profile)),
         *(f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()),
+        f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
         OFFLINE,
         f"cd {shlex.quote(str(code))} || exit 1",
     ]

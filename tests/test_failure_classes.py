@@ -95,7 +95,7 @@ class Provoker:
         done = carabid("submit", config, *overrides, *RESOURCES, root=self.root)
         stages = dict(re.findall(r"^(\w+) +job (\d+)$", done.stdout, re.M))
         manifest = json.loads(Path(re.findall(r"submission (\S+)$", done.stdout, re.M)[0]).read_text())
-        folder = f"trained/{manifest['trials'][0]['config']['experiment']}"
+        folder = f"trained/{manifest['common']['experiment']}"
         for index, (way, trial) in enumerate(zip(ways, manifest["trials"], strict=True)):
             job = f"{stages['train']}_{index}" if len(ways) > 1 else stages["train"]
             self.jobs[way] = Job(job, queued_name(stages["train"]), f"{job}_0_log.out", f"{folder}/{trial['name']}")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +17,9 @@ from pipeline.cluster import Cluster, load_cluster, use_root
 from pipeline.errors import REQUEUE_STATUS, RunAgain, UserError, WorkError
 from pipeline.experiment import Experiment, load_experiment
 from pipeline.layout import ExperimentDir, all_experiments, trained_root
+
+if TYPE_CHECKING:
+    from pipeline.results import Row
 
 app = typer.Typer(
     help="Fine-tune vision foundation models on ecological images, on a Slurm cluster or on this machine.",
@@ -244,20 +249,39 @@ def results(
     experiments: ExperimentNames = None,
     form: Annotated[str, typer.Option("--format", help="table, csv, markdown or json.")] = "table",
     sort: Annotated[str, typer.Option(help="Figure to sort by: r2, in_domain.r2, MAE, SPEI_30d.r2, …")] = "r2",
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Hours, GPU-hours, nodes and jobs of each trial instead of its metrics.")
+    ] = False,
     trained: TrainedFolder = None,
 ) -> None:
     """All trials of all experiments with their metrics, best first; mean ± sd over seeds."""
     from pipeline import results as module
 
-    rows = module.sort_rows(module.collect(_experiments(experiments, trained)), sort)
+    found = _experiments(experiments, trained)
+    rows = module.sort_rows(module.collect(found), sort)
+    if cost:
+        _show_cost(found, rows, form, trained)
+        return
+    lines = module.summarize(rows, sort)
+    texts = {"csv": partial(module.to_csv, rows), "json": partial(module.to_json, rows)}
+    _show(form, partial(module.print_table, lines, trained), texts | {"markdown": partial(module.to_markdown, lines)})
+
+
+def _show_cost(found: list[ExperimentDir], rows: list[Row], form: str, trained: Path | None) -> None:
+    from pipeline import cost as module
+
+    costs = module.collect(found, rows)
+    forms = {"csv": module.to_csv, "json": module.to_json, "markdown": module.to_markdown}
+    texts = {name: partial(write, costs) for name, write in forms.items()}
+    _show(form, partial(module.print_table, costs, trained), texts)
+
+
+def _show(form: str, table: Callable[[], None], texts: Mapping[str, Callable[[], str]]) -> None:
+    """Print in the form that was asked for."""
     if form == "table":
-        module.print_table(module.summarize(rows, sort), trained)
-    elif form == "markdown":
-        print(module.to_markdown(module.summarize(rows, sort)), end="")
-    elif form == "csv":
-        print(module.to_csv(rows), end="")
-    elif form == "json":
-        print(module.to_json(rows))
+        table()
+    elif form in texts:
+        print(texts[form]().removesuffix("\n"))
     else:
         raise UserError(f"--format {form}: choose table, csv, markdown or json")
 

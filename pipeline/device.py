@@ -40,9 +40,14 @@ def choose_device(device: str) -> torch.device:
     return torch.device("cpu")
 
 
+def gpu_name(device: torch.device) -> str | None:
+    """The GPU's name; None if the device is no GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+
 def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor's architecture: results are the same bit for bit on the same one."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return gpu_name(device) or platform.machine()
 
 
 def set_threads() -> int:

@@ -158,6 +158,11 @@ class TrialDir:
         return self.checkpoint / "state.pt"
 
     @property
+    def attempts(self) -> Path:
+        """What the attempts at training have cost so far; removed when it is done, and has them in its record."""
+        return self.path / "attempts.json"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 

@@ -128,24 +128,34 @@ def no_trials(trained: Path | None = None) -> str:
 
 
 def print_table(lines: Sequence[Line], trained: Path | None = None) -> None:
-    """The table for a terminal, or 160 columns wide for a file; what is too long for its column goes on below."""
-    if not lines:
+    """The table for a terminal, or a sentence where there is nothing yet."""
+    if lines:
+        print_cells(HEADER, map(cells, lines))
+    else:
         print(no_trials(trained))
-        return
+
+
+def print_cells(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table for a terminal, or 160 columns wide for a file; what is too long for its column goes on below."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Column, Table
 
-    table = Table(*(Column(title, overflow="fold") for title in HEADER))
-    for line in lines:
-        table.add_row(*map(escape, cells(line)))
+    table = Table(*(Column(title, overflow="fold") for title in header))
+    for row in rows:
+        table.add_row(*map(escape, row))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def to_markdown(lines: Sequence[Line]) -> str:
     """The table in Markdown."""
-    rows = [HEADER, ("---",) * len(HEADER), *(cells(line) for line in lines)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows) + "\n"
+    return cells_to_markdown(HEADER, map(cells, lines))
+
+
+def cells_to_markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
 def _row(experiment: ExperimentDir, name: str) -> Row:

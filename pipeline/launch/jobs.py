@@ -33,7 +33,7 @@ from pipeline.launch.deal import array_rank
 from pipeline.launch.failures import kind_of
 from pipeline.launch.manifest import Manifest, load_manifest, sharing_features
 from pipeline.layout import PROJECT, TrialDir, experiment_dir, read_json, write_json, write_text
-from pipeline.provenance import now
+from pipeline.provenance import job_id, now
 from pipeline.signals import StopFlag, at_walltime, warning_seconds
 
 
@@ -98,12 +98,6 @@ def say_attempt(stage: str, what: str) -> None:
     job, restarts = job_id(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     where = f"Slurm job {job} on {socket.gethostname()}, attempt {restarts + 1}" if job else socket.gethostname()
     print(f"──── carabid {stage}: {what} ({where}, {now()}, code {PROJECT})", flush=True)
-
-
-def job_id() -> str | None:
-    """Id of the Slurm job that this process is part of: `41`, or `41_3` for a task of an array."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
 
 
 def extract_features(trials: list[Trial], once: bool) -> None:

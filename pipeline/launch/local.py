@@ -15,6 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from pipeline.attempts import SHARED_BY
 from pipeline.errors import Interrupted
 from pipeline.launch import jobs
 from pipeline.launch.manifest import Manifest, load_manifest
@@ -83,7 +84,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Worker processes; if we are told to stop, they are too, and nothing that waits is begun."""
     # spawn: a forked copy of a process that has started threads (torch, Arrow) may hang
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(os.getpid(), workers))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield pool
@@ -95,6 +96,12 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         signal.signal(signal.SIGTERM, before)
+
+
+def _begin_worker(parent: int, workers: int) -> None:
+    """In each worker: with how many it shares a GPU, and whom it follows."""
+    os.environ[SHARED_BY] = str(workers)
+    _follow_parent(parent)
 
 
 def _follow_parent(parent: int) -> None:

@@ -6,6 +6,7 @@ the processes.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from pipeline.attempts import SHARED_BY
 from pipeline.errors import REQUEUE_STATUS, RunAgain, WorkError
 from pipeline.launch import jobs
 from pipeline.launch.manifest import Manifest, load_manifest
@@ -28,7 +30,8 @@ def train(manifest: Manifest, indices: range) -> None:
 
     Raises RunAgain if the walltime interrupted one, WorkError if none is done.
     """
-    children = {index: _start(manifest, index) for index in indices}
+    environ = {**os.environ, SHARED_BY: str(len(indices))}
+    children = {index: _start(manifest, index, environ) for index in indices}
     with _passing_signals_on(children):
         statuses = {index: child.wait() for index, child in children.items()}
     for index, status in statuses.items():
@@ -44,12 +47,12 @@ def log_path(manifest: Manifest, index: int) -> Path:
     return manifest.experiment.stage_logs(manifest.number, "train") / f"{index}.log"
 
 
-def _start(manifest: Manifest, index: int) -> subprocess.Popen[bytes]:
+def _start(manifest: Manifest, index: int, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
     path = log_path(manifest, index)
     path.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-u", "-m", "pipeline.launch.pack", str(manifest.path), str(index)]
     with path.open("ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
 
 
 @contextmanager

@@ -1,20 +1,23 @@
 """The code that ran is the code that was submitted: a copy of the package, which a submission's jobs run. Loads no torch.
 
-Snapshots lie under the experiment by the hash of their files, so that submissions of the same code share one.
+Snapshots lie under the experiment by the hash of their files and of where these came from (commit, changes), so that
+submissions of the same code share one, and each says rightly which commit it is of.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
-from pipeline.layout import PROJECT, ExperimentDir, atomic_folder, write_json
+from pipeline.layout import PROJECT, ExperimentDir, atomic_folder
 from pipeline.provenance import CODE_RECORD, code_version
 
 
 def take_snapshot(experiment: ExperimentDir) -> Path:
     """The folder of the snapshot of the running code, made if it is not there."""
-    files = {str(path.relative_to(PROJECT)): path.read_bytes() for path in _sources()}
+    record = (json.dumps(code_version(), indent=1) + "\n").encode()
+    files = {CODE_RECORD: record} | {str(path.relative_to(PROJECT)): path.read_bytes() for path in _sources()}
     folder = experiment.code(_hash(files))
     if not folder.exists():
         try:
@@ -40,4 +43,3 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
             path = temporary / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        write_json(temporary / CODE_RECORD, code_version())

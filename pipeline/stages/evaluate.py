@@ -10,16 +10,17 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from pipeline.attempts import spent, this_attempt
 from pipeline.backbones.base import Backbone
 from pipeline.config import Config, config_hash
-from pipeline.device import choose_device, make_deterministic, set_threads
+from pipeline.device import choose_device, gpu_name, make_deterministic, set_threads
 from pipeline.errors import WorkError
 from pipeline.features.bank import make_bank
 from pipeline.layout import TrialDir, atomic_path, write_json, write_text
 from pipeline.metrics.regression import event_r2
 from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, load_facts, load_model, read_trained
-from pipeline.provenance import provenance
+from pipeline.provenance import loaded_code, provenance
 from pipeline.stages.inputs import Inputs, Split, differences, load_inputs
 from pipeline.stages.predict import predict_images
 from pipeline.tasks import load_task
@@ -35,6 +36,7 @@ def run(config: Config, trial: TrialDir) -> dict[str, Any]:
     Raises WorkError if the trial is not trained, or its model does not fit the backbone or the features.
     """
     started = time.monotonic()
+    loaded_code()  # now: it may be edited while this runs
     set_threads()
     make_deterministic()
     if not trial.trained.exists():
@@ -43,12 +45,14 @@ def run(config: Config, trial: TrialDir) -> dict[str, Any]:
     record = _training_record(inputs, trial)
     inputs.store.verify()
     split = choose_split(config, inputs)
-    model = load_model(config, trial, _backbone(inputs)).to(choose_device(config.device))
+    device = choose_device(config.device)
+    model = load_model(config, trial, _backbone(inputs)).to(device)
     frame, difference = _predict_split(config, inputs, model, load_facts(trial), split)
     results = make_results(config, inputs, frame, split, record)
     if difference is not None:
         results["summary"]["features_difference"] = difference
-    write_evaluation(trial, frame, results, record, time.monotonic() - started)
+    attempt = this_attempt(gpu_name(device), time.monotonic() - started)
+    write_evaluation(trial, frame, results, {"train": record["provenance"], "evaluate": provenance(**spent([attempt]))})
     return results
 
 
@@ -85,9 +89,7 @@ def make_results(
     }
 
 
-def write_evaluation(
-    trial: TrialDir, frame: pd.DataFrame, results: dict[str, Any], record: dict[str, Any], seconds: float
-) -> None:
+def write_evaluation(trial: TrialDir, frame: pd.DataFrame, results: dict[str, Any], origin: dict[str, Any]) -> None:
     """predictions.parquet, provenance.json, README.md, and last results.json; older results go first."""
     if trial.results.exists():
         print(f"{trial.results} is there already: evaluated again, replaced", flush=True)
@@ -95,7 +97,7 @@ def write_evaluation(
     targets = [key.removesuffix("_prediction") for key in frame.columns if key.endswith("_prediction")]
     with atomic_path(trial.predictions) as temporary:
         long_form(frame, targets).to_parquet(temporary, index=False)
-    write_json(trial.provenance, {"train": record["provenance"], "evaluate": provenance(seconds=round(seconds, 2))})
+    write_json(trial.provenance, origin)
     write_text(trial.card, model_card(trial, results, targets))
     write_json(trial.results, results)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from pipeline.attempts import Attempts, spent, this_attempt
 from pipeline.config import Config, digest
-from pipeline.device import choose_device, device_name, make_deterministic, set_threads
+from pipeline.device import choose_device, device_name, gpu_name, make_deterministic, set_threads
 from pipeline.errors import TakenOver, WorkError
 from pipeline.experiment import dump_config
 from pipeline.features.bank import make_bank
@@ -17,7 +18,7 @@ from pipeline.layout import TrialDir, sweep, write_json, write_text
 from pipeline.lease import Lease
 from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, is_whole, make_model, read_trained, save_model
-from pipeline.provenance import provenance
+from pipeline.provenance import loaded_code, provenance
 from pipeline.signals import StopFlag
 from pipeline.stages.inputs import Inputs, Split, differences, identity, load_inputs, make_facts
 from pipeline.training.checkpoint import Progress, remove_checkpoint
@@ -31,13 +32,15 @@ def run(config: Config, trial: TrialDir, flag: StopFlag | None = None) -> None:
 
     Two jobs on one trial: the second waits for the first. Raises UserError, WorkError, Interrupted.
     """
+    started = time.monotonic()
+    loaded_code()  # now: it may be edited while this runs
     write_text(trial.config, dump_config(config))
     inputs = load_inputs(config)
     with Lease(trial.lease, config.resources.lease_seconds).hold(done=lambda: is_trained(trial, inputs)) as held:
         if held:
             try:
                 _forget_outdated(trial)
-                _train(inputs, trial, Stop(flag or StopFlag(), held.still_mine))
+                _train(inputs, trial, Stop(flag or StopFlag(), held.still_mine), started)
             except OSError as error:  # a successor clears away what we were writing
                 if held.still_mine():
                     raise
@@ -45,6 +48,7 @@ def run(config: Config, trial: TrialDir, flag: StopFlag | None = None) -> None:
         else:
             print(f"{trial.path.name} is trained already", flush=True)
     remove_checkpoint(trial)
+    trial.attempts.unlink(missing_ok=True)
     shutil.rmtree(trial.lease, ignore_errors=True)  # nobody claims it any more: waiters see that the trial is trained
 
 
@@ -70,27 +74,32 @@ def _forget_outdated(trial: TrialDir) -> None:
         )
     for path in (trial.trained, trial.results, trial.predictions, trial.provenance, trial.card):
         path.unlink(missing_ok=True)
-    for path in (trial.model, trial.adapter, trial.resume_state):
+    for path in (trial.model, trial.adapter, trial.resume_state, trial.attempts):
         sweep(path)
 
 
-def _train(inputs: Inputs, trial: TrialDir, stop: Stop) -> None:
-    started, config = time.monotonic(), inputs.config
+def _train(inputs: Inputs, trial: TrialDir, stop: Stop, started: float) -> None:
+    config, name = inputs.config, digest(identity(inputs))
     threads, device = set_threads(), choose_device(config.device)
+    attempts = Attempts(trial.attempts, name, this_attempt(gpu_name(device)), started)
+    run = Run(trial, name, f"{device_name(device)}, {threads} threads", config, stop, attempts.note)
+    with attempts.noted(stop.still_mine):
+        model, facts, progress = _learn(inputs, run, device)
+        save_model(model, facts, trial)
+        write_json(trial.trained, _record(facts, inputs, progress, attempts))
+
+
+def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Regressor, Facts, Progress]:
+    """A model fitted to the training split."""
+    config = inputs.config
     make_deterministic()
     inputs.store.verify()
     facts = make_facts(inputs)
     model = _new_model(config, facts, inputs).to(device)
     train, validation = (_samples(inputs, facts, split, device) for split in ("train", "validation"))
-    print(
-        f"training {trial.path.name}: {_describe(model, train, validation)}, on {device} with {threads} threads",
-        flush=True,
-    )
+    print(f"training {run.trial.path.name}: {_describe(model, train, validation)}, on {run.machine}", flush=True)
     check_selection(config, validation)
-    run = Run(trial, digest(identity(inputs)), f"{device_name(device)}, {threads} threads", config, stop)
-    progress = _fit(model, train, validation, run)
-    save_model(model, facts, trial)
-    write_json(trial.trained, _record(facts, inputs, progress, time.monotonic() - started))
+    return model, facts, _fit(model, train, validation, run)
 
 
 def _new_model(config: Config, facts: Facts, inputs: Inputs) -> Regressor:
@@ -118,7 +127,7 @@ def _describe(model: Regressor, train: Samples, validation: Samples) -> str:
     return f"{len(train)} images, {len(validation)} for validation, {trainable:,} trained parameters"
 
 
-def _record(facts: Facts, inputs: Inputs, progress: Progress, seconds: float) -> dict[str, Any]:
+def _record(facts: Facts, inputs: Inputs, progress: Progress, attempts: Attempts) -> dict[str, Any]:
     train = inputs.table("train").groupby("event")[list(facts.targets)].first()
     return identity(inputs) | {
         "selected_on": "validation",
@@ -128,7 +137,7 @@ def _record(facts: Facts, inputs: Inputs, progress: Progress, seconds: float) ->
         "train_means": {target: float(train[target].mean()) for target in facts.targets},
         "n_train": len(inputs.table("train")),
         "provenance": provenance(
-            seconds=round(seconds, 2),
+            **spent(attempts.all()),
             training_seconds=round(progress.seconds, 2),
             resumed=progress.restarts,
             computed_on=progress.machines,

@@ -54,6 +54,8 @@ class Run:
     machine: str
     config: Config
     stop: Stop
+    after_checkpoint: Callable[[], None] = lambda: None
+    """Called when a checkpoint has been written."""
 
 
 def fit(model: Regressor, train: Samples, validation: Samples, run: Run) -> Progress:
@@ -71,6 +73,7 @@ def fit(model: Regressor, train: Samples, validation: Samples, run: Run) -> Prog
         told_to_stop = run.stop.flag.asked() and progress.epoch < epochs
         if told_to_stop or _checkpoint_is_due(config, progress.epoch, saved):
             save_checkpoint(run.trial, run.identity, model, optimizer, progress)
+            run.after_checkpoint()
             saved = time.monotonic()
         if told_to_stop:
             raise Interrupted(f"{run.trial.path}: told to stop; the checkpoint is written, run it again to go on")

@@ -34,6 +34,7 @@ from pipeline.launch.failures import kind_of
 from pipeline.launch.manifest import Manifest, load_manifest, sharing_features
 from pipeline.layout import PROJECT, TrialDir, experiment_dir, read_json, write_json, write_text
 from pipeline.provenance import job_id, now
+from pipeline.secrets import hide
 from pipeline.signals import StopFlag, at_walltime, warning_seconds
 
 
@@ -267,8 +268,8 @@ def failure_record(stage: str, error: Exception) -> dict[str, str | None]:
     return {
         "stage": stage,
         "kind": kind_of(error),
-        "message": str(error) if for_people else f"{type(error).__name__}: {error}",
-        "traceback": None if for_people else "".join(traceback.format_exception(error)),
+        "message": hide(str(error) if for_people else f"{type(error).__name__}: {error}"),
+        "traceback": None if for_people else hide("".join(traceback.format_exception(error))),
         "written": now(),
     }
 

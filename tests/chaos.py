@@ -36,12 +36,8 @@ NODE = "n2"
 """The node that the adversary takes away. The other one stays, so that the work goes on."""
 STAGES = ("extract", "train", "evaluate", "collect")
 N_TRIALS = 9
-SHORT, LONG = 30, 120
-"""Epochs. A long training is disturbed at work, a short one mostly while it loads its libraries."""
 DISK_MB = 64
 """Size of the disk that can be filled; a whole grid takes ten."""
-PAUSE = (1.0, 6.0)
-"""Seconds between two disturbances."""
 STUCK_SECONDS = 300.0
 """A queue that is not empty so long after the last disturbance never will be."""
 
@@ -145,6 +141,8 @@ class Arena:
     random: Random
     disk: Path | None
     """A small disk that holds the root; None where this machine permits no mount."""
+    cut: tuple[Path, int] | None = None
+    """The shard that was cut last, and the size that was left of it."""
     lasting: dict[str, tuple[float, Callable[[], None]]] = field(default_factory=dict)
     """What is disturbed now → when that ends, and how."""
 
@@ -199,8 +197,10 @@ def send_signal(arena: Arena, number: signal.Signals) -> Hit | None:
 def tell_slurm(arena: Arena, *command: str) -> Hit | None:
     """A command of Slurm's on a running task."""
     for task in arena.tasks():
-        if subprocess.run([*command, task.name], capture_output=True).returncode == 0:
-            return task.stage, str(task)
+        # scancel tries for minutes where a task is just coming or going.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if subprocess.run([*command, task.name], capture_output=True, timeout=5).returncode == 0:
+                return task.stage, str(task)
     return None
 
 
@@ -245,9 +245,11 @@ def cut_shard(arena: Arena) -> Hit | None:
         return None
     shard = arena.random.choice(shards)
     with contextlib.suppress(FileNotFoundError):  # a job is just making it again
-        if size := shard.stat().st_size:
-            os.truncate(shard, arena.random.randrange(size))
-            return "features", shard.name
+        if arena.cut and arena.cut[0].exists() and arena.cut[0].stat().st_size == arena.cut[1]:
+            return None  # no job has yet come to mend the last one
+        arena.cut = shard, arena.random.randrange(shard.stat().st_size)
+        os.truncate(*arena.cut)
+        return "features", shard.name
     return None
 
 
@@ -264,14 +266,30 @@ DISTURBANCES: dict[str, Callable[[Arena], Hit | None]] = {
 }
 
 
+@dataclass(frozen=True)
+class Game:
+    """A run: where it takes place, and how long it is. Slurm's variables must be in os.environ."""
+
+    cluster: Cluster
+    assets: Assets
+    folder: Path
+    """Every round's root is kept here, for reading."""
+    disturbances: int
+    seed: int
+    epochs: int = 300
+    """So many that trainings are disturbed at work, and not only while they load their libraries."""
+    pause: tuple[float, float] = (1, 12)
+    """Seconds between two disturbances."""
+    patient: bool = False
+    """The adversary does not begin before there are features: without them a whole submission is lost on its first task."""
+
+
 class Adversary:
-    """Makes `owed` disturbances, one of each kind before any comes again; counts those that had a victim.
+    """Makes the disturbances of a game, one of each kind before any comes again; counts those that had a victim."""
 
-    `patient`: it does not begin before there are features. Without them a whole round is lost on its first task.
-    """
-
-    def __init__(self, arena: Arena, owed: int, patient: bool, report: Report, say: Callable[[str], None]) -> None:
-        self.arena, self.owed, self.patient, self.report, self.say = arena, owed, patient, report, say
+    def __init__(self, arena: Arena, game: Game, report: Report, say: Callable[[str], None]) -> None:
+        self.arena, self.game, self.report, self.say = arena, game, report, say
+        self.owed, self.patient = game.disturbances, game.patient
         self.kinds = [kind for kind in DISTURBANCES if arena.disk or kind != "disk is full"]
         self.last_hit = self._next = time.monotonic()
         self._deck: list[str] = []
@@ -284,7 +302,7 @@ class Adversary:
         if self.owed and not self.patient and now >= self._next and self._strike():
             self.owed -= 1
             self.last_hit = time.monotonic()
-            self._next = self.last_hit + self.arena.random.uniform(*PAUSE)
+            self._next = self.last_hit + self.arena.random.uniform(*self.game.pause)
 
     def _strike(self) -> bool:
         """Whether a kind that is still in the deck found a victim."""
@@ -372,20 +390,6 @@ class Driver:
             yield f"carabid plan says that {n_done} trials are done:\n{plan.stdout}{plan.stderr}"
 
 
-@dataclass(frozen=True)
-class Game:
-    """How long a run is, and where it takes place. Slurm's variables must be in os.environ."""
-
-    cluster: Cluster
-    assets: Assets
-    folder: Path
-    """Every round's root is kept here, for reading."""
-    disturbances: int
-    seed: int
-    epochs: int
-    patient: bool = False
-
-
 def run(game: Game, say: Callable[[str], None] = print) -> Report:
     """Play rounds until all disturbances were made, or something went wrong."""
     began, report, folder = time.monotonic(), Report(game.seed), game.folder
@@ -396,7 +400,7 @@ def run(game: Game, say: Callable[[str], None] = print) -> Report:
         if disk is None:
             report.left_out.append("disk is full: this machine permits no mount")
         arena = Arena(game.cluster, folder, Random(game.seed), disk)
-        adversary = Adversary(arena, game.disturbances, game.patient, report, say)
+        adversary = Adversary(arena, game, report, say)
         driver = Driver(arguments, expected, adversary, say)
         try:
             while not report.submissions or (adversary.owed and not report.problems):
@@ -472,7 +476,7 @@ def run_on_own_cluster(folder: Path, disturbances: int, seed: int) -> Report:
     cluster.up()
     try:
         os.environ.update(slurm_environ(cluster))
-        return run(Game(cluster, assets, folder, disturbances, seed, epochs=LONG), say)
+        return run(Game(cluster, assets, folder, disturbances, seed), say)
     finally:
         cluster.down()
 

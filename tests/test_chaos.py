@@ -18,7 +18,7 @@ def test_a_disturbed_grid_ends_with_the_results_of_an_undisturbed_one(
     assets: Assets, cluster: Cluster, environ: Path
 ) -> None:
     n = len(chaos.DISTURBANCES)
-    report = chaos.run(chaos.Game(cluster, assets, environ, n, seed=0, epochs=chaos.SHORT, patient=True))
+    report = chaos.run(chaos.Game(cluster, assets, environ, n, seed=0, epochs=30, pause=(1, 6), patient=True))
     assert not report.problems, str(report)
     left_out = {why.partition(":")[0] for why in report.left_out}
     assert {kind for kind, _ in report.hits} == chaos.DISTURBANCES.keys() - left_out, str(report)

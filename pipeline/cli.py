@@ -87,6 +87,27 @@ def plan(config: ConfigArgument, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def doctor(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    cluster: ClusterOption = None,
+    probe: Annotated[bool, typer.Option("--probe/--no-probe", help="Look at a node, by a small job.")] = True,
+    patience: Annotated[float, typer.Option(min=1, help="Seconds that this job may wait for a free node.")] = 120,
+) -> None:
+    """Say what would fail on this cluster, before anything is queued. Status 1 if anything would."""
+    from pipeline.launch import doctor as module
+
+    site = load_cluster(cluster)
+    experiment = load_experiment(config, overrides or (), site.layer)
+    failed = []
+    for line in module.run(module.Context(experiment, site.profile, probe, patience)):
+        print(line, flush=True)
+        failed += [line.what] if line.verdict == "FAIL" else []
+    if failed:
+        raise WorkError(f"{len(failed)} checks failed: {', '.join(failed)}")
+
+
+@app.command()
 def submit(
     config: ConfigArgument,
     overrides: Overrides = None,

@@ -96,15 +96,16 @@ def doctor(
 ) -> None:
     """Say what would fail on this cluster, before anything is queued. Status 1 if anything would."""
     from pipeline.launch import doctor as module
+    from pipeline.launch.findings import Context
 
     site = load_cluster(cluster)
     experiment = load_experiment(config, overrides or (), site.layer)
     failed = []
-    for line in module.run(module.Context(experiment, site.profile, probe, patience)):
+    for line in module.run(Context(experiment, site.profile, probe, patience)):
         print(line, flush=True)
         failed += [line.what] if line.verdict == "FAIL" else []
     if failed:
-        raise WorkError(f"{len(failed)} checks failed: {', '.join(failed)}")
+        raise WorkError(f"not ready: {', '.join(failed)}")
 
 
 @app.command()

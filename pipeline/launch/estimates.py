@@ -6,7 +6,9 @@ it computes was measured once (open_clip's ViT-B-16, torch 2) and grows with ima
 
 from __future__ import annotations
 
+import itertools
 import re
+from math import isqrt
 
 from pipeline.config import Config, Lora, token_kind
 from pipeline.features.memory import SHARE
@@ -63,20 +65,20 @@ def trained_parameters(config: Config, weights: WeightsRecord) -> int:
     encoder, head = config.model.encoder, config.model.head
     embedding = encoder.channels if encoder.kind == "patch_convs" else weights.embed_dim
     widths = [embedding, *head.hidden, len(config.data.targets)] if head.kind == "mlp" else []
-    in_head = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+    in_head = sum(a * b for a, b in itertools.pairwise(widths))
     in_domain = 2 * embedding**2 if config.model.domain_embedding else 0
     return _in_encoder(config, weights) + in_head + in_domain
 
 
 def _in_encoder(config: Config, weights: WeightsRecord) -> int:
-    encoder, square = config.model.encoder, weights.width**2
+    encoder, square = config.model.encoder, weights.width * weights.width
     if encoder.kind == "finetuned":
         return encoder.blocks * BLOCK * square
     if encoder.kind == "lora":
         return encoder.blocks * encoder.r * weights.width * sum(SIDES[target] for target in encoder.targets)
     if encoder.kind == "patch_convs":
-        rest = max(1, round(weights.n_patches**0.5) - encoder.kernel + 1)
-        return encoder.kernel**2 * square + rest**2 * weights.width * encoder.channels
+        rest = max(1, isqrt(weights.n_patches) - encoder.kernel + 1)
+        return encoder.kernel * encoder.kernel * square + rest * rest * weights.width * encoder.channels
     return 0
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.amounts import format_memory, parse_memory, parse_time
+from pipeline.amounts import format_memory, format_time, parse_memory, parse_time
 from pipeline.config import Job
 from pipeline.errors import WorkError
 from pipeline.launch.queue import ask
@@ -78,24 +78,19 @@ def nodes_for(job: Job, site: Sequence[Nodes]) -> list[Nodes]:
 
 
 def misfit(job: Job, site: Sequence[Nodes]) -> tuple[str, str] | None:
-    """The key of the job's resources that no partition of its can meet, and why; None if nothing stands against it."""
+    """The key of the job's resources that none of its partitions can meet, and why; None if nothing stands against it."""
     nodes = nodes_for(job, site)
     here = ", ".join(dict.fromkeys(n.partition for n in nodes))
     if not nodes:
         known = ", ".join(dict.fromkeys(n.partition for n in site)) or "none that you may use"
-        return (
-            "partition",
-            f"{f'there is no partition {job.partition}' if job.partition else NO_DEFAULT}; there are: {known}",
-        )
+        missing = f"there is no partition {job.partition}" if job.partition else "no partition is the default: name one"
+        return "partition", f"{missing}; there are: {known}"
     if not any(n.up for n in nodes):
         return "partition", f"{here} takes no jobs now (`sinfo -s`)"
-    longest = max((n.seconds for n in nodes if n.seconds is not None), default=0)
-    if all(n.seconds is not None for n in nodes) and parse_time(job.time) > longest:
-        return "time", f"{here} allows at most {longest // 3600}:{longest // 60 % 60:02d}:{longest % 60:02d}"
+    limits = [n.seconds for n in nodes if n.seconds is not None]
+    if len(limits) == len(nodes) and parse_time(job.time) > max(limits):
+        return "time", f"{here} allows at most {format_time(max(limits))}"
     return _lacking_gpus(job, nodes, here) or _lacking_rest(job, nodes, here)
-
-
-NO_DEFAULT = "no partition is the default, so one must be named"
 
 
 def _lacking_gpus(job: Job, nodes: Sequence[Nodes], here: str) -> tuple[str, str] | None:

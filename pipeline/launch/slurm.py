@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths
@@ -132,6 +133,26 @@ def scripts(manifest: Manifest, stages: Sequence[Stage], max_parallel: int | Non
         yield stage.name, executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
 
 
+def script_of(manifest: Manifest, stage: Stage, module: str, argument: Path) -> str:
+    """A stage's sbatch script with another command: a module that its Python runs. (It is given here, not pickled.)"""
+    executor = _executor(manifest, stage, {}, None)
+    return str(executor._make_submission_file_text(f"{executor.python} -u -m {module} {quote(str(argument))}", module))
+
+
+def refusal(script: str) -> str | None:
+    """Why Slurm would not queue this script (`sbatch --test-only`); None if it would."""
+    try:
+        _sbatch(["--test-only"], script)
+    except WorkError as error:
+        return str(error)
+    return None
+
+
+def queue_script(script: str) -> str:
+    """Queue a script as it stands; returns its job id. Raises WorkError if Slurm refuses."""
+    return _sbatch(["--parsable"], script).partition(";")[0]
+
+
 @contextmanager
 def scrubbed_environment() -> Iterator[None]:
     """Without the SLURM_* and SBATCH_* variables of a job that we may be in: a nested sbatch would inherit its limits."""
@@ -165,7 +186,7 @@ def queue_evaluation(experiment: Experiment, arguments: Sequence[str]) -> str:
         found = find_job(name)
         if found and found[1] & {os.environ.get("SLURM_ARRAY_TASK_ID", "N/A"), "N/A"}:
             return found[0]
-        return _sbatch([*_evaluation_options(job, name), script, *arguments])
+        return _sbatch(["--parsable", *_evaluation_options(job, name), script, *arguments]).partition(";")[0]
 
 
 def _evaluation_options(job: str, name: str) -> list[str]:
@@ -185,15 +206,18 @@ def _like_this_job() -> list[str]:
     return [*options, f"--gpus-per-node={os.environ.get('SLURM_GPUS_ON_NODE', '0')}"]
 
 
-def _sbatch(arguments: Sequence[str]) -> str:
-    command = ["sbatch", "--parsable", *arguments]
+def _sbatch(arguments: Sequence[str], script: str = "") -> str:
+    """What sbatch prints; `script` is one that stands in no file."""
+    command = ["sbatch", *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=outside_environment())
+        done = subprocess.run(
+            command, input=script, capture_output=True, text=True, timeout=120, env=outside_environment()
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise WorkError(f"sbatch cannot be called on this node: {error}") from error
     if done.returncode != 0:
         raise WorkError(f"sbatch refused on this node: {done.stderr.strip()}")
-    return done.stdout.strip().partition(";")[0]
+    return done.stdout.strip()
 
 
 class _Executor(SlurmExecutor):  # type: ignore[misc]

@@ -146,7 +146,7 @@ OTHER_RESOURCES = {
 NOT_SCIENCE = {
     **{f"resources.{stage}.{key}": value for stage in STAGES for key, value in OTHER_JOB.items()},
     **{f"resources.{key}": value for key, value in OTHER_RESOURCES.items()},
-    **{f"paths.{key}": "elsewhere" for key in ("features", "trained")},
+    **{f"paths.{key}": "elsewhere" for key in ("features", "trained", "stage")},
     "device": "cuda",
 }
 """Each key of where and with what a job runs, and a value that is none of its defaults."""

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class Manifest:
     def array_size(self) -> int:
         return self.terms.array_size or max(len(self.entries), len(self.extractions))
 
-    @property
+    @cached_property
     def tasks(self) -> list[range]:
         """For each task of training and of evaluation: the indices of its trials."""
         return _packs(len(self.entries), self.terms.pack)

@@ -100,7 +100,7 @@ class Profile(Section):
     @field_validator("variables")
     @classmethod
     def _no_token(cls, variables: dict[str, str]) -> dict[str, str]:
-        if secret := [name for name in variables if re.search("TOKEN|SECRET|PASSWORD", name, re.I)]:
+        if secret := [name for name in variables if re.search("TOKEN|SECRET|PASSW|KEY|CREDENTIAL", name, re.I)]:
             raise ValueError(f"a profile may not hold a secret ({', '.join(secret)}): `hf auth login` keeps a token")
         return variables
 
@@ -113,6 +113,10 @@ class Cluster:
     layer: Layer
 
 
+_roots: set[str] = set()
+"""What this process has put into CARABID_ROOT."""
+
+
 def known_profiles() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
@@ -122,7 +126,10 @@ def load_cluster(name: str | None = None, environ: Mapping[str, str] = os.enviro
 
     Raises UserError naming the profiles there are, or the key that is wrong with its file and line.
     """
-    path = _find(name or environ.get("CARABID_CLUSTER") or DEFAULT)
+    wanted = name or environ.get("CARABID_CLUSTER") or DEFAULT
+    if wanted == DEFAULT and not FOLDER.is_dir():  # an installed package, or a snapshot: the default needs no file
+        return Cluster(Profile(), Layer())
+    path = _find(wanted)
     values, places = read_yaml(path)
     places = {key: f"{path}, {line}" for key, line in places.items()}
     try:
@@ -134,8 +141,12 @@ def load_cluster(name: str | None = None, environ: Mapping[str, str] = os.enviro
 
 
 def use_root(profile: Profile) -> None:
-    """Let this process, and what it starts, look where the profile says, unless CARABID_ROOT says otherwise."""
-    if profile.root and not os.environ.get("CARABID_ROOT"):
+    """Let this process, and what it starts, look where the profile says, unless CARABID_ROOT says otherwise.
+
+    A profile that is named with a command comes after the one that CARABID_CLUSTER names, and replaces its root.
+    """
+    if profile.root and os.environ.get("CARABID_ROOT") in (None, "", *_roots):
+        _roots.add(profile.root)
         os.environ["CARABID_ROOT"] = profile.root
 
 

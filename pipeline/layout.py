@@ -54,7 +54,7 @@ def record_path(config: Config, kind: str, name: str) -> Path:
 def trained_root(config: Config | None = None) -> Path:
     """The experiments' folder."""
     chosen = config.paths.trained if config else None
-    return root() / (Path(chosen).expanduser() if chosen else "trained")
+    return (root() / (Path(chosen).expanduser() if chosen else "trained")).resolve()
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def folders_in(path: Path) -> set[str]:
 
 def all_experiments(trained: Path | None = None) -> list[ExperimentDir]:
     """Every experiment under `trained` (default: the root's), by name."""
-    folder = trained or trained_root()
+    folder = trained.resolve() if trained else trained_root()
     found = {p.parent for p in folder.glob("*/submissions")} | {p.parent.parent for p in folder.glob("*/*/config.yaml")}
     return [ExperimentDir(path) for path in sorted(found)]
 

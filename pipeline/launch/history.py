@@ -140,9 +140,9 @@ class History:
         if name not in self.last:
             return []
         manifest, index = self.last[name]
-        of_tasks, own = self._task_logs(manifest, index, stage), self.log(name, stage)
+        of_tasks, own = self._task_logs(manifest, index, stage), _own_logs(manifest, index, stage)
         meant = [path for path in of_tasks if outcome and path.name == f"{outcome.job}_0_log.out"]
-        return list(dict.fromkeys([*(meant or _latest(of_tasks)), *([own] if own and not meant else [])]))
+        return [*(meant or _latest(of_tasks)), *(own or [])]
 
     def _read(self) -> Iterator[Manifest]:
         for path in self.experiment.submissions.glob("*.json"):

@@ -15,8 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from pipeline.cluster import Profile
 from pipeline.config import Config, Resources, digest, features_of, images_of
+from pipeline.errors import UserError
 from pipeline.experiment import Experiment, Tree, Trial
 from pipeline.launch.snapshot import take_snapshot
 from pipeline.layout import ExperimentDir, read_json, write_json, write_text
@@ -89,7 +92,14 @@ class Manifest:
     def trial(self, index: int) -> Trial:
         """Trial `index`, with its whole configuration."""
         entry = self.entries[index]
-        return Trial(entry.name, Config.model_validate(self.common | entry.differs))
+        try:
+            config = Config.model_validate(self.common | entry.differs)
+        except ValidationError as error:
+            raise UserError(
+                f"{self.path}: {entry.name} was submitted with another version of carabid: `carabid submit` with its YAML "
+                "makes a new submission"
+            ) from error
+        return Trial(entry.name, config)
 
     @property
     def names(self) -> list[str]:

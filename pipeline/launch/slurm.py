@@ -20,9 +20,10 @@ from typing import Any
 from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths
 from submitit.slurm.slurm import SlurmExecutor
 
+from pipeline import hub
 from pipeline.amounts import parse_time, scale_memory
 from pipeline.cluster import gpu_option, python_command, setup_lines
-from pipeline.config import Job
+from pipeline.config import Config, Job
 from pipeline.errors import REQUEUE_STATUS, UserError, WorkError
 from pipeline.experiment import Experiment
 from pipeline.launch import jobs
@@ -236,6 +237,9 @@ def _queue(manifest: Manifest, stage: Stage, ids: dict[str, str], max_parallel: 
         try:
             return _map_array(manifest, stage, ids, max_parallel)
         except (FailedJobError, OSError) as error:
+            transient = re.search(TRANSIENT, str(error))
+            if transient:  # what it has queued may be seen a little later only
+                time.sleep(pause or 0)
             refused = f"sbatch did not take the {stage.name} job: {str(error).strip()}."
             try:
                 job = _adopt(manifest, stage)
@@ -243,12 +247,9 @@ def _queue(manifest: Manifest, stage: Stage, ids: dict[str, str], max_parallel: 
                 raise WorkError(f"{refused} Whether it is queued all the same cannot be seen: {blind}.") from error
             if job:
                 return job
-            if pause is None or not re.search(TRANSIENT, str(error)):
+            if pause is None or not transient:
                 raise WorkError(refused) from error
-            print(
-                f"carabid: {stage.name}: {_last_line(error)}: trying again in {pause:g} s", file=sys.stderr, flush=True
-            )
-            time.sleep(pause)
+            print(f"carabid: {stage.name}: {_last_line(error)}: trying again", file=sys.stderr, flush=True)
     raise AssertionError  # the last turn returns or raises
 
 
@@ -306,16 +307,18 @@ def _for_pack(manifest: Manifest, stage: Stage, job: Job) -> tuple[int, str]:
 
 
 def _folders(manifest: Manifest) -> list[Path]:
-    """What a container must see: code, results, features, and a data set in a folder."""
-    config = manifest.trial(0).config
-    source = Path(config.data.source)
-    return [
-        manifest.code,
-        root(),
-        manifest.experiment.path,
-        features_root(config),
-        *([source] if source.is_absolute() else []),
-    ]
+    """What a container must see: code, results, features, the Hub's cache, and data and weights in folders."""
+    trials = [manifest.trial(index) for index in {entry.features: i for i, entry in enumerate(manifest.entries)}.values()]
+    named = [name for trial in trials for name in _places(trial.config) if os.path.isabs(name)]
+    config = trials[0].config
+    return [manifest.code, root(), manifest.experiment.path, features_root(config), hub.cache(), *map(Path, sorted(set(named)))]
+
+
+def _places(config: Config) -> list[str]:
+    """What a configuration names that may be a path."""
+    backbone: dict[str, Any] = config.backbone.model_dump()
+    names = [config.data.source, config.data.images, backbone.get("name"), backbone.get("pretrained")]
+    return [name.removeprefix("local-dir:") for name in names if name]
 
 
 def _more_options(stage: Stage, ids: dict[str, str]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pipeline.features.forward import compute_features
 from pipeline.launch import doctor, estimates, probe, room, site
 from pipeline.launch.findings import Context, Line
 from pipeline.models.saved import Facts, make_model
-from pipeline.records import WeightsRecord, weights_record
+from pipeline.records import WeightsRecord, known_weights, weights_record
 from pipeline.training.samples import PREDICTION_BATCH
 from tests.conftest import Assets, carabid
 from tests.test_launch import fake_command
@@ -392,19 +392,22 @@ def test_a_job_of_which_nothing_is_seen_tells_to_share_the_folder(
     assert line.verdict == "FAIL" and "nothing of it is seen" in line.text and "CARABID_ROOT" in line.text
 
 
-def test_features_without_room_and_a_gpu_too_small_are_told(
-    context: Any, slurm: Any, case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_without_room_and_a_gpu_too_small_are_told(context: Any, slurm: Any, tmp_path: Path) -> None:
     slurm(
         quota=f"echo '{tmp_path} 999 1000 1000 0 1 0 0 0'", sinfo="echo 'main*|up|infinite|256000|16|2|idle|gpu:t4:2'"
     )
-    given = context("resources.extract_batch=40000000", look=False)
+    given = context("resources.extract_batch=40000000", "seed=0,1,2", look=False)
     carabid_fetch(given)
     lines = by_name(doctor.run(given))
     disk, memory = lines["disk for features/"], lines["memory of extract"]
     assert disk.verdict == "FAIL" and "left of your quota" in disk.text and "paths.features" in disk.text
     assert memory.verdict == "FAIL" and "t4 has 16.0 GB" in memory.text and "resources.extract_batch" in memory.text
     assert lines["memory of train"].verdict == "ok"
+    config = given.experiment.config
+    weights = known_weights(config)
+    assert weights is not None
+    written = (3 * 4 + 16) * estimates.trained_parameters(config, weights)  # three models and a checkpoint
+    assert f"about {room.in_words(written)} to be written" in lines["disk for trained/"].text
 
 
 def carabid_fetch(context: Context) -> None:

@@ -17,8 +17,8 @@ from pipeline.records import WeightsRecord
 NUMBER = {"bf16": 2, "fp32": 4}
 LEARNED = 16
 """Bytes of a trained parameter: itself in fp32, its gradient, and Adam's two moments."""
-SAVED = 20
-"""Bytes of a trained parameter on disk while it trains: itself, its best value, two moments, and the finished model."""
+CHECKPOINT = 16
+"""Bytes of a trained parameter in a checkpoint: itself, its best value, and two moments."""
 BLOCK = 12
 """Parameters of a transformer block in units of width²: attention's four projections, a perceptron four times as wide."""
 SIDES = {"q_proj": 2, "k_proj": 2, "v_proj": 2, "out_proj": 2, "c_fc": 5, "c_proj": 5}
@@ -49,8 +49,13 @@ def features_bytes(config: Config, weights: WeightsRecord, n_images: int) -> int
 
 
 def model_bytes(config: Config, weights: WeightsRecord) -> int:
-    """What one trial writes at most: its model, and its checkpoint while it trains."""
-    return SAVED * trained_parameters(config, weights)
+    """Size of a trial's model."""
+    return NUMBER["fp32"] * trained_parameters(config, weights)
+
+
+def checkpoint_bytes(config: Config, weights: WeightsRecord) -> int:
+    """What stands beside it while a trial trains."""
+    return CHECKPOINT * trained_parameters(config, weights)
 
 
 def _numbers(config: Config, weights: WeightsRecord) -> int:

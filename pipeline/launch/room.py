@@ -24,8 +24,8 @@ QUOTA = ("quota", "--no-wrap", "--raw-grace", "--show-mntpoint", "--hide-device"
 
 # ---------------------------------------------------------------- disks
 def check_disk(context: Context) -> Iterator[Line]:
-    """Room for what is to be written: features that are not there yet, and a model for each trial."""
-    features = models = 0
+    """Room for what is to be written: features that are not there yet, a model for each trial, a checkpoint for one."""
+    features = models = checkpoint = 0
     for sharing in sharing_features(context.trials):
         config = sharing[0].config
         weights, data = known_weights(config), known_data(config)
@@ -34,9 +34,10 @@ def check_disk(context: Context) -> Iterator[Line]:
             return
         features += estimates.features_bytes(config, weights, data.n) if needs_extraction(sharing) else 0
         models += sum(estimates.model_bytes(trial.config, weights) for trial in sharing)
+        checkpoint = max(checkpoint, *(estimates.checkpoint_bytes(trial.config, weights) for trial in sharing))
     config = context.experiment.config
     yield _disk("features", features_root(config), features)
-    yield _disk("trained", trained_root(config), models)
+    yield _disk("trained", trained_root(config), models + checkpoint)
 
 
 def _disk(name: str, folder: Path, needed: int) -> Line:
@@ -102,19 +103,19 @@ def _memory(context: Context, stage: str) -> tuple[tuple[int, int] | None, str]:
         size = seen.gpu_memory or seen.memory
         return (size, size), f"{seen.device}" if seen.gpu_memory else "this machine"
     if context.local:
-        return None, "this machine (--probe tells)"
+        return None, "this machine (--probe tells it)"
     if not job.gpus_per_node:
         size = parse_memory(job.mem) << 20
         return ((size, size) if size else None), f"resources.{stage}.mem"
     kinds = {kind for node in site.nodes_for(job, context.nodes) for kind in node.gpus}
     kind = job.gpu_type or (kinds.pop() if len(kinds) == 1 else "")
-    return estimates.gpu_memory(kind), kind or f"the GPU (resources.{stage}.gpu_type names none)"
+    return estimates.gpu_memory(kind), kind or f"the GPU (resources.{stage}.gpu_type is not set)"
 
 
 def _fits(stage: str, needed: int, room: tuple[int, int] | None, of: str) -> Line:
     what, about = f"memory of {stage}", f"about {in_words(needed)} by estimate"
     if room is None:
-        return Line("skip", what, f"{about}; how much there is of {of} is not known: compare it yourself")
+        return Line("skip", what, f"{about}; what {of} has is not known: compare it yourself")
     low, high = room
     text = f"{about}, {of} has {in_words(low)}{f' to {in_words(high)}' if high != low else ''}"
     if needed <= FULL * low:

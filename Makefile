@@ -2,14 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
+DISTURBANCES ?= 100
+SEED ?= 0
 
-.PHONY: demo test lint cluster-up cluster-down clean
+.PHONY: demo test chaos lint cluster-up cluster-down clean
 
 demo: .venv/installed
 	$(BIN)/carabid demo
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=15
+
+# A grid on a private Slurm while a seeded adversary disturbs it: the long form of tests/test_chaos.py.
+chaos: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --disturbances $(DISTURBANCES) --seed $(SEED)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -91,6 +91,28 @@ def plan(config: ConfigArgument, overrides: Overrides = None, cluster: ClusterOp
 
 
 @app.command()
+def doctor(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    cluster: ClusterOption = None,
+    probe: Annotated[bool, typer.Option("--probe/--no-probe", help="Look at a node, by a small job.")] = True,
+    patience: Annotated[float, typer.Option(min=1, help="Seconds that this job may wait for a free node.")] = 120,
+) -> None:
+    """Say what would fail on this cluster, before anything is queued. Status 1 if anything would."""
+    from pipeline.launch import doctor as module
+    from pipeline.launch.findings import Context
+
+    site = load_cluster(cluster)
+    experiment = load_experiment(config, overrides or (), site.layer)
+    failed = []
+    for line in module.run(Context(experiment, site.profile, probe, patience)):
+        print(line, flush=True)
+        failed += [line.what] if line.verdict == "FAIL" else []
+    if failed:
+        raise WorkError(f"not ready: {', '.join(failed)}")
+
+
+@app.command()
 def submit(
     config: ConfigArgument,
     overrides: Overrides = None,

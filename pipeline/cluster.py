@@ -93,21 +93,14 @@ class Profile(Section):
     variables: dict[VariableName, OneLine] = Field(default_factory=dict)
     """Environment variables of the jobs."""
     proxy: OneLine | None = None
-    """Web proxy of the compute nodes. It may not hold a password: scripts and manifests are readable by others."""
+    """Web proxy of the compute nodes. One with a password is refused: set https_proxy in your shell, which jobs inherit."""
     root: str | None = None
     """Where features/ and trained/ lie unless CARABID_ROOT is set: scratch, as home folders have quotas."""
-
-    @field_validator("proxy")
-    @classmethod
-    def _no_password(cls, proxy: str | None) -> str | None:
-        if proxy and "@" in proxy:
-            raise ValueError("a profile may not hold a password: set https_proxy in your shell, which jobs inherit")
-        return proxy
 
     @field_validator("variables")
     @classmethod
     def _no_token(cls, variables: dict[str, str]) -> dict[str, str]:
-        if secret := [name for name in variables if re.search("TOKEN|SECRET|PASSWORD", name, re.I)]:
+        if secret := [name for name in variables if re.search("TOKEN|SECRET|PASSW|KEY|CREDENTIAL", name, re.I)]:
             raise ValueError(f"a profile may not hold a secret ({', '.join(secret)}): `hf auth login` keeps a token")
         return variables
 
@@ -120,6 +113,10 @@ class Cluster:
     layer: Layer
 
 
+_roots: set[str] = set()
+"""What this process has put into CARABID_ROOT."""
+
+
 def known_profiles() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
@@ -129,7 +126,10 @@ def load_cluster(name: str | None = None, environ: Mapping[str, str] = os.enviro
 
     Raises UserError naming the profiles there are, or the key that is wrong with its file and line.
     """
-    path = _find(name or environ.get("CARABID_CLUSTER") or DEFAULT)
+    wanted = name or environ.get("CARABID_CLUSTER") or DEFAULT
+    if wanted == DEFAULT and not FOLDER.is_dir():  # an installed package, or a snapshot: the default needs no file
+        return Cluster(Profile(), Layer())
+    path = _find(wanted)
     values, places = read_yaml(path)
     places = {key: f"{path}, {line}" for key, line in places.items()}
     try:
@@ -141,8 +141,12 @@ def load_cluster(name: str | None = None, environ: Mapping[str, str] = os.enviro
 
 
 def use_root(profile: Profile) -> None:
-    """Let this process, and what it starts, look where the profile says, unless CARABID_ROOT says otherwise."""
-    if profile.root and not os.environ.get("CARABID_ROOT"):
+    """Let this process, and what it starts, look where the profile says, unless CARABID_ROOT says otherwise.
+
+    A profile that is named with a command comes after the one that CARABID_CLUSTER names, and replaces its root.
+    """
+    if profile.root and os.environ.get("CARABID_ROOT") in (None, "", *_roots):
+        _roots.add(profile.root)
         os.environ["CARABID_ROOT"] = profile.root
 
 
@@ -216,11 +220,12 @@ def setup_lines(profile: Profile, code: Path, root: Path) -> list[str]:
     The code comes last: no activation may put another `pipeline` before it.
     """
     proxy = {name: profile.proxy for name in ("http_proxy", "https_proxy") if profile.proxy}
-    variables = {**profile.variables, **proxy, "CARABID_ROOT": str(root), "PYTHONPATH": str(code)}
+    variables = {**profile.variables, **proxy, "CARABID_ROOT": str(root)}
     return [
         *profile.before,
         *(f"{line} || exit 1" for line in _activation(profile)),
         *(f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()),
+        f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
         OFFLINE,
         f"cd {shlex.quote(str(code))} || exit 1",
     ]

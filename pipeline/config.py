@@ -403,6 +403,9 @@ class Paths(Section):
 
     features: str | None = None
     trained: str | None = None
+    stage: str | None = None
+    """Node-local folder that features are copied to before training reads them; variables such as $TMPDIR are expanded on
+    the node. null: they are read where they are."""
 
 
 class Config(Section):

@@ -54,7 +54,7 @@ def record_path(config: Config, kind: str, name: str) -> Path:
 def trained_root(config: Config | None = None) -> Path:
     """The experiments' folder."""
     chosen = config.paths.trained if config else None
-    return root() / (Path(chosen).expanduser() if chosen else "trained")
+    return (root() / (Path(chosen).expanduser() if chosen else "trained")).resolve()
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,7 @@ class ExperimentDir:
 
     def folders(self) -> set[str]:
         """Names of the folders in it, its trials' among them: one look, where thousands of trials would be asked for."""
-        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.path) as entries:
-            return {entry.name for entry in entries if entry.is_dir()}
-        return set()
+        return folders_in(self.path)
 
     def trials(self) -> list[TrialDir]:
         """Every trial folder there is, by name."""
@@ -207,9 +205,16 @@ def experiment_dir(config: Config) -> ExperimentDir:
     return ExperimentDir(trained_root(config) / config.experiment)
 
 
+def folders_in(path: Path) -> set[str]:
+    """Names of the folders in a folder; none if that is not there."""
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:
+        return {entry.name for entry in entries if entry.is_dir()}
+    return set()
+
+
 def all_experiments(trained: Path | None = None) -> list[ExperimentDir]:
     """Every experiment under `trained` (default: the root's), by name."""
-    folder = trained or trained_root()
+    folder = trained.resolve() if trained else trained_root()
     found = {p.parent for p in folder.glob("*/submissions")} | {p.parent.parent for p in folder.glob("*/*/config.yaml")}
     return [ExperimentDir(path) for path in sorted(found)]
 

@@ -47,7 +47,7 @@ class DataRecord:
 
 @dataclass(frozen=True)
 class WeightsRecord:
-    """What a backbone contributes to a feature key, its number of blocks, and the width of its pooled embedding."""
+    """What a backbone contributes to a feature key, and its measures, from which sizes are estimated."""
 
     signature: str
     weights: str
@@ -55,6 +55,11 @@ class WeightsRecord:
     transform: str
     n_blocks: int
     embed_dim: int
+    """Width of its pooled embedding."""
+    width: int
+    """Of a token."""
+    n_patches: int
+    n_parameters: int
 
 
 # ---------------------------------------------------------------- data
@@ -113,7 +118,15 @@ def weights_record(config: Config, load: Callable[[], LoadedBackbone], again: bo
 def _describe(now: str, backbone: LoadedBackbone) -> WeightsRecord:
     architecture = hashlib.sha256(repr(backbone).encode()).hexdigest()
     return WeightsRecord(
-        now, backbone.weights_hash(), architecture, backbone.transform_id(), backbone.n_blocks, backbone.embed_dim
+        signature=now,
+        weights=backbone.weights_hash(),
+        architecture=architecture,
+        transform=backbone.transform_id(),
+        n_blocks=backbone.n_blocks,
+        embed_dim=backbone.embed_dim,
+        width=backbone.width,
+        n_patches=backbone.grid[0] * backbone.grid[1],
+        n_parameters=sum(parameter.numel() for parameter in backbone.parameters()),
     )
 
 
@@ -193,15 +206,20 @@ def known_feature_key(config: Config, looks: str | None = None) -> str | None:
 
     `looks` is the data's `known_signature`, for a caller that has it.
     """
-    weights = _known_weights(config)
-    looks = looks or (known_signature(config.data) if weights else None)
-    data = _known_data(config, looks) if weights else None
+    weights = known_weights(config)
+    data = known_data(config, looks) if weights else None
     return ingredients(config, data, weights).key() if data and weights else None
 
 
-def _known_weights(config: Config) -> WeightsRecord | None:
+def known_weights(config: Config) -> WeightsRecord | None:
+    """The record of the backbone, if there is one of the weights as they are now."""
     now = weights_signature(config.backbone)
     return _read(_path(config, "weights", now), WeightsRecord) if now else None
+
+
+def known_data(config: Config, looks: str | None = None) -> DataRecord | None:
+    """The record of the images, if there is one of the data as they are now; `looks` as for `known_feature_key`."""
+    return _known_data(config, looks or known_signature(config.data))
 
 
 def _known_data(config: Config, signature: str | None) -> DataRecord | None:
@@ -224,7 +242,7 @@ def basis_change(config: Config, then: Basis, now: Basis) -> str:
         return ""
     stored = _stored_ingredients(config, then.key)
     images = _images_change(config, then, now, stored)
-    if found := [*([images] if images else []), *_backbone_change(stored, _known_weights(config))]:
+    if found := [*([images] if images else []), *_backbone_change(stored, known_weights(config))]:
         rebuilt = now.key is not None and store_dir(config, now.key).manifest.exists()
         return f"features {'rebuilt' if rebuilt else 'to be rebuilt'}: {', '.join(found)}"
     if not other_files:

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: small generated data, tiny backbones, and the command line in a subprocess."""
+"""Fixtures that several test files share: small generated data, tiny backbones, the command line in a subprocess, Slurm."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from tests.cluster.cluster import Cluster
 from tests.small import make_small
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-LONGEST = ("test_slurm.py", "test_failure_classes.py", "test_demo.py")
+LONGEST = ("test_slurm.py", "test_failure_classes.py", "test_chaos.py", "test_demo.py")
 """Files that take minutes: begun first, or all workers but one would be idle at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole files go to one worker (`--dist loadfile`), which makes one Slurm and one demo, in this order."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,47 @@ class Assets:
         )
 
 
-@pytest.fixture(scope="session")
-def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
+def make_assets(folder: Path) -> Assets:
     from pipeline.backbones.tiny import write_tiny_dinov2, write_tiny_open_clip
     from pipeline.tasks import load_task
 
-    folder = tmp_path_factory.mktemp("assets")
     made = Assets(folder / "beetles", folder / "clip", folder / "dinov2")
     load_task("beetles").generate(made.data, seed=0, scale=0.1)
     write_tiny_open_clip(made.clip)
     write_tiny_dinov2(made.dinov2)
     return made
+
+
+@pytest.fixture(scope="session")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
+    return make_assets(tmp_path_factory.mktemp("assets"))
+
+
+def slurm_environ(cluster: Cluster) -> dict[str, str]:
+    """What jobs and commands need: the way to the cluster, `carabid` on the PATH, one thread each."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**cluster.env(), "PATH": path, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A private Slurm."""
+    slurm = Cluster(Path(tempfile.gettempdir()) / f"carabid-test-{os.getpid()}")
+    if missing := slurm.missing_packages():
+        pytest.skip(f"Slurm's packages are not installed: {', '.join(missing)}")
+    slurm.up()
+    try:
+        yield slurm
+    finally:
+        slurm.down()
+
+
+@pytest.fixture
+def environ(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty root, with the cluster in the environment and `carabid` on the PATH."""
+    for name, value in {**slurm_environ(cluster), "CARABID_ROOT": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    return tmp_path
 
 
 @pytest.fixture
@@ -79,33 +110,6 @@ def config_of(assets: Assets, root: Path) -> Callable[..., Config]:
         return load_experiment(f"configs/beetles/{method}.yaml", (*assets.overrides(method), *overrides)).config
 
     return make
-
-
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A private Slurm; yields the environment that points at it."""
-    slurm = Cluster(Path(tempfile.gettempdir()) / f"carabid-test-{os.getpid()}")
-    if missing := slurm.missing_packages():
-        pytest.skip(f"Slurm's packages are not installed: {', '.join(missing)}")
-    slurm.up()
-    try:
-        yield slurm.env()
-    finally:
-        slurm.down()
-
-
-@pytest.fixture
-def environ(cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty root, with the cluster in the environment and `carabid` on the PATH."""
-    for name, value in on_cluster(cluster, tmp_path).items():
-        monkeypatch.setenv(name, value)
-    return tmp_path
-
-
-def on_cluster(cluster: dict[str, str], root: Path) -> dict[str, str]:
-    """The variables with which a test is a user of the cluster whose CARABID_ROOT is `root`."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**cluster, "PATH": path, "CARABID_ROOT": str(root), "OMP_NUM_THREADS": "1"}
 
 
 def carabid(

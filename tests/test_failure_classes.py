@@ -22,7 +22,7 @@ from pipeline.launch.failures import KINDS, classify
 from pipeline.layout import PROJECT
 from pipeline.provenance import now
 from tests.cluster.cluster import Cluster
-from tests.conftest import Assets, carabid, on_cluster
+from tests.conftest import Assets, carabid, slurm_environ
 from tests.small import image_files, make_small
 from tests.test_slurm import NO_GPU, SMALL, wait_for_all
 
@@ -95,7 +95,7 @@ class Provoker:
         done = carabid("submit", config, *overrides, *RESOURCES, root=self.root)
         stages = dict(re.findall(r"^(\w+) +job (\d+)$", done.stdout, re.M))
         manifest = json.loads(Path(re.findall(r"submission (\S+)$", done.stdout, re.M)[0]).read_text())
-        folder = f"trained/{manifest['trials'][0]['config']['experiment']}"
+        folder = f"trained/{manifest['common']['experiment']}"
         for index, (way, trial) in enumerate(zip(ways, manifest["trials"], strict=True)):
             job = f"{stages['train']}_{index}" if len(ways) > 1 else stages["train"]
             self.jobs[way] = Job(job, queued_name(stages["train"]), f"{job}_0_log.out", f"{folder}/{trial['name']}")
@@ -141,13 +141,13 @@ def small_disk(folder: Path) -> Iterator[bool]:
 
 @pytest.fixture(scope="module")
 def left(
-    cluster: dict[str, str], assets: Assets, generated: Path, tmp_path_factory: pytest.TempPathFactory
+    cluster: Cluster, assets: Assets, generated: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Left]]:
     """Class → what a failure of this class has left."""
     root, began = tmp_path_factory.mktemp("failures"), now()
-    slurm = Cluster(Path(cluster["SLURM_CONF"]).parent)
+    slurm = cluster
     with pytest.MonkeyPatch.context() as patch, small_disk(root / "disk") as has_disk:
-        for name, value in {**on_cluster(cluster, root), "PYTHONPATH": breaking()}.items():
+        for name, value in {**slurm_environ(cluster), "CARABID_ROOT": str(root), "PYTHONPATH": breaking()}.items():
             patch.setenv(name, value)
         provoker = Provoker(root)
         queue_all(provoker, patch, assets, generated, has_disk)
@@ -281,7 +281,7 @@ def test_without_accounting_logs_tell_what_they_can(
         pytest.skip(f"Slurm's packages are not installed: {', '.join(missing)}")
     slurm.up()
     try:
-        for name, value in on_cluster(slurm.env(), tmp_path).items():
+        for name, value in {**slurm_environ(slurm), "CARABID_ROOT": str(tmp_path)}.items():
             monkeypatch.setenv(name, value)
         left = fail_without_accounting(Provoker(tmp_path))
         assert outcomes(list(left), now()) is None and capfd.readouterr() == ("", "")

@@ -54,8 +54,13 @@ def test_each_single_ingredient_changes_the_key(one: Ingredients, other: Ingredi
 
 
 def key_of(config: Config, data: str = "data", **weights: Any) -> str:
-    record = {"weights": "w", "architecture": "a", "transform": "t", "n_blocks": 12, "embed_dim": 8, **weights}
-    return ingredients(config, DataRecord("s", data, 1, ["x"]), WeightsRecord("s", **record)).key()
+    return ingredients(config, DataRecord("s", data, 1, ["x"]), weights_with(**weights)).key()
+
+
+def weights_with(**values: Any) -> WeightsRecord:
+    text = {"signature": "s", "weights": "w", "architecture": "a", "transform": "t"}
+    numbers = {"n_blocks": 12, "embed_dim": 8, "width": 16, "n_patches": 9, "n_parameters": 1000}
+    return WeightsRecord(**{**text, **numbers, **values})
 
 
 def config_with(**sections: Any) -> Config:
@@ -118,7 +123,7 @@ def test_nothing_else_in_a_config_changes_the_key(sections: dict[str, Any]) -> N
 @given(blocks=st.integers(1, 12), n_blocks=st.integers(1, 24))
 def test_the_cut_counts_from_the_front(blocks: int, n_blocks: int) -> None:
     config = config_with(model={"encoder": {"kind": "lora", "blocks": blocks}})
-    data, weights = DataRecord("s", "d", 1, ["x"]), WeightsRecord("s", "w", "a", "t", n_blocks, 8)
+    data, weights = DataRecord("s", "d", 1, ["x"]), weights_with(n_blocks=n_blocks)
     if blocks <= n_blocks:
         assert ingredients(config, data, weights).cut == n_blocks - blocks
     else:

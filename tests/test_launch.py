@@ -483,6 +483,23 @@ def stop_when_signalled(number: int, checkpoint: bool = False) -> Callable[[Conf
     return run
 
 
+def test_a_job_whose_time_went_to_earlier_trials_is_queued_again_for_the_one_it_began_late(training: Any) -> None:
+    def run(config: Config, folder: TrialDir, flag: StopFlag) -> None:
+        if config.seed == 0:
+            set_trained(folder, config)
+            return
+        os.kill(os.getpid(), WALLTIME_SIGNAL)
+        raise Interrupted("in its first epoch")
+
+    training(run)
+    trials = load("seed=0,1").trials
+    with pytest.raises(RunAgain):
+        jobs.train_trials(trials)
+    training(lambda config, folder, flag: run(config, folder, flag) if config.seed else None)
+    with pytest.raises(OutOfTime):  # the first one is trained already: this attempt had all the time
+        jobs.train_trials(trials)
+
+
 # ---------------------------------------------------------------- signals to stages without a checkpoint
 SIGNALLED = """
 import os, signal, sys, time
@@ -490,8 +507,11 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as submitit does: it swallows S
 signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 from pathlib import Path
 from pipeline.launch import jobs
+from pipeline.layout import root, write_text
 from pipeline.stages import collect, evaluate, extract
 def work(*_, **__):
+    if "more" in sys.argv:
+        write_text(root() / "features" / "key" / "shard.json", "")
     print("working", flush=True)
     time.sleep(60)
 evaluate.run = extract.run = work
@@ -500,12 +520,12 @@ getattr(jobs, sys.argv[1])(sys.argv[2], 0)
 """
 
 
-def signalled(stage: str, number: int) -> tuple[int, str]:
+def signalled(stage: str, number: int, *more: str) -> tuple[int, str]:
     """Exit status and output of a job of a stage that gets a signal while it works."""
     experiment = load()
     made = make_manifest(experiment, experiment.trials)
     write_json(experiment.dir.trial(experiment.trials[0].name).trained, {})
-    command = [sys.executable, "-c", SIGNALLED, stage, str(made.path)]
+    command = [sys.executable, "-c", SIGNALLED, stage, str(made.path), *more]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout and "working\n" in iter(process.stdout.readline, "")
         process.send_signal(number)
@@ -513,9 +533,15 @@ def signalled(stage: str, number: int) -> tuple[int, str]:
 
 
 def test_an_extraction_out_of_time_asks_to_be_queued_again_and_is_no_failure() -> None:
-    status, out = signalled("extract", WALLTIME_SIGNAL)
+    status, out = signalled("extract", WALLTIME_SIGNAL, "more")
     assert status == REQUEUE_STATUS and "the walltime is near" in out and "Traceback" not in out
     assert not load().dir.trial(load().trials[0].name).failure.exists()
+
+
+def test_an_extraction_that_came_no_further_before_its_time_was_over_is_not_queued_again() -> None:
+    status, out = signalled("extract", WALLTIME_SIGNAL)
+    assert status == 1 and "not one shard fits" in out and "Traceback" not in out
+    assert trial_state(load().dir.trial(load().trials[0].name)).reason.startswith("extract: not one shard fits")
 
 
 @pytest.mark.parametrize("stage", ["evaluate", "collect"])

@@ -118,10 +118,12 @@ def test_an_unreadable_image_is_named_in_the_state_of_the_trials_that_it_stops(
     for stage in ("extract", "train"):
         assert carabid(stage, CONFIG, *overrides, root=root, check=False).returncode == 1
     for lines in (by_submit, carabid("status", root=root).stdout.splitlines()):
-        assert len(lines) == 2 and all("extract: " in line and "line 11" in line for line in lines), lines
+        assert all("data: extract: " in line and "line 11" in line for line in lines[:2]), lines
+        assert lines[2] == "beetles-frozen: 2 failed"
     broken.write_bytes(whole)
     carabid("submit", CONFIG, *overrides, "--cluster", "local", root=root)
-    assert all(line.startswith("done") for line in carabid("status", root=root).stdout.splitlines())
+    lines = carabid("status", root=root).stdout.splitlines()
+    assert [line.startswith("done") for line in lines] == [True, True, False] and lines[2].endswith(": 2 done")
 
 
 def test_a_worker_that_is_killed_while_it_extracts_is_reported_and_the_rest_is_collected(

@@ -8,6 +8,7 @@ import os
 import pickletools
 import re
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 import pytest
 
 from pipeline.layout import PROJECT
-from tests.conftest import Assets, carabid
+from tests.cluster.cluster import Cluster
+from tests.conftest import Assets, carabid, slurm_environ
 
 pytestmark = pytest.mark.slurm
 NO_GPU = tuple(f"resources.{stage}.gpus_per_node=0" for stage in ("extract", "train", "evaluate"))
@@ -244,3 +246,61 @@ def test_shape_of_real_specimens_is_learned_and_permuted_targets_are_not(assets:
     assert {permuted: len(values) for permuted, values in r2.items()} == {False: 5, True: 5}, logs(environ)
     assert sum(r2[False]) / 5 > 0.2
     assert sum(r2[True]) / 5 < 0.05
+
+
+def test_what_ran_out_of_memory_is_named_and_retried_with_more_and_a_short_job_is_no_timed_out_one(
+    assets: Assets, environ: Path
+) -> None:
+    """One of two trials is given too little; a walltime of two minutes is enough for both."""
+    short = tuple(f"resources.{stage}.time=2" for stage in ("extract", "train", "evaluate"))
+    overrides = (*assets.overrides("frozen"), "train.epochs=2", *short, *NO_GPU, *SMALL)
+    config = "configs/beetles/frozen.yaml"
+    carabid("submit", config, *overrides, "seed=0", root=environ)
+    little = [o for o in overrides if o != "resources.train.mem=4G"]
+    carabid("submit", config, *little, "seed=1", "resources.train.mem=100M", root=environ)
+    wait_for_all()
+    status = carabid("status", "beetles-frozen", root=environ).stdout
+    assert re.search(r"^done +beetles-frozen/.*seed=0", status, re.M) and "1 failed, 1 done" in status, status + logs(
+        environ
+    )
+    assert re.search(r"^failed +beetles-frozen/.*seed=1.*  oom: train: ", status, re.M), status
+    assert "`carabid retry beetles-frozen --only oom --mem 2x`" in status
+    assert "nothing to retry" in carabid("retry", "beetles-frozen", "--only", "time", root=environ).stdout
+    again = carabid("retry", "beetles-frozen", "--only", "oom", "--mem", "40x", root=environ).stdout
+    assert re.search(r"^1 of 1 trials, submission ", again, re.M) and "evaluate  job" in again
+    wait_for_all()
+    assert len(results(environ)) == 2 and ": 2 done" in carabid("status", root=environ).stdout, logs(environ)
+    log = carabid("logs", "beetles-frozen", "seed=1", "--stage", "train", root=environ).stdout
+    assert "attempt 1" in log and "/code/" in log
+    assert restarts(environ) == {"seed=0": None, "seed=1": None}
+
+
+def test_a_root_whose_name_a_shell_would_misread_is_no_obstacle(assets: Assets, environ: Path) -> None:
+    root = environ / 'it\'s $HOME; "touch hit" & (more) #1'
+    carabid(
+        "submit", "configs/beetles/pixels.yaml", *assets.overrides("pixels"), "seed=0,1", *NO_GPU, *SMALL, root=root
+    )
+    wait_for_all()
+    found = list(root.glob("trained/*/*/results.json"))
+    assert len(found) == 2, logs(environ)
+    assert len(list(root.glob("trained/*/logs/1-train/*_log.out"))) == 2 and not list(environ.rglob("hit"))
+
+
+def test_without_accounting_the_chain_runs_and_failures_are_told_from_logs(
+    assets: Assets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = Cluster(Path(tempfile.gettempdir()) / f"carabid-plain-{os.getpid()}", accounting=False)
+    if missing := slurm.missing_packages():
+        pytest.skip(f"Slurm's packages are not installed: {', '.join(missing)}")
+    slurm.up()
+    try:
+        for name, value in slurm_environ(slurm).items():
+            monkeypatch.setenv(name, value)
+        overrides = (*assets.overrides("frozen"), "train.epochs=2", "optim.lr=1e-3,1e30", *NO_GPU, *SMALL)
+        carabid("submit", "configs/beetles/frozen.yaml", *overrides, root=tmp_path)
+        wait_for_all()
+        status = carabid("status", root=tmp_path)
+    finally:
+        slurm.down()
+    assert "1 failed, 1 done" in status.stdout and "error: train: the training loss became" in status.stdout, status
+    assert status.stderr == ""

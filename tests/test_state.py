@@ -146,7 +146,7 @@ OTHER_RESOURCES = {
 NOT_SCIENCE = {
     **{f"resources.{stage}.{key}": value for stage in STAGES for key, value in OTHER_JOB.items()},
     **{f"resources.{key}": value for key, value in OTHER_RESOURCES.items()},
-    **{f"paths.{key}": "elsewhere" for key in ("features", "trained")},
+    **{f"paths.{key}": "elsewhere" for key in ("features", "trained", "stage")},
     "device": "cuda",
 }
 """Each key of where and with what a job runs, and a value that is none of its defaults."""
@@ -298,9 +298,13 @@ def test_where_more_older_trials_lie_than_can_be_compared_quickly_none_is(
     assert len(read) == (2 if most > 1 else 0)
 
 
-def test_a_plan_ends_with_how_many_trials_are_in_each_state(edited: Path) -> None:
+def test_a_plan_ends_with_how_many_trials_are_in_each_state_and_the_forecast(edited: Path) -> None:
     experiment = load_experiment(edited, ["seed=0,1,2"])
     done_trial(experiment)
-    first, *_, summary = lines(experiment)
+    first, *_, summary, forecast = lines(experiment)
     assert first == f"done        {experiment.trials[0].name}"
     assert summary == f"3 trials: 2 missing, 1 done (in {experiment.dir.path})"
+    assert forecast == "forecast: no past trial to tell from"
+    for index in (1, 2):
+        done_trial(experiment, index)
+    assert list(lines(experiment))[3:] == [f"3 trials: 3 done (in {experiment.dir.path})"]

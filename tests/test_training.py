@@ -316,6 +316,7 @@ def test_results_of_data_that_have_changed_since_are_stale_and_done_again(root: 
     os.utime(table)
     said = carabid("plan", *command, root=root).stdout
     assert said.startswith("stale") and "the data's files have changed since it was evaluated" in said
+    assert "forecast: 1 trial × " in said and "(from 1 past trial on CPU)" in said
     carabid("submit", *command, "--cluster", "local", root=root)
     assert (results.parent / "model.safetensors").stat().st_mtime_ns == model
     assert carabid("plan", *command, root=root).stdout.startswith("done")

@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import WorkError
-from pipeline.features.memory import free_host_memory
+from pipeline.features.memory import SHARE, free_host_memory
 from pipeline.features.store import READERS, FeatureStore
 
 Residence = Literal["device", "host", "mmap"]
 # numpy has no bfloat16: its bits travel as integers.
 FORMATS = {"bf16": (torch.bfloat16, torch.int16, np.int16), "fp32": (torch.float32, torch.float32, np.float32)}
-SHARE = 0.6
-"""Part of the free memory that features may take; the rest is for the model and what it computes."""
 CHUNK_BYTES = 64 << 20
 
 

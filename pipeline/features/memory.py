@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+SHARE = 0.6
+"""Part of the free memory that features may take; the rest is for the model and what it computes."""
 # Version 2 and version 1: files with the limit and the use, and what of the use is file cache, which gives way.
 FILES = (
     ("memory.max", "memory.current", ("inactive_file", "active_file")),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -91,13 +92,20 @@ class FeatureStore:
 
         Raises MissingFeatures naming the first damaged shard. Reads the whole store, which warms the system's cache.
         """
+        self.verify_shards(range(self.n_shards))
+
+    def verify_shards(self, numbers: Sequence[int]) -> None:
+        """`verify` of some shards."""
+        for number, state in self.unsound(numbers).items():
+            raise MissingFeatures(
+                f"{self.path(number)} is {state}: run `carabid extract` with this configuration, which makes it again."
+            )
+
+    def unsound(self, numbers: Sequence[int]) -> dict[int, State]:
+        """Those of these shards that are missing or damaged; every byte of them is read."""
         with ThreadPoolExecutor(READERS) as pool:  # hashlib lets go of the GIL
-            states = list(pool.map(partial(self.state, thorough=True), range(self.n_shards)))
-        for number, state in enumerate(states):
-            if state != "done":
-                raise MissingFeatures(
-                    f"{self.path(number)} is {state}: run `carabid extract` with this configuration, which makes it again."
-                )
+            states = pool.map(partial(self.state, thorough=True), numbers)
+            return {number: state for number, state in zip(numbers, states, strict=True) if state != "done"}
 
     @cached_property
     def shards(self) -> list[Shard]:

@@ -83,6 +83,8 @@ ENDS: dict[Kind, str] = {
 AGAIN = re.compile(r"^.*(?:DUE TO (?:JOB REQUEUE|PREEMPTION|NODE FAILURE)|Node failure on).*$", re.M)
 """What may be followed by the next attempt."""
 DEATHS = re.compile(r"(?:^|: +(?:\d+ )?)(Killed|Segmentation fault|Bus error|Aborted)\b", re.M)
+PROGRESS = r"SIG\w+: stopping|the walltime is near: shards"
+"""What our own handlers say while nothing has failed."""
 SLURMS_LINE = re.compile(r"(slurmstepd|srun)\b")
 FRAME = re.compile(r'^ *File "(?P<path>[^"\n]+)", line (?P<line>\d+), in (?P<name>.+)$', re.M)
 TRACEBACK = "Traceback (most recent call last):"
@@ -262,6 +264,7 @@ def _killed(outcome: Outcome) -> Failure:
 def _last_attempt(log: str) -> str:
     """What a log says of the last attempt: jobs that are queued again append to theirs."""
     log = log.replace("\r", "\n")
+    log = log[max(log.rfind("\n──── carabid "), 0) :]  # (jobs.say_attempt)
     ended = [match.end() for match in AGAIN.finditer(log)]
     after = log[ended[-1] :] if ended else ""
     return after if any(line.strip() and not SLURMS_LINE.match(line) for line in after.splitlines()) else log
@@ -288,7 +291,7 @@ def _of_traceback(text: str) -> Failure:
 
 
 def _of_last_words(log: str) -> Failure | None:
-    found = [*re.finditer(r"^carabid: (.+)$", log, re.M), *DEATHS.finditer(log)]
+    found = [*re.finditer(rf"^carabid: (?!{PROGRESS})(.+)$", log, re.M), *DEATHS.finditer(log)]
     last = max(found, key=lambda match: match.start(), default=None)
     if last is None:
         return None

@@ -5,8 +5,9 @@ One squeue for all trials, and one sacct for those that have neither results nor
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,6 @@ from pipeline.experiment import Trial
 from pipeline.launch.accounting import Outcome, outcomes
 from pipeline.launch.failures import Failure, classify
 from pipeline.launch.manifest import Manifest
-from pipeline.launch.pack import log_path
 from pipeline.launch.parts import Part, Parts, chunk_names, job_names
 from pipeline.launch.queue import Queued, Task, my_tasks, queued_trials
 from pipeline.layout import ExperimentDir, read_json
@@ -44,6 +44,7 @@ class History:
     def __init__(self, experiment: ExperimentDir) -> None:
         self.experiment = experiment
         self.parts = Parts(experiment)
+        self._listed: dict[str, dict[tuple[str, str], list[Path]]] = {}
 
     @cached_property
     def tasks(self) -> list[Task]:
@@ -80,7 +81,8 @@ class History:
         for outcome in sorted([*self._outcomes(), *stuck], key=lambda outcome: int(outcome.job.partition("_")[0])):
             array, _, index = outcome.job.partition("_")
             if part := self.parts.of(outcome.name, array, int(index) if index else None):
-                found |= {(entry.name, part.stage): (part, outcome) for entry in part.entries()}
+                for key in ((entry.name, part.stage) for entry in part.entries()):
+                    found[key] = _what_counts(found.get(key), (part, outcome))
         return found
 
     def view(self, name: str, state: TrialState, trial: Trial | None = None) -> View:
@@ -91,7 +93,7 @@ class History:
         job = self.queued.get(name)
         if state.state != "done" and job and (trial is None or job.will_do(trial)):
             return View(name, _queued_state(job), job.stage)
-        if state.state in ("done", "stale", "running") or (state.state == "missing" and name not in self.last):
+        if state.state in ("done", "running") or (state.state in ("missing", "stale") and name not in self.last):
             return View(name, state)
         stage, failure = self.failure(name)
         if failure is None:
@@ -114,13 +116,33 @@ class History:
         if name not in self.last:
             return None
         manifest, index = self.last[name]
-        found = sorted(_logs(manifest, index, stage), key=lambda path: path.stat().st_mtime)
-        return found[-1] if found else None
+        found = _own_logs(manifest, index, stage)
+        found = _latest(self._task_logs(manifest, index, stage) if found is None else found)
+        return found[0] if found else None
+
+    def _task_logs(self, manifest: Manifest, index: int, stage: str) -> list[Path]:
+        """The logs of the Slurm tasks that do a stage of a trial, of all their attempts."""
+        listed = self._listed.setdefault(manifest.number, {})
+        if not listed:
+            for path in self.experiment.logs.glob(f"{manifest.number}-*/*_0_log.out"):
+                place = re.fullmatch(r"\d+(?:_(\d+))?_0_log\.out", path.name)
+                listed.setdefault((path.parent.name, place[1] or "" if place else "?"), []).append(path)
+        wanted = _folders_and_places(manifest, index, stage)
+        return [path for folder, place in wanted for path in listed.get((folder, place), [])]
 
     def _classify(self, name: str, stage: str, record: Mapping[str, Any] | None) -> Failure | None:
         _, outcome = self.attempts.get((name, stage), (None, None))
-        log = self.log(name, stage)
-        return classify(record, outcome, _end(log) if log else "")
+        logs = self._logs_of(name, stage, outcome)
+        return classify(record, outcome, "\n".join(map(_end, logs)))
+
+    def _logs_of(self, name: str, stage: str, outcome: Outcome | None) -> list[Path]:
+        """What tells why an attempt ended: the log of its task, and of a trial that shares a task its own."""
+        if name not in self.last:
+            return []
+        manifest, index = self.last[name]
+        of_tasks, own = self._task_logs(manifest, index, stage), _own_logs(manifest, index, stage)
+        meant = [path for path in of_tasks if outcome and path.name == f"{outcome.job}_0_log.out"]
+        return [*(meant or _latest(of_tasks)), *(own or [])]
 
     def _read(self) -> Iterator[Manifest]:
         for path in self.experiment.submissions.glob("*.json"):
@@ -138,30 +160,44 @@ def _queued_state(job: Queued) -> TrialState:
     return TrialState("running" if job.state == "running" else "queued", f"{job.stage}: job {job.job}, {job.state}")
 
 
-def _logs(manifest: Manifest, index: int, stage: str) -> Iterator[Path]:
-    """What there is of logs of one trial's stage, of all its attempts."""
-    if (stage == "train" and manifest.terms.pack > 1) or manifest.terms.profile.scheduler == "local":
-        yield from (path for path in [_plain_log(manifest, index, stage)] if path.exists())
-        return
+def _what_counts(before: Attempt | None, now: Attempt) -> Attempt:
+    """The later job; of the tasks of one array that share a trial (its features' extraction), one that did not end well."""
+    if before and _array(before) == _array(now) and before[1].state != "COMPLETED":
+        return before
+    return now
+
+
+def _array(attempt: Attempt) -> str:
+    return attempt[1].job.partition("_")[0]
+
+
+def _latest(paths: Iterable[Path]) -> list[Path]:
+    """The one that was written last, if there is any."""
+    return sorted(paths, key=lambda path: path.stat().st_mtime)[-1:]
+
+
+def _own_logs(manifest: Manifest, index: int, stage: str) -> list[Path] | None:
+    """The log of a trial that is not that of a Slurm task: of one that shares a task, or ran on this machine. None: it is."""
+    local, packed = manifest.terms.profile.scheduler == "local", stage == "train" and manifest.terms.pack > 1
+    if not local and not packed:
+        return None
+    features = [number for number, *_ in manifest.extractions]
+    place = features.index(manifest.entries[index].features) if stage == "extract" else index
+    path = manifest.experiment.stage_logs(manifest.number, stage) / f"{place}.log"
+    return [path] if path.exists() else []
+
+
+def _folders_and_places(manifest: Manifest, index: int, stage: str) -> Iterator[tuple[str, str]]:
+    """Folder, and place in its array ("": a job without one), of each task that does a stage of a trial."""
+    tasks, n = [index // manifest.terms.pack], len(manifest.tasks)
     if stage == "extract":
-        features = manifest.entries[index].features
+        features, n = manifest.entries[index].features, len(manifest.extractions)
         tasks = [task for task, (number, *_) in enumerate(manifest.extractions) if number == features]
-    else:
-        tasks = [index // manifest.terms.pack]
-    n = len(manifest.extractions) if stage == "extract" else len(manifest.tasks)
     names = chunk_names(stage, n, manifest.array_size)
     for task in tasks:
         chunk, place = divmod(task, manifest.array_size)
-        folder = manifest.experiment.stage_logs(manifest.number, names[chunk])
         alone = min(n - chunk * manifest.array_size, manifest.array_size) == 1
-        yield from folder.glob("[0-9]*_0_log.out" if alone else f"[0-9]*_{place}_0_log.out")
-
-
-def _plain_log(manifest: Manifest, index: int, stage: str) -> Path:
-    if stage == "train":
-        return log_path(manifest, index)
-    task = next(t for t, (number, *_) in enumerate(manifest.extractions) if number == manifest.entries[index].features)
-    return manifest.experiment.stage_logs(manifest.number, stage) / f"{task if stage == 'extract' else index}.log"
+        yield manifest.experiment.stage_logs(manifest.number, names[chunk]).name, "" if alone else str(place)
 
 
 def _record(path: Path) -> dict[str, Any] | None:

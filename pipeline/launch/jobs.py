@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.amounts import parse_time
+from pipeline.config import Config
 from pipeline.errors import (
     REQUEUE_STATUS,
     Interrupted,
@@ -32,8 +33,9 @@ from pipeline.experiment import Trial, dump_config
 from pipeline.launch.deal import array_rank
 from pipeline.launch.failures import kind_of
 from pipeline.launch.manifest import Manifest, load_manifest, sharing_features
-from pipeline.layout import PROJECT, TrialDir, experiment_dir, read_json, write_json, write_text
+from pipeline.layout import PROJECT, TrialDir, experiment_dir, features_root, read_json, write_json, write_text
 from pipeline.provenance import job_id, now
+from pipeline.secrets import hide
 from pipeline.signals import StopFlag, at_walltime, warning_seconds
 
 
@@ -45,7 +47,7 @@ def extract(manifest_path: str, task: int) -> None:
     features, part, n_parts = manifest.extractions[task]
     sharing = manifest.reading(features)
     say_attempt("extract", f"features of {len(sharing)} trials, part {part + 1} of {n_parts}")
-    with at_walltime(_requeue_and_exit):
+    with at_walltime(_end_of_extraction(sharing[0].config)):
         _exit_on_error(lambda: _extract(sharing, lambda: stage.run(sharing[0].config, part, n_parts)))
 
 
@@ -114,7 +116,7 @@ def extract_features(trials: list[Trial], once: bool) -> None:
             partial(stage.ensure, sharing[0].config) if once else partial(stage.run, sharing[0].config, task, n_tasks)
         )
         try:
-            with at_walltime(_requeue_and_exit):
+            with at_walltime(_end_of_extraction(sharing[0].config)):
                 _extract(sharing, work)
         except (UserError, WorkError, OSError) as error:
             failed += 1
@@ -139,8 +141,14 @@ def _extract(sharing: Sequence[Trial], work: Callable[[], object]) -> None:
 
 def train_trials(trials: Sequence[Trial]) -> None:
     """Train trials one after another; told to stop, it does not begin the next one."""
+    before = [_time_of(trial_dir(trial).trained) for trial in trials]
     with StopFlag().installed() as flag:
-        each_trial(trials, "train", lambda trial: train_trial(trial, flag))
+        try:
+            each_trial(trials, "train", lambda trial: train_trial(trial, flag))
+        except OutOfTime as error:
+            if before != [_time_of(trial_dir(trial).trained) for trial in trials]:  # the time went to those before it
+                raise RunAgain(str(error)) from error
+            raise
 
 
 def evaluate_trials(trials: Sequence[Trial]) -> None:
@@ -185,31 +193,46 @@ def train_trial(trial: Trial, flag: StopFlag) -> None:
     if flag.asked():
         kind = RunAgain if flag.out_of_time() else Interrupted
         raise kind(f"told to stop before {trial.name} began: run it again to go on")
-    before = _checkpoint_time(folder)
+    before = _time_of(folder.resume_state)
     with recorded_failure(folder, "train"):
         try:
             stage.run(trial.config, folder, flag)
         except Interrupted as error:
             if not flag.out_of_time():
                 raise
-            if _checkpoint_time(folder) == before:
+            if _time_of(folder.resume_state) == before:
                 raise OutOfTime("not one epoch fits into the walltime: give it more (resources.train.time)") from error
             raise RunAgain(str(error)) from error
 
 
-def _checkpoint_time(folder: TrialDir) -> int:
+def _time_of(path: Path) -> int:
     try:
-        return folder.resume_state.stat().st_mtime_ns
+        return path.stat().st_mtime_ns
     except OSError:
         return 0
 
 
-def _requeue_and_exit() -> NoReturn:
-    """The walltime of an extraction: shards that are done stay, the next attempt makes the others."""
-    print(
-        "carabid: the walltime is near: shards that are done stay, the next attempt goes on with the others", flush=True
-    )
-    raise SystemExit(REQUEUE_STATUS)  # no Exception: code that forgives a bad image must not forgive this
+def _end_of_extraction(config: Config) -> Callable[[], NoReturn]:
+    """What to do when the walltime of an extraction is near: shards that are done stay, the next attempt makes the others.
+
+    An attempt that came no further is the last: each one after it would be cut off at the same place.
+    """
+    before = _n_files(config)
+
+    def end() -> NoReturn:
+        if _n_files(config) == before:
+            raise OutOfTime(
+                "not one shard fits into the walltime: give it more (resources.extract.time, sbatch --time)"
+            )
+        print("carabid: the walltime is near: shards that are done stay, the next attempt makes the others", flush=True)
+        raise SystemExit(REQUEUE_STATUS)  # no Exception: code that forgives a bad image must not forgive this
+
+    return end
+
+
+def _n_files(config: Config) -> int:
+    """How many shards and records there are: they grow while anything is extracted."""
+    return sum(1 for _ in features_root(config).glob("*/*.*"))
 
 
 def _out_of_time() -> NoReturn:
@@ -267,8 +290,8 @@ def failure_record(stage: str, error: Exception) -> dict[str, str | None]:
     return {
         "stage": stage,
         "kind": kind_of(error),
-        "message": str(error) if for_people else f"{type(error).__name__}: {error}",
-        "traceback": None if for_people else "".join(traceback.format_exception(error)),
+        "message": hide(str(error) if for_people else f"{type(error).__name__}: {error}"),
+        "traceback": None if for_people else hide("".join(traceback.format_exception(error))),
         "written": now(),
     }
 

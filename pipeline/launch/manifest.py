@@ -11,11 +11,15 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from pipeline.cluster import Profile
 from pipeline.config import Config, Resources, digest, features_of, images_of
+from pipeline.errors import UserError
 from pipeline.experiment import Experiment, Tree, Trial
 from pipeline.launch.snapshot import take_snapshot
 from pipeline.layout import ExperimentDir, read_json, write_json, write_text
@@ -76,7 +80,7 @@ class Manifest:
     def array_size(self) -> int:
         return self.terms.array_size or max(len(self.entries), len(self.extractions))
 
-    @property
+    @cached_property
     def tasks(self) -> list[range]:
         """For each task of training and of evaluation: the indices of its trials."""
         return _packs(len(self.entries), self.terms.pack)
@@ -88,7 +92,14 @@ class Manifest:
     def trial(self, index: int) -> Trial:
         """Trial `index`, with its whole configuration."""
         entry = self.entries[index]
-        return Trial(entry.name, Config.model_validate(self.common | entry.differs))
+        try:
+            config = Config.model_validate(self.common | entry.differs)
+        except ValidationError as error:
+            raise UserError(
+                f"{self.path}: {entry.name} was submitted with another version of carabid: `carabid submit` with its YAML "
+                "makes a new submission"
+            ) from error
+        return Trial(entry.name, config)
 
     @property
     def names(self) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.config import flatten, science
 from pipeline.experiment import Experiment, Trial, differences, saved_science, written
+from pipeline.launch.forecast import forecast
 from pipeline.launch.history import History
 from pipeline.layout import TrialDir
 from pipeline.results import REPLICATES
@@ -35,19 +36,28 @@ def plan(experiment: Experiment) -> list[TrialState]:
 
     A trial without results whose configuration has an earlier form with results is stale, with the keys that changed.
     """
+    return _plan(experiment)[1]
+
+
+def _plan(experiment: Experiment) -> tuple[list[TrialState], list[TrialState]]:
+    """The states that the disk shows, and those with what is known of jobs."""
     history = History(experiment.dir)
-    pairs = zip(experiment.trials, trial_states(experiment), strict=True)
-    return _compare(experiment, [history.view(trial.name, state, trial).state for trial, state in pairs])
+    _ = history.tasks  # before the disk: what ends in between is seen there
+    states = _compare(experiment, trial_states(experiment))
+    pairs = zip(experiment.trials, states, strict=True)
+    return states, [history.view(trial.name, state, trial).state for trial, state in pairs]
 
 
 def lines(experiment: Experiment) -> Iterator[str]:
-    """What `carabid plan` prints: each trial with its state and the reason, and how many there are of each state."""
-    states = plan(experiment)
+    """What `carabid plan` prints: each trial with its state and the reason, how many are in each state, and the forecast."""
+    on_disk, states = _plan(experiment)
     for trial, state in zip(experiment.trials, states, strict=True):
         yield f"{state.state:<12}{trial.name}{'  ' + state.reason if state.reason else ''}"
     counts = Counter(state.state for state in states).most_common()
     summary = ", ".join(f"{n} {state}" for state, n in counts)
     yield f"{len(states)} trial{'s' * (len(states) > 1)}: {summary} (in {experiment.dir.path})"
+    if line := forecast(experiment, on_disk):
+        yield line
 
 
 def missing_trials(experiment: Experiment) -> list[Trial]:

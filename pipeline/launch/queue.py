@@ -78,7 +78,7 @@ def my_tasks() -> list[Task]:
     """
     command = ["squeue", "--me", "--noheader", "--array", "--format=%j|%F|%K|%T|%r"]
     try:
-        done = _ask(command)
+        done = ask(command)
     except FileNotFoundError:
         return []
     lines = [fields for line in done.splitlines() if len(fields := line.strip().split("|")) == 5]
@@ -92,13 +92,13 @@ def my_tasks() -> list[Task]:
 def max_array_size() -> int:
     """How many tasks an array may have here: their indices count from 0, and this is above the highest."""
     try:
-        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask(["scontrol", "show", "config"]), re.M)
+        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask(["scontrol", "show", "config"]), re.M)
     except (FileNotFoundError, WorkError):
         found = None
     return max(1, int(found[1])) if found else MAX_ARRAY_SIZE
 
 
-def _ask(command: Sequence[str]) -> str:
+def ask(command: Sequence[str]) -> str:
     """What a command of Slurm prints. Raises FileNotFoundError if there is none, WorkError if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=outside_environment())
@@ -130,7 +130,7 @@ def find_job(name: str) -> tuple[str, set[str]] | None:
     """
     command = ["squeue", "--me", "--noheader", "--array", f"--name={name}", "--format=%F %K"]
     try:
-        tasks = [line.split() for line in _ask(command).splitlines() if line.strip()]
+        tasks = [line.split() for line in ask(command).splitlines() if line.strip()]
     except (OSError, WorkError) as error:
         raise WorkError(f"squeue cannot be called on this node: {error}") from error
     return (tasks[-1][0], {index for job, index in tasks if job == tasks[-1][0]}) if tasks else None
@@ -139,7 +139,7 @@ def find_job(name: str) -> tuple[str, set[str]] | None:
 def is_queued(job: str) -> bool:
     """Whether a job or array still waits or runs. A squeue that does not answer says nothing: then it is taken to."""
     try:
-        return bool(_ask(["squeue", "--noheader", f"--jobs={job}", "--format=%T"]).strip())
+        return bool(ask(["squeue", "--noheader", f"--jobs={job}", "--format=%T"]).strip())
     except (OSError, WorkError) as error:
         return "Invalid job id" not in str(error)
 
@@ -160,6 +160,6 @@ def cancel(ids: Sequence[str]) -> None:
     """scancel jobs or tasks. Raises WorkError if Slurm refuses."""
     try:
         for begin in range(0, len(ids), 500):  # a command line has its limits
-            _ask(["scancel", *ids[begin : begin + 500]])
+            ask(["scancel", *ids[begin : begin + 500]])
     except FileNotFoundError:
         raise WorkError("there is no scancel here: cancel on the cluster's login node") from None

@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths
 from submitit.slurm.slurm import SlurmExecutor
 
+from pipeline import hub
 from pipeline.amounts import parse_time, scale_memory
 from pipeline.cluster import gpu_option, python_command, setup_lines
-from pipeline.config import Job
+from pipeline.config import Config, Job
 from pipeline.errors import REQUEUE_STATUS, UserError, WorkError
 from pipeline.experiment import Experiment
 from pipeline.launch import jobs
@@ -132,6 +134,26 @@ def scripts(manifest: Manifest, stages: Sequence[Stage], max_parallel: int | Non
         yield stage.name, executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
 
 
+def script_of(manifest: Manifest, stage: Stage, module: str, argument: Path) -> str:
+    """A stage's sbatch script with another command: a module that its Python runs. (It is given here, not pickled.)"""
+    executor = _executor(manifest, stage, {}, None)
+    return str(executor._make_submission_file_text(f"{executor.python} -u -m {module} {quote(str(argument))}", module))
+
+
+def refusal(script: str) -> str | None:
+    """Why Slurm would not queue this script (`sbatch --test-only`); None if it would."""
+    try:
+        _sbatch(["--test-only"], script)
+    except WorkError as error:
+        return str(error)
+    return None
+
+
+def queue_script(script: str) -> str:
+    """Queue a script as it stands; returns its job id. Raises WorkError if Slurm refuses."""
+    return _sbatch(["--parsable"], script).partition(";")[0]
+
+
 @contextmanager
 def scrubbed_environment() -> Iterator[None]:
     """Without the SLURM_* and SBATCH_* variables of a job that we may be in: a nested sbatch would inherit its limits."""
@@ -165,7 +187,7 @@ def queue_evaluation(experiment: Experiment, arguments: Sequence[str]) -> str:
         found = find_job(name)
         if found and found[1] & {os.environ.get("SLURM_ARRAY_TASK_ID", "N/A"), "N/A"}:
             return found[0]
-        return _sbatch([*_evaluation_options(job, name), script, *arguments])
+        return _sbatch(["--parsable", *_evaluation_options(job, name), script, *arguments]).partition(";")[0]
 
 
 def _evaluation_options(job: str, name: str) -> list[str]:
@@ -185,15 +207,18 @@ def _like_this_job() -> list[str]:
     return [*options, f"--gpus-per-node={os.environ.get('SLURM_GPUS_ON_NODE', '0')}"]
 
 
-def _sbatch(arguments: Sequence[str]) -> str:
-    command = ["sbatch", "--parsable", *arguments]
+def _sbatch(arguments: Sequence[str], script: str = "") -> str:
+    """What sbatch prints; `script` is one that stands in no file."""
+    command = ["sbatch", *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=outside_environment())
+        done = subprocess.run(
+            command, input=script, capture_output=True, text=True, timeout=120, env=outside_environment()
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise WorkError(f"sbatch cannot be called on this node: {error}") from error
     if done.returncode != 0:
         raise WorkError(f"sbatch refused on this node: {done.stderr.strip()}")
-    return done.stdout.strip().partition(";")[0]
+    return done.stdout.strip()
 
 
 class _Executor(SlurmExecutor):  # type: ignore[misc]
@@ -212,6 +237,9 @@ def _queue(manifest: Manifest, stage: Stage, ids: dict[str, str], max_parallel: 
         try:
             return _map_array(manifest, stage, ids, max_parallel)
         except (FailedJobError, OSError) as error:
+            transient = re.search(TRANSIENT, str(error))
+            if transient:  # what it has queued may be seen a little later only
+                time.sleep(pause or 0)
             refused = f"sbatch did not take the {stage.name} job: {str(error).strip()}."
             try:
                 job = _adopt(manifest, stage)
@@ -219,12 +247,9 @@ def _queue(manifest: Manifest, stage: Stage, ids: dict[str, str], max_parallel: 
                 raise WorkError(f"{refused} Whether it is queued all the same cannot be seen: {blind}.") from error
             if job:
                 return job
-            if pause is None or not re.search(TRANSIENT, str(error)):
+            if pause is None or not transient:
                 raise WorkError(refused) from error
-            print(
-                f"carabid: {stage.name}: {_last_line(error)}: trying again in {pause:g} s", file=sys.stderr, flush=True
-            )
-            time.sleep(pause)
+            print(f"carabid: {stage.name}: {_last_line(error)}: trying again", file=sys.stderr, flush=True)
     raise AssertionError  # the last turn returns or raises
 
 
@@ -282,16 +307,18 @@ def _for_pack(manifest: Manifest, stage: Stage, job: Job) -> tuple[int, str]:
 
 
 def _folders(manifest: Manifest) -> list[Path]:
-    """What a container must see: code, results, features, and a data set in a folder."""
-    config = manifest.trial(0).config
-    source = Path(config.data.source)
-    return [
-        manifest.code,
-        root(),
-        manifest.experiment.path,
-        features_root(config),
-        *([source] if source.is_absolute() else []),
-    ]
+    """What a container must see: code, results, features, the Hub's cache, and data and weights in folders."""
+    trials = [manifest.trial(index) for index in {entry.features: i for i, entry in enumerate(manifest.entries)}.values()]
+    named = [name for trial in trials for name in _places(trial.config) if os.path.isabs(name)]
+    config = trials[0].config
+    return [manifest.code, root(), manifest.experiment.path, features_root(config), hub.cache(), *map(Path, sorted(set(named)))]
+
+
+def _places(config: Config) -> list[str]:
+    """What a configuration names that may be a path."""
+    backbone: dict[str, Any] = config.backbone.model_dump()
+    names = [config.data.source, config.data.images, backbone.get("name"), backbone.get("pretrained")]
+    return [name.removeprefix("local-dir:") for name in names if name]
 
 
 def _more_options(stage: Stage, ids: dict[str, str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pipeline.backbones.base import Backbone
 from pipeline.config import Config, config_hash
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
+from pipeline.features.staging import staged
 from pipeline.features.store import FeatureStore, open_key
 from pipeline.models.saved import Facts
 from pipeline.progress import say
@@ -53,11 +54,12 @@ class Inputs:
 
 
 def load_inputs(config: Config) -> Inputs:
-    """Read the table and open the features, which must be there."""
+    """Read the table and open the features, which must be there; this node's copy of them where `paths.stage` asks for it."""
     dataset = load_task(config.task).load(config.data)
     for warning in dataset.warnings:
         say(f"{config.data.source}: {warning}")
-    inputs = Inputs(config, dataset, open_key(config, feature_key(config, dataset)))
+    store = staged(open_key(config, feature_key(config, dataset)), config)
+    inputs = Inputs(config, dataset, store)
     for split in ("train", "validation"):
         if not len(inputs.positions(split)):
             raise UserError(f"{config.data.source}: the {split} split has no usable image")

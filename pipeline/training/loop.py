@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.amounts import parse_time
 from pipeline.config import Config
 from pipeline.errors import Interrupted, TakenOver, WorkError
 from pipeline.layout import TrialDir, write_text
@@ -207,6 +208,7 @@ def _patience_is_out(config: Config, progress: Progress) -> bool:
 
 
 def _checkpoint_is_due(config: Config, epochs_done: int, saved: float) -> bool:
-    every = config.resources.checkpoint_epochs
-    by_epochs = every is not None and epochs_done % every == 0
-    return by_epochs or time.monotonic() - saved >= config.resources.checkpoint_seconds
+    resources, age = config.resources, time.monotonic() - saved
+    by_epochs = resources.checkpoint_epochs is not None and epochs_done % resources.checkpoint_epochs == 0
+    # A short job would end before its first checkpoint, and begin again at the same place.
+    return by_epochs or age >= min(resources.checkpoint_seconds, parse_time(resources.train.time) / 5)

@@ -29,6 +29,8 @@ from pathlib import Path
 TEMPLATE_DIR = Path(__file__).resolve().parent
 NODES = ("n1", "n2")
 N_GPUS_PER_NODE = 2
+# What sinfo calls a node that can run jobs, at work or not; one that does not answer has a star behind it.
+SOUND = ("idle", "mixed", "allocated", "completing")
 # Small, so that a dozen trials already need a second array.
 MAX_ARRAY_SIZE = 11
 
@@ -118,18 +120,28 @@ class Cluster:
             self.folder.rmdir()
         return True
 
-    def stop_node(self, node: str) -> None:
-        """Kill a node's slurmd, as if the node had died; its jobs' processes live on until it is started again."""
-        with self._locked():
-            process = self._state_of_running().processes[node]
-            kill_all(lambda: [process[0]] if runs(*process) else [])
+    def stop_node(self, node: str, *, power_cut: bool = False) -> None:
+        """Kill a node's slurmd: what its jobs run goes on, unseen by Slurm. A power cut kills that too.
+
+        The node is lost to Slurm, and its jobs with it, if it is not back within SlurmdTimeout.
+        """
+        state = self._started()
+        jobs = self._ask(state, "squeue", "--noheader", f"--nodelist={node}", "--format=%A").split()
+        kill_all(lambda: [pid for pid, ticks in [state.processes[node]] if runs(pid, ticks)])
+        if power_cut:
+            kill_all(lambda: [pid for job in jobs for pid in (*self._stepds(job), *self.processes_of(job))])
 
     def start_node(self, node: str) -> None:
-        """Start a node again that was stopped, and wait until it takes jobs."""
+        """Start a stopped node's slurmd and wait until Slurm has the node back; nothing happens if it runs."""
         with self._locked():
-            state = self._state_of_running()
+            state = self._started()
             if not runs(*state.processes[node]):
                 self._start_daemon(node, self._commands(state)[node], state)
+
+    def processes_of(self, job: str) -> list[int]:
+        """What a running job has started: the batch script, srun, and whatever they run; `job` is one task's own id."""
+        state = self._started()
+        return [pid for pid in self._find_processes(state) if f"SLURM_JOB_ID={job}" in read_environ(pid)]
 
     # ---- the folder ----
 
@@ -224,10 +236,9 @@ class Cluster:
         processes = {daemon: (pid, ticks) for daemon, (pid, ticks) in raw.pop("processes").items()}
         return State(**raw, processes=processes)
 
-    def _state_of_running(self) -> State:
-        state = self._load_state()
-        if state is None or not state.ready:
-            raise ClusterError(f"no cluster is up in {self.folder}")
+    def _started(self) -> State:
+        if (state := self._load_state()) is None or not state.ready:
+            raise ClusterError(f"no cluster was started in {self.folder}")
         return state
 
     def _save_state(self, state: State) -> None:
@@ -302,7 +313,7 @@ class Cluster:
             raise ClusterError(f"mariadb-install-db failed. The end of {log_path}:\n{tail(log_path)}")
 
     def _spawn(self, daemon: str, command: Sequence[str], state: State) -> subprocess.Popen[bytes]:
-        with self._log_path(daemon).open("wb") as log:
+        with self._log_path(daemon).open("ab") as log:
             process = subprocess.Popen(
                 [find_program(command[0]), *command[1:]],
                 env=self._daemon_env(state),
@@ -348,8 +359,9 @@ class Cluster:
                 return "is UP" in self._ask(state, "scontrol", "ping")
             case node:
                 state_of_node = ("sinfo", "--noheader", f"--nodes={node}", "--partition=main", "--format=%T")
-                # Where it was started again, some of its CPUs may be taken; a * would mean that it does not answer yet.
-                return self._ask(state, *state_of_node) in ("idle", "mixed", "allocated", "completing")
+                # For some seconds Slurm takes a node that was killed for a sound one.
+                listens = answers(socket.AF_INET, ("127.0.0.1", state.ports[node]))
+                return listens and self._ask(state, *state_of_node) in SOUND
 
     def _ask(self, state: State, *command: str) -> str:
         result = subprocess.run(
@@ -369,14 +381,17 @@ class Cluster:
         pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
         return [pid for pid in pids if pid != os.getpid() and self._owns(pid, state)]
 
+    def _stepds(self, job: str) -> list[int]:
+        """The daemons that run a job's steps."""
+        owned = self._find_processes(self._started())
+        return [pid for pid in owned if read_title(pid).startswith(f"slurmstepd: [{job}.")]
+
     def _owns(self, pid: int, state: State) -> bool:
-        folder = Path("/proc", str(pid))
-        # Processes end while we look, and those of others cannot be read.
+        if f"SLURM_CLUSTER_NAME={state.name}" in read_environ(pid):
+            return True
         with contextlib.suppress(OSError):
-            if f"SLURM_CLUSTER_NAME={state.name}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                return True
             # slurmstepd writes its title over its environment, but it stands where slurmd stood.
-            return (folder / "exe").readlink().name.startswith("slurm") and (folder / "cwd").readlink() == self.folder
+            return read_program(pid).startswith("slurm") and Path("/proc", str(pid), "cwd").readlink() == self.folder
         return False
 
 
@@ -429,6 +444,30 @@ def read_stat(pid: int) -> tuple[str, int]:
     # The second field is the program's name in parentheses, which may hold spaces.
     fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
     return fields[0], int(fields[19])
+
+
+def read_environ(pid: int) -> list[str]:
+    """The variables that a process was started with; none if it has ended or is another user's."""
+    return _read_proc(pid, "environ").split("\0")
+
+
+def read_title(pid: int) -> str:
+    """A process's command line, or the title that it gave itself."""
+    return _read_proc(pid, "cmdline").replace("\0", " ")
+
+
+def read_program(pid: int) -> str:
+    """The name of the program that a process runs; empty if it has ended or is another user's."""
+    with contextlib.suppress(OSError):
+        return Path("/proc", str(pid), "exe").readlink().name
+    return ""
+
+
+def _read_proc(pid: int, name: str) -> str:
+    # Processes end while we look, and those of others cannot be read.
+    with contextlib.suppress(OSError):
+        return Path("/proc", str(pid), name).read_text(errors="replace")
+    return ""
 
 
 def runs(pid: int, start_ticks: int) -> bool:

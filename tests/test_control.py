@@ -1,0 +1,343 @@
+"""status, logs, cancel and retry: what they say and whom they touch, with Slurm's commands as scripts on the PATH."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError, WorkError
+from pipeline.experiment import Experiment, load_experiment
+from pipeline.launch import show, slurm
+from pipeline.launch.cancel import cancel_trials
+from pipeline.launch.manifest import Manifest, Terms, load_manifest, make_manifest, record_plan
+from pipeline.launch.parts import job_name
+from pipeline.launch.plan import plan
+from pipeline.launch.queue import cancel_stuck, my_tasks
+from pipeline.launch.retry import Changes, retry
+from pipeline.launch.submit import Request, submit
+from pipeline.layout import PROJECT, write_json, write_text
+from tests.test_launch import fake_command, set_done, set_trained
+
+pytestmark = pytest.mark.usefixtures("root")
+FROZEN = PROJECT / "configs" / "beetles" / "frozen.yaml"
+
+
+def load(*overrides: str) -> Experiment:
+    return load_experiment(FROZEN, overrides)
+
+
+class Site:
+    """A Slurm whose answers a test writes down; `calls` holds what it was asked."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.queue, self.accounts = folder / "queue", folder / "accounts"
+        for path in (self.queue, self.accounts):
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        self.cancelled = fake_command(folder, "scancel", "", patch)
+        self.asked = fake_command(folder, "sacct", f"cat {self.accounts}", patch)
+        fake_command(folder, "squeue", f"cat {self.queue}", patch)
+        fake_command(folder, "scontrol", "echo 'MaxArraySize = 1001'", patch)
+        self.submitted = fake_command(
+            folder, "sbatch", f'cat "$1" >> {folder}/scripts; echo Submitted batch job 77', patch
+        )
+        self.scripts = folder / "scripts"
+
+    def holds(self, *lines: str) -> None:
+        self.queue.write_text("".join(f"{line}\n" for line in lines))
+
+    def ended(self, name: str, *tasks: tuple[str, str, str]) -> None:
+        """(job, state, exit) of tasks of one job name."""
+        with self.accounts.open("a") as file:
+            for job, state, code in tasks:
+                file.write(f"{job}|100|{state}|{code}|0:0|100|200|100|cpu=1|4G|n1|None|{name}\n")
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    return Site(tmp_path / "slurm", monkeypatch)
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> tuple[Experiment, Manifest]:
+    """Four submitted trials."""
+    (tmp_path / "data.csv").write_text("file_path,split\n")
+    experiment = load("seed=0,1,2,3", f"data.source={tmp_path / 'data.csv'}", "resources.train.mem=4G")
+    return experiment, make_manifest(experiment, experiment.trials, Terms(array_size=1001))
+
+
+# ---------------------------------------------------------------- status and plan
+def test_a_task_that_slurm_killed_without_a_word_is_a_failure_with_its_class(
+    site: Site, grid: tuple[Experiment, Manifest]
+) -> None:
+    experiment, made = grid
+    set_done(experiment.dir.trial(made.names[0]), experiment.trials[0].config)
+    site.holds(f"{job_name(made, 'train')}|41|1|RUNNING|None", f"{job_name(made, 'evaluate')}|42|1|PENDING|Dependency")
+    site.ended(
+        job_name(made, "train"),
+        ("41_0", "COMPLETED", "0:0"),
+        ("41_2", "OUT_OF_MEMORY", "0:125"),
+        ("41_3", "TIMEOUT", "0:0"),
+    )
+    states = [(state.state, state.reason.split(":")[0]) for state in plan(experiment)]
+    assert states == [("done", ""), ("running", "train"), ("failed", "oom"), ("failed", "time")]
+    lines = list(show.status_lines([experiment.dir]))
+    assert lines[4] == "beetles-frozen: 2 failed, 1 running, 1 done"
+    assert "`carabid retry beetles-frozen --only oom --mem 2x`" in lines[5] and "--time 2x" in lines[6]
+    assert len(site.asked.read_text().splitlines()) == 2, (
+        "one call of sacct for each look, however many trials there are"
+    )
+
+
+def test_sacct_is_not_asked_where_every_trial_is_done_or_queued(site: Site, grid: tuple[Experiment, Manifest]) -> None:
+    experiment, made = grid
+    site.holds(*(f"{job_name(made, 'train')}|41|{i}|PENDING|None" for i in range(4)))
+    assert {state.state for state in plan(experiment)} == {"queued"} and site.asked.read_text() == ""
+
+
+def test_a_task_that_will_never_begin_is_a_failure_and_not_queued(
+    site: Site, grid: tuple[Experiment, Manifest]
+) -> None:
+    experiment, made = grid
+    set_trained(experiment.dir.trial(made.names[2]), experiment.trials[2].config)
+    site.holds(f"{job_name(made, 'evaluate')}|42|2|PENDING|DependencyNeverSatisfied")
+    state = plan(experiment)[2]
+    assert (state.state, state.reason.split(":")[0]) == ("failed", "dependency")
+
+
+def test_what_extraction_was_killed_for_is_not_blamed_on_training(
+    site: Site, grid: tuple[Experiment, Manifest]
+) -> None:
+    experiment, made = grid
+    site.ended(job_name(made, "extract"), ("40", "OUT_OF_MEMORY", "0:125"))
+    write_json(
+        experiment.dir.trial(made.names[0]).failure,
+        {"stage": "train", "kind": "dependency", "message": "these features are not there", "traceback": None},
+    )
+    assert plan(experiment)[0].reason.startswith("oom: extract: it used more memory")
+
+
+def test_a_job_that_was_typed_by_hand_is_known_by_its_array(site: Site) -> None:
+    experiment = load("seed=0,1,2,3,4")
+    record_plan(experiment, "50", (2, 2, 3))  # --array=2-6:2
+    site.holds("carabid-train|50|4|RUNNING|None", "carabid-evaluate-50|51|6|PENDING|Dependency")
+    assert [s.state for s in plan(experiment)] == ["missing", "running", "queued", "missing", "running"]
+
+
+def test_typed_jobs_and_submitted_ones_stand_side_by_side(site: Site, grid: tuple[Experiment, Manifest]) -> None:
+    experiment, made = grid
+    record_plan(experiment, "50", (0, 1, 1))
+    site.ended(job_name(made, "train"), *((f"41_{i}", "TIMEOUT", "0:0") for i in range(4)))
+    site.ended("anything", ("50", "NODE_FAIL", "0:0"))
+    assert [s.reason.split(":")[0] for s in plan(experiment)] == ["node"] * 4, "the later job is what counts"
+
+
+# ---------------------------------------------------------------- logs
+def write_log(made: Manifest, name: str, text: str, seconds: float = 1e9) -> Path:
+    path = made.experiment.logs / name
+    write_text(path, text)
+    os.utime(path, (seconds, seconds))
+    return path
+
+
+def test_the_log_of_a_trial_is_that_of_its_last_attempt(site: Site, grid: tuple[Experiment, Manifest]) -> None:
+    experiment, made = grid
+    write_log(made, "1-train/41_1_0_log.out", "first\n")
+    write_log(made, "1-train/41_11_0_log.out", "another trial\n", 3e9)
+    wanted = write_log(made, "1-evaluate/42_1_0_log.out", "second\n", 2e9)
+    assert show.find_log(experiment.dir, "seed=1", None) == (made.names[1], "evaluate", wanted)
+    assert show.find_log(experiment.dir, made.names[1], "train")[2].read_text() == "first\n"
+    with pytest.raises(UserError, match="no log"):
+        show.find_log(experiment.dir, "seed=2", None)
+    with pytest.raises(UserError, match="4 trials are called so"):
+        show.find_log(experiment.dir, "seed=", None)
+    with pytest.raises(UserError, match="choose extract, train, evaluate"):
+        show.find_log(experiment.dir, "seed=1", "trian")
+
+
+def test_trials_of_one_packed_task_have_logs_of_their_own() -> None:
+    experiment = load("seed=0,1,2")
+    made = make_manifest(experiment, experiment.trials, Terms(array_size=1001, pack=2))
+    write_log(made, "1-train/41_0_0_log.out", "the task\n", 2e9)
+    wanted = write_log(made, "1-train/1.log", "the trial\n")
+    assert show.find_log(experiment.dir, "seed=1", "train")[2] == wanted
+
+
+def test_the_log_of_a_later_chunk_is_found_by_its_place_there() -> None:
+    experiment = load("seed=0,1,2,3,4")
+    made = make_manifest(experiment, experiment.trials, Terms(array_size=2))
+    second = write_log(made, "1-train-2/42_1_0_log.out", "")
+    alone = write_log(made, "1-train-3/43_0_log.out", "")
+    assert [show.find_log(experiment.dir, f"seed={n}", None)[2] for n in (3, 4)] == [second, alone]
+
+
+def test_only_the_last_lines_of_a_log_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_text(tmp_path / "log", "".join(f"{i}\n" for i in range(200)))
+    show.print_log(tmp_path / "log", 2, follow=False)
+    assert capsys.readouterr().out == "198\n199\n"
+
+
+# ---------------------------------------------------------------- cancel
+def test_cancelling_an_experiment_takes_its_jobs_and_no_other(site: Site, grid: tuple[Experiment, Manifest]) -> None:
+    experiment, made = grid
+    other = load("experiment=beetles", "seed=0")
+    theirs = make_manifest(other, other.trials)
+    site.holds(
+        f"{job_name(made, 'train')}|41|0|RUNNING|None",
+        f"{job_name(made, 'train')}|41|1|PENDING|None",
+        f"{job_name(made, 'collect')}|43|N/A|PENDING|Dependency",
+        f"{job_name(theirs, 'train')}|44|N/A|PENDING|None",
+    )
+    assert cancel_trials(experiment.dir) == ["41", "43"] and site.cancelled.read_text() == "41 43\n"
+
+
+def test_cancelling_a_trial_leaves_its_siblings_and_what_all_share(
+    site: Site, grid: tuple[Experiment, Manifest]
+) -> None:
+    experiment, made = grid
+    site.holds(
+        f"{job_name(made, 'extract')}|40|N/A|RUNNING|None",
+        *(f"{job_name(made, 'train')}|41|{i}|PENDING|Dependency" for i in range(4)),
+        f"{job_name(made, 'evaluate')}|42|2|PENDING|Dependency",
+        f"{job_name(made, 'collect')}|43|N/A|PENDING|Dependency",
+    )
+    assert cancel_trials(experiment.dir, [made.names[2]]) == ["41_2", "42_2"]
+
+
+def test_a_trial_of_a_packed_task_is_not_cancelled_with_its_siblings_by_mistake(site: Site) -> None:
+    experiment = load("seed=0,1")
+    made = make_manifest(experiment, experiment.trials, Terms(pack=2))
+    site.holds(f"{job_name(made, 'train')}|41|N/A|RUNNING|None")
+    with pytest.raises(UserError, match="name all of its trials"):
+        cancel_trials(experiment.dir, [made.names[0]])
+    assert site.cancelled.read_text() == "" and cancel_trials(experiment.dir, made.names) == ["41"]
+
+
+def test_jobs_that_will_never_begin_are_cancelled_by_the_next_submission(
+    site: Site, grid: tuple[Experiment, Manifest], capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment, made = grid
+    site.holds(
+        f"{job_name(made, 'evaluate')}|42|2|PENDING|DependencyNeverSatisfied",
+        "somebody-elses|50|N/A|PENDING|DependencyNeverSatisfied",
+    )
+    assert [task.stuck for task in my_tasks()] == [True, True]
+    submit(experiment, Request())
+    assert site.cancelled.read_text().splitlines()[0] == "42_2" and "cancelled 42_2" in capsys.readouterr().out
+    assert load_manifest(experiment.dir.submission(2)).names == made.names, "what was stuck is queued again"
+    site.holds()
+    assert cancel_stuck(experiment.dir) == []
+
+
+# ---------------------------------------------------------------- retry
+@pytest.fixture
+def failed(site: Site, grid: tuple[Experiment, Manifest]) -> Experiment:
+    """Trial 0 done, 1 out of memory, 2 out of time, 3 running."""
+    experiment, made = grid
+    set_done(experiment.dir.trial(made.names[0]), experiment.trials[0].config)
+    site.holds(f"{job_name(made, 'train')}|41|3|RUNNING|None")
+    site.ended(job_name(made, "train"), ("41_1", "OUT_OF_MEMORY", "0:125"), ("41_2", "TIMEOUT", "0:0"))
+    return experiment
+
+
+def last_submission(experiment: Experiment) -> Manifest:
+    numbers = [int(path.stem) for path in experiment.dir.submissions.glob("*.json")]
+    return load_manifest(experiment.dir.submission(max(numbers)))
+
+
+def test_retry_queues_just_what_failed_in_the_way_named_with_more_memory(
+    site: Site, failed: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    retry(failed.dir, ["oom"], Changes(mem="2x"), Request())
+    made = last_submission(failed)
+    assert made.number == "2" and made.names == [failed.trials[1].name]
+    assert (made.resources.train.mem, made.resources.extract.mem, made.resources.evaluate.mem) == ("8G", "32G", "32G")
+    assert (
+        made.trial(0).config.model_copy(update={"resources": failed.trials[1].config.resources})
+        == failed.trials[1].config
+    )
+    assert "left alone: 1 × time" in capsys.readouterr().out
+
+
+def test_retry_without_a_kind_queues_all_that_failed_and_nothing_that_runs(site: Site, failed: Experiment) -> None:
+    retry(failed.dir, [], Changes(time="2x"), Request())
+    made = last_submission(failed)
+    assert made.names == [failed.trials[1].name, failed.trials[2].name] and made.resources.train.time == "08:00:00"
+
+
+def test_memory_doubled_twice_is_four_times_as_much(site: Site, failed: Experiment) -> None:
+    retry(failed.dir, ["oom"], Changes(mem="2x"), Request())
+    site.ended(job_name(last_submission(failed), "train"), ("77", "OUT_OF_MEMORY", "0:125"))
+    retry(failed.dir, ["oom"], Changes(mem="2x"), Request())
+    assert last_submission(failed).resources.train.mem == "16G"
+
+
+def test_the_stage_that_failed_is_the_one_that_gets_more(site: Site, grid: tuple[Experiment, Manifest]) -> None:
+    experiment, made = grid
+    set_trained(experiment.dir.trial(made.names[0]), experiment.trials[0].config)
+    site.ended(job_name(made, "evaluate"), ("42_0", "OUT_OF_MEMORY", "0:125"))
+    retry(experiment.dir, [], Changes(mem="2x"), Request())
+    assert (last_submission(experiment).resources.evaluate.mem, last_submission(experiment).resources.train.mem) == (
+        "64G",
+        "4G",
+    )
+
+
+def test_nothing_to_retry_is_said_and_nothing_is_queued(
+    site: Site, failed: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    retry(failed.dir, ["data"], Changes(), Request())
+    assert "nothing to retry: 1 × oom, 1 × time" in capsys.readouterr().out and site.submitted.read_text() == ""
+
+
+def test_a_kind_of_failure_that_there_is_not_is_refused_with_those_there_are(failed: Experiment) -> None:
+    with pytest.raises(UserError, match="--only ooom: the kinds of failure are: oom, gpu-oom"):
+        retry(failed.dir, ["ooom"], Changes(), Request())
+    with pytest.raises(UserError, match="no factor"):
+        retry(failed.dir, [], Changes(mem="lotsx"), Request())
+
+
+# ---------------------------------------------------------------- sbatch that fails
+def test_a_job_that_a_failing_sbatch_had_queued_is_found_by_its_name_and_kept(
+    site: Site, grid: tuple[Experiment, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not queued twice, and finds the pickles that it will look for."""
+    _, made = grid
+    fail = (
+        'grep -q "\\-train" "$1" && { echo "91 0\\n91 1\\n91 2\\n91 3" > QUEUE; echo "Socket timed out" >&2; exit 1; }'
+    )
+    calls = fake_command(
+        tmp_path / "slurm",
+        "sbatch",
+        fail.replace("QUEUE", str(site.queue)) + "; echo Submitted batch job 5",
+        monkeypatch,
+    )
+    ids = slurm.submit(made, slurm.chain(made))
+    assert ids["train"] == "91" and len(calls.read_text().splitlines()) == 4
+    folder = made.experiment.stage_logs(made.number, "train")
+    assert len(list(folder.glob("91_*_submitted.pkl"))) == 4
+
+
+def test_a_controller_that_does_not_answer_is_asked_again(
+    site: Site, grid: tuple[Experiment, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, made = grid
+    monkeypatch.setattr(slurm, "PAUSES", (0.0, 0.0))
+    count = f"n=$(cat {tmp_path}/n 2>/dev/null); echo x$n > {tmp_path}/n"
+    silent = '{ echo "Unable to contact slurm controller" >&2; exit 1; }'
+    script = f'{count}; [ "$n" = xx ] || {silent}'
+    calls = fake_command(tmp_path / "slurm", "sbatch", f"{script}; echo Submitted batch job 5", monkeypatch)
+    with pytest.raises(WorkError, match="Unable to contact"):
+        slurm.submit(made, slurm.chain(made))  # the second job needs more patience than there is
+    assert len(calls.read_text().splitlines()) == 6
+
+
+def test_a_request_that_is_refused_is_not_made_again(
+    site: Site, grid: tuple[Experiment, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_command(tmp_path / "slurm", "sbatch", "echo 'Invalid account' >&2; exit 1", monkeypatch)
+    with pytest.raises(WorkError, match="Invalid account"):
+        slurm.submit(grid[1], slurm.chain(grid[1]))
+    assert len(calls.read_text().splitlines()) == 1

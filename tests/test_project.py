@@ -125,6 +125,8 @@ TORCH_FREE = sorted(
         ["layout"],
         ["provenance"],
         ["results"],
+        ["cost"],
+        ["attempts"],
         ["state"],
         ["explain"],
         ["signals"],

@@ -308,10 +308,19 @@ def _for_pack(manifest: Manifest, stage: Stage, job: Job) -> tuple[int, str]:
 
 def _folders(manifest: Manifest) -> list[Path]:
     """What a container must see: code, results, features, the Hub's cache, and data and weights in folders."""
-    trials = [manifest.trial(index) for index in {entry.features: i for i, entry in enumerate(manifest.entries)}.values()]
+    trials = [
+        manifest.trial(index) for index in {entry.features: i for i, entry in enumerate(manifest.entries)}.values()
+    ]
     named = [name for trial in trials for name in _places(trial.config) if os.path.isabs(name)]
     config = trials[0].config
-    return [manifest.code, root(), manifest.experiment.path, features_root(config), hub.cache(), *map(Path, sorted(set(named)))]
+    return [
+        manifest.code,
+        root(),
+        manifest.experiment.path,
+        features_root(config),
+        hub.cache(),
+        *map(Path, sorted(set(named))),
+    ]
 
 
 def _places(config: Config) -> list[str]:

@@ -107,6 +107,7 @@ def submit(manifest: Manifest, stages: Sequence[Stage], max_parallel: int | None
             raise WorkError(f"{error}{before}") from error
         except BaseException:  # Ctrl-C between two of them: half a chain is of no use
             _cancel(manifest, stages)
+            print("carabid: what was queued of this submission is cancelled", file=sys.stderr, flush=True)
             raise
     return ids
 
@@ -281,7 +282,7 @@ def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str], max_paralle
     cpus, memory = _for_pack(manifest, stage, job)
     executor = _Executor(
         folder=manifest.experiment.stage_logs(manifest.number, stage.name),
-        python=python_command(profile, code, _folders(manifest)),
+        python=python_command(profile, code, _folders(manifest) if profile.environment.kind == "apptainer" else []),
     )
     executor.update_parameters(
         job_name=job_name(manifest, stage.name),
@@ -308,10 +309,19 @@ def _for_pack(manifest: Manifest, stage: Stage, job: Job) -> tuple[int, str]:
 
 def _folders(manifest: Manifest) -> list[Path]:
     """What a container must see: code, results, features, the Hub's cache, and data and weights in folders."""
-    trials = [manifest.trial(index) for index in {entry.features: i for i, entry in enumerate(manifest.entries)}.values()]
+    trials = [
+        manifest.trial(index) for index in {entry.features: i for i, entry in enumerate(manifest.entries)}.values()
+    ]
     named = [name for trial in trials for name in _places(trial.config) if os.path.isabs(name)]
     config = trials[0].config
-    return [manifest.code, root(), manifest.experiment.path, features_root(config), hub.cache(), *map(Path, sorted(set(named)))]
+    return [
+        manifest.code,
+        root(),
+        manifest.experiment.path,
+        features_root(config),
+        hub.cache(),
+        *map(Path, sorted(set(named))),
+    ]
 
 
 def _places(config: Config) -> list[str]:

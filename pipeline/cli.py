@@ -341,6 +341,9 @@ def main() -> None:
     except WorkError as error:
         print(f"carabid: {error}", file=sys.stderr)
         raise SystemExit(REQUEUE_STATUS if isinstance(error, RunAgain) else 1) from None
+    except KeyboardInterrupt:
+        print("carabid: interrupted; what is queued already goes on (`carabid status`)", file=sys.stderr)
+        raise SystemExit(130) from None
     except OSError as error:  # a disk that is full, a folder that may not be written: nothing a traceback would explain
         print(f"carabid: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         raise SystemExit(1) from None

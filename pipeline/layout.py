@@ -111,6 +111,11 @@ class ExperimentDir:
     def stage_logs(self, submission: str, stage: str) -> Path:
         return self.logs / f"{submission}-{stage}"
 
+    @property
+    def submitting(self) -> Path:
+        """Lease of who is looking what to submit, and queues it."""
+        return self.path / "submitting.lease"
+
     def code(self, name: str) -> Path:
         """A snapshot of the code, by its hash: what the jobs of a submission run."""
         return self.path / "code" / name

@@ -26,7 +26,7 @@ from tests.conftest import carabid
 
 LORA = "configs/beetles/lora.yaml"
 COMMANDS = (
-    "demo", "generate", "fetch", "plan", "submit", "extract", "train", "evaluate", "collect", "status", "logs",
+    "demo", "generate", "fetch", "plan", "doctor", "submit", "extract", "train", "evaluate", "collect", "status", "logs",
     "cancel", "retry", "results", "predict",
 )  # fmt: skip
 

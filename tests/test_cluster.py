@@ -40,6 +40,7 @@ def test_the_scripts_of_a_profile_are_these(name: str, monkeypatch: pytest.Monke
     monkeypatch.setenv("CARABID_ROOT", "/scratch/lab/carabid")
     monkeypatch.setenv("USER", "ada")
     monkeypatch.setenv("HOME", "/people/ada")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/people/ada/.cache/huggingface/hub")
     monkeypatch.setattr(cluster.sys, "executable", "/people/ada/env/bin/python")
     text = scripts(name, "optim.lr=1e-3,3e-3", "seed=0,1", pack=2)
     assert text == (GOLDEN / f"{name}.txt").read_text()

@@ -942,7 +942,7 @@ def run_submit(experiment: Experiment, dry_run: bool = False) -> None:
 def test_only_trials_without_results_are_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
     experiment, queued = load("seed=0,1,2"), []
     set_done(experiment.dir.trial(experiment.trials[1].name), experiment.trials[1].config)
-    monkeypatch.setattr(slurm, "submit", lambda manifest, *_: queued.append(trials_of(manifest)) or {"train": "1"})
+    monkeypatch.setattr(slurm, "submit", lambda manifest, *_: queued.append(trials_of(manifest)) or {"collect": "1"})
     run_submit(experiment)
     assert queued == [[experiment.trials[0], experiment.trials[2]]]
 

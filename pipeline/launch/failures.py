@@ -32,12 +32,14 @@ REMEDIES: dict[Kind, str] = {
     "preempted": "`carabid retry EXPERIMENT --only preempted`: a training goes on from its checkpoint",
     "node": "`carabid retry EXPERIMENT --only node`: a training goes on from its checkpoint; tell the site if the same "
     "node fails again",
-    "error": "mend what the message or the log's traceback shows, then `carabid retry EXPERIMENT --only error`",
-    "data": "mend the data or the configuration as the message says, then `carabid submit` again",
+    "error": "read `carabid logs EXPERIMENT TRIAL`; mended outside the configuration, `carabid retry EXPERIMENT --only error`; "
+    "with other values it is another trial: `carabid submit` its YAML",
+    "data": "mend the data as the message says, then `carabid retry EXPERIMENT --only data`; with another configuration, "
+    "`carabid submit` its YAML",
     "disk": "make room or raise the quota, or put paths.trained and paths.features (CARABID_ROOT) elsewhere; then "
     "`carabid retry EXPERIMENT --only disk`",
     "dependency": "mend what failed before it; `carabid retry EXPERIMENT` queues both again",
-    "cancelled": "`carabid submit` queues it again; a training goes on from its checkpoint",
+    "cancelled": "`carabid retry EXPERIMENT --only cancelled`: a training goes on from its checkpoint",
     "killed": "look for memory first: `carabid retry EXPERIMENT --only killed --mem 2x`; else ask the site who kills jobs",
 }
 

@@ -56,7 +56,7 @@ class Context:
 
     @cached_property
     def manifest(self) -> Manifest:
-        return preview_manifest(self.experiment, self.trials, Request(self.profile).terms())
+        return preview_manifest(self.experiment, self.trials, Request(self.profile).terms(len(self.experiment.trials)))
 
     @property
     def local(self) -> bool:

@@ -15,7 +15,7 @@ from pipeline.launch.failures import KINDS
 from pipeline.launch.history import History, View
 from pipeline.launch.manifest import Manifest
 from pipeline.launch.queue import cancel_stuck
-from pipeline.launch.submit import Request, queue_trials
+from pipeline.launch.submit import Request, one_at_a_time, queue_trials, wait_until_done
 from pipeline.layout import ExperimentDir
 from pipeline.state import planned_trials, trial_state
 
@@ -38,19 +38,31 @@ def retry(directory: ExperimentDir, only: Sequence[str], changes: Changes, reque
     """
     if unknown := set(only) - set(KINDS):
         raise UserError(f"--only {','.join(sorted(unknown))}: the kinds of failure are: {', '.join(KINDS)}")
+    with one_at_a_time(directory, request):
+        queued = _retry(directory, only, changes, request)
+    for experiment, made in queued:
+        if made and request.wait:
+            wait_until_done(experiment, *made)
+
+
+def _retry(
+    directory: ExperimentDir, only: Sequence[str], changes: Changes, request: Request
+) -> list[tuple[Experiment, tuple[Manifest, str] | None]]:
     cancel_stuck(directory)
     history = History(directory)
     failed = [v for name in planned_trials(directory) if (v := _view(history, name)).failure and name in history.last]
     chosen = [view for view in failed if view.failure and (not only or view.failure.kind in only)]
     if not chosen:
         print(f"nothing to retry: {_counted(failed) or 'no trial has failed'}")
-        return
+        return []
     if left := [view for view in failed if view not in chosen]:
         print(f"left alone: {_counted(left)}")
+    queued = []
     for manifest, trials in _groups(history, chosen, changes):
         terms, experiment = manifest.terms, Experiment(manifest.source, manifest.overrides, trials)
         profile, pack = changes.profile or terms.profile, changes.pack or terms.pack
-        queue_trials(experiment, trials, replace(request, profile=profile, pack=pack))
+        queued.append((experiment, queue_trials(experiment, trials, replace(request, profile=profile, pack=pack))))
+    return queued
 
 
 def _view(history: History, name: str) -> View:
@@ -81,6 +93,6 @@ def changed(config: Config, stage: str, changes: Changes) -> Config:
         amounts = {"mem": scale_memory(job.mem, changes.mem)} if changes.mem else {}
         amounts |= {"time": scale_time(job.time, changes.time)} if changes.time else {}
     except ValueError as error:
-        raise UserError(f"retry: {error} (or as an amount)") from None
+        raise UserError(f"retry: {error}, or a factor such as 2x") from None
     resources = config.resources.model_copy(update={stage: job.model_copy(update=amounts)})
     return config.model_copy(update={"resources": resources})

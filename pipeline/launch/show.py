@@ -42,6 +42,8 @@ def status_lines(experiments: Sequence[ExperimentDir]) -> Iterator[str]:
 
 def summary(experiment: ExperimentDir, found: Sequence[View]) -> Iterator[str]:
     """`beetles-lora: 2 failed, 7 done`, and a line for each kind of failure with its remedy."""
+    if not found:
+        return
     counts = Counter(view.state.state for view in found)
     yield f"{experiment.path.name}: " + ", ".join(f"{counts[state]} {state}" for state in ORDER if counts[state])
     remedies = {view.failure.kind: view.failure.remedy for view in found if view.failure}
@@ -55,6 +57,8 @@ def watch(experiments: Sequence[ExperimentDir], seconds: float) -> None:
     from rich.live import Live
 
     console = Console()
+    if not console.is_terminal:  # a file, a pipe: what stood there cannot be drawn over
+        console = Console(force_terminal=False, width=240)
     with Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") as live:
         while True:
             found = [(experiment, views(experiment)) for experiment in experiments]
@@ -86,7 +90,9 @@ def find_log(experiment: ExperimentDir, trial: str, stage: str | None) -> tuple[
     if stage and stage not in STAGES:
         raise UserError(f"--stage {stage}: choose {', '.join(reversed(STAGES))}")
     history, name = History(experiment), find_trial(experiment, trial)
-    found = [(s, path) for s in ([stage] if stage else STAGES) if (path := history.log(name, s))]
+    failed, failure = ("", None) if stage else history.failure(name)
+    stages = [stage] if stage else [failed] if failure and history.log(name, failed) else STAGES
+    found = [(s, path) for s in stages if (path := history.log(name, s))]
     if not found:
         raise UserError(
             f"{experiment.path.name}/{name}: no log{f' of {stage}' if stage else ''} in {experiment.logs}. (A job that was "

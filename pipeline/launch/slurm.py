@@ -107,6 +107,7 @@ def submit(manifest: Manifest, stages: Sequence[Stage], max_parallel: int | None
             raise WorkError(f"{error}{before}") from error
         except BaseException:  # Ctrl-C between two of them: half a chain is of no use
             _cancel(manifest, stages)
+            print("carabid: what was queued of this submission is cancelled", file=sys.stderr, flush=True)
             raise
     return ids
 
@@ -281,7 +282,7 @@ def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str], max_paralle
     cpus, memory = _for_pack(manifest, stage, job)
     executor = _Executor(
         folder=manifest.experiment.stage_logs(manifest.number, stage.name),
-        python=python_command(profile, code, _folders(manifest)),
+        python=python_command(profile, code, _folders(manifest) if profile.environment.kind == "apptainer" else []),
     )
     executor.update_parameters(
         job_name=job_name(manifest, stage.name),

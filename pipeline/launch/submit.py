@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pipeline.cluster import Profile
@@ -16,10 +18,13 @@ from pipeline.launch.manifest import REFUSED, Manifest, Terms, make_manifest, pr
 from pipeline.launch.parts import Parts
 from pipeline.launch.plan import missing_trials
 from pipeline.launch.queue import Queued, cancel_stuck, is_queued, max_array_size, my_tasks, queued_trials
+from pipeline.layout import ExperimentDir
+from pipeline.lease import Lease
 from pipeline.records import known_feature_key
 from pipeline.sources import open_source
 
 POLL_SECONDS = 10.0
+LEASE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -39,38 +44,55 @@ class Request:
         """Whether the stages run on this machine."""
         return self.profile.scheduler == "local"
 
-    def terms(self) -> Terms:
-        """What a manifest freezes of it; a worker on this machine trains one trial at a time."""
+    def terms(self, n: int) -> Terms:
+        """What a manifest of n trials freezes of it; a worker on this machine trains one trial at a time."""
         if self.local:
             return Terms(self.profile, argv=self.argv)
-        return Terms(self.profile, max_array_size(), self.pack, self.argv)
+        return Terms(self.profile, max_array_size(), min(self.pack, n), self.argv)
 
 
 def submit(experiment: Experiment, request: Request) -> None:
     """Queue what is missing and print the job ids, or run it here; say so if there is nothing to do."""
-    todo = _todo(experiment, request)
-    if not todo:
-        return
     if request.dry_run:
-        show_scripts(experiment, todo, request)
+        if todo := _todo(experiment, request):
+            show_scripts(experiment, todo, request)
         return
-    for data in {trial.config.data for trial in todo}:
-        open_source(data)  # a mistyped path is refused now, and not by jobs that have waited in the queue
-    queue_trials(experiment, todo, request)
+    with one_at_a_time(experiment.dir, request):
+        todo = _todo(experiment, request)
+        for data in {trial.config.data for trial in todo}:
+            open_source(data)  # a mistyped path is refused now, and not by jobs that have waited in the queue
+        queued = queue_trials(experiment, todo, request) if todo else None
+    if queued and request.wait:
+        wait_until_done(experiment, *queued)
 
 
-def queue_trials(experiment: Experiment, trials: list[Trial], request: Request) -> None:
-    """Freeze these trials in a manifest, and queue their chain or run it here; with `wait`, until it is done."""
+@contextmanager
+def one_at_a_time(directory: ExperimentDir, request: Request) -> Iterator[None]:
+    """Of several submissions at once each looks when the one before has queued, or the same trials would be queued twice."""
+    if request.local:  # the leases of the trials keep these apart, for as long as they run
+        yield
+        return
+    with Lease(directory.submitting, LEASE_SECONDS).hold():
+        yield
+
+
+def queue_trials(experiment: Experiment, trials: list[Trial], request: Request) -> tuple[Manifest, str] | None:
+    """Freeze these trials in a manifest and queue their chain, whose last job is returned; or run it here."""
     extract = needs_extraction(trials)
     slurm.check_paths(preview_manifest(experiment, trials, Terms()))
-    manifest = make_manifest(experiment, trials, request.terms())
+    manifest = make_manifest(experiment, trials, request.terms(len(trials)))
     print(f"{len(trials)} of {len(experiment.trials)} trials, submission {manifest.path}", flush=True)
     if request.local:
         _run_here(manifest, request.workers)
-        return
-    _queue(manifest, request, extract)
-    if request.wait:
-        _check_all_done(experiment, manifest)
+        return None
+    return manifest, _queue(manifest, request, extract)
+
+
+def wait_until_done(experiment: Experiment, manifest: Manifest, last: str) -> None:
+    """Return when the last job has ended. Raises WorkError if a trial has no results then."""
+    while is_queued(last):
+        time.sleep(POLL_SECONDS)
+    _check_all_done(experiment, manifest)
 
 
 def _todo(experiment: Experiment, request: Request) -> list[Trial]:
@@ -106,7 +128,7 @@ def _check_all_done(experiment: Experiment, manifest: Manifest) -> None:
 
 def show_scripts(experiment: Experiment, todo: list[Trial], request: Request) -> None:
     """Print every script that would be queued. Nothing is written."""
-    manifest = preview_manifest(experiment, todo, request.terms())
+    manifest = preview_manifest(experiment, todo, request.terms(len(todo)))
     for stage, script in slurm.scripts(manifest, slurm.chain(manifest, needs_extraction(todo)), request.max_parallel):
         print(f"──── {stage}\n{script}")
     names = ", ".join(trial.name for trial in todo[:5]) + (f" and {len(todo) - 5} more" if len(todo) > 5 else "")
@@ -130,7 +152,7 @@ def _run_here(manifest: Manifest, workers: int) -> None:
         raise WorkError(f"some trials did not finish; their logs are in {manifest.experiment.logs}")
 
 
-def _queue(manifest: Manifest, request: Request, extract: bool) -> None:
+def _queue(manifest: Manifest, request: Request, extract: bool) -> str:
     try:
         ids = slurm.submit(manifest, slurm.chain(manifest, extract), request.max_parallel)
     except BaseException:  # nothing is queued: no trial is planned, and the number is not used again
@@ -138,5 +160,4 @@ def _queue(manifest: Manifest, request: Request, extract: bool) -> None:
         raise
     for stage, job in ids.items():
         print(f"{stage:<9} job {job}", flush=True)
-    while request.wait and is_queued(ids["collect"]):
-        time.sleep(POLL_SECONDS)
+    return ids["collect"]

@@ -39,7 +39,7 @@ N_TRIALS = 9
 DISK_MB = 64
 """Size of the disk that can be filled; a whole grid takes ten."""
 STUCK_SECONDS = 300.0
-"""A queue that is not empty so long after the last disturbance never will be."""
+"""A queue in which no job has begun or ended for so long never gets empty."""
 
 
 def grid(assets: Assets, epochs: int) -> tuple[str, ...]:
@@ -281,7 +281,7 @@ class Game:
     pause: tuple[float, float] = (1, 12)
     """Seconds between two disturbances."""
     patient: bool = False
-    """The adversary does not begin before there are features: without them a whole submission is lost on its first task."""
+    """The adversary does not begin before a training is at work: without features a whole submission is lost."""
 
 
 class Adversary:
@@ -298,7 +298,7 @@ class Adversary:
         """End what has lasted long enough, and disturb something if it is time to."""
         now = time.monotonic()
         self.arena.end(now)
-        self.patient &= not list(self.arena.root.glob("features/*/manifest.json"))
+        self.patient &= not list(self.arena.root.glob("trained/*/*/metrics.jsonl"))
         if self.owed and not self.patient and now >= self._next and self._strike():
             self.owed -= 1
             self.last_hit = time.monotonic()
@@ -371,13 +371,15 @@ class Driver:
 
     def _wait(self) -> str:
         """Let the adversary act until the queue is empty; the queue, as a problem, if it never will be."""
-        began = time.monotonic()
+        before, changed = "", time.monotonic()
         self.adversary.act()
-        while ask("squeue", "--noheader"):
-            if time.monotonic() - max(began, self.adversary.last_hit) > STUCK_SECONDS:
-                queue = ask("squeue")
+        while queue := ask("squeue", "--noheader", "--array", "--format=%i %T"):
+            if queue != before:
+                before, changed = queue, time.monotonic()
+            if time.monotonic() - changed > STUCK_SECONDS:
+                last = ask("squeue")
                 ask("scancel", "--me")
-                return f"the queue does not get empty:\n{queue}"
+                return f"nothing moves in the queue:\n{last}"
             self.adversary.act()
             time.sleep(0.2)
         return ""

@@ -17,8 +17,9 @@ from tests.conftest import Assets
 def test_a_disturbed_grid_ends_with_the_results_of_an_undisturbed_one(
     assets: Assets, cluster: Cluster, environ: Path
 ) -> None:
-    n = len(chaos.DISTURBANCES)
-    report = chaos.run(chaos.Game(cluster, assets, environ, n, seed=0, epochs=30, pause=(1, 6), patient=True))
+    # With this seed the shard is cut last: trainings that begin after that can only fail, and are disturbed for nothing.
+    n, seed = len(chaos.DISTURBANCES), 179
+    report = chaos.run(chaos.Game(cluster, assets, environ, n, seed, epochs=30, pause=(1, 6), patient=True))
     assert not report.problems, str(report)
     left_out = {why.partition(":")[0] for why in report.left_out}
     assert {kind for kind, _ in report.hits} == chaos.DISTURBANCES.keys() - left_out, str(report)

@@ -122,11 +122,10 @@ class History:
 
     def _task_logs(self, manifest: Manifest, index: int, stage: str) -> list[Path]:
         """The logs of the Slurm tasks that do a stage of a trial, of all their attempts."""
-        listed = self._listed.setdefault(manifest.number, {})
-        if not listed:
-            for path in self.experiment.logs.glob(f"{manifest.number}-*/*_0_log.out"):
-                place = re.fullmatch(r"\d+(?:_(\d+))?_0_log\.out", path.name)
-                listed.setdefault((path.parent.name, place[1] or "" if place else "?"), []).append(path)
+        if manifest.number not in self._listed:
+            self._listed[manifest.number] = _list_logs(self.experiment, manifest.number)
+        if not (listed := self._listed[manifest.number]):
+            return []
         wanted = _folders_and_places(manifest, index, stage)
         return [path for folder, place in wanted for path in listed.get((folder, place), [])]
 
@@ -174,6 +173,16 @@ def _array(attempt: Attempt) -> str:
 def _latest(paths: Iterable[Path]) -> list[Path]:
     """The one that was written last, if there is any."""
     return sorted(paths, key=lambda path: path.stat().st_mtime)[-1:]
+
+
+def _list_logs(experiment: ExperimentDir, number: str) -> dict[tuple[str, str], list[Path]]:
+    """The logs of a submission's Slurm tasks by folder and place in the array ("" outside one)."""
+    listed: dict[tuple[str, str], list[Path]] = {}
+    for path in experiment.logs.glob(f"{number}-*/*_0_log.out"):
+        place = re.fullmatch(r"\d+(?:_(\d+))?_0_log\.out", path.name)
+        if place:
+            listed.setdefault((path.parent.name, place[1] or ""), []).append(path)
+    return listed
 
 
 def _own_logs(manifest: Manifest, index: int, stage: str) -> list[Path] | None:

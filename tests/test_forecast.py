@@ -23,13 +23,20 @@ def load(*overrides: str) -> Experiment:
 
 
 def trained(
-    experiment: Experiment, index: int = 0, *, seconds: float = 3600, around: float = 0, gpu: str | None = "NVIDIA H100"
+    experiment: Experiment,
+    index: int = 0,
+    *,
+    seconds: float = 3600,
+    around: float = 0,
+    gpu: str | None = "NVIDIA H100",
+    attempts: int = 1,
 ) -> TrialDir:
-    """The folder of a trial that was trained to the end, `seconds` long and `around` more, on this GPU."""
+    """The folder of a trial that was trained to the end, `seconds` long and `around` more, on this GPU, in all attempts."""
     trial = experiment.trials[index]
     folder = experiment.dir.trial(trial.name)
     write_text(folder.config, dump_config(trial.config))
     took = {"training_seconds": seconds, "seconds": seconds + around, "device": {"gpu": gpu}}
+    took["attempts"] = [{}] * attempts
     write_json(folder.trained, {"epochs": trial.config.train.epochs, "provenance": took})
     return folder
 
@@ -144,9 +151,9 @@ def test_what_is_solved_in_closed_form_has_no_epochs_to_scale_by() -> None:
 
 
 def test_a_trial_that_was_resumed_is_told_from_all_its_attempts() -> None:
-    """`seconds` is the last attempt's, `training_seconds` that of all."""
+    """All trained, and each began anew: the next trial begins once."""
     experiment = load("seed=0,1")
-    trained(experiment, 0, seconds=3600, around=-3000)
+    trained(experiment, 0, seconds=1800, around=5400, attempts=3)
     assert told(experiment, t0="done").startswith("forecast: 1 trial × 1 h ")
 
 

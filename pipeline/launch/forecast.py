@@ -150,7 +150,8 @@ def _read_past(folder: TrialDir, config: Config) -> _Past | None:
         record = read_json(folder.trained)
         took, epochs = record["provenance"], int(record["epochs"])
         training = float(took["training_seconds"])
-        around = max(0.0, float(took["seconds"]) - training)  # of the last attempt; those before have left no trace
+        # Each of its attempts began anew; of those of an old record, only the last one's time stands there.
+        around = max(0.0, float(took["seconds"]) - training) / max(1, len(took.get("attempts", ())))
         device = took["device"].get("gpu") or "CPU"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -413,7 +413,7 @@ def test_features_without_room_and_a_gpu_too_small_are_told(context: Any, slurm:
 def carabid_fetch(context: Context) -> None:
     from pipeline.stages import fetch
 
-    fetch.run(context.experiment.config)
+    fetch.run([context.experiment.config])
 
 
 @pytest.mark.parametrize(

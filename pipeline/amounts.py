@@ -1,4 +1,4 @@
-"""Slurm's amounts: memory (`32G`) and walltime (`1-12:00:00`) as text and as numbers. Loads no torch."""
+"""Amounts as text and as numbers: Slurm's memory (`32G`) and walltime (`1-12:00:00`), bytes for people. Loads no torch."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ def format_memory(mebibytes: int) -> str:
     if mebibytes == 0:
         return "0"
     return f"{mebibytes // 1024}G" if mebibytes % 1024 == 0 else f"{mebibytes}M"
+
+
+def format_bytes(n: float) -> str:
+    """Bytes as a person reads them: `2.1 GB`, `3.4 MB`."""
+    return f"{n / 1e9:.1f} GB" if n >= 1e8 else f"{n / 1e6:.1f} MB"
 
 
 def parse_time(text: str) -> int:

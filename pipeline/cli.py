@@ -21,6 +21,7 @@ from pipeline.layout import ExperimentDir, all_experiments, trained_root
 if TYPE_CHECKING:
     from pipeline.results import Row
 
+INTERRUPTED = 130
 app = typer.Typer(
     help="Fine-tune vision foundation models on ecological images, on a Slurm cluster or on this machine.",
     no_args_is_help=True,
@@ -252,6 +253,7 @@ def retry(
     mem: Annotated[str | None, typer.Option(help="2x, or an amount such as 64G, for the stage that failed.")] = None,
     walltime: Annotated[str | None, typer.Option("--time", help="2x, or an amount such as 08:00:00.")] = None,
     pack: Annotated[int | None, typer.Option(min=1, help="Trials a task; default: as before.")] = None,
+    max_parallel: Annotated[int | None, typer.Option(min=1, help="Tasks at once; default: as before.")] = None,
     cluster: ClusterOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Return only when the last job has ended.")] = False,
     trained: TrainedFolder = None,
@@ -260,7 +262,7 @@ def retry(
     from pipeline.launch import retry as launcher
     from pipeline.launch.submit import Request
 
-    changes = launcher.Changes(mem, walltime, pack, _site(cluster).profile if cluster else None)
+    changes = launcher.Changes(mem, walltime, pack, max_parallel, _site(cluster).profile if cluster else None)
     (directory,) = _experiments([experiment], trained)
     kinds = [kind for kind in only.split(",") if kind]
     launcher.retry(directory, kinds, changes, Request(wait=wait, argv=tuple(sys.argv)))
@@ -341,9 +343,10 @@ def main() -> None:
     except WorkError as error:
         print(f"carabid: {error}", file=sys.stderr)
         raise SystemExit(REQUEUE_STATUS if isinstance(error, RunAgain) else 1) from None
-    except KeyboardInterrupt:
-        print("carabid: interrupted; what is queued already goes on (`carabid status`)", file=sys.stderr)
-        raise SystemExit(130) from None
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # (typer makes this of Ctrl-C, without a word)
+            print("carabid: interrupted", file=sys.stderr)
+        raise
     except OSError as error:  # a disk that is full, a folder that may not be written: nothing a traceback would explain
         print(f"carabid: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -111,6 +111,10 @@ class ExperimentDir:
     def stage_logs(self, submission: str, stage: str) -> Path:
         return self.logs / f"{submission}-{stage}"
 
+    def own_log(self, submission: str, stage: str, index: int) -> Path:
+        """The log of one trial that is not that of a Slurm task: of a packed one, or of a stage on this machine."""
+        return self.stage_logs(submission, stage) / f"{index}.log"
+
     @property
     def submitting(self) -> Path:
         """Lease of who is looking what to submit, and queues it."""

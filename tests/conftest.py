@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -121,6 +122,11 @@ def carabid(
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd or PROJECT, env=environ, timeout=600)
     assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def hear_ctrl_c() -> None:
+    """For a process that is to be interrupted: a suite in the background ignores Ctrl-C, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

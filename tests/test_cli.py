@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from pipeline.experiment import dump_config, load_experiment
 from pipeline.launch import jobs
 from pipeline.layout import PROJECT, write_json, write_text
 from pipeline.stages import collect as collect_stage
-from tests.conftest import carabid
+from tests.conftest import carabid, hear_ctrl_c
 
 LORA = "configs/beetles/lora.yaml"
 COMMANDS = (
@@ -337,3 +338,23 @@ def test_collecting_writes_the_csv_of_the_experiment(type_in: Callable[..., Said
     name = finished(root)
     assert "1 of 2 trials have results" in type_in("collect", LORA).out
     assert name in (root / "trained" / "beetles-lora" / "results.csv").read_text()
+
+
+SLOW_PLAN = """
+import time
+from pipeline import cli
+from pipeline.launch import plan
+def lines(experiment):
+    print("on", flush=True)
+    time.sleep(60)
+plan.lines = lines
+cli.main()
+"""
+
+
+def test_ctrl_c_ends_a_command_with_a_word_and_no_traceback(root: Path) -> None:
+    command, pipe = [sys.executable, "-c", SLOW_PLAN, "plan", str(LORA)], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=hear_ctrl_c) as process:
+        assert process.stdout and process.stdout.readline() == "on\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[1] == "carabid: interrupted\n" and process.returncode == 130

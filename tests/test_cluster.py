@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import cluster
-from pipeline.cluster import Profile, known_profiles, load_cluster
+from pipeline.cluster import Profile, known_profiles, load_cluster, use_root
 from pipeline.errors import UserError
 from pipeline.experiment import load_experiment
 from pipeline.launch import slurm
@@ -184,6 +184,7 @@ def test_naming_one_amount_of_a_stage_leaves_its_other_defaults() -> None:
         ("environment: {kind: conda, nme: x}\n", r"mine\.yaml, line 1: `environment\.nme`"),
         ("environment: {kind: docker}\n", r"mine\.yaml, line 1: .*docker"),
         ("modules: ['a; rm -rf /']\n", r"line 1: `modules"),
+        ("variables: {WANDB_API_KEY: hf_x}\n", r"a profile may not hold a secret \(WANDB_API_KEY\)"),
         ("variables: {HF_TOKEN: hf_x}\n", r"line 1: `variables`: a profile may not hold a secret \(HF_TOKEN\)"),
         ("proxy: http://ada:pass@proxy:3128\n", r"line 1: .*password"),
         ("root: scratch\n", "absolute"),
@@ -216,6 +217,29 @@ def test_the_root_of_a_profile_knows_variables_and_home(tmp_path: Path, monkeypa
     monkeypatch.setenv("HOME", "/people/ada")
     assert load_cluster(str(write(tmp_path, "root: /scratch/$USER/c\n"))).profile.root == "/scratch/ada/c"
     assert load_cluster(str(write(tmp_path, "root: ~/c\n"))).profile.root == "/people/ada/c"
+
+
+def test_a_profile_named_with_a_command_replaces_the_root_of_the_one_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CARABID_ROOT", raising=False)
+    monkeypatch.setattr(cluster, "_roots", set())
+    for root in ("/one", "/other"):
+        use_root(load_cluster(str(write(tmp_path, f"root: {root}\n"))).profile)
+        assert os.environ["CARABID_ROOT"] == root
+    use_root(load_cluster(str(write(tmp_path, "scheduler: slurm\n"))).profile)
+    assert os.environ["CARABID_ROOT"] == "/other"
+    monkeypatch.setenv("CARABID_ROOT", "/mine")
+    use_root(load_cluster(str(write(tmp_path, "root: /other\n"))).profile)
+    assert os.environ["CARABID_ROOT"] == "/mine", "what a person has set counts"
+
+
+def test_where_there_are_no_profiles_the_default_needs_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an installed package, and in a snapshot of the code."""
+    monkeypatch.setattr(cluster, "FOLDER", tmp_path / "nothing")
+    assert load_cluster().profile == Profile() and load_cluster("slurm").layer.values == {}
+    with pytest.raises(UserError, match="there is no cluster profile"):
+        load_cluster("osc")
 
 
 @pytest.mark.parametrize("name", known_profiles())

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from pipeline.cluster import Profile
 from pipeline.errors import UserError, WorkError
 from pipeline.experiment import Experiment, load_experiment
 from pipeline.launch import show, slurm
+from pipeline.launch import submit as submitting
 from pipeline.launch.cancel import cancel_trials
+from pipeline.launch.history import History
 from pipeline.launch.manifest import Manifest, Terms, load_manifest, make_manifest, record_plan
 from pipeline.launch.parts import job_name
 from pipeline.launch.plan import plan
 from pipeline.launch.queue import cancel_stuck, my_tasks
 from pipeline.launch.retry import Changes, retry
 from pipeline.launch.submit import Request, submit
-from pipeline.layout import PROJECT, write_json, write_text
+from pipeline.layout import PROJECT, all_experiments, read_json, write_json, write_text
 from tests.test_launch import fake_command, set_done, set_trained
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -119,6 +123,39 @@ def test_what_extraction_was_killed_for_is_not_blamed_on_training(
     assert plan(experiment)[0].reason.startswith("oom: extract: it used more memory")
 
 
+@pytest.mark.parametrize("killed", [0, 1])
+def test_of_the_tasks_that_extract_together_the_one_that_failed_counts(site: Site, tmp_path: Path, killed: int) -> None:
+    """Whichever of them ended last, by its number or by its log."""
+    experiment = load("resources.extract_tasks=2")
+    made = make_manifest(experiment, experiment.trials, Terms(array_size=1001))
+    states = [("40_0", "COMPLETED", "0:0"), ("40_1", "COMPLETED", "0:0")]
+    states[killed] = (f"40_{killed}", "FAILED", "0:9")
+    site.ended(job_name(made, "extract"), *states)
+    write_log(made, f"1-extract/40_{killed}_0_log.out", "slurmstepd: error: Exceeded job memory limit\n", 1e9)
+    write_log(made, f"1-extract/40_{1 - killed}_0_log.out", "features/0: 9 images, 3 images/s\n", 2e9)
+    (state,) = plan(experiment)
+    assert state.reason.startswith("oom: extract: "), state
+
+
+def test_what_slurm_says_of_a_packed_task_is_known_of_its_trials(site: Site) -> None:
+    """It stands in the task's log, and the trials have logs of their own."""
+    experiment = load("seed=0,1,2")
+    made = make_manifest(experiment, experiment.trials, Terms(array_size=1001, pack=2))
+    site.ended(job_name(made, "train"), ("41_0", "FAILED", "0:9"), ("41_1", "COMPLETED", "0:0"))
+    write_log(made, "1-train/41_0_0_log.out", "slurmstepd: error: Exceeded job memory limit\n")
+    for index in range(3):
+        write_log(made, f"1-train/{index}.log", "epoch 0\n", 2e9)
+    assert [s.reason.split(":")[0] for s in plan(experiment)] == ["oom", "oom", "not run"]
+
+
+def test_of_two_submissions_in_one_second_the_later_one_counts(site: Site, grid: tuple[Experiment, Manifest]) -> None:
+    experiment, made = grid
+    for number in range(2, 12):
+        values = read_json(made.path) | {"argv": [str(number)]}
+        write_json(experiment.dir.submission(number), values)
+    assert History(experiment.dir).last[made.names[0]][0].terms.argv == ("11",)
+
+
 def test_a_job_that_was_typed_by_hand_is_known_by_its_array(site: Site) -> None:
     experiment = load("seed=0,1,2,3,4")
     record_plan(experiment, "50", (2, 2, 3))  # --array=2-6:2
@@ -157,6 +194,16 @@ def test_the_log_of_a_trial_is_that_of_its_last_attempt(site: Site, grid: tuple[
         show.find_log(experiment.dir, "seed=1", "trian")
 
 
+def test_the_log_that_is_shown_is_that_of_the_stage_that_failed(site: Site, grid: tuple[Experiment, Manifest]) -> None:
+    """Training could only say that it found no features; why, extraction's log says."""
+    experiment, made = grid
+    cause = write_log(made, "1-extract/40_0_log.out", "carabid: table.csv, line 9: cannot be read\n")
+    write_log(made, "1-train/41_1_0_log.out", "carabid: these features are not there\n", 2e9)
+    record = {"stage": "extract", "kind": "data", "message": "table.csv, line 9: cannot be read", "traceback": None}
+    write_json(experiment.dir.trial(made.names[1]).failure, record)
+    assert show.find_log(experiment.dir, "seed=1", None)[1:] == ("extract", cause)
+
+
 def test_trials_of_one_packed_task_have_logs_of_their_own() -> None:
     experiment = load("seed=0,1,2")
     made = make_manifest(experiment, experiment.trials, Terms(array_size=1001, pack=2))
@@ -177,6 +224,19 @@ def test_only_the_last_lines_of_a_log_are_printed(tmp_path: Path, capsys: pytest
     write_text(tmp_path / "log", "".join(f"{i}\n" for i in range(200)))
     show.print_log(tmp_path / "log", 2, follow=False)
     assert capsys.readouterr().out == "198\n199\n"
+
+
+# ---------------------------------------------------------------- watch
+def test_watched_into_a_file_the_states_are_written_line_by_line(
+    site: Site, grid: tuple[Experiment, Manifest], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment, made = grid
+    site.holds(f"{job_name(made, 'train')}|41|0|PENDING|None")
+    monkeypatch.setattr(show.time, "sleep", lambda seconds: site.holds())
+    show.watch([experiment.dir], 5)
+    out = capsys.readouterr().out
+    assert f"queued      beetles-frozen/{made.names[0]}  train: job 41_0, pending" in out
+    assert "beetles-frozen: 1 queued, 3 missing" in out and out.rstrip().endswith("beetles-frozen: 4 missing")
 
 
 # ---------------------------------------------------------------- cancel
@@ -229,6 +289,27 @@ def test_jobs_that_will_never_begin_are_cancelled_by_the_next_submission(
     assert load_manifest(experiment.dir.submission(2)).names == made.names, "what was stuck is queued again"
     site.holds()
     assert cancel_stuck(experiment.dir) == []
+
+
+# ---------------------------------------------------------------- two at once
+def test_of_two_submissions_at_once_one_queues_and_the_other_sees_it(
+    site: Site, grid: tuple[Experiment, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, made = grid
+    made.path.unlink()
+    monkeypatch.setattr(submitting, "LEASE_SECONDS", 1.0)
+    take = f"""name=$(sed -n 's/^#SBATCH --job-name=//p' "$1"); sleep 0.2
+for i in 0 1 2 3; do echo "$name|77|$i|PENDING|None" >> {site.queue}; done; echo Submitted batch job 77"""
+    calls = fake_command(tmp_path / "slurm", "sbatch", take, monkeypatch)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: submit(experiment, Request()), range(2)))
+    assert len(calls.read_text().splitlines()) == 4, "extract, train, evaluate, collect, once"
+    assert [path.stem for path in experiment.dir.submissions.glob("*.json")] == ["1"]
+
+
+def test_fewer_trials_than_a_pack_holds_ask_for_what_they_need() -> None:
+    profile = Profile()
+    assert [Request(profile, pack=4).terms(n).pack for n in (1, 3, 9)] == [1, 3, 4]
 
 
 # ---------------------------------------------------------------- retry
@@ -285,6 +366,28 @@ def test_the_stage_that_failed_is_the_one_that_gets_more(site: Site, grid: tuple
     )
 
 
+def test_a_retry_is_throttled_and_packed_as_the_submission_was(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("file_path,split\n")
+    experiment = load("seed=0,1,2,3", f"data.source={tmp_path / 'data.csv'}")
+    made = make_manifest(experiment, experiment.trials, Terms(array_size=1001, pack=2, max_parallel=1))
+    site.ended(job_name(made, "train"), ("41_0", "TIMEOUT", "0:0"), ("41_1", "TIMEOUT", "0:0"))
+    retry(experiment.dir, [], Changes(), Request())
+    terms = last_submission(experiment).terms
+    assert (terms.pack, terms.max_parallel) == (2, 1) and "--array=0-1%1" in site.scripts.read_text()
+    site.holds()
+    site.ended(job_name(last_submission(experiment), "train"), ("77_0", "TIMEOUT", "0:0"), ("77_1", "TIMEOUT", "0:0"))
+    retry(experiment.dir, [], Changes(max_parallel=3, pack=1), Request())
+    assert last_submission(experiment).terms.max_parallel == 3 and last_submission(experiment).terms.pack == 1
+
+
+def test_a_submission_of_another_version_is_refused_in_words(site: Site, failed: Experiment) -> None:
+    path = failed.dir.submission(1)
+    values = read_json(path)
+    write_json(path, values | {"common": values["common"] | {"of_another_version": 1}})
+    with pytest.raises(UserError, match="submitted with another version of carabid"):
+        retry(failed.dir, ["oom"], Changes(), Request())
+
+
 def test_nothing_to_retry_is_said_and_nothing_is_queued(
     site: Site, failed: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -297,6 +400,20 @@ def test_a_kind_of_failure_that_there_is_not_is_refused_with_those_there_are(fai
         retry(failed.dir, ["ooom"], Changes(), Request())
     with pytest.raises(UserError, match="no factor"):
         retry(failed.dir, [], Changes(mem="lotsx"), Request())
+
+
+# ---------------------------------------------------------------- places
+def test_an_experiment_is_the_same_however_its_folder_is_named(
+    site: Site, grid: tuple[Experiment, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Job names hold a hash of the place: by a relative path or a link, the queue would seem empty."""
+    experiment, made = grid
+    site.holds(f"{job_name(made, 'train')}|41|0|RUNNING|None")
+    (tmp_path / "link").symlink_to(experiment.dir.path.parent)
+    monkeypatch.chdir(experiment.dir.path.parent.parent)
+    for trained in (Path("trained"), tmp_path / "link"):
+        (found,) = all_experiments(trained)
+        assert show.views(found)[0].state.state == "running" and cancel_trials(found) == ["41"]
 
 
 # ---------------------------------------------------------------- sbatch that fails
@@ -318,6 +435,18 @@ def test_a_job_that_a_failing_sbatch_had_queued_is_found_by_its_name_and_kept(
     assert ids["train"] == "91" and len(calls.read_text().splitlines()) == 4
     folder = made.experiment.stage_logs(made.number, "train")
     assert len(list(folder.glob("91_*_submitted.pkl"))) == 4
+
+
+def test_a_job_that_shows_a_little_later_is_not_queued_twice(
+    site: Site, grid: tuple[Experiment, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The controller was busy: what it took before sbatch gave up is seen some seconds after."""
+    _, made = grid
+    monkeypatch.setattr(slurm.time, "sleep", lambda seconds: site.holds("91 0", "91 1", "91 2", "91 3"))
+    fail = 'grep -q "\\-train" "$1" && { echo "Socket timed out" >&2; exit 1; }; echo Submitted batch job 5'
+    calls = fake_command(tmp_path / "slurm", "sbatch", fail, monkeypatch)
+    assert slurm.submit(made, slurm.chain(made))["train"] == "91"
+    assert len(calls.read_text().splitlines()) == 4
 
 
 def test_a_controller_that_does_not_answer_is_asked_again(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.amounts import format_bytes
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
 from pipeline.cluster import Profile
@@ -20,6 +21,7 @@ from pipeline.experiment import load_experiment
 from pipeline.features.forward import compute_features
 from pipeline.launch import doctor, estimates, probe, room, site
 from pipeline.launch.findings import Context, Line
+from pipeline.layout import read_json, write_json
 from pipeline.models.saved import Facts, make_model
 from pipeline.records import WeightsRecord, known_weights, weights_record
 from pipeline.training.samples import PREDICTION_BATCH
@@ -133,7 +135,7 @@ def test_a_clock_outside_the_time_in_which_the_node_looked_is_worth_a_word(
     assert line.verdict == verdict and words in line.text
 
 
-SEEN = probe.Seen("n1", "3.12", {"torch": "2"}, "x86_64", "", None, 8 * GB, "", [], "/tmp", GB, 0.0)
+SEEN = probe.Seen("n1", "3.12", {"torch": "2"}, "x86_64", "", None, 8 * GB, "", [], "", "", 0, "/tmp", GB, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +152,26 @@ def test_a_gpu_that_cannot_be_used_or_would_stand_idle_is_told(
 ) -> None:
     line = doctor.device_line(seen, asked)
     assert line.verdict == verdict and words in line.text
+
+
+def test_a_folder_for_copies_that_the_node_does_not_have_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each training would fail there, after it has waited in the queue."""
+    monkeypatch.setenv("OWN_DISK", str(tmp_path / "disk"))
+
+    def look(stage: str) -> Line:
+        request = tmp_path / "request.json"
+        config = load_experiment("configs/beetles/pixels.yaml", [f"paths.stage={stage}"]).config
+        write_json(request, config.model_dump(mode="json"))
+        probe.main(request)
+        return doctor.stage_line(probe.Seen(**read_json(tmp_path / "seen.json")))
+
+    assert str(look("$OWN_DISK/features")).startswith("ok") and (tmp_path / "disk" / "features").is_dir()
+    told = look("$NOT_SET_THERE")
+    assert told.verdict == "FAIL" and "NOT_SET_THERE is not set" in told.text
+    (tmp_path / "disk" / "file").touch()
+    assert look("$OWN_DISK/file").verdict == "FAIL"
 
 
 def test_a_folder_that_cannot_be_written_to_is_told_and_nothing_stays_in_one_that_can(tmp_path: Path) -> None:
@@ -407,7 +429,7 @@ def test_features_without_room_and_a_gpu_too_small_are_told(context: Any, slurm:
     weights = known_weights(config)
     assert weights is not None
     written = (3 * 4 + 16) * estimates.trained_parameters(config, weights)  # three models and a checkpoint
-    assert f"about {room.in_words(written)} to be written" in lines["disk for trained/"].text
+    assert f"about {format_bytes(written)} to be written" in lines["disk for trained/"].text
 
 
 def carabid_fetch(context: Context) -> None:

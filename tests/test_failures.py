@@ -245,6 +245,19 @@ def test_without_accounting_the_log_names_the_class(log: str, kind: str, what: s
     assert "slurmstepd" not in failure.what and "srun" not in failure.what and "***" not in failure.what
 
 
+@pytest.mark.parametrize(
+    "log",
+    [
+        "carabid: SIGTERM: stopping after this epoch, with a checkpoint\n",
+        "carabid: the walltime is near: shards that are done stay, the next attempt makes the others\n",
+        "carabid: SIGUSR2: stopping after this epoch\nslurmstepd: *** CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***\n"
+        "──── carabid train: seed=0 (Slurm job 41 on n1, attempt 2)\nepoch 4\n",
+    ],
+)
+def test_what_is_said_while_all_goes_on_and_what_an_earlier_attempt_ended_with_is_no_failure(log: str) -> None:
+    assert classify(None, None, log) is None
+
+
 def test_without_accounting_a_record_gives_way_to_a_log_that_ends_otherwise() -> None:
     over = f"epoch 1\n{ON} DUE TO TIME LIMIT ***\n"
     assert (late := classify(RECORD, None, over)) and late.kind == "time"

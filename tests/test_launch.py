@@ -35,7 +35,7 @@ from pipeline.experiment import Experiment, Trial, dump_config, load_experiment
 from pipeline.launch import jobs, local, manifest, parts, plan, queue, slurm, submit
 from pipeline.launch.deal import array_rank, my_share
 from pipeline.launch.manifest import Manifest, Terms, load_manifest, make_manifest, preview_manifest
-from pipeline.layout import PROJECT, TrialDir, read_json, write_json, write_text
+from pipeline.layout import PROJECT, TrialDir, features_root, read_json, write_json, write_text
 from pipeline.lease import Lease
 from pipeline.signals import WALLTIME_SIGNAL, StopFlag
 from pipeline.state import planned_trials, trial_config, trial_state
@@ -538,6 +538,22 @@ def test_an_extraction_out_of_time_asks_to_be_queued_again_and_is_no_failure() -
     assert not load().dir.trial(load().trials[0].name).failure.exists()
 
 
+def test_what_is_half_written_or_held_is_no_progress_of_an_extraction() -> None:
+    """It is there in each attempt that is cut off at the same place."""
+    store = features_root(load().config) / "key"
+    before = jobs._n_records(load().config)
+    for name in (
+        ".shard-00000-of-00002.json.0123456789ab.tmp",
+        "shard-00000-of-00002.safetensors",
+        "extract.lease/000001",
+    ):
+        write_text(store / name, "")
+    write_text(store / ".manifest.json", "")
+    assert jobs._n_records(load().config) == before
+    write_text(store / "shard-00000-of-00002.json", "")
+    assert jobs._n_records(load().config) == before + 1
+
+
 def test_an_extraction_that_came_no_further_before_its_time_was_over_is_not_queued_again() -> None:
     status, out = signalled("extract", WALLTIME_SIGNAL)
     assert status == 1 and "not one shard fits" in out and "Traceback" not in out
@@ -640,7 +656,7 @@ def test_the_chain_of_a_grid_lets_each_evaluation_wait_for_its_own_training(scri
 
 def test_an_array_longer_than_slurm_allows_is_several_each_with_its_own_evaluation() -> None:
     experiment = load("seed=0,1,2,3,4,5,6")
-    made = make_manifest(experiment, experiment.trials, Terms(array_size=3))
+    made = make_manifest(experiment, experiment.trials, Terms(array_size=3, max_parallel=2))
     stages = {stage.name: stage for stage in slurm.chain(load_manifest(made.path))}
     names = ["train", "train-2", "train-3", "evaluate", "evaluate-2", "evaluate-3"]
     assert list(stages) == ["extract", *names, "collect"]
@@ -652,7 +668,7 @@ def test_an_array_longer_than_slurm_allows_is_several_each_with_its_own_evaluati
         ("afterok", ("train-3",)),  # a single task is a plain job
     ]
     assert stages["collect"].after == ("evaluate", "evaluate-2", "evaluate-3")
-    texts = dict(slurm.scripts(made, list(stages.values()), max_parallel=2))
+    texts = dict(slurm.scripts(made, list(stages.values())))
     assert "--array=0-2%2" in options(texts["train-2"]) and "--array" not in texts["train-3"]
     assert "--dependency='afterany:<evaluate>:<evaluate-2>:<evaluate-3>'" in options(texts["collect"])
     assert f"--job-name={parts.job_name(made, 'train-2')}" in options(texts["train-2"])
@@ -667,6 +683,12 @@ def test_chunks_hold_every_trial_once_and_none_is_longer_than_slurm_allows(n: in
         chunks = [stage.indices for stage in slurm.chain(made) if stage.kind == kind]
         assert [index for chunk in chunks for index in chunk] == list(range(n))
         assert max(map(len, chunks)) <= size
+
+
+def test_the_tasks_of_a_submission_are_worked_out_once() -> None:
+    """They are looked up for each line of the queue: made anew each time, ten thousand trials take minutes."""
+    made = preview_manifest(load(), load().trials, Terms())
+    assert made.tasks is made.tasks
 
 
 def queue_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.attempts import read_attempts
 from pipeline.layout import PROJECT, read_json
-from tests.conftest import Assets, carabid
+from tests.conftest import Assets, carabid, hear_ctrl_c
 from tests.small import image_files
 
 CONFIG = "configs/beetles/frozen.yaml"
@@ -31,6 +31,7 @@ def start(root: Path, *arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        preexec_fn=hear_ctrl_c,
     )
 
 

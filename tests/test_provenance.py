@@ -135,4 +135,5 @@ def test_a_trial_says_job_and_array_and_holds_nothing_else_of_the_environment(
 
 
 def test_provenance_is_json() -> None:
-    json.dumps(provenance.provenance(), allow_nan=False)
+    found = provenance.provenance()
+    assert json.loads(json.dumps(found, allow_nan=False)) == found

@@ -139,7 +139,9 @@ def test_a_shared_shard_that_is_damaged_itself_is_named(shared: Path, node: Path
 def test_a_copy_that_is_right_is_used_although_the_shared_one_was_damaged_since(shared: Path, node: Path) -> None:
     stage_again(shared, node)
     damage(stage_again(shared, None).path(3))
-    stage_again(shared, node).verify()
+    store = stage_again(shared, node)
+    store.verify()
+    assert store.dir.path.parent == node and features(store) == list(range(N))
 
 
 # ---------------------------------------------------------------- no room

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.amounts import format_bytes
 from pipeline.errors import WorkError
 from pipeline.features.memory import SHARE, free_host_memory
 from pipeline.features.store import READERS, FeatureStore
@@ -164,7 +165,7 @@ def _room(rows: _Rows, device: torch.device, residence: Residence) -> Tensor:
         return rows.empty(len(rows.positions), pin=device.type == "cuda")
     except RuntimeError as error:  # torch's out-of-memory errors, of the GPU and of the host
         raise WorkError(
-            f"The features ({rows.n_bytes / 1e9:.1f} GB) do not fit with resources.residence={residence}: "
+            f"The features ({format_bytes(rows.n_bytes)}) do not fit with resources.residence={residence}: "
             f"{str(error).splitlines()[0]} Set resources.residence=mmap, or auto."
         ) from error
 

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.amounts import format_bytes
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.features.shard import DamagedShard
@@ -114,7 +115,7 @@ def _fill(copied: StagedStore) -> None:
 def _check_room(folder: Path, sources: Sequence[Path]) -> None:
     needed, free = sum(path.stat().st_size for path in sources), shutil.disk_usage(folder).free
     if needed > free:
-        raise OSError(errno.ENOSPC, f"it needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free", str(folder))
+        raise OSError(errno.ENOSPC, f"it needs {format_bytes(needed)}, and {format_bytes(free)} are free", str(folder))
 
 
 def _copy_all(sources: Sequence[Path], folder: Path) -> None:

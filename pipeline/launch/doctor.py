@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from pipeline.amounts import format_bytes
 from pipeline.cluster import STAGES
 from pipeline.config import Job
 from pipeline.errors import UserError, WorkError
@@ -172,12 +173,14 @@ def _node_lines(context: Context, seen: probe.Seen) -> Iterator[Line]:
         yield Line(
             "FAIL", "node: features/", f"{seen.unwritable}. Set paths.features to a folder that nodes may write to"
         )
+    if seen.stage:
+        yield stage_line(seen)
     for name in seen.missing:
         todo = "Caches must lie in a folder that nodes see (HF_HOME, …)"
         yield Line("FAIL", f"node: {name}", f"not seen from {seen.host}. {todo}; run {FETCH} again when they do")
     enough = seen.temporary_free >= TEMPORARY
     todo = "" if enough else ". Set TMPDIR to a larger disk, in the cluster profile's `variables`"
-    text = f"{room.in_words(seen.temporary_free)} free in {seen.temporary}{todo}"
+    text = f"{format_bytes(seen.temporary_free)} free in {seen.temporary}{todo}"
     yield Line("ok" if enough else "warn", "node: temporary files", text)
 
 
@@ -188,8 +191,16 @@ def device_line(seen: probe.Seen, asked: int) -> Line:
     if asked and seen.gpu_memory is None:
         todo = "Set device=auto, or gpus_per_node=0 in resources.extract, train and evaluate"
         return Line("warn", "node: device", f"a GPU is asked for, and training would leave it idle. {todo}")
-    size = room.in_words(seen.gpu_memory) if seen.gpu_memory else "no GPU"
+    size = format_bytes(seen.gpu_memory) if seen.gpu_memory else "no GPU"
     return Line("ok", "node: device", f"{seen.device}, {size}: torch computes on it")
+
+
+def stage_line(seen: probe.Seen) -> Line:
+    """Whether features can be copied to the node's own disk, as `paths.stage` asks."""
+    if seen.stage_error:
+        todo = "Set paths.stage to a folder of the node's own disk, or to null"
+        return Line("FAIL", "node: paths.stage", f"{seen.stage}: {seen.stage_error}. {todo}")
+    return Line("ok", "node: paths.stage", f"{format_bytes(seen.stage_free)} free in {seen.stage}")
 
 
 def clock_line(theirs: float, earliest: float, latest: float) -> Line:

@@ -23,6 +23,8 @@ from pipeline.launch.queue import Queued, Task, my_tasks, queued_trials
 from pipeline.layout import ExperimentDir, read_json
 from pipeline.state import TrialState
 
+TYPED = "job-"
+"""What the record of a job typed by hand is called by, before the job's id."""
 LOG_END = 64_000
 """Bytes of a log that are looked at for why its job ended."""
 Attempt = tuple[Part, Outcome]
@@ -63,7 +65,7 @@ class History:
     @cached_property
     def submissions(self) -> list[Manifest]:
         """Every submission that can be read, oldest first."""
-        return sorted(self._read(), key=lambda manifest: manifest.written)
+        return sorted(self._read(), key=lambda m: (m.written, int(m.number.removeprefix(TYPED))))
 
     @cached_property
     def last(self) -> dict[str, tuple[Manifest, int]]:
@@ -105,11 +107,9 @@ class History:
         record = _record(self.experiment.trial(name).failure)
         stage = record["stage"] if record else "evaluate" if self.experiment.trial(name).trained.exists() else "train"
         failure = self._classify(name, stage, record)
-        if stage == "train" and (failure is None or failure.kind == "dependency"):
-            return next(
-                (("extract", found) for found in [self._classify(name, "extract", None)] if found), (stage, failure)
-            )
-        return stage, failure
+        may_be_older = stage == "train" and (failure is None or failure.kind == "dependency")
+        of_extraction = self._classify(name, "extract", None) if may_be_older else None
+        return ("extract", of_extraction) if of_extraction else (stage, failure)
 
     def log(self, name: str, stage: str) -> Path | None:
         """The log of a stage's last attempt at a trial; None if there is none, or it is not ours to know (typed by hand)."""
@@ -150,7 +150,7 @@ class History:
 
     def _outcomes(self) -> list[Outcome]:
         submitted = [m for m in self.submissions if m.number.isdecimal() and m.terms.profile.scheduler == "slurm"]
-        typed = [m.number.removeprefix("job-") for m in self.submissions if not m.number.isdecimal()]
+        typed = [m.number.removeprefix(TYPED) for m in self.submissions if m.number.startswith(TYPED)]
         names = [name for m in submitted for name in job_names(m)] + [f"carabid-evaluate-{job}" for job in typed]
         return (outcomes(names, self.submissions[0].written, typed) or []) if names else []
 
@@ -192,7 +192,7 @@ def _own_logs(manifest: Manifest, index: int, stage: str) -> list[Path] | None:
         return None
     features = [number for number, *_ in manifest.extractions]
     place = features.index(manifest.entries[index].features) if stage == "extract" else index
-    path = manifest.experiment.stage_logs(manifest.number, stage) / f"{place}.log"
+    path = manifest.experiment.own_log(manifest.number, stage, place)
     return [path] if path.exists() else []
 
 

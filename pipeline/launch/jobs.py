@@ -217,10 +217,10 @@ def _end_of_extraction(config: Config) -> Callable[[], NoReturn]:
 
     An attempt that came no further is the last: each one after it would be cut off at the same place.
     """
-    before = _n_files(config)
+    before = _n_records(config)
 
     def end() -> NoReturn:
-        if _n_files(config) == before:
+        if _n_records(config) == before:
             raise OutOfTime(
                 "not one shard fits into the walltime: give it more (resources.extract.time, sbatch --time)"
             )
@@ -230,9 +230,9 @@ def _end_of_extraction(config: Config) -> Callable[[], NoReturn]:
     return end
 
 
-def _n_files(config: Config) -> int:
-    """How many shards and records there are: they grow while anything is extracted."""
-    return sum(1 for _ in features_root(config).glob("*/*.*"))
+def _n_records(config: Config) -> int:
+    """How many shards are done, and records of content hashes (in features/records/), without what is half written."""
+    return sum(1 for path in features_root(config).glob("*/*.json") if not path.name.startswith("."))
 
 
 def _out_of_time() -> NoReturn:

@@ -123,7 +123,7 @@ def _follow_parent(parent: int) -> None:
 def _work(manifest_path: Path, stage: str, index: int) -> None:
     """One stage for one index, in a worker; what it prints goes to the experiment's logs."""
     manifest = load_manifest(manifest_path)
-    log = manifest.experiment.stage_logs(manifest.number, stage) / f"{index}.log"
+    log = manifest.experiment.own_log(manifest.number, stage, index)
     with _output_to(log):
         try:
             getattr(jobs, stage)(str(manifest_path), index)

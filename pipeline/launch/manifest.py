@@ -38,6 +38,8 @@ class Terms:
     array_size: int | None = None
     """Longer arrays are queued in chunks of so many tasks, each counting from 0; None: one array holds all."""
     pack: int = 1
+    max_parallel: int | None = None
+    """Tasks of each array that may run at once; None: all."""
     argv: tuple[str, ...] = ()
 
 
@@ -158,7 +160,7 @@ def _manifest(path: Path, values: Tree) -> Manifest:
         common=values["common"],
         entries=[Entry(trial["name"], trial["features"], trial["differs"]) for trial in values["trials"]],
         extractions=[(features, task, n) for features, task, n in values["extractions"]],
-        terms=Terms(profile, values["array_size"], values["pack"], tuple(values["argv"])),
+        terms=Terms(profile, values["array_size"], values["pack"], values["max_parallel"], tuple(values["argv"])),
         code=ExperimentDir(path.parent.parent).code(values["code"]),
         source=Path(values["source"]),
         overrides=tuple(values["overrides"]),
@@ -189,6 +191,7 @@ def _values(experiment: Experiment, trials: Sequence[Trial], terms: Terms) -> Tr
         "cluster": terms.profile.model_dump(mode="json"),
         "array_size": terms.array_size,
         "pack": terms.pack,
+        "max_parallel": terms.max_parallel,
         "extractions": [(number, task, n) for number, n in enumerate(counts) for task in range(n)],
         "common": common,
         "trials": [

@@ -45,7 +45,7 @@ def train(manifest: Manifest, indices: range) -> None:
 
 def log_path(manifest: Manifest, index: int) -> Path:
     """The log of one trial of a packed task."""
-    return manifest.experiment.stage_logs(manifest.number, "train") / f"{index}.log"
+    return manifest.experiment.own_log(manifest.number, "train", index)
 
 
 def _environment(manifest: Manifest, n: int) -> dict[str, str]:

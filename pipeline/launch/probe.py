@@ -26,6 +26,7 @@ from pipeline.config import Config, Job
 from pipeline.dataset import known_signature
 from pipeline.errors import UserError, WorkError
 from pipeline.features.memory import free_host_memory
+from pipeline.features.staging import node_folder
 from pipeline.launch import slurm
 from pipeline.launch.manifest import Manifest
 from pipeline.launch.queue import cancel, my_tasks
@@ -59,6 +60,11 @@ class Seen:
     """Why the features' folder cannot be written to; empty if it can."""
     missing: list[str]
     """Which of data and weights are not seen from there."""
+    stage: str
+    """The folder that `paths.stage` means there; empty where features are not copied."""
+    stage_error: str
+    """Why nothing can be copied there; empty if it can."""
+    stage_free: int
     temporary: str
     temporary_free: int
     time: float
@@ -74,6 +80,7 @@ def main(request: Path) -> None:
     """Look around, and write it beside the request."""
     config = Config.model_validate(read_json(request))
     device, error, memory = _device(config.device)
+    stage, stage_error = _stage(config)
     temporary = tempfile.gettempdir()
     seen = Seen(
         host=socket.gethostname(),
@@ -85,6 +92,9 @@ def main(request: Path) -> None:
         memory=free_host_memory(),
         unwritable=try_folder(features_root(config)),
         missing=[name for name, look in _inputs(config).items() if not look()],
+        stage=stage,
+        stage_error=stage_error,
+        stage_free=shutil.disk_usage(stage).free if stage and not stage_error else 0,
         temporary=temporary,
         temporary_free=shutil.disk_usage(temporary).free,
         time=time.time(),
@@ -103,6 +113,17 @@ def try_folder(folder: Path) -> str:
     finally:
         with suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def _stage(config: Config) -> tuple[str, str]:
+    """The folder for copies of features, and why nothing can be written there; empty where there is none."""
+    if config.paths.stage is None:
+        return "", ""
+    try:
+        folder = node_folder(config.paths.stage)
+    except UserError as error:
+        return config.paths.stage, str(error)
+    return str(folder), try_folder(folder)
 
 
 def _device(wanted: str) -> tuple[str, str, int | None]:
@@ -130,7 +151,9 @@ def look_here(config: Config, trained: Path) -> Seen:
         command = [sys.executable, "-m", MODULE, str(request)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, stdin=subprocess.DEVNULL)
         if done.returncode != 0:
-            raise WorkError(f"{' '.join(command[:3])} ended with status {done.returncode}: {_last_line(done.stderr)}")
+            raise WorkError(
+                f"{' '.join(command[:3])} ended with status {done.returncode}: {slurm.last_line(done.stderr)}"
+            )
         return Seen(**read_json(_result(request)))
 
 
@@ -199,7 +222,7 @@ def _read(result: Path, logs: Path, job: str) -> Seen:
             os.listdir(result.parent)  # a network's disk asks its server again
             return Seen(**read_json(result))
         time.sleep(POLL_SECONDS)
-    said = [_last_line(path.read_text(errors="replace")) for path in logs.glob("*.out")]
+    said = [slurm.last_line(path.read_text(errors="replace")) for path in logs.glob("*.out")]
     if not said:
         raise WorkError(
             f"job {job} has ended, and nothing of it is seen in {result.parent.parent}: do nodes share that folder with this "
@@ -209,10 +232,6 @@ def _read(result: Path, logs: Path, job: str) -> Seen:
         f"job {job} came to nothing; its log ends: {said[0] or '(empty)'}. Check `modules`, `environment` and `before` in the "
         "cluster profile"
     )
-
-
-def _last_line(text: str) -> str:
-    return ([line.strip() for line in text.splitlines() if line.strip()] or [""])[-1]
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ class Changes:
     mem: str | None = None
     time: str | None = None
     pack: int | None = None
+    max_parallel: int | None = None
     profile: Profile | None = None
 
 
@@ -60,8 +61,13 @@ def _retry(
     queued = []
     for manifest, trials in _groups(history, chosen, changes):
         terms, experiment = manifest.terms, Experiment(manifest.source, manifest.overrides, trials)
-        profile, pack = changes.profile or terms.profile, changes.pack or terms.pack
-        queued.append((experiment, queue_trials(experiment, trials, replace(request, profile=profile, pack=pack))))
+        request = replace(
+            request,
+            profile=changes.profile or terms.profile,
+            pack=changes.pack or terms.pack,
+            max_parallel=changes.max_parallel or terms.max_parallel,
+        )
+        queued.append((experiment, queue_trials(experiment, trials, request)))
     return queued
 
 

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.amounts import parse_memory
+from pipeline.amounts import format_bytes, parse_memory
 from pipeline.launch import estimates, site
 from pipeline.launch.findings import FETCH, Context, Line
 from pipeline.launch.manifest import sharing_features
@@ -45,7 +45,7 @@ def _disk(name: str, folder: Path, needed: int) -> Line:
     disk, quota = shutil.disk_usage(there).free, quota_left(there)
     free = disk if quota is None else min(disk, quota)
     left = "free" if free == disk else "left of your quota"
-    text = f"about {in_words(needed)} to be written, {in_words(free)} {left} in {there}"
+    text = f"about {format_bytes(needed)} to be written, {format_bytes(free)} {left} in {there}"
     if needed <= FULL * free:
         return Line("ok", f"disk for {name}/", text)
     todo = f"Make room there, or set paths.{name} to another disk"
@@ -72,11 +72,6 @@ def _say(command: Sequence[str]) -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ""
-
-
-def in_words(n: float) -> str:
-    """Bytes as MB or GB."""
-    return f"{n / 1e9:.1f} GB" if n >= 1e8 else f"{n / 1e6:.1f} MB"
 
 
 # ---------------------------------------------------------------- memory
@@ -113,11 +108,11 @@ def _memory(context: Context, stage: str) -> tuple[tuple[int, int] | None, str]:
 
 
 def _fits(stage: str, needed: int, room: tuple[int, int] | None, of: str) -> Line:
-    what, about = f"memory of {stage}", f"about {in_words(needed)} by estimate"
+    what, about = f"memory of {stage}", f"about {format_bytes(needed)} by estimate"
     if room is None:
         return Line("skip", what, f"{about}; what {of} has is not known: compare it yourself")
     low, high = room
-    text = f"{about}, {of} has {in_words(low)}{f' to {in_words(high)}' if high != low else ''}"
+    text = f"{about}, {of} has {format_bytes(low)}{f' to {format_bytes(high)}' if high != low else ''}"
     if needed <= FULL * low:
         return Line("ok", what, text)
     smaller = "resources.extract_batch" if stage == "extract" else "train.batch_size or model.encoder.blocks"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,12 +33,15 @@ def views(experiment: ExperimentDir) -> list[View]:
 
 def status_lines(experiments: Sequence[ExperimentDir]) -> Iterator[str]:
     """A line per trial; below them how many there are of each state, and what to do about each way of failing."""
-    for experiment in experiments:
-        found = views(experiment)
-        for view in found:
+    return _lines((experiment, views(experiment)) for experiment in experiments)
+
+
+def _lines(found: Iterable[tuple[ExperimentDir, Sequence[View]]]) -> Iterator[str]:
+    for experiment, them in found:
+        for view in them:
             reason = f"  {view.state.reason}" if view.state.reason else ""
             yield f"{view.state.state:<12}{experiment.path.name}/{view.name}{reason}"
-        yield from summary(experiment, found)
+        yield from summary(experiment, them)
 
 
 def summary(experiment: ExperimentDir, found: Sequence[View]) -> Iterator[str]:
@@ -52,17 +56,22 @@ def summary(experiment: ExperimentDir, found: Sequence[View]) -> Iterator[str]:
 
 
 def watch(experiments: Sequence[ExperimentDir], seconds: float) -> None:
-    """The status as a table that is drawn again every so many seconds, until Ctrl-C or until nothing waits or runs."""
+    """The status as a table that is drawn again every so many seconds, until Ctrl-C or until nothing waits or runs.
+
+    Into a file or a pipe, where nothing can be drawn over, the lines of `carabid status` again and again.
+    """
     from rich.console import Console
     from rich.live import Live
 
     console = Console()
-    if not console.is_terminal:  # a file, a pipe: what stood there cannot be drawn over
-        console = Console(force_terminal=False, width=240)
-    with Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") as live:
+    drawn = Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") if console.is_terminal else None
+    with drawn or nullcontext():
         while True:
             found = [(experiment, views(experiment)) for experiment in experiments]
-            live.update(_table(found), refresh=True)
+            if drawn:
+                drawn.update(_table(found), refresh=True)
+            else:
+                print(time.strftime("%H:%M:%S"), *_lines(found), sep="\n", flush=True)
             if not any(view.state.state in ("queued", "running") for _, them in found for view in them):
                 return
             time.sleep(seconds)

@@ -93,14 +93,14 @@ def _chunks(manifest: Manifest, kind: str, entry: Entry, n: int) -> list[Stage]:
     return [Stage(name, kind, entry, part) for name, part in zip(chunk_names(kind, n, size), parts, strict=False)]
 
 
-def submit(manifest: Manifest, stages: Sequence[Stage], max_parallel: int | None = None) -> dict[str, str]:
+def submit(manifest: Manifest, stages: Sequence[Stage]) -> dict[str, str]:
     """Queue the chain; returns stage → Slurm job id. Raises WorkError if Slurm refuses; nothing is queued then."""
     check_paths(manifest)
     ids: dict[str, str] = {}
     with scrubbed_environment():
         try:
             for stage in stages:
-                ids[stage.name] = _queue(manifest, stage, ids, max_parallel)
+                ids[stage.name] = _queue(manifest, stage, ids)
         except WorkError as error:
             became = "were cancelled" if _cancel(manifest, stages) else "could not be cancelled: see squeue"
             before = f" Jobs {', '.join(ids.values())}, queued before it, {became}." if ids else ""
@@ -124,12 +124,12 @@ def _cancel(manifest: Manifest, stages: Sequence[Stage]) -> bool:
     return ended_well
 
 
-def scripts(manifest: Manifest, stages: Sequence[Stage], max_parallel: int | None = None) -> Iterator[tuple[str, str]]:
+def scripts(manifest: Manifest, stages: Sequence[Stage]) -> Iterator[tuple[str, str]]:
     """Stage → the sbatch script that `submit` would queue; dependencies show the stage's name where its id will stand."""
     check_paths(manifest)
     ids = {stage.name: f"<{stage.name}>" for stage in stages}
     for stage in stages:
-        executor = _executor(manifest, stage, ids, max_parallel)
+        executor = _executor(manifest, stage, ids)
         if len(stage.indices) > 1:
             executor.parameters["map_count"] = len(stage.indices)
         yield stage.name, executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
@@ -137,7 +137,7 @@ def scripts(manifest: Manifest, stages: Sequence[Stage], max_parallel: int | Non
 
 def script_of(manifest: Manifest, stage: Stage, module: str, argument: Path) -> str:
     """A stage's sbatch script with another command: a module that its Python runs. (It is given here, not pickled.)"""
-    executor = _executor(manifest, stage, {}, None)
+    executor = _executor(manifest, stage, {})
     return str(executor._make_submission_file_text(f"{executor.python} -u -m {module} {quote(str(argument))}", module))
 
 
@@ -229,14 +229,14 @@ class _Executor(SlurmExecutor):  # type: ignore[misc]
         return 2
 
 
-def _queue(manifest: Manifest, stage: Stage, ids: dict[str, str], max_parallel: int | None) -> str:
+def _queue(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> str:
     """Queue one stage; returns its job's id. An sbatch that failed may have queued it all the same: then that job is it.
 
     A controller that does not answer is asked again; a request that it refuses is not.
     """
     for pause in (*PAUSES, None):
         try:
-            return _map_array(manifest, stage, ids, max_parallel)
+            return _map_array(manifest, stage, ids)
         except (FailedJobError, OSError) as error:
             transient = re.search(TRANSIENT, str(error))
             if transient:  # what it has queued may be seen a little later only
@@ -250,16 +250,21 @@ def _queue(manifest: Manifest, stage: Stage, ids: dict[str, str], max_parallel: 
                 return job
             if pause is None or not transient:
                 raise WorkError(refused) from error
-            print(f"carabid: {stage.name}: {_last_line(error)}: trying again", file=sys.stderr, flush=True)
+            print(
+                f"carabid: {stage.name}: {last_line(str(error)) or 'sbatch failed'}: trying again",
+                file=sys.stderr,
+                flush=True,
+            )
     raise AssertionError  # the last turn returns or raises
 
 
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["sbatch failed"])[-1]
+def last_line(text: str) -> str:
+    """The last line that says something; empty if none does."""
+    return ([line.strip() for line in text.splitlines() if line.strip()] or [""])[-1]
 
 
-def _map_array(manifest: Manifest, stage: Stage, ids: dict[str, str], max_parallel: int | None) -> str:
-    executor = _executor(manifest, stage, ids, max_parallel)
+def _map_array(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> str:
+    executor = _executor(manifest, stage, ids)
     queued = executor.map_array(stage.entry, [str(manifest.path)] * len(stage.indices), stage.indices)
     return str(queued[0].job_id).partition("_")[0]
 
@@ -276,7 +281,7 @@ def _adopt(manifest: Manifest, stage: Stage) -> str | None:
     return found[0]
 
 
-def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str], max_parallel: int | None) -> SlurmExecutor:
+def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> SlurmExecutor:
     profile, code = manifest.terms.profile, manifest.code
     job: Job = getattr(manifest.resources, stage.kind)
     cpus, memory = _for_pack(manifest, stage, job)
@@ -288,7 +293,7 @@ def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str], max_paralle
         job_name=job_name(manifest, stage.name),
         signal_delay_s=warning_seconds(parse_time(job.time)),
         stderr_to_stdout=True,
-        array_parallelism=min(len(stage.indices), max_parallel or len(stage.indices)),
+        array_parallelism=min(len(stage.indices), manifest.terms.max_parallel or len(stage.indices)),
         wckey=None,  # submitit's own; sites that check such keys would refuse it
         cpus_per_task=cpus,
         srun_args=[f"--cpus-per-task={cpus}"],  # since Slurm 22.05 srun does not inherit it

@@ -48,7 +48,7 @@ class Request:
         """What a manifest of n trials freezes of it; a worker on this machine trains one trial at a time."""
         if self.local:
             return Terms(self.profile, argv=self.argv)
-        return Terms(self.profile, max_array_size(), min(self.pack, n), self.argv)
+        return Terms(self.profile, max_array_size(), min(self.pack, n), self.max_parallel, self.argv)
 
 
 def submit(experiment: Experiment, request: Request) -> None:
@@ -90,6 +90,7 @@ def queue_trials(experiment: Experiment, trials: list[Trial], request: Request) 
 
 def wait_until_done(experiment: Experiment, manifest: Manifest, last: str) -> None:
     """Return when the last job has ended. Raises WorkError if a trial has no results then."""
+    print(f"waiting for job {last}; Ctrl-C ends the waiting, and not the jobs", flush=True)
     while is_queued(last):
         time.sleep(POLL_SECONDS)
     _check_all_done(experiment, manifest)
@@ -129,7 +130,7 @@ def _check_all_done(experiment: Experiment, manifest: Manifest) -> None:
 def show_scripts(experiment: Experiment, todo: list[Trial], request: Request) -> None:
     """Print every script that would be queued. Nothing is written."""
     manifest = preview_manifest(experiment, todo, request.terms(len(todo)))
-    for stage, script in slurm.scripts(manifest, slurm.chain(manifest, needs_extraction(todo)), request.max_parallel):
+    for stage, script in slurm.scripts(manifest, slurm.chain(manifest, needs_extraction(todo))):
         print(f"──── {stage}\n{script}")
     names = ", ".join(trial.name for trial in todo[:5]) + (f" and {len(todo) - 5} more" if len(todo) > 5 else "")
     print(f"dry run: {len(todo)} of {len(experiment.trials)} trials would be queued: {names}")
@@ -154,7 +155,7 @@ def _run_here(manifest: Manifest, workers: int) -> None:
 
 def _queue(manifest: Manifest, request: Request, extract: bool) -> str:
     try:
-        ids = slurm.submit(manifest, slurm.chain(manifest, extract), request.max_parallel)
+        ids = slurm.submit(manifest, slurm.chain(manifest, extract))
     except BaseException:  # nothing is queued: no trial is planned, and the number is not used again
         manifest.path.rename(manifest.path.with_suffix(REFUSED))
         raise

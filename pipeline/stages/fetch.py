@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from pipeline.amounts import format_bytes
 from pipeline.backbones import load_backbone, weights_files
 from pipeline.config import Config, digest, images_of
 from pipeline.dataset import BadImage, Dataset
@@ -110,5 +111,4 @@ def _place(files: Iterable[Path]) -> str:
     """Size and folder of files, in words."""
     there = [path for path in files if path.is_file()]
     size = sum(path.stat().st_size for path in there)
-    amount = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-    return f"{amount} in {os.path.commonpath(there)}"
+    return f"{format_bytes(size)} in {os.path.commonpath(there)}"

@@ -195,7 +195,9 @@ def _layer(values: dict[str, Any], places: dict[str, str], path: Path) -> Layer:
         for key in shared
         if f"resources.{stage}.{key}" not in places
     }
-    return Layer(below, {**places, **spread})
+    # `all` is a word of profiles alone: an experiment that has such a key must not be sent to this file.
+    own = {key: place for key, place in places.items() if not key.startswith("resources.all")}
+    return Layer(below, {**own, **spread})
 
 
 def _in_words(details: Any, places: Mapping[str, str], path: Path) -> str:

@@ -170,6 +170,12 @@ def test_an_experiments_own_resources_win_over_the_profiles_and_those_over_the_d
     assert config.resources.collect.gpus_per_node == 0 and config.paths.features == "/big/features"
 
 
+def test_a_key_called_all_in_an_experiment_is_not_blamed_on_the_profile(tmp_path: Path) -> None:
+    site = write(tmp_path, "resources:\n  all: {account: lab}\n")
+    with pytest.raises(UserError, match=r"^on the command line: `resources\.all\.mem` does not exist"):
+        load_experiment(LORA, ["resources.all.mem=8G"], load_cluster(str(site)).layer)
+
+
 def test_naming_one_amount_of_a_stage_leaves_its_other_defaults() -> None:
     resources = load_experiment(LORA, ["resources.collect.mem=8G", "resources.evaluate.mem=8G"]).config.resources
     assert resources.collect.gpus_per_node == 0 and resources.evaluate.time == "01:00:00"

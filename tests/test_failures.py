@@ -364,10 +364,18 @@ def told(sacct: Callable[[str], Path], *lines: str) -> list[Outcome]:
 
 def test_a_line_of_sacct_becomes_an_outcome(sacct: Callable[[str], Path]) -> None:
     line = sacct_line(
-        JobID="41_3", State="CANCELLED by 1000", AllocTRES="cpu=4,gres/gpu:a100=2,gres/gpu=2,mem=4G", JobName="a|b"
+        JobID="41_3",
+        State="CANCELLED by 4294967000",
+        AllocTRES="cpu=4,gres/gpu:a100=2,gres/gpu=2,mem=4G",
+        JobName="a|b",
     )
     (found,) = told(sacct, line, "", "slurm says hello")
-    assert found == Outcome("41_3", "a|b", "CANCELLED", 0, 0, 0, 60, 2, "n1", "", "4G", "1000", 110.0, 170.0)
+    assert found == Outcome("41_3", "a|b", "CANCELLED", 0, 0, 0, 60, 2, "n1", "", "4G", "4294967000", 110.0, 170.0)
+
+
+def test_whoever_cancelled_a_job_is_called_by_name(sacct: Callable[[str], Path]) -> None:
+    (found,) = told(sacct, sacct_line(State=f"CANCELLED by {os.getuid()}"))
+    assert found.by == subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 EXITS = [

@@ -6,6 +6,7 @@ their own: the last line of a job is what became of it, those before it are coun
 
 from __future__ import annotations
 
+import pwd
 import re
 import subprocess
 import sys
@@ -54,7 +55,7 @@ class Outcome:
     mem: str = ""
     """What it asked for, as Slurm writes it."""
     by: str = ""
-    """User id of whoever cancelled it; empty where Slurm did."""
+    """Who cancelled it; empty where Slurm did."""
     start: float | None = None
     end: float | None = None
     """Seconds since 1970, by the controller's clock."""
@@ -149,10 +150,18 @@ def _outcome(job: str, line: Sequence[str], restarts: int) -> Outcome:
         node="" if node.startswith("None") else node,
         reason="" if reason == "None" else reason,
         mem=mem,
-        by=by,
+        by=_user(by),
         start=float(start) if start.isdecimal() else None,
         end=float(end) if end.isdecimal() else None,
     )
+
+
+def _user(number: str) -> str:
+    """The name of a user id, the id itself where this node knows no such user."""
+    try:
+        return pwd.getpwuid(int(number)).pw_name
+    except (KeyError, ValueError, OverflowError):
+        return number
 
 
 def _exit(own: str, derived: str) -> tuple[int, int]:

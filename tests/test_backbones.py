@@ -292,7 +292,8 @@ def test_towers_that_cannot_be_cut_embed_and_say_so(vision: dict[str, Any], tmp_
     assert embedded.shape == (2, 32) == (2, backbone.embed_dim)
     library = open_clip.create_model(name).eval().encode_image(images)
     library = library[0] if isinstance(library, tuple) else library
-    assert torch.equal(embedded, library.reshape(2, 32))
+    # Not to the bit: another CPU multiplies the two in another order.
+    torch.testing.assert_close(embedded, library.reshape(2, 32), rtol=1e-5, atol=1e-6)
     assert (backbone.n_blocks, backbone.grid) == (0, (0, 0))
     for call in (lambda: backbone.trunk(images, 0), lambda: backbone.make_tail(0), lambda: backbone.cut_before(1)):
         with pytest.raises(UserError, match="cannot be cut"):

@@ -48,6 +48,10 @@ class Columns(Section):
     """Column that groups specimens of one sampling event; null: each image is an event of its own."""
     domain: str | None = None
     """Column with the domain (NEON eco-domain); null: every image has the unknown domain."""
+    site: str | None = None
+    """Column with the site; null: unknown."""
+    date: str | None = None
+    """Column with the date of collection, with or without a time; null: unknown."""
 
 
 class SourceSplit(Section):
@@ -62,22 +66,42 @@ class SourceSplit(Section):
     """Name of the test split in the source; it may be absent."""
 
 
-class FoldSplit(Section):
-    """Cross-validation over events: fold `fold` is tested, the next one validates, the others train."""
+class _Folds(Section):
+    """Cross-validation: fold `fold` is tested, the next one validates, the others train."""
 
-    kind: Literal["folds"]
     n: Annotated[int, Field(ge=3)] = 5
     """Number of folds."""
     fold: Annotated[int, Field(ge=0)] = 0
     """The fold that is tested."""
     seed: Seed = 0
-    """Seed of the assignment of events to folds."""
+    """Seed of the assignment to folds."""
 
     @model_validator(mode="after")
-    def _fold_exists(self) -> FoldSplit:
+    def _fold_exists(self) -> _Folds:
         if self.fold >= self.n:
             raise ValueError(f"fold {self.fold} does not exist: with n = {self.n} folds count from 0 to {self.n - 1}")
         return self
+
+
+class FoldSplit(_Folds):
+    """Cross-validation over events."""
+
+    kind: Literal["folds"]
+
+
+class GroupSplit(_Folds):
+    """Cross-validation over sites or years, so that none is on two sides: figures are of new ones."""
+
+    kind: Literal["sites", "years"]
+
+
+class DomainSplit(_Folds):
+    """Cross-validation over domains: what is tested and what validates are domains never trained on, and some site-dates
+    of those that are."""
+
+    kind: Literal["domains"]
+    held_out: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    """Share of the training domains' site-dates that test too; as many validate. They give the in-domain figures."""
 
 
 class Data(Section):
@@ -92,11 +116,18 @@ class Data(Section):
     columns: Columns = Columns()
     targets: tuple[str, ...] = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
     """Numeric columns to predict; all rows of one event share them."""
-    split: Annotated[SourceSplit | FoldSplit, Field(discriminator="kind")] = SourceSplit()
+    split: Annotated[SourceSplit | FoldSplit | GroupSplit | DomainSplit, Field(discriminator="kind")] = SourceSplit()
     on_bad_image: Literal["error", "skip"] = "error"
     """An unreadable image: stop and name it, or go on without it and record it in the results."""
     permute_targets: bool = False
     """Control: deal the events' targets out to other events of the same split, so that nothing is left to learn."""
+
+    @model_validator(mode="after")
+    def _split_has_its_column(self) -> Data:
+        column = {"domains": "domain", "sites": "site", "years": "date"}.get(self.split.kind)
+        if column and getattr(self.columns, column) is None:
+            raise ValueError(f"split.kind {self.split.kind} needs columns.{column}: name the column that holds it")
+        return self
 
     @model_validator(mode="after")
     def _targets_named_once(self) -> Data:
@@ -491,8 +522,8 @@ def config_hash(config: Config) -> str:
 
 def images_of(data: Data) -> list[Any]:
     """The part of a data section that its images depend on, as plain JSON values: neither targets nor folds."""
-    names = data.split.model_dump(mode="json", exclude={"n", "fold", "seed"})
-    return [data.source, data.revision, data.images, data.columns.image, names]
+    splits = data.split.model_dump(mode="json") if isinstance(data.split, SourceSplit) else "all"
+    return [data.source, data.revision, data.images, data.columns.image, splits]
 
 
 def features_of(config: Config) -> list[Any]:

@@ -44,6 +44,8 @@ FROZEN: Tree = {
     "data.columns.id": "public_id",
     "data.columns.event": "eventID",
     "data.columns.domain": "domainID",
+    "data.columns.site": "siteID",
+    "data.columns.date": "collectDate",
     "data.targets": ["SPEI_30d", "SPEI_1y", "SPEI_2y"],
     "data.split.kind": "source",
     "data.split.train": "train",

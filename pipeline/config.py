@@ -358,6 +358,13 @@ class Select(Section):
     """Mean over targets of the event R² (higher is better) or of the specimen MAE (lower is better), on validation."""
 
 
+class Calibrate(Section):
+    """How an event's sigma comes about: fitted to the CRPS of validation events, in-domain and out-of-domain apart."""
+
+    kind: Literal["scale", "emos"] = "scale"
+    """scale: sigma alone, from what specimens of an event share and what is each one's own; emos: the mean by a line as well."""
+
+
 class Evaluate(Section):
     """What is evaluated."""
 
@@ -457,6 +464,7 @@ class Config(Section):
     schedule: Schedule = Schedule()
     train: Train = Train()
     select: Select = Select()
+    calibrate: Calibrate = Calibrate()
     evaluate: Evaluate = Evaluate()
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """auto: the GPU if there is one; a job that was given a GPU which torch cannot use stops."""

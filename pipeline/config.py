@@ -286,6 +286,8 @@ class Model(Section):
     domain_embedding: bool = False
     """Add a learned embedding of the domain to the (normalised) image embedding."""
     head: Head = MlpHead()
+    pool: Literal["mean", "precision"] = "mean"
+    """An event's forecast from its specimens': their mean, or weighted by 1 / variance (which a probabilistic loss learns)."""
     standardize_targets: bool = False
     """Learn targets scaled by the training events' mean and sd; predictions come back in the targets' own units."""
 
@@ -299,6 +301,45 @@ class Model(Section):
 
 
 # ---------------------------------------------------------------- training
+class PlainLoss(Section):
+    """A loss without options."""
+
+    kind: Literal["mse", "crps", "nll"] = "mse"
+    """Squared error of a point; or mean and sigma of a normal distribution by CRPS or by negative log-likelihood."""
+
+
+class StudentTLoss(Section):
+    """Negative log-likelihood of a Student-t distribution: an outlier among specimens counts for less."""
+
+    kind: Literal["student_t"]
+    df: float = Field(5.0, gt=2)
+    """Degrees of freedom."""
+
+
+class QuantileLoss(Section):
+    """Pinball loss of several quantiles."""
+
+    kind: Literal["quantiles"]
+    levels: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=2)] = (
+        0.05,
+        0.25,
+        0.5,
+        0.75,
+        0.95,
+    )
+    """Levels of the quantiles, in ascending order."""
+
+    @field_validator("levels")
+    @classmethod
+    def _ascend(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
+        if list(levels) != sorted(set(levels)):
+            raise ValueError("levels must ascend, and none stand twice")
+        return levels
+
+
+Loss = Annotated[PlainLoss | StudentTLoss | QuantileLoss, Field(discriminator="kind")]
+
+
 class Augment(Section):
     """Augmentations of cached features, applied in this order; 0 turns one off."""
 
@@ -459,6 +500,7 @@ class Config(Section):
     backbone: Backbone = OpenClip()
     features: Features = Features()
     model: Model = Model()
+    loss: Loss = PlainLoss()
     augment: Augment = Augment()
     optim: Optim = Optim()
     schedule: Schedule = Schedule()
@@ -477,6 +519,14 @@ class Config(Section):
         if task not in TASKS:
             raise ValueError(f"there is no task {task!r}; the tasks are: {', '.join(TASKS)}")
         return task
+
+    @model_validator(mode="after")
+    def _ridge_has_its_loss(self) -> Config:
+        if self.model.head.kind == "ridge" and self.loss.kind != "mse":
+            raise ValueError(
+                f"model.head.kind ridge minimises squared errors: loss.kind {self.loss.kind} needs head.kind mlp"
+            )
+        return self
 
     @model_validator(mode="after")
     def _encoder_fits_backbone(self) -> Config:

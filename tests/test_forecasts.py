@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import WorkError
-from pipeline.metrics.events import add_forecasts, event_table, fit_calibrations, specimen_table
+from pipeline.metrics.events import Prediction, add_forecasts, event_table, fit_calibrations, specimen_table
 from pipeline.metrics.report import Training, make_report
 
 TARGETS = ("a", "b")
@@ -31,9 +31,14 @@ def table(n_events: int, seed: int, domains: tuple[str | None, ...] = ("1", "2",
     return rows.assign(a=values[event, 0], b=values[event, 1])
 
 
-def predictions(rows: pd.DataFrame, seed: int, error: float = 0.7) -> Any:
+def predictions(rows: pd.DataFrame, seed: int, error: float = 0.7) -> Prediction:
     rng = np.random.default_rng(seed)
-    return (rows[list(TARGETS)].to_numpy() + rng.normal(0, error, (len(rows), 2))).astype("float32")
+    return said((rows[list(TARGETS)].to_numpy() + rng.normal(0, error, (len(rows), 2))).astype("float32"))
+
+
+def said(mean: Any) -> Prediction:
+    """What a point model says."""
+    return Prediction(mean, np.ones_like(mean))
 
 
 def forecasts(
@@ -42,13 +47,13 @@ def forecasts(
     """Specimens and events of `rows` with forecasts that are calibrated on other events."""
     held_out = table(120, 99) if held_out is None else held_out
     fitted = fit_calibrations(
-        event_table(specimen_table(held_out, TARGETS, predictions(held_out, 98)), TARGETS),
+        event_table(specimen_table(held_out, TARGETS, predictions(held_out, 98)), TARGETS, "mean"),
         TARGETS,
         TRAIN.domains,
         "scale",
     )
     specimens = specimen_table(rows, TARGETS, predicted)
-    return specimens, add_forecasts(event_table(specimens, TARGETS), fitted, TRAIN.domains, TARGETS)
+    return specimens, add_forecasts(event_table(specimens, TARGETS, "mean"), fitted, TRAIN.domains, TARGETS)
 
 
 def report(rows: pd.DataFrame, predicted: Any) -> dict[str, Any]:
@@ -60,7 +65,7 @@ def test_an_event_of_one_specimen_has_a_sigma_and_many_specimens_do_not_make_it_
     rows = pd.concat(
         [table(1, 0).iloc[[0]], pd.DataFrame({"id": range(500), "event": "many", "domain": "1", "a": 0.0, "b": 0.0})]
     )
-    _, events = forecasts(rows.reset_index(drop=True), np.zeros((501, 2), "float32"))
+    _, events = forecasts(rows.reset_index(drop=True), said(np.zeros((501, 2), "float32")))
     assert events["n"].tolist() == [1, 500]
     sigma = events[["a_sigma", "b_sigma"]].to_numpy()
     assert np.isfinite(sigma).all() and (sigma > 0.02).all() and (sigma[1] <= sigma[0]).all()
@@ -74,7 +79,9 @@ def test_a_forecast_does_not_depend_on_the_order_of_specimens(random: Any) -> No
     order = list(range(len(rows)))
     random.shuffle(order)
     _, one = forecasts(rows, predicted)
-    _, other = forecasts(rows.iloc[order].reset_index(drop=True), predicted[order])
+    _, other = forecasts(
+        rows.iloc[order].reset_index(drop=True), Prediction(predicted.mean[order], predicted.variance[order])
+    )
     together = one.merge(other, on="group", suffixes=("", "_other"))
     assert len(together) == 12
     for name in ("a_mu", "a_sigma", "b_mu", "b_sigma", "n"):
@@ -100,15 +107,15 @@ def test_a_good_forecast_scores_better_than_the_spread_of_the_training_events() 
     rows = table(60, 5)
     found = report(rows, predictions(rows, 6, error=0.2))
     assert found["summary"]["rms"] < found["summary"]["mean_predictor"]["rms"]
-    truth = event_table(specimen_table(rows, TARGETS, predictions(rows, 6)), TARGETS)["a"]
+    truth = event_table(specimen_table(rows, TARGETS, predictions(rows, 6)), TARGETS, "mean")["a"]
     expected = scoringrules.crps_normal(truth, 0.0, 1.0).mean()
     assert found["a"]["mean_predictor"]["CRPS"] == pytest.approx(expected)
 
 
 def test_an_event_whose_domain_is_not_known_is_forecast_like_one_of_a_new_domain() -> None:
     rows = table(3, 7, domains=(None, "99"))
-    _, events = forecasts(rows, np.zeros((len(rows), 2), "float32"))
-    _, twins = forecasts(rows.assign(domain="1234"), np.zeros((len(rows), 2), "float32"))
+    _, events = forecasts(rows, said(np.zeros((len(rows), 2), "float32")))
+    _, twins = forecasts(rows.assign(domain="1234"), said(np.zeros((len(rows), 2), "float32")))
     np.testing.assert_allclose(events["a_sigma"], twins["a_sigma"])
 
 
@@ -122,7 +129,7 @@ def test_without_events_of_new_domains_there_is_no_score_over_both() -> None:
 def test_predictions_that_are_not_finite_give_null_and_valid_json() -> None:
     rows = table(20, 10)
     predicted = predictions(rows, 11)
-    predicted[0, 0] = np.nan
+    predicted.mean[0, 0] = np.nan
     found = report(rows, predicted)
     assert found["a"]["CRPS"] is None and found["b"]["CRPS"] is not None
     assert json.loads(json.dumps(found, allow_nan=False)) == found
@@ -130,6 +137,8 @@ def test_predictions_that_are_not_finite_give_null_and_valid_json() -> None:
 
 def test_a_model_that_says_nothing_finite_cannot_be_calibrated() -> None:
     rows = table(20, 12)
-    events = event_table(specimen_table(rows, TARGETS, np.full((len(rows), 2), np.nan, "float32")), TARGETS)
+    events = event_table(
+        specimen_table(rows, TARGETS, said(np.full((len(rows), 2), np.nan, "float32"))), TARGETS, "mean"
+    )
     with pytest.raises(WorkError, match="no prediction of a for the validation events is finite"):
         fit_calibrations(events, TARGETS, TRAIN.domains, "scale")

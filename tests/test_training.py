@@ -405,7 +405,7 @@ def test_the_validation_loss_is_a_mean_over_validation(config_of: MakeConfig) ->
     validation = train._samples(inputs, facts, "validation", device)
     assert len(validation) != len(inputs.table("train"))
     _, loss = loop.validate(model, validation, config)
-    errors = predict(model, validation) - validation.targets.numpy()
+    errors = predict(model, validation).mean - validation.targets.numpy()
     assert loss == pytest.approx(float(np.square(errors).mean()), rel=1e-5)
 
 

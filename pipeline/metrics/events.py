@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,24 +14,54 @@ from pipeline.errors import WorkError
 from pipeline.metrics.calibration import Calibration, Forecast, Kind, fit_parts
 from pipeline.metrics.regression import event_means
 
+Array = NDArray[np.float64]
+Pool = Literal["mean", "precision"]
 Calibrations = Mapping[str, Mapping[str, Calibration]]
 """Target → part (in_domain, out_of_domain) → calibration."""
 
 
-def specimen_table(table: pd.DataFrame, targets: Sequence[str], predictions: NDArray[np.float32]) -> pd.DataFrame:
-    """A row per specimen: id, group (its event), domain, each target and `<target>_prediction` from [N, n_targets]."""
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of N specimens: mean and variance [N, n_targets], in the targets' units."""
+
+    mean: NDArray[np.float32]
+    variance: NDArray[np.float32]
+
+
+def specimen_table(table: pd.DataFrame, targets: Sequence[str], predicted: Prediction) -> pd.DataFrame:
+    """A row per specimen: id, group (its event), domain, each target, `<target>_prediction` and `<target>_variance`."""
     frame = table[["id", "event", "domain", *targets]].rename(columns={"event": "group"})
-    return frame.assign(**{f"{t}_prediction": predictions[:, i].astype("float64") for i, t in enumerate(targets)})
+    for i, target in enumerate(targets):
+        frame[f"{target}_prediction"] = predicted.mean[:, i].astype("float64")
+        frame[f"{target}_variance"] = predicted.variance[:, i].astype("float64")
+    return frame
 
 
-def event_table(specimens: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
-    """A row per event, in the order in which they appear: group, domain, n (specimens), each target and `<target>_mean`."""
+def event_table(specimens: pd.DataFrame, targets: Sequence[str], pool: Pool) -> pd.DataFrame:
+    """A row per event, in the order in which they appear: group, domain, n (specimens), each target, and of each its pooled
+    `<target>_mean` and `<target>_variance` (that of one specimen)."""
     groups = specimens.groupby("group", sort=False)
     events = groups[["domain", *targets]].first().assign(n=groups.size()).reset_index()
-    predictions = specimens[[f"{target}_prediction" for target in targets]].to_numpy("float64")
-    # Not pandas' mean, which would pass over a prediction that is no number.
-    means = event_means(predictions, pd.factorize(specimens["group"])[0].astype("int64"))
-    return events.assign(**{f"{target}_mean": means[:, i] for i, target in enumerate(targets)})
+    numbers = pd.factorize(specimens["group"])[0].astype("int64")
+    of_specimens, variances = (
+        specimens[[f"{target}_{of}" for target in targets]].to_numpy("float64") for of in ("prediction", "variance")
+    )
+    mean, variance = pool_events(of_specimens, variances, numbers, pool)
+    for i, target in enumerate(targets):
+        events[f"{target}_mean"], events[f"{target}_variance"] = mean[:, i], variance[:, i]
+    return events
+
+
+def pool_events(mean: Array, variance: Array, events: NDArray[np.int64], pool: Pool) -> tuple[Array, Array]:
+    """Mean and variance of specimens [N, …] → an event's mean and the variance of one of its specimens [n_events, …].
+
+    `mean`: plain means of both. `precision`: means weighted by 1 / variance, and the harmonic mean of the variances, so that
+    variance / n is that of the weighted mean. A value that is not finite makes its event's so.
+    """
+    if pool == "mean":
+        return event_means(mean, events), event_means(variance, events)
+    precision = event_means(1 / variance, events)
+    return event_means(mean / variance, events) / precision, 1 / precision
 
 
 def fit_calibrations(
@@ -42,7 +73,7 @@ def fit_calibrations(
     fitted = {}
     for target in targets:
         forecast, truth = _forecast(events, target), events[target].to_numpy("float64")
-        rows = np.isfinite(forecast.mean)
+        rows = np.isfinite(forecast.mean) & np.isfinite(forecast.variance)
         if not rows.any():
             raise WorkError(f"no prediction of {target} for the validation events is finite: lower optim.lr")
         fitted[target] = fit_parts(truth[rows], forecast[rows], known[rows], new[rows], kind)
@@ -64,5 +95,5 @@ def add_forecasts(
 
 
 def _forecast(events: pd.DataFrame, target: str) -> Forecast:
-    """A point model says nothing of its variance: 1, for the calibration to scale."""
-    return Forecast(events[f"{target}_mean"].to_numpy("float64"), np.ones(len(events)), events["n"].to_numpy("float64"))
+    columns = (events[name].to_numpy("float64") for name in (f"{target}_mean", f"{target}_variance", "n"))
+    return Forecast(*columns)

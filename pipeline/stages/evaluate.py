@@ -19,7 +19,7 @@ from pipeline.errors import WorkError
 from pipeline.features.bank import make_bank
 from pipeline.layout import TrialDir, atomic_path, write_json, write_text
 from pipeline.metrics.calibration import Calibration
-from pipeline.metrics.events import add_forecasts, event_table, specimen_table
+from pipeline.metrics.events import Prediction, add_forecasts, event_table, specimen_table
 from pipeline.metrics.regression import event_r2
 from pipeline.metrics.report import Training
 from pipeline.models.regressor import Regressor
@@ -54,7 +54,7 @@ def run(config: Config, trial: TrialDir) -> dict[str, Any]:
     device = choose_device(config.device)
     model = load_model(config, trial, _backbone(inputs)).to(device)
     frame, difference = _predict_split(config, inputs, model, load_facts(trial), split)
-    events = forecast_events(frame, config.data.targets, record, _train_domains(inputs))
+    events = forecast_events(frame, config, record, _train_domains(inputs))
     results = make_results(config, inputs, (frame, events), split, record)
     if difference is not None:
         results["summary"]["features_difference"] = difference
@@ -76,14 +76,15 @@ def choose_split(config: Config, inputs: Inputs) -> Split:
 
 
 def forecast_events(
-    specimens: pd.DataFrame, targets: Sequence[str], record: dict[str, Any], train_domains: Sequence[str]
+    specimens: pd.DataFrame, config: Config, record: dict[str, Any], train_domains: Sequence[str]
 ) -> pd.DataFrame:
     """The events of these specimens with calibrated forecasts."""
     calibrations = {
         target: {part: Calibration(**values) for part, values in parts.items()}
         for target, parts in record["calibration"].items()
     }
-    return add_forecasts(event_table(specimens, targets), calibrations, train_domains, targets)
+    targets = config.data.targets
+    return add_forecasts(event_table(specimens, targets, config.model.pool), calibrations, train_domains, targets)
 
 
 def make_results(config: Config, inputs: Inputs, tables: Tables, split: str, record: dict[str, Any]) -> dict[str, Any]:
@@ -193,12 +194,12 @@ def _predict_split(
     if config.evaluate.inputs == "features":
         return specimen_table(table, facts.targets, cached), None
     images = predict_images(config, model, inputs.backbone, facts, inputs.dataset, table)
-    return specimen_table(table, facts.targets, images), {
-        "max_abs": float(np.abs(images - cached).max())
-    } | _r2_difference(table, facts, images, cached)
+    difference = {"max_abs": float(np.abs(images.mean - cached.mean).max())}
+    r2s = _r2_difference(table, facts, images.mean, cached.mean)
+    return specimen_table(table, facts.targets, images), {**difference, **r2s}
 
 
-def _from_features(config: Config, inputs: Inputs, model: Regressor, facts: Facts, split: Split) -> Predictions:
+def _from_features(config: Config, inputs: Inputs, model: Regressor, facts: Facts, split: Split) -> Prediction:
     device = next(model.parameters()).device
     bank = make_bank(inputs.store, inputs.positions(split).to_numpy(), torch.device(device), config.resources.residence)
     return predict(model, make_samples(bank, inputs.table(split), facts, device))

@@ -6,10 +6,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -23,6 +21,7 @@ from pipeline.experiment import load_config
 from pipeline.features.forward import compute_features
 from pipeline.images import load_batches
 from pipeline.layout import TrialDir, root, trained_root
+from pipeline.metrics.events import Prediction
 from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, load_facts, load_model, read_trained
 from pipeline.training.samples import domain_names
@@ -30,8 +29,8 @@ from pipeline.training.samples import domain_names
 
 def predict_images(
     config: Config, model: Regressor, backbone: Backbone, facts: Facts, dataset: Dataset, table: pd.DataFrame
-) -> NDArray[np.float32]:
-    """Predictions [N, n_targets] for the rows of `table`, from their images, in fp32 throughout."""
+) -> Prediction:
+    """Mean and variance [N, n_targets] for the rows of `table`, from their images, in fp32 throughout."""
     device, positions, size = model.target_mean.device, table.index.tolist(), config.resources.extract_batch
     chunks = [positions[start : start + size] for start in range(0, len(positions), size)]
     batches = load_batches(dataset, chunks, backbone.to(device).transform, config.resources.decode_threads)
@@ -40,7 +39,8 @@ def predict_images(
         _predict_batch(config, model, backbone, batch.images.to(device), domains)
         for batch, domains in zip(batches, rows, strict=True)
     ]
-    return torch.cat(parts).numpy()
+    mean, variance = (torch.cat(each).numpy() for each in zip(*parts, strict=True))
+    return Prediction(mean, variance)
 
 
 def predict_files(
@@ -64,7 +64,7 @@ def predict_files(
     backbone.to(where)
     for file in files:
         images = backbone.transform(_open(file)).unsqueeze(0).to(where)
-        values = _predict_batch(config, model, backbone, images, facts.domain_rows([domain], where))[0]
+        values = _predict_batch(config, model, backbone, images, facts.domain_rows([domain], where))[0][0]
         yield dict(zip(facts.targets, values.tolist(), strict=True))
 
 
@@ -101,11 +101,14 @@ def _find_trial(folder: Path) -> TrialDir:
     )
 
 
-def _predict_batch(config: Config, model: Regressor, backbone: Backbone, images: Tensor, domains: Tensor) -> Tensor:
+def _predict_batch(
+    config: Config, model: Regressor, backbone: Backbone, images: Tensor, domains: Tensor
+) -> tuple[Tensor, Tensor]:
     kind, blocks = token_kind(config)
     with torch.inference_mode():
         features = compute_features(backbone, images, kind, backbone.cut_before(blocks) if kind == "cut" else None)
-        return model.predict(features, domains).cpu()
+        mean, variance = model.predict(features, domains)
+        return mean.cpu(), variance.cpu()
 
 
 def _open(file: Path) -> Image.Image:

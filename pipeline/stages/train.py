@@ -108,7 +108,7 @@ def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Regressor, F
 def _calibrate(model: Regressor, validation: Samples, inputs: Inputs, facts: Facts) -> dict[str, Any]:
     """Calibrations of each target, as JSON, from the validation events."""
     specimens = specimen_table(inputs.table("validation"), facts.targets, predict(model, validation))
-    events = event_table(specimens, facts.targets)
+    events = event_table(specimens, facts.targets, inputs.config.model.pool)
     fitted = fit_calibrations(events, facts.targets, facts.domains, inputs.config.calibrate.kind)
     return {target: {part: asdict(one) for part, one in parts.items()} for target, parts in fitted.items()}
 

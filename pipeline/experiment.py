@@ -124,7 +124,8 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = (), below: La
     validate = partial(_validate, places=document.places, path=path, absolute=_path_finder())
     plain = validate(document.values)
     cells = list(_cells(document.values, fixed, axes, validate))
-    return Experiment(path, tuple(overrides), _name_trials(cells, plain))
+    named = set(flatten(fixed)).union(*(flatten({key: value}) for key, values in axes.items() for value in values))
+    return Experiment(path, tuple(overrides), _name_trials(cells, plain, named))
 
 
 def load_config(path: Path) -> Config:
@@ -347,7 +348,7 @@ def _nested(key: str, value: Any) -> Tree:
 
 
 # ---------------------------------------------------------------- names
-def _name_trials(configs: list[Config], plain: Config) -> list[Trial]:
+def _name_trials(configs: list[Config], plain: Config, named: set[str]) -> list[Trial]:
     """Name each trial by what distinguishes it from the YAML, and by its hash; a folder of that hash keeps its name."""
     base = science(plain)
     existing = {name.rpartition("-")[2]: name for name in experiment_dir(configs[0]).folders()}
@@ -357,7 +358,7 @@ def _name_trials(configs: list[Config], plain: Config) -> list[Trial]:
         full = digest(values)
         if full not in by_hash:
             short = full[:HASH_DIGITS]
-            by_hash[full] = Trial(existing.get(short) or f"{_label(values, base)}-{short}", config)
+            by_hash[full] = Trial(existing.get(short) or f"{_label(values, base, named)}-{short}", config)
         elif (twin := by_hash[full].config) != config:
             raise _one_model_twice(twin, config)
     return list(by_hash.values())
@@ -372,9 +373,11 @@ def _one_model_twice(a: Config, b: Config) -> UserError:
     )
 
 
-def _label(values: Tree, base: Tree) -> str:
-    changed = {key: value for key, value in changes(values, base).items() if key not in UNNAMED}
-    parts = [f"{key.rpartition('.')[2]}={_short(value)}" for key, value in changed.items()] + [f"seed={values['seed']}"]
+def _label(values: Tree, base: Tree, named: set[str]) -> str:
+    """What overrides and grid changed (`named`): not the defaults that come with another kind. `loss.kind` is called `loss`."""
+    changed = {key: value for key, value in changes(values, base).items() if key in named - UNNAMED}
+    words = {key: key.removesuffix(".kind").rpartition(".")[2] for key in changed}
+    parts = [f"{words[key]}={_short(value)}" for key, value in changed.items()] + [f"seed={values['seed']}"]
     label = ",".join(parts)
     return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - len(parts[-1]) - 3].rstrip(",") + "..," + parts[-1]
 

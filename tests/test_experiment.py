@@ -326,6 +326,12 @@ def test_a_trial_has_one_name_whichever_way_it_is_asked_for(overrides: list[str]
     assert asked.name in [trial.name for trial in load_experiment(LORA, overrides).trials]
 
 
+def test_another_kind_is_called_by_its_block_and_brings_no_defaults_into_the_name() -> None:
+    overrides = ["data.columns.domain=domainID", "data.split={kind: domains, n: 4}", "loss.kind=crps,quantiles"]
+    names = [trial.name.rpartition("-")[0] for trial in load_experiment(LORA, overrides).trials]
+    assert names == [f"n=4,split=domains,loss={loss},seed=0" for loss in ("crps", "quantiles")]
+
+
 def test_a_folder_keeps_its_name_when_the_yaml_changes_what_is_ordinary() -> None:
     write("a.yaml", "optim: {lr: 1e-3}\n")
     first = load_experiment("a.yaml", ["optim.lr=5e-3"])

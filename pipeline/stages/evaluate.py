@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,14 @@ from pipeline.device import choose_device, gpu_name, make_deterministic, set_thr
 from pipeline.errors import WorkError
 from pipeline.features.bank import make_bank
 from pipeline.layout import TrialDir, atomic_path, write_json, write_text
-from pipeline.metrics.calibration import Calibration
-from pipeline.metrics.events import Prediction, add_forecasts, event_table, specimen_table
+from pipeline.metrics.events import Prediction, specimen_table
 from pipeline.metrics.regression import event_r2
 from pipeline.metrics.report import Training
 from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, load_facts, load_model, read_trained
 from pipeline.provenance import loaded_code, provenance
 from pipeline.stages.inputs import Inputs, Split, differences, load_inputs
-from pipeline.stages.predict import predict_images
+from pipeline.stages.predict import forecast_events, predict_images
 from pipeline.tasks import load_task
 from pipeline.training.samples import make_samples, predict
 
@@ -73,18 +71,6 @@ def choose_split(config: Config, inputs: Inputs) -> Split:
     if not len(inputs.positions(wanted)):
         raise WorkError(f"evaluate.split is {wanted}, but the data have no such images; set evaluate.split=validation")
     return wanted
-
-
-def forecast_events(
-    specimens: pd.DataFrame, config: Config, record: dict[str, Any], train_domains: Sequence[str]
-) -> pd.DataFrame:
-    """The events of these specimens with calibrated forecasts."""
-    calibrations = {
-        target: {part: Calibration(**values) for part, values in parts.items()}
-        for target, parts in record["calibration"].items()
-    }
-    targets = config.data.targets
-    return add_forecasts(event_table(specimens, targets, config.model.pool), calibrations, train_domains, targets)
 
 
 def make_results(config: Config, inputs: Inputs, tables: Tables, split: str, record: dict[str, Any]) -> dict[str, Any]:

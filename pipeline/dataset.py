@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Data, SourceSplit
+from pipeline.config import Data, DomainSplit, SourceSplit
 from pipeline.errors import UserError
 from pipeline.sources import open_source
 from pipeline.sources.base import Source
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 OWN_COLUMNS = ("split", "source_split", "row", "id", "event", "domain", "site", "date")
+OWN_ENDS = ("prediction", "variance", "mean", "mu", "sigma")
+"""What follows a target's name in the columns of predictions and forecasts."""
+OFFSET = r"(?:Z|[+-]\d\d:?\d\d)$"
 WHOLE = re.compile(r"-?\d+(\.0+)?")
 
 
@@ -117,7 +120,7 @@ def load_dataset_table(data: Data) -> Dataset:
     dataset = Dataset(table, data.targets, source, data.columns.image)
     dataset = replace(dataset, warnings=_check_events(dataset, data))
     if not isinstance(data.split, SourceSplit):
-        _check_groups(dataset, data)
+        dataset = replace(dataset, warnings=(*dataset.warnings, *_check_groups(dataset, data)))
         table["split"] = assign(table, data.split)
     if data.permute_targets:
         table[list(data.targets)] = permuted_targets(table, data.targets)
@@ -144,8 +147,8 @@ def _signature(source: Source, splits: tuple[str, ...], column: str) -> str:
 
 
 def _check_names(data: Data) -> None:
-    taken = [name for name in data.targets if name in OWN_COLUMNS]
-    if taken:
+    own = {*OWN_COLUMNS, "group", "n", *(f"{target}_{end}" for target in data.targets for end in OWN_ENDS)}
+    if taken := [name for name in data.targets if name in own]:
         raise UserError(f"data.targets: {taken[0]!r} is a name Carabid itself uses. Rename the column.")
 
 
@@ -169,18 +172,26 @@ def choose_splits(exist: list[str], data: Data) -> dict[str, str]:
     return {name: key for key, name in wanted.items() if name in exist}
 
 
-def _check_groups(dataset: Dataset, data: Data) -> None:
-    """Every row has the domain, site or date by which it is dealt to folds. Raises UserError at the first that has not."""
+def _check_groups(dataset: Dataset, data: Data) -> tuple[str, ...]:
+    """Warnings; raises UserError at the first row without the domain, site or date by which it is dealt to folds."""
     name = {"domains": "domain", "sites": "site", "years": "date"}.get(data.split.kind)
     if name is None:
-        return
-    empty = dataset.table.index[dataset.table[name].isna()]
+        return ()
+    table, column = dataset.table, getattr(data.columns, name)
+    empty = table.index[table[name].isna()]
     if len(empty):
         raise UserError(
-            f"{dataset.where(int(empty[0]))}: column {getattr(data.columns, name)} (data.columns.{name}) is empty, in "
-            f"{len(empty)} rows in all, so that data.split.kind={data.split.kind} cannot tell on which side they belong. "
-            "Fill it in, or choose another split."
+            f"{dataset.where(int(empty[0]))}: column {column} (data.columns.{name}) is empty or holds no {name}, in "
+            f"{len(empty)} rows in all: data.split.kind={data.split.kind} cannot tell on which side they belong. Fill it in, "
+            "or choose another split."
         )
+    alone = table.loc[table["site"].isna() | table["date"].isna(), "event"].nunique() if name == "domain" else 0
+    if not alone or not isinstance(data.split, DomainSplit) or not data.split.held_out:
+        return ()
+    return (
+        f"{alone} events have no site or no date (data.columns.site, date): they are held out one by one, and another event of "
+        "their site and day may be trained on",
+    )
 
 
 def permuted_targets(table: pd.DataFrame, targets: tuple[str, ...], seed: int = 0) -> NDArray[np.float64]:
@@ -224,7 +235,7 @@ def _split_table(source: Source, data: Data, name: str, split: str) -> pd.DataFr
     table["event"] = _events(source, data, name, cells)
     table["domain"] = _names(cells, data.columns.domain, "data.columns.domain")
     table["site"] = _names(cells, data.columns.site, "data.columns.site")
-    table["date"] = _dates(source, data, name, cells)
+    table["date"] = _dates(data, cells)
     for target in data.targets:
         table[target] = _numbers(source, name, target, _plain(cells, target, "data.targets"))
     return table
@@ -285,20 +296,14 @@ def _names(cells: pd.DataFrame, column: str | None, key: str) -> pd.Series:
     return pd.Series(known, dtype=object)  # pandas' own text type would turn None into NaN
 
 
-def _dates(source: Source, data: Data, split: str, cells: pd.DataFrame) -> pd.Series:
-    """Days as `2017-07-11`, None where unknown. Raises UserError at the first cell that is no date."""
+def _dates(data: Data, cells: pd.DataFrame) -> pd.Series:
+    """Days as `2017-07-11`, as they are written: a time and its offset are left off. None for what is empty or no date."""
     import pandas as pd
 
     texts = _names(cells, data.columns.date, "data.columns.date")
-    given = texts.dropna().astype(str)
-    days = pd.to_datetime(given, format="ISO8601", errors="coerce", utc=True)
-    if days.isna().any():
-        row = int(days.index[days.isna()][0])
-        raise UserError(
-            f"{source.where(split, row)}: column {data.columns.date} (data.columns.date) holds {texts[row]!r}, which is no "
-            "date. Write it as 2017-07-11, with or without a time."
-        )
-    return texts.where(texts.isna(), days.dt.strftime("%Y-%m-%d").reindex(texts.index))
+    days = pd.to_datetime(texts.astype(str).str.replace(OFFSET, "", regex=True), format="ISO8601", errors="coerce")
+    written = days.dt.strftime("%Y-%m-%d").astype(object)
+    return written.where(days.notna(), None)
 
 
 def _plain(cells: pd.DataFrame, column: str, key: str) -> pd.Series:

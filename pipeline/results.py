@@ -21,7 +21,7 @@ from pipeline.state import damaged, planned_trials, trial_config, trial_state
 REPLICATES = ("seed", "data.split.fold")
 """Trials that differ in these alone are repetitions of one another: the table shows their mean ± sd."""
 PARTS = ("", "in_domain", "out_of_domain")
-FIGURES = ("r2", "MAE", "RMSE", "CRPS")
+FIGURES = ("r2", "MAE", "RMSE")
 LOWER_IS_BETTER = ("MAE", "RMSE", "CRPS", "rms")
 Figures = dict[str, float | None]
 
@@ -187,9 +187,12 @@ def _figures(results: dict[str, Any]) -> Figures:
         for part in PARTS:
             values = block[part] if part else block
             figures |= {f"{prefix}{part}{'.' if part else ''}{name}": values[name] for name in FIGURES}
-    figures["rms"] = results["summary"]["rms"]
+            figures[f"{prefix}{part}{'.' if part else ''}CRPS"] = values.get(
+                "CRPS"
+            )  # results of before there were forecasts
+    figures["rms"] = results["summary"].get("rms")
     figures["mean_predictor.in_domain.r2"] = results["summary"]["mean_predictor"]["in_domain"]["r2"]
-    figures["mean_predictor.rms"] = results["summary"]["mean_predictor"]["rms"]
+    figures["mean_predictor.rms"] = results["summary"]["mean_predictor"].get("rms")
     return figures
 
 

@@ -102,17 +102,22 @@ def _sizes(table: pd.DataFrame, units: Sequence[str]) -> dict[str, int]:
 
 
 def _hold_out(table: pd.DataFrame, chosen: list[str], split: DomainSplit) -> list[str]:
-    """Some site-dates of the training domains go to test, as many to validation: whole ones, with all their events."""
-    names = site_dates(table)
-    units = joined(table["event"], names)
-    inside = shuffled((unit for unit, role in zip(units, chosen, strict=True) if role == "train"), split.seed)
-    n = math.ceil(split.held_out * len(inside))
-    if 2 * n >= len(inside) > 0 and n:
+    """Some site-dates of the training domains go to test, as many to validation: whole ones, with all their events.
+
+    One of each domain stays: a domain of which nothing is trained on would be a new one, on both sides.
+    """
+    units = joined(table["event"], site_dates(table))
+    domain_of = {u: d for u, d, role in zip(units, table["domain"], chosen, strict=True) if role == "train"}
+    order = shuffled(domain_of, split.seed)
+    staying = {domain_of[unit]: unit for unit in order}  # the last one of each domain
+    free = [unit for unit in order if unit != staying[domain_of[unit]]]
+    n = math.ceil(split.held_out * len(order))
+    if 2 * n > len(free):
         raise UserError(
-            f"data.split.held_out = {split.held_out}: of {len(inside)} site-dates in the training domains nothing would be "
-            "left to train on. Choose a smaller share, or 0."
+            f"data.split.held_out = {split.held_out}: of {len(order)} site-dates in the training domains {2 * n} would be held "
+            f"out, and one of each domain must stay. Choose a smaller share, or 0."
         )
-    held = dict.fromkeys(inside[:n], "test") | dict.fromkeys(inside[n : 2 * n], "validation")
+    held = dict.fromkeys(free[:n], "test") | dict.fromkeys(free[n : 2 * n], "validation")
     return [held.get(unit, role) if role == "train" else role for unit, role in zip(units, chosen, strict=True)]
 
 

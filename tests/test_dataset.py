@@ -250,15 +250,37 @@ def test_where_no_column_says_so_site_and_date_are_unknown(tmp_path: Path) -> No
     assert table["site"].tolist() == table["date"].tolist() == [None] * len(ROWS)
 
 
-def test_what_is_no_date_is_named_with_its_row(tmp_path: Path) -> None:
+def test_a_time_of_day_with_an_offset_moves_no_event_into_another_year(tmp_path: Path) -> None:
+    rows = [*DATES, "a.png,D,4,9,HARV,2019-12-31T20:00:00-05:00,3,3,train"]
+    assert load(tmp_path, rows, DATED, **WITH_SITES).table["date"].tolist()[2] == "2019-12-31"
+
+
+def test_what_is_no_date_is_unknown_and_named_where_it_is_needed(tmp_path: Path) -> None:
     rows = [*DATES, "a.png,D,4,9,HARV,last summer,3,3,train"]
-    with pytest.raises(UserError, match=r"data\.csv, line 5: column day \(data\.columns\.date\) holds 'last summer'"):
-        load(tmp_path, rows, DATED, **WITH_SITES)
+    assert load(tmp_path, rows, DATED, **WITH_SITES).table["date"].isna().tolist() == [False, False, True, False]
+    with pytest.raises(UserError, match=r"line 5: column day \(data\.columns\.date\) is empty or holds no date"):
+        load(tmp_path, rows, DATED, split=GroupSplit(kind="years", n=3), **WITH_SITES)
+
+
+def test_events_without_site_or_date_are_held_out_with_a_warning(tmp_path: Path) -> None:
+    rows = [f"a.png,n{i},{i},{i % 4},S,{'' if i < 3 else f'2010-01-{i + 1:02d}'},{i},1,train" for i in range(30)]
+    split = DomainSplit(kind="domains", n=4)
+    (warning,) = load(tmp_path, rows, DATED, split=split, **WITH_SITES).warnings
+    assert warning.startswith("3 events have no site or no date")
+
+
+@pytest.mark.parametrize("name", ["date", "n", "group", "y_mean", "y_sigma"])
+def test_a_target_named_like_a_column_of_ours_is_refused(tmp_path: Path, name: str) -> None:
+    header = HEADER.replace("z", name)
+    with pytest.raises(UserError, match=f"data.targets: '{name}' is a name Carabid itself uses"):
+        load(tmp_path, ROWS, header, targets=("y", name))
 
 
 def test_a_row_without_what_it_is_dealt_by_is_named(tmp_path: Path) -> None:
     rows = [*DATES, "a.png,D,4,9,,2021-04-14,3,3,train"]
-    with pytest.raises(UserError, match=r"line 5: column site \(data\.columns\.site\) is empty, in 1 rows in all"):
+    with pytest.raises(
+        UserError, match=r"line 5: column site \(data\.columns\.site\) is empty or holds no site, in 1 rows in all"
+    ):
         load(tmp_path, rows, DATED, split=GroupSplit(kind="sites", n=3), **WITH_SITES)
 
 

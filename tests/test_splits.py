@@ -150,12 +150,26 @@ def test_a_share_of_the_training_domains_site_dates_is_held_out_for_each_of_test
         assert {role: len(them) for role, them in places.items()} == {"train": 40 - 2 * n, "validation": n, "test": n}
 
 
+@given(tables(), st.integers(0, 2), st.integers(0, 50), st.sampled_from([0.1, 0.3]))
+def test_a_domain_is_trained_on_or_new_on_one_side_alone(
+    table: pd.DataFrame, fold: int, seed: int, held_out: float
+) -> None:
+    small = pd.DataFrame([("x", "D0", "D0-only", "2010-01-01")], columns=["event", "domain", "site", "date"])
+    table = pd.concat([table[table["domain"] != "D0"], small], ignore_index=True)
+    try:
+        roles = assign(table, DomainSplit(kind="domains", n=3, fold=fold, seed=seed, held_out=held_out))
+    except UserError:
+        assume(False)
+    domains = sides(table, roles, "domain")
+    assert not (domains["test"] & domains["validation"]) - domains["train"]
+
+
 def test_holding_out_so_much_that_nothing_is_left_is_refused() -> None:
     table = pd.DataFrame(
         [(f"e{d}", f"D{d}", None, None) for d in range(4)], columns=["event", "domain", "site", "date"], dtype=object
     )
     with pytest.raises(
-        UserError, match=r"held_out = 0\.1: of 2 site-dates in the training domains nothing would be left"
+        UserError, match=r"held_out = 0\.1: of 2 site-dates in the training domains 2 would be held out"
     ):
         assign(table, DomainSplit(kind="domains", n=4))
 

@@ -12,7 +12,7 @@ model output statistics and minimum CRPS estimation").
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -48,6 +48,8 @@ class Calibration:
     slope: float = 1.0
     events: int = 0
     """How many held-out events it was fitted to."""
+    of_all: bool = False
+    """Whether these were not events of its own kind of domain alone, because there were too few."""
 
     def __call__(self, forecast: Forecast) -> tuple[Array, Array]:
         """mu [N] and sigma [N], at least MIN_SIGMA."""
@@ -85,7 +87,7 @@ def fit_parts(
 
     A part with fewer than MIN_EVENTS events is calibrated on all of them.
     """
-    whole = fit_calibration(truth, forecast, kind)
+    whole = replace(fit_calibration(truth, forecast, kind), of_all=True)
     parts = {"in_domain": is_known, "out_of_domain": is_new}
     return {
         name: fit_calibration(truth[rows], forecast[rows], kind) if rows.sum() >= MIN_EVENTS else whole

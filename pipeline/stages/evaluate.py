@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,7 @@ def make_results(config: Config, inputs: Inputs, tables: Tables, split: str, rec
     report: dict[str, Any] = load_task(config.task).evaluate(frame, events, config.data.targets, train)
     bad = inputs.dataset.table.loc[sorted(inputs.store.bad), "id"].tolist()
     report["summary"]["warnings"] += inputs.dataset.warnings
+    report["summary"]["warnings"] += _borrowed(record, events, train.domains)
     report["summary"] |= {"inputs": config.evaluate.inputs, "features_dtype": config.features.dtype}
     report["summary"] |= {"n_bad_images": len(bad), "bad_images": bad, "permuted_targets": config.data.permute_targets}
     return report | {
@@ -97,6 +99,18 @@ def make_results(config: Config, inputs: Inputs, tables: Tables, split: str, rec
 
 def _train_domains(inputs: Inputs) -> list[str]:
     return sorted(set(inputs.table("train")["domain"].dropna()))
+
+
+def _borrowed(record: dict[str, Any], events: pd.DataFrame, train_domains: Sequence[str]) -> list[str]:
+    """A warning where new domains are forecast and no validation events told how far off their forecasts are."""
+    new = (events["domain"].notna() & ~events["domain"].isin(list(train_domains))).any()
+    fitted = [parts["out_of_domain"] for parts in record["calibration"].values()]
+    if not new or not any(one["of_all"] for one in fitted):
+        return []
+    return [
+        f"sigma in new domains is that of all {fitted[0]['events']} validation events, because too few of them are of new "
+        "domains: it may be too small (data.split.kind=domains validates on new ones)"
+    ]
 
 
 def write_evaluation(trial: TrialDir, tables: Tables, results: dict[str, Any], origin: dict[str, Any]) -> None:

@@ -316,10 +316,17 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     domain: Annotated[str | None, typer.Option(help="Their domain; default: unknown.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cuda or cpu; default: the trial's.")] = None,
+    event: Annotated[
+        bool, typer.Option("--event", help="Take them as specimens of one event: print mean ± sigma.")
+    ] = False,
 ) -> None:
-    """Print a trained model's predictions for new images."""
-    from pipeline.stages.predict import predict_files
+    """Print a trained model's predictions for new images, or its forecast of the event that they are of."""
+    from pipeline.stages.predict import predict_event, predict_files
 
+    if event:
+        found = predict_event(trial, images, domain, device)
+        print("\t".join(f"{name}={mu:.4f} ± {sigma:.4f}" for name, (mu, sigma) in found.items()))
+        return
     for image, values in zip(images, predict_files(trial, images, domain, device), strict=True):
         print(f"{image}\t" + "\t".join(f"{name}={value:.4f}" for name, value in values.items()), flush=True)
 

@@ -48,6 +48,10 @@ class Columns(Section):
     """Column that groups specimens of one sampling event; null: each image is an event of its own."""
     domain: str | None = None
     """Column with the domain (NEON eco-domain); null: every image has the unknown domain."""
+    site: str | None = None
+    """Column with the site; null: unknown."""
+    date: str | None = None
+    """Column with the date of collection, with or without a time; null: unknown."""
 
 
 class SourceSplit(Section):
@@ -62,22 +66,42 @@ class SourceSplit(Section):
     """Name of the test split in the source; it may be absent."""
 
 
-class FoldSplit(Section):
-    """Cross-validation over events: fold `fold` is tested, the next one validates, the others train."""
+class _Folds(Section):
+    """Cross-validation: fold `fold` is tested, the next one validates, the others train."""
 
-    kind: Literal["folds"]
     n: Annotated[int, Field(ge=3)] = 5
     """Number of folds."""
     fold: Annotated[int, Field(ge=0)] = 0
     """The fold that is tested."""
     seed: Seed = 0
-    """Seed of the assignment of events to folds."""
+    """Seed of the assignment to folds."""
 
     @model_validator(mode="after")
-    def _fold_exists(self) -> FoldSplit:
+    def _fold_exists(self) -> _Folds:
         if self.fold >= self.n:
             raise ValueError(f"fold {self.fold} does not exist: with n = {self.n} folds count from 0 to {self.n - 1}")
         return self
+
+
+class FoldSplit(_Folds):
+    """Cross-validation over events."""
+
+    kind: Literal["folds"]
+
+
+class GroupSplit(_Folds):
+    """Cross-validation over sites or years, so that none is on two sides: figures are of new ones."""
+
+    kind: Literal["sites", "years"]
+
+
+class DomainSplit(_Folds):
+    """Cross-validation over domains: what is tested and what validates are domains never trained on, and some site-dates
+    of those that are."""
+
+    kind: Literal["domains"]
+    held_out: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    """Share of the training domains' site-dates that test too; as many validate. They give the in-domain figures."""
 
 
 class Data(Section):
@@ -92,11 +116,18 @@ class Data(Section):
     columns: Columns = Columns()
     targets: tuple[str, ...] = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
     """Numeric columns to predict; all rows of one event share them."""
-    split: Annotated[SourceSplit | FoldSplit, Field(discriminator="kind")] = SourceSplit()
+    split: Annotated[SourceSplit | FoldSplit | GroupSplit | DomainSplit, Field(discriminator="kind")] = SourceSplit()
     on_bad_image: Literal["error", "skip"] = "error"
     """An unreadable image: stop and name it, or go on without it and record it in the results."""
     permute_targets: bool = False
     """Control: deal the events' targets out to other events of the same split, so that nothing is left to learn."""
+
+    @model_validator(mode="after")
+    def _split_has_its_column(self) -> Data:
+        column = {"domains": "domain", "sites": "site", "years": "date"}.get(self.split.kind)
+        if column and getattr(self.columns, column) is None:
+            raise ValueError(f"split.kind {self.split.kind} needs columns.{column}: name the column that holds it")
+        return self
 
     @model_validator(mode="after")
     def _targets_named_once(self) -> Data:
@@ -255,6 +286,8 @@ class Model(Section):
     domain_embedding: bool = False
     """Add a learned embedding of the domain to the (normalised) image embedding."""
     head: Head = MlpHead()
+    pool: Literal["mean", "precision"] = "mean"
+    """An event's forecast from its specimens': their mean, or weighted by 1 / variance (which a probabilistic loss learns)."""
     standardize_targets: bool = False
     """Learn targets scaled by the training events' mean and sd; predictions come back in the targets' own units."""
 
@@ -268,6 +301,45 @@ class Model(Section):
 
 
 # ---------------------------------------------------------------- training
+class PlainLoss(Section):
+    """A loss without options."""
+
+    kind: Literal["mse", "crps", "nll"] = "mse"
+    """Squared error of a point; or mean and sigma of a normal distribution by CRPS or by negative log-likelihood."""
+
+
+class StudentTLoss(Section):
+    """Negative log-likelihood of a Student-t distribution: an outlier among specimens counts for less."""
+
+    kind: Literal["student_t"]
+    df: float = Field(5.0, gt=2)
+    """Degrees of freedom."""
+
+
+class QuantileLoss(Section):
+    """Pinball loss of several quantiles."""
+
+    kind: Literal["quantiles"]
+    levels: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=2)] = (
+        0.05,
+        0.25,
+        0.5,
+        0.75,
+        0.95,
+    )
+    """Levels of the quantiles, in ascending order."""
+
+    @field_validator("levels")
+    @classmethod
+    def _ascend(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
+        if list(levels) != sorted(set(levels)):
+            raise ValueError("levels must ascend, and none stand twice")
+        return levels
+
+
+Loss = Annotated[PlainLoss | StudentTLoss | QuantileLoss, Field(discriminator="kind")]
+
+
 class Augment(Section):
     """Augmentations of cached features, applied in this order; 0 turns one off."""
 
@@ -325,6 +397,13 @@ class Select(Section):
 
     metric: Literal["r2", "mae"] = "r2"
     """Mean over targets of the event R² (higher is better) or of the specimen MAE (lower is better), on validation."""
+
+
+class Calibrate(Section):
+    """How an event's sigma comes about: fitted to the CRPS of validation events, in-domain and out-of-domain apart."""
+
+    kind: Literal["scale", "emos"] = "scale"
+    """scale: sigma alone, from what specimens of an event share and what is each one's own; emos: the mean by a line as well."""
 
 
 class Evaluate(Section):
@@ -421,11 +500,13 @@ class Config(Section):
     backbone: Backbone = OpenClip()
     features: Features = Features()
     model: Model = Model()
+    loss: Loss = PlainLoss()
     augment: Augment = Augment()
     optim: Optim = Optim()
     schedule: Schedule = Schedule()
     train: Train = Train()
     select: Select = Select()
+    calibrate: Calibrate = Calibrate()
     evaluate: Evaluate = Evaluate()
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """auto: the GPU if there is one; a job that was given a GPU which torch cannot use stops."""
@@ -438,6 +519,14 @@ class Config(Section):
         if task not in TASKS:
             raise ValueError(f"there is no task {task!r}; the tasks are: {', '.join(TASKS)}")
         return task
+
+    @model_validator(mode="after")
+    def _ridge_has_its_loss(self) -> Config:
+        if self.model.head.kind == "ridge" and self.loss.kind != "mse":
+            raise ValueError(
+                f"model.head.kind ridge minimises squared errors: loss.kind {self.loss.kind} needs head.kind mlp"
+            )
+        return self
 
     @model_validator(mode="after")
     def _encoder_fits_backbone(self) -> Config:
@@ -491,8 +580,8 @@ def config_hash(config: Config) -> str:
 
 def images_of(data: Data) -> list[Any]:
     """The part of a data section that its images depend on, as plain JSON values: neither targets nor folds."""
-    names = data.split.model_dump(mode="json", exclude={"n", "fold", "seed"})
-    return [data.source, data.revision, data.images, data.columns.image, names]
+    splits = data.split.model_dump(mode="json") if isinstance(data.split, SourceSplit) else "all"
+    return [data.source, data.revision, data.images, data.columns.image, splits]
 
 
 def features_of(config: Config) -> list[Any]:

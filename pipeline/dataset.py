@@ -1,6 +1,6 @@
 """The data set of a trial: one row per image with its split, event, domain and targets, checked, and its images.
 
-`sources/` reads files; this module gives the columns their meaning, deals events to folds, permutes targets for the
+`sources/` reads files; this module gives the columns their meaning, permutes targets for the
 control, and refuses what cannot be right, naming file, row and column. It loads no torch and, to find faults in the
 table, no image.
 """
@@ -8,17 +8,17 @@ table, no image.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Data, FoldSplit
+from pipeline.config import Data, DomainSplit, SourceSplit
 from pipeline.errors import UserError
 from pipeline.sources import open_source
 from pipeline.sources.base import Source
+from pipeline.splits import assign, shuffled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-OWN_COLUMNS = ("split", "source_split", "row", "id", "event", "domain")
+OWN_COLUMNS = ("split", "source_split", "row", "id", "event", "domain", "site", "date")
+OWN_ENDS = ("prediction", "variance", "mean", "mu", "sigma")
+"""What follows a target's name in the columns of predictions and forecasts."""
+OFFSET = r"(?:Z|[+-]\d\d:?\d\d)$"
 WHOLE = re.compile(r"-?\d+(\.0+)?")
 
 
@@ -40,7 +43,8 @@ class Dataset:
 
     `table` has one row per image, in the order of the source (position i is position i in the feature store), with the
     columns `split` (train, validation or test), `source_split`, `row` (within the source's split), `id`, `event`,
-    `domain` (str, or None: unknown) and one float64 column per target. Folds and permutation never change the order.
+    `domain`, `site`, `date` (an ISO day; these three None where unknown) and one float64 column per target. Folds and
+    permutation never change the order.
     """
 
     table: pd.DataFrame
@@ -115,8 +119,9 @@ def load_dataset_table(data: Data) -> Dataset:
     table = pd.concat([_split_table(source, data, name, split) for name, split in chosen.items()], ignore_index=True)
     dataset = Dataset(table, data.targets, source, data.columns.image)
     dataset = replace(dataset, warnings=_check_events(dataset, data))
-    if isinstance(data.split, FoldSplit):
-        table["split"] = split_by_folds(table["event"], data.split)
+    if not isinstance(data.split, SourceSplit):
+        dataset = replace(dataset, warnings=(*dataset.warnings, *_check_groups(dataset, data)))
+        table["split"] = assign(table, data.split)
     if data.permute_targets:
         table[list(data.targets)] = permuted_targets(table, data.targets)
     return dataset
@@ -142,18 +147,18 @@ def _signature(source: Source, splits: tuple[str, ...], column: str) -> str:
 
 
 def _check_names(data: Data) -> None:
-    taken = [name for name in data.targets if name in OWN_COLUMNS]
-    if taken:
+    own = {*OWN_COLUMNS, "group", "n", *(f"{target}_{end}" for target in data.targets for end in OWN_ENDS)}
+    if taken := [name for name in data.targets if name in own]:
         raise UserError(f"data.targets: {taken[0]!r} is a name Carabid itself uses. Rename the column.")
 
 
 # ---------------------------------------------------------------- splits
 def choose_splits(exist: list[str], data: Data) -> dict[str, str]:
-    """Source splits to read, in the table's order, with the split each becomes (`train` for folds, dealt out later).
+    """Source splits to read, in the table's order, with the split each becomes (`train` where rows are dealt out later).
 
     Raises UserError if train or validation does not exist, listing what does.
     """
-    if isinstance(data.split, FoldSplit):
+    if not isinstance(data.split, SourceSplit):
         return dict.fromkeys(sorted(exist), "train")
     wanted = {"train": data.split.train, "validation": data.split.validation, "test": data.split.test}
     if len(set(wanted.values())) < len(wanted):
@@ -167,30 +172,26 @@ def choose_splits(exist: list[str], data: Data) -> dict[str, str]:
     return {name: key for key, name in wanted.items() if name in exist}
 
 
-def split_by_folds(events: pd.Series, split: FoldSplit) -> list[str]:
-    """The split of each row: events of fold k test, of fold (k + 1) mod n validation, of the others train."""
-    folds = deal_folds(events, split.n, split.seed)
-    roles = {split.fold: "test", (split.fold + 1) % split.n: "validation"}
-    return [roles.get(folds[event], "train") for event in events]
-
-
-def deal_folds(events: Iterable[str], n: int, seed: int) -> dict[str, int]:
-    """The fold of each event: shuffled by the seed, then dealt out, so that folds differ by one event at most.
-
-    Depends on the set of events, never on the order of rows. Raises UserError for fewer events than folds.
-    """
-    order = shuffled(events, seed)
-    if len(order) < n:
-        raise UserError(f"data.split.n = {n}, but there are {len(order)} events. Choose at most that many folds.")
-    return {event: i % n for i, event in enumerate(order)}
-
-
-def shuffled(events: Iterable[str], seed: int) -> list[str]:
-    """The distinct events in an order drawn by the seed.
-
-    Sorted by hash rather than by a generator's permutation: the same on every platform and with every numpy.
-    """
-    return sorted(set(events), key=lambda event: hashlib.sha256(f"{seed}:{event}".encode()).digest())
+def _check_groups(dataset: Dataset, data: Data) -> tuple[str, ...]:
+    """Warnings; raises UserError at the first row without the domain, site or date by which it is dealt to folds."""
+    name = {"domains": "domain", "sites": "site", "years": "date"}.get(data.split.kind)
+    if name is None:
+        return ()
+    table, column = dataset.table, getattr(data.columns, name)
+    empty = table.index[table[name].isna()]
+    if len(empty):
+        raise UserError(
+            f"{dataset.where(int(empty[0]))}: column {column} (data.columns.{name}) is empty or holds no {name}, in "
+            f"{len(empty)} rows in all: data.split.kind={data.split.kind} cannot tell on which side they belong. Fill it in, "
+            "or choose another split."
+        )
+    alone = table.loc[table["site"].isna() | table["date"].isna(), "event"].nunique() if name == "domain" else 0
+    if not alone or not isinstance(data.split, DomainSplit) or not data.split.held_out:
+        return ()
+    return (
+        f"{alone} events have no site or no date (data.columns.site, date): they are held out one by one, and another event of "
+        "their site and day may be trained on",
+    )
 
 
 def permuted_targets(table: pd.DataFrame, targets: tuple[str, ...], seed: int = 0) -> NDArray[np.float64]:
@@ -232,7 +233,9 @@ def _split_table(source: Source, data: Data, name: str, split: str) -> pd.DataFr
     table = pd.DataFrame({"split": split, "source_split": name, "row": rows})
     table["id"] = _ids(source, data, name, cells)
     table["event"] = _events(source, data, name, cells)
-    table["domain"] = _domains(data, cells)
+    table["domain"] = _names(cells, data.columns.domain, "data.columns.domain")
+    table["site"] = _names(cells, data.columns.site, "data.columns.site")
+    table["date"] = _dates(data, cells)
     for target in data.targets:
         table[target] = _numbers(source, name, target, _plain(cells, target, "data.targets"))
     return table
@@ -245,8 +248,9 @@ def _check_columns(source: Source, data: Data, split: str) -> None:
     wanted = [("data.columns.image", columns.image, "")]
     if columns.event is not None:
         wanted.append(("data.columns.event", columns.event, ", or null if each image is an event of its own"))
-    if columns.domain is not None:
-        wanted.append(("data.columns.domain", columns.domain, ", or null if the domain is unknown"))
+    for name in ("domain", "site", "date"):
+        if (column := getattr(columns, name)) is not None:
+            wanted.append((f"data.columns.{name}", column, f", or null if the {name} is unknown"))
     wanted += [("data.targets", target, "") for target in data.targets]
     for key, column, otherwise in wanted:
         if column not in exist:
@@ -284,13 +288,22 @@ def _events(source: Source, data: Data, split: str, cells: pd.DataFrame) -> list
     return events
 
 
-def _domains(data: Data, cells: pd.DataFrame) -> pd.Series:
-    """The domain of each row: str, or None where it is unknown."""
+def _names(cells: pd.DataFrame, column: str | None, key: str) -> pd.Series:
+    """The cells of a column as names: str, or None where it is unknown."""
     import pandas as pd
 
-    column = data.columns.domain
-    known = [None] * len(cells) if column is None else labels(_plain(cells, column, "data.columns.domain"))
+    known = [None] * len(cells) if column is None else labels(_plain(cells, column, key))
     return pd.Series(known, dtype=object)  # pandas' own text type would turn None into NaN
+
+
+def _dates(data: Data, cells: pd.DataFrame) -> pd.Series:
+    """Days as `2017-07-11`, as they are written: a time and its offset are left off. None for what is empty or no date."""
+    import pandas as pd
+
+    texts = _names(cells, data.columns.date, "data.columns.date")
+    days = pd.to_datetime(texts.astype(str).str.replace(OFFSET, "", regex=True), format="ISO8601", errors="coerce")
+    written = days.dt.strftime("%Y-%m-%d").astype(object)
+    return written.where(days.notna(), None)
 
 
 def _plain(cells: pd.DataFrame, column: str, key: str) -> pd.Series:
@@ -336,7 +349,7 @@ def _check_events(dataset: Dataset, data: Data) -> tuple[str, ...]:
     """All specimens of an event share its targets; events that stand in several splits are what the warnings are of."""
     table = dataset.table
     # Folds pool the splits, so there an event is one event wherever it stands.
-    pooled = isinstance(data.split, FoldSplit)
+    pooled = not isinstance(data.split, SourceSplit)
     scope = [""] * len(table) if pooled else list(table["split"])
     first: dict[tuple[str, str], int] = {}
     values = table[list(dataset.targets)].to_numpy()

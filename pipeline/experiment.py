@@ -350,14 +350,14 @@ def _nested(key: str, value: Any) -> Tree:
 def _name_trials(configs: list[Config], plain: Config) -> list[Trial]:
     """Name each trial by what distinguishes it from the YAML, and by its hash; a folder of that hash keeps its name."""
     base = science(plain)
-    existing = {name.rpartition("-")[2]: name for name in experiment_dir(configs[0]).folders()}
+    existing = {name.rpartition("-")[2]: name for name in sorted(experiment_dir(configs[0]).folders())}
     by_hash: dict[str, Trial] = {}
     for config in configs:
         values = science(config)
         full = digest(values)
         if full not in by_hash:
             short = full[:HASH_DIGITS]
-            by_hash[full] = Trial(existing.get(short) or f"{_label(values, base)}-{short}", config)
+            by_hash[full] = Trial(existing.get(short) or f"{_label(config, base)}-{short}", config)
         elif (twin := by_hash[full].config) != config:
             raise _one_model_twice(twin, config)
     return list(by_hash.values())
@@ -372,11 +372,30 @@ def _one_model_twice(a: Config, b: Config) -> UserError:
     )
 
 
-def _label(values: Tree, base: Tree) -> str:
+def _label(config: Config, base: Tree) -> str:
+    """What differs from the YAML, but for what comes with another kind by default. `loss.kind` is called `loss`."""
+    values = science(config)
     changed = {key: value for key, value in changes(values, base).items() if key not in UNNAMED}
-    parts = [f"{key.rpartition('.')[2]}={_short(value)}" for key, value in changed.items()] + [f"seed={values['seed']}"]
+    for key in [key for key in changed if key in KIND_KEYS]:
+        block = key.removesuffix("kind")
+        ordinary = _defaults_of(config, block)
+        changed = {
+            k: v
+            for k, v in changed.items()
+            if k == key or ordinary.get(k.removeprefix(block)) != v or not k.startswith(block)
+        }
+    words = {key: key.removesuffix(".kind").rpartition(".")[2] for key in changed}
+    parts = [f"{words[key]}={_short(value)}" for key, value in changed.items()] + [f"seed={values['seed']}"]
     label = ",".join(parts)
     return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - len(parts[-1]) - 3].rstrip(",") + "..," + parts[-1]
+
+
+def _defaults_of(config: Config, block: str) -> Tree:
+    """The keys of a block such as `data.split.`, flat, as they are by default in one of its kind."""
+    section: Any = config
+    for part in block.removesuffix(".").split("."):
+        section = getattr(section, part)
+    return flatten(type(section)(kind=section.kind).model_dump(mode="json"))
 
 
 def _short(value: Any) -> str:

@@ -194,6 +194,10 @@ class TrialDir:
         return self.path / "predictions.parquet"
 
     @property
+    def events(self) -> Path:
+        return self.path / "events.parquet"
+
+    @property
     def results(self) -> Path:
         return self.path / "results.json"
 

@@ -21,6 +21,8 @@ from pipeline.state import damaged, planned_trials, trial_config, trial_state
 REPLICATES = ("seed", "data.split.fold")
 """Trials that differ in these alone are repetitions of one another: the table shows their mean ± sd."""
 PARTS = ("", "in_domain", "out_of_domain")
+FIGURES = ("r2", "MAE", "RMSE")
+LOWER_IS_BETTER = ("MAE", "RMSE", "CRPS", "rms")
 Figures = dict[str, float | None]
 
 
@@ -89,7 +91,7 @@ def _check_figure(rows: Sequence[Row], sort: str) -> None:
 
 def _order(sort: str, state: str, figures: Figures, name: str) -> tuple[bool, bool, float, str]:
     """Where it stands: results with the figure first, the best of them first; equals by name."""
-    value, lower_is_better = figures.get(sort), sort.endswith(("MAE", "RMSE"))
+    value, lower_is_better = figures.get(sort), sort.endswith(LOWER_IS_BETTER)
     return state != "done", value is None, (value or 0) * (1 if lower_is_better else -1), name
 
 
@@ -110,15 +112,15 @@ def to_json(rows: Sequence[Row]) -> str:
     return json.dumps([vars(row) for row in rows], indent=1, allow_nan=False)
 
 
-HEADER = ("experiment", "trial", "n", "split", "R²", "R² in-domain", "R² out-of-domain", "MAE")
+HEADER = ("experiment", "trial", "n", "split", "R²", "R² in-domain", "R² out-of-domain", "MAE", "rms")
 
 
 def cells(line: Line) -> tuple[str, ...]:
     """A line's cells under HEADER; the figures are means over the targets."""
     if line.state != "done":
-        return (line.experiment, line.name, "", "", line.state, "", "", "")
+        return (line.experiment, line.name, "", "", line.state, "", "", "", "")
     split = line.split + (" (optimistic)" if line.optimistic else "")
-    figures = [_cell(line, name) for name in ("r2", "in_domain.r2", "out_of_domain.r2", "MAE")]
+    figures = [_cell(line, name) for name in ("r2", "in_domain.r2", "out_of_domain.r2", "MAE", "rms")]
     return (line.experiment, line.name, str(line.n), split, *figures)
 
 
@@ -184,8 +186,13 @@ def _figures(results: dict[str, Any]) -> Figures:
     for prefix, block in [("", results["summary"]), *((f"{target}.", results[target]) for target in targets)]:
         for part in PARTS:
             values = block[part] if part else block
-            figures |= {f"{prefix}{part}{'.' if part else ''}{name}": values[name] for name in ("r2", "MAE", "RMSE")}
+            figures |= {f"{prefix}{part}{'.' if part else ''}{name}": values[name] for name in FIGURES}
+            figures[f"{prefix}{part}{'.' if part else ''}CRPS"] = values.get(
+                "CRPS"
+            )  # results of before there were forecasts
+    figures["rms"] = results["summary"].get("rms")
     figures["mean_predictor.in_domain.r2"] = results["summary"]["mean_predictor"]["in_domain"]["r2"]
+    figures["mean_predictor.rms"] = results["summary"]["mean_predictor"].get("rms")
     return figures
 
 

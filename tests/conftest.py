@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from pipeline.config import Config
 from pipeline.experiment import load_experiment
@@ -20,6 +21,9 @@ from tests.cluster.cluster import Cluster
 from tests.small import make_small
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Other work on this machine may slow one example down: how long it took says nothing of the code.
+settings.register_profile("untimed", parent=settings.default, deadline=None)
+settings.load_profile("untimed")
 LONGEST = ("test_slurm.py", "test_failure_classes.py", "test_chaos.py", "test_demo.py")
 """Files that take minutes: begun first, or all workers but one would be idle at the end."""
 

@@ -44,6 +44,11 @@ FROZEN: Tree = {
     "data.columns.id": "public_id",
     "data.columns.event": "eventID",
     "data.columns.domain": "domainID",
+    "calibrate.kind": "scale",
+    "loss.kind": "mse",
+    "model.pool": "mean",
+    "data.columns.site": "siteID",
+    "data.columns.date": "collectDate",
     "data.targets": ["SPEI_30d", "SPEI_1y", "SPEI_2y"],
     "data.split.kind": "source",
     "data.split.train": "train",
@@ -204,6 +209,8 @@ OTHERS: Tree = {
     "backbone.revision": "main",
     "model.encoder.targets": ["q_proj"],
     "model.encoder.depth_gain": 0.25,
+    "calibrate.kind": "emos",
+    "model.pool": "precision",
     "optim.kind": "adamw",
     "optim.clip": 1.0,
     "schedule.kind": "cosine",
@@ -222,6 +229,7 @@ OTHER_KINDS: Tree = {
         "frozen": None,
     },
     "model.head": {"mlp": None, "ridge": {"kind": "mlp"}},
+    "loss": {"mse": {"kind": "quantiles"}},
 }
 
 
@@ -256,7 +264,8 @@ def _changes() -> list[tuple[int, str, Any]]:
     for number, base in enumerate(BASES):
         for key, value in flatten(science(Config.model_validate(base))).items():
             block = key.removesuffix(".kind")
-            if key == "task" or (number, key) == (3, "model.domain_embedding"):  # one task so far; ridge has no domains
+            of_ridge = number == 3 and key in ("model.domain_embedding", "loss.kind")  # it has neither another
+            if key == "task" or of_ridge:  # one task so far
                 continue
             if block not in OTHER_KINDS or block == key:
                 changes.append((number, key, _another(key, value)))

@@ -1,4 +1,4 @@
-"""What the data set must keep: checks that name the place, folds that never split an event, and an honest control."""
+"""What the data set must keep: checks that name the place, and an honest control."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.config import Columns, Data, FoldSplit
+from pipeline.config import Columns, Data, DomainSplit, FoldSplit, GroupSplit
 from pipeline.dataset import (
     BadImage,
     Dataset,
-    deal_folds,
     decode,
     labels,
     load_dataset_table,
     permuted_targets,
     signature,
-    split_by_folds,
 )
 from pipeline.errors import UserError
 
@@ -202,41 +200,6 @@ def test_folds_and_permutation_leave_the_order_of_the_rows(tmp_path: Path) -> No
     assert tables[0]["source_split"].tolist() == ["test", "train", "train", "train", "validation"]
 
 
-# ---------------------------------------------------------------- folds
-EVENTS = st.lists(st.text("abcdef0123456789", min_size=1, max_size=4), min_size=1, max_size=60)
-
-
-@given(EVENTS, st.integers(3, 8), st.integers(0, 10))
-def test_folds_test_each_event_once_and_never_share_one(events: list[str], n: int, seed: int) -> None:
-    events += [f"more {i}" for i in range(n)]
-    column = pd.Series(events)
-    tested: list[str] = []
-    for fold in range(n):
-        roles = split_by_folds(column, FoldSplit(kind="folds", n=n, fold=fold, seed=seed))
-        sides = {role: {event for event, of in zip(events, roles, strict=True) if of == role} for role in set(roles)}
-        assert set(sides) == {"train", "validation", "test"}
-        assert sum(map(len, sides.values())) == len(set(events))
-        tested += sides["test"]
-    assert sorted(tested) == sorted(set(events))
-
-
-@given(EVENTS, st.integers(3, 8), st.randoms(use_true_random=False))
-def test_folds_are_balanced_and_independent_of_the_order_of_rows(events: list[str], n: int, random: Any) -> None:
-    events += [f"more {i}" for i in range(n)]
-    folds = deal_folds(events, n, 0)
-    sizes = np.bincount(list(folds.values()), minlength=n)
-    assert sizes.max() - sizes.min() <= 1
-    random.shuffle(events)
-    assert deal_folds(events, n, 0) == folds
-
-
-def test_the_seed_changes_the_folds_and_too_few_events_are_refused() -> None:
-    events = [str(i) for i in range(30)]
-    assert deal_folds(events, 5, 0) != deal_folds(events, 5, 1)
-    with pytest.raises(UserError, match="there are 2 events"):
-        deal_folds(["a", "b", "a"], 3, 0)
-
-
 # ---------------------------------------------------------------- the control
 @given(st.lists(st.tuples(st.sampled_from(["train", "test"]), st.integers(0, 12)), min_size=1, max_size=60))
 def test_permuted_targets_move_between_events_of_a_split_as_whole_vectors(rows: list[tuple[str, int]]) -> None:
@@ -264,3 +227,66 @@ def test_permuted_data_have_the_same_targets_dealt_otherwise(tmp_path: Path) -> 
     plain, permuted = load(tmp_path).table, load(tmp_path, permute_targets=True).table
     assert permuted["y"].tolist() == [-1, -1, 0.5, 2, 1]
     assert permuted.drop(columns=["y", "z"]).equals(plain.drop(columns=["y", "z"]))
+
+
+# ---------------------------------------------------------------- sites and dates
+DATED = "img,name,event,domain,site,day,y,z,split"
+DATES = [
+    "a.png,A,1,7,BART,2017-07-11,1,1,train",
+    "b.png,B,2,7,BART,2021-04-14 04:00:00,2,2,validation",
+    "a.png,C,3,9,HARV,2021-04-14T04:00:00Z,3,3,train",
+]
+WITH_SITES = {"columns": {"site": "site", "date": "day"}}
+
+
+def test_dates_become_days_however_they_are_written(tmp_path: Path) -> None:
+    table = load(tmp_path, DATES, DATED, **WITH_SITES).table
+    assert table["date"].tolist() == ["2017-07-11", "2021-04-14", "2021-04-14"]
+    assert table["site"].tolist() == ["BART", "HARV", "BART"]
+
+
+def test_where_no_column_says_so_site_and_date_are_unknown(tmp_path: Path) -> None:
+    table = load(tmp_path).table
+    assert table["site"].tolist() == table["date"].tolist() == [None] * len(ROWS)
+
+
+def test_a_time_of_day_with_an_offset_moves_no_event_into_another_year(tmp_path: Path) -> None:
+    rows = [*DATES, "a.png,D,4,9,HARV,2019-12-31T20:00:00-05:00,3,3,train"]
+    assert load(tmp_path, rows, DATED, **WITH_SITES).table["date"].tolist()[2] == "2019-12-31"
+
+
+def test_what_is_no_date_is_unknown_and_named_where_it_is_needed(tmp_path: Path) -> None:
+    rows = [*DATES, "a.png,D,4,9,HARV,last summer,3,3,train"]
+    assert load(tmp_path, rows, DATED, **WITH_SITES).table["date"].isna().tolist() == [False, False, True, False]
+    with pytest.raises(UserError, match=r"line 5: column day \(data\.columns\.date\) is empty or holds no date"):
+        load(tmp_path, rows, DATED, split=GroupSplit(kind="years", n=3), **WITH_SITES)
+
+
+def test_events_without_site_or_date_are_held_out_with_a_warning(tmp_path: Path) -> None:
+    rows = [f"a.png,n{i},{i},{i % 4},S,{'' if i < 3 else f'2010-01-{i + 1:02d}'},{i},1,train" for i in range(30)]
+    split = DomainSplit(kind="domains", n=4)
+    (warning,) = load(tmp_path, rows, DATED, split=split, **WITH_SITES).warnings
+    assert warning.startswith("3 events have no site or no date")
+
+
+@pytest.mark.parametrize("name", ["date", "n", "group", "y_mean", "y_sigma"])
+def test_a_target_named_like_a_column_of_ours_is_refused(tmp_path: Path, name: str) -> None:
+    header = HEADER.replace("z", name)
+    with pytest.raises(UserError, match=f"data.targets: '{name}' is a name Carabid itself uses"):
+        load(tmp_path, ROWS, header, targets=("y", name))
+
+
+def test_a_row_without_what_it_is_dealt_by_is_named(tmp_path: Path) -> None:
+    rows = [*DATES, "a.png,D,4,9,,2021-04-14,3,3,train"]
+    with pytest.raises(
+        UserError, match=r"line 5: column site \(data\.columns\.site\) is empty or holds no site, in 1 rows in all"
+    ):
+        load(tmp_path, rows, DATED, split=GroupSplit(kind="sites", n=3), **WITH_SITES)
+
+
+def test_whole_domains_are_left_out_of_a_loaded_table(tmp_path: Path) -> None:
+    rows = [f"a.png,n{i},{i},{i % 4},S{i % 4},20{10 + i}-01-01,{i},1,train" for i in range(40)]
+    table = load(tmp_path, rows, DATED, split=DomainSplit(kind="domains", n=4), **WITH_SITES).table
+    trained = set(table["domain"][table["split"] == "train"])
+    tested = table[table["split"] == "test"]
+    assert len(trained) == 2 and set(tested["domain"]) - trained and set(tested["domain"]) & trained

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scoringrules
 from PIL import Image
 
 from pipeline.config import Config
@@ -115,6 +116,41 @@ def test_predict_prints_what_evaluation_predicts(
         assert float(printed[target]) == pytest.approx(value, abs=1e-3)
 
 
+@pytest.mark.parametrize("loss", ["mse", "crps"])
+def test_predict_forecasts_an_event_as_evaluation_does(
+    config_of: MakeConfig, root: Path, tmp_path: Path, loss: str
+) -> None:
+    from pipeline.tasks import load_task
+
+    config = config_of("baseline", *SMALL, f"loss.kind={loss}", "model.pool=precision")
+    trial = finished(config)
+    evaluate.run(config, trial)
+    table = load_task("beetles").load(config.data)
+    test = table.table[table.table["split"] == "test"]
+    event = test["event"].value_counts().index[0]
+    files = []
+    for row in test.index[test["event"] == event]:
+        files.append(tmp_path / f"{row}.png")
+        table.image(row).save(files[-1])
+    domain = test["domain"][test["event"] == event].iloc[0]
+    done = carabid("predict", "--event", trial.path, *files[::-1], "--domain", domain, root=root)
+    printed = {name: (mu, sigma) for name, mu, sigma in re.findall(r"(\w+)=(-?[\d.]+) ± ([\d.]+)", done.stdout)}
+    expected = pd.read_parquet(trial.events).query("group == @event")
+    assert expected["n"].tolist() == [len(files)] * 3 and len(files) > 1
+    for target, *values in expected[["target", "mu", "sigma"]].itertuples(index=False):
+        assert [float(value) for value in printed[target]] == pytest.approx(values, abs=1e-3)
+
+
+def test_the_reported_scores_can_be_computed_again_from_events_parquet(config_of: MakeConfig) -> None:
+    config = config_of("baseline", *SMALL)
+    trial = finished(config)
+    results = evaluate.run(config, trial)
+    for target, rows in pd.read_parquet(trial.events).groupby("target"):
+        assert len(rows) == results["n_events"] and (rows["sigma"] > 0).all()
+        scores = scoringrules.crps_normal(rows["truth"], rows["mu"], rows["sigma"])
+        assert results[target]["CRPS"] == pytest.approx(scores.mean())
+
+
 def test_predict_on_a_file_that_is_no_image_is_a_clear_error(config_of: MakeConfig, root: Path, tmp_path: Path) -> None:
     config = config_of("frozen", *SMALL)
     trial = finished(config)
@@ -137,7 +173,7 @@ def test_unreadable_images_stop_the_chain_or_are_recorded_in_the_results(
     (folder / "7.png").write_bytes((folder / "7.png").read_bytes()[:100])
     table = tmp_path / "table.csv"
     table.write_text("\n".join(rows) + "\n")
-    columns = "data.columns={image: name, id: name, event: null, domain: null}"
+    columns = "data.columns={image: name, id: name, event: null, domain: null, site: null, date: null}"
     common = (columns, "data.targets=[y]", f"data.images={folder}", "train.epochs=1")
     source = tuple(o for o in assets.overrides("frozen") if not o.startswith("data.source"))
     from pipeline.experiment import load_experiment

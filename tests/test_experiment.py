@@ -326,6 +326,28 @@ def test_a_trial_has_one_name_whichever_way_it_is_asked_for(overrides: list[str]
     assert asked.name in [trial.name for trial in load_experiment(LORA, overrides).trials]
 
 
+def test_another_kind_is_called_by_its_block_and_brings_no_defaults_into_the_name() -> None:
+    overrides = ["data.columns.domain=domainID", "data.split={kind: domains, n: 4}", "loss.kind=crps,quantiles"]
+    names = [trial.name.rpartition("-")[0] for trial in load_experiment(LORA, overrides).trials]
+    assert names == [f"n=4,split=domains,loss={loss},seed=0" for loss in ("crps", "quantiles")]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data.split.kind=domains"],
+        ["data.split.kind=domains", "data.split.fold=0,1"],
+        ["data.split={kind: domains, n: 5, held_out: 0.1}"],
+    ],
+    ids=" ".join,
+)
+def test_a_default_of_another_kind_gives_the_trial_no_other_name(overrides: list[str]) -> None:
+    column = "data.columns.domain=domainID"
+    (asked,) = load_experiment(LORA, [column, "data.split.kind=domains"]).trials
+    assert asked.name.startswith("split=domains,seed=0-")
+    assert asked.name == load_experiment(LORA, [column, *overrides]).trials[0].name
+
+
 def test_a_folder_keeps_its_name_when_the_yaml_changes_what_is_ordinary() -> None:
     write("a.yaml", "optim: {lr: 1e-3}\n")
     first = load_experiment("a.yaml", ["optim.lr=5e-3"])

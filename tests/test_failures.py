@@ -138,6 +138,7 @@ ERRORS: list[tuple[Exception, str]] = [
         RuntimeError("[enforce fail at inline_container.cc:862] . PytorchStreamWriter failed writing file data/3"),
         "disk",
     ),
+    (RuntimeError("basic_ios::clear: iostream error"), "disk"),  # torch.save onto a disk that fills up
     (OSError(errno.EACCES, "Permission denied"), "error"),
     (UserError("metadata.csv: row 3: the image cannot be read"), "data"),
     (OutOfTime("over"), "time"),

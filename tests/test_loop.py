@@ -147,7 +147,7 @@ def test_standardised_targets_are_learned_scaled_and_predicted_in_their_own_unit
     (scaled, _), (plain, _) = one_batch(model, far, config, 0), one_batch(Watched(), samples, config, 0)
     torch.testing.assert_close(scaled, plain, rtol=1e-4, atol=0)
     features, _, domains = far.select(torch.arange(4))
-    predictions = model.predict(features, domains)
+    predictions, _ = model.predict(features, domains)
     torch.testing.assert_close(model.standardize(predictions), model(features, domains))
 
 

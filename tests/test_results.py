@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("root")
 
 
 def figures(r2: float | None, error: float = 0.5) -> dict[str, float | None]:
-    return {"r2": r2, "MAE": error, "RMSE": error * 1.2}
+    return {"r2": r2, "MAE": error, "RMSE": error * 1.2, "CRPS": error * 0.8}
 
 
 def block(r2: float | None, error: float = 0.5) -> dict[str, Any]:
@@ -48,8 +48,8 @@ def finish(trial: Trial, experiment: Experiment, r2: float | None, split: str = 
     """Leave the files of an evaluated trial."""
     folder = experiment.dir.trial(trial.name)
     write_text(folder.config, dump_config(trial.config))
-    chance = figures(0.0, error) | {"in_domain": figures(0.0, error)}
-    summary = block(r2, error) | {"warnings": [], "mean_predictor": chance}
+    chance = figures(0.0, error) | {"in_domain": figures(0.0, error), "rms": error * 0.9}
+    summary = block(r2, error) | {"rms": error * 0.7, "warnings": [], "mean_predictor": chance}
     values = {target: block(r2, error) for target in TARGETS} | {"summary": summary}
     more = {"split": split, "selected_on": "validation", "config_hash": config_hash(trial.config)}
     write_json(folder.results, values | more | {"evaluation": trial.config.evaluate.model_dump(mode="json")})

@@ -66,7 +66,8 @@ HINTS = {
 OF_WORDS: dict[Kind, str] = {
     "gpu-oom": r"torch(\.cuda)?\.OutOfMemoryError|(CUDA|HIP) out of memory|CUDA error: out of memory|_STATUS_ALLOC_FAILED",
     "oom": r"MemoryError\b|can't allocate memory|Cannot allocate memory|bad_alloc|\[Errno 12\]",
-    "disk": r"No space left on device|Disk quota exceeded|\[Errno (28|122)\]|PytorchStreamWriter failed writing",
+    "disk": r"No space left on device|Disk quota exceeded|\[Errno (28|122)\]|PytorchStreamWriter failed writing"
+    r"|basic_ios::clear: iostream error",
     "time": r"pipeline\.errors\.OutOfTime|the walltime is over before it was done",
     "dependency": r"pipeline\.errors\.MissingFeatures",
     "data": r"pipeline\.errors\.UserError",

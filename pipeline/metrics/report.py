@@ -1,17 +1,66 @@
-"""The regression part of results.json: each target's figures, in-domain and out-of-domain apart, and their means."""
+"""The figures in results.json: of each target, in-domain and out-of-domain apart, and their means over targets.
+
+Those of points (MAE, RMSE per specimen, R² per event), and those of forecasts (CRPS, coverage, PIT, sigma per event).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from pipeline.metrics.probabilistic import LEVELS, MIN_SIGMA, coverage, crps, pit, pit_histogram, rms
 from pipeline.metrics.regression import event_r2, mae, rmse
 
 Figures = dict[str, Any]
 FIGURES = ("r2", "MAE", "RMSE")
+FORECAST_FIGURES = ("CRPS", "sigma")
+PARTS = ("in_domain", "out_of_domain")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What was trained on: its domains, and each target's mean and sd over its events."""
+
+    domains: Sequence[str]
+    means: Mapping[str, float]
+    sds: Mapping[str, float]
+
+
+def make_report(specimens: pd.DataFrame, events: pd.DataFrame, targets: Sequence[str], train: Training) -> Figures:
+    """Figures of points from a row per specimen, and of forecasts from a row per event, in one block for each target.
+
+    `summary.rms` is the challenge's score: over the mean CRPS of each target, in-domain and out-of-domain.
+    """
+    report = regression_report(specimens, targets, train.domains, train.means)
+    forecasts = {target: _forecast_target(events, target, train) for target in targets}
+    for target in targets:
+        _merge(report[target], forecasts[target])
+    summary = report["summary"]
+    for part in ("", *PARTS, "mean_predictor"):
+        blocks = [report[target][part] if part else report[target] for target in targets]
+        _merge(summary, {part: _means(blocks, FORECAST_FIGURES)} if part else _means(blocks, FORECAST_FIGURES))
+    for block, of in ((summary, ()), (summary["mean_predictor"], ("mean_predictor",))):
+        block["rms"] = rms([_dig(report[target], (*of, part))["CRPS"] for target in targets for part in PARTS])
+    return report
+
+
+def _merge(into: Figures, more: Figures) -> None:
+    """Add figures to a block, block by block."""
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _dig(block: Figures, path: Sequence[str]) -> Figures:
+    for key in path:
+        block = block[key]
+    return block
 
 
 def regression_report(
@@ -58,8 +107,8 @@ def _figures(frame: pd.DataFrame, target: str) -> Figures:
     }
 
 
-def _means(parts: Sequence[Figures]) -> Figures:
-    return {name: _mean([part[name] for part in parts]) for name in FIGURES}
+def _means(parts: Sequence[Figures], names: Sequence[str] = FIGURES) -> Figures:
+    return {name: _mean([part[name] for part in parts]) for name in names}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -82,3 +131,30 @@ def _warnings(target: str, figures: Figures) -> list[str]:
         elif part["r2"] is None:
             lines.append(f"{target}, {name}: R² is not defined for {part['n_events']} event(s) with the same target")
     return lines
+
+
+# ---------------------------------------------------------------- forecasts of events
+def _forecast_target(events: pd.DataFrame, target: str, train: Training) -> Figures:
+    """A target's figures over all events and in each part, and those of always forecasting the training events' spread."""
+    guess = events.assign(**{f"{target}_mu": train.means[target], f"{target}_sigma": max(train.sds[target], MIN_SIGMA)})
+    figures = _forecast_parts(events, target, train)
+    return figures | {"mean_predictor": _forecast_parts(guess, target, train)}
+
+
+def _forecast_parts(events: pd.DataFrame, target: str, train: Training) -> Figures:
+    inside = events["domain"].isin(list(train.domains))
+    parts = {"in_domain": events[inside], "out_of_domain": events[~inside & events["domain"].notna()]}
+    return _forecast_figures(events, target) | {name: _forecast_figures(part, target) for name, part in parts.items()}
+
+
+def _forecast_figures(events: pd.DataFrame, target: str) -> Figures:
+    """CRPS, mean sigma, coverage of central intervals and histogram of PIT values; None where they are not defined."""
+    truth, mu, sigma = (events[f"{target}{end}"].to_numpy("float64") for end in ("", "_mu", "_sigma"))
+    if not len(truth) or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        return {"CRPS": None, "sigma": None, "coverage": None, "PIT": None}
+    return {
+        "CRPS": float(crps(truth, mu, sigma).mean()),
+        "sigma": float(sigma.mean()),
+        "coverage": {f"{100 * level:g}": coverage(truth, mu, sigma, level) for level in LEVELS},
+        "PIT": pit_histogram(pit(truth, mu, sigma)),
+    }

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.models.outputs import Output, Point
+
 Mix = Callable[[Tensor], Tensor]
 """Mixes the rows of a [B, …] tensor with those of a permutation of the batch, by one λ."""
 
@@ -53,18 +55,25 @@ class Regressor(nn.Module):
     target_scale: Tensor
 
     def __init__(
-        self, encoder: nn.Module, head: nn.Module, domain: DomainEmbedding | None, normalize: bool, n_targets: int
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        domain: DomainEmbedding | None,
+        normalize: bool,
+        n_targets: int,
+        output: Output | None = None,
     ):
         super().__init__()
         self.encoder = encoder
         self.domain = domain
         self.head = head
         self.normalize = normalize
+        self.output = output or Point()
         self.register_buffer("target_mean", torch.zeros(n_targets))
         self.register_buffer("target_scale", torch.ones(n_targets))
 
     def forward(self, features: Tensor, domains: Tensor | None = None, mix: Mix | None = None) -> Tensor:
-        """features [B, E] or [B, T, D], domains [B] or None → standardised predictions [B, n_targets].
+        """features [B, E] or [B, T, D], domains [B] or None → the head's numbers [B, n_targets · output.n].
 
         With mixup the features come mixed, their domains do not: `mix` mixes the domains' embeddings by the same λ.
         """
@@ -77,10 +86,18 @@ class Regressor(nn.Module):
         out: Tensor = self.head(embedding)
         return out
 
-    def predict(self, features: Tensor, domains: Tensor | None = None) -> Tensor:
-        """Predictions [B, n_targets] in the targets' own units."""
-        out: Tensor = self(features, domains) * self.target_scale + self.target_mean
-        return out
+    def predict(self, features: Tensor, domains: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and variance [B, n_targets] of each specimen's targets in their own units (squared: the variance)."""
+        return self.moments(self(features, domains))
+
+    def moments(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance [B, n_targets] that `forward`'s numbers tell, in the targets' own units (squared: the variance)."""
+        mean, variance = self.output.moments(raw.float())
+        return mean * self.target_scale + self.target_mean, variance * self.target_scale.square()
+
+    def loss(self, raw: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of a specimen and target, for `forward`'s numbers and targets [B, n_targets] in their own units."""
+        return self.output.loss(raw.float(), self.standardize(targets))
 
     def standardize(self, targets: Tensor) -> Tensor:
         """targets [B, n_targets] in their own units → in the head's."""

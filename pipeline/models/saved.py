@@ -21,6 +21,7 @@ from pipeline.config import Config
 from pipeline.errors import WorkError
 from pipeline.layout import TrialDir, read_json, write_tensors
 from pipeline.models.encoders import embedding_width, make_encoder
+from pipeline.models.outputs import make_output
 from pipeline.models.regressor import DomainEmbedding, Regressor, make_mlp, trained_state
 
 
@@ -60,7 +61,9 @@ def assemble(config: Config, facts: Facts, encoder: nn.Module) -> Regressor:
     width = embedding_width(model.encoder, facts.embed_dim)
     hidden = model.head.hidden if model.head.kind == "mlp" else ()
     domain = DomainEmbedding(len(facts.domains), width) if model.domain_embedding else None
-    return Regressor(encoder, make_mlp([width, *hidden, n_targets]), domain, model.normalize, n_targets)
+    output = make_output(config.loss)
+    head = make_mlp([width, *hidden, n_targets * output.n])
+    return Regressor(encoder, head, domain, model.normalize, n_targets, output)
 
 
 def save_model(model: Regressor, facts: Facts, trial: TrialDir) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,21 @@ from pipeline.device import choose_device, gpu_name, make_deterministic, set_thr
 from pipeline.errors import WorkError
 from pipeline.features.bank import make_bank
 from pipeline.layout import TrialDir, atomic_path, write_json, write_text
+from pipeline.metrics.events import Prediction, specimen_table
 from pipeline.metrics.regression import event_r2
+from pipeline.metrics.report import Training
 from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, load_facts, load_model, read_trained
 from pipeline.provenance import loaded_code, provenance
 from pipeline.stages.inputs import Inputs, Split, differences, load_inputs
-from pipeline.stages.predict import predict_images
+from pipeline.stages.predict import forecast_events, predict_images
 from pipeline.tasks import load_task
 from pipeline.training.samples import make_samples, predict
 
 SCHEMA_VERSION = 1
 Predictions = NDArray[np.float32]
+Tables = tuple[pd.DataFrame, pd.DataFrame]
+"""A row per specimen, and a row per event."""
 
 
 def run(config: Config, trial: TrialDir) -> dict[str, Any]:
@@ -48,11 +53,14 @@ def run(config: Config, trial: TrialDir) -> dict[str, Any]:
     device = choose_device(config.device)
     model = load_model(config, trial, _backbone(inputs)).to(device)
     frame, difference = _predict_split(config, inputs, model, load_facts(trial), split)
-    results = make_results(config, inputs, frame, split, record)
+    events = forecast_events(frame, config, record, _train_domains(inputs))
+    results = make_results(config, inputs, (frame, events), split, record)
     if difference is not None:
         results["summary"]["features_difference"] = difference
     attempt = this_attempt(gpu_name(device), time.monotonic() - started)
-    write_evaluation(trial, frame, results, {"train": record["provenance"], "evaluate": provenance(**spent([attempt]))})
+    write_evaluation(
+        trial, (frame, events), results, {"train": record["provenance"], "evaluate": provenance(**spent([attempt]))}
+    )
     return results
 
 
@@ -66,14 +74,14 @@ def choose_split(config: Config, inputs: Inputs) -> Split:
     return wanted
 
 
-def make_results(
-    config: Config, inputs: Inputs, frame: pd.DataFrame, split: str, record: dict[str, Any]
-) -> dict[str, Any]:
+def make_results(config: Config, inputs: Inputs, tables: Tables, split: str, record: dict[str, Any]) -> dict[str, Any]:
     """The content of results.json: the task's figures for each target, and what they are figures of."""
-    domains = sorted(set(inputs.table("train")["domain"].dropna()))
-    report: dict[str, Any] = load_task(config.task).evaluate(frame, config.data.targets, domains, record["train_means"])
+    frame, events = tables
+    train = Training(_train_domains(inputs), record["train_means"], record["train_sds"])
+    report: dict[str, Any] = load_task(config.task).evaluate(frame, events, config.data.targets, train)
     bad = inputs.dataset.table.loc[sorted(inputs.store.bad), "id"].tolist()
     report["summary"]["warnings"] += inputs.dataset.warnings
+    report["summary"]["warnings"] += _borrowed(record, events, train.domains)
     report["summary"] |= {"inputs": config.evaluate.inputs, "features_dtype": config.features.dtype}
     report["summary"] |= {"n_bad_images": len(bad), "bad_images": bad, "permuted_targets": config.data.permute_targets}
     return report | {
@@ -89,14 +97,33 @@ def make_results(
     }
 
 
-def write_evaluation(trial: TrialDir, frame: pd.DataFrame, results: dict[str, Any], origin: dict[str, Any]) -> None:
-    """predictions.parquet, provenance.json, README.md, and last results.json; older results go first."""
+def _train_domains(inputs: Inputs) -> list[str]:
+    return sorted(set(inputs.table("train")["domain"].dropna()))
+
+
+def _borrowed(record: dict[str, Any], events: pd.DataFrame, train_domains: Sequence[str]) -> list[str]:
+    """A warning where new domains are forecast and no validation events told how far off their forecasts are."""
+    new = (events["domain"].notna() & ~events["domain"].isin(list(train_domains))).any()
+    fitted = [parts["out_of_domain"] for parts in record["calibration"].values()]
+    if not new or not any(one["of_all"] for one in fitted):
+        return []
+    return [
+        f"sigma in new domains is that of all {fitted[0]['events']} validation events, because too few of them are of new "
+        "domains: it may be too small (data.split.kind=domains validates on new ones)"
+    ]
+
+
+def write_evaluation(trial: TrialDir, tables: Tables, results: dict[str, Any], origin: dict[str, Any]) -> None:
+    """predictions.parquet, events.parquet, provenance.json, README.md, and last results.json; older results go first."""
+    frame, events = tables
     if trial.results.exists():
         print(f"{trial.results} is there already: evaluated again, replaced", flush=True)
         trial.results.unlink()
     targets = [key.removesuffix("_prediction") for key in frame.columns if key.endswith("_prediction")]
     with atomic_path(trial.predictions) as temporary:
         long_form(frame, targets).to_parquet(temporary, index=False)
+    with atomic_path(trial.events) as temporary:
+        events_long_form(events, targets).to_parquet(temporary, index=False)
     write_json(trial.provenance, origin)
     write_text(trial.card, model_card(trial, results, targets))
     write_json(trial.results, results)
@@ -106,6 +133,17 @@ def long_form(frame: pd.DataFrame, targets: list[str]) -> pd.DataFrame:
     """One row per specimen and target: id, group (event), domain, target, truth, prediction."""
     parts = [
         frame[["id", "group", "domain"]].assign(target=t, truth=frame[t], prediction=frame[f"{t}_prediction"])
+        for t in targets
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def events_long_form(events: pd.DataFrame, targets: list[str]) -> pd.DataFrame:
+    """One row per event and target: group (event), domain, n (specimens), target, truth, mu, sigma."""
+    parts = [
+        events[["group", "domain", "n"]].assign(
+            target=t, truth=events[t], mu=events[f"{t}_mu"], sigma=events[f"{t}_sigma"]
+        )
         for t in targets
     ]
     return pd.concat(parts, ignore_index=True)
@@ -154,22 +192,17 @@ def _predict_split(
     table = inputs.table(split)
     cached = _from_features(config, inputs, model, facts, split)
     if config.evaluate.inputs == "features":
-        return _frame(table, facts, cached), None
+        return specimen_table(table, facts.targets, cached), None
     images = predict_images(config, model, inputs.backbone, facts, inputs.dataset, table)
-    return _frame(table, facts, images), {"max_abs": float(np.abs(images - cached).max())} | _r2_difference(
-        table, facts, images, cached
-    )
+    difference = {"max_abs": float(np.abs(images.mean - cached.mean).max())}
+    r2s = _r2_difference(table, facts, images.mean, cached.mean)
+    return specimen_table(table, facts.targets, images), {**difference, **r2s}
 
 
-def _from_features(config: Config, inputs: Inputs, model: Regressor, facts: Facts, split: Split) -> Predictions:
+def _from_features(config: Config, inputs: Inputs, model: Regressor, facts: Facts, split: Split) -> Prediction:
     device = next(model.parameters()).device
     bank = make_bank(inputs.store, inputs.positions(split).to_numpy(), torch.device(device), config.resources.residence)
     return predict(model, make_samples(bank, inputs.table(split), facts, device))
-
-
-def _frame(table: pd.DataFrame, facts: Facts, predictions: Predictions) -> pd.DataFrame:
-    frame = table[["id", "event", "domain", *facts.targets]].rename(columns={"event": "group"})
-    return frame.assign(**{f"{t}_prediction": predictions[:, i].astype("float64") for i, t in enumerate(facts.targets)})
 
 
 def _r2_difference(table: pd.DataFrame, facts: Facts, a: Predictions, b: Predictions) -> dict[str, float | None]:

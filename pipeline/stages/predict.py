@@ -1,15 +1,15 @@
-"""Predictions from images through the whole model: decode, transform, trunk, tail, head."""
+"""Predictions from images through the whole model (decode, transform, trunk, tail, head), and forecasts of their events."""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -23,6 +23,8 @@ from pipeline.experiment import load_config
 from pipeline.features.forward import compute_features
 from pipeline.images import load_batches
 from pipeline.layout import TrialDir, root, trained_root
+from pipeline.metrics.calibration import Calibration
+from pipeline.metrics.events import Prediction, add_forecasts, event_table, specimen_table
 from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, load_facts, load_model, read_trained
 from pipeline.training.samples import domain_names
@@ -30,8 +32,8 @@ from pipeline.training.samples import domain_names
 
 def predict_images(
     config: Config, model: Regressor, backbone: Backbone, facts: Facts, dataset: Dataset, table: pd.DataFrame
-) -> NDArray[np.float32]:
-    """Predictions [N, n_targets] for the rows of `table`, from their images, in fp32 throughout."""
+) -> Prediction:
+    """Mean and variance [N, n_targets] for the rows of `table`, from their images, in fp32 throughout."""
     device, positions, size = model.target_mean.device, table.index.tolist(), config.resources.extract_batch
     chunks = [positions[start : start + size] for start in range(0, len(positions), size)]
     batches = load_batches(dataset, chunks, backbone.to(device).transform, config.resources.decode_threads)
@@ -40,7 +42,20 @@ def predict_images(
         _predict_batch(config, model, backbone, batch.images.to(device), domains)
         for batch, domains in zip(batches, rows, strict=True)
     ]
-    return torch.cat(parts).numpy()
+    mean, variance = (torch.cat(each).numpy() for each in zip(*parts, strict=True))
+    return Prediction(mean, variance)
+
+
+def forecast_events(
+    specimens: pd.DataFrame, config: Config, record: dict[str, Any], train_domains: Sequence[str]
+) -> pd.DataFrame:
+    """The events of these specimens with calibrated forecasts."""
+    calibrations = {
+        target: {part: Calibration(**values) for part, values in parts.items()}
+        for target, parts in record["calibration"].items()
+    }
+    targets = config.data.targets
+    return add_forecasts(event_table(specimens, targets, config.model.pool), calibrations, train_domains, targets)
 
 
 def predict_files(
@@ -53,8 +68,37 @@ def predict_files(
     Raises UserError for a folder that is not a trial, and for a file that does not exist or is not a readable image.
     """
     trial = _find_trial(folder)
-    set_threads()
+    for means, _ in _predict_each(trial, trained_config(trial), files, domain, device):
+        yield dict(zip(load_facts(trial).targets, means.tolist(), strict=True))
+
+
+def predict_event(
+    folder: Path, files: Sequence[Path], domain: str | None, device: str | None
+) -> dict[str, tuple[float, float]]:
+    """A trained trial's forecast, target → (mu, sigma), of one event whose specimens these image files show.
+
+    Raises what `predict_files` raises, and UserError for no file.
+    """
+    if not files:
+        raise UserError("an event is forecast from the images of its specimens: name at least one")
+    trial = _find_trial(folder)
     config, facts = trained_config(trial), load_facts(trial)
+    means, variances = zip(*_predict_each(trial, config, files, domain, device), strict=True)
+    predicted = Prediction(torch.stack(means).numpy(), torch.stack(variances).numpy())
+    rows = pd.DataFrame(
+        {"id": list(map(str, files)), "event": "", "domain": pd.Series([domain] * len(files), dtype=object)}
+    )
+    specimens = specimen_table(rows.assign(**dict.fromkeys(facts.targets, math.nan)), facts.targets, predicted)
+    event = forecast_events(specimens, config, read_trained(trial), facts.domains).iloc[0]
+    return {target: (float(event[f"{target}_mu"]), float(event[f"{target}_sigma"])) for target in facts.targets}
+
+
+def _predict_each(
+    trial: TrialDir, config: Config, files: Sequence[Path], domain: str | None, device: str | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Mean and variance [n_targets] of each file."""
+    set_threads()
+    facts = load_facts(trial)
     if domain is not None and domain not in facts.domains:
         known = ", ".join(facts.domains) or "none at all"
         print(f"carabid: {domain} is taken as an unknown domain; the training domains are: {known}", file=sys.stderr)
@@ -64,8 +108,8 @@ def predict_files(
     backbone.to(where)
     for file in files:
         images = backbone.transform(_open(file)).unsqueeze(0).to(where)
-        values = _predict_batch(config, model, backbone, images, facts.domain_rows([domain], where))[0]
-        yield dict(zip(facts.targets, values.tolist(), strict=True))
+        means, variances = _predict_batch(config, model, backbone, images, facts.domain_rows([domain], where))
+        yield means[0], variances[0]
 
 
 def trained_config(trial: TrialDir) -> Config:
@@ -101,11 +145,14 @@ def _find_trial(folder: Path) -> TrialDir:
     )
 
 
-def _predict_batch(config: Config, model: Regressor, backbone: Backbone, images: Tensor, domains: Tensor) -> Tensor:
+def _predict_batch(
+    config: Config, model: Regressor, backbone: Backbone, images: Tensor, domains: Tensor
+) -> tuple[Tensor, Tensor]:
     kind, blocks = token_kind(config)
     with torch.inference_mode():
         features = compute_features(backbone, images, kind, backbone.cut_before(blocks) if kind == "cut" else None)
-        return model.predict(features, domains).cpu()
+        mean, variance = model.predict(features, domains)
+        return mean.cpu(), variance.cpu()
 
 
 def _open(file: Path) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from pipeline.experiment import dump_config
 from pipeline.features.bank import make_bank
 from pipeline.layout import TrialDir, sweep, write_json, write_text
 from pipeline.lease import Lease
+from pipeline.metrics.events import event_table, fit_calibrations, specimen_table
 from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, is_whole, make_model, read_trained, save_model
 from pipeline.provenance import loaded_code, provenance
@@ -24,7 +26,7 @@ from pipeline.stages.inputs import Inputs, Split, differences, identity, load_in
 from pipeline.training.checkpoint import Progress, remove_checkpoint
 from pipeline.training.loop import Run, Stop, fit
 from pipeline.training.ridge import fit_ridge
-from pipeline.training.samples import Samples, check_selection, make_samples, target_scale
+from pipeline.training.samples import Samples, check_selection, make_samples, predict, target_scale
 
 
 def run(config: Config, trial: TrialDir, flag: StopFlag | None = None) -> None:
@@ -72,7 +74,7 @@ def _forget_outdated(trial: TrialDir) -> None:
             "trained again, results removed",
             flush=True,
         )
-    for path in (trial.trained, trial.results, trial.predictions, trial.provenance, trial.card):
+    for path in (trial.trained, trial.results, trial.predictions, trial.events, trial.provenance, trial.card):
         path.unlink(missing_ok=True)
     for path in (trial.model, trial.adapter, trial.resume_state, trial.attempts):
         sweep(path)
@@ -84,13 +86,13 @@ def _train(inputs: Inputs, trial: TrialDir, stop: Stop, started: float) -> None:
     attempts = Attempts(trial.attempts, name, this_attempt(gpu_name(device)), started)
     run = Run(trial, name, f"{device_name(device)}, {threads} threads", config, stop, attempts.note)
     with attempts.noted(stop.still_mine):
-        model, facts, progress = _learn(inputs, run, device)
+        model, facts, progress, calibrations = _learn(inputs, run, device)
         save_model(model, facts, trial)
-        write_json(trial.trained, _record(facts, inputs, progress, attempts))
+        write_json(trial.trained, _record(facts, inputs, progress, attempts) | {"calibration": calibrations})
 
 
-def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Regressor, Facts, Progress]:
-    """A model fitted to the training split."""
+def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Regressor, Facts, Progress, dict[str, Any]]:
+    """A model fitted to the training split, and what calibrates its forecasts, fitted to the validation split."""
     config = inputs.config
     make_deterministic()
     inputs.store.verify()
@@ -99,7 +101,16 @@ def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Regressor, F
     train, validation = (_samples(inputs, facts, split, device) for split in ("train", "validation"))
     print(f"training {run.trial.path.name}: {_describe(model, train, validation)}, on {run.machine}", flush=True)
     check_selection(config, validation)
-    return model, facts, _fit(model, train, validation, run)
+    progress = _fit(model, train, validation, run)
+    return model, facts, progress, _calibrate(model, validation, inputs, facts)
+
+
+def _calibrate(model: Regressor, validation: Samples, inputs: Inputs, facts: Facts) -> dict[str, Any]:
+    """Calibrations of each target, as JSON, from the validation events."""
+    specimens = specimen_table(inputs.table("validation"), facts.targets, predict(model, validation))
+    events = event_table(specimens, facts.targets, inputs.config.model.pool)
+    fitted = fit_calibrations(events, facts.targets, facts.domains, inputs.config.calibrate.kind)
+    return {target: {part: asdict(one) for part, one in parts.items()} for target, parts in fitted.items()}
 
 
 def _new_model(config: Config, facts: Facts, inputs: Inputs) -> Regressor:
@@ -135,6 +146,7 @@ def _record(facts: Facts, inputs: Inputs, progress: Progress, attempts: Attempts
         "best_metric": progress.best_metric,
         "epochs": progress.epoch,
         "train_means": {target: float(train[target].mean()) for target in facts.targets},
+        "train_sds": {target: float(train[target].std(ddof=0)) for target in facts.targets},
         "n_train": len(inputs.table("train")),
         "provenance": provenance(
             **spent(attempts.all()),

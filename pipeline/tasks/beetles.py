@@ -8,7 +8,7 @@ same for every task whose images share targets by event, so it is `dataset.py`'s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,19 +18,19 @@ from pipeline.dataset import Dataset, load_dataset_table
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pipeline.metrics.report import Training
+
 
 def load(data: Data) -> Dataset:
     """The beetles that the configuration names, from any source that `sources/` reads. Raises UserError."""
     return load_dataset_table(data)
 
 
-def evaluate(
-    frame: pd.DataFrame, targets: Sequence[str], train_domains: Sequence[str], train_means: Mapping[str, float]
-) -> dict[str, Any]:
-    """The beetles' part of results.json: MAE per specimen, R² per event, in-domain and out-of-domain apart."""
-    from pipeline.metrics.report import regression_report
+def evaluate(specimens: pd.DataFrame, events: pd.DataFrame, targets: Sequence[str], train: Training) -> dict[str, Any]:
+    """The beetles' part of results.json: MAE per specimen, R² and CRPS per event, in-domain and out-of-domain apart."""
+    from pipeline.metrics.report import make_report
 
-    return regression_report(frame, targets, train_domains, train_means)
+    return make_report(specimens, events, targets, train)
 
 
 def generate(

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline.amounts import parse_time
 from pipeline.config import Config
@@ -23,7 +22,7 @@ from pipeline.signals import StopFlag
 from pipeline.training import augmentation as aug
 from pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from pipeline.training.optimiser import make_optimizer, set_rates, without_gradient
-from pipeline.training.samples import Samples, batches, predict
+from pipeline.training.samples import Samples, batches, outputs
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def train_epoch(
 def batch_loss(
     model: Regressor, samples: Samples, indices: Tensor, config: Config, epoch: int, streams: aug.Streams
 ) -> tuple[Tensor, int]:
-    """Mean squared error of one augmented batch, and how many specimens it has."""
+    """The mean loss of one augmented batch, and how many specimens it has."""
     augment, rng = config.augment, streams.choices
     share = aug.strength(augment, epoch, config.train.epochs)
     indices = aug.drop_specimens(indices, share * augment.specimen_dropout, rng)
@@ -145,17 +144,16 @@ def batch_loss(
         domains = aug.drop_domain(domains, share * augment.domain_dropout, model.domain.unknown, rng)
     features = aug.add_noise(features, share * augment.noise, streams.noise)
     with torch.autocast(features.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-        predictions = model(features, domains, mix)
-    return F.mse_loss(predictions.float(), model.standardize(targets)), len(indices)
+        raw = model(features, domains, mix)
+    return model.loss(raw, targets), len(indices)
 
 
 def validate(model: Regressor, samples: Samples, config: Config) -> tuple[float | None, float]:
     """The selection metric (None where it is not defined) and the mean loss of a specimen."""
-    predictions = predict(model, samples)
-    targets = samples.targets
-    scale = model.target_scale
-    loss = F.mse_loss(torch.from_numpy(predictions).to(targets.device) / scale, targets / scale)
-    return selection_metric(config.select.metric, targets.cpu().numpy(), predictions, samples.events), float(loss)
+    raw, targets = outputs(model, samples), samples.targets
+    mean = model.moments(raw)[0].cpu().numpy()
+    metric = selection_metric(config.select.metric, targets.cpu().numpy(), mean, samples.events)
+    return metric, float(model.loss(raw, targets))
 
 
 class EpochLog:

@@ -22,7 +22,7 @@ def fit_ridge(model: Regressor, train: Samples, validation: Samples, config: Con
     progress, truth = Progress(), validation.targets.cpu().numpy()
     for number, alpha in enumerate(head.alphas):
         set_linear(model, *solve(inputs, targets, alpha))
-        metric = selection_metric(config.select.metric, truth, predict(model, validation), validation.events)
+        metric = selection_metric(config.select.metric, truth, predict(model, validation).mean, validation.events)
         progress.keep_best(number, metric, lower=config.select.metric == "mae", state=trained_state(model))
     progress.epoch = len(head.alphas)
     load_trained_state(model, progress.best_state)

@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.features.bank import Bank
+from pipeline.metrics.events import Prediction
 from pipeline.metrics.regression import event_r2
 from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts
@@ -79,13 +80,18 @@ def batches(n: int, size: int, order: NDArray[np.int64] | None = None) -> Iterat
     yield from indices.split(size)
 
 
-def predict(model: Regressor, samples: Samples) -> NDArray[np.float32]:
-    """Predictions [N, n_targets] in the targets' units: evaluation mode, fp32."""
+def predict(model: Regressor, samples: Samples) -> Prediction:
+    """Mean and variance [N, n_targets] of each specimen in the targets' units."""
+    mean, variance = model.moments(outputs(model, samples))
+    return Prediction(mean.cpu().numpy(), variance.cpu().numpy())
+
+
+def outputs(model: Regressor, samples: Samples) -> Tensor:
+    """The head's numbers for every specimen, on the device: evaluation mode, fp32."""
     model.eval()
     with torch.inference_mode():
         parts = []
         for indices in batches(len(samples), PREDICTION_BATCH):
             features, _, domains = samples.select(indices)
-            parts.append(model.predict(features, domains))
-        out: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
-    return out
+            parts.append(model(features, domains))
+        return torch.cat(parts)

@@ -1,0 +1,109 @@
+"""Post-hoc calibration of event forecasts: how far off a mean of n specimens really is, told from held-out events.
+
+A model's forecast of an event is a mean and a variance of one specimen, both in the targets' units. What specimens of an event
+share (its light, its species, the model's own error) does not average out over them, what is each one's own does. So
+
+    sigma² = variance · (shared² + own² / n)
+
+with two numbers that are fitted to the CRPS of held-out events: sigma shrinks with n only as far as they show it should. With
+`emos` the mean is corrected by a line as well (Gneiting et al. 2005, "Calibrated probabilistic forecasting using ensemble
+model output statistics and minimum CRPS estimation").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.metrics.probabilistic import MIN_SIGMA, crps
+
+Array = NDArray[np.float64]
+Kind = Literal["scale", "emos"]
+MIN_EVENTS = 20
+"""Fewer tell too little: then all held-out events are asked."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a model says of N events: mean [N], variance of one specimen [N], number of specimens [N]."""
+
+    mean: Array
+    variance: Array
+    n: Array
+
+    def __getitem__(self, rows: NDArray[np.bool_]) -> Forecast:
+        return Forecast(self.mean[rows], self.variance[rows], self.n[rows])
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Turns a forecast of events into N(mu, sigma²)."""
+
+    shared: float
+    own: float
+    bias: float = 0.0
+    slope: float = 1.0
+    events: int = 0
+    """How many held-out events it was fitted to."""
+    of_all: bool = False
+    """Whether these were not events of its own kind of domain alone, because there were too few."""
+
+    def __call__(self, forecast: Forecast) -> tuple[Array, Array]:
+        """mu [N] and sigma [N], at least MIN_SIGMA."""
+        variance = forecast.variance * (self.shared**2 + self.own**2 / forecast.n)
+        return self.bias + self.slope * forecast.mean, np.maximum(np.sqrt(variance), MIN_SIGMA)
+
+
+def fit_calibration(truth: Array, forecast: Forecast, kind: Kind = "scale") -> Calibration:
+    """The calibration with the lowest mean CRPS on held-out events: truth [N]. Raises ValueError for none."""
+    from scipy.optimize import minimize
+
+    if not len(truth):
+        raise ValueError("a calibration is fitted to held-out events, and there are none")
+    bias, slope = _line(truth, forecast.mean) if kind == "emos" else (0.0, 1.0)
+    error = max(float(np.sqrt(np.mean(np.square(truth - bias - slope * forecast.mean) / forecast.variance))), MIN_SIGMA)
+    few = float(np.sqrt(forecast.n.mean()))
+
+    def score(values: Array) -> float:
+        return float(crps(truth, *_calibration(values, kind)(forecast)).mean())
+
+    starts = [(0.9, 0.3 * few), (0.3, 0.9 * few)]
+    found = [
+        minimize(score, [np.log(a * error), np.log(b * error), *((bias, slope) if kind == "emos" else ())],
+                 method="Nelder-Mead", options={"maxiter": 2000, "xatol": 1e-5, "fatol": 1e-9})
+        for a, b in starts
+    ]  # fmt: skip
+    best = min(found, key=lambda result: float(result.fun))
+    return _calibration(best.x, kind, len(truth))
+
+
+def fit_parts(
+    truth: Array, forecast: Forecast, is_known: NDArray[np.bool_], is_new: NDArray[np.bool_], kind: Kind
+) -> dict[str, Calibration]:
+    """A calibration for events of domains that were trained on, and one for those of any other.
+
+    A part with fewer than MIN_EVENTS events is calibrated on all of them.
+    """
+    whole = replace(fit_calibration(truth, forecast, kind), of_all=True)
+    parts = {"in_domain": is_known, "out_of_domain": is_new}
+    return {
+        name: fit_calibration(truth[rows], forecast[rows], kind) if rows.sum() >= MIN_EVENTS else whole
+        for name, rows in parts.items()
+    }
+
+
+def _calibration(values: Any, kind: Kind, events: int = 0) -> Calibration:
+    shared, own = (float(v) for v in np.exp(values[:2]))
+    bias, slope = (float(values[2]), float(values[3])) if kind == "emos" else (0.0, 1.0)
+    return Calibration(shared, own, bias, slope, events)
+
+
+def _line(truth: Array, mean: Array) -> tuple[float, float]:
+    """Intercept and slope of least squares; a slope of 0 where the forecasts do not vary."""
+    if len(mean) < 2 or np.ptp(mean) < 1e-9:
+        return float(truth.mean()), 0.0
+    slope, bias = np.polyfit(mean, truth, 1)
+    return float(bias), float(slope)

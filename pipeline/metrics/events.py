@@ -1,0 +1,99 @@
+"""From predictions for specimens to calibrated forecasts of their events, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.errors import WorkError
+from pipeline.metrics.calibration import Calibration, Forecast, Kind, fit_parts
+from pipeline.metrics.regression import event_means
+
+Array = NDArray[np.float64]
+Pool = Literal["mean", "precision"]
+Calibrations = Mapping[str, Mapping[str, Calibration]]
+"""Target → part (in_domain, out_of_domain) → calibration."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of N specimens: mean and variance [N, n_targets], in the targets' units."""
+
+    mean: NDArray[np.float32]
+    variance: NDArray[np.float32]
+
+
+def specimen_table(table: pd.DataFrame, targets: Sequence[str], predicted: Prediction) -> pd.DataFrame:
+    """A row per specimen: id, group (its event), domain, each target, `<target>_prediction` and `<target>_variance`."""
+    frame = table[["id", "event", "domain", *targets]].rename(columns={"event": "group"})
+    for i, target in enumerate(targets):
+        frame[f"{target}_prediction"] = predicted.mean[:, i].astype("float64")
+        frame[f"{target}_variance"] = predicted.variance[:, i].astype("float64")
+    return frame
+
+
+def event_table(specimens: pd.DataFrame, targets: Sequence[str], pool: Pool) -> pd.DataFrame:
+    """A row per event, in the order in which they appear: group, domain, n (specimens), each target, and of each its pooled
+    `<target>_mean` and `<target>_variance` (that of one specimen)."""
+    groups = specimens.groupby("group", sort=False)
+    events = groups[["domain", *targets]].first().assign(n=groups.size()).reset_index()
+    numbers = pd.factorize(specimens["group"])[0].astype("int64")
+    of_specimens, variances = (
+        specimens[[f"{target}_{of}" for target in targets]].to_numpy("float64") for of in ("prediction", "variance")
+    )
+    mean, variance = pool_events(of_specimens, variances, numbers, pool)
+    for i, target in enumerate(targets):
+        events[f"{target}_mean"], events[f"{target}_variance"] = mean[:, i], variance[:, i]
+    return events
+
+
+def pool_events(mean: Array, variance: Array, events: NDArray[np.int64], pool: Pool) -> tuple[Array, Array]:
+    """Mean and variance of specimens [N, …] → an event's mean and the variance of one of its specimens [n_events, …].
+
+    `mean`: plain means of both. `precision`: means weighted by 1 / variance, and the harmonic mean of the variances, so that
+    variance / n is that of the weighted mean. A value that is not finite makes its event's so.
+    """
+    if pool == "mean":
+        return event_means(mean, events), event_means(variance, events)
+    precision = event_means(1 / variance, events)
+    return event_means(mean / variance, events) / precision, 1 / precision
+
+
+def fit_calibrations(
+    events: pd.DataFrame, targets: Sequence[str], train_domains: Sequence[str], kind: Kind
+) -> dict[str, dict[str, Calibration]]:
+    """Calibrations of each target from held-out events. Raises WorkError if no prediction for them is finite."""
+    known = events["domain"].isin(list(train_domains)).to_numpy()
+    new = ~known & events["domain"].notna().to_numpy()
+    fitted = {}
+    for target in targets:
+        forecast, truth = _forecast(events, target), events[target].to_numpy("float64")
+        rows = np.isfinite(forecast.mean) & np.isfinite(forecast.variance)
+        if not rows.any():
+            raise WorkError(f"no prediction of {target} for the validation events is finite: lower optim.lr")
+        fitted[target] = fit_parts(truth[rows], forecast[rows], known[rows], new[rows], kind)
+    return fitted
+
+
+def add_forecasts(
+    events: pd.DataFrame, calibrations: Calibrations, train_domains: Sequence[str], targets: Sequence[str]
+) -> pd.DataFrame:
+    """`events` with `<target>_mu` and `<target>_sigma`; an event whose domain was not trained on, or is not known, is new."""
+    known = events["domain"].isin(list(train_domains)).to_numpy()
+    added: dict[str, Any] = {}
+    for target in targets:
+        forecast, parts = _forecast(events, target), calibrations[target]
+        inside, outside = parts["in_domain"](forecast), parts["out_of_domain"](forecast)
+        added[f"{target}_mu"] = np.where(known, inside[0], outside[0])
+        added[f"{target}_sigma"] = np.where(known, inside[1], outside[1])
+    return events.assign(**added)
+
+
+def _forecast(events: pd.DataFrame, target: str) -> Forecast:
+    columns = (events[name].to_numpy("float64") for name in (f"{target}_mean", f"{target}_variance", "n"))
+    return Forecast(*columns)

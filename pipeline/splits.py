@@ -1,0 +1,127 @@
+"""Which rows train, validate and test: events dealt to folds, or whole domains, sites or years left out.
+
+Everything here depends on the set of events, never on the order of rows, and on a seed through hashes: the same on every
+platform and with every numpy. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.config import DomainSplit, FoldSplit, GroupSplit
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Folded = FoldSplit | DomainSplit | GroupSplit
+
+
+def assign(table: pd.DataFrame, split: Folded) -> list[str]:
+    """The split of each row: fold k tests, fold (k + 1) mod n validates, the others train.
+
+    `table` has the columns event, domain, site and date. What is dealt to folds are events (`folds`), or domains, sites or
+    years with all that hangs on them: rows that share an event are never parted. With `domains`, a share of the training
+    domains' site-dates tests too, and an equal share validates, so that both known and new domains do.
+
+    Raises UserError if there are fewer of them than folds, or too few site-dates to hold some out.
+    """
+    units = joined(table["event"], table["event"] if split.kind == "folds" else _labels(table, split.kind))
+    folds = deal_events(units, split) if split.kind == "folds" else deal_groups(_sizes(table, units), split)
+    roles = {split.fold: "test", (split.fold + 1) % split.n: "validation"}
+    chosen = [roles.get(folds[unit], "train") for unit in units]
+    return _hold_out(table, chosen, split) if isinstance(split, DomainSplit) else chosen
+
+
+def joined(events: Iterable[str], labels: Iterable[str]) -> list[str]:
+    """A name for each row, equal where rows share an event or a label, or are linked by rows that do (the least label)."""
+    leader: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def find(node: tuple[str, str]) -> tuple[str, str]:
+        while (up := leader.setdefault(node, node)) != node:
+            leader[node] = leader[up]
+            node = up
+        return node
+
+    pairs = [(("event", event), ("label", label)) for event, label in zip(events, labels, strict=True)]
+    for event, label in dict.fromkeys(pairs):
+        ends = sorted((find(event), find(label)), key=lambda node: (node[0] != "label", node[1]))
+        leader[ends[1]] = ends[0]
+    return [find(label)[1] for _, label in pairs]
+
+
+def deal_events(events: Iterable[str], split: Folded) -> dict[str, int]:
+    """The fold of each event: shuffled by the seed, then dealt out, so that folds differ by one event at most.
+
+    Raises UserError for fewer events than folds.
+    """
+    order = shuffled(events, split.seed)
+    _check_number(len(order), split)
+    return {event: i % split.n for i, event in enumerate(order)}
+
+
+def deal_groups(sizes: Mapping[str, int], split: Folded) -> dict[str, int]:
+    """The fold of each group, of `sizes` events: the largest first, each to the fold that has the fewest events yet.
+
+    Groups of one size come in an order drawn by the seed. Raises UserError for fewer groups than folds.
+    """
+    _check_number(len(sizes), split)
+    order = sorted(shuffled(sizes, split.seed), key=lambda group: -sizes[group])
+    load, folds = [0] * split.n, {}
+    for group in order:
+        folds[group] = min(range(split.n), key=lambda fold: (load[fold], fold))
+        load[folds[group]] += sizes[group]
+    return folds
+
+
+def shuffled(names: Iterable[str], seed: int) -> list[str]:
+    """The distinct names in an order drawn by the seed: by their hashes, not by a generator's permutation."""
+    return sorted(set(names), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+
+
+def _check_number(n: int, split: Folded) -> None:
+    if n < split.n:
+        what = "events" if split.kind == "folds" else split.kind
+        raise UserError(f"data.split.n = {split.n}, but there are {n} {what}. Choose at most that many folds.")
+
+
+def _labels(table: pd.DataFrame, kind: str) -> Sequence[str]:
+    """Each row's domain, site or year."""
+    if kind == "years":
+        return [str(date)[:4] for date in table["date"]]
+    return table[kind.removesuffix("s")].tolist()
+
+
+def _sizes(table: pd.DataFrame, units: Sequence[str]) -> dict[str, int]:
+    """How many events each unit has."""
+    events = table["event"].groupby(list(units)).nunique()
+    return {str(unit): int(n) for unit, n in events.items()}
+
+
+def _hold_out(table: pd.DataFrame, chosen: list[str], split: DomainSplit) -> list[str]:
+    """Some site-dates of the training domains go to test, as many to validation: whole ones, with all their events.
+
+    One of each domain stays: a domain of which nothing is trained on would be a new one, on both sides.
+    """
+    units = joined(table["event"], site_dates(table))
+    domain_of = {u: d for u, d, role in zip(units, table["domain"], chosen, strict=True) if role == "train"}
+    order = shuffled(domain_of, split.seed)
+    staying = {domain_of[unit]: unit for unit in order}  # the last one of each domain
+    free = [unit for unit in order if unit != staying[domain_of[unit]]]
+    n = math.ceil(split.held_out * len(order))
+    if 2 * n > len(free):
+        raise UserError(
+            f"data.split.held_out = {split.held_out}: of {len(order)} site-dates in the training domains {2 * n} would be held "
+            f"out, and one of each domain must stay. Choose a smaller share, or 0."
+        )
+    held = dict.fromkeys(free[:n], "test") | dict.fromkeys(free[n : 2 * n], "validation")
+    return [held.get(unit, role) if role == "train" else role for unit, role in zip(units, chosen, strict=True)]
+
+
+def site_dates(table: pd.DataFrame) -> list[str]:
+    """`SITE 2017-07-11` for each row, or its event where site or date is not known."""
+    cells = zip(table["site"], table["date"], table["event"], strict=True)
+    return [f"{site} {date}" if site and date else f"event {event}" for site, date, event in cells]

@@ -1,0 +1,161 @@
+"""Scores of forecasts, against a library and against what they must obey, and calibration, on events whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scoringrules
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import integrate, stats
+
+from pipeline.metrics.calibration import MIN_EVENTS, Calibration, Forecast, fit_calibration, fit_parts
+from pipeline.metrics.probabilistic import LEVELS, MIN_SIGMA, coverage, crps, pit, pit_histogram, rms
+
+Array = NDArray[np.float64]
+VALUES = st.floats(-1e3, 1e3)
+SIGMAS = st.floats(1e-3, 1e3)
+
+
+# ---------------------------------------------------------------- scores
+@given(VALUES, VALUES, SIGMAS)
+def test_crps_is_that_of_scoringrules(truth: float, mu: float, sigma: float) -> None:
+    expected = float(scoringrules.crps_normal(truth, mu, sigma))
+    assert float(crps(truth, mu, sigma)) == pytest.approx(expected, rel=1e-9, abs=1e-9 * sigma)
+
+
+@pytest.mark.parametrize(("truth", "mu", "sigma"), [(0.0, 0.0, 1.0), (2.0, -1.0, 0.5), (-0.3, 0.4, 3.0)])
+def test_crps_is_the_integral_that_defines_it(truth: float, mu: float, sigma: float) -> None:
+    below, _ = integrate.quad(lambda x: stats.norm.cdf(x, mu, sigma) ** 2, -30, truth)
+    above, _ = integrate.quad(lambda x: stats.norm.sf(x, mu, sigma) ** 2, truth, 30)
+    assert float(crps(truth, mu, sigma)) == pytest.approx(below + above, rel=1e-6)
+
+
+@given(VALUES, VALUES, SIGMAS, st.floats(0.01, 100), VALUES)
+def test_crps_has_the_unit_of_the_target_and_no_origin(
+    truth: float, mu: float, sigma: float, scale: float, shift: float
+) -> None:
+    score = float(crps(truth, mu, sigma))
+    assert float(crps(-truth, -mu, sigma)) == pytest.approx(score, rel=1e-9, abs=1e-9)
+    moved = float(crps(scale * truth + shift, scale * mu + shift, scale * sigma))
+    assert moved == pytest.approx(scale * score, rel=1e-6, abs=1e-6)
+    assert score > 0
+
+
+def test_crps_of_a_sigma_that_vanishes_is_the_absolute_error() -> None:
+    assert crps([1.0, -3.0], 0.0, 1e-9) == pytest.approx([1.0, 3.0])
+
+
+def test_what_is_calibrated_has_a_flat_pit_and_the_coverage_that_it_says() -> None:
+    rng = np.random.default_rng(0)
+    mu, sigma = rng.normal(0, 2, 20_000), rng.uniform(0.2, 3, 20_000)
+    truth = rng.normal(mu, sigma)
+    counts = pit_histogram(pit(truth, mu, sigma))
+    assert sum(counts) == 20_000 and max(counts) - min(counts) < 250
+    for level in LEVELS:
+        assert coverage(truth, mu, sigma, level) == pytest.approx(level, abs=0.01)
+    too_sure = pit_histogram(pit(truth, mu, sigma / 3))
+    assert too_sure[0] > 2 * counts[0] and too_sure[-1] > 2 * counts[-1]
+
+
+def test_coverage_of_no_event_is_not_defined_and_ends_of_the_pit_are_counted() -> None:
+    assert coverage([], [], [], 0.8) is None
+    assert pit_histogram(np.array([0.0, 1.0])) == [1, *[0] * 8, 1]
+
+
+@given(st.lists(st.floats(0, 10), min_size=1))
+def test_rms_lies_between_the_smallest_and_the_largest_score(scores: list[float]) -> None:
+    value = rms(scores)
+    assert value is not None and min(scores) - 1e-9 <= value <= max(scores) + 1e-9
+    assert rms([*scores, None]) is None
+
+
+def test_rms_is_the_root_of_the_mean_square_and_not_defined_without_scores() -> None:
+    assert rms([3.0, 4.0]) == pytest.approx(np.sqrt(12.5))
+    assert rms([]) is None
+
+
+# ---------------------------------------------------------------- calibration
+def simulate(shared: float, own: float, n_events: int, seed: int) -> tuple[Array, Forecast]:
+    """Truth and forecasts of events of 1 to 50 specimens, off by what they share and by what is each one's own."""
+    rng = np.random.default_rng(seed)
+    n = rng.integers(1, 51, n_events).astype("float64")
+    variance = rng.uniform(0.5, 2, n_events)
+    mean = rng.normal(0, 1, n_events)
+    off = np.sqrt(variance) * (shared * rng.normal(size=n_events) + own * rng.normal(size=n_events) / np.sqrt(n))
+    return mean + off, Forecast(mean, variance, n)
+
+
+@pytest.mark.parametrize(("shared", "own"), [(0.5, 1.5), (0.2, 2.0), (1.0, 0.5)])
+def test_what_specimens_share_is_told_from_what_is_each_ones_own(shared: float, own: float) -> None:
+    fitted = fit_calibration(*simulate(shared, own, 5000, 1))
+    assert fitted.shared == pytest.approx(shared, rel=0.1)
+    assert fitted.own == pytest.approx(own, rel=0.2)
+    assert fitted.events == 5000
+
+
+def test_where_errors_are_shared_sigma_does_not_shrink_with_the_number_of_specimens() -> None:
+    fitted = fit_calibration(*simulate(1.0, 0.0, 2000, 2))
+    _, sigma = fitted(Forecast(np.zeros(2), np.ones(2), np.array([1.0, 500.0])))
+    assert sigma[1] > 0.8 * sigma[0]
+
+
+def test_a_calibration_holds_on_events_that_it_was_not_fitted_to() -> None:
+    fitted = fit_calibration(*simulate(0.4, 1.0, 500, 3))
+    truth, forecast = simulate(0.4, 1.0, 5000, 4)
+    assert coverage(truth, *fitted(forecast), 0.8) == pytest.approx(0.8, abs=0.03)
+
+
+def test_emos_takes_back_forecasts_that_are_too_bold() -> None:
+    rng = np.random.default_rng(5)
+    truth = rng.normal(0.5, 1, 2000)
+    bold = Forecast(3 * (truth + rng.normal(0, 1, 2000)) + 2, np.ones(2000), np.ones(2000))
+    fitted = fit_calibration(truth, bold, "emos")
+    assert fitted.slope == pytest.approx(1 / 6, abs=0.02)
+    plain, corrected = (crps(truth, *fit(bold)).mean() for fit in (fit_calibration(truth, bold), fitted))
+    assert corrected < 0.5 * plain
+
+
+def test_emos_of_forecasts_that_do_not_vary_is_the_mean_of_the_events() -> None:
+    truth = np.random.default_rng(6).normal(0.5, 1, 200)
+    fitted = fit_calibration(truth, Forecast(np.full(200, 9.0), np.ones(200), np.ones(200)), "emos")
+    mu, sigma = fitted(Forecast(np.array([9.0]), np.ones(1), np.ones(1)))
+    assert mu == pytest.approx(truth.mean(), abs=0.1) and sigma == pytest.approx(truth.std(), rel=0.1)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.sampled_from(["scale", "emos"]), st.sampled_from([1e-6, 1.0, 1e4]))
+def test_sigma_is_finite_and_never_below_what_the_platform_can_write(
+    seed: int, n_events: int, kind: str, scale: float
+) -> None:
+    truth, forecast = simulate(0.5, 1.0, n_events, seed)
+    fitted = fit_calibration(scale * truth, Forecast(scale * forecast.mean, forecast.variance, forecast.n), kind)  # type: ignore[arg-type]
+    mu, sigma = fitted(forecast)
+    assert np.isfinite(mu).all() and np.isfinite(sigma).all() and (sigma >= MIN_SIGMA).all()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10**6), st.floats(0.05, 5), st.floats(0.05, 5))
+def test_no_other_scale_scores_better_on_the_events_it_was_fitted_to(seed: int, shared: float, own: float) -> None:
+    truth, forecast = simulate(0.5, 1.0, 60, seed)
+    score = crps(truth, *fit_calibration(truth, forecast)(forecast)).mean()
+    assert score <= crps(truth, *Calibration(shared, own)(forecast)).mean() + 1e-6
+
+
+def test_events_of_new_domains_are_calibrated_apart_where_there_are_enough() -> None:
+    known, new = simulate(0.2, 0.5, 300, 7), simulate(1.5, 0.5, 300, 8)
+    truth = np.concatenate([known[0], new[0]])
+    forecast = Forecast(
+        *(np.concatenate([a, b]) for a, b in zip(vars(known[1]).values(), vars(new[1]).values(), strict=True))
+    )
+    is_new = np.arange(600) >= 300
+    parts = fit_parts(truth, forecast, ~is_new, is_new, "scale")
+    assert parts["out_of_domain"].shared > 3 * parts["in_domain"].shared
+    few = np.arange(600) >= 600 - MIN_EVENTS + 1
+    assert fit_parts(truth, forecast, ~few, few, "scale")["out_of_domain"].events == 600
+
+
+def test_a_calibration_needs_events() -> None:
+    with pytest.raises(ValueError, match="held-out events"):
+        fit_calibration(np.zeros(0), Forecast(np.zeros(0), np.zeros(0), np.zeros(0)))

@@ -1,0 +1,144 @@
+"""Forecasts of events in results.json: a sigma for every event, known and new domains apart, and the challenge's score."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scoringrules
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import WorkError
+from pipeline.metrics.events import Prediction, add_forecasts, event_table, fit_calibrations, specimen_table
+from pipeline.metrics.report import Training, make_report
+
+TARGETS = ("a", "b")
+TRAIN = Training(["1", "2"], {"a": 0.0, "b": 0.5}, {"a": 1.0, "b": 2.0})
+
+
+def table(n_events: int, seed: int, domains: tuple[str | None, ...] = ("1", "2", "99")) -> pd.DataFrame:
+    """Specimens of events of 1 to 6 specimens in these domains, in shuffled rows."""
+    rng = np.random.default_rng(seed)
+    event = np.repeat(np.arange(n_events), rng.integers(1, 7, n_events))
+    rng.shuffle(event)
+    values = rng.normal(size=(n_events, 2))
+    rows = pd.DataFrame({"id": [f"s{i}" for i in range(len(event))], "event": [f"e{e}" for e in event]})
+    rows["domain"] = pd.Series([domains[e % len(domains)] for e in event], dtype=object)
+    return rows.assign(a=values[event, 0], b=values[event, 1])
+
+
+def predictions(rows: pd.DataFrame, seed: int, error: float = 0.7) -> Prediction:
+    rng = np.random.default_rng(seed)
+    return said((rows[list(TARGETS)].to_numpy() + rng.normal(0, error, (len(rows), 2))).astype("float32"))
+
+
+def said(mean: Any) -> Prediction:
+    """What a point model says."""
+    return Prediction(mean, np.ones_like(mean))
+
+
+def forecasts(
+    rows: pd.DataFrame, predicted: Any, held_out: pd.DataFrame | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Specimens and events of `rows` with forecasts that are calibrated on other events."""
+    held_out = table(120, 99) if held_out is None else held_out
+    fitted = fit_calibrations(
+        event_table(specimen_table(held_out, TARGETS, predictions(held_out, 98)), TARGETS, "mean"),
+        TARGETS,
+        TRAIN.domains,
+        "scale",
+    )
+    specimens = specimen_table(rows, TARGETS, predicted)
+    return specimens, add_forecasts(event_table(specimens, TARGETS, "mean"), fitted, TRAIN.domains, TARGETS)
+
+
+def report(rows: pd.DataFrame, predicted: Any) -> dict[str, Any]:
+    return make_report(*forecasts(rows, predicted), TARGETS, TRAIN)
+
+
+def test_an_event_of_one_specimen_has_a_sigma_and_many_specimens_do_not_make_it_vanish() -> None:
+    """(mistake 9: the spread over specimens is NaN for one and far too small for many)"""
+    rows = pd.concat(
+        [table(1, 0).iloc[[0]], pd.DataFrame({"id": range(500), "event": "many", "domain": "1", "a": 0.0, "b": 0.0})]
+    )
+    _, events = forecasts(rows.reset_index(drop=True), said(np.zeros((501, 2), "float32")))
+    assert events["n"].tolist() == [1, 500]
+    sigma = events[["a_sigma", "b_sigma"]].to_numpy()
+    assert np.isfinite(sigma).all() and (sigma > 0.02).all() and (sigma[1] <= sigma[0]).all()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.randoms(use_true_random=False))
+def test_a_forecast_does_not_depend_on_the_order_of_specimens(random: Any) -> None:
+    rows = table(12, 1)
+    predicted = predictions(rows, 2)
+    order = list(range(len(rows)))
+    random.shuffle(order)
+    _, one = forecasts(rows, predicted)
+    _, other = forecasts(
+        rows.iloc[order].reset_index(drop=True), Prediction(predicted.mean[order], predicted.variance[order])
+    )
+    together = one.merge(other, on="group", suffixes=("", "_other"))
+    assert len(together) == 12
+    for name in ("a_mu", "a_sigma", "b_mu", "b_sigma", "n"):
+        np.testing.assert_allclose(together[name], together[f"{name}_other"], rtol=1e-9)
+
+
+def test_each_target_has_the_scores_of_its_events_in_known_and_in_new_domains() -> None:
+    rows = table(60, 3)
+    _, events = forecasts(rows, predictions(rows, 4))
+    found = report(rows, predictions(rows, 4))
+    for target in TARGETS:
+        for part, chosen in (("in_domain", events["domain"] != "99"), ("out_of_domain", events["domain"] == "99")):
+            some = events[chosen]
+            expected = scoringrules.crps_normal(some[target], some[f"{target}_mu"], some[f"{target}_sigma"]).mean()
+            assert found[target][part]["CRPS"] == pytest.approx(expected)
+            assert sum(found[target][part]["PIT"]) == len(some) == found[target][part]["n_events"]
+            assert set(found[target][part]["coverage"]) == {"50", "80", "95"}
+    six = [found[target][part]["CRPS"] for target in TARGETS for part in ("in_domain", "out_of_domain")]
+    assert found["summary"]["rms"] == pytest.approx(np.sqrt(np.mean(np.square(six))))
+
+
+def test_a_good_forecast_scores_better_than_the_spread_of_the_training_events() -> None:
+    rows = table(60, 5)
+    found = report(rows, predictions(rows, 6, error=0.2))
+    assert found["summary"]["rms"] < found["summary"]["mean_predictor"]["rms"]
+    truth = event_table(specimen_table(rows, TARGETS, predictions(rows, 6)), TARGETS, "mean")["a"]
+    expected = scoringrules.crps_normal(truth, 0.0, 1.0).mean()
+    assert found["a"]["mean_predictor"]["CRPS"] == pytest.approx(expected)
+
+
+def test_an_event_whose_domain_is_not_known_is_forecast_like_one_of_a_new_domain() -> None:
+    rows = table(3, 7, domains=(None, "99"))
+    _, events = forecasts(rows, said(np.zeros((len(rows), 2), "float32")))
+    _, twins = forecasts(rows.assign(domain="1234"), said(np.zeros((len(rows), 2), "float32")))
+    np.testing.assert_allclose(events["a_sigma"], twins["a_sigma"])
+
+
+def test_without_events_of_new_domains_there_is_no_score_over_both() -> None:
+    rows = table(20, 8, domains=("1", "2"))
+    found = report(rows, predictions(rows, 9))
+    assert found["summary"]["rms"] is None and found["a"]["out_of_domain"]["CRPS"] is None
+    assert found["a"]["in_domain"]["CRPS"] is not None
+
+
+def test_predictions_that_are_not_finite_give_null_and_valid_json() -> None:
+    rows = table(20, 10)
+    predicted = predictions(rows, 11)
+    predicted.mean[0, 0] = np.nan
+    found = report(rows, predicted)
+    assert found["a"]["CRPS"] is None and found["b"]["CRPS"] is not None
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_a_model_that_says_nothing_finite_cannot_be_calibrated() -> None:
+    rows = table(20, 12)
+    events = event_table(
+        specimen_table(rows, TARGETS, said(np.full((len(rows), 2), np.nan, "float32"))), TARGETS, "mean"
+    )
+    with pytest.raises(WorkError, match="no prediction of a for the validation events is finite"):
+        fit_calibrations(events, TARGETS, TRAIN.domains, "scale")

@@ -1,0 +1,209 @@
+"""What splits must keep: nothing that belongs together is parted, every fold has its turn, and rows may come in any order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from pipeline.config import Columns, Data, DomainSplit, FoldSplit, GroupSplit
+from pipeline.errors import UserError
+from pipeline.splits import Folded, assign, deal_events, deal_groups, joined, site_dates
+
+Sides = dict[str, set[Any]]
+
+
+def folds(n: int, fold: int = 0, seed: int = 0) -> FoldSplit:
+    return FoldSplit(kind="folds", n=n, fold=fold, seed=seed)
+
+
+def sides(table: pd.DataFrame, roles: list[str], column: str) -> Sides:
+    """Which values of a column stand in each split."""
+    return {role: set(table[column][[of == role for of in roles]]) for role in ("train", "validation", "test")}
+
+
+def are_apart(them: Sides) -> bool:
+    return sum(map(len, them.values())) == len(set.union(*them.values()))
+
+
+# ---------------------------------------------------------------- tables
+@st.composite
+def tables(draw: st.DrawFn) -> pd.DataFrame:
+    """Specimens of events at sites of domains on days of years; some events are seen at two sites of their domain."""
+    n_domains = draw(st.integers(3, 7))
+    events = draw(
+        st.lists(
+            st.tuples(st.integers(0, n_domains - 1), st.integers(0, 2), st.integers(0, 5)), min_size=1, max_size=40
+        )
+    )
+    # Enough of everything for three folds, whatever else was drawn.
+    events += [(domain, site, day) for domain in range(n_domains) for site in (0, 1) for day in range(4)]
+    rows = [
+        {"event": f"e{i}", "domain": f"D{domain}", "site": f"D{domain}-S{site}", "date": f"20{10 + day}-05-0{1 + day}"}
+        for i, (domain, site, day) in enumerate(events)
+        for _ in range(draw(st.integers(1, 3)))
+    ]
+    twin, day = draw(st.integers(0, len(events) - 1)), rows[-1]["date"]
+    domain = f"D{events[twin][0]}"
+    rows.append({"event": f"e{twin}", "domain": domain, "site": f"{domain}-S0", "date": day})
+    return pd.DataFrame(rows)
+
+
+# ---------------------------------------------------------------- folds over events
+EVENTS = st.lists(st.text("abcdef0123456789", min_size=1, max_size=4), min_size=1, max_size=60)
+
+
+@given(EVENTS, st.integers(3, 8), st.integers(0, 10))
+def test_folds_test_each_event_once_and_never_share_one(events: list[str], n: int, seed: int) -> None:
+    events += [f"more {i}" for i in range(n)]
+    table = pd.DataFrame({"event": events})
+    tested: list[str] = []
+    for fold in range(n):
+        them = sides(table, assign(table, folds(n, fold, seed)), "event")
+        assert are_apart(them) and all(them.values())
+        tested += them["test"]
+    assert sorted(tested) == sorted(set(events))
+
+
+@given(EVENTS, st.integers(3, 8), st.randoms(use_true_random=False))
+def test_folds_are_balanced_and_independent_of_the_order_of_rows(events: list[str], n: int, random: Any) -> None:
+    events += [f"more {i}" for i in range(n)]
+    dealt = deal_events(events, folds(n))
+    sizes = np.bincount(list(dealt.values()), minlength=n)
+    assert sizes.max() - sizes.min() <= 1
+    random.shuffle(events)
+    assert deal_events(events, folds(n)) == dealt
+
+
+def test_the_seed_changes_the_folds_and_too_few_events_are_refused() -> None:
+    events = [str(i) for i in range(30)]
+    assert deal_events(events, folds(5)) != deal_events(events, folds(5, seed=1))
+    with pytest.raises(UserError, match="there are 2 events"):
+        deal_events(["a", "b", "a"], folds(3))
+
+
+# ---------------------------------------------------------------- whole domains, sites and years left out
+@given(tables(), st.integers(0, 2), st.integers(0, 5))
+def test_no_domain_that_is_left_out_is_trained_on_and_no_site_date_is_on_two_sides(
+    table: pd.DataFrame, fold: int, seed: int
+) -> None:
+    roles = assign(table, DomainSplit(kind="domains", n=3, fold=fold, seed=seed))
+    domains = sides(table, roles, "domain")
+    assert are_apart(sides(table, roles, "event"))
+    assert are_apart(sides(table.assign(place=site_dates(table)), roles, "place"))
+    for role in ("validation", "test"):
+        assert domains[role] - domains["train"], "there are new domains"
+        assert domains[role] & domains["train"], "there are known domains"
+    assert not (domains["test"] - domains["train"]) & (domains["validation"] - domains["train"])
+
+
+@given(tables(), st.integers(0, 5))
+def test_every_domain_is_new_in_one_fold(table: pd.DataFrame, seed: int) -> None:
+    new: list[str] = []
+    for fold in range(3):
+        domains = sides(table, assign(table, DomainSplit(kind="domains", n=3, fold=fold, seed=seed)), "domain")
+        new += domains["test"] - domains["train"]
+    assert sorted(new) == sorted(set(table["domain"]))
+
+
+@given(tables(), st.sampled_from(["sites", "years"]), st.integers(0, 2), st.integers(0, 5))
+def test_no_site_and_no_date_is_on_two_sides(table: pd.DataFrame, kind: Any, fold: int, seed: int) -> None:
+    split = GroupSplit(kind=kind, n=3, fold=fold, seed=seed)
+    units = joined(table["event"], table["site"] if kind == "sites" else [date[:4] for date in table["date"]])
+    assume(len(set(units)) >= 3)
+    roles = assign(table, split)
+    assert are_apart(sides(table, roles, "event"))
+    assert are_apart(sides(table, roles, "site" if kind == "sites" else "date"))
+    assert set(roles) == {"train", "validation", "test"}
+
+
+SPLITS: list[Folded] = [
+    folds(3), GroupSplit(kind="sites", n=3), GroupSplit(kind="years", n=3), DomainSplit(kind="domains", n=3),
+]  # fmt: skip
+
+
+@given(tables(), st.sampled_from(SPLITS), st.randoms(use_true_random=False))
+def test_splits_do_not_depend_on_the_order_of_rows(table: pd.DataFrame, split: Folded, random: Any) -> None:
+    order = list(range(len(table)))
+    random.shuffle(order)
+    try:
+        roles = assign(table, split)
+    except UserError:
+        assume(False)
+    shuffled = assign(table.iloc[order].reset_index(drop=True), split)
+    assert shuffled == [roles[i] for i in order]
+
+
+def test_a_share_of_the_training_domains_site_dates_is_held_out_for_each_of_test_and_validation() -> None:
+    rows = [(f"e{d}-{i}", f"D{d}", f"S{d}", f"2015-01-{1 + i // 2:02d}") for d in range(4) for i in range(40)]
+    table = pd.DataFrame(rows, columns=["event", "domain", "site", "date"])  # two events a site-date
+    for held_out, n in ((0.1, 4), (0.25, 10), (0.0, 0)):
+        roles = assign(table, DomainSplit(kind="domains", n=4, held_out=held_out))
+        known = table["domain"].isin(sides(table, roles, "domain")["train"])
+        places = sides(
+            table[known].assign(p=site_dates(table[known])), [r for r, k in zip(roles, known, strict=True) if k], "p"
+        )
+        assert {role: len(them) for role, them in places.items()} == {"train": 40 - 2 * n, "validation": n, "test": n}
+
+
+@given(tables(), st.integers(0, 2), st.integers(0, 50), st.sampled_from([0.1, 0.3]))
+def test_a_domain_is_trained_on_or_new_on_one_side_alone(
+    table: pd.DataFrame, fold: int, seed: int, held_out: float
+) -> None:
+    small = pd.DataFrame([("x", "D0", "D0-only", "2010-01-01")], columns=["event", "domain", "site", "date"])
+    table = pd.concat([table[table["domain"] != "D0"], small], ignore_index=True)
+    try:
+        roles = assign(table, DomainSplit(kind="domains", n=3, fold=fold, seed=seed, held_out=held_out))
+    except UserError:
+        assume(False)
+    domains = sides(table, roles, "domain")
+    assert not (domains["test"] & domains["validation"]) - domains["train"]
+
+
+def test_holding_out_so_much_that_nothing_is_left_is_refused() -> None:
+    table = pd.DataFrame(
+        [(f"e{d}", f"D{d}", None, None) for d in range(4)], columns=["event", "domain", "site", "date"], dtype=object
+    )
+    with pytest.raises(
+        UserError, match=r"held_out = 0\.1: of 2 site-dates in the training domains 2 would be held out"
+    ):
+        assign(table, DomainSplit(kind="domains", n=4))
+
+
+@given(st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.integers(1, 50), min_size=3), st.integers(0, 3))
+def test_groups_are_dealt_so_that_no_fold_exceeds_another_by_more_than_its_largest_group(
+    sizes: dict[str, int], seed: int
+) -> None:
+    dealt = deal_groups(sizes, GroupSplit(kind="sites", n=3, seed=seed))
+    load = [sum(n for group, n in sizes.items() if dealt[group] == fold) for fold in range(3)]
+    assert max(load) - min(load) <= max(sizes.values()) and set(dealt.values()) == {0, 1, 2}
+
+
+def test_too_few_domains_are_refused_with_their_number() -> None:
+    table = pd.DataFrame({"event": ["1", "2"], "domain": ["a", "b"], "site": [None, None], "date": [None, None]})
+    with pytest.raises(UserError, match=r"data\.split\.n = 5, but there are 2 domains"):
+        assign(table, DomainSplit(kind="domains"))
+
+
+@pytest.mark.parametrize(("kind", "column"), [("domains", "domain"), ("sites", "site"), ("years", "date")])
+def test_a_split_whose_column_is_not_named_is_refused_by_the_configuration(kind: str, column: str) -> None:
+    with pytest.raises(ValueError, match=rf"split\.kind {kind} needs columns\.{column}"):
+        Data.model_validate({"split": {"kind": kind}})
+    Data.model_validate({"split": {"kind": kind}, "columns": Columns(**{column: "x"}).model_dump()})
+
+
+# ---------------------------------------------------------------- what belongs together
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=40))
+def test_rows_are_joined_as_a_graph_of_events_and_labels_is_connected(pairs: list[tuple[int, int]]) -> None:
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    events, labels = zip(*pairs, strict=True)
+    graph = coo_array((np.ones(len(pairs)), (events, [10 + label for label in labels])), shape=(20, 20))
+    expected = connected_components(graph, directed=False)[1][list(events)]
+    found = pd.factorize(np.array(joined([f"e{e}" for e in events], [f"l{label}" for label in labels])))[0]
+    assert (found == pd.factorize(expected)[0]).all()

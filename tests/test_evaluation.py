@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.config import Config
 from pipeline.errors import UserError, WorkError
-from pipeline.layout import TrialDir, experiment_dir
+from pipeline.layout import TrialDir, experiment_dir, read_json, write_json
 from pipeline.stages import evaluate, extract, train
 from tests.conftest import Assets, carabid
 
@@ -139,6 +139,20 @@ def test_predict_forecasts_an_event_as_evaluation_does(
     assert expected["n"].tolist() == [len(files)] * 3 and len(files) > 1
     for target, *values in expected[["target", "mu", "sigma"]].itertuples(index=False):
         assert [float(value) for value in printed[target]] == pytest.approx(values, abs=1e-3)
+
+
+def test_a_sigma_that_new_domains_borrow_from_known_ones_is_said_and_one_of_their_own_is_not(
+    config_of: MakeConfig,
+) -> None:
+    config = config_of("baseline", *SMALL)
+    trial = finished(config)
+    borrowed = [w for w in evaluate.run(config, trial)["summary"]["warnings"] if w.startswith("sigma in new domains")]
+    assert len(borrowed) == 1  # validation is of known domains, the test split of new ones too
+    record = read_json(trial.trained)
+    for parts in record["calibration"].values():
+        parts["out_of_domain"]["of_all"] = False
+    write_json(trial.trained, record)
+    assert not any("sigma in new" in w for w in evaluate.run(config, trial)["summary"]["warnings"])
 
 
 def test_the_reported_scores_can_be_computed_again_from_events_parquet(config_of: MakeConfig) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import torch
 from scipy.special import ndtri
@@ -53,41 +52,47 @@ class Point(Output):
         return raw, torch.ones_like(raw)
 
 
-@dataclass
-class Gaussian(Output):
-    """Mean and scale, trained by CRPS (Gneiting and Raftery 2007, equation 21) or by negative log-likelihood."""
+class LocationScale(Output):
+    """A location and a scale of each target; `widening` is the variance of a distribution whose scale is 1."""
 
-    score: str
     n = 2
+    widening: float = 1.0
+
+    def moments(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        location, scale = self.location_and_scale(raw)
+        return location, scale.square() * self.widening
+
+    def location_and_scale(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, n_targets · 2] → both [B, n_targets], the scale at least MIN_SCALE."""
+        location, free = self.parts(raw).unbind(-1)
+        return location, F.softplus(free + START) + MIN_SCALE
+
+
+class Gaussian(LocationScale):
+    """Mean and sd, trained by CRPS (Gneiting and Raftery 2007, equation 21) or by negative log-likelihood."""
+
+    def __init__(self, score: str) -> None:
+        self.score = score
 
     def loss(self, raw: Tensor, targets: Tensor) -> Tensor:
-        mean, scale = _location_and_scale(self.parts(raw))
+        mean, scale = self.location_and_scale(raw)
         z = (targets - mean) / scale
         if self.score == "nll":
             return (z.square() / 2 + scale.log() + math.log(2 * math.pi) / 2).mean()
         density = (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
         return (scale * (z * torch.erf(z / math.sqrt(2)) + 2 * density - 1 / math.sqrt(math.pi))).mean()
 
-    def moments(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        mean, scale = _location_and_scale(self.parts(raw))
-        return mean, scale.square()
 
-
-@dataclass
-class StudentT(Output):
+class StudentT(LocationScale):
     """Location and scale of a Student-t distribution with `df` degrees of freedom, by negative log-likelihood."""
 
-    df: float
-    n = 2
+    def __init__(self, df: float) -> None:
+        self.df, self.widening = df, df / (df - 2)
 
     def loss(self, raw: Tensor, targets: Tensor) -> Tensor:
-        mean, scale = _location_and_scale(self.parts(raw))
-        density: Tensor = torch.distributions.StudentT(self.df, mean, scale, validate_args=False).log_prob(targets)
+        location, scale = self.location_and_scale(raw)
+        density: Tensor = torch.distributions.StudentT(self.df, location, scale, validate_args=False).log_prob(targets)
         return -density.mean()
-
-    def moments(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        mean, scale = _location_and_scale(self.parts(raw))
-        return mean, scale.square() * self.df / (self.df - 2)
 
 
 class Quantiles(Output):
@@ -119,8 +124,3 @@ def make_output(loss: cfg.Loss) -> Output:
     if loss.kind == "quantiles":
         return Quantiles(loss.levels)
     return Point() if loss.kind == "mse" else Gaussian(loss.kind)
-
-
-def _location_and_scale(parts: Tensor) -> tuple[Tensor, Tensor]:
-    location, raw = parts.unbind(-1)
-    return location, F.softplus(raw + START) + MIN_SCALE

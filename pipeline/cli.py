@@ -315,19 +315,23 @@ def predict(
     trial: Annotated[Path, typer.Argument(help="A trained trial's folder.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     domain: Annotated[str | None, typer.Option(help="Their domain; default: unknown.")] = None,
+    species: Annotated[
+        list[str] | None, typer.Option(help="Scientific name of all of them, or (repeated) of each; default: unknown.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cuda or cpu; default: the trial's.")] = None,
     event: Annotated[
         bool, typer.Option("--event", help="Take them as specimens of one event: print mean ± sigma.")
     ] = False,
 ) -> None:
     """Print a trained model's predictions for new images, or its forecast of the event that they are of."""
-    from pipeline.stages.predict import predict_event, predict_files
+    from pipeline.stages.predict import Origin, predict_event, predict_files
 
+    origin = Origin(domain, tuple(species or ()))
     if event:
-        found = predict_event(trial, images, domain, device)
+        found = predict_event(trial, images, origin, device)
         print("\t".join(f"{name}={mu:.4f} ± {sigma:.4f}" for name, (mu, sigma) in found.items()))
         return
-    for image, values in zip(images, predict_files(trial, images, domain, device), strict=True):
+    for image, values in zip(images, predict_files(trial, images, origin, device), strict=True):
         print(f"{image}\t" + "\t".join(f"{name}={value:.4f}" for name, value in values.items()), flush=True)
 
 

@@ -48,6 +48,8 @@ class Columns(Section):
     """Column that groups specimens of one sampling event; null: each image is an event of its own."""
     domain: str | None = None
     """Column with the domain (NEON eco-domain); null: every image has the unknown domain."""
+    species: str | None = None
+    """Column with the scientific name; null: unknown."""
     site: str | None = None
     """Column with the site; null: unknown."""
     date: str | None = None
@@ -274,7 +276,33 @@ class RidgeHead(Section):
     """Penalties to choose from by `select.metric`."""
 
 
-Head = Annotated[MlpHead | RidgeHead, Field(discriminator="kind")]
+class ClimatologyHead(Section):
+    """No image: mean and spread of the training events of a site and day of the year; else of the domain; else of all."""
+
+    kind: Literal["climatology"]
+    window: Annotated[int, Field(ge=0, le=183)] = 30
+    """Days before and after that day of the year, in any year, that count as that day."""
+    min_events: Annotated[int, Field(ge=2)] = 5
+    """With fewer training events than these the domain is asked, then all."""
+
+
+class BoostingHead(Section):
+    """No image: gradient-boosted trees (LightGBM) on domain, species, site and day of the year."""
+
+    kind: Literal["boosting"]
+    rounds: Positive = 500
+    """At most so many trees for each target."""
+    patience: Positive = 30
+    """Stop after so many trees without a better squared error on validation."""
+    lr: float = Field(0.05, gt=0)
+    """Shrinkage of each tree."""
+    leaves: Annotated[int, Field(ge=2)] = 15
+    """Leaves of a tree."""
+    min_leaf: Positive = 20
+    """Specimens in a leaf, at least."""
+
+
+Head = Annotated[MlpHead | RidgeHead | ClimatologyHead | BoostingHead, Field(discriminator="kind")]
 
 
 class Model(Section):
@@ -285,17 +313,22 @@ class Model(Section):
     """L2-normalise the embedding before the head."""
     domain_embedding: bool = False
     """Add a learned embedding of the domain to the (normalised) image embedding."""
+    species_embedding: bool = False
+    """Add a learned embedding of the scientific name and one of its genus, by which names never seen are known."""
     head: Head = MlpHead()
-    pool: Literal["mean", "precision"] = "mean"
-    """An event's forecast from its specimens': their mean, or weighted by 1 / variance (which a probabilistic loss learns)."""
+    pool: Literal["mean", "precision", "attention"] = "mean"
+    """An event's forecast from its specimens': their mean, weighted by 1 / variance (which a probabilistic loss learns), or by
+    an attention that learns from events (`train.sample: events`)."""
     standardize_targets: bool = False
     """Learn targets scaled by the training events' mean and sd; predictions come back in the targets' own units."""
 
     @model_validator(mode="after")
-    def _ridge_needs_frozen(self) -> Model:
-        if self.head.kind == "ridge" and (self.encoder.kind != "frozen" or self.domain_embedding):
+    def _only_perceptrons_descend(self) -> Model:
+        embeddings = self.domain_embedding or self.species_embedding
+        if self.head.kind != "mlp" and (self.encoder.kind != "frozen" or embeddings or self.pool != "mean"):
             raise ValueError(
-                "head.kind ridge is solved in closed form: it needs encoder.kind frozen and no domain_embedding"
+                f"head.kind {self.head.kind} is not trained by gradient descent: it needs encoder.kind frozen, pool mean and "
+                "neither domain_embedding nor species_embedding"
             )
         return self
 
@@ -344,11 +377,13 @@ class Augment(Section):
     """Augmentations of cached features, applied in this order; 0 turns one off."""
 
     specimen_dropout: BelowOne = 0.0
-    """Probability that a specimen is left out of its batch (at least one stays)."""
+    """Probability that a specimen is left out of its batch, or of its event (at least one stays)."""
     mixup_alpha: float = Field(0.0, ge=0)
     """λ ~ Beta(α, α) per batch mixes features, targets and domain embeddings (mixup, arXiv 1710.09412)."""
     domain_dropout: Fraction = 0.0
     """Probability that a whole batch's domain becomes unknown."""
+    species_dropout: Fraction = 0.0
+    """Probability that a specimen's species becomes unknown; of these, the same share lose their genus too."""
     noise: float = Field(0.0, ge=0)
     """Standard deviation of Gaussian noise on the features."""
     warmup: Fraction = 0.0
@@ -386,10 +421,40 @@ class Train(Section):
 
     epochs: Positive = 500
     batch_size: Positive = 64
+    """Specimens, or with `sample: events` events, a step."""
+    sample: Literal["specimens", "events"] = "specimens"
+    """What is drawn and what the loss is of: specimens, or events, each forecast from a set of its specimens."""
+    max_specimens: Positive = 16
+    """With `sample: events`: how many specimens of an event are drawn at most, anew in each epoch."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: forward and backward under autocast, weights and optimiser in fp32. Evaluation is always fp32."""
     patience: Positive | None = None
     """Stop after this many epochs without a better validation metric; null: train to the end."""
+
+
+class PlainRisk(Section):
+    """The mean loss, whatever domains the samples are of."""
+
+    kind: Literal["mean"] = "mean"
+
+
+class Coral(Section):
+    """Deep CORAL (Sun and Saenko 2016, arXiv 1607.01719): means and covariances of the last hidden layer are drawn together."""
+
+    kind: Literal["coral"]
+    weight: float = Field(1.0, gt=0)
+    """Of the penalty, beside the mean loss."""
+
+
+class GroupDro(Section):
+    """Group DRO (Sagawa et al. 2020, arXiv 1911.08731): the domains with the highest loss weigh most."""
+
+    kind: Literal["group_dro"]
+    step: float = Field(0.01, gt=0)
+    """Step size of the domains' weights."""
+
+
+Risk = Annotated[PlainRisk | Coral | GroupDro, Field(discriminator="kind")]
 
 
 class Select(Section):
@@ -402,8 +467,9 @@ class Select(Section):
 class Calibrate(Section):
     """How an event's sigma comes about: fitted to the CRPS of validation events, in-domain and out-of-domain apart."""
 
-    kind: Literal["scale", "emos"] = "scale"
-    """scale: sigma alone, from what specimens of an event share and what is each one's own; emos: the mean by a line as well."""
+    kind: Literal["scale", "emos", "spread"] = "scale"
+    """scale: sigma alone, from what specimens of an event share and what is each one's own; emos: the mean by a line as well;
+    spread: not calibrated, the sd over specimens, as the challenge's sample code does, to compare with."""
 
 
 class Evaluate(Section):
@@ -501,6 +567,8 @@ class Config(Section):
     features: Features = Features()
     model: Model = Model()
     loss: Loss = PlainLoss()
+    risk: Risk = PlainRisk()
+    """How the losses of a batch become the one that is minimised: methods of domain generalisation."""
     augment: Augment = Augment()
     optim: Optim = Optim()
     schedule: Schedule = Schedule()
@@ -521,11 +589,36 @@ class Config(Section):
         return task
 
     @model_validator(mode="after")
-    def _ridge_has_its_loss(self) -> Config:
-        if self.model.head.kind == "ridge" and self.loss.kind != "mse":
+    def _only_perceptrons_have_another_loss(self) -> Config:
+        head, others = (
+            self.model.head.kind,
+            {"loss": self.loss.kind, "risk": self.risk.kind, "sample": self.train.sample},
+        )
+        for name, usual in (("loss", "mse"), ("risk", "mean"), ("sample", "specimens")):
+            if head != "mlp" and others[name] != usual:
+                key = "train.sample" if name == "sample" else f"{name}.kind"
+                raise ValueError(f"model.head.kind {head} has no use for {key} {others[name]}: it needs head.kind mlp")
+        return self
+
+    @model_validator(mode="after")
+    def _sets_fit(self) -> Config:
+        if self.model.pool == "attention" and self.train.sample != "events":
+            raise ValueError("model.pool attention learns from sets of specimens: set train.sample=events")
+        if self.model.pool == "precision" and self.loss.kind == "mse":
             raise ValueError(
-                f"model.head.kind ridge minimises squared errors: loss.kind {self.loss.kind} needs head.kind mlp"
+                "model.pool precision needs a variance of each specimen, which loss.kind mse does not learn"
             )
+        if self.augment.mixup_alpha and self.train.sample == "events":
+            raise ValueError("augment.mixup_alpha mixes specimens: it needs train.sample specimens")
+        return self
+
+    @model_validator(mode="after")
+    def _names_have_columns(self) -> Config:
+        columns = self.data.columns
+        if self.model.species_embedding and columns.species is None:
+            raise ValueError("model.species_embedding needs data.columns.species: name the column that holds it")
+        if self.risk.kind != "mean" and columns.domain is None:
+            raise ValueError(f"risk.kind {self.risk.kind} needs data.columns.domain: name the column that holds it")
         return self
 
     @model_validator(mode="after")

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-OWN_COLUMNS = ("split", "source_split", "row", "id", "event", "domain", "site", "date")
-OWN_ENDS = ("prediction", "variance", "mean", "mu", "sigma")
+OWN_COLUMNS = ("split", "source_split", "row", "id", "event", "domain", "species", "site", "date")
+OWN_ENDS = ("prediction", "variance", "weight", "mean", "spread", "mu", "sigma")
 """What follows a target's name in the columns of predictions and forecasts."""
 OFFSET = r"(?:Z|[+-]\d\d:?\d\d)$"
 WHOLE = re.compile(r"-?\d+(\.0+)?")
@@ -43,7 +43,7 @@ class Dataset:
 
     `table` has one row per image, in the order of the source (position i is position i in the feature store), with the
     columns `split` (train, validation or test), `source_split`, `row` (within the source's split), `id`, `event`,
-    `domain`, `site`, `date` (an ISO day; these three None where unknown) and one float64 column per target. Folds and
+    `domain`, `species`, `site`, `date` (an ISO day; these four None where unknown) and one float64 column per target. Folds and
     permutation never change the order.
     """
 
@@ -234,6 +234,7 @@ def _split_table(source: Source, data: Data, name: str, split: str) -> pd.DataFr
     table["id"] = _ids(source, data, name, cells)
     table["event"] = _events(source, data, name, cells)
     table["domain"] = _names(cells, data.columns.domain, "data.columns.domain")
+    table["species"] = _names(cells, data.columns.species, "data.columns.species")
     table["site"] = _names(cells, data.columns.site, "data.columns.site")
     table["date"] = _dates(data, cells)
     for target in data.targets:
@@ -248,7 +249,7 @@ def _check_columns(source: Source, data: Data, split: str) -> None:
     wanted = [("data.columns.image", columns.image, "")]
     if columns.event is not None:
         wanted.append(("data.columns.event", columns.event, ", or null if each image is an event of its own"))
-    for name in ("domain", "site", "date"):
+    for name in ("domain", "species", "site", "date"):
         if (column := getattr(columns, name)) is not None:
             wanted.append((f"data.columns.{name}", column, f", or null if the {name} is unknown"))
     wanted += [("data.targets", target, "") for target in data.targets]

@@ -12,6 +12,7 @@ model output statistics and minimum CRPS estimation").
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,21 +22,24 @@ from numpy.typing import NDArray
 from pipeline.metrics.probabilistic import MIN_SIGMA, crps
 
 Array = NDArray[np.float64]
-Kind = Literal["scale", "emos"]
+Line = Literal["scale", "emos"]
+Kind = Literal["scale", "emos", "spread"]
 MIN_EVENTS = 20
 """Fewer tell too little: then all held-out events are asked."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a model says of N events: mean [N], variance of one specimen [N], number of specimens [N]."""
+    """What a model says of N events: mean [N], variance of one specimen [N], number of specimens [N], and the sd [N] of what it
+    says of them (NaN of one)."""
 
     mean: Array
     variance: Array
     n: Array
+    spread: Array
 
     def __getitem__(self, rows: NDArray[np.bool_]) -> Forecast:
-        return Forecast(self.mean[rows], self.variance[rows], self.n[rows])
+        return Forecast(self.mean[rows], self.variance[rows], self.n[rows], self.spread[rows])
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,39 @@ class Calibration:
         return self.bias + self.slope * forecast.mean, np.maximum(np.sqrt(variance), MIN_SIGMA)
 
 
-def fit_calibration(truth: Array, forecast: Forecast, kind: Kind = "scale") -> Calibration:
+@dataclass(frozen=True)
+class Spread:
+    """The challenge's sample code's sigma, to compare with: the sd of what is said of an event's specimens.
+
+    That of a single specimen is not defined; it gets what is usual (`alone`), which the sample code does not grant it.
+    """
+
+    alone: float
+    events: int = 0
+    of_all: bool = False
+
+    def __call__(self, forecast: Forecast) -> tuple[Array, Array]:
+        """mu [N] and sigma [N], at least MIN_SIGMA."""
+        sigma = np.where(np.isfinite(forecast.spread), forecast.spread, self.alone)
+        return forecast.mean, np.maximum(sigma, MIN_SIGMA)
+
+
+AnyCalibration = Calibration | Spread
+
+
+def fit_spread(truth: Array, forecast: Forecast) -> Spread:
+    """Mean spread of held-out events of several specimens; where there is none, how far off their forecasts are (rms)."""
+    several = forecast.spread[np.isfinite(forecast.spread)]
+    usual = several.mean() if len(several) else np.sqrt(np.mean(np.square(truth - forecast.mean)))
+    return Spread(float(usual), len(truth))
+
+
+def load_calibration(values: Mapping[str, Any]) -> AnyCalibration:
+    """What `asdict` made of one."""
+    return Spread(**values) if "alone" in values else Calibration(**values)
+
+
+def fit_calibration(truth: Array, forecast: Forecast, kind: Line = "scale") -> Calibration:
     """The calibration with the lowest mean CRPS on held-out events: truth [N]. Raises ValueError for none."""
     from scipy.optimize import minimize
 
@@ -82,20 +118,22 @@ def fit_calibration(truth: Array, forecast: Forecast, kind: Kind = "scale") -> C
 
 def fit_parts(
     truth: Array, forecast: Forecast, is_known: NDArray[np.bool_], is_new: NDArray[np.bool_], kind: Kind
-) -> dict[str, Calibration]:
+) -> dict[str, AnyCalibration]:
     """A calibration for events of domains that were trained on, and one for those of any other.
 
     A part with fewer than MIN_EVENTS events is calibrated on all of them.
     """
-    whole = replace(fit_calibration(truth, forecast, kind), of_all=True)
     parts = {"in_domain": is_known, "out_of_domain": is_new}
+    if kind == "spread":
+        return dict.fromkeys(parts, fit_spread(truth, forecast))
+    whole = replace(fit_calibration(truth, forecast, kind), of_all=True)
     return {
         name: fit_calibration(truth[rows], forecast[rows], kind) if rows.sum() >= MIN_EVENTS else whole
         for name, rows in parts.items()
     }
 
 
-def _calibration(values: Any, kind: Kind, events: int = 0) -> Calibration:
+def _calibration(values: Any, kind: Line, events: int = 0) -> Calibration:
     shared, own = (float(v) for v in np.exp(values[:2]))
     bias, slope = (float(values[2]), float(values[3])) if kind == "emos" else (0.0, 1.0)
     return Calibration(shared, own, bias, slope, events)

@@ -4,73 +4,73 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.errors import WorkError
-from pipeline.metrics.calibration import Calibration, Forecast, Kind, fit_parts
+from pipeline.metrics.calibration import AnyCalibration, Forecast, Kind, fit_parts
 from pipeline.metrics.regression import event_means
 
 Array = NDArray[np.float64]
-Pool = Literal["mean", "precision"]
-Calibrations = Mapping[str, Mapping[str, Calibration]]
+Calibrations = Mapping[str, Mapping[str, AnyCalibration]]
 """Target → part (in_domain, out_of_domain) → calibration."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of N specimens: mean and variance [N, n_targets], in the targets' units."""
+    """What a model says of N specimens, each [N, n_targets]: mean and variance in the targets' units, and how much each counts
+    among those of its event (log weights, up to a constant)."""
 
     mean: NDArray[np.float32]
     variance: NDArray[np.float32]
+    log_weights: NDArray[np.float32]
 
 
 def specimen_table(table: pd.DataFrame, targets: Sequence[str], predicted: Prediction) -> pd.DataFrame:
-    """A row per specimen: id, group (its event), domain, each target, `<target>_prediction` and `<target>_variance`."""
+    """A row per specimen: id, group (its event), domain, each target, and of each `<target>_prediction`, `<target>_variance`
+    and `<target>_weight` (its log weight)."""
     frame = table[["id", "event", "domain", *targets]].rename(columns={"event": "group"})
     for i, target in enumerate(targets):
         frame[f"{target}_prediction"] = predicted.mean[:, i].astype("float64")
         frame[f"{target}_variance"] = predicted.variance[:, i].astype("float64")
+        frame[f"{target}_weight"] = predicted.log_weights[:, i].astype("float64")
     return frame
 
 
-def event_table(specimens: pd.DataFrame, targets: Sequence[str], pool: Pool) -> pd.DataFrame:
+def event_table(specimens: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
     """A row per event, in the order in which they appear: group, domain, n (specimens), each target, and of each its pooled
-    `<target>_mean` and `<target>_variance` (that of one specimen)."""
+    `<target>_mean`, `<target>_variance` (that of one specimen) and `<target>_spread` (sd over specimens; NaN of one)."""
     groups = specimens.groupby("group", sort=False)
     events = groups[["domain", *targets]].first().assign(n=groups.size()).reset_index()
     numbers = pd.factorize(specimens["group"])[0].astype("int64")
-    of_specimens, variances = (
-        specimens[[f"{target}_{of}" for target in targets]].to_numpy("float64") for of in ("prediction", "variance")
-    )
-    mean, variance = pool_events(of_specimens, variances, numbers, pool)
-    for i, target in enumerate(targets):
-        events[f"{target}_mean"], events[f"{target}_variance"] = mean[:, i], variance[:, i]
+    for target in targets:
+        said, variance, weight = (
+            specimens[f"{target}_{of}"].to_numpy("float64") for of in ("prediction", "variance", "weight")
+        )
+        events[f"{target}_mean"], events[f"{target}_variance"] = pool_events(said, variance, weight, numbers)
+        events[f"{target}_spread"] = groups[f"{target}_prediction"].std(ddof=1).to_numpy("float64")
     return events
 
 
-def pool_events(mean: Array, variance: Array, events: NDArray[np.int64], pool: Pool) -> tuple[Array, Array]:
+def pool_events(mean: Array, variance: Array, log_weights: Array, events: NDArray[np.int64]) -> tuple[Array, Array]:
     """Mean and variance of specimens [N, …] → an event's mean and the variance of one of its specimens [n_events, …].
 
-    `mean`: plain means of both. `precision`: means weighted by 1 / variance, and the harmonic mean of the variances, so that
-    variance / n is that of the weighted mean. A value that is not finite makes its event's so.
+    Means weighted by the softmax of `log_weights` over an event's specimens, of the means and of the sds: as a model that is
+    trained on events pools its distribution (`models/pooling.py`). A value that is not finite makes its event's so.
     """
-    if pool == "mean":
-        return event_means(mean, events), event_means(variance, events)
-    precision = event_means(1 / variance, events)
-    return event_means(mean / variance, events) / precision, 1 / precision
+    return event_means(mean, events, log_weights), np.square(event_means(np.sqrt(variance), events, log_weights))
 
 
 def fit_calibrations(
     events: pd.DataFrame, targets: Sequence[str], train_domains: Sequence[str], kind: Kind
-) -> dict[str, dict[str, Calibration]]:
+) -> dict[str, dict[str, AnyCalibration]]:
     """Calibrations of each target from held-out events. Raises WorkError if no prediction for them is finite."""
     known = events["domain"].isin(list(train_domains)).to_numpy()
     new = ~known & events["domain"].notna().to_numpy()
-    fitted = {}
+    fitted: dict[str, dict[str, AnyCalibration]] = {}
     for target in targets:
         forecast, truth = _forecast(events, target), events[target].to_numpy("float64")
         rows = np.isfinite(forecast.mean) & np.isfinite(forecast.variance)
@@ -95,5 +95,7 @@ def add_forecasts(
 
 
 def _forecast(events: pd.DataFrame, target: str) -> Forecast:
-    columns = (events[name].to_numpy("float64") for name in (f"{target}_mean", f"{target}_variance", "n"))
+    columns = (
+        events[name].to_numpy("float64") for name in (f"{target}_mean", f"{target}_variance", "n", f"{target}_spread")
+    )
     return Forecast(*columns)

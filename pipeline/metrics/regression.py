@@ -32,28 +32,50 @@ def r2(targets: Array, predictions: Array) -> float | None:
     return 1 - float(np.square(targets - predictions).sum()) / total if total > 0 else None
 
 
-def event_means(values: Array, events: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Mean of each event's specimens: [N, …] and event numbers [N] → [n_events, …], in the order of the numbers."""
+def event_means(values: Array, events: NDArray[np.int64], log_weights: Array | None = None) -> NDArray[np.float64]:
+    """Mean of each event's specimens: [N, …] and event numbers [N] → [n_events, …], in the order of the numbers.
+
+    With `log_weights`, of the values' shape: weighted by their softmax over the event's specimens.
+    """
     numbers, inverse = np.unique(events, return_inverse=True)
-    sums = np.zeros((len(numbers), *values.shape[1:]), dtype="float64")
-    np.add.at(sums, inverse, values)
-    counts = np.bincount(inverse, minlength=len(numbers)).reshape(-1, *[1] * (values.ndim - 1))
-    return sums / counts
+    weights = np.ones(values.shape) if log_weights is None else _weights(log_weights, inverse, len(numbers))
+    sums, total = np.zeros((2, len(numbers), *values.shape[1:]))
+    np.add.at(sums, inverse, weights * values)
+    np.add.at(total, inverse, weights)
+    means: NDArray[np.float64] = sums / total
+    return means
 
 
-def event_r2(targets: Array, predictions: Array, events: NDArray[np.int64]) -> float | None:
-    """R² after averaging targets and predictions [N] per event."""
-    return r2(event_means(targets, events), event_means(predictions, events))
+def _weights(log_weights: Array, events: NDArray[np.int64], n: int) -> NDArray[np.float64]:
+    """Weights [N, …] up to a factor of each event; its largest is 1, so that none overflows."""
+    highest = np.full((n, *log_weights.shape[1:]), -np.inf)
+    np.maximum.at(highest, events, log_weights)
+    weights: NDArray[np.float64] = np.exp(log_weights - highest[events])
+    return weights
 
 
-def selection_metric(metric: str, targets: Array, predictions: Array, events: NDArray[np.int64]) -> float | None:
+def event_r2(
+    targets: Array, predictions: Array, events: NDArray[np.int64], log_weights: Array | None = None
+) -> float | None:
+    """R² of events: after averaging targets and (weighted) predictions [N] per event."""
+    return r2(event_means(targets, events), event_means(predictions, events, log_weights))
+
+
+def selection_metric(
+    metric: str,
+    targets: Array,
+    predictions: Array,
+    events: NDArray[np.int64],
+    log_weights: Array | None = None,
+) -> float | None:
     """What the best epoch is chosen by: mean over targets [N, n_targets] of the event R², or of the specimen MAE.
 
     None if it is not defined for one of them, or if a prediction is not finite.
     """
     if not np.isfinite(predictions).all():
         return None
-    columns: Iterator[tuple[Array, Array]] = zip(targets.T, predictions.T, strict=True)
-    values = [event_r2(t, p, events) if metric == "r2" else mae(t, p) for t, p in columns]
+    weights = np.zeros_like(predictions) if log_weights is None else log_weights
+    columns: Iterator[tuple[Array, Array, Array]] = zip(targets.T, predictions.T, weights.T, strict=True)
+    values = [event_r2(t, p, events, w) if metric == "r2" else mae(t, p) for t, p, w in columns]
     defined = [value for value in values if value is not None]
     return float(np.mean(defined)) if len(defined) == len(values) else None

@@ -69,8 +69,8 @@ def regression_report(
     """Figures of each target, and their means over the targets under `summary`.
 
     `frame` has a row per specimen: `group` (its event), `domain` (None: unknown), and for each target its true value and,
-    as `<target>_prediction`, the predicted one. In-domain are specimens of `train_domains`, out-of-domain those of any
-    other domain; one whose domain is not known is neither. `train_means` is what the mean predictor says: every result
+    as `<target>_prediction`, the predicted one, with its log weight among those of its event, `<target>_weight`. In-domain are
+    specimens of `train_domains`, out-of-domain those of any other domain; one whose domain is not known is neither. `train_means` is what the mean predictor says: every result
     stands beside that of always predicting the training events' mean.
     """
     inside = frame["domain"].isin(list(train_domains))
@@ -100,7 +100,7 @@ def _figures(frame: pd.DataFrame, target: str) -> Figures:
     finite = bool(np.isfinite(prediction).all())
     return {
         "MAE": mae(truth, prediction) if finite else None,
-        "r2": event_r2(truth, prediction, events) if finite else None,
+        "r2": event_r2(truth, prediction, events, frame[f"{target}_weight"].to_numpy("float64")) if finite else None,
         "RMSE": rmse(truth, prediction) if finite else None,
         "n": len(frame),
         "n_events": len(np.unique(events)),

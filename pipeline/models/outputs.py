@@ -1,7 +1,8 @@
 """What a head's numbers mean: a point, or a distribution of a specimen's targets, with the loss that trains it.
 
-A head gives `n` numbers for each target, in standardised units. `loss` scores them, `moments` tells the mean and the variance
-that an event's forecast starts from (`metrics/calibration.py` finds the scale of the variance).
+A head gives `n` numbers for each target, in standardised units. `parameters` reads them as those of a distribution (a location
+and a scale, quantiles), whose weighted means over specimens are an event's. `losses` scores them, `moments` tells mean and
+variance (`metrics/calibration.py` finds the scale of the variance).
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ class Output(ABC):
     """Numbers for each target."""
 
     @abstractmethod
-    def loss(self, raw: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss over specimens and targets of `raw` [B, n_targets · n] for standardised targets [B, n_targets]."""
+    def losses(self, parameters: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss over targets [B] of `parameters` [B, n_targets, n] for standardised targets [B, n_targets]."""
 
     @abstractmethod
-    def moments(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance [B, n_targets] in standardised units."""
+    def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance [B, n_targets] in standardised units; both they and the sd are linear in the parameters."""
 
-    def parts(self, raw: Tensor) -> Tensor:
-        """[B, n_targets · n] → [B, n_targets, n]."""
+    def parameters(self, raw: Tensor) -> Tensor:
+        """A head's numbers [B, n_targets · n] → [B, n_targets, n]."""
         out: Tensor = raw.unflatten(-1, (-1, self.n))
         return out
 
@@ -45,11 +46,11 @@ class Output(ABC):
 class Point(Output):
     """A number and no variance (1, for the calibration to scale); squared error."""
 
-    def loss(self, raw: Tensor, targets: Tensor) -> Tensor:
-        return F.mse_loss(raw, targets)
+    def losses(self, parameters: Tensor, targets: Tensor) -> Tensor:
+        return (parameters[..., 0] - targets).square().mean(-1)
 
-    def moments(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        return raw, torch.ones_like(raw)
+    def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return parameters[..., 0], torch.ones_like(parameters[..., 0])
 
 
 class LocationScale(Output):
@@ -58,14 +59,14 @@ class LocationScale(Output):
     n = 2
     widening: float = 1.0
 
-    def moments(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        location, scale = self.location_and_scale(raw)
-        return location, scale.square() * self.widening
+    def parameters(self, raw: Tensor) -> Tensor:
+        """[B, n_targets · 2] → location and scale [B, n_targets, 2], the scale at least MIN_SCALE."""
+        location, free = super().parameters(raw).unbind(-1)
+        return torch.stack((location, F.softplus(free + START) + MIN_SCALE), -1)
 
-    def location_and_scale(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, n_targets · 2] → both [B, n_targets], the scale at least MIN_SCALE."""
-        location, free = self.parts(raw).unbind(-1)
-        return location, F.softplus(free + START) + MIN_SCALE
+    def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        location, scale = parameters.unbind(-1)
+        return location, scale.square() * self.widening
 
 
 class Gaussian(LocationScale):
@@ -74,13 +75,13 @@ class Gaussian(LocationScale):
     def __init__(self, score: str) -> None:
         self.score = score
 
-    def loss(self, raw: Tensor, targets: Tensor) -> Tensor:
-        mean, scale = self.location_and_scale(raw)
+    def losses(self, parameters: Tensor, targets: Tensor) -> Tensor:
+        mean, scale = parameters.unbind(-1)
         z = (targets - mean) / scale
         if self.score == "nll":
-            return (z.square() / 2 + scale.log() + math.log(2 * math.pi) / 2).mean()
+            return (z.square() / 2 + scale.log() + math.log(2 * math.pi) / 2).mean(-1)
         density = (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
-        return (scale * (z * torch.erf(z / math.sqrt(2)) + 2 * density - 1 / math.sqrt(math.pi))).mean()
+        return (scale * (z * torch.erf(z / math.sqrt(2)) + 2 * density - 1 / math.sqrt(math.pi))).mean(-1)
 
 
 class StudentT(LocationScale):
@@ -89,10 +90,10 @@ class StudentT(LocationScale):
     def __init__(self, df: float) -> None:
         self.df, self.widening = df, df / (df - 2)
 
-    def loss(self, raw: Tensor, targets: Tensor) -> Tensor:
-        location, scale = self.location_and_scale(raw)
+    def losses(self, parameters: Tensor, targets: Tensor) -> Tensor:
+        location, scale = parameters.unbind(-1)
         density: Tensor = torch.distributions.StudentT(self.df, location, scale, validate_args=False).log_prob(targets)
-        return -density.mean()
+        return -density.mean(-1)
 
 
 class Quantiles(Output):
@@ -104,17 +105,16 @@ class Quantiles(Output):
     def __init__(self, levels: tuple[float, ...]) -> None:
         self.levels, self.n = levels, len(levels)
 
-    def loss(self, raw: Tensor, targets: Tensor) -> Tensor:
-        over = targets.unsqueeze(-1) - self.parts(raw)
-        levels = torch.tensor(self.levels, device=raw.device)
-        return torch.maximum(levels * over, (levels - 1) * over).mean()
+    def losses(self, parameters: Tensor, targets: Tensor) -> Tensor:
+        over = targets.unsqueeze(-1) - parameters
+        levels = torch.tensor(self.levels, device=parameters.device)
+        return torch.maximum(levels * over, (levels - 1) * over).mean((-1, -2))
 
-    def moments(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        quantiles = self.parts(raw)
-        z = torch.from_numpy(ndtri(self.levels)).to(quantiles)
+    def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        z = torch.from_numpy(ndtri(self.levels)).to(parameters)
         off = z - z.mean()
-        scale = (quantiles * off).sum(-1) / off.square().sum()
-        return quantiles.mean(-1) - scale * z.mean(), scale.clamp_min(MIN_SCALE).square()
+        scale = (parameters * off).sum(-1) / off.square().sum()
+        return parameters.mean(-1) - scale * z.mean(), scale.clamp_min(MIN_SCALE).square()
 
 
 def make_output(loss: cfg.Loss) -> Output:

@@ -1,18 +1,45 @@
-"""From a batch of cached features to predictions: encoder → L2 norm → + domain embedding → head → target units."""
+"""From a batch of cached features to predictions: encoder → L2 norm → + domain and species → head → target units."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.models.metadata import Metadata
 from pipeline.models.outputs import Output, Point
+from pipeline.models.pooling import Pooling, Sets, pool
 
 Mix = Callable[[Tensor], Tensor]
 """Mixes the rows of a [B, …] tensor with those of a permutation of the batch, by one λ."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model makes of B specimens, in standardised units."""
+
+    parameters: Tensor
+    """[B, n_targets, output.n]: of each target's distribution (see `models/outputs.py`)."""
+    log_weights: Tensor
+    """[B, n_targets]: how much a specimen counts among those of its event, up to a constant (`models/pooling.py`)."""
+    hidden: Tensor
+    """[B, H]: what the head's last layer reads."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a model says of B specimens, in the targets' own units, each [B, n_targets]."""
+
+    mean: Tensor
+    variance: Tensor
+    log_weights: Tensor
+
+    def cpu(self) -> Predicted:
+        return Predicted(self.mean.cpu(), self.variance.cpu(), self.log_weights.cpu())
 
 
 class DomainEmbedding(nn.Module):
@@ -26,7 +53,7 @@ class DomainEmbedding(nn.Module):
         super().__init__()
         self.unknown = n_domains
         self.table = nn.Embedding(n_domains + 1, width)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width))
+        self.mlp = make_shift(width)
 
     def forward(self, domains: Tensor | None, n: int) -> Tensor:
         """domains [B] (row numbers) or None (all unknown, `n` of them) → [B, E]."""
@@ -34,6 +61,33 @@ class DomainEmbedding(nn.Module):
             domains = torch.full((n,), self.unknown, device=self.table.weight.device)
         out: Tensor = self.mlp(self.table(domains))
         return out
+
+
+class SpeciesEmbedding(nn.Module):
+    """A learned vector for each training species and one for its genus; the last row of both is for any other.
+
+    A species never seen still has what its genus tells.
+    """
+
+    def __init__(self, n_species: int, n_genera: int, width: int) -> None:
+        super().__init__()
+        self.species, self.genus = nn.Embedding(n_species + 1, width), nn.Embedding(n_genera + 1, width)
+        self.mlp = make_shift(width)
+
+    def forward(self, species: Tensor | None, genera: Tensor | None, n: int) -> Tensor:
+        """Row numbers [B] of both, or None (all unknown, `n` of them) → [B, E]."""
+        tables = ((self.species, species), (self.genus, genera))
+        parts = [
+            table(torch.full((n,), table.num_embeddings - 1, device=table.weight.device) if rows is None else rows)
+            for table, rows in tables
+        ]
+        out: Tensor = self.mlp(parts[0] + parts[1])
+        return out
+
+
+def make_shift(width: int) -> nn.Sequential:
+    """What brings an embedding of names to the image embedding's space: [B, E] → [B, E]."""
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width))
 
 
 def make_mlp(widths: Sequence[int]) -> nn.Sequential:
@@ -57,47 +111,69 @@ class Regressor(nn.Module):
     def __init__(
         self,
         encoder: nn.Module,
-        head: nn.Module,
+        head: nn.Sequential,
         domain: DomainEmbedding | None,
         normalize: bool,
         n_targets: int,
         output: Output | None = None,
+        species: SpeciesEmbedding | None = None,
+        pooling: Pooling | None = None,
     ):
         super().__init__()
         self.encoder = encoder
         self.domain = domain
+        self.species = species
+        self.pooling = pooling or Pooling()
         self.head = head
         self.normalize = normalize
         self.output = output or Point()
         self.register_buffer("target_mean", torch.zeros(n_targets))
         self.register_buffer("target_scale", torch.ones(n_targets))
 
-    def forward(self, features: Tensor, domains: Tensor | None = None, mix: Mix | None = None) -> Tensor:
-        """features [B, E] or [B, T, D], domains [B] or None → the head's numbers [B, n_targets · output.n].
+    def forward(self, features: Tensor, metadata: Metadata | None = None, mix: Mix | None = None) -> Answer:
+        """features [B, E] or [B, T, D] and what is known of the specimens (None: nothing) → what the model says of them.
 
-        With mixup the features come mixed, their domains do not: `mix` mixes the domains' embeddings by the same λ.
+        With mixup the features come mixed, domains and species do not: `mix` mixes their embeddings by the same λ.
         """
-        embedding = self.encoder(features)
+        embedding = self.embed(features, metadata, mix)
+        hidden: Tensor = self.head[:-1](embedding)
+        parameters = self.output.parameters(self.head[-1](hidden).float())
+        return Answer(parameters, self.pooling(embedding, self.output.moments(parameters)[1]), hidden)
+
+    def embed(self, features: Tensor, metadata: Metadata | None, mix: Mix | None) -> Tensor:
+        """What the head reads [B, E]."""
+        embedding: Tensor = self.encoder(features)
         if self.normalize:
             embedding = F.normalize(embedding, dim=-1)
+        shifts, n = [], len(embedding)
         if self.domain is not None:
-            shift = self.domain(domains, len(embedding))
+            shifts.append(self.domain(metadata and metadata.domain, n))
+        if self.species is not None:
+            shifts.append(self.species(metadata and metadata.species, metadata and metadata.genus, n))
+        for shift in shifts:
             embedding = embedding + (mix(shift) if mix else shift)
-        out: Tensor = self.head(embedding)
-        return out
+        return embedding
 
-    def predict(self, features: Tensor, domains: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and variance [B, n_targets] of each specimen's targets in their own units (squared: the variance)."""
-        return self.moments(self(features, domains))
+    def predict(self, features: Tensor, metadata: Metadata | None = None) -> Predicted:
+        """What the model says of each specimen in the targets' own units."""
+        return self.in_units(self(features, metadata))
 
-    def moments(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance [B, n_targets] that `forward`'s numbers tell, in the targets' own units (squared: the variance)."""
-        mean, variance = self.output.moments(raw.float())
-        return mean * self.target_scale + self.target_mean, variance * self.target_scale.square()
+    def in_units(self, answer: Answer) -> Predicted:
+        """An answer's mean and variance in the targets' own units (squared: the variance)."""
+        mean, variance = self.output.moments(answer.parameters)
+        return Predicted(
+            mean * self.target_scale + self.target_mean, variance * self.target_scale.square(), answer.log_weights
+        )
 
-    def loss(self, raw: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of a specimen and target, for `forward`'s numbers and targets [B, n_targets] in their own units."""
-        return self.output.loss(raw.float(), self.standardize(targets))
+    def losses(self, answer: Answer, targets: Tensor, sets: Sets | None = None) -> Tensor:
+        """Mean loss over targets of each specimen [B], for targets [B, n_targets] in their own units.
+
+        With `sets`: of each event [n_events], whose forecast is pooled from its specimens'.
+        """
+        parameters, targets = answer.parameters, self.standardize(targets)
+        if sets is not None:
+            parameters, targets = pool(parameters, answer.log_weights, sets), targets[sets.firsts]
+        return self.output.losses(parameters, targets)
 
     def standardize(self, targets: Tensor) -> Tensor:
         """targets [B, n_targets] in their own units → in the head's."""

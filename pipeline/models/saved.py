@@ -7,7 +7,6 @@ the targets. PEFT itself loads an adapter of two blocks onto a tail of one witho
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,12 @@ from pipeline.backbones.base import Backbone
 from pipeline.config import Config
 from pipeline.errors import WorkError
 from pipeline.layout import TrialDir, read_json, write_tensors
+from pipeline.models.baselines import Boosting, Climatology
 from pipeline.models.encoders import embedding_width, make_encoder
+from pipeline.models.metadata import Names
 from pipeline.models.outputs import make_output
-from pipeline.models.regressor import DomainEmbedding, Regressor, make_mlp, trained_state
+from pipeline.models.pooling import make_pooling
+from pipeline.models.regressor import DomainEmbedding, Regressor, SpeciesEmbedding, make_mlp, trained_state
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Facts:
     """What a model was built for."""
 
     targets: tuple[str, ...]
-    domains: tuple[str, ...]
-    """Training domains in the order of the domain embedding's rows."""
+    names: Names
+    """What training specimens were called, in the order of the embeddings' rows."""
     embed_dim: int
     """Width of the backbone's pooled embedding."""
     base_weights: str
@@ -40,35 +42,48 @@ class Facts:
     """First block of the tail; None where there is no tail."""
     feature_key: str
 
-    def domain_rows(self, domains: Iterable[str | None], device: torch.device | str = "cpu") -> Tensor:
-        """Domain names → rows of the embedding [B]; an unseen name or None is the unknown row, the last."""
-        rows = {name: row for row, name in enumerate(self.domains)}
-        return torch.tensor(
-            [rows.get(name, len(rows)) if name is not None else len(rows) for name in domains], device=device
-        )
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Domains that were trained on."""
+        return self.names.domains
 
 
-def make_model(config: Config, facts: Facts, backbone: Backbone | None) -> Regressor:
+Model = Regressor | Climatology | Boosting
+
+
+def make_model(config: Config, facts: Facts, backbone: Backbone | None) -> Model:
     """A new model with weights drawn from the trial's seed; the global random state is left as it was."""
+    if (baseline := make_baseline(config, facts)) is not None:
+        return baseline
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         return assemble(config, facts, make_encoder(config.model.encoder, backbone))
 
 
+def make_baseline(config: Config, facts: Facts) -> Climatology | Boosting | None:
+    """A model that looks at no image, if the head is one."""
+    head = config.model.head
+    if head.kind == "climatology":
+        return Climatology(head)
+    return Boosting(facts.names) if head.kind == "boosting" else None
+
+
 def assemble(config: Config, facts: Facts, encoder: nn.Module) -> Regressor:
-    """Head and domain embedding of the right widths around an encoder."""
-    model, n_targets = config.model, len(facts.targets)
+    """Head, embeddings of names and pooling of the right widths around an encoder."""
+    model, names, n_targets = config.model, facts.names, len(facts.targets)
     width = embedding_width(model.encoder, facts.embed_dim)
     hidden = model.head.hidden if model.head.kind == "mlp" else ()
-    domain = DomainEmbedding(len(facts.domains), width) if model.domain_embedding else None
+    domain = DomainEmbedding(len(names.domains), width) if model.domain_embedding else None
     output = make_output(config.loss)
     head = make_mlp([width, *hidden, n_targets * output.n])
-    return Regressor(encoder, head, domain, model.normalize, n_targets, output)
+    species = SpeciesEmbedding(len(names.species), len(names.genera), width) if model.species_embedding else None
+    pooling = make_pooling(model.pool, width)
+    return Regressor(encoder, head, domain, model.normalize, n_targets, output, species, pooling)
 
 
-def save_model(model: Regressor, facts: Facts, trial: TrialDir) -> None:
+def save_model(model: Model, facts: Facts, trial: TrialDir) -> None:
     """Write the trained tensors; equal models give equal bytes."""
-    if is_adapted(model):
+    if isinstance(model, Regressor) and is_adapted(model):
         from pipeline.models.adapter import save_adapter  # PEFT takes seconds to import
 
         save_adapter(model.encoder, trial.adapter)
@@ -104,21 +119,25 @@ def load_facts(trial: TrialDir) -> Facts:
     try:
         with safe_open(trial.model, framework="pt") as file:
             values: dict[str, Any] = json.loads(file.metadata()["carabid"])
+            names = Names(**{kind: tuple(known) for kind, known in values["names"].items()})
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise _damaged(trial.model, error) from error
-    return Facts(**values | {"targets": tuple(values["targets"]), "domains": tuple(values["domains"])})
+    return Facts(**values | {"targets": tuple(values["targets"]), "names": names})
 
 
 def _damaged(path: Path, error: Exception) -> WorkError:
     return WorkError(f"{path} is damaged ({error}): `carabid train` with this trial's configuration makes it again")
 
 
-def load_model(config: Config, trial: TrialDir, backbone: Backbone | None) -> Regressor:
+def load_model(config: Config, trial: TrialDir, backbone: Backbone | None) -> Model:
     """Rebuild a trained model, in evaluation mode. Raises WorkError if the backbone is not the one it was trained on."""
     facts = load_facts(trial)
-    model = assemble(config, facts, _load_encoder(config, facts, trial, backbone))
     with safe_open(trial.model, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    if (baseline := make_baseline(config, facts)) is not None:
+        baseline.remember(state)
+        return baseline.eval()
+    model = assemble(config, facts, _load_encoder(config, facts, trial, backbone))
     model.load_state_dict(state, strict=False)
     missing = _own_state(model).keys() ^ state.keys()
     if missing:
@@ -170,8 +189,10 @@ def is_adapted(model: Regressor) -> bool:
     return hasattr(model.encoder, "peft_config")
 
 
-def _own_state(model: Regressor) -> dict[str, Tensor]:
+def _own_state(model: Model) -> dict[str, Tensor]:
     """Trained tensors but the adapter's, and the scale of the targets."""
+    if not isinstance(model, Regressor):
+        return dict(model.state_dict())
     adapted = is_adapted(model)
     state = {n: t for n, t in trained_state(model).items() if not (adapted and n.startswith("encoder."))}
     return state | {"target_mean": model.target_mean, "target_scale": model.target_scale}

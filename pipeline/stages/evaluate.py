@@ -21,11 +21,10 @@ from pipeline.layout import TrialDir, atomic_path, write_json, write_text
 from pipeline.metrics.events import Prediction, specimen_table
 from pipeline.metrics.regression import event_r2
 from pipeline.metrics.report import Training
-from pipeline.models.regressor import Regressor
-from pipeline.models.saved import Facts, load_facts, load_model, read_trained
+from pipeline.models.saved import Facts, Model, load_facts, load_model, read_trained
 from pipeline.provenance import loaded_code, provenance
 from pipeline.stages.inputs import Inputs, Split, differences, load_inputs
-from pipeline.stages.predict import forecast_events, predict_images
+from pipeline.stages.predict import Models, forecast_events, predict_images
 from pipeline.tasks import load_task
 from pipeline.training.samples import make_samples, predict
 
@@ -52,7 +51,7 @@ def run(config: Config, trial: TrialDir) -> dict[str, Any]:
     split = choose_split(config, inputs)
     device = choose_device(config.device)
     model = load_model(config, trial, _backbone(inputs)).to(device)
-    frame, difference = _predict_split(config, inputs, model, load_facts(trial), split)
+    frame, difference = _predict_split(config, inputs, model, load_facts(trial), split, device)
     events = forecast_events(frame, config, record, _train_domains(inputs))
     results = make_results(config, inputs, (frame, events), split, record)
     if difference is not None:
@@ -186,22 +185,23 @@ def _backbone(inputs: Inputs) -> Backbone | None:
 
 
 def _predict_split(
-    config: Config, inputs: Inputs, model: Regressor, facts: Facts, split: Split
+    config: Config, inputs: Inputs, model: Model, facts: Facts, split: Split, device: torch.device
 ) -> tuple[pd.DataFrame, dict[str, float | None] | None]:
     """The split's table with predictions, and where they come from images, how far those from features are off."""
     table = inputs.table(split)
-    cached = _from_features(config, inputs, model, facts, split)
+    cached = _from_features(config, inputs, model, facts, split, device)
     if config.evaluate.inputs == "features":
         return specimen_table(table, facts.targets, cached), None
-    images = predict_images(config, model, inputs.backbone, facts, inputs.dataset, table)
+    images = predict_images(config, Models(model, inputs.backbone.to(device), device), facts, inputs.dataset, table)
     difference = {"max_abs": float(np.abs(images.mean - cached.mean).max())}
     r2s = _r2_difference(table, facts, images.mean, cached.mean)
     return specimen_table(table, facts.targets, images), {**difference, **r2s}
 
 
-def _from_features(config: Config, inputs: Inputs, model: Regressor, facts: Facts, split: Split) -> Prediction:
-    device = next(model.parameters()).device
-    bank = make_bank(inputs.store, inputs.positions(split).to_numpy(), torch.device(device), config.resources.residence)
+def _from_features(
+    config: Config, inputs: Inputs, model: Model, facts: Facts, split: Split, device: torch.device
+) -> Prediction:
+    bank = make_bank(inputs.store, inputs.positions(split).to_numpy(), device, config.resources.residence)
     return predict(model, make_samples(bank, inputs.table(split), facts, device))
 
 

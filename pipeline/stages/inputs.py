@@ -17,11 +17,12 @@ from pipeline.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.features.staging import staged
 from pipeline.features.store import FeatureStore, open_key
+from pipeline.models.metadata import Names
 from pipeline.models.saved import Facts
 from pipeline.progress import say
 from pipeline.records import data_record, ingredients, known_feature_key, weights_record
 from pipeline.tasks import load_task
-from pipeline.training.samples import domain_names
+from pipeline.training.samples import columns
 
 Split = Literal["train", "validation", "test"]
 
@@ -84,7 +85,7 @@ def make_facts(inputs: Inputs) -> Facts:
     cut = backbone.cut_before(encoder.blocks) if encoder.kind in ("finetuned", "lora") and backbone else None
     return Facts(
         targets=inputs.config.data.targets,
-        domains=tuple(sorted({name for name in domain_names(inputs.table("train")) if name is not None})),
+        names=Names.of(columns(inputs.table("train"))),
         embed_dim=backbone.embed_dim if backbone else inputs.store.shape[-1],
         base_weights=inputs.store.ingredients.weights,
         cut=cut,

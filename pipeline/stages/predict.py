@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +24,35 @@ from pipeline.experiment import load_config
 from pipeline.features.forward import compute_features
 from pipeline.images import load_batches
 from pipeline.layout import TrialDir, root, trained_root
-from pipeline.metrics.calibration import Calibration
+from pipeline.metrics.calibration import load_calibration
 from pipeline.metrics.events import Prediction, add_forecasts, event_table, specimen_table
-from pipeline.models.regressor import Regressor
-from pipeline.models.saved import Facts, load_facts, load_model, read_trained
-from pipeline.training.samples import domain_names
+from pipeline.models.metadata import Metadata
+from pipeline.models.regressor import Predicted
+from pipeline.models.saved import Facts, Model, load_facts, load_model, read_trained
+from pipeline.training.samples import columns, joined
 
 
-def predict_images(
-    config: Config, model: Regressor, backbone: Backbone, facts: Facts, dataset: Dataset, table: pd.DataFrame
-) -> Prediction:
-    """Mean and variance [N, n_targets] for the rows of `table`, from their images, in fp32 throughout."""
-    device, positions, size = model.target_mean.device, table.index.tolist(), config.resources.extract_batch
-    chunks = [positions[start : start + size] for start in range(0, len(positions), size)]
-    batches = load_batches(dataset, chunks, backbone.to(device).transform, config.resources.decode_threads)
-    rows = facts.domain_rows(domain_names(table), device).split(size)
+@dataclass(frozen=True)
+class Models:
+    """All that a prediction from images needs, on one device."""
+
+    model: Model
+    backbone: Backbone
+    device: torch.device
+
+
+def predict_images(config: Config, models: Models, facts: Facts, dataset: Dataset, table: pd.DataFrame) -> Prediction:
+    """What the model says of the rows of `table`, from their images, in fp32 throughout."""
+    positions, size = table.index.tolist(), config.resources.extract_batch
+    starts = range(0, len(positions), size)
+    chunks = [positions[start : start + size] for start in starts]
+    batches = load_batches(dataset, chunks, models.backbone.transform, config.resources.decode_threads)
+    metadata = facts.names.metadata(columns(table))
     parts = [
-        _predict_batch(config, model, backbone, batch.images.to(device), domains)
-        for batch, domains in zip(batches, rows, strict=True)
+        _predict_batch(config, models, batch.images, metadata[start : start + size])
+        for batch, start in zip(batches, starts, strict=True)
     ]
-    mean, variance = (torch.cat(each).numpy() for each in zip(*parts, strict=True))
-    return Prediction(mean, variance)
+    return joined(parts)
 
 
 def forecast_events(
@@ -51,15 +60,30 @@ def forecast_events(
 ) -> pd.DataFrame:
     """The events of these specimens with calibrated forecasts."""
     calibrations = {
-        target: {part: Calibration(**values) for part, values in parts.items()}
+        target: {part: load_calibration(values) for part, values in parts.items()}
         for target, parts in record["calibration"].items()
     }
     targets = config.data.targets
-    return add_forecasts(event_table(specimens, targets, config.model.pool), calibrations, train_domains, targets)
+    return add_forecasts(event_table(specimens, targets), calibrations, train_domains, targets)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of new images beside what they show: one event's domain, and the scientific name of each, or of all."""
+
+    domain: str | None = None
+    species: tuple[str, ...] = ()
+
+    def columns(self, n: int) -> dict[str, list[str | None]]:
+        """The columns of `n` specimens. Raises UserError for another number of names."""
+        if len(self.species) not in (0, 1, n):
+            raise UserError(f"{len(self.species)} names for {n} images: give one --species for all, or one for each")
+        given: list[str | None] = [*self.species] or [None]
+        return {"domain": [self.domain] * n, "species": given if len(given) == n else given * n}
 
 
 def predict_files(
-    folder: Path, files: Sequence[Path], domain: str | None, device: str | None
+    folder: Path, files: Sequence[Path], origin: Origin, device: str | None
 ) -> Iterator[dict[str, float]]:
     """Predictions of a trained trial for new image files, one dict of target → value each, in the order given.
 
@@ -68,12 +92,12 @@ def predict_files(
     Raises UserError for a folder that is not a trial, and for a file that does not exist or is not a readable image.
     """
     trial = _find_trial(folder)
-    for means, _ in _predict_each(trial, trained_config(trial), files, domain, device):
-        yield dict(zip(load_facts(trial).targets, means.tolist(), strict=True))
+    for said in _predict_each(trial, trained_config(trial), files, origin, device):
+        yield dict(zip(load_facts(trial).targets, said.mean[0].tolist(), strict=True))
 
 
 def predict_event(
-    folder: Path, files: Sequence[Path], domain: str | None, device: str | None
+    folder: Path, files: Sequence[Path], origin: Origin, device: str | None
 ) -> dict[str, tuple[float, float]]:
     """A trained trial's forecast, target → (mu, sigma), of one event whose specimens these image files show.
 
@@ -83,33 +107,33 @@ def predict_event(
         raise UserError("an event is forecast from the images of its specimens: name at least one")
     trial = _find_trial(folder)
     config, facts = trained_config(trial), load_facts(trial)
-    means, variances = zip(*_predict_each(trial, config, files, domain, device), strict=True)
-    predicted = Prediction(torch.stack(means).numpy(), torch.stack(variances).numpy())
-    rows = pd.DataFrame(
-        {"id": list(map(str, files)), "event": "", "domain": pd.Series([domain] * len(files), dtype=object)}
-    )
-    specimens = specimen_table(rows.assign(**dict.fromkeys(facts.targets, math.nan)), facts.targets, predicted)
+    predicted = joined(list(_predict_each(trial, config, files, origin, device)))
+    rows = pd.DataFrame({"id": list(map(str, files)), "event": "", **dict.fromkeys(facts.targets, math.nan)})
+    rows["domain"] = pd.Series([origin.domain] * len(files), dtype=object)
+    specimens = specimen_table(rows, facts.targets, predicted)
     event = forecast_events(specimens, config, read_trained(trial), facts.domains).iloc[0]
     return {target: (float(event[f"{target}_mu"]), float(event[f"{target}_sigma"])) for target in facts.targets}
 
 
 def _predict_each(
-    trial: TrialDir, config: Config, files: Sequence[Path], domain: str | None, device: str | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Mean and variance [n_targets] of each file."""
+    trial: TrialDir, config: Config, files: Sequence[Path], origin: Origin, device: str | None
+) -> Iterator[Predicted]:
+    """What the model says of each file."""
     set_threads()
     facts = load_facts(trial)
-    if domain is not None and domain not in facts.domains:
+    metadata = facts.names.metadata(origin.columns(len(files)))
+    if origin.domain is not None and origin.domain not in facts.domains:
         known = ", ".join(facts.domains) or "none at all"
-        print(f"carabid: {domain} is taken as an unknown domain; the training domains are: {known}", file=sys.stderr)
+        print(
+            f"carabid: {origin.domain} is taken as an unknown domain; the training domains are: {known}",
+            file=sys.stderr,
+        )
+    where = choose_device(device or config.device)
     backbone = _load_backbone(config, trial)
-    model = load_model(config, trial, backbone).to(choose_device(device or config.device))
-    where = model.target_mean.device
-    backbone.to(where)
-    for file in files:
-        images = backbone.transform(_open(file)).unsqueeze(0).to(where)
-        means, variances = _predict_batch(config, model, backbone, images, facts.domain_rows([domain], where))
-        yield means[0], variances[0]
+    models = Models(load_model(config, trial, backbone).to(where), backbone.to(where), where)
+    for i, file in enumerate(files):
+        images = backbone.transform(_open(file)).unsqueeze(0)
+        yield _predict_batch(config, models, images, metadata[i : i + 1])
 
 
 def trained_config(trial: TrialDir) -> Config:
@@ -145,14 +169,13 @@ def _find_trial(folder: Path) -> TrialDir:
     )
 
 
-def _predict_batch(
-    config: Config, model: Regressor, backbone: Backbone, images: Tensor, domains: Tensor
-) -> tuple[Tensor, Tensor]:
-    kind, blocks = token_kind(config)
+def _predict_batch(config: Config, models: Models, images: Tensor, metadata: Metadata) -> Predicted:
+    """Of images and metadata on the CPU, back on the CPU."""
+    (kind, blocks), backbone = token_kind(config), models.backbone
     with torch.inference_mode():
-        features = compute_features(backbone, images, kind, backbone.cut_before(blocks) if kind == "cut" else None)
-        mean, variance = model.predict(features, domains)
-        return mean.cpu(), variance.cpu()
+        cut = backbone.cut_before(blocks) if kind == "cut" else None
+        features = compute_features(backbone, images.to(models.device), kind, cut)
+        return models.model.predict(features, metadata.to(models.device)).cpu()
 
 
 def _open(file: Path) -> Image.Image:

@@ -18,11 +18,13 @@ from pipeline.features.bank import make_bank
 from pipeline.layout import TrialDir, sweep, write_json, write_text
 from pipeline.lease import Lease
 from pipeline.metrics.events import event_table, fit_calibrations, specimen_table
+from pipeline.models.baselines import Boosting, Climatology
 from pipeline.models.regressor import Regressor
-from pipeline.models.saved import Facts, is_whole, make_model, read_trained, save_model
+from pipeline.models.saved import Facts, Model, is_whole, make_model, read_trained, save_model
 from pipeline.provenance import loaded_code, provenance
 from pipeline.signals import StopFlag
 from pipeline.stages.inputs import Inputs, Split, differences, identity, load_inputs, make_facts
+from pipeline.training.baselines import fit_boosting, fit_climatology
 from pipeline.training.checkpoint import Progress, remove_checkpoint
 from pipeline.training.loop import Run, Stop, fit
 from pipeline.training.ridge import fit_ridge
@@ -91,7 +93,7 @@ def _train(inputs: Inputs, trial: TrialDir, stop: Stop, started: float) -> None:
         write_json(trial.trained, _record(facts, inputs, progress, attempts) | {"calibration": calibrations})
 
 
-def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Regressor, Facts, Progress, dict[str, Any]]:
+def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts, Progress, dict[str, Any]]:
     """A model fitted to the training split, and what calibrates its forecasts, fitted to the validation split."""
     config = inputs.config
     make_deterministic()
@@ -105,17 +107,17 @@ def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Regressor, F
     return model, facts, progress, _calibrate(model, validation, inputs, facts)
 
 
-def _calibrate(model: Regressor, validation: Samples, inputs: Inputs, facts: Facts) -> dict[str, Any]:
+def _calibrate(model: Model, validation: Samples, inputs: Inputs, facts: Facts) -> dict[str, Any]:
     """Calibrations of each target, as JSON, from the validation events."""
     specimens = specimen_table(inputs.table("validation"), facts.targets, predict(model, validation))
-    events = event_table(specimens, facts.targets, inputs.config.model.pool)
+    events = event_table(specimens, facts.targets)
     fitted = fit_calibrations(events, facts.targets, facts.domains, inputs.config.calibrate.kind)
     return {target: {part: asdict(one) for part, one in parts.items()} for target, parts in fitted.items()}
 
 
-def _new_model(config: Config, facts: Facts, inputs: Inputs) -> Regressor:
+def _new_model(config: Config, facts: Facts, inputs: Inputs) -> Model:
     model = make_model(config, facts, inputs.encoder_backbone)
-    if config.model.standardize_targets:
+    if isinstance(model, Regressor) and config.model.standardize_targets:
         mean, scale = target_scale(inputs.table("train"), facts.targets)
         model.target_mean.copy_(mean)
         model.target_scale.copy_(scale)
@@ -127,13 +129,17 @@ def _samples(inputs: Inputs, facts: Facts, split: Split, device: torch.device) -
     return make_samples(bank, inputs.table(split), facts, device)
 
 
-def _fit(model: Regressor, train: Samples, validation: Samples, run: Run) -> Progress:
+def _fit(model: Model, train: Samples, validation: Samples, run: Run) -> Progress:
+    if isinstance(model, Climatology):
+        return fit_climatology(model, train, validation, run.config)
+    if isinstance(model, Boosting):
+        return fit_boosting(model, train, validation, run.config)
     if run.config.model.head.kind == "ridge":
         return fit_ridge(model, train, validation, run.config)
     return fit(model, train, validation, run)
 
 
-def _describe(model: Regressor, train: Samples, validation: Samples) -> str:
+def _describe(model: Model, train: Samples, validation: Samples) -> str:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return f"{len(train)} images, {len(validation)} for validation, {trainable:,} trained parameters"
 

@@ -1,4 +1,4 @@
-"""The four augmentations of cached features, in their order: specimen dropout, mixup, domain dropout, noise.
+"""The augmentations of cached features, in their order: specimen dropout (`sets.py`), mixup, domain and species dropout, noise.
 
 What they decide is drawn on the CPU from one generator per epoch, so that a resumed run draws what an undisturbed one
 would, and so that the GPU is never waited for.
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Augment
-from pipeline.models.regressor import Mix
+from pipeline.models.metadata import Metadata
+from pipeline.models.regressor import Mix, Regressor, SpeciesEmbedding
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,6 @@ def strength(augment: Augment, epoch: int, epochs: int) -> float:
     return min(epoch / ramp, 1.0) if ramp > 0 else 1.0
 
 
-def drop_specimens(indices: Tensor, probability: float, rng: np.random.Generator) -> Tensor:
-    """Leave each of `indices` [B] out with `probability`; at least one stays."""
-    if probability == 0:
-        return indices
-    keep = rng.random(len(indices)) >= probability
-    if not keep.any():
-        keep[rng.integers(len(indices))] = True
-    return indices[torch.from_numpy(keep)]
-
-
 def make_mix(n: int, alpha: float, rng: np.random.Generator, device: torch.device | str = "cpu") -> Mix | None:
     """Mixing of a batch of `n` with a permutation of itself, λ ~ Beta(α, α); None where α is 0 (nothing to mix)."""
     if alpha == 0:
@@ -66,11 +57,41 @@ def make_mix(n: int, alpha: float, rng: np.random.Generator, device: torch.devic
     return mix
 
 
+def drop_names(
+    metadata: Metadata, model: Regressor, augment: Augment, share: float, rng: np.random.Generator
+) -> Metadata:
+    """Domains of a whole batch and species of specimens become unknown with the probabilities of `augment` times `share`.
+
+    Nothing is drawn for what the model does not read.
+    """
+    if model.domain is not None:
+        metadata = metadata.replaced(
+            domain=drop_domain(metadata.domain, share * augment.domain_dropout, model.domain.unknown, rng)
+        )
+    if model.species is not None:
+        metadata = drop_species(metadata, share * augment.species_dropout, model.species, rng)
+    return metadata
+
+
 def drop_domain(domains: Tensor, probability: float, unknown: int, rng: np.random.Generator) -> Tensor:
     """With `probability` the whole batch's domain rows [B] become the unknown row."""
     if probability > 0 and rng.random() < probability:
         return torch.full_like(domains, unknown)
     return domains
+
+
+def drop_species(metadata: Metadata, probability: float, known: SpeciesEmbedding, rng: np.random.Generator) -> Metadata:
+    """Each specimen's species becomes unknown with `probability`; of those that do the same share lose their genus too, so
+    that a genus learns what to say of a species never seen, and the unknown genus of any other."""
+    if probability == 0:
+        return metadata
+    species, genus = (
+        to_device(torch.from_numpy(rng.random(len(metadata)) < probability), metadata.species.device) for _ in range(2)
+    )
+    return metadata.replaced(
+        species=metadata.species.masked_fill(species, known.species.num_embeddings - 1),
+        genus=metadata.genus.masked_fill(species & genus, known.genus.num_embeddings - 1),
+    )
 
 
 def add_noise(features: Tensor, sd: float, generator: torch.Generator) -> Tensor:

@@ -22,7 +22,9 @@ from pipeline.signals import StopFlag
 from pipeline.training import augmentation as aug
 from pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from pipeline.training.optimiser import make_optimizer, set_rates, without_gradient
-from pipeline.training.samples import Samples, batches, outputs
+from pipeline.training.risk import risk, start_weights
+from pipeline.training.samples import Samples, answers
+from pipeline.training.sets import Batch, draw_batches, whole_sets
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ def fit(model: Regressor, train: Samples, validation: Samples, run: Run) -> Prog
     config, epochs = run.config, run.config.train.epochs
     optimizer = make_optimizer(model, config)
     progress = load_checkpoint(run.trial, run.identity, run.machine, model, optimizer)
+    if not len(progress.domain_weights):
+        progress.domain_weights = start_weights(train.metadata.domain)
     log, saved = EpochLog(run.trial.metrics, progress.epoch), time.monotonic()
     while progress.epoch < epochs and not _patience_is_out(config, progress):
         fit_epoch(model, train, validation, optimizer, run, progress, log)
@@ -93,7 +97,7 @@ def fit_epoch(
     """Train for one epoch, validate, remember the weights if they are the best, and write the epoch's line."""
     started, epoch, config = time.monotonic(), progress.epoch, run.config
     set_rates(optimizer, config.schedule, config.optim, epoch, config.train.epochs)
-    loss = train_epoch(model, train, optimizer, config, epoch, run.stop.check_batch)
+    loss = train_epoch(model, train, optimizer, config, epoch, progress.domain_weights, run.stop.check_batch)
     metric, validation_loss = validate(model, validation, config)
     progress.keep_best(epoch, metric, lower=config.select.metric == "mae", state=trained_state(model))
     progress.epoch, seconds = epoch + 1, time.monotonic() - started
@@ -107,15 +111,18 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     config: Config,
     epoch: int,
+    weights: Tensor,
     after_batch: Callable[[], None],
 ) -> float:
-    """One pass over the samples; returns the mean loss of a specimen. `after_batch` may raise to end it early."""
+    """One pass over the samples; returns the mean loss of a batch. `after_batch` may raise to end it early.
+
+    `weights` are group DRO's, brought up to date in place.
+    """
     streams = aug.epoch_streams(config.seed, epoch, samples.targets.device)
-    order = streams.choices.permutation(len(samples))
     losses, counts = [], []
     model.train()
-    for number, indices in enumerate(batches(len(samples), config.train.batch_size, order)):
-        loss, count = batch_loss(model, samples, indices, config, epoch, streams)
+    for number, batch in enumerate(draw_batches(samples.events, config.train, streams.choices)):
+        loss, count = batch_loss(model, samples, batch, config, epoch, streams, weights)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if epoch == 0 and number == 0:
@@ -130,30 +137,35 @@ def train_epoch(
 
 
 def batch_loss(
-    model: Regressor, samples: Samples, indices: Tensor, config: Config, epoch: int, streams: aug.Streams
+    model: Regressor, samples: Samples, batch: Batch, config: Config, epoch: int, streams: aug.Streams, weights: Tensor
 ) -> tuple[Tensor, int]:
-    """The mean loss of one augmented batch, and how many specimens it has."""
+    """The loss of one augmented batch, and of how many specimens or events it is."""
     augment, rng = config.augment, streams.choices
     share = aug.strength(augment, epoch, config.train.epochs)
-    indices = aug.drop_specimens(indices, share * augment.specimen_dropout, rng)
-    mix = aug.make_mix(len(indices), share * augment.mixup_alpha, rng, samples.targets.device)
-    features, targets, domains = samples.select(indices)
+    batch = batch.thinned(share * augment.specimen_dropout, rng)
+    mix = aug.make_mix(len(batch.indices), share * augment.mixup_alpha, rng, samples.targets.device)
+    features, targets, metadata = samples.select(batch.indices)
+    domains = metadata.domain
     if mix:
         features, targets = mix(features), mix(targets)
-    if model.domain is not None:
-        domains = aug.drop_domain(domains, share * augment.domain_dropout, model.domain.unknown, rng)
+    metadata = aug.drop_names(metadata, model, augment, share, rng)
     features = aug.add_noise(features, share * augment.noise, streams.noise)
     with torch.autocast(features.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-        raw = model(features, domains, mix)
-    return model.loss(raw, targets), len(indices)
+        answer = model(features, metadata, mix)
+    sets = batch.sets(samples.targets.device)
+    losses = model.losses(answer, targets, sets)
+    of_losses = domains if sets is None else domains[sets.firsts]
+    return risk(config.risk, losses, answer.hidden, (of_losses, domains), weights), len(losses)
 
 
 def validate(model: Regressor, samples: Samples, config: Config) -> tuple[float | None, float]:
-    """The selection metric (None where it is not defined) and the mean loss of a specimen."""
-    raw, targets = outputs(model, samples), samples.targets
-    mean = model.moments(raw)[0].cpu().numpy()
-    metric = selection_metric(config.select.metric, targets.cpu().numpy(), mean, samples.events)
-    return metric, float(model.loss(raw, targets))
+    """The selection metric (None where it is not defined) and the mean loss of a specimen, or of an event."""
+    answer = answers(model, samples)
+    said, targets = model.in_units(answer), samples.targets
+    truth, mean, weights = (each.cpu().numpy() for each in (targets, said.mean, said.log_weights))
+    metric = selection_metric(config.select.metric, truth, mean, samples.events, weights)
+    sets = whole_sets(samples.events, targets.device) if config.train.sample == "events" else None
+    return metric, float(model.losses(answer, targets, sets).mean())
 
 
 class EpochLog:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,6 +15,10 @@ from pipeline.models.regressor import Regressor, load_trained_state, trained_sta
 from pipeline.training.checkpoint import Progress
 from pipeline.training.samples import Samples, predict
 
+Array = NDArray[np.floating]
+TINY = 1e-12
+"""Directions with a smaller share of the largest eigenvalue are rounding errors: without a penalty they are left out."""
+
 
 def fit_ridge(model: Regressor, train: Samples, validation: Samples, config: Config) -> Progress:
     """Solve for every penalty, leave `model` with the best one; a Progress whose `epoch` counts the penalties tried."""
@@ -20,8 +26,8 @@ def fit_ridge(model: Regressor, train: Samples, validation: Samples, config: Con
     assert isinstance(head, RidgeHead)
     inputs, targets = embeddings(model, train), model.standardize(train.targets).cpu().numpy()
     progress, truth = Progress(), validation.targets.cpu().numpy()
-    for number, alpha in enumerate(head.alphas):
-        set_linear(model, *solve(inputs, targets, alpha))
+    for number, (weights, bias) in enumerate(solve(inputs, targets, head.alphas)):
+        set_linear(model, weights, bias)
         metric = selection_metric(config.select.metric, truth, predict(model, validation).mean, validation.events)
         progress.keep_best(number, metric, lower=config.select.metric == "mae", state=trained_state(model))
     progress.epoch = len(head.alphas)
@@ -29,17 +35,24 @@ def fit_ridge(model: Regressor, train: Samples, validation: Samples, config: Con
     return progress
 
 
-def solve(
-    inputs: NDArray[np.float32], targets: NDArray[np.float32], alpha: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weights [n_targets, E] and bias [n_targets] for unscaled inputs [N, E]; the penalty acts on standardised ones."""
-    from sklearn.linear_model import Ridge  # scikit-learn takes a second to import
-    from sklearn.preprocessing import StandardScaler
+def solve(inputs: Array, targets: Array, alphas: Sequence[float]) -> Iterator[tuple[Array, Array]]:
+    """Weights [n_targets, E] and bias [n_targets] for unscaled inputs [N, E], for each penalty in turn.
 
-    scaler = StandardScaler().fit(inputs.astype("float64"))
-    ridge = Ridge(alpha=alpha).fit(scaler.transform(inputs.astype("float64")), targets)
-    weights = np.atleast_2d(ridge.coef_) / scaler.scale_
-    return weights, np.atleast_1d(ridge.intercept_) - weights @ scaler.mean_
+    A penalty acts on standardised inputs. All of them share one eigendecomposition of the inputs' covariance [E, E], after
+    which each costs no more than a product of matrices (Hastie, Tibshirani and Friedman 2009, equation 3.47). In float64.
+    """
+    x, y = inputs.astype("float64"), targets.astype("float64")
+    mean, scale, centre = x.mean(0), x.std(0), y.mean(0)
+    scale[scale == 0] = 1  # a feature that does not vary tells nothing
+    x = (x - mean) / scale
+    values, vectors = np.linalg.eigh(x.T @ x)
+    projected = vectors.T @ (x.T @ (y - centre))
+    values = values.clip(0)
+    for alpha in alphas:
+        shrunk = values + alpha
+        inverse = np.divide(1, shrunk, out=np.zeros_like(shrunk), where=shrunk > TINY * shrunk.max())
+        weights = (vectors @ (inverse[:, None] * projected)).T / scale
+        yield weights, centre - weights @ mean
 
 
 def embeddings(model: Regressor, samples: Samples) -> NDArray[np.float32]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +16,9 @@ from pipeline.errors import UserError
 from pipeline.features.bank import Bank
 from pipeline.metrics.events import Prediction
 from pipeline.metrics.regression import event_r2
-from pipeline.models.regressor import Regressor
-from pipeline.models.saved import Facts
+from pipeline.models.metadata import COLUMNS, Metadata
+from pipeline.models.regressor import Answer, Predicted, Regressor
+from pipeline.models.saved import Facts, Model
 from pipeline.training.augmentation import to_device
 
 PREDICTION_BATCH = 512
@@ -25,33 +26,34 @@ PREDICTION_BATCH = 512
 
 @dataclass(frozen=True)
 class Samples:
-    """N specimens: `bank` holds their features, `targets` [N, n_targets] and `domains` [N] lie on the device."""
+    """N specimens: `bank` holds their features, `targets` [N, n_targets] and `metadata` [N] lie on the device; `events` [N] are
+    numbers from 0."""
 
     bank: Bank
     targets: Tensor
-    domains: Tensor
+    metadata: Metadata
     events: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.targets)
 
-    def select(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of specimens `indices` [B] (on the CPU): features [B, …] in fp32, targets [B, n_targets], domain rows [B]."""
+    def select(self, indices: Tensor) -> tuple[Tensor, Tensor, Metadata]:
+        """Of specimens `indices` [B] (on the CPU): features [B, …] in fp32, targets [B, n_targets], metadata [B]."""
         there = to_device(indices, self.targets.device)
         features = self.bank.gather(there if self.bank.residence == "device" else indices)
-        return features.float(), self.targets[there], self.domains[there]
+        return features.float(), self.targets[there], self.metadata[there]
 
 
 def make_samples(bank: Bank, table: pd.DataFrame, facts: Facts, device: torch.device) -> Samples:
     """The rows of `table`, whose features `bank` holds in the same order."""
     targets = torch.tensor(table[list(facts.targets)].to_numpy("float32"), device=device)
-    domains = facts.domain_rows(domain_names(table), device)
-    return Samples(bank, targets, domains, pd.factorize(table["event"])[0].astype("int64"))
+    metadata = facts.names.metadata(columns(table), device)
+    return Samples(bank, targets, metadata, pd.factorize(table["event"])[0].astype("int64"))
 
 
-def domain_names(table: pd.DataFrame) -> list[str | None]:
-    """Each row's domain, None where it is not known."""
-    return [None if pd.isna(name) else str(name) for name in table["domain"]]
+def columns(table: pd.DataFrame) -> dict[str, list[str | None]]:
+    """What a table tells of its specimens beside their images, by column."""
+    return {name: table[name].tolist() for name in COLUMNS if name in table}
 
 
 def check_selection(config: Config, validation: Samples) -> None:
@@ -80,18 +82,30 @@ def batches(n: int, size: int, order: NDArray[np.int64] | None = None) -> Iterat
     yield from indices.split(size)
 
 
-def predict(model: Regressor, samples: Samples) -> Prediction:
-    """Mean and variance [N, n_targets] of each specimen in the targets' units."""
-    mean, variance = model.moments(outputs(model, samples))
-    return Prediction(mean.cpu().numpy(), variance.cpu().numpy())
-
-
-def outputs(model: Regressor, samples: Samples) -> Tensor:
-    """The head's numbers for every specimen, on the device: evaluation mode, fp32."""
+def predict(model: Model, samples: Samples) -> Prediction:
+    """What the model says of each specimen in the targets' units: evaluation mode, fp32."""
     model.eval()
     with torch.inference_mode():
         parts = []
         for indices in batches(len(samples), PREDICTION_BATCH):
-            features, _, domains = samples.select(indices)
-            parts.append(model(features, domains))
-        return torch.cat(parts)
+            features, _, metadata = samples.select(indices)
+            parts.append(model.predict(features, metadata))
+    return joined(parts)
+
+
+def joined(parts: Sequence[Predicted]) -> Prediction:
+    """Batches of predictions as arrays [N, n_targets]."""
+    fields = ((part.mean, part.variance, part.log_weights) for part in parts)
+    return Prediction(*(torch.cat(each).cpu().numpy() for each in zip(*fields, strict=True)))
+
+
+def answers(model: Regressor, samples: Samples) -> Answer:
+    """What the model makes of every specimen, on the device: evaluation mode, fp32."""
+    model.eval()
+    with torch.inference_mode():
+        parts = []
+        for indices in batches(len(samples), PREDICTION_BATCH):
+            features, _, metadata = samples.select(indices)
+            parts.append(model(features, metadata))
+    fields = ((part.parameters, part.log_weights, part.hidden) for part in parts)
+    return Answer(*map(torch.cat, zip(*fields, strict=True)))

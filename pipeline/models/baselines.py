@@ -1,0 +1,115 @@
+"""Models that look at no image: climatology, and gradient boosting on metadata. What a claim about images must beat.
+
+They remember what they learnt in buffers whose sizes follow from the data, so that they are saved like any model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.config import ClimatologyHead
+from pipeline.models.metadata import UNKNOWN_DAY, Metadata, Names
+from pipeline.models.regressor import Predicted
+
+if TYPE_CHECKING:
+    from lightgbm import Booster
+
+DAYS = 365.25
+
+
+class Baseline(nn.Module):
+    """A model that is all buffers."""
+
+    def remember(self, state: Mapping[str, Tensor]) -> None:
+        """Take these tensors over, by name."""
+        for name, tensor in state.items():
+            self.register_buffer(name, tensor)
+
+    def predict(self, features: Tensor, metadata: Metadata) -> Predicted:
+        """What it says of B specimens, whatever their features are."""
+        raise NotImplementedError
+
+
+class Climatology(Baseline):
+    """Mean and spread of the training events of a site around that day of the year; else of the domain; else of all.
+
+    The organisers' first baseline. Its buffers are the training events: `domain`, `site`, `day` [M], `targets` [M, n_targets].
+    """
+
+    domain: Tensor
+    site: Tensor
+    day: Tensor
+    targets: Tensor
+
+    def __init__(self, head: ClimatologyHead) -> None:
+        super().__init__()
+        self.window, self.min_events = head.window, head.min_events
+
+    def learn(self, metadata: Metadata, targets: Tensor) -> None:
+        """Remember the training events [M] and their targets [M, n_targets]."""
+        self.remember({"domain": metadata.domain, "site": metadata.site, "day": metadata.day, "targets": targets})
+
+    def predict(self, features: Tensor, metadata: Metadata) -> Predicted:
+        mean, variance = self._moments(torch.ones(len(metadata), len(self.domain), device=self.domain.device))
+        for alike in (self._same_domain(metadata), self._same_season(metadata)):
+            enough = (alike.sum(1) >= self.min_events)[:, None]
+            found = self._moments(alike)
+            mean, variance = torch.where(enough, found[0], mean), torch.where(enough, found[1], variance)
+        return Predicted(mean, variance, torch.zeros_like(mean))
+
+    def _same_domain(self, metadata: Metadata) -> Tensor:
+        return (metadata.domain[:, None] == self.domain).float()
+
+    def _same_season(self, metadata: Metadata) -> Tensor:
+        """[B, M]: 1 where the training event is of the same site and within `window` days of that day of any year."""
+        apart = (metadata.day[:, None] - self.day).abs().float()
+        near = torch.minimum(apart, DAYS - apart) <= self.window
+        dated = (metadata.day != UNKNOWN_DAY)[:, None] & (self.day != UNKNOWN_DAY)
+        return ((metadata.site[:, None] == self.site) & near & dated).float()
+
+    def _moments(self, alike: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased variance [B, n_targets] of the training events with a 1 in `alike` [B, M]."""
+        n = alike.sum(1, keepdim=True).clamp_min(1)
+        mean = alike @ self.targets / n
+        squares = alike @ self.targets.square() / n - mean.square()
+        return mean, (squares * n / (n - 1).clamp_min(1)).clamp_min(1e-6)
+
+
+class Boosting(Baseline):
+    """Gradient-boosted trees on domain, species, site and day of the year. Its buffers are LightGBM's own text, `target_<i>`."""
+
+    def __init__(self, names: Names) -> None:
+        super().__init__()
+        self.sizes = (len(names.domains), len(names.species), len(names.sites))
+
+    def learn(self, texts: list[str]) -> None:
+        """Remember a model for each target."""
+        self.remember(
+            {f"target_{i}": torch.tensor(list(text.encode()), dtype=torch.uint8) for i, text in enumerate(texts)}
+        )
+
+    def predict(self, features: Tensor, metadata: Metadata) -> Predicted:
+        columns = self.columns(metadata)
+        said = np.stack([booster.predict(columns, num_threads=1) for booster in self._boosters], 1)
+        mean = torch.from_numpy(said).float().to(metadata.domain.device)
+        return Predicted(mean, torch.ones_like(mean), torch.zeros_like(mean))
+
+    def columns(self, metadata: Metadata) -> NDArray[np.float64]:
+        """What the trees read [B, 4]; NaN for what is unknown."""
+        rows = torch.stack((metadata.domain, metadata.species, metadata.site, metadata.day), 1).cpu().numpy()
+        unknown = rows == np.array([*self.sizes, UNKNOWN_DAY])
+        return np.where(unknown, np.nan, rows.astype("float64"))
+
+    @cached_property
+    def _boosters(self) -> list[Booster]:
+        from lightgbm import Booster  # a library that nothing else needs
+
+        texts = [bytes(text.cpu().numpy()).decode() for text in self.state_dict().values()]
+        return [Booster(model_str=text) for text in texts]

@@ -1,0 +1,72 @@
+"""From specimens to their event: a weighted mean of what is said of each, whose weights do not depend on their order.
+
+Each specimen has a log weight; a softmax over an event's specimens makes weights of them. So any number of specimens can be
+pooled, specimens can be predicted in batches that know nothing of events, and what is said of one specimen keeps its meaning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Kind = Literal["mean", "precision", "attention"]
+HIDDEN = 64
+"""Width of the attention's hidden layer."""
+
+
+class Pooling(nn.Module):
+    """The log weight of a specimen: the same for all (mean), or by how sure the model is of it (precision)."""
+
+    def __init__(self, kind: Kind = "mean") -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, embedding: Tensor, variance: Tensor) -> Tensor:
+        """Embedding [B, E] and variance [B, n_targets] of specimens → log weights [B, n_targets]."""
+        return -variance.log() if self.kind == "precision" else torch.zeros_like(variance)
+
+
+class AttentionPooling(Pooling):
+    """The log weight learns from the embedding: gated attention (Ilse, Tomczak and Welling 2018, arXiv 1802.04712, eq. 9)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__("attention")
+        self.value, self.gate, self.score = nn.Linear(width, HIDDEN), nn.Linear(width, HIDDEN), nn.Linear(HIDDEN, 1)
+        nn.init.zeros_(self.score.weight)  # starts as the plain mean
+
+    def forward(self, embedding: Tensor, variance: Tensor) -> Tensor:
+        hidden = torch.tanh(self.value(embedding)) * torch.sigmoid(self.gate(embedding))
+        out: Tensor = self.score(hidden).float().expand_as(variance)
+        return out
+
+
+def make_pooling(kind: Kind, width: int) -> Pooling:
+    """The pooling of specimens whose embeddings are `width` wide."""
+    return AttentionPooling(width) if kind == "attention" else Pooling(kind)
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Which of B specimens are of one event."""
+
+    numbers: Tensor
+    """[B]: each one's event, from 0."""
+    firsts: Tensor
+    """[n_events]: the position of one specimen of each event, for what its specimens share."""
+
+    def to(self, device: torch.device) -> Sets:
+        return Sets(self.numbers.to(device), self.firsts.to(device))
+
+
+def pool(parameters: Tensor, log_weights: Tensor, sets: Sets) -> Tensor:
+    """Weighted means over each event's specimens: [B, n_targets, n] and log weights [B, n_targets] → [n_events, n_targets, n]."""
+    n, numbers = len(sets.firsts), sets.numbers
+    highest = torch.full((n, log_weights.shape[1]), -torch.inf, device=log_weights.device)
+    highest = highest.scatter_reduce(0, numbers[:, None].expand_as(log_weights), log_weights.detach(), "amax")
+    weights = (log_weights - highest[numbers]).exp()
+    shares = weights / torch.zeros_like(highest).index_add(0, numbers, weights)[numbers]
+    out = torch.zeros(n, *parameters.shape[1:], device=parameters.device, dtype=parameters.dtype)
+    return out.index_add(0, numbers, shares.unsqueeze(-1) * parameters)

@@ -1,0 +1,75 @@
+"""Fitting what looks at no image: climatology remembers the training events, boosting grows trees on their metadata."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.config import BoostingHead, Config
+from pipeline.metrics.regression import selection_metric
+from pipeline.models.baselines import Boosting, Climatology
+from pipeline.training.checkpoint import Progress
+from pipeline.training.samples import Samples, predict
+
+CATEGORIES = [0, 1, 2]
+"""Columns of `Boosting.columns` that are names."""
+
+
+def fit_climatology(model: Climatology, train: Samples, validation: Samples, config: Config) -> Progress:
+    """Remember each training event once."""
+    firsts = torch.from_numpy(np.unique(train.events, return_index=True)[1]).to(train.targets.device)
+    model.learn(train.metadata[firsts], train.targets[firsts])
+    return _progress(model, validation, config, 1)
+
+
+def fit_boosting(model: Boosting, train: Samples, validation: Samples, config: Config) -> Progress:
+    """A model for each target; how many trees it has is chosen on validation, by squared error.
+
+    Each event counts once, however many specimens it has.
+    """
+    import lightgbm  # nothing else needs it
+
+    head = config.model.head
+    assert isinstance(head, BoostingHead)
+    sets = []
+    for samples in (train, validation):
+        weights = 1 / np.bincount(samples.events)[samples.events]
+        sets.append((model.columns(samples.metadata), samples.targets.cpu().numpy(), weights))
+    texts, rounds = [], 0
+    for target in range(train.targets.shape[1]):
+        fit, held_out = (
+            lightgbm.Dataset(x, y[:, target], weight=w, categorical_feature=CATEGORIES, params={"verbose": -1})
+            for x, y, w in sets
+        )
+        booster = lightgbm.train(
+            _parameters(head, config.seed), fit, head.rounds, valid_sets=[held_out],
+            callbacks=[lightgbm.early_stopping(head.patience, verbose=False)],
+        )  # fmt: skip
+        texts.append(booster.model_to_string(num_iteration=booster.best_iteration))
+        rounds = max(rounds, booster.current_iteration())
+    model.learn(texts)
+    return _progress(model, validation, config, rounds)
+
+
+def _parameters(head: BoostingHead, seed: int) -> dict[str, object]:
+    """LightGBM's; one thread and rows in order, so that the same data grow the same trees on every machine."""
+    return {
+        "objective": "regression",
+        "learning_rate": head.lr,
+        "num_leaves": head.leaves,
+        "min_data_in_leaf": head.min_leaf,
+        "seed": seed,
+        "deterministic": True,
+        "force_row_wise": True,
+        "num_threads": 1,
+        "verbose": -1,
+    }
+
+
+def _progress(model: Boosting | Climatology, validation: Samples, config: Config, rounds: int) -> Progress:
+    """What a training run would report."""
+    said = predict(model, validation)
+    truth: NDArray[np.float32] = validation.targets.cpu().numpy()
+    metric = selection_metric(config.select.metric, truth, said.mean, validation.events)
+    return Progress(epoch=rounds, best_epoch=rounds - 1, best_metric=metric)

@@ -1,0 +1,62 @@
+"""How the losses of a batch become the one that is minimised: their mean, or a method of domain generalisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline import config as cfg
+
+
+def risk(kind: cfg.Risk, losses: Tensor, hidden: Tensor, domains: tuple[Tensor, Tensor], weights: Tensor) -> Tensor:
+    """The loss of a batch from `losses` [N] of its specimens or events and `hidden` [B, H] of its specimens.
+
+    `domains` are the rows of the former [N] and of the latter [B]; `weights` [n_domains] are group DRO's, brought up to
+    date in place.
+    """
+    if kind.kind == "group_dro":
+        return group_dro(losses, domains[0], weights, kind.step)
+    if kind.kind == "coral":
+        return losses.mean() + kind.weight * coral(hidden.float(), domains[1], len(weights))
+    return losses.mean()
+
+
+def group_dro(losses: Tensor, domains: Tensor, weights: Tensor, step: float) -> Tensor:
+    """Σ q_d · (mean loss of domain d), q_d ∝ q_d · exp(step · that loss) (Sagawa et al. 2020, algorithm 1); `weights` is q."""
+    sums = torch.zeros_like(weights).index_add(0, domains, losses)
+    counts = torch.zeros_like(weights).index_add(0, domains, torch.ones_like(losses))
+    means = sums / counts.clamp_min(1)  # a domain that is not in the batch has none, and keeps its weight
+    with torch.no_grad():
+        weights.mul_((step * means).exp())
+        weights.div_(weights.sum())
+    return (weights * means).sum()
+
+
+def coral(hidden: Tensor, domains: Tensor, n_domains: int) -> Tensor:
+    """Mean squared difference of means and of covariances between each two domains of a batch; hidden [B, H], domains [B].
+
+    Sun and Saenko 2016, equation 1, over pairs of training domains and with the means too, as in DomainBed (Gulrajani and
+    Lopez-Paz 2021). A domain with fewer than two specimens in the batch is left out; 0 where there is no pair.
+    """
+    rows = torch.nn.functional.one_hot(domains, n_domains).to(hidden)  # [B, D]
+    n = rows.sum(0)
+    means = (rows.T @ hidden) / n.clamp_min(1)[:, None]
+    off = hidden - means[domains]
+    covariances = torch.einsum("bd,bi,bj->dij", rows, off, off) / (n - 1).clamp_min(1)[:, None, None]
+    there = (n >= 2).to(hidden)
+    pairs = torch.triu(there[:, None] * there, diagonal=1)
+    apart = _mean_squares_between(means) + _mean_squares_between(covariances.flatten(1))
+    return (pairs * apart).sum() / pairs.sum().clamp_min(1)
+
+
+def _mean_squares_between(rows: Tensor) -> Tensor:
+    """[D, K] → mean squared difference of each two rows [D, D], without a tensor [D, D, K]."""
+    squares = rows.square().mean(1)
+    out: Tensor = squares[:, None] + squares - 2 * (rows @ rows.T) / rows.shape[1]
+    return out
+
+
+def start_weights(domains: Tensor) -> Tensor:
+    """Group DRO's weights before the first step, equal for each domain: rows of the training domains [N] → [n_domains]."""
+    n = int(domains.max()) + 1
+    return torch.full((n,), 1 / n, device=domains.device)

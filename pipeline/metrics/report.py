@@ -68,10 +68,10 @@ def regression_report(
 ) -> Figures:
     """Figures of each target, and their means over the targets under `summary`.
 
-    `frame` has a row per specimen: `group` (its event), `domain` (None: unknown), and for each target its true value and,
-    as `<target>_prediction`, the predicted one, with its log weight among those of its event, `<target>_weight`. In-domain are
-    specimens of `train_domains`, out-of-domain those of any other domain; one whose domain is not known is neither. `train_means` is what the mean predictor says: every result
-    stands beside that of always predicting the training events' mean.
+    `frame` has a row per specimen: `group` (its event), `domain` (None: unknown), and for each target its true value, as
+    `<target>_prediction` the predicted one, and as `<target>_weight` its log weight among those of its event. In-domain are
+    specimens of `train_domains`, out-of-domain those of any other domain; one whose domain is not known is neither.
+    `train_means` is what the mean predictor says: every result stands beside that of always predicting the training events' mean.
     """
     inside = frame["domain"].isin(list(train_domains))
     parts = {"in_domain": frame[inside], "out_of_domain": frame[~inside & frame["domain"].notna()]}

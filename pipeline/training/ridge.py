@@ -15,7 +15,7 @@ from pipeline.models.regressor import Regressor, load_trained_state, trained_sta
 from pipeline.training.checkpoint import Progress
 from pipeline.training.samples import Samples, predict
 
-Array = NDArray[np.floating]
+Array = NDArray[np.float64]
 TINY = 1e-12
 """Directions with a smaller share of the largest eigenvalue are rounding errors: without a penalty they are left out."""
 
@@ -35,7 +35,9 @@ def fit_ridge(model: Regressor, train: Samples, validation: Samples, config: Con
     return progress
 
 
-def solve(inputs: Array, targets: Array, alphas: Sequence[float]) -> Iterator[tuple[Array, Array]]:
+def solve(
+    inputs: NDArray[np.float32], targets: NDArray[np.float32], alphas: Sequence[float]
+) -> Iterator[tuple[Array, Array]]:
     """Weights [n_targets, E] and bias [n_targets] for unscaled inputs [N, E], for each penalty in turn.
 
     A penalty acts on standardised inputs. All of them share one eigendecomposition of the inputs' covariance [E, E], after
@@ -64,7 +66,7 @@ def embeddings(model: Regressor, samples: Samples) -> NDArray[np.float32]:
     return out
 
 
-def set_linear(model: Regressor, weights: NDArray[np.float64], bias: NDArray[np.float64]) -> None:
+def set_linear(model: Regressor, weights: Array, bias: Array) -> None:
     """Put a solution into the model's only linear layer."""
     (linear,) = [module for module in model.head.modules() if isinstance(module, nn.Linear)]
     with torch.no_grad():

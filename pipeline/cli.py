@@ -335,6 +335,24 @@ def predict(
         print(f"{image}\t" + "\t".join(f"{name}={value:.4f}" for name, value in values.items()), flush=True)
 
 
+@app.command()
+def export(
+    trials: Annotated[list[Path], typer.Argument(help="A trained trial's folder, or several: an ensemble.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    to: Annotated[str, typer.Option(help="The platform: codabench.")] = "codabench",
+    zipped: Annotated[bool, typer.Option("--zip", help="Write OUT.zip too, as it is uploaded.")] = False,
+    with_backbone: Annotated[
+        bool, typer.Option("--with-backbone", help="Put the backbone's weights in, so that it runs without internet.")
+    ] = False,
+) -> None:
+    """Write trained trials as a challenge submission that needs nothing of this package."""
+    if to != "codabench":
+        raise UserError(f"--to {to}: choose codabench")
+    from pipeline.submissions.codabench import export as write
+
+    print(write(trials, out, zipped, with_backbone))
+
+
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:

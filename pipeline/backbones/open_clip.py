@@ -13,10 +13,11 @@ import os
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import open_clip
 import torch
+from huggingface_hub import hf_hub_download
 from open_clip.transformer import Attention, CustomResidualAttentionBlock, ResidualAttentionBlock, VisionTransformer
 from PIL import Image
 from torch import Tensor, nn
@@ -304,6 +305,20 @@ def _checked_folder(name: str) -> str:
     if not described:
         raise UserError(f"{folder / 'open_clip_config.json'} of backbone.name {name} has no model_cfg.")
     return f"{LOCAL}{folder}"
+
+
+def architecture(config: configuration.OpenClip) -> dict[str, Any]:
+    """What open_clip builds this model from, as in the `model_cfg` of its config files."""
+    name, options = config.name, _tag_options(config.name, config.pretrained)
+    if name.startswith(LOCAL):
+        file = Path(name.removeprefix(LOCAL)).expanduser() / "open_clip_config.json"
+    elif name.startswith(HUB):
+        file = Path(hf_hub_download(name.removeprefix(HUB), "open_clip_config.json"))
+    else:
+        built_in: dict[str, Any] = open_clip.get_model_config(name.replace("/", "-"))
+        return built_in | ({"quick_gelu": True} if options else {})
+    described: dict[str, Any] = json.loads(file.read_text())["model_cfg"]
+    return described
 
 
 def hub_repository(name: str, pretrained: str | None) -> str | None:

@@ -103,7 +103,7 @@ class Quantiles(Output):
     """
 
     def __init__(self, levels: tuple[float, ...]) -> None:
-        self.levels, self.n = levels, len(levels)
+        self.levels, self.n, self.z = levels, len(levels), torch.from_numpy(ndtri(levels))
 
     def losses(self, parameters: Tensor, targets: Tensor) -> Tensor:
         over = targets.unsqueeze(-1) - parameters
@@ -111,7 +111,7 @@ class Quantiles(Output):
         return torch.maximum(levels * over, (levels - 1) * over).mean((-1, -2))
 
     def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        z = torch.from_numpy(ndtri(self.levels)).to(parameters)
+        z = self.z.to(parameters)
         off = z - z.mean()
         scale = (parameters * off).sum(-1) / off.square().sum()
         return parameters.mean(-1) - scale * z.mean(), scale.clamp_min(MIN_SCALE).square()

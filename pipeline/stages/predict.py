@@ -91,7 +91,7 @@ def predict_files(
     A domain that was not trained on is said on stderr and counts as unknown.
     Raises UserError for a folder that is not a trial, and for a file that does not exist or is not a readable image.
     """
-    trial = _find_trial(folder)
+    trial = find_trial(folder)
     for said in _predict_each(trial, trained_config(trial), files, origin, device):
         yield dict(zip(load_facts(trial).targets, said.mean[0].tolist(), strict=True))
 
@@ -105,7 +105,7 @@ def predict_event(
     """
     if not files:
         raise UserError("an event is forecast from the images of its specimens: name at least one")
-    trial = _find_trial(folder)
+    trial = find_trial(folder)
     config, facts = trained_config(trial), load_facts(trial)
     predicted = joined(list(_predict_each(trial, config, files, origin, device)))
     rows = pd.DataFrame({"id": list(map(str, files)), "event": "", **dict.fromkeys(facts.targets, math.nan)})
@@ -157,7 +157,8 @@ def _load_backbone(config: Config, trial: TrialDir) -> Backbone:
         raise
 
 
-def _find_trial(folder: Path) -> TrialDir:
+def find_trial(folder: Path) -> TrialDir:
+    """The trial that a person means by a path, looked for from here, the root, and what is trained. Raises UserError."""
     places = list(dict.fromkeys(base / folder.expanduser() for base in (Path.cwd(), root(), trained_root())))
     for place in places:
         if TrialDir(place).config.exists():

@@ -1,0 +1,1 @@
+"""What challenge platforms take: folders that need nothing of this package."""

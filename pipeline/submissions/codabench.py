@@ -1,0 +1,231 @@
+"""The export of trained trials as a submission to the challenge's platform: a folder that needs nothing of this package.
+
+`model.py` is this folder's `model.py` as it stands; `submission.json` says what its members are made of, `weights.pt` holds their
+tensors: adapters merged into plain weights, under the names of the backbone's own library.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.backbones import load_backbone
+from pipeline.backbones.base import Backbone, Tail
+from pipeline.config import Backbone as BackboneConfig
+from pipeline.config import Config, Dinov2, OpenClip, Pixels, token_kind
+from pipeline.errors import UserError
+from pipeline.layout import TrialDir, atomic_folder, atomic_path, write_json
+from pipeline.models.encoders import embedding_width
+from pipeline.models.outputs import MIN_SCALE, START, LocationScale, Output, Quantiles
+from pipeline.models.pooling import HIDDEN
+from pipeline.models.regressor import Regressor
+from pipeline.models.saved import Facts, Model, is_adapted, load_facts, load_model, read_trained
+from pipeline.stages.predict import find_trial, trained_config
+
+Spec = dict[str, Any]
+State = dict[str, Tensor]
+TARGETS = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
+"""What the platform asks for."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A trained trial with its model, on the CPU."""
+
+    trial: TrialDir
+    config: Config
+    facts: Facts
+    model: Model
+
+
+def export(trials: Sequence[Path], out: Path, zipped: bool, with_backbone: bool) -> Path:
+    """Write the submission of one trial, or of an ensemble of several, to the folder `out`, and beside it `out`.zip if asked.
+
+    With several, a forecast is the equal mixture of theirs. Returns what was written. Raises UserError for what is no trained
+    trial, for trials of different backbones, for a folder that exists, and for a backbone that the platform could not fetch.
+    """
+    if not trials:
+        raise UserError("name the trials to export, one or more: `carabid status` lists them")
+    target = out.with_name(f"{out.name}.zip") if zipped else out
+    if (taken := next((path for path in (out, target) if path.exists()), None)) is not None:
+        raise UserError(f"{taken} exists: name another --out, or remove it")
+    configs = [trained_config(find_trial(trial)) for trial in trials]
+    backbone = _shared_backbone(trials, configs, with_backbone)
+    members = [_load(find_trial(trial), config, backbone) for trial, config in zip(trials, configs, strict=True)]
+    with atomic_folder(out.absolute()) as folder:
+        _write(folder, members, backbone, with_backbone)
+    if zipped:
+        _zip(out, target)
+    return target
+
+
+def _load(trial: TrialDir, config: Config, backbone: Backbone) -> Member:
+    facts = load_facts(trial)
+    if set(facts.targets) != set(TARGETS):
+        raise UserError(f"{trial.path} predicts {', '.join(facts.targets)}: the platform asks for {', '.join(TARGETS)}")
+    return Member(trial, config, facts, load_model(config, trial, backbone))
+
+
+def _shared_backbone(trials: Sequence[Path], configs: Sequence[Config], with_backbone: bool) -> Backbone:
+    """The backbone of all trials. Raises UserError if they have not one, or if it can only travel in the folder."""
+    first = configs[0].backbone
+    for trial, config in zip(trials, configs, strict=True):
+        if config.backbone != first:
+            raise UserError(f"{trial} is trained on another backbone than {trials[0]}: an exported ensemble shares one")
+    if not with_backbone and not _is_public(first):
+        raise UserError(f"the platform cannot fetch the backbone ({first}): it is here alone; add --with-backbone")
+    return load_backbone(first)
+
+
+def _is_public(backbone: BackboneConfig) -> bool:
+    """Whether the backbone's name leads to its weights on any machine."""
+    if isinstance(backbone, Pixels):
+        return True
+    if isinstance(backbone, Dinov2):
+        return not Path(backbone.name).expanduser().exists()
+    tag = backbone.pretrained
+    return backbone.name.startswith("hf-hub:") or (tag is not None and not Path(tag).expanduser().exists())
+
+
+# ---------------------------------------------------------------- the folder
+def _write(folder: Path, members: Sequence[Member], backbone: Backbone, with_backbone: bool) -> None:
+    """All files of the submission."""
+    states = _with_same_tails([_state(member) for member in members], backbone)
+    shutil.copyfile(Path(__file__).with_name("model.py"), folder / "model.py")
+    base = _native(backbone) if with_backbone else {}
+    torch.save({"backbone": base, "members": states}, folder / "weights.pt")
+    config = members[0].config
+    write_json(
+        folder / "submission.json",
+        {
+            "targets": list(TARGETS),
+            "backbone": _backbone_spec(config, backbone),
+            "members": [_member_spec(member, backbone) for member in members],
+        },
+    )
+    _write_architecture(folder, config, backbone)
+    packages = _packages(members)
+    (folder / "requirements.txt").write_text("".join(f"{name}=={version(name)}\n" for name in packages))
+
+
+def _packages(members: Iterable[Member]) -> list[str]:
+    """What the platform must install: what reads the backbone and the trees. torch, numpy and Pillow it has."""
+    libraries = {"open_clip": "open-clip-torch", "dinov2": "transformers", "boosting": "lightgbm"}
+    kinds = [kind for m in members for kind in (m.config.backbone.kind, m.config.model.head.kind)]
+    return sorted({libraries[kind] for kind in kinds if kind in libraries})
+
+
+def _zip(folder: Path, target: Path) -> None:
+    """The folder's files at the root of an archive."""
+    with atomic_path(target.absolute()) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, path.relative_to(folder))
+
+
+# ---------------------------------------------------------------- tensors
+def _state(member: Member) -> State:
+    """A member's tensors: its own under the names of `Network`, its tail under those of the backbone's library, after `tail.`"""
+    model = member.model
+    if not isinstance(model, Regressor):
+        return dict(model.state_dict())
+    encoder: Any = model.encoder.merge_and_unload() if is_adapted(model) else model.encoder  # type: ignore[operator]
+    if isinstance(encoder, Tail):
+        own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
+        tail = {f"tail.{name.removeprefix('visual.')}": tensor for name, tensor in encoder.to_native().items()}
+        return {name: tensor.cpu().clone() for name, tensor in (own | tail).items()}
+    return {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+
+
+def _with_same_tails(states: Sequence[State], backbone: Backbone) -> list[State]:
+    """Members with tails of different lengths: each gets the tensors of the longest, so that none keeps another's."""
+    names = {name for state in states for name in state if name.startswith("tail.")}
+    if not names:
+        return list(states)
+    native = _native(backbone)
+    base = {name: native[name.removeprefix("tail.")] for name in names}
+    return [base | state for state in states]
+
+
+def _native(backbone: Backbone) -> State:
+    """The backbone's tensors under its library's names."""
+    inner: Any = getattr(backbone, "visual", None) or getattr(backbone, "model", None)
+    return {} if inner is None else {name: tensor.clone() for name, tensor in inner.state_dict().items()}
+
+
+# ---------------------------------------------------------------- descriptions
+def _backbone_spec(config: Config, backbone: Backbone) -> Spec:
+    chosen = config.backbone.model_dump(mode="json")
+    if config.backbone.kind == "open_clip":
+        visual: Any = backbone.visual
+        chosen["preprocess"] = dict(visual.preprocess_cfg)
+    return chosen
+
+
+def _write_architecture(folder: Path, config: Config, backbone: Backbone) -> None:
+    """What the backbone's library builds it from."""
+    if isinstance(config.backbone, OpenClip):
+        from pipeline.backbones.open_clip import architecture
+
+        write_json(folder / "architecture.json", architecture(config.backbone))
+    elif config.backbone.kind == "dinov2":
+        inner: Any = backbone
+        inner.model.config.save_pretrained(folder / "architecture")
+        inner.processor.save_pretrained(folder / "architecture")
+
+
+def _member_spec(member: Member, backbone: Backbone) -> Spec:
+    head, names = member.config.model.head, member.facts.names
+    spec: Spec = {
+        "kind": head.kind if head.kind in ("climatology", "boosting") else "network",
+        "trial": f"{member.trial.path.parent.name}/{member.trial.path.name}",
+        "config_hash": read_trained(member.trial)["config_hash"],
+        "targets": list(member.facts.targets),
+        "names": {"domains": names.domains, "species": names.species, "genera": names.genera},
+        "calibration": read_trained(member.trial)["calibration"],
+    }
+    if head.kind == "climatology":
+        return spec | {"min_events": head.min_events}
+    return spec if head.kind == "boosting" else spec | _network_spec(member, backbone)
+
+
+def _network_spec(member: Member, backbone: Backbone) -> Spec:
+    config, model = member.config, member.config.model
+    assert isinstance(member.model, Regressor)
+    encoder, convolutions = model.encoder, None
+    if encoder.kind == "patch_convs":
+        convolutions = {
+            "width": backbone.width,
+            "grid": list(backbone.grid),
+            "kernel": encoder.kernel,
+            "channels": encoder.channels,
+        }
+    return {
+        "features": "patches" if token_kind(config)[0] == "patches" else "pooled",
+        "convolutions": convolutions,
+        "width": embedding_width(encoder, member.facts.embed_dim),
+        "hidden": list(model.head.hidden) if model.head.kind == "mlp" else [],
+        "normalize": model.normalize,
+        "domain": model.domain_embedding,
+        "species": model.species_embedding,
+        "pool": model.pool,
+        "attention": HIDDEN,
+        "output": _output_spec(member.model.output),
+    }
+
+
+def _output_spec(output: Output) -> Spec:
+    """How a head's numbers are read."""
+    spec: Spec = {"n": output.n, "min_scale": MIN_SCALE, "start": START}
+    if isinstance(output, LocationScale):
+        return spec | {"kind": "location_scale", "widening": output.widening}
+    if isinstance(output, Quantiles):
+        return spec | {"kind": "quantiles", "z": output.z.tolist()}
+    return spec | {"kind": "point"}

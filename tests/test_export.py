@@ -1,0 +1,244 @@
+"""The exported submission: in an environment without this package it forecasts what `carabid predict` does."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.backbones import load_backbone
+from pipeline.config import Config, config_hash
+from pipeline.errors import UserError
+from pipeline.experiment import dump_config
+from pipeline.layout import TrialDir, write_json, write_text
+from pipeline.models.baselines import Boosting, Climatology
+from pipeline.models.metadata import Metadata, Names
+from pipeline.models.regressor import Regressor
+from pipeline.models.saved import Facts, make_model, save_model
+from pipeline.stages.predict import Origin, predict_event
+from pipeline.submissions.codabench import export
+
+NAMES = Names(("1", "3"), ("Carabus goryi", "Tetracha carolina"), ("ABCD",))
+EVENTS: dict[str, tuple[str | None, int, str | None]] = {
+    "known": ("3", 3, "Carabus goryi"),
+    "single": ("1", 1, "Carabus nemoralis"),
+    "new": ("99", 4, None),
+}
+"""Event → domain, number of specimens, scientific name."""
+
+DRIVER = """
+import importlib.util, json, sys
+from PIL import Image
+folders, events, said = json.load(open(sys.argv[1])), json.load(open(sys.argv[2])), {}
+for folder in folders:
+    spec = importlib.util.spec_from_file_location("model", folder + "/model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model, said[folder] = module.Model(), {}
+    model.load()
+    for event, (domain, files, species) in events.items():
+        points = [{"relative_img": Image.open(f), "colorpicker_img": None, "scalebar_img": None, "domainID": domain and int(domain),
+                   "scientificName": float("nan") if species is None else species} for f in files]
+        said[folder][event] = model.predict(points)
+        assert all(type(v) is float for each in said[folder][event].values() for v in each.values())
+assert not {"pipeline", "peft"} & set(sys.modules)
+json.dump(said, open(sys.argv[3], "w"))
+"""
+"""Loads exported folders as the platform does and lets each forecast the events."""
+
+
+def trial_of(config: Config, folder: Path, seed: int = 0) -> TrialDir:
+    """A trial's folder with a model whose every tensor is moved, so that none is at a start that hides it."""
+    trial, backbone = TrialDir(folder), load_backbone(config.backbone)
+    encoder = config.model.encoder
+    cut = backbone.cut_before(encoder.blocks) if encoder.kind in ("finetuned", "lora") else None
+    facts = Facts(config.data.targets, NAMES, backbone.embed_dim, backbone.weights_hash(), cut, "key")
+    model = make_model(config, facts, backbone)
+    if isinstance(model, Regressor):
+        _disturb(model, seed)
+    else:
+        _teach(model)
+    save_model(model, facts, trial)
+    write_text(trial.config, dump_config(config))
+    write_json(trial.trained, {"config_hash": config_hash(config), "calibration": calibration(config, seed)})
+    return trial
+
+
+def _disturb(model: Regressor, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+        model.target_mean.copy_(torch.tensor([0.1, 0.4, 0.5]))
+        model.target_scale.copy_(torch.tensor([1.0, 1.1, 1.2]))
+
+
+def _teach(model: Climatology | Boosting) -> None:
+    """Events of two domains and of a third whose targets differ."""
+    n, rng = 60, np.random.default_rng(0)
+    domains = np.arange(n) % 3
+    targets = torch.from_numpy(rng.normal(domains[:, None], 1, (n, 3))).float()
+    rows = torch.from_numpy(domains)
+    if isinstance(model, Climatology):
+        model.learn(Metadata(rows, *(torch.zeros(n, dtype=torch.int64) for _ in range(4))), targets)
+        return
+    import lightgbm
+
+    columns = np.stack([domains.clip(max=1), rng.integers(0, 2, n), np.full(n, np.nan), np.full(n, np.nan)], 1)
+    options = {"verbose": -1, "min_data_in_leaf": 2, "num_leaves": 4}
+    model.learn([lightgbm.train(options, lightgbm.Dataset(columns, y.numpy()), 5).model_to_string() for y in targets.T])
+
+
+def calibration(config: Config, seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    if config.calibrate.kind == "spread":
+        return {
+            target: {part: {"alone": 0.4} for part in ("in_domain", "out_of_domain")} for target in config.data.targets
+        }
+    values = ("shared", "own", "bias", "slope")
+    return {
+        target: {
+            part: dict(zip(values, rng.uniform(0.2, 1.5, 4), strict=True)) for part in ("in_domain", "out_of_domain")
+        }
+        for target in config.data.targets
+    }
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    """Images of each event, in the modes that people save."""
+    folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    modes, found, i = ["RGB", "RGBA", "L", "P", "RGB"], {}, 0
+    for event, (_, n, _) in EVENTS.items():
+        found[event] = []
+        for _ in range(n):
+            pixels = rng.integers(0, 255, (90 + 7 * i, 80, 3)).astype("uint8")
+            file = folder / f"{i}.png"
+            Image.fromarray(pixels).convert(modes[i % len(modes)]).save(file)
+            found[event].append(file)
+            i += 1
+    return found
+
+
+METHODS = {
+    "frozen": (),
+    "finetune": ("loss.kind=crps", "model.pool=precision"),
+    "baseline": ("loss.kind=student_t", "data.columns.species=scientificName", "model.species_embedding=true"),
+    "lora": ("loss.kind=quantiles", "model.encoder.blocks=3", "model.encoder.r=4"),
+    "dinov2": ("loss.kind=nll",),
+    "mean_rgb": ("calibrate.kind=spread",),
+    "pixels": ("model.head.kind=mlp", "train.sample=events", "model.pool=attention", "loss.kind=crps"),
+    "climatology": (),
+    "metadata": (),
+}
+
+
+def forecasts(trials: list[TrialDir], photographs: dict[str, list[Path]]) -> dict[str, dict[str, tuple[float, float]]]:
+    """What `carabid predict --event` says; of several trials the equal mixture."""
+    said = {}
+    for event, (domain, _, species) in EVENTS.items():
+        origin = Origin(domain, () if species is None else (species,))
+        members = [predict_event(trial.path, photographs[event], origin, "cpu") for trial in trials]
+        said[event] = {target: mixture([member[target] for member in members]) for target in members[0]}
+    return said
+
+
+def mixture(members: list[tuple[float, float]]) -> tuple[float, float]:
+    mu, sigma = (np.array(each) for each in zip(*members, strict=True))
+    return float(mu.mean()), math.sqrt(float((sigma**2).mean() + mu.var()))
+
+
+def submitted(folders: list[Path], photographs: dict[str, list[Path]], python: Path | str) -> dict[str, Any]:
+    """What exported folders say, in a process of its own."""
+    events = {
+        event: (EVENTS[event][0], [str(f) for f in files], EVENTS[event][2]) for event, files in photographs.items()
+    }
+    here = folders[0].parent
+    (here / "folders.json").write_text(json.dumps([str(folder) for folder in folders]))
+    (here / "events.json").write_text(json.dumps(events))
+    files = [str(here / name) for name in ("folders.json", "events.json", "answer.json")]
+    command = [str(python), "-c", DRIVER, *files]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=here,
+        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads((here / "answer.json").read_text())
+    return found
+
+
+def test_a_submission_forecasts_what_predict_does(
+    config_of: Callable[..., Config], tmp_path: Path, photographs: dict[str, list[Path]]
+) -> None:
+    """Every kind of model, with every kind of pooling, output and calibration; and two ensembles, whose members' tails are of
+    different lengths: one member's blocks must not stay behind for the next."""
+    sets: dict[str, list[tuple[str, tuple[str, ...]]]] = {method: [(method, more)] for method, more in METHODS.items()}
+    sets["ensemble"] = [("frozen", ("loss.kind=crps", f"seed={seed}")) for seed in (1, 2)]
+    sets["ensemble of tails"] = [("finetune", (f"model.encoder.blocks={n}",)) for n in (3, 1)]
+    trials = {
+        name: [trial_of(config_of(m, *more), tmp_path / f"{name} {i}", i) for i, (m, more) in enumerate(members)]
+        for name, members in sets.items()
+    }
+    folders = {
+        name: export([t.path for t in members], tmp_path / f"{name} out", zipped=False, with_backbone=True)
+        for name, members in trials.items()
+    }
+    found = submitted(list(folders.values()), photographs, sys.executable)
+    for name, members in trials.items():
+        for event, targets in forecasts(members, photographs).items():
+            for target, (mu, sigma) in targets.items():
+                expected = pytest.approx({"mu": mu, "sigma": sigma}, abs=1e-5)
+                assert found[str(folders[name])][event][target] == expected, (name, event, target)
+
+
+def test_the_tensors_are_plain_and_the_archive_has_no_folder_around_them(
+    config_of: Callable[..., Config], tmp_path: Path
+) -> None:
+    trial = trial_of(config_of("lora", "model.encoder.blocks=2", "model.encoder.r=4"), tmp_path / "trial")
+    archive = export([trial.path], tmp_path / "submission", zipped=True, with_backbone=True)
+    names = set(zipfile.ZipFile(archive).namelist())
+    assert {"model.py", "weights.pt", "submission.json", "requirements.txt"} <= names
+    weights = torch.load(tmp_path / "submission" / "weights.pt", weights_only=True)
+    (member,) = weights["members"]
+    assert not any("lora" in name for name in member) and any(name.startswith("tail.") for name in member)
+
+
+def test_without_its_backbone_a_submission_is_small_and_only_for_what_can_be_fetched(
+    config_of: Callable[..., Config], tmp_path: Path
+) -> None:
+    here = trial_of(config_of("frozen"), tmp_path / "trial")
+    with pytest.raises(UserError, match="with-backbone"):
+        export([here.path], tmp_path / "submission", zipped=False, with_backbone=False)
+    assert not (tmp_path / "submission").exists()
+
+
+def test_what_cannot_be_exported_is_refused_in_words(config_of: Callable[..., Config], tmp_path: Path) -> None:
+    trial = trial_of(config_of("pixels"), tmp_path / "trial")
+    other = trial_of(config_of("mean_rgb"), tmp_path / "other")
+    (tmp_path / "taken").mkdir()
+    for trials, out, message in (
+        ([], "new", "name the trials"),
+        ([trial.path], "taken", "exists"),
+        ([trial.path, other.path], "new", "another backbone"),
+        ([tmp_path / "nowhere"], "new", "is not a trial's folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            export(trials, tmp_path / out, zipped=False, with_backbone=True)
+    two = trial_of(config_of("pixels", "data.targets=[SPEI_30d,SPEI_1y]"), tmp_path / "two")
+    with pytest.raises(UserError, match="the platform asks for"):
+        export([two.path], tmp_path / "new", zipped=False, with_backbone=True)

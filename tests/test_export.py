@@ -47,8 +47,9 @@ for folder in folders:
     model, said[folder] = module.Model(), {}
     model.load()
     for event, (domain, files, species) in events.items():
-        points = [{"relative_img": Image.open(f), "colorpicker_img": None, "scalebar_img": None, "domainID": domain and int(domain),
-                   "scientificName": float("nan") if species is None else species} for f in files]
+        known = {"domainID": domain and int(domain), "scientificName": float("nan") if species is None else species}
+        cards = {"colorpicker_img": None, "scalebar_img": None}
+        points = [{"relative_img": Image.open(f), **cards, **known} for f in files]
         said[folder][event] = model.predict(points)
         assert all(type(v) is float for each in said[folder][event].values() for v in each.values())
 assert not {"pipeline", "peft"} & set(sys.modules)
@@ -80,8 +81,8 @@ def _disturb(model: Regressor, seed: int) -> None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-        model.target_mean.copy_(torch.tensor([0.1, 0.4, 0.5]))
-        model.target_scale.copy_(torch.tensor([1.0, 1.1, 1.2]))
+        model.target_mean.copy_(torch.tensor([0.1, 0.4, 0.5])[: len(model.target_mean)])
+        model.target_scale.copy_(torch.tensor([1.0, 1.1, 1.2])[: len(model.target_scale)])
 
 
 def _teach(model: Climatology | Boosting) -> None:
@@ -97,7 +98,12 @@ def _teach(model: Climatology | Boosting) -> None:
 
     columns = np.stack([domains.clip(max=1), rng.integers(0, 2, n), np.full(n, np.nan), np.full(n, np.nan)], 1)
     options = {"verbose": -1, "min_data_in_leaf": 2, "num_leaves": 4}
-    model.learn([lightgbm.train(options, lightgbm.Dataset(columns, y.numpy()), 5).model_to_string() for y in targets.T])
+    model.learn(
+        [
+            lightgbm.train(options, lightgbm.Dataset(columns, y.clone().numpy()), 5).model_to_string()
+            for y in targets.T.contiguous()
+        ]
+    )
 
 
 def calibration(config: Config, seed: int) -> dict[str, Any]:

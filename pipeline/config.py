@@ -458,8 +458,10 @@ Risk = Annotated[PlainRisk | Coral | GroupDro, Field(discriminator="kind")]
 
 
 class Select(Section):
-    """How the best epoch is chosen."""
+    """Which epoch's weights are kept, and by what the best is known."""
 
+    epoch: Literal["best", "last"] = "best"
+    """best: by `metric` on validation. last: none is chosen, so that validation events, which calibrate, have not been fitted to."""
     metric: Literal["r2", "mae"] = "r2"
     """Mean over targets of the event R² (higher is better) or of the specimen MAE (lower is better), on validation."""
 
@@ -598,6 +600,12 @@ class Config(Section):
             if head != "mlp" and others[name] != usual:
                 key = "train.sample" if name == "sample" else f"{name}.kind"
                 raise ValueError(f"model.head.kind {head} has no use for {key} {others[name]}: it needs head.kind mlp")
+        return self
+
+    @model_validator(mode="after")
+    def _patience_waits_for_a_better_epoch(self) -> Config:
+        if self.train.patience is not None and self.select.epoch == "last":
+            raise ValueError("train.patience waits for a better epoch: it needs select.epoch best")
         return self
 
     @model_validator(mode="after")

@@ -40,8 +40,12 @@ class Progress:
         """Remember `state` if it is the first or better than the best; a negative R² is kept like any other."""
         sign, best = -1 if lower else 1, self.best_metric
         if self.best_epoch < 0 or (metric is not None and (best is None or sign * metric > sign * best)):
-            self.best_epoch, self.best_metric = epoch, metric
-            self.best_state = {name: tensor.clone() for name, tensor in state.items()}
+            self.keep(epoch, metric, state)
+
+    def keep(self, epoch: int, metric: float | None, state: Mapping[str, Tensor]) -> None:
+        """Remember `state`."""
+        self.best_epoch, self.best_metric = epoch, metric
+        self.best_state = {name: tensor.clone() for name, tensor in state.items()}
 
 
 def save_checkpoint(

@@ -61,7 +61,7 @@ class Run:
 
 
 def fit(model: Regressor, train: Samples, validation: Samples, run: Run) -> Progress:
-    """Train `model` in place and leave it with the weights of its best epoch by `select.metric` on validation.
+    """Train `model` in place and leave it with the weights of the epoch that `select` says.
 
     Raises WorkError for a loss that is not finite or a parameter without a gradient, Interrupted when told to stop.
     """
@@ -99,7 +99,10 @@ def fit_epoch(
     set_rates(optimizer, config.schedule, config.optim, epoch, config.train.epochs)
     loss = train_epoch(model, train, optimizer, config, epoch, progress.domain_weights, run.stop.check_batch)
     metric, validation_loss = validate(model, validation, config)
-    progress.keep_best(epoch, metric, lower=config.select.metric == "mae", state=trained_state(model))
+    if config.select.epoch == "last":
+        progress.keep(epoch, metric, trained_state(model))
+    else:
+        progress.keep_best(epoch, metric, lower=config.select.metric == "mae", state=trained_state(model))
     progress.epoch, seconds = epoch + 1, time.monotonic() - started
     progress.seconds += seconds
     log.write(epoch=epoch, loss=loss, validation_loss=validation_loss, metric=metric, seconds=seconds)

@@ -21,7 +21,7 @@ import pandas as pd
 from pipeline.backbones.tiny import write_tiny_open_clip
 from pipeline.layout import read_json
 from pipeline.metrics.probabilistic import coverage
-from pipeline.results import print_cells
+from pipeline.results import cells_to_markdown
 
 FOLDS = range(5)
 PERCEPTRON = ("model.head.kind=mlp", "model.standardize_targets=true", "optim.lr=1e-3", "train.epochs=30")
@@ -70,9 +70,68 @@ def scores(folder: Path, seeds: list[int]) -> pd.DataFrame:
     rows = []
     for seed in seeds:
         for name in METHODS:
-            for trial in (folder / f"root-{seed}" / "trained" / name).glob("*/results.json"):
+            for trial in _results(folder, seed, name):
                 summary = read_json(trial)["summary"]
                 fold = next(part for part in trial.parent.name.split(",") if part.startswith("fold="))
                 parts = {part: summary[part]["CRPS"] for part in ("in_domain", "out_of_domain")}
                 rows.append({"method": name, "seed": seed, "fold": fold, "rms": summary["rms"], **parts})
     return pd.DataFrame(rows)
+
+
+def compare(scores: pd.DataFrame) -> list[list[str]]:
+    """A line for each method: its scores, and how much worse it is than the first, paired by seed and fold."""
+    first = next(iter(METHODS))
+    rms = scores.pivot(index=["seed", "fold"], columns="method", values="rms")
+    lines = []
+    for name, method in METHODS.items():
+        of = scores[scores["method"] == name]
+        apart = (rms[name] - rms[first]).to_numpy()
+        paired = ["", ""] if name == first else [_mean(apart, "+.3f"), f"{(apart > 0).sum()} of {len(apart)}"]
+        lines.append(
+            [method.label, *(_mean(of[key].to_numpy()) for key in ("rms", "in_domain", "out_of_domain")), *paired]
+        )
+    return lines
+
+
+def _mean(values: np.ndarray, form: str = ".3f") -> str:
+    return f"{values.mean():{form}} ± {values.std(ddof=1):.3f}"
+
+
+HEADER = ("method", "rms", "CRPS, known domains", "CRPS, new domains", "rms above the first", "in how many folds")
+
+
+def pooled_coverage(folder: Path, seeds: list[int]) -> list[list[str]]:
+    """A line for each method: how many events of new domains there are, and how many of their targets lie in each interval."""
+    lines = []
+    for name, method in METHODS.items():
+        tables = [_new_events(trial.parent) for seed in seeds for trial in _results(folder, seed, name)]
+        events = pd.concat(tables)
+        truth, mu, sigma = (events[column].to_numpy("float64") for column in ("truth", "mu", "sigma"))
+        n = len(events) // events["target"].nunique()
+        lines.append(
+            [method.label, str(n), *(f"{coverage(truth, mu, sigma, level):.3f}" for level in (0.5, 0.8, 0.95))]
+        )
+    return lines
+
+
+def _results(folder: Path, seed: int, name: str) -> list[Path]:
+    return sorted((folder / f"root-{seed}" / "trained" / name).glob("*/results.json"))
+
+
+def _new_events(trial: Path) -> pd.DataFrame:
+    """Forecasts for the events of domains that the trial was not trained on."""
+    events = pd.read_parquet(trial / "events.parquet")
+    known = read_json(trial / "trained.json")["train_domains"]
+    return events[~events["domain"].isin(known)]
+
+
+def main() -> None:
+    folder, seeds = Path(sys.argv[1]).resolve(), [int(seed) for seed in sys.argv[2:]] or [0, 1, 2]
+    for seed in seeds:
+        run(folder, seed)
+    print(cells_to_markdown(HEADER, compare(scores(folder, seeds))))
+    print(cells_to_markdown(("method", "new events", "in 50 %", "in 80 %", "in 95 %"), pooled_coverage(folder, seeds)))
+
+
+if __name__ == "__main__":
+    main()

@@ -461,7 +461,7 @@ class Select(Section):
     """Which epoch's weights are kept, and by what the best is known."""
 
     epoch: Literal["best", "last"] = "best"
-    """best: by `metric` on validation. last: none is chosen, so that validation events, which calibrate, have not been fitted to."""
+    """best: by `metric` on validation. last: none is chosen, and validation events, which calibrate, are not fitted to."""
     metric: Literal["r2", "mae"] = "r2"
     """Mean over targets of the event R² (higher is better) or of the specimen MAE (lower is better), on validation."""
 

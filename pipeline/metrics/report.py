@@ -87,7 +87,7 @@ def regression_report(
 
 def _target(frame: pd.DataFrame, parts: Mapping[str, pd.DataFrame], target: str, train_mean: float) -> Figures:
     figures = _figures(frame, target) | {name: _figures(part, target) for name, part in parts.items()}
-    guess = {f"{target}_prediction": train_mean}
+    guess = {f"{target}_prediction": train_mean, f"{target}_weight": 0.0}
     in_domain = _figures(parts["in_domain"].assign(**guess), target)
     figures["mean_predictor"] = _figures(frame.assign(**guess), target) | {"in_domain": in_domain}
     return figures

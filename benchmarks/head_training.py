@@ -21,9 +21,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pipeline.config import Config, Train
 from pipeline.features.bank import TensorBank
+from pipeline.models.metadata import Names
 from pipeline.models.regressor import Regressor, make_mlp
 from pipeline.training.loop import train_epoch
 from pipeline.training.optimiser import make_optimizer
+from pipeline.training.risk import start_weights
 from pipeline.training.samples import Samples
 
 N, WIDTH, BATCH, WORKERS = 12_000, 768, 64, 4
@@ -34,10 +36,10 @@ def carabid_epoch(features: Tensor, targets: Tensor) -> Callable[[], object]:
     config = Config(experiment="benchmark", train=Train(batch_size=BATCH, precision="fp32"))
     model = Regressor(nn.Identity(), make_mlp(LAYERS), None, True, 3)
     optimizer = make_optimizer(model, config)
-    samples = Samples(
-        TensorBank(features, features.device, "device"), targets, torch.zeros(N, dtype=torch.long), np.arange(N)
-    )
-    return lambda: train_epoch(model, samples, optimizer, config, 0, lambda: None)
+    metadata = Names().metadata({"domain": [None] * N})
+    samples = Samples(TensorBank(features, features.device, "device"), targets, metadata, np.arange(N))
+    weights = start_weights(metadata.domain)
+    return lambda: train_epoch(model, samples, optimizer, config, 0, weights, lambda: None)
 
 
 def sample_epoch(features: Tensor, targets: Tensor) -> Callable[[], object]:

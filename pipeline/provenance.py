@@ -33,6 +33,7 @@ PACKAGES = (
     "huggingface_hub",
     "safetensors",
     "scikit-learn",
+    "lightgbm",
     "scipy",
     "numpy",
     "pandas",

@@ -84,7 +84,12 @@ def simulate(shared: float, own: float, n_events: int, seed: int) -> tuple[Array
     variance = rng.uniform(0.5, 2, n_events)
     mean = rng.normal(0, 1, n_events)
     off = np.sqrt(variance) * (shared * rng.normal(size=n_events) + own * rng.normal(size=n_events) / np.sqrt(n))
-    return mean + off, Forecast(mean, variance, n)
+    return mean + off, forecast_of(mean, variance, n)
+
+
+def forecast_of(mean: Array, variance: Array, n: Array) -> Forecast:
+    """A forecast whose spread over specimens is not asked for."""
+    return Forecast(mean, variance, n, np.full(len(mean), np.nan))
 
 
 @pytest.mark.parametrize(("shared", "own"), [(0.5, 1.5), (0.2, 2.0), (1.0, 0.5)])
@@ -97,7 +102,7 @@ def test_what_specimens_share_is_told_from_what_is_each_ones_own(shared: float, 
 
 def test_where_errors_are_shared_sigma_does_not_shrink_with_the_number_of_specimens() -> None:
     fitted = fit_calibration(*simulate(1.0, 0.0, 2000, 2))
-    _, sigma = fitted(Forecast(np.zeros(2), np.ones(2), np.array([1.0, 500.0])))
+    _, sigma = fitted(forecast_of(np.zeros(2), np.ones(2), np.array([1.0, 500.0])))
     assert sigma[1] > 0.8 * sigma[0]
 
 
@@ -110,7 +115,7 @@ def test_a_calibration_holds_on_events_that_it_was_not_fitted_to() -> None:
 def test_emos_takes_back_forecasts_that_are_too_bold() -> None:
     rng = np.random.default_rng(5)
     truth = rng.normal(0.5, 1, 2000)
-    bold = Forecast(3 * (truth + rng.normal(0, 1, 2000)) + 2, np.ones(2000), np.ones(2000))
+    bold = forecast_of(3 * (truth + rng.normal(0, 1, 2000)) + 2, np.ones(2000), np.ones(2000))
     fitted = fit_calibration(truth, bold, "emos")
     assert fitted.slope == pytest.approx(1 / 6, abs=0.02)
     plain, corrected = (crps(truth, *fit(bold)).mean() for fit in (fit_calibration(truth, bold), fitted))
@@ -119,8 +124,8 @@ def test_emos_takes_back_forecasts_that_are_too_bold() -> None:
 
 def test_emos_of_forecasts_that_do_not_vary_is_the_mean_of_the_events() -> None:
     truth = np.random.default_rng(6).normal(0.5, 1, 200)
-    fitted = fit_calibration(truth, Forecast(np.full(200, 9.0), np.ones(200), np.ones(200)), "emos")
-    mu, sigma = fitted(Forecast(np.array([9.0]), np.ones(1), np.ones(1)))
+    fitted = fit_calibration(truth, forecast_of(np.full(200, 9.0), np.ones(200), np.ones(200)), "emos")
+    mu, sigma = fitted(forecast_of(np.array([9.0]), np.ones(1), np.ones(1)))
     assert mu == pytest.approx(truth.mean(), abs=0.1) and sigma == pytest.approx(truth.std(), rel=0.1)
 
 
@@ -130,7 +135,7 @@ def test_sigma_is_finite_and_never_below_what_the_platform_can_write(
     seed: int, n_events: int, kind: str, scale: float
 ) -> None:
     truth, forecast = simulate(0.5, 1.0, n_events, seed)
-    fitted = fit_calibration(scale * truth, Forecast(scale * forecast.mean, forecast.variance, forecast.n), kind)  # type: ignore[arg-type]
+    fitted = fit_calibration(scale * truth, forecast_of(scale * forecast.mean, forecast.variance, forecast.n), kind)  # type: ignore[arg-type]
     mu, sigma = fitted(forecast)
     assert np.isfinite(mu).all() and np.isfinite(sigma).all() and (sigma >= MIN_SIGMA).all()
 
@@ -158,4 +163,4 @@ def test_events_of_new_domains_are_calibrated_apart_where_there_are_enough() -> 
 
 def test_a_calibration_needs_events() -> None:
     with pytest.raises(ValueError, match="held-out events"):
-        fit_calibration(np.zeros(0), Forecast(np.zeros(0), np.zeros(0), np.zeros(0)))
+        fit_calibration(np.zeros(0), forecast_of(np.zeros(0), np.zeros(0), np.zeros(0)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,10 @@ FROZEN: Tree = {
     "data.columns.id": "public_id",
     "data.columns.event": "eventID",
     "data.columns.domain": "domainID",
+    "data.columns.species": "scientificName",
     "calibrate.kind": "scale",
     "loss.kind": "mse",
+    "risk.kind": "mean",
     "model.pool": "mean",
     "data.columns.site": "siteID",
     "data.columns.date": "collectDate",
@@ -65,6 +68,7 @@ FROZEN: Tree = {
     "model.encoder.kind": "frozen",
     "model.normalize": True,
     "model.domain_embedding": False,
+    "model.species_embedding": False,
     "model.head.kind": "mlp",
     "model.head.hidden": [512, 128, 32],
     "model.head.lr_scale": 1.0,
@@ -72,6 +76,7 @@ FROZEN: Tree = {
     "augment.specimen_dropout": 0.0,
     "augment.mixup_alpha": 0.0,
     "augment.domain_dropout": 0.0,
+    "augment.species_dropout": 0.0,
     "augment.noise": 0.0,
     "augment.warmup": 0.0,
     "optim.kind": "adam",
@@ -85,6 +90,8 @@ FROZEN: Tree = {
     "schedule.floor": 0.01,
     "train.epochs": 500,
     "train.batch_size": 64,
+    "train.sample": "specimens",
+    "train.max_specimens": 16,
     "train.precision": "bf16",
     "train.patience": None,
     "select.metric": "r2",
@@ -133,6 +140,8 @@ PIXELS = {
     "model.head.kind": "ridge",
     "model.head.alphas": [0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0],
 }
+MEAN_RGB = PIXELS | {"backbone.size": 1}
+NO_IMAGE = {key: value for key, value in MEAN_RGB.items() if not key.startswith("model.head.")}
 METHODS = {
     "frozen": FROZEN,
     "finetune": FINETUNE,
@@ -141,8 +150,18 @@ METHODS = {
     "augmentation": BASELINE | AUGMENTATIONS,
     "lora": LORA,
     "combined": LORA | AUGMENTATIONS | {"optim.lr": 3e-3, "train.batch_size": 256},
-    "mean_rgb": PIXELS | {"backbone.size": 1},
+    "mean_rgb": MEAN_RGB,
     "pixels": PIXELS,
+    "climatology": NO_IMAGE | {"model.head.kind": "climatology", "model.head.window": 30, "model.head.min_events": 5},
+    "metadata": NO_IMAGE
+    | {
+        "model.head.kind": "boosting",
+        "model.head.rounds": 500,
+        "model.head.patience": 30,
+        "model.head.lr": 0.05,
+        "model.head.leaves": 15,
+        "model.head.min_leaf": 20,
+    },
 }
 
 
@@ -187,6 +206,7 @@ def test_early_stopping_and_clipping_are_off_unless_asked_for() -> None:
 
 # ---------------------------------------------------------------- science and resources
 # Between them these name every key of every kind.
+PLACES: Tree = {"domain": "domainID", "site": "siteID", "date": "collectDate"}
 BASES: list[Tree] = [
     {
         "experiment": "x",
@@ -197,6 +217,25 @@ BASES: list[Tree] = [
     {"experiment": "x", "backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "finetuned"}}},
     {"experiment": "x", "backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "patch_convs"}}},
     {"experiment": "x", "backbone": {"kind": "pixels"}, "model": {"head": {"kind": "ridge"}}},
+    {"experiment": "x", "backbone": {"kind": "pixels"}, "model": {"head": {"kind": "climatology"}}},
+    {"experiment": "x", "backbone": {"kind": "pixels"}, "model": {"head": {"kind": "boosting"}}},
+    {
+        "experiment": "x",
+        "data": {"columns": {"domain": "domainID", "species": "scientificName"}},
+        "model": {"species_embedding": True, "pool": "attention"},
+        "loss": {"kind": "student_t"},
+        "risk": {"kind": "coral"},
+        "train": {"sample": "events"},
+        "augment": {"species_dropout": 0.1},
+    },
+    {
+        "experiment": "x",
+        "data": {"columns": {"domain": "domainID"}},
+        "loss": {"kind": "quantiles"},
+        "risk": {"kind": "group_dro"},
+    },
+    {"experiment": "x", "data": {"split": {"kind": "domains"}, "columns": PLACES}, "calibrate": {"kind": "emos"}},
+    {"experiment": "x", "data": {"split": {"kind": "sites"}, "columns": PLACES}},
 ]
 # What another value of a key may be, where its type does not tell.
 OTHERS: Tree = {
@@ -209,7 +248,9 @@ OTHERS: Tree = {
     "backbone.revision": "main",
     "model.encoder.targets": ["q_proj"],
     "model.encoder.depth_gain": 0.25,
-    "calibrate.kind": "emos",
+    "train.sample": "events",
+    "loss.levels": [0.1, 0.5, 0.9],
+    "calibrate.kind": "spread",
     "model.pool": "precision",
     "optim.kind": "adamw",
     "optim.clip": 1.0,
@@ -220,7 +261,12 @@ OTHERS: Tree = {
     "select.metric": "mae",
 }
 OTHER_KINDS: Tree = {
-    "data.split": {"folds": {"kind": "source"}, "source": {"kind": "folds"}},
+    "data.split": {
+        "folds": {"kind": "source"},
+        "source": {"kind": "folds"},
+        "domains": {"kind": "years"},
+        "sites": {"kind": "folds"},
+    },
     "backbone": {"open_clip": {"kind": "dinov2"}, "dinov2": {"kind": "open_clip"}, "pixels": {"kind": "open_clip"}},
     "model.encoder": {
         "lora": {"kind": "frozen"},
@@ -228,8 +274,14 @@ OTHER_KINDS: Tree = {
         "patch_convs": {"kind": "frozen"},
         "frozen": None,
     },
-    "model.head": {"mlp": None, "ridge": {"kind": "mlp"}},
-    "loss": {"mse": {"kind": "quantiles"}},
+    "model.head": {
+        "mlp": None,
+        "ridge": {"kind": "climatology"},
+        "climatology": {"kind": "boosting"},
+        "boosting": {"kind": "mlp"},
+    },
+    "loss": {"mse": {"kind": "quantiles"}, "student_t": {"kind": "crps"}, "quantiles": {"kind": "nll"}},
+    "risk": {"mean": None, "coral": {"kind": "group_dro"}, "group_dro": {"kind": "mean"}},
 }
 
 
@@ -259,22 +311,46 @@ def _another(key: str, value: Any) -> Any:
 
 
 def _changes() -> list[tuple[int, str, Any]]:
-    """(number of a base, dotted key, another value) for every scientific key of every base; whole blocks for kinds."""
+    """(number of a base, dotted key, another value) for every scientific key of every base; whole blocks for kinds.
+
+    Without what the rest of a base forbids (a domain embedding under a ridge, another loss than squares): see below.
+    """
     changes = []
     for number, base in enumerate(BASES):
         for key, value in flatten(science(Config.model_validate(base))).items():
             block = key.removesuffix(".kind")
-            of_ridge = number == 3 and key in ("model.domain_embedding", "loss.kind")  # it has neither another
-            if key == "task" or of_ridge:  # one task so far
-                continue
             if block not in OTHER_KINDS or block == key:
                 changes.append((number, key, _another(key, value)))
             elif other := OTHER_KINDS[block][value]:
                 changes.append((number, block, other))
-    return changes
+    return [change for change in changes if _is_possible(*change)]
 
 
-@pytest.mark.parametrize(("base", "key", "value"), _changes(), ids=lambda value: str(value)[:30])
+def _is_possible(number: int, key: str, value: Any) -> bool:
+    """Whether a base may have this value, and has another."""
+    before = Config.model_validate(BASES[number])
+    try:
+        return flatten(_with(before, key, value).model_dump(mode="json")) != flatten(before.model_dump(mode="json"))
+    except ValidationError:
+        return False
+
+
+CHANGES = _changes()
+
+
+def test_every_scientific_key_of_every_kind_has_another_value_in_one_of_the_bases() -> None:
+    found = [pair for base in BASES for pair in flatten(science(Config.model_validate(base))).items()]
+    changed = {key for _, key, _ in CHANGES}
+    assert {key for key, _ in found} - changed - {f"{key}.kind" for key in OTHER_KINDS} == {"task"}  # one so far
+    assert set(OTHER_KINDS) <= changed
+    kinds = {value for key, value in found if key.endswith("kind")}
+    for _, key, value in CHANGES:
+        kinds |= set(value.values()) if isinstance(value, dict) else {value} if key.endswith("kind") else set()
+    named = re.findall(r"    kind: Literal\[(.*?)\]", (PROJECT / "pipeline" / "config.py").read_text())
+    assert len(named) > 15 and {kind for names in named for kind in re.findall(r"\w+", names)} - kinds == set()
+
+
+@pytest.mark.parametrize(("base", "key", "value"), CHANGES, ids=lambda value: str(value)[:30])
 def test_every_scientific_change_makes_another_trial(base: int, key: str, value: Any) -> None:
     before = Config.model_validate(BASES[base])
     assert config_hash(_with(before, key, value)) != config_hash(before)
@@ -375,7 +451,36 @@ def test_equal_numbers_written_differently_are_the_same_trial() -> None:
         ({"task": "beatles"}, "the tasks are: beetles"),
         ({"experiment": "../elsewhere"}, "pattern"),
         ({"model": {"head": {"kind": "ridge"}, "encoder": {"kind": "lora"}}}, "encoder.kind frozen"),
-        ({"model": {"head": {"kind": "ridge"}, "domain_embedding": True}}, "no domain_embedding"),
+        (
+            {"model": {"head": {"kind": "ridge"}, "domain_embedding": True}},
+            "neither domain_embedding nor species_embedd",
+        ),
+        (
+            {"model": {"head": {"kind": "boosting"}, "species_embedding": True}},
+            "boosting is not trained by gradient descent",
+        ),
+        ({"model": {"head": {"kind": "climatology"}, "pool": "attention"}}, "it needs encoder.kind frozen, pool mean"),
+        (
+            {"model": {"head": {"kind": "climatology"}}, "loss": {"kind": "nll"}},
+            "has no use for loss.kind nll: it needs",
+        ),
+        ({"model": {"head": {"kind": "ridge"}}, "risk": {"kind": "coral"}}, "ridge has no use for risk.kind coral"),
+        ({"model": {"head": {"kind": "boosting"}}, "train": {"sample": "events"}}, "no use for train.sample events"),
+        ({"model": {"pool": "attention"}}, "attention learns from sets of specimens: set train.sample=events"),
+        ({"model": {"pool": "precision"}}, "precision needs a variance of each specimen, which loss.kind mse"),
+        (
+            {"augment": {"mixup_alpha": 0.2}, "train": {"sample": "events"}},
+            "mixes specimens: it needs train.sample specimens",
+        ),
+        ({"model": {"species_embedding": True}}, "species_embedding needs data.columns.species: name the column"),
+        ({"risk": {"kind": "coral"}}, "risk.kind coral needs data.columns.domain: name the column"),
+        ({"risk": {"kind": "group_dro"}}, "risk.kind group_dro needs data.columns.domain"),
+        ({"risk": {"kind": "group_dro", "step": 0}}, "greater than 0"),
+        ({"risk": {"kind": "coral", "weight": 0}}, "greater than 0"),
+        ({"model": {"head": {"kind": "climatology", "min_events": 1}}}, "greater than or equal to 2"),
+        ({"model": {"head": {"kind": "climatology", "window": 184}}}, "less than or equal to 183"),
+        ({"train": {"max_specimens": 0}}, "greater than or equal to 1"),
+        ({"augment": {"species_dropout": 1.1}}, "less than or equal to 1"),
         ({"backbone": {"kind": "pixels"}, "model": {"encoder": {"kind": "finetuned"}}}, "has no blocks"),
     ],
 )

@@ -108,6 +108,10 @@ def test_a_label_reads_the_same_however_it_is_stored(values: list[Any], names: l
         ({"columns": {"image": "image"}}, r"no column 'image' \(data\.columns\.image\)"),
         ({"columns": {"event": "evnt"}}, r"'evnt' \(data\.columns\.event\)\. The nearest is 'event'"),
         ({"columns": {"domain": "area"}}, r"Set data\.columns\.domain to one of them, or null if"),
+        (
+            {"columns": {"species": "nme"}},
+            r"'nme' \(data\.columns\.species\)\. The nearest is 'name'.*if the species is unknown",
+        ),
         ({"targets": ("y", "row")}, "'row' is a name Carabid itself uses"),
     ],
 )
@@ -245,9 +249,15 @@ def test_dates_become_days_however_they_are_written(tmp_path: Path) -> None:
     assert table["site"].tolist() == ["BART", "HARV", "BART"]
 
 
-def test_where_no_column_says_so_site_and_date_are_unknown(tmp_path: Path) -> None:
+def test_where_no_column_says_so_species_site_and_date_are_unknown(tmp_path: Path) -> None:
     table = load(tmp_path).table
-    assert table["site"].tolist() == table["date"].tolist() == [None] * len(ROWS)
+    assert [table[name].tolist() for name in ("species", "site", "date")] == [[None] * len(ROWS)] * 3
+
+
+def test_scientific_names_are_read_from_their_column_and_an_empty_one_is_unknown(tmp_path: Path) -> None:
+    rows = [f"{row},{name}" for row, name in zip(ROWS, ("Carabus a", "", " Carabus b ", "Carabus a", ""), strict=True)]
+    table = load(tmp_path, rows, f"{HEADER},called", columns={"species": "called"}).table
+    assert table["species"].tolist() == ["Carabus a", None, "Carabus b", "Carabus a", None]
 
 
 def test_a_time_of_day_with_an_offset_moves_no_event_into_another_year(tmp_path: Path) -> None:
@@ -269,7 +279,7 @@ def test_events_without_site_or_date_are_held_out_with_a_warning(tmp_path: Path)
     assert warning.startswith("3 events have no site or no date")
 
 
-@pytest.mark.parametrize("name", ["date", "n", "group", "y_mean", "y_sigma"])
+@pytest.mark.parametrize("name", ["date", "species", "n", "group", "y_mean", "y_weight", "y_spread", "y_sigma"])
 def test_a_target_named_like_a_column_of_ours_is_refused(tmp_path: Path, name: str) -> None:
     header = HEADER.replace("z", name)
     with pytest.raises(UserError, match=f"data.targets: '{name}' is a name Carabid itself uses"):

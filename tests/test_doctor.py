@@ -22,6 +22,8 @@ from pipeline.features.forward import compute_features
 from pipeline.launch import doctor, estimates, probe, room, site
 from pipeline.launch.findings import Context, Line
 from pipeline.layout import read_json, write_json
+from pipeline.models.metadata import Names
+from pipeline.models.pooling import HIDDEN
 from pipeline.models.saved import Facts, make_model
 from pipeline.records import WeightsRecord, known_weights, weights_record
 from pipeline.training.samples import PREDICTION_BATCH
@@ -236,13 +238,22 @@ def test_the_size_of_features_is_known_to_the_byte(
     assert estimates.features_bytes(config, weights, 3) == made.numel() * made.element_size()
 
 
+SETS = {
+    "model": {"species_embedding": True, "domain_embedding": False, "pool": "attention"},
+    "data": {"columns": {"species": "name"}},
+    "train": {"sample": "events", "max_specimens": 8, "precision": "fp32"},
+}
+
+
+@pytest.mark.parametrize("sets", [False, True], ids=["specimens", "sets"])
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_the_number_of_trained_parameters_is_estimated_within_a_tenth(
-    case: Any, backbone: Backbone, encoder: str
+    case: Any, backbone: Backbone, encoder: str, sets: bool
 ) -> None:
-    config, weights = case(encoder)
+    more = SETS | {"model": SETS["model"] | {"encoder": ENCODERS[encoder]}} if sets else {}
+    config, weights = case(encoder, **more)
     cut = backbone.n_blocks - 2 if encoder in ("tail", "lora", "dora") else None
-    model = make_model(config, Facts(config.data.targets, ("a",), backbone.embed_dim, "", cut, ""), backbone)
+    model = make_model(config, Facts(config.data.targets, Names(("a",)), backbone.embed_dim, "", cut, ""), backbone)
     counted = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert estimates.trained_parameters(config, weights) == pytest.approx(counted, rel=0.1)
 
@@ -279,8 +290,8 @@ def test_what_a_block_keeps_for_the_backward_pass_is_as_measured(
     assert estimates.KEPT[method][0 if bf16 else 1] == pytest.approx(measured, rel=0.25)
 
 
-def test_validations_batch_is_the_one_that_training_has() -> None:
-    assert estimates.PREDICTION_BATCH == PREDICTION_BATCH
+def test_what_is_written_here_twice_is_the_same() -> None:
+    assert estimates.PREDICTION_BATCH == PREDICTION_BATCH and estimates.ATTENTION == HIDDEN
 
 
 def test_features_count_as_resident_only_where_they_would_lie_on_the_gpu(case: Any) -> None:
@@ -300,6 +311,12 @@ def test_more_images_a_batch_and_more_blocks_need_more_memory(case: Any) -> None
     small, weights = case("tail", train={"batch_size": 64, "precision": "fp32"})
     large, _ = case("tail", train={"batch_size": 4096, "precision": "fp32"})
     assert estimates.training_bytes(large, weights, 1) > estimates.training_bytes(small, weights, 1)
+
+
+def test_a_batch_of_events_is_as_large_as_that_of_all_their_specimens(case: Any) -> None:
+    events, weights = case("tail", train=SETS["train"] | {"batch_size": 512})
+    specimens, _ = case("tail", train={"batch_size": 4096, "precision": "fp32"})
+    assert estimates.training_bytes(events, weights, 1) == estimates.training_bytes(specimens, weights, 1)
 
 
 # ---------------------------------------------------------------- quotas

@@ -187,7 +187,7 @@ def test_unreadable_images_stop_the_chain_or_are_recorded_in_the_results(
     (folder / "7.png").write_bytes((folder / "7.png").read_bytes()[:100])
     table = tmp_path / "table.csv"
     table.write_text("\n".join(rows) + "\n")
-    columns = "data.columns={image: name, id: name, event: null, domain: null, site: null, date: null}"
+    columns = "data.columns={image: name, id: name, event: null, domain: null, species: null, site: null, date: null}"
     common = (columns, "data.targets=[y]", f"data.images={folder}", "train.epochs=1")
     source = tuple(o for o in assets.overrides("frozen") if not o.startswith("data.source"))
     from pipeline.experiment import load_experiment

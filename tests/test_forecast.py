@@ -144,8 +144,9 @@ def test_patience_that_ended_a_trial_early_ends_its_repetitions_as_early() -> No
     assert told(patient).startswith("forecast: 2 trials × 5 h ")
 
 
-def test_what_is_solved_in_closed_form_has_no_epochs_to_scale_by() -> None:
-    experiment = load("model.head.kind=ridge", "train.epochs=10,1000", "seed=0")
+@pytest.mark.parametrize("head", ["ridge", "climatology", "boosting"])
+def test_what_is_not_trained_by_gradient_descent_has_no_epochs_to_scale_by(head: str) -> None:
+    experiment = load(f"model.head.kind={head}", "train.epochs=10,1000", "seed=0")
     trained(experiment, 0)
     assert told(experiment, t0="done").startswith("forecast: 1 trial × 1 h ")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import WorkError
-from pipeline.metrics.events import Prediction, add_forecasts, event_table, fit_calibrations, specimen_table
+from pipeline.metrics.events import (
+    Calibrations,
+    Prediction,
+    add_forecasts,
+    event_table,
+    fit_calibrations,
+    specimen_table,
+)
 from pipeline.metrics.report import Training, make_report
 
 TARGETS = ("a", "b")
@@ -38,22 +47,20 @@ def predictions(rows: pd.DataFrame, seed: int, error: float = 0.7) -> Prediction
 
 def said(mean: Any) -> Prediction:
     """What a point model says."""
-    return Prediction(mean, np.ones_like(mean))
+    return Prediction(mean, np.ones_like(mean), np.zeros_like(mean))
 
 
-def forecasts(
-    rows: pd.DataFrame, predicted: Any, held_out: pd.DataFrame | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def forecasts(rows: pd.DataFrame, predicted: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Specimens and events of `rows` with forecasts that are calibrated on other events."""
-    held_out = table(120, 99) if held_out is None else held_out
-    fitted = fit_calibrations(
-        event_table(specimen_table(held_out, TARGETS, predictions(held_out, 98)), TARGETS, "mean"),
-        TARGETS,
-        TRAIN.domains,
-        "scale",
-    )
     specimens = specimen_table(rows, TARGETS, predicted)
-    return specimens, add_forecasts(event_table(specimens, TARGETS, "mean"), fitted, TRAIN.domains, TARGETS)
+    return specimens, add_forecasts(event_table(specimens, TARGETS), fitted(), TRAIN.domains, TARGETS)
+
+
+@cache
+def fitted() -> Calibrations:
+    held_out = table(120, 99)
+    events = event_table(specimen_table(held_out, TARGETS, predictions(held_out, 98)), TARGETS)
+    return fit_calibrations(events, TARGETS, TRAIN.domains, "scale")
 
 
 def report(rows: pd.DataFrame, predicted: Any) -> dict[str, Any]:
@@ -75,12 +82,13 @@ def test_an_event_of_one_specimen_has_a_sigma_and_many_specimens_do_not_make_it_
 @given(st.randoms(use_true_random=False))
 def test_a_forecast_does_not_depend_on_the_order_of_specimens(random: Any) -> None:
     rows = table(12, 1)
-    predicted = predictions(rows, 2)
+    weights = np.random.default_rng(3).normal(size=(len(rows), 2)).astype("float32")
+    predicted = replace(predictions(rows, 2), log_weights=weights)
     order = list(range(len(rows)))
     random.shuffle(order)
     _, one = forecasts(rows, predicted)
     _, other = forecasts(
-        rows.iloc[order].reset_index(drop=True), Prediction(predicted.mean[order], predicted.variance[order])
+        rows.iloc[order].reset_index(drop=True), Prediction(*(each[order] for each in vars(predicted).values()))
     )
     together = one.merge(other, on="group", suffixes=("", "_other"))
     assert len(together) == 12
@@ -107,7 +115,7 @@ def test_a_good_forecast_scores_better_than_the_spread_of_the_training_events() 
     rows = table(60, 5)
     found = report(rows, predictions(rows, 6, error=0.2))
     assert found["summary"]["rms"] < found["summary"]["mean_predictor"]["rms"]
-    truth = event_table(specimen_table(rows, TARGETS, predictions(rows, 6)), TARGETS, "mean")["a"]
+    truth = event_table(specimen_table(rows, TARGETS, predictions(rows, 6)), TARGETS)["a"]
     expected = scoringrules.crps_normal(truth, 0.0, 1.0).mean()
     assert found["a"]["mean_predictor"]["CRPS"] == pytest.approx(expected)
 
@@ -137,8 +145,6 @@ def test_predictions_that_are_not_finite_give_null_and_valid_json() -> None:
 
 def test_a_model_that_says_nothing_finite_cannot_be_calibrated() -> None:
     rows = table(20, 12)
-    events = event_table(
-        specimen_table(rows, TARGETS, said(np.full((len(rows), 2), np.nan, "float32"))), TARGETS, "mean"
-    )
+    events = event_table(specimen_table(rows, TARGETS, said(np.full((len(rows), 2), np.nan, "float32"))), TARGETS)
     with pytest.raises(WorkError, match="no prediction of a for the validation events is finite"):
         fit_calibrations(events, TARGETS, TRAIN.domains, "scale")

@@ -18,7 +18,8 @@ from pipeline.config import Augment, Config, Optim, Resources, Schedule, Select,
 from pipeline.errors import Interrupted, TakenOver
 from pipeline.features.bank import TensorBank
 from pipeline.layout import TrialDir
-from pipeline.models.regressor import DomainEmbedding, Mix, Regressor, make_mlp
+from pipeline.models.metadata import Metadata, Names
+from pipeline.models.regressor import Answer, DomainEmbedding, Mix, Regressor, make_mlp
 from pipeline.signals import StopFlag
 from pipeline.training import augmentation as aug
 from pipeline.training import loop
@@ -26,6 +27,7 @@ from pipeline.training.checkpoint import Progress
 from pipeline.training.loop import EpochLog, Run, Stop
 from pipeline.training.optimiser import learning_rate, make_optimizer
 from pipeline.training.samples import Samples
+from pipeline.training.sets import Batch
 
 N, WIDTH, N_DOMAINS, UNKNOWN = 24, 6, 3, 3
 CPU = torch.device("cpu")
@@ -39,13 +41,23 @@ class Watched(Regressor):
             torch.manual_seed(0)
             head, domain = make_mlp([WIDTH, 8, 3]), DomainEmbedding(N_DOMAINS, WIDTH)
         super().__init__(nn.Identity(), head, domain, normalize=True, n_targets=3)
-        self.calls: list[tuple[Tensor, Tensor | None, Mix | None]] = []
+        self.calls: list[tuple[Tensor, Tensor, Mix | None]] = []
         self.computed_in: set[torch.dtype] = set()
         self.head[0].register_forward_hook(lambda *about: self.computed_in.add(about[2].dtype))
 
-    def forward(self, features: Tensor, domains: Tensor | None = None, mix: Mix | None = None) -> Tensor:
-        self.calls.append((features.detach().clone(), None if domains is None else domains.clone(), mix))
-        return super().forward(features, domains, mix)
+    def forward(self, features: Tensor, metadata: Metadata | None = None, mix: Mix | None = None) -> Answer:
+        assert metadata is not None
+        self.calls.append((features.detach().clone(), metadata.domain.clone(), mix))
+        return super().forward(features, metadata, mix)
+
+    def point(self, features: Tensor, domains: Tensor) -> Tensor:
+        """What it says of specimens of these domains [B, n_targets]."""
+        parameters: Tensor = self(features, of_domains(domains)).parameters
+        return parameters[..., 0]
+
+
+def of_domains(rows: Tensor) -> Metadata:
+    return Names().metadata({"domain": [None] * len(rows)}).replaced(domain=rows)
 
 
 def make_config(**sections: Any) -> Config:
@@ -57,11 +69,18 @@ def make_config(**sections: Any) -> Config:
 def samples() -> Samples:
     generator = torch.Generator().manual_seed(1)
     features, targets = torch.randn(N, WIDTH, generator=generator), torch.randn(N, 3, generator=generator)
-    return Samples(TensorBank(features, CPU, "device"), targets, torch.arange(N) % N_DOMAINS, np.arange(N) // 2)
+    metadata = of_domains(torch.arange(N) % N_DOMAINS)
+    return Samples(TensorBank(features, CPU, "device"), targets, metadata, np.arange(N) // 2)
 
 
 def one_batch(model: Watched, samples: Samples, config: Config, epoch: int) -> tuple[Tensor, int]:
-    return loop.batch_loss(model, samples, torch.arange(10), config, epoch, aug.epoch_streams(0, epoch, CPU))
+    streams = aug.epoch_streams(0, epoch, CPU)
+    return loop.batch_loss(model, samples, Batch(torch.arange(10)), config, epoch, streams, start())
+
+
+def start() -> Tensor:
+    """Group DRO's weights before the first step."""
+    return torch.full((N_DOMAINS,), 1 / N_DOMAINS)
 
 
 def make_run(tmp_path: Path, config: Config, flag: StopFlag | None = None) -> Run:
@@ -74,8 +93,8 @@ def test_without_augmentation_the_model_sees_the_batch_as_it_is(samples: Samples
     loss, n = one_batch(model, samples, make_config(), 0)
     ((features, domains, mix),) = model.calls
     assert torch.equal(features, samples.bank.gather(torch.arange(10))) and mix is None and n == 10
-    assert domains is not None and torch.equal(domains, samples.domains[:10])
-    torch.testing.assert_close(loss, F.mse_loss(model(features, domains), samples.targets[:10]))
+    assert torch.equal(domains, samples.metadata.domain[:10])
+    torch.testing.assert_close(loss, F.mse_loss(model.point(features, domains), samples.targets[:10]))
 
 
 def test_mixup_reaches_features_targets_and_domain_embeddings_by_one_lambda(samples: Samples) -> None:
@@ -84,8 +103,8 @@ def test_mixup_reaches_features_targets_and_domain_embeddings_by_one_lambda(samp
     loss, _ = one_batch(model, samples, config, 2)
     mix = aug.make_mix(10, 0.4, aug.epoch_streams(0, 2, CPU).choices)
     assert mix is not None and model.domain is not None
-    features, targets, domains = samples.select(torch.arange(10))
-    embedding = F.normalize(mix(features), dim=-1) + mix(model.domain(domains, 10))
+    features, targets, metadata = samples.select(torch.arange(10))
+    embedding = F.normalize(mix(features), dim=-1) + mix(model.domain(metadata.domain, 10))
     torch.testing.assert_close(loss, F.mse_loss(model.head(embedding), mix(targets)))
     assert not torch.equal(model.calls[0][0], features), "the seed mixes nothing: the test would say nothing"
 
@@ -93,23 +112,24 @@ def test_mixup_reaches_features_targets_and_domain_embeddings_by_one_lambda(samp
 def test_a_batch_whose_domain_is_dropped_reaches_the_model_with_the_unknown_row(samples: Samples) -> None:
     model, config = Watched(), make_config(augment=Augment(domain_dropout=1.0))
     one_batch(model, samples, config, 0)
-    assert model.calls[0][1] is not None and model.calls[0][1].tolist() == [UNKNOWN] * 10
+    assert model.calls[0][1].tolist() == [UNKNOWN] * 10
 
 
 def test_dropped_specimens_take_features_targets_and_domains_with_them(samples: Samples) -> None:
     model, config = Watched(), make_config(augment=Augment(specimen_dropout=0.5))
     loss, n = one_batch(model, samples, config, 0)
-    kept = aug.drop_specimens(torch.arange(10), 0.5, aug.epoch_streams(0, 0, CPU).choices)
+    kept = Batch(torch.arange(10)).thinned(0.5, aug.epoch_streams(0, 0, CPU).choices).indices
     features, domains, _ = model.calls[0]
     assert 0 < n == len(kept) < 10 and torch.equal(features, samples.bank.gather(kept))
-    torch.testing.assert_close(loss, F.mse_loss(model(features, domains), samples.targets[kept]))
+    assert torch.equal(domains, samples.metadata.domain[kept])
+    torch.testing.assert_close(loss, F.mse_loss(model.point(features, domains), samples.targets[kept]))
 
 
 def test_noise_is_added_to_the_features_alone(samples: Samples) -> None:
     model, config = Watched(), make_config(augment=Augment(noise=0.02))
     one_batch(model, samples, config, 0)
     added = model.calls[0][0] - samples.bank.gather(torch.arange(10))
-    assert 0.01 < added.std() < 0.03 and torch.equal(model.calls[0][1], samples.domains[:10])  # type: ignore[arg-type]
+    assert 0.01 < added.std() < 0.03 and torch.equal(model.calls[0][1], samples.metadata.domain[:10])
 
 
 def test_progressive_augmentation_begins_with_none_and_grows(samples: Samples) -> None:
@@ -118,7 +138,7 @@ def test_progressive_augmentation_begins_with_none_and_grows(samples: Samples) -
     one_batch(model, samples, config, 0)
     features, domains, mix = model.calls[0]
     assert torch.equal(features, samples.bank.gather(torch.arange(10))) and mix is None
-    assert domains is not None and torch.equal(domains, samples.domains[:10])
+    assert torch.equal(domains, samples.metadata.domain[:10])
     noise = {}
     only_noise = make_config(augment=Augment(noise=0.5, warmup=0.5))
     for epoch in (1, 4):
@@ -146,9 +166,9 @@ def test_standardised_targets_are_learned_scaled_and_predicted_in_their_own_unit
     far = replace(samples, targets=samples.targets * model.target_scale + model.target_mean)
     (scaled, _), (plain, _) = one_batch(model, far, config, 0), one_batch(Watched(), samples, config, 0)
     torch.testing.assert_close(scaled, plain, rtol=1e-4, atol=0)
-    features, _, domains = far.select(torch.arange(4))
-    predictions, _ = model.predict(features, domains)
-    torch.testing.assert_close(model.standardize(predictions), model(features, domains))
+    features, _, metadata = far.select(torch.arange(4))
+    predictions = model.predict(features, metadata).mean
+    torch.testing.assert_close(model.standardize(predictions), model.point(features, metadata.domain))
 
 
 # ---------------------------------------------------------------- one epoch
@@ -156,7 +176,7 @@ def test_an_epoch_sees_every_specimen_once_in_an_order_of_its_own(samples: Sampl
     seen = []
     for epoch in (0, 1):
         model, config = Watched(), make_config()
-        loop.train_epoch(model, samples, make_optimizer(model, config), config, epoch, lambda: None)
+        loop.train_epoch(model, samples, make_optimizer(model, config), config, epoch, start(), lambda: None)
         rows = torch.cat([features for features, _, _ in model.calls])
         seen.append([int((samples.bank.gather(torch.arange(N)) == row).all(1).nonzero()) for row in rows])
         assert [len(features) for features, _, _ in model.calls] == [10, 10, 4]
@@ -174,7 +194,7 @@ def test_clipping_bounds_the_gradient_of_every_step(samples: Samples) -> None:
             norms[clip].append(float(torch.stack(grads).norm()))
 
         optimizer.register_step_pre_hook(note)
-        loop.train_epoch(model, samples, optimizer, config, 0, lambda: None)
+        loop.train_epoch(model, samples, optimizer, config, 0, start(), lambda: None)
     assert min(norms[None]) > 1e-2 and max(norms[1e-3]) <= 1.001e-3
 
 

@@ -88,6 +88,21 @@ def test_event_means_are_those_of_a_group_by(sample: Any) -> None:
     np.testing.assert_allclose(event_means(values[0], events), expected[:, 0], atol=1e-9)
 
 
+@given(specimens, st.integers(0, 99))
+def test_weighted_event_means_are_those_of_numpys_average(sample: Any, seed: int) -> None:
+    events, values = sample
+    log_weights = np.random.default_rng(seed).normal(0, 3, values.T.shape)
+    means = event_means(values.T, events, log_weights)
+    for row, event in zip(means, np.unique(events), strict=True):
+        chosen = events == event
+        for target in range(2):
+            some = np.average(values[target][chosen], weights=np.exp(log_weights[chosen, target]))
+            assert row[target] == pytest.approx(some, rel=1e-9, abs=1e-9)
+    np.testing.assert_allclose(
+        event_means(values.T, events, np.full(values.T.shape, 1e30)), event_means(values.T, events)
+    )
+
+
 def test_r2_counts_events_not_specimens() -> None:
     """A hundred specimens of one event weigh as much as the single one of another."""
     events = np.array([0] * 100 + [1, 2])
@@ -135,10 +150,24 @@ def test_the_best_epoch_is_chosen_by_the_mean_over_targets() -> None:
     )
 
 
+def test_the_best_epoch_is_chosen_by_events_as_they_are_pooled_and_by_each_specimens_error() -> None:
+    truth, prediction, events = targets_and_predictions()
+    weights = np.random.default_rng(2).normal(0, 2, truth.shape).astype("float32")
+    pooled = event_means(prediction, events, weights)
+    expected = np.mean([r2_score(t, p) for t, p in zip(event_means(truth, events).T, pooled.T, strict=True)])
+    assert selection_metric("r2", truth, prediction, events, weights) == pytest.approx(expected, abs=1e-6)
+    assert selection_metric("r2", truth, prediction, events) != pytest.approx(expected, abs=1e-3)
+    by_error = [selection_metric("mae", truth, prediction, events, *some) for some in ((), (weights,))]
+    assert by_error[0] == by_error[1]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("metric", ["r2", "mae"])
 def test_an_epoch_that_predicts_nonsense_has_no_metric(metric: str, bad: float) -> None:
     truth, prediction, events = targets_and_predictions()
+    weights = np.zeros_like(prediction)
+    weights[4, 1] = bad
+    assert selection_metric(metric, truth, prediction, events, weights) is None
     prediction[4, 1] = bad
     assert selection_metric(metric, truth, prediction, events) is None
 
@@ -164,6 +193,7 @@ def make_frame(n: int = 40, seed: int = 0) -> pd.DataFrame:
     for target in TARGETS:
         frame[target] = rng.normal(size=10)[events]
         frame[f"{target}_prediction"] = frame[target] + rng.normal(size=n)
+        frame[f"{target}_weight"] = 0.0
     return frame
 
 
@@ -190,6 +220,18 @@ def test_each_target_has_its_figures_and_those_of_known_and_new_domains_apart() 
         assert part_of(report[target]) == expected(frame, target)
         assert report[target]["in_domain"] == expected(frame[frame["domain"].isin(["1", "2"])], target)
         assert report[target]["out_of_domain"] == expected(frame[frame["domain"] == "99"], target)
+
+
+def test_r2_is_of_events_as_they_are_pooled() -> None:
+    frame = make_frame()
+    frame["a_weight"] = np.random.default_rng(5).normal(0, 2, len(frame))
+    report = regression_report(frame, TARGETS, ["1", "2"], MEANS)
+    weighted = [
+        (rows["a"].iloc[0], np.average(rows["a_prediction"], weights=np.exp(rows["a_weight"])))
+        for _, rows in frame.groupby("group")
+    ]
+    assert report["a"]["r2"] == pytest.approx(r2_score(*zip(*weighted, strict=True)))
+    assert report["a"]["MAE"] == pytest.approx(mean_absolute_error(frame["a"], frame["a_prediction"]))
 
 
 def test_a_specimen_whose_domain_is_not_known_is_neither_in_nor_out_of_domain() -> None:
@@ -254,6 +296,14 @@ def test_predictions_that_are_not_finite_are_null_with_the_reason_where_they_sta
     ]
 
 
+def test_weights_that_are_not_finite_are_like_predictions_that_are_not() -> None:
+    frame = make_frame()
+    frame.loc[3, "a_weight"] = np.nan
+    report = regression_report(frame, TARGETS, ["1", "2"], MEANS)
+    assert report["a"]["r2"] is None and report["b"]["r2"] is not None
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
 def test_one_event_has_an_error_but_no_r2_and_says_why() -> None:
     frame = make_frame(3).assign(group="e0", a=0.1, b=0.2)
     report = regression_report(frame, TARGETS, ["1", "2"], MEANS)
@@ -271,7 +321,7 @@ anything = st.floats(width=32)  # NaN, infinities and the largest float32 among 
 @given(
     st.integers(0, 6).flatmap(
         lambda n: st.tuples(
-            arrays("float32", (4, n), elements=anything),
+            arrays("float32", (6, n), elements=anything),
             st.lists(st.sampled_from(["e1", "e2"]), min_size=n, max_size=n),
             st.lists(st.sampled_from(["1", "99", None]), min_size=n, max_size=n),
         )
@@ -280,10 +330,10 @@ anything = st.floats(width=32)  # NaN, infinities and the largest float32 among 
 @settings(deadline=None, max_examples=60)
 def test_a_report_is_valid_json_whatever_a_model_predicts(sample: Any) -> None:
     values, groups, domains = sample
-    truth = np.nan_to_num(values[:2], nan=0, posinf=2, neginf=-2).clip(-2, 2)
+    truth, weights = np.nan_to_num(values[:2], nan=0, posinf=2, neginf=-2).clip(-2, 2), values[4:]
     frame = pd.DataFrame({"group": groups, "domain": pd.Series(domains, dtype=object)})
     for i, target in enumerate(TARGETS):
-        frame[target], frame[f"{target}_prediction"] = truth[i], values[2 + i]
+        frame[target], frame[f"{target}_prediction"], frame[f"{target}_weight"] = truth[i], values[2 + i], weights[i]
     with np.errstate(all="ignore"):
         report = regression_report(frame, TARGETS, ["1"], MEANS)
     assert json.loads(json.dumps(report, allow_nan=False)) == report

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
@@ -17,13 +17,26 @@ from pipeline.config import Config, token_kind
 from pipeline.errors import UserError, WorkError
 from pipeline.features.forward import compute_features
 from pipeline.layout import TrialDir, write_text
-from pipeline.models.regressor import DomainEmbedding, Regressor, load_trained_state, trained_state
+from pipeline.models.metadata import Metadata, Names
+from pipeline.models.pooling import Sets
+from pipeline.models.regressor import (
+    DomainEmbedding,
+    Regressor,
+    SpeciesEmbedding,
+    load_trained_state,
+    make_mlp,
+    trained_state,
+)
 from pipeline.models.saved import Facts, load_model, make_model, save_model
 from pipeline.training.optimiser import make_optimizer, without_gradient
 
-METHODS = ("frozen", "finetune", "baseline", "dinov2", "augmentation", "lora", "combined")
+METHODS = ("frozen", "finetune", "baseline", "dinov2", "augmentation", "lora", "combined", "baseline of sets")
 SMALL_LORA = ("model.encoder.r=4", "model.encoder.alpha=4")
+OF_SETS = ("model.species_embedding=true", "model.pool=attention", "train.sample=events", "loss.kind=crps")
+"""A method with every part that another method lacks."""
 DOMAINS = ("1", "3", "7")
+SPECIES = ("Carabus nemoralis", "Harpalus affinis", "Harpalus rufipes")
+NAMES = Names(DOMAINS, SPECIES)
 MakeConfig = Callable[..., Config]
 
 
@@ -31,7 +44,7 @@ def build(config: Config) -> tuple[Regressor, Facts, Backbone]:
     backbone = load_backbone(config.backbone)
     kind, blocks = token_kind(config)
     cut = backbone.cut_before(blocks) if kind == "cut" else None
-    facts = Facts(config.data.targets, DOMAINS, backbone.embed_dim, backbone.weights_hash(), cut, "key")
+    facts = Facts(config.data.targets, NAMES, backbone.embed_dim, backbone.weights_hash(), cut, "key")
     return make_model(config, facts, backbone), facts, backbone
 
 
@@ -41,36 +54,55 @@ def features_of(config: Config, backbone: Backbone, n: int = 6) -> Tensor:
     return compute_features(backbone, images, kind, backbone.cut_before(blocks) if kind == "cut" else None).clone()
 
 
-def method_overrides(method: str) -> tuple[str, ...]:
-    return SMALL_LORA if method in ("lora", "combined") else ()
+def small(config_of: MakeConfig, method: str, *overrides: str) -> Config:
+    """A method's configuration, its adapters small."""
+    more = SMALL_LORA if method in ("lora", "combined") else OF_SETS if method.endswith(" of sets") else ()
+    return config_of(method.removesuffix(" of sets"), *more, *overrides)
 
 
-def step(model: Regressor, optimizer: torch.optim.Optimizer, features: Tensor, rows: Tensor) -> None:
+def of_domains(*domains: str | None) -> Metadata:
+    """Specimens of these domains, of which nothing else is known."""
+    return NAMES.metadata({"domain": domains})
+
+
+def said(model: Regressor, features: Tensor, metadata: Metadata | None = None) -> Tensor:
+    """What the head says of each target's location [B, n_targets]."""
+    parameters: Tensor = model(features, metadata).parameters
+    return parameters[..., 0]
+
+
+def loss_of(model: Regressor, features: Tensor, metadata: Metadata | None) -> Tensor:
+    """Of two events of three specimens each."""
+    sets = Sets(torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 3]))
+    return model.losses(model(features, metadata), torch.ones(6, 3), sets).mean()
+
+
+def step(model: Regressor, optimizer: torch.optim.Optimizer, features: Tensor, metadata: Metadata) -> None:
     optimizer.zero_grad()
-    (model(features, rows) - 1).square().mean().backward()
+    loss_of(model, features, metadata).backward()
     optimizer.step()
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_gradient_reaches_every_trainable_parameter(config_of: MakeConfig, method: str) -> None:
-    config = config_of(method, *method_overrides(method))
-    model, facts, backbone = build(config)
-    rows = facts.domain_rows(["1", "3", "7", None, "new", "1"]) if model.domain else None
-    model(features_of(config, backbone), rows).square().mean().backward()
+    config = small(config_of, method)
+    model, _, backbone = build(config)
+    metadata = of_domains("1", "3", "7", None, "new", "1") if model.domain else None
+    loss_of(model, features_of(config, backbone), metadata).backward()
     assert list(without_gradient(model)) == []
     assert any(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_trainable_tensor_moves_by_more_than_weight_decay_explains(config_of: MakeConfig, method: str) -> None:
-    config = config_of(method, "optim.lr=1e-3", *method_overrides(method))
-    model, facts, backbone = build(config)
+    config = small(config_of, method, "optim.lr=1e-3")
+    model, _, backbone = build(config)
     features = features_of(config, backbone)
-    rows = facts.domain_rows(["1", "3", "7", None, "1", "3"])
+    metadata = of_domains("1", "3", "7", None, "1", "3")
     before = {name: tensor.clone() for name, tensor in trained_state(model).items()}
     optimizer = make_optimizer(model, config)
     for _ in range(3):
-        step(model, optimizer, features, rows)
+        step(model, optimizer, features, metadata)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or name.endswith("k_proj.bias"):
@@ -82,7 +114,7 @@ def test_every_trainable_tensor_moves_by_more_than_weight_decay_explains(config_
 
 @pytest.mark.parametrize("method", METHODS)
 def test_everything_trainable_is_in_exactly_one_optimiser_group(config_of: MakeConfig, method: str) -> None:
-    config = config_of(method, *method_overrides(method))
+    config = small(config_of, method)
     model, _, _ = build(config)
     grouped = [id(p) for group in make_optimizer(model, config).param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
@@ -93,13 +125,13 @@ def test_an_adapter_on_each_of_the_six_projections_changes_the_output(config_of:
     config = config_of("lora", f"model.encoder.targets=[{target}]", *SMALL_LORA)
     model, _, backbone = build(config)
     features = features_of(config, backbone)
-    before = model.eval()(features)
+    before = said(model.eval(), features)
     adapted = [(n, p) for n, p in model.named_parameters() if "lora_B" in n]
     assert adapted and all(target in name for name, _ in adapted)
     with torch.no_grad():
         for _, parameter in adapted:
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    assert (model(features) - before).abs().max() > 1e-4
+    assert (said(model, features) - before).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("dora", ["true", "false"])
@@ -114,13 +146,13 @@ def test_a_new_adapter_leaves_the_backbone_as_it_was(config_of: MakeConfig, dora
 
 def test_an_unknown_domain_and_none_use_the_unknown_row(config_of: MakeConfig) -> None:
     config = config_of("baseline")
-    model, facts, backbone = build(config)
+    model, _, backbone = build(config)
     features = features_of(config, backbone)
     model.eval()
-    unknown = model(features, facts.domain_rows(["never seen"] * 6))
-    torch.testing.assert_close(unknown, model(features, facts.domain_rows([None] * 6)))
-    torch.testing.assert_close(unknown, model(features, None))
-    assert not torch.allclose(unknown, model(features, facts.domain_rows(["1"] * 6)))
+    unknown = said(model, features, of_domains(*["never seen"] * 6))
+    torch.testing.assert_close(unknown, said(model, features, of_domains(*[None] * 6)))
+    torch.testing.assert_close(unknown, said(model, features, None))
+    assert not torch.allclose(unknown, said(model, features, of_domains(*["1"] * 6)))
 
 
 def test_the_unknown_row_is_not_a_padding_row_and_learns() -> None:
@@ -131,18 +163,76 @@ def test_the_unknown_row_is_not_a_padding_row_and_learns() -> None:
     assert embedding.table.weight.grad is not None and embedding.table.weight.grad[-1].abs().sum() > 0
 
 
+# ---------------------------------------------------------------- species
+def of_species(*species: str | float | None) -> Metadata:
+    return NAMES.metadata({"species": species})  # type: ignore[dict-item]
+
+
+def with_species(width: int = 8) -> Regressor:
+    """A model whose head passes on what it reads: the embedding of names, the features being zero."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        species = SpeciesEmbedding(len(SPECIES), len(NAMES.genera), width)
+    head = make_mlp([width, width])
+    nn.init.eye_(head[0].weight), nn.init.zeros_(head[0].bias)
+    return Regressor(nn.Identity(), head, None, False, width, species=species)
+
+
+def shift_of(model: Regressor, *species: str | float | None) -> Tensor:
+    return said(model, torch.zeros(len(species), 8), of_species(*species))
+
+
+def test_a_species_never_seen_is_what_its_genus_tells() -> None:
+    model = with_species()
+    assert model.species is not None
+    unseen, other, seen = shift_of(model, "Harpalus pensylvanicus", "Harpalus erraticus", "Harpalus affinis")
+    torch.testing.assert_close(unseen, other)
+    expected = model.species.mlp(model.species.species.weight[3] + model.species.genus.weight[1])
+    torch.testing.assert_close(unseen, expected)
+    assert not torch.allclose(unseen, seen) and not torch.allclose(unseen, shift_of(model, "Carabus auratus")[0])
+
+
+@pytest.mark.parametrize("name", [None, float("nan"), "Pterostichus melanarius", "", " "])
+def test_what_has_no_known_genus_is_the_last_row_of_both(name: str | float | None) -> None:
+    model = with_species()
+    metadata = of_species(name)
+    assert (metadata.species.tolist(), metadata.genus.tolist()) == ([3], [2])
+    torch.testing.assert_close(shift_of(model, name), said(model, torch.zeros(1, 8), None))
+
+
+def test_a_name_is_known_by_its_row_and_its_first_word_whatever_stands_beside_it() -> None:
+    names = Names.of({"domain": ["7", None, "3"], "species": ["Carabus b", None, "Carabus a", float("nan")]})  # type: ignore[list-item]
+    assert names == Names(("3", "7"), ("Carabus a", "Carabus b"), ()) and names.genera == ("Carabus",)
+    metadata = names.metadata(
+        {"domain": ["7", "x"], "species": ["Carabus b", "Carabus c"], "date": ["2020-12-31", None]}
+    )
+    assert [row.tolist() for row in vars(metadata).values()] == [[1, 2], [1, 2], [0, 0], [0, 0], [366, -1]]
+    assert {row.dtype for row in vars(names.metadata({})).values()} == {torch.int64} and len(names.metadata({})) == 0
+
+
+def test_the_unknown_rows_of_species_and_genus_are_ordinary_rows_that_learn() -> None:
+    """(as mistake 11: a padding row would stay as it is for ever)"""
+    model = with_species()
+    assert model.species is not None
+    (shift_of(model, None, "Harpalus rufipes") * torch.arange(8.0)).sum().backward()
+    for table in (model.species.species, model.species.genus):
+        assert table.padding_idx is None and table.weight.grad is not None
+        assert table.weight.grad[-1].abs().max() > 1e-4
+
+
+# ---------------------------------------------------------------- on disk
 @pytest.mark.parametrize("method", METHODS)
 def test_a_saved_model_predicts_the_same_when_loaded(config_of: MakeConfig, tmp_path: Path, method: str) -> None:
-    config = config_of(method, *method_overrides(method))
+    config = small(config_of, method)
     model, facts, backbone = build(config)
-    features, rows = features_of(config, backbone), facts.domain_rows(["1", "3", "7", None, "new", "1"])
+    features, metadata = features_of(config, backbone), of_domains("1", "3", "7", None, "new", "1")
     optimizer = make_optimizer(model, config)
     for _ in range(2):
-        step(model, optimizer, features, rows)
+        step(model, optimizer, features, metadata)
     save_model(model, facts, TrialDir(tmp_path))
     again = load_model(config, TrialDir(tmp_path), backbone)
-    for one, other in zip(again.predict(features, rows), model.eval().predict(features, rows), strict=True):
-        assert torch.equal(one, other)
+    one, other = (vars(each.predict(features, metadata)) for each in (again, model.eval()))
+    assert all(torch.equal(one[name], other[name]) for name in ("mean", "variance", "log_weights"))
 
 
 def test_model_safetensors_holds_trained_tensors_only(config_of: MakeConfig, tmp_path: Path) -> None:
@@ -171,7 +261,7 @@ def test_the_adapter_loads_with_plain_peft_on_an_unadapted_tail(config_of: MakeC
     model, facts, backbone = build(config)
     features = features_of(config, backbone)
     optimizer = make_optimizer(model, config)
-    step(model, optimizer, features, facts.domain_rows(["1"] * 6))
+    step(model, optimizer, features, of_domains(*["1"] * 6))
     save_model(model, facts, TrialDir(tmp_path))
     plain = PeftModel.from_pretrained(backbone.make_tail(backbone.cut_before(6)), tmp_path / "adapter")
     assert torch.equal(plain(features), model.encoder.eval()(features))
@@ -215,10 +305,10 @@ def test_a_model_is_not_loaded_onto_another_backbone(config_of: MakeConfig, tmp_
 @pytest.mark.parametrize("method", ["finetune", "lora"])
 def test_a_model_is_not_loaded_onto_another_cut(config_of: MakeConfig, tmp_path: Path, method: str) -> None:
     """PEFT itself loads an adapter of two blocks onto a tail of one without a warning."""
-    config = config_of(method, "model.encoder.blocks=2", *method_overrides(method))
+    config = small(config_of, method, "model.encoder.blocks=2")
     model, facts, backbone = build(config)
     save_model(model, facts, TrialDir(tmp_path))
-    other = config_of(method, "model.encoder.blocks=1", *method_overrides(method))
+    other = small(config_of, method, "model.encoder.blocks=1")
     with pytest.raises(WorkError, match="begins after block"):
         load_model(other, TrialDir(tmp_path), backbone)
 

@@ -17,7 +17,9 @@ from pipeline.config import Config, Lora, Optim, Schedule
 from pipeline.experiment import load_experiment
 from pipeline.layout import PROJECT
 from pipeline.models.encoders import PatchConvs
-from pipeline.models.regressor import DomainEmbedding, Regressor, make_mlp
+from pipeline.models.metadata import Names
+from pipeline.models.pooling import make_pooling
+from pipeline.models.regressor import DomainEmbedding, Regressor, SpeciesEmbedding, make_mlp
 from pipeline.training.optimiser import learning_rate, make_optimizer, parameter_groups, set_rates, without_gradient
 
 WIDTH = 4
@@ -80,8 +82,11 @@ def make_encoder(config: Config) -> nn.Module:
 
 
 def make_model(config: Config) -> Regressor:
-    domain = DomainEmbedding(3, WIDTH) if config.model.domain_embedding else None
-    return Regressor(make_encoder(config), make_mlp([WIDTH, 8, 3]), domain, config.model.normalize, 3)
+    model = config.model
+    domain = DomainEmbedding(3, WIDTH) if model.domain_embedding else None
+    species = SpeciesEmbedding(5, 2, WIDTH) if model.species_embedding else None
+    pooling, head = make_pooling(model.pool, WIDTH), make_mlp([WIDTH, 8, 3])
+    return Regressor(make_encoder(config), head, domain, model.normalize, 3, species=species, pooling=pooling)
 
 
 def rates(method: str, *overrides: str) -> dict[str, float]:
@@ -98,6 +103,7 @@ def rates_of(found: dict[str, float], part: str) -> set[float]:
 
 
 METHODS = ("frozen", "finetune", "baseline", "dinov2", "augmentation", "lora", "combined")
+OF_SETS = ("model.species_embedding=true", "model.pool=attention", "train.sample=events")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -129,6 +135,13 @@ def test_the_domain_embedding_learns_at_the_heads_rate(method: str, rate: float)
     """Mistakes 1 and 11."""
     found = rates(method, "model.encoder.r=2") if method in ("lora", "combined") else rates(method)
     assert rates_of(found, "domain.table") == rates_of(found, "domain.mlp") == rates_of(found, "head.") == {rate}
+
+
+@pytest.mark.parametrize(("method", "rate"), [("baseline", 1.0), ("lora", 1.5)])
+def test_species_and_attention_learn_at_the_heads_rate(method: str, rate: float) -> None:
+    found = rates(method, *OF_SETS, *(["model.encoder.r=2"] if method == "lora" else []))
+    for part in ("species.species", "species.genus", "species.mlp", "pooling.value", "pooling.gate", "pooling.score"):
+        assert rates_of(found, part) == {rate}, part
 
 
 @pytest.mark.parametrize("method", ["lora", "combined"])
@@ -180,7 +193,8 @@ def test_one_step_moves_every_trained_tensor_that_has_a_gradient(method: str) ->
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     shapes: dict[str, tuple[int, ...]] = {"frozen": (5, WIDTH), "patch_convs": (5, 36, WIDTH)}
     features = torch.randn(shapes.get(config.model.encoder.kind, (5, 7, WIDTH)))
-    model(features, torch.tensor([0, 1, 2, 3, 3])).square().mean().backward()
+    metadata = Names(("a", "b", "c")).metadata({"domain": ["a", "b", "c", None, "d"]})
+    model(features, metadata).parameters.square().mean().backward()
     optimizer.step()
     for name, parameter in model.named_parameters():
         learns = parameter.requires_grad and parameter.grad is not None and parameter.grad.abs().max() > 1e-6

@@ -14,12 +14,20 @@ from scipy import stats
 from scipy.special import ndtri
 
 from pipeline.config import Config
-from pipeline.metrics.events import pool_events
 from pipeline.models.outputs import Gaussian, Output, Point, Quantiles, StudentT, make_output
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 OUTPUTS = [Point(), Gaussian("crps"), Gaussian("nll"), StudentT(5.0), Quantiles(LEVELS)]
 NAMES = ["mse", "crps", "nll", "student_t", "quantiles"]
+
+
+def losses(output: Output, raw: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Of a head's numbers."""
+    return output.losses(output.parameters(raw), targets)
+
+
+def moments(output: Output, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return output.moments(output.parameters(raw))
 
 
 def draw(output: Output, n: int = 50, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,7 +40,7 @@ def draw(output: Output, n: int = 50, seed: int = 0) -> tuple[torch.Tensor, torc
 def test_crps_and_likelihoods_are_those_of_libraries() -> None:
     for output in (Gaussian("crps"), Gaussian("nll"), StudentT(5.0)):
         raw, targets = draw(output)
-        mean, variance = (each.double().numpy() for each in output.moments(raw))
+        mean, variance = (each.double().numpy() for each in moments(output, raw))
         truth, sigma = targets.double().numpy(), np.sqrt(variance)
         if isinstance(output, StudentT):
             expected = -stats.t.logpdf(truth, 5, mean, sigma * math.sqrt(3 / 5)).mean()
@@ -40,7 +48,7 @@ def test_crps_and_likelihoods_are_those_of_libraries() -> None:
             expected = -stats.norm.logpdf(truth, mean, sigma).mean()
         else:
             expected = scoringrules.crps_normal(truth, mean, sigma).mean()
-        assert float(output.loss(raw, targets)) == pytest.approx(expected, rel=1e-5)
+        assert float(losses(output, raw, targets).mean()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_pinball_loss_is_least_at_the_quantiles() -> None:
@@ -50,7 +58,7 @@ def test_the_pinball_loss_is_least_at_the_quantiles() -> None:
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = output.loss(raw.expand(len(sample), -1), sample)
+        loss = losses(output, raw.expand(len(sample), -1), sample).mean()
         loss.backward()
         return loss
 
@@ -66,13 +74,13 @@ def test_a_loss_falls_when_the_truth_is_learned_and_the_variance_finds_the_noise
     ).float()
     raw = torch.zeros(3 * output.n, requires_grad=True)
     optimizer = torch.optim.Adam([raw], lr=0.05)
-    first = float(output.loss(raw.detach().expand(len(targets), -1), targets))
+    first = float(losses(output, raw.detach().expand(len(targets), -1), targets).mean())
     for _ in range(400):
         optimizer.zero_grad()
-        output.loss(raw.expand(len(targets), -1), targets).backward()
+        losses(output, raw.expand(len(targets), -1), targets).mean().backward()
         optimizer.step()
-    mean, variance = output.moments(raw.detach()[None])
-    assert float(output.loss(raw.detach().expand(len(targets), -1), targets)) < first
+    mean, variance = moments(output, raw.detach()[None])
+    assert float(losses(output, raw.detach().expand(len(targets), -1), targets).mean()) < first
     assert mean[0].numpy() == pytest.approx([0, 2, -1], abs=0.15)
     if not isinstance(output, Point):
         assert variance[0].sqrt().numpy() == pytest.approx([1, 0.3, 2], rel=0.15)
@@ -85,23 +93,47 @@ def test_losses_gradients_and_moments_are_finite_whatever_a_head_says(
     output: Output, number: float, target: float
 ) -> None:
     raw = torch.full((2, output.n), number, requires_grad=True)
-    loss = output.loss(raw, torch.full((2, 1), target))
+    loss = losses(output, raw, torch.full((2, 1), target)).mean()
     loss.backward()  # type: ignore[no-untyped-call]
-    mean, variance = output.moments(raw.detach())
+    mean, variance = moments(output, raw.detach())
     assert raw.grad is not None and torch.isfinite(raw.grad).all() and torch.isfinite(loss)
     assert torch.isfinite(mean).all() and (variance > 0).all()
 
 
+@pytest.mark.parametrize("output", OUTPUTS, ids=NAMES)
+def test_a_specimens_loss_is_the_mean_over_its_targets(output: Output) -> None:
+    raw, targets = draw(output, 7)
+    one_by_one = [losses(output, raw[:, i * output.n :][:, : output.n], targets[:, i : i + 1]) for i in range(3)]
+    assert losses(output, raw, targets).shape == (7,)
+    torch.testing.assert_close(losses(output, raw, targets), torch.stack(one_by_one).mean(0))
+
+
+@pytest.mark.parametrize("output", OUTPUTS, ids=NAMES)
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.floats(0.01, 1), min_size=2, max_size=6), st.integers(0, 999))
+def test_mean_and_sd_of_a_weighted_mean_of_parameters_are_the_weighted_means_of_theirs(
+    output: Output, weights: list[float], seed: int
+) -> None:
+    """So an event that training pools by parameters is the one that evaluation pools by moments."""
+    raw = draw(output, len(weights), seed)[0].unflatten(-1, (3, -1)).sort(-1).values.flatten(1)  # no quantiles cross
+    parameters = output.parameters(raw)
+    shares = (torch.tensor(weights) / sum(weights))[:, None]
+    mean, variance = output.moments((shares[..., None] * parameters).sum(0, keepdim=True))
+    means, variances = output.moments(parameters)
+    torch.testing.assert_close(mean[0], (shares * means).sum(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(variance[0].sqrt(), (shares * variances.sqrt()).sum(0), rtol=1e-4, atol=1e-5)
+
+
 def test_the_moments_of_normal_quantiles_are_those_of_the_normal_distribution() -> None:
     raw = torch.from_numpy(1.5 + 0.7 * ndtri(LEVELS))[None].float()
-    mean, variance = Quantiles(LEVELS).moments(raw)
+    mean, variance = moments(Quantiles(LEVELS), raw)
     assert float(mean) == pytest.approx(1.5, rel=1e-5) and float(variance) == pytest.approx(0.49, rel=1e-5)
-    skewed = Quantiles((0.5, 0.9)).moments(torch.from_numpy(1.5 + 0.7 * ndtri((0.5, 0.9)))[None].float())
+    skewed = moments(Quantiles((0.5, 0.9)), torch.from_numpy(1.5 + 0.7 * ndtri((0.5, 0.9)))[None].float())
     assert float(skewed[0]) == pytest.approx(1.5, rel=1e-5) and float(skewed[1]) == pytest.approx(0.49, rel=1e-5)
 
 
 def test_an_untrained_head_says_about_the_spread_of_the_training_events() -> None:
-    _, variance = Gaussian("crps").moments(torch.zeros(1, 2))
+    _, variance = moments(Gaussian("crps"), torch.zeros(1, 2))
     assert float(variance) == pytest.approx(1.0, rel=1e-5)
 
 
@@ -119,41 +151,12 @@ def test_each_loss_has_its_output() -> None:
         ({"loss": {"kind": "quantiles", "levels": [0.5, 0.1]}}, "levels must ascend"),
         ({"loss": {"kind": "quantiles", "levels": [0.5, 0.5]}}, "none stand twice"),
         ({"loss": {"kind": "student_t", "df": 2}}, "greater than 2"),
-        ({"loss": {"kind": "crps"}, "model": {"head": {"kind": "ridge"}}}, "ridge minimises squared errors"),
+        (
+            {"loss": {"kind": "crps"}, "model": {"head": {"kind": "ridge"}}},
+            "ridge has no use for loss.kind crps: it needs head.kind mlp",
+        ),
     ],
 )
 def test_losses_that_cannot_be_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Config.model_validate({"experiment": "x", **values})
-
-
-# ---------------------------------------------------------------- pooling
-POOLS = st.sampled_from(["mean", "precision"])
-
-
-@given(
-    POOLS,
-    st.lists(st.tuples(st.integers(0, 5), st.floats(-5, 5), st.floats(0.01, 10)), min_size=1, max_size=40),
-    st.randoms(use_true_random=False),
-)
-def test_pooling_does_not_depend_on_the_order_of_specimens_and_stays_within_them(pool, rows, random) -> None:  # type: ignore[no-untyped-def]
-    def pooled(rows: list[tuple[int, float, float]]) -> tuple[np.ndarray, np.ndarray]:
-        events, mean, variance = (np.array(column) for column in zip(*rows, strict=True))
-        return pool_events(mean[:, None], variance[:, None], events, pool)
-
-    mean, variance = pooled(rows)
-    shuffled = list(rows)
-    random.shuffle(shuffled)
-    np.testing.assert_allclose(pooled(shuffled)[0], mean, rtol=1e-9, atol=1e-12)
-    for i, event in enumerate(sorted({row[0] for row in rows})):
-        values = [row[1] for row in rows if row[0] == event]
-        spread = [row[2] for row in rows if row[0] == event]
-        assert min(values) - 1e-9 <= mean[i, 0] <= max(values) + 1e-9
-        assert min(spread) - 1e-9 <= variance[i, 0] <= max(spread) + 1e-9
-
-
-def test_a_specimen_that_is_sure_counts_for_more_where_precision_weighs() -> None:
-    mean, variance, events = np.array([[0.0], [10.0]]), np.array([[1.0], [4.0]]), np.array([0, 0])
-    assert pool_events(mean, variance, events, "mean")[0] == pytest.approx(5)
-    weighted, each = pool_events(mean, variance, events, "precision")
-    assert weighted == pytest.approx(2.0) and each / 2 == pytest.approx(1 / (1 / 1 + 1 / 4))

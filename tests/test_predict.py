@@ -14,8 +14,10 @@ from pipeline.config import Config, config_hash
 from pipeline.errors import UserError, WorkError
 from pipeline.experiment import dump_config
 from pipeline.layout import TrialDir, write_json, write_text
+from pipeline.models.metadata import Names
 from pipeline.models.saved import Facts, make_model, save_model
 from pipeline.stages import predict
+from pipeline.stages.predict import Origin
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def trial(config_of: Callable[..., Config], tmp_path: Path) -> TrialDir:
     """A trial with a model, as it was drawn."""
     config, folder = config_of("frozen"), TrialDir(tmp_path / "trial")
     backbone = load_backbone(config.backbone)
-    facts = Facts(config.data.targets, ("1", "3"), backbone.embed_dim, backbone.weights_hash(), None, "key")
+    facts = Facts(config.data.targets, Names(("1", "3")), backbone.embed_dim, backbone.weights_hash(), None, "key")
     save_model(make_model(config, facts, backbone), facts, folder)
     write_text(folder.config, dump_config(config))
     write_json(folder.trained, {"config_hash": config_hash(config)})
@@ -38,7 +40,7 @@ def encoded(form: str) -> bytes:
 
 def refusal(trial: TrialDir, file: Path) -> str:
     with pytest.raises(UserError) as caught:
-        list(predict.predict_files(trial.path, [file], None, "cpu"))
+        list(predict.predict_files(trial.path, [file], Origin(), "cpu"))
     assert str(file) in str(caught.value)
     return str(caught.value)
 
@@ -48,7 +50,7 @@ def test_files_are_predicted_in_the_order_given(trial: TrialDir, tmp_path: Path)
     for file, form in zip(files, ("PNG", "TIFF"), strict=True):
         file.write_bytes(encoded(form))
     Image.new("RGB", (90, 70), "red").save(tmp_path / "c.png")
-    a, b, c = predict.predict_files(trial.path, [*files, tmp_path / "c.png"], "3", "cpu")
+    a, b, c = predict.predict_files(trial.path, [*files, tmp_path / "c.png"], Origin("3"), "cpu")
     assert a == b != c and list(a) == ["SPEI_30d", "SPEI_1y", "SPEI_2y"]
 
 
@@ -57,11 +59,11 @@ def test_a_configuration_that_was_edited_after_training_is_not_predicted_with(tr
     text = trial.config.read_text()
     trial.config.write_text(text.replace("normalize: true", "normalize: false"))
     with pytest.raises(WorkError, match=r"config\.yaml has been changed since"):
-        list(predict.predict_files(trial.path, [tmp_path / "a.png"], None, "cpu"))
+        list(predict.predict_files(trial.path, [tmp_path / "a.png"], Origin(), "cpu"))
     trial.config.write_text(text)
     trial.trained.unlink()
     with pytest.raises(WorkError, match="has not finished"):
-        list(predict.predict_files(trial.path, [tmp_path / "a.png"], None, "cpu"))
+        list(predict.predict_files(trial.path, [tmp_path / "a.png"], Origin(), "cpu"))
 
 
 def test_pixels_that_are_floating_point_numbers_are_refused(trial: TrialDir, tmp_path: Path) -> None:
@@ -111,12 +113,12 @@ def test_running_out_of_memory_is_not_blamed_on_the_image(
     (tmp_path / "x.png").write_bytes(encoded("PNG"))
     monkeypatch.setattr(predict, "decode", run_out)
     with pytest.raises(MemoryError):
-        list(predict.predict_files(trial.path, [tmp_path / "x.png"], None, "cpu"))
+        list(predict.predict_files(trial.path, [tmp_path / "x.png"], Origin(), "cpu"))
 
 
 def predicted(folder: Path, tmp_path: Path, domain: str | None = None) -> list[dict[str, float]]:
     (tmp_path / "x.png").write_bytes(encoded("PNG"))
-    return list(predict.predict_files(folder, [tmp_path / "x.png"], domain, "cpu"))
+    return list(predict.predict_files(folder, [tmp_path / "x.png"], Origin(domain), "cpu"))
 
 
 def test_a_domain_that_was_not_trained_on_is_predicted_as_unknown_and_said_once(
@@ -155,4 +157,4 @@ def test_a_trial_that_is_nowhere_is_refused_with_the_places_looked_in(
 
 def test_a_folder_that_is_no_trial_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a trial's folder"):
-        list(predict.predict_files(tmp_path, [], None, "cpu"))
+        list(predict.predict_files(tmp_path, [], Origin(), "cpu"))

@@ -333,7 +333,7 @@ def test_events_in_two_splits_are_told_in_the_results(root: Path, tmp_path: Path
     shared = [f"{line},{1 if i in (1, 3) else i + 100}" for i, line in enumerate(lines[1:])]
     lines = [f"{lines[0]},event", *(line.replace(",1,", ",3,") if line.endswith(",1") else line for line in shared)]
     table.write_text("\n".join(lines) + "\n")
-    columns = "data.columns={image: name, id: name, event: event, domain: null, site: null, date: null}"
+    columns = "data.columns={image: name, id: name, event: event, domain: null, species: null, site: null, date: null}"
     config = load_experiment(
         "configs/beetles/pixels.yaml", (f"data.source={table}", "device=cpu", columns, "data.targets=[y]")
     ).config
@@ -382,7 +382,10 @@ def test_a_byte_that_changed_on_the_disk_is_not_learned_from(config_of: MakeConf
     train.run(config, trial)
 
 
-CSV = ("data.columns={image: name, id: name, event: null, domain: null, site: null, date: null}", "data.targets=[y]")
+CSV = (
+    "data.columns={image: name, id: name, event: null, domain: null, species: null, site: null, date: null}",
+    "data.targets=[y]",
+)
 
 
 def numbers_csv(folder: Path, seed: int) -> Path:

@@ -10,7 +10,7 @@ import itertools
 import re
 from math import isqrt
 
-from pipeline.config import Config, Lora, token_kind
+from pipeline.config import Config, Lora, Train, token_kind
 from pipeline.features.memory import SHARE
 from pipeline.records import WeightsRecord
 
@@ -27,8 +27,8 @@ KEPT = {"tail": (40, 64), "lora": (46, 72), "dora": (100, 140)}
 """Bytes that a block keeps for the backward pass in bf16 and in fp32, for each image, token and unit of width."""
 PASSING = {"tail": 30, "lora": 57, "dora": 108}
 """Bytes at the height of a forward pass in fp32 that keeps nothing, for each image, token and unit of width."""
-PREDICTION_BATCH = 512
-"""As `training/samples.py` has it, which loads torch (a test holds the two together)."""
+PREDICTION_BATCH, ATTENTION = 512, 64
+"""As `training/samples.py` and `models/pooling.py` have them, which load torch (a test holds each two together)."""
 OVERHEAD = 1 << 30
 """CUDA's own memory, and what torch's allocator holds and does not use."""
 GPUS = {
@@ -66,13 +66,14 @@ def _numbers(config: Config, weights: WeightsRecord) -> int:
 
 # ---------------------------------------------------------------- parameters
 def trained_parameters(config: Config, weights: WeightsRecord) -> int:
-    """Parameters that training changes: encoder, domain embedding and head."""
-    encoder, head = config.model.encoder, config.model.head
+    """Parameters that training changes: encoder, embeddings of names, attention and head."""
+    model, encoder, head = config.model, config.model.encoder, config.model.head
     embedding = encoder.channels if encoder.kind == "patch_convs" else weights.embed_dim
     widths = [embedding, *head.hidden, len(config.data.targets)] if head.kind == "mlp" else []
     in_head = sum(a * b for a, b in itertools.pairwise(widths))
-    in_domain = 2 * embedding**2 if config.model.domain_embedding else 0
-    return _in_encoder(config, weights) + in_head + in_domain
+    in_names = 2 * embedding**2 * (model.domain_embedding + model.species_embedding)
+    in_attention = 2 * embedding * ATTENTION if model.pool == "attention" else 0
+    return _in_encoder(config, weights) + in_head + in_names + in_attention
 
 
 def _in_encoder(config: Config, weights: WeightsRecord) -> int:
@@ -104,9 +105,14 @@ def _model_and_batch(config: Config, weights: WeightsRecord) -> int:
     frozen = blocks * BLOCK * weights.width**2 if encoder.kind == "lora" else 0
     copies = NUMBER["bf16"] * (trained + frozen) if precision == "bf16" else 0  # autocast's
     numbers = _numbers(config, weights)
-    kept = config.train.batch_size * numbers * blocks * KEPT[method][precision == "fp32"]
+    kept = _images_a_step(config.train) * numbers * blocks * KEPT[method][precision == "fp32"]
     passing = PREDICTION_BATCH * numbers * PASSING[method]  # validation
     return LEARNED * trained + NUMBER["fp32"] * frozen + copies + max(kept, passing)
+
+
+def _images_a_step(train: Train) -> int:
+    """At most."""
+    return train.batch_size * (train.max_specimens if train.sample == "events" else 1)
 
 
 def extraction_bytes(config: Config, weights: WeightsRecord) -> int:

@@ -120,8 +120,8 @@ def _kind(config: Config) -> Kind:
 
 
 def _schedule(config: Config) -> Schedule:
-    """Epochs and patience; one and the same for all that is solved in closed form."""
-    return (0, None) if config.model.head.kind == "ridge" else (config.train.epochs, config.train.patience)
+    """Epochs and patience; one and the same for all that is not trained by gradient descent."""
+    return (0, None) if config.model.head.kind != "mlp" else (config.train.epochs, config.train.patience)
 
 
 # ---------------------------------------------------------------- past trials

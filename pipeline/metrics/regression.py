@@ -70,11 +70,11 @@ def selection_metric(
 ) -> float | None:
     """What the best epoch is chosen by: mean over targets [N, n_targets] of the event R², or of the specimen MAE.
 
-    None if it is not defined for one of them, or if a prediction is not finite.
+    None if it is not defined for one of them, or if a prediction or its weight is not finite.
     """
-    if not np.isfinite(predictions).all():
-        return None
     weights = np.zeros_like(predictions) if log_weights is None else log_weights
+    if not (np.isfinite(predictions).all() and np.isfinite(weights).all()):
+        return None
     columns: Iterator[tuple[Array, Array, Array]] = zip(targets.T, predictions.T, weights.T, strict=True)
     values = [event_r2(t, p, events, w) if metric == "r2" else mae(t, p) for t, p, w in columns]
     defined = [value for value in values if value is not None]

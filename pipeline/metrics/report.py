@@ -87,7 +87,7 @@ def regression_report(
 
 def _target(frame: pd.DataFrame, parts: Mapping[str, pd.DataFrame], target: str, train_mean: float) -> Figures:
     figures = _figures(frame, target) | {name: _figures(part, target) for name, part in parts.items()}
-    guess = {f"{target}_prediction": train_mean}
+    guess = {f"{target}_prediction": train_mean, f"{target}_weight": 0.0}
     in_domain = _figures(parts["in_domain"].assign(**guess), target)
     figures["mean_predictor"] = _figures(frame.assign(**guess), target) | {"in_domain": in_domain}
     return figures
@@ -97,10 +97,11 @@ def _figures(frame: pd.DataFrame, target: str) -> Figures:
     """MAE and RMSE per specimen, R² per event, counts. A figure that is not defined is None."""
     truth, prediction = frame[target].to_numpy("float64"), frame[f"{target}_prediction"].to_numpy("float64")
     events = pd.factorize(frame["group"])[0].astype("int64")
-    finite = bool(np.isfinite(prediction).all())
+    weights = frame[f"{target}_weight"].to_numpy("float64")
+    finite = bool(np.isfinite(prediction).all() and np.isfinite(weights).all())
     return {
         "MAE": mae(truth, prediction) if finite else None,
-        "r2": event_r2(truth, prediction, events, frame[f"{target}_weight"].to_numpy("float64")) if finite else None,
+        "r2": event_r2(truth, prediction, events, weights) if finite else None,
         "RMSE": rmse(truth, prediction) if finite else None,
         "n": len(frame),
         "n_events": len(np.unique(events)),

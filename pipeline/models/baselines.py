@@ -48,9 +48,10 @@ class Climatology(Baseline):
     day: Tensor
     targets: Tensor
 
-    def __init__(self, head: ClimatologyHead) -> None:
+    def __init__(self, head: ClimatologyHead, names: Names) -> None:
         super().__init__()
         self.window, self.min_events = head.window, head.min_events
+        self.unknown_domain, self.unknown_site = len(names.domains), len(names.sites)
 
     def learn(self, metadata: Metadata, targets: Tensor) -> None:
         """Remember the training events [M] and their targets [M, n_targets]."""
@@ -65,21 +66,23 @@ class Climatology(Baseline):
         return Predicted(mean, variance, torch.zeros_like(mean))
 
     def _same_domain(self, metadata: Metadata) -> Tensor:
-        return (metadata.domain[:, None] == self.domain).float()
+        """[B, M]: 1 where the training event is of the same domain; what is unknown is like nothing."""
+        return ((metadata.domain[:, None] == self.domain) & (self.domain != self.unknown_domain)).float()
 
     def _same_season(self, metadata: Metadata) -> Tensor:
         """[B, M]: 1 where the training event is of the same site and within `window` days of that day of any year."""
         apart = (metadata.day[:, None] - self.day).abs().float()
         near = torch.minimum(apart, DAYS - apart) <= self.window
-        dated = (metadata.day != UNKNOWN_DAY)[:, None] & (self.day != UNKNOWN_DAY)
-        return ((metadata.site[:, None] == self.site) & near & dated).float()
+        known = (metadata.day != UNKNOWN_DAY)[:, None] & (self.day != UNKNOWN_DAY) & (self.site != self.unknown_site)
+        return ((metadata.site[:, None] == self.site) & near & known).float()
 
     def _moments(self, alike: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and unbiased variance [B, n_targets] of the training events with a 1 in `alike` [B, M]."""
+        alike, targets = alike.double(), self.targets.double()  # squares far from 0 cancel
         n = alike.sum(1, keepdim=True).clamp_min(1)
-        mean = alike @ self.targets / n
-        squares = alike @ self.targets.square() / n - mean.square()
-        return mean, (squares * n / (n - 1).clamp_min(1)).clamp_min(1e-6)
+        mean = alike @ targets / n
+        squares = alike @ targets.square() / n - mean.square()
+        return mean.float(), (squares * n / (n - 1).clamp_min(1)).clamp_min(1e-6).float()
 
 
 class Boosting(Baseline):
@@ -111,5 +114,5 @@ class Boosting(Baseline):
     def _boosters(self) -> list[Booster]:
         from lightgbm import Booster  # a library that nothing else needs
 
-        texts = [bytes(text.cpu().numpy()).decode() for text in self.state_dict().values()]
-        return [Booster(model_str=text) for text in texts]
+        texts = (self.get_buffer(f"target_{i}") for i in range(len(self.state_dict())))
+        return [Booster(model_str=bytes(text.cpu().numpy()).decode()) for text in texts]

@@ -34,7 +34,8 @@ class AttentionPooling(Pooling):
 
     def __init__(self, width: int) -> None:
         super().__init__("attention")
-        self.value, self.gate, self.score = nn.Linear(width, HIDDEN), nn.Linear(width, HIDDEN), nn.Linear(HIDDEN, 1)
+        self.value, self.gate = nn.Linear(width, HIDDEN), nn.Linear(width, HIDDEN)
+        self.score = nn.Linear(HIDDEN, 1, bias=False)  # a softmax does not see a bias
         nn.init.zeros_(self.score.weight)  # starts as the plain mean
 
     def forward(self, embedding: Tensor, variance: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def make_baseline(config: Config, facts: Facts) -> Climatology | Boosting | None
     """A model that looks at no image, if the head is one."""
     head = config.model.head
     if head.kind == "climatology":
-        return Climatology(head)
+        return Climatology(head, facts.names)
     return Boosting(facts.names) if head.kind == "boosting" else None
 
 

@@ -20,7 +20,7 @@ def fit_climatology(model: Climatology, train: Samples, validation: Samples, con
     """Remember each training event once."""
     firsts = torch.from_numpy(np.unique(train.events, return_index=True)[1]).to(train.targets.device)
     model.learn(train.metadata[firsts], train.targets[firsts])
-    return _progress(model, validation, config, 1)
+    return _progress(model, validation, config, 1, 1)
 
 
 def fit_boosting(model: Boosting, train: Samples, validation: Samples, config: Config) -> Progress:
@@ -36,7 +36,7 @@ def fit_boosting(model: Boosting, train: Samples, validation: Samples, config: C
     for samples in (train, validation):
         weights = 1 / np.bincount(samples.events)[samples.events]
         sets.append((model.columns(samples.metadata), samples.targets.cpu().numpy(), weights))
-    texts, rounds = [], 0
+    texts, grown, kept = [], 0, 0
     for target in range(train.targets.shape[1]):
         fit, held_out = (
             lightgbm.Dataset(x, y[:, target], weight=w, categorical_feature=CATEGORIES, params={"verbose": -1})
@@ -47,9 +47,9 @@ def fit_boosting(model: Boosting, train: Samples, validation: Samples, config: C
             callbacks=[lightgbm.early_stopping(head.patience, verbose=False)],
         )  # fmt: skip
         texts.append(booster.model_to_string(num_iteration=booster.best_iteration))
-        rounds = max(rounds, booster.current_iteration())
+        grown, kept = max(grown, booster.current_iteration()), max(kept, booster.best_iteration)
     model.learn(texts)
-    return _progress(model, validation, config, rounds)
+    return _progress(model, validation, config, grown, kept)
 
 
 def _parameters(head: BoostingHead, seed: int) -> dict[str, object]:
@@ -67,9 +67,9 @@ def _parameters(head: BoostingHead, seed: int) -> dict[str, object]:
     }
 
 
-def _progress(model: Boosting | Climatology, validation: Samples, config: Config, rounds: int) -> Progress:
-    """What a training run would report."""
+def _progress(model: Boosting | Climatology, validation: Samples, config: Config, grown: int, kept: int) -> Progress:
+    """What a training run would report: of the model with most trees, how many were grown and how many kept."""
     said = predict(model, validation)
     truth: NDArray[np.float32] = validation.targets.cpu().numpy()
     metric = selection_metric(config.select.metric, truth, said.mean, validation.events)
-    return Progress(epoch=rounds, best_epoch=rounds - 1, best_metric=metric)
+    return Progress(epoch=grown, best_epoch=kept - 1, best_metric=metric)

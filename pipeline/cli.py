@@ -319,15 +319,22 @@ def predict(
     event: Annotated[
         bool, typer.Option("--event", help="Take them as specimens of one event: print mean ± sigma.")
     ] = False,
+    colour_card: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Image of the colour card photographed with them.")
+    ] = None,
+    scale_bar: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Image of the scale bar photographed with them.")
+    ] = None,
 ) -> None:
     """Print a trained model's predictions for new images, or its forecast of the event that they are of."""
-    from pipeline.stages.predict import predict_event, predict_files
+    from pipeline.stages.predict import Beside, predict_event, predict_files
 
+    beside = Beside(colour_card, scale_bar)
     if event:
-        found = predict_event(trial, images, domain, device)
+        found = predict_event(trial, images, domain, device, beside)
         print("\t".join(f"{name}={mu:.4f} ± {sigma:.4f}" for name, (mu, sigma) in found.items()))
         return
-    for image, values in zip(images, predict_files(trial, images, domain, device), strict=True):
+    for image, values in zip(images, predict_files(trial, images, domain, device, beside), strict=True):
         print(f"{image}\t" + "\t".join(f"{name}={value:.4f}" for name, value in values.items()), flush=True)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
 from pipeline.config import Config, config_hash, token_kind
+from pipeline.correction import balance, rescale
 from pipeline.dataset import Dataset, decode
 from pipeline.device import choose_device, set_threads
 from pipeline.errors import NotFetched, UserError, WorkError
@@ -28,6 +30,14 @@ from pipeline.metrics.events import Prediction, add_forecasts, event_table, spec
 from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, load_facts, load_model, read_trained
 from pipeline.training.samples import domain_names
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Files with images of what was photographed beside the specimens, where it was."""
+
+    colour_card: Path | None = None
+    scale_bar: Path | None = None
 
 
 def predict_images(
@@ -59,21 +69,22 @@ def forecast_events(
 
 
 def predict_files(
-    folder: Path, files: Sequence[Path], domain: str | None, device: str | None
+    folder: Path, files: Sequence[Path], domain: str | None, device: str | None, beside: Beside = Beside()
 ) -> Iterator[dict[str, float]]:
     """Predictions of a trained trial for new image files, one dict of target → value each, in the order given.
 
     The folder is looked for from the current one, then from the root, then as <experiment>/<trial> among what is trained.
     A domain that was not trained on is said on stderr and counts as unknown.
-    Raises UserError for a folder that is not a trial, and for a file that does not exist or is not a readable image.
+    Raises UserError for a folder that is not a trial, for a file that does not exist or is not a readable image, and
+    where the trial was trained on images corrected by what is not in `beside`.
     """
     trial = _find_trial(folder)
-    for means, _ in _predict_each(trial, trained_config(trial), files, domain, device):
+    for means, _ in _predict_each(trial, trained_config(trial), files, domain, device, beside):
         yield dict(zip(load_facts(trial).targets, means.tolist(), strict=True))
 
 
 def predict_event(
-    folder: Path, files: Sequence[Path], domain: str | None, device: str | None
+    folder: Path, files: Sequence[Path], domain: str | None, device: str | None, beside: Beside = Beside()
 ) -> dict[str, tuple[float, float]]:
     """A trained trial's forecast, target → (mu, sigma), of one event whose specimens these image files show.
 
@@ -83,7 +94,7 @@ def predict_event(
         raise UserError("an event is forecast from the images of its specimens: name at least one")
     trial = _find_trial(folder)
     config, facts = trained_config(trial), load_facts(trial)
-    means, variances = zip(*_predict_each(trial, config, files, domain, device), strict=True)
+    means, variances = zip(*_predict_each(trial, config, files, domain, device, beside), strict=True)
     predicted = Prediction(torch.stack(means).numpy(), torch.stack(variances).numpy())
     rows = pd.DataFrame(
         {"id": list(map(str, files)), "event": "", "domain": pd.Series([domain] * len(files), dtype=object)}
@@ -94,10 +105,11 @@ def predict_event(
 
 
 def _predict_each(
-    trial: TrialDir, config: Config, files: Sequence[Path], domain: str | None, device: str | None
+    trial: TrialDir, config: Config, files: Sequence[Path], domain: str | None, device: str | None, beside: Beside
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Mean and variance [n_targets] of each file."""
     set_threads()
+    correct = _correction(config, beside)
     facts = load_facts(trial)
     if domain is not None and domain not in facts.domains:
         known = ", ".join(facts.domains) or "none at all"
@@ -107,7 +119,7 @@ def _predict_each(
     where = model.target_mean.device
     backbone.to(where)
     for file in files:
-        images = backbone.transform(_open(file)).unsqueeze(0).to(where)
+        images = backbone.transform(correct(_open(file))).unsqueeze(0).to(where)
         means, variances = _predict_batch(config, model, backbone, images, facts.domain_rows([domain], where))
         yield means[0], variances[0]
 
@@ -153,6 +165,32 @@ def _predict_batch(
         features = compute_features(backbone, images, kind, backbone.cut_before(blocks) if kind == "cut" else None)
         mean, variance = model.predict(features, domains)
         return mean.cpu(), variance.cpu()
+
+
+def _correction(config: Config, beside: Beside) -> Callable[[Image.Image], Image.Image]:
+    """What makes new images like those that the trial was trained on. Raises UserError where it lacks card or bar."""
+    card, bar = (_reference(config, beside, name) for name in ("colour_card", "scale_bar"))
+
+    def correct(image: Image.Image) -> Image.Image:
+        image = balance(image, card) if card else image
+        return rescale(image, bar, config.data.canvas) if bar else image
+
+    return correct
+
+
+def _reference(config: Config, beside: Beside, name: Literal["colour_card", "scale_bar"]) -> Image.Image | None:
+    """The card or the bar if the trial was trained with it. Raises UserError where it was and there is none."""
+    used: bool = getattr(config.data, name)
+    file: Path | None = getattr(beside, name)
+    thing, option = name.replace("_", " "), f"--{name.replace('_', '-')}"
+    if used and file is None:
+        raise UserError(
+            f"this trial was trained on images corrected by their {thing} (data.{name}): name the image of the one that was "
+            f"photographed with these, {option} FILE, or predict with a trial that was trained without"
+        )
+    if file is not None and not used:
+        print(f"carabid: {option} is not used: this trial was trained without it (data.{name})", file=sys.stderr)
+    return _open(file) if used and file is not None else None
 
 
 def _open(file: Path) -> Image.Image:

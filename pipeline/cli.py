@@ -322,11 +322,17 @@ def predict(
     event: Annotated[
         bool, typer.Option("--event", help="Take them as specimens of one event: print mean ± sigma.")
     ] = False,
+    colour_card: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Image of the colour card photographed with them.")
+    ] = None,
+    scale_bar: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Image of the scale bar photographed with them.")
+    ] = None,
 ) -> None:
     """Print a trained model's predictions for new images, or its forecast of the event that they are of."""
     from pipeline.stages.predict import Origin, predict_event, predict_files
 
-    origin = Origin(domain, tuple(species or ()))
+    origin = Origin(domain, tuple(species or ()), colour_card, scale_bar)
     if event:
         found = predict_event(trial, images, origin, device)
         print("\t".join(f"{name}={mu:.4f} ± {sigma:.4f}" for name, (mu, sigma) in found.items()))

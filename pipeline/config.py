@@ -54,6 +54,10 @@ class Columns(Section):
     """Column with the site; null: unknown."""
     date: str | None = None
     """Column with the date of collection, with or without a time; null: unknown."""
+    colour_card: str | None = None
+    """Column with the image of the colour card that was photographed with each image; read if data.colour_card is set."""
+    scale_bar: str | None = None
+    """Column with the image of the scale bar that was photographed with each image; read if data.scale_bar is set."""
 
 
 class SourceSplit(Section):
@@ -121,6 +125,12 @@ class Data(Section):
     split: Annotated[SourceSplit | FoldSplit | GroupSplit | DomainSplit, Field(discriminator="kind")] = SourceSplit()
     on_bad_image: Literal["error", "skip"] = "error"
     """An unreadable image: stop and name it, or go on without it and record it in the results."""
+    colour_card: bool = False
+    """Correct each image's colours by its colour card (columns.colour_card), so that all are as under one light."""
+    scale_bar: bool = False
+    """Bring each image to one scale by its scale bar (columns.scale_bar), on a canvas of one size: body size shows."""
+    canvas: float = Field(5.0, gt=0)
+    """Side of that canvas in periods of the scale bar, a dark and a light stretch each; what does not fit is cut off."""
     permute_targets: bool = False
     """Control: deal the events' targets out to other events of the same split, so that nothing is left to learn."""
 
@@ -129,6 +139,13 @@ class Data(Section):
         column = {"domains": "domain", "sites": "site", "years": "date"}.get(self.split.kind)
         if column and getattr(self.columns, column) is None:
             raise ValueError(f"split.kind {self.split.kind} needs columns.{column}: name the column that holds it")
+        return self
+
+    @model_validator(mode="after")
+    def _corrections_have_their_columns(self) -> Data:
+        for name in ("colour_card", "scale_bar"):
+            if getattr(self, name) and getattr(self.columns, name) is None:
+                raise ValueError(f"{name} true needs columns.{name}: name the column that holds these images")
         return self
 
     @model_validator(mode="after")
@@ -679,10 +696,18 @@ def config_hash(config: Config) -> str:
     return digest(science(config))
 
 
+def image_columns(data: Data) -> tuple[str, ...]:
+    """Columns of the images that one input is made of: the specimen's, then its card's and its bar's where they are used."""
+    used = [(True, data.columns.image), (data.colour_card, data.columns.colour_card)]
+    used.append((data.scale_bar, data.columns.scale_bar))
+    return tuple(column for on, column in used if on and column is not None)
+
+
 def images_of(data: Data) -> list[Any]:
     """The part of a data section that its images depend on, as plain JSON values: neither targets nor folds."""
     splits = data.split.model_dump(mode="json") if isinstance(data.split, SourceSplit) else "all"
-    return [data.source, data.revision, data.images, data.columns.image, splits]
+    corrected = [data.colour_card, data.scale_bar, data.canvas] if data.colour_card or data.scale_bar else []
+    return [data.source, data.revision, data.images, *image_columns(data), splits, *corrected]
 
 
 def features_of(config: Config) -> list[Any]:

@@ -8,13 +8,15 @@ table, no image.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.config import Data, DomainSplit, SourceSplit
+from pipeline.config import Data, DomainSplit, SourceSplit, image_columns
 from pipeline.errors import UserError
 from pipeline.sources import open_source
 from pipeline.sources.base import Source
@@ -26,11 +28,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+    from pipeline.correction import Gains
+
+Read = TypeVar("Read")
 OWN_COLUMNS = ("split", "source_split", "row", "id", "event", "domain", "species", "site", "date")
 OWN_ENDS = ("prediction", "variance", "weight", "mean", "spread", "mu", "sigma")
 """What follows a target's name in the columns of predictions and forecasts."""
 OFFSET = r"(?:Z|[+-]\d\d:?\d\d)$"
 WHOLE = re.compile(r"-?\d+(\.0+)?")
+MEASURED = 64
+"""Cards and bars whose measures are kept: images that were photographed together mostly stand together."""
 
 
 class BadImage(UserError):
@@ -40,6 +47,8 @@ class BadImage(UserError):
 @dataclass(frozen=True)
 class Dataset:
     """Images and what is known of them.
+
+    Images come corrected by the card and the bar that were photographed with them, where the columns of these are given.
 
     `table` has one row per image, in the order of the source (position i is position i in the feature store), with the
     columns `split` (train, validation or test), `source_split`, `row` (within the source's split), `id`, `event`,
@@ -53,6 +62,12 @@ class Dataset:
     image_column: str
     warnings: tuple[str, ...] = ()
     """What is allowed and makes figures mean less than they seem to."""
+    card_column: str | None = None
+    """Where the image of the colour card is; None: colours stay as they are."""
+    bar_column: str | None = None
+    """Where the image of the scale bar is; None: images stay of their size."""
+    canvas: float = 5.0
+    """Side of the canvas in periods of the scale bar."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -61,35 +76,69 @@ class Dataset:
         """The place of image i in words for people."""
         return self.source.where(*self._place(i))
 
-    def image_bytes(self, i: int) -> bytes:
-        """Image i as it is encoded; safe from several threads. Raises BadImage if there is none."""
+    @property
+    def image_columns(self) -> tuple[str, ...]:
+        """The image's column, then the card's and the bar's where they are used; as `config.image_columns`."""
+        return tuple(column for column in (self.image_column, self.card_column, self.bar_column) if column is not None)
+
+    def encoded(self, i: int) -> tuple[bytes, ...]:
+        """What image i is made of, as it is encoded, in the order of `image_columns`; safe from several threads.
+
+        Raises BadImage if one of them is not there.
+        """
+        return tuple(self.image_bytes(i, column) for column in self.image_columns)
+
+    def image_bytes(self, i: int, column: str | None = None) -> bytes:
+        """One image of row i as it is encoded, the specimen's by default; safe from several threads. Raises BadImage."""
+        column = self.image_column if column is None else column
         try:
-            return self.source.image_bytes(*self._place(i), self.image_column)
+            return self.source.image_bytes(*self._place(i), column)
         except (OSError, ValueError) as error:
-            raise self._bad(i, error) from error
+            raise self._bad(i, column, error) from error
 
     def image(self, i: int) -> Image.Image:
-        """Image i, wholly decoded, in the mode it was saved in; safe from several threads. Raises BadImage."""
-        encoded = self.image_bytes(i)
-        try:
-            return decode(encoded)
-        except MemoryError:
-            raise
-        except Exception as error:  # PIL's decoders raise errors of many kinds on damaged files
-            raise self._bad(i, error) from error
+        """Image i, wholly decoded and corrected; safe from several threads. Raises BadImage.
+
+        In the mode it was saved in, RGB where it is corrected.
+        """
+        return self.decode(i, self.encoded(i))
+
+    def decode(self, i: int, encoded: Sequence[bytes]) -> Image.Image:
+        """`image(i)` for who has `encoded(i)` already."""
+        image = self._read(i, self.image_column, decode, encoded[0])
+        if self.card_column is not None:
+            from pipeline.correction import multiply
+
+            image = multiply(image, self._read(i, self.card_column, _gains, encoded[1]))
+        if self.bar_column is not None:
+            from pipeline.correction import place
+
+            image = place(image, self._read(i, self.bar_column, _period, encoded[-1]), self.canvas)
+        return image
 
     def signature(self) -> str:
         """A cheap identity of which images there are, in which order; see `signature`."""
-        return _signature(self.source, tuple(dict.fromkeys(self.table["source_split"])), self.image_column)
+        return _signature(self.source, tuple(dict.fromkeys(self.table["source_split"])), self.image_columns)
 
     def _place(self, i: int) -> tuple[str, int]:
         return str(self.table["source_split"].iat[i]), int(self.table["row"].to_numpy()[i])
 
-    def _bad(self, i: int, error: Exception) -> BadImage:
+    def _read(self, i: int, column: str, read: Callable[[bytes], Read], encoded: bytes) -> Read:
+        """What `read` makes of an encoded image. Raises BadImage where it cannot."""
+        try:
+            return read(encoded)
+        except MemoryError:
+            raise
+        except Exception as error:  # PIL's decoders raise errors of many kinds on damaged files
+            raise self._bad(i, column, error) from error
+
+    def _bad(self, i: int, column: str, error: Exception) -> BadImage:
         reason = " ".join(str(error).split()) or type(error).__name__
+        names = {self.card_column: "colour card", self.bar_column: "scale bar", self.image_column: "image"}
+        without = "it" if column == self.image_column else "the image that it belongs to"
         return BadImage(
-            f"{self.where(i)}: the image in column {self.image_column} cannot be read: {reason}. "
-            "Replace it, or set data.on_bad_image=skip to go on without it."
+            f"{self.where(i)}: the {names[column]} in column {column} cannot be read: {reason}. "
+            f"Replace it, or set data.on_bad_image=skip to go on without {without}."
         )
 
 
@@ -109,6 +158,28 @@ def decode(encoded: bytes) -> Image.Image:
     return image
 
 
+@lru_cache(MEASURED)
+def _gains(encoded: bytes) -> Gains:
+    """What an encoded colour card says to multiply channels by. Raises what `decode` raises."""
+    from pipeline.correction import measure_gains  # numpy and Pillow: not for plans
+
+    return measure_gains(decode(encoded))
+
+
+@lru_cache(MEASURED)
+def _period(encoded: bytes) -> float | None:
+    """The period of an encoded scale bar in pixels. Raises what `decode` raises."""
+    from pipeline.correction import measure_period
+
+    return measure_period(decode(encoded))
+
+
+def content_of(encoded: Sequence[bytes]) -> str:
+    """sha256 of what an input is made of: of the image, or of the sha256 of image, card and bar."""
+    hashes = [hashlib.sha256(part).hexdigest() for part in encoded]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
 def load_dataset_table(data: Data) -> Dataset:
     """The data set that the configuration describes, checked. Raises UserError naming file, row and column."""
     import pandas as pd
@@ -117,7 +188,9 @@ def load_dataset_table(data: Data) -> Dataset:
     source = open_source(data)
     chosen = choose_splits(source.splits(), data)
     table = pd.concat([_split_table(source, data, name, split) for name, split in chosen.items()], ignore_index=True)
-    dataset = Dataset(table, data.targets, source, data.columns.image)
+    card = data.columns.colour_card if data.colour_card else None
+    bar = data.columns.scale_bar if data.scale_bar else None
+    dataset = Dataset(table, data.targets, source, data.columns.image, (), card, bar, data.canvas)
     dataset = replace(dataset, warnings=_check_events(dataset, data))
     if not isinstance(data.split, SourceSplit):
         dataset = replace(dataset, warnings=(*dataset.warnings, *_check_groups(dataset, data)))
@@ -130,7 +203,7 @@ def load_dataset_table(data: Data) -> Dataset:
 def signature(data: Data) -> str:
     """`Dataset.signature()` without loading the table: reads file names, sizes and times, for plans on a login node."""
     source = open_source(data)
-    return _signature(source, tuple(choose_splits(source.splits(), data)), data.columns.image)
+    return _signature(source, tuple(choose_splits(source.splits(), data)), image_columns(data))
 
 
 def known_signature(data: Data) -> str | None:
@@ -142,8 +215,8 @@ def known_signature(data: Data) -> str | None:
         return None
 
 
-def _signature(source: Source, splits: tuple[str, ...], column: str) -> str:
-    return f"{source.signature()}/{','.join(splits)}/{column}"
+def _signature(source: Source, splits: tuple[str, ...], columns: tuple[str, ...]) -> str:
+    return f"{source.signature()}/{','.join(splits)}/{'/'.join(columns)}"
 
 
 def _check_names(data: Data) -> None:
@@ -252,6 +325,9 @@ def _check_columns(source: Source, data: Data, split: str) -> None:
     for name in ("domain", "species", "site", "date"):
         if (column := getattr(columns, name)) is not None:
             wanted.append((f"data.columns.{name}", column, f", or null if the {name} is unknown"))
+    for name in ("colour_card", "scale_bar"):
+        if getattr(data, name):
+            wanted.append((f"data.columns.{name}", getattr(columns, name), f", or data.{name} to false"))
     wanted += [("data.targets", target, "") for target in data.targets]
     for key, column, otherwise in wanted:
         if column not in exist:

@@ -9,7 +9,6 @@ images as Pillow opens them.
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.dataset import BadImage, Dataset, decode
+from pipeline.dataset import BadImage, Dataset, content_of
 from pipeline.errors import WorkError
 
 AHEAD = 3
@@ -54,7 +53,7 @@ def load_batches(
 ) -> Generator[Batch]:
     """One batch per chunk of positions, in order; chunks are asked for as they are needed.
 
-    `hashes` [n] are the sha256 that the images should have ("" for one that is not there). Raises ChangedImage where
+    `hashes` [n] are what `content_of` the images should be ("" for one that is not there). Raises ChangedImage where
     they differ, and BadImage for an image that cannot be read unless `keep_bad` is set.
     """
 
@@ -81,19 +80,20 @@ def load_batches(
 
 
 def _read(dataset: Dataset, i: int, sha256: str | None) -> Image.Image:
-    """Image i, decoded. Raises BadImage, or ChangedImage if its bytes are not those expected."""
+    """Image i, decoded and corrected. Raises BadImage, or ChangedImage if its bytes are not those expected."""
     try:
-        encoded = dataset.image_bytes(i)
+        encoded = dataset.encoded(i)
     except BadImage as error:
         if sha256:
             raise ChangedImage(f"{error} It could be read when the data were hashed.") from error
         raise
-    if sha256 is not None and hashlib.sha256(encoded).hexdigest() != sha256:
-        raise ChangedImage(f"{dataset.where(i)}: the image is not the one that was there when the data were hashed.")
-    try:
-        return decode(encoded)
-    except Exception:  # Pillow's decoders raise errors of many kinds
-        return dataset.image(i)  # raises BadImage, which names the place
+    if sha256 is not None and content_of(encoded) != sha256:
+        raise ChangedImage(f"{dataset.where(i)}: {_parts(dataset)} not what was there when the data were hashed.")
+    return dataset.decode(i, encoded)
+
+
+def _parts(dataset: Dataset) -> str:
+    return "the image is" if len(dataset.image_columns) == 1 else "image, colour card or scale bar is"
 
 
 def _batch(positions: Sequence[int], futures: Sequence[Future[Loaded]], blank: Tensor) -> Batch:

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.config import Backbone, Config, digest, token_kind
-from pipeline.dataset import BadImage, Dataset, known_signature
+from pipeline.config import Backbone, Config, Data, digest, token_kind
+from pipeline.dataset import BadImage, Dataset, content_of, known_signature
 from pipeline.errors import UserError, WorkError
 from pipeline.features.key import Ingredients
 from pipeline.layout import PROJECT, read_json, record_path, store_dir, write_json
@@ -37,7 +37,10 @@ Record = TypeVar("Record", "DataRecord", "WeightsRecord")
 
 @dataclass(frozen=True)
 class DataRecord:
-    """The images of a data set: `images[i]` is the sha256 of image i as it is encoded, `content` that of them all."""
+    """The images of a data set: `images[i]` is the `content_of` image i (its sha256), `content` the sha256 of them all.
+
+    Where images are corrected by a colour card or a scale bar, those are part of an image's content.
+    """
 
     signature: str
     content: str
@@ -87,7 +90,7 @@ def _hash_images(now: str, dataset: Dataset, threads: int) -> DataRecord:
 
     def sha256(i: int) -> str:
         try:
-            return hashlib.sha256(dataset.image_bytes(i)).hexdigest()
+            return content_of(dataset.encoded(i))
         except BadImage:
             return UNREADABLE  # whether that is allowed is for extraction to say
 
@@ -198,7 +201,18 @@ def ingredients(config: Config, data: DataRecord, weights: WeightsRecord) -> Ing
         cut=weights.n_blocks - blocks if kind == "cut" else 0,
         dtype=config.features.dtype,
         shard_size=config.features.shard_size,
+        correction=_correction(config.data),
     )
+
+
+def _correction(data: Data) -> str:
+    """What images are corrected by, in words that change with what it does to them; empty if by nothing."""
+    if not (data.colour_card or data.scale_bar):
+        return ""
+    from pipeline.correction import COLOURS, SCALE  # numpy and Pillow
+
+    scale = f"{SCALE}, canvas {data.canvas:g}"
+    return "; ".join([COLOURS] * data.colour_card + [scale] * data.scale_bar)
 
 
 def known_feature_key(config: Config, looks: str | None = None) -> str | None:

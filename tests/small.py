@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
+from pipeline.synthetic.beetles import IMAGE_COLUMNS
 
 SHARDS = 5
 """Of 8 images each."""
@@ -32,9 +33,9 @@ def make_small(generated: Path, folder: Path) -> Path:
         writer = csv.DictWriter(file, chosen[0])
         writer.writeheader()
         writer.writerows(chosen)
-    for row in chosen:
-        (folder / row["file_path"]).parent.mkdir(exist_ok=True)
-        shutil.copy2(generated / row["file_path"], folder / row["file_path"])
+    for name in {row[column] for row in chosen for column in IMAGE_COLUMNS}:
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy2(generated / name, folder / name)
     return table
 
 
@@ -54,10 +55,10 @@ def small_config(table: Path, clip: Path, root: Path, **sections: Any) -> Config
     return Config.model_validate(values)
 
 
-def image_files(table: Path) -> list[Path]:
+def image_files(table: Path, column: str = "file_path") -> list[Path]:
     """The images' files in the order of the table."""
     with table.open(newline="") as file:
-        return [table.parent / row["file_path"] for row in csv.DictReader(file)]
+        return [table.parent / row[column] for row in csv.DictReader(file)]
 
 
 # ---------------------------------------------------------------- processes

@@ -52,12 +52,17 @@ FROZEN: Tree = {
     "model.pool": "mean",
     "data.columns.site": "siteID",
     "data.columns.date": "collectDate",
+    "data.columns.colour_card": "colorpicker_full_path",
+    "data.columns.scale_bar": "scalebar_full_path",
     "data.targets": ["SPEI_30d", "SPEI_1y", "SPEI_2y"],
     "data.split.kind": "source",
     "data.split.train": "train",
     "data.split.validation": "validation",
     "data.split.test": "test",
     "data.on_bad_image": "error",
+    "data.colour_card": False,
+    "data.scale_bar": False,
+    "data.canvas": 5.0,
     "data.permute_targets": False,
     "backbone.kind": "open_clip",
     "backbone.name": "hf-hub:imageomics/bioclip-2",
@@ -207,10 +212,11 @@ def test_early_stopping_and_clipping_are_off_unless_asked_for() -> None:
 # ---------------------------------------------------------------- science and resources
 # Between them these name every key of every kind.
 PLACES: Tree = {"domain": "domainID", "site": "siteID", "date": "collectDate"}
+BESIDE: Tree = {"columns": {"colour_card": "card", "scale_bar": "bar"}}
 BASES: list[Tree] = [
     {
         "experiment": "x",
-        "data": {"split": {"kind": "folds", "n": 7, "fold": 2}},
+        "data": {"split": {"kind": "folds", "n": 7, "fold": 2}, **BESIDE},
         "backbone": {"kind": "open_clip"},
         "model": {"encoder": {"kind": "lora"}, "domain_embedding": True, "head": {"kind": "mlp"}},
     },
@@ -236,6 +242,9 @@ BASES: list[Tree] = [
     },
     {"experiment": "x", "data": {"split": {"kind": "domains"}, "columns": PLACES}, "calibrate": {"kind": "emos"}},
     {"experiment": "x", "data": {"split": {"kind": "sites"}, "columns": PLACES}},
+    {"experiment": "x", "data": BESIDE, "backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "finetuned"}}},
+    {"experiment": "x", "data": BESIDE, "backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "patch_convs"}}},
+    {"experiment": "x", "data": BESIDE, "backbone": {"kind": "pixels"}, "model": {"head": {"kind": "ridge"}}},
 ]
 # What another value of a key may be, where its type does not tell.
 OTHERS: Tree = {
@@ -448,6 +457,9 @@ def test_equal_numbers_written_differently_are_the_same_trial() -> None:
         ({"data": {"targets": ["a", "a"]}}, "none of them twice"),
         ({"data": {"split": {"kind": "folds", "n": 4, "fold": 4}}}, "folds count from 0 to 3"),
         ({"data": {"split": {"kind": "folds", "n": 2}}}, "greater than or equal to 3"),
+        ({"data": {"colour_card": True}}, r"colour_card true needs columns\.colour_card: name the column"),
+        ({"data": {"scale_bar": True}}, r"scale_bar true needs columns\.scale_bar: name the column"),
+        ({"data": {"canvas": 0}}, "greater than 0"),
         ({"task": "beatles"}, "the tasks are: beetles"),
         ({"experiment": "../elsewhere"}, "pattern"),
         ({"model": {"head": {"kind": "ridge"}, "encoder": {"kind": "lora"}}}, "encoder.kind frozen"),

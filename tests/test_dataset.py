@@ -186,6 +186,30 @@ def test_an_unreadable_image_is_named_with_file_line_and_column(tmp_path: Path, 
     assert data.image(1).size == (30, 40)
 
 
+@pytest.mark.parametrize("name", ["colour_card", "scale_bar"])
+@pytest.mark.parametrize("damage", ["absent", "not an image", "empty cell"])
+def test_a_card_or_bar_that_cannot_be_read_makes_its_image_bad_and_is_named(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    cells = ["b.png", "" if damage == "empty cell" else "c.png", "b.png", "b.png", "b.png"]
+    rows = [f"{row},{cell}" for row, cell in zip(ROWS, cells, strict=True)]
+    if damage == "not an image":
+        (tmp_path / "c.png").write_bytes(b"no image")
+    data = load(tmp_path, rows, f"{HEADER},beside", columns={name: "beside"}, **{name: True})
+    thing = name.replace("_", " ")
+    with pytest.raises(BadImage, match=rf"line 3: the {thing} in column beside cannot be read: .*without the image"):
+        data.image(1)
+    assert data.image(0).mode == "RGB"
+
+
+def test_a_column_of_cards_that_is_not_there_is_refused_only_where_cards_are_used(tmp_path: Path) -> None:
+    assert load(tmp_path, columns={"colour_card": "cards"}).image(0).mode == "L"
+    with pytest.raises(
+        UserError, match=r"no column 'cards' \(data\.columns\.colour_card\).*or data\.colour_card to false"
+    ):
+        load(tmp_path, columns={"colour_card": "cards"}, colour_card=True)
+
+
 # ---------------------------------------------------------------- identity
 def test_the_signature_is_the_same_with_and_without_the_table_and_blind_to_the_fold(tmp_path: Path) -> None:
     data = write(tmp_path, ROWS)

@@ -40,6 +40,7 @@ DRIVER = """
 import importlib.util, json, sys
 from PIL import Image
 folders, events, said = json.load(open(sys.argv[1])), json.load(open(sys.argv[2])), {}
+sys.path.append(folders[0])  # each has the same correction.py
 for folder in folders:
     spec = importlib.util.spec_from_file_location("model", folder + "/model.py")
     module = importlib.util.module_from_spec(spec)
@@ -48,7 +49,7 @@ for folder in folders:
     model.load()
     for event, (domain, files, species) in events.items():
         known = {"domainID": domain and int(domain), "scientificName": float("nan") if species is None else species}
-        cards = {"colorpicker_img": None, "scalebar_img": None}
+        cards = {"colorpicker_img": Image.open(sys.argv[4]), "scalebar_img": Image.open(sys.argv[5])}
         points = [{"relative_img": Image.open(f), **cards, **known} for f in files]
         said[folder][event] = model.predict(points)
         assert all(type(v) is float for each in said[folder][event].values() for v in each.values())
@@ -137,6 +138,16 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path
     return found
 
 
+def beside(folder: Path) -> tuple[Path, Path]:
+    """The colour card and the scale bar of all of them, drawn if they are not there."""
+    card, bar = folder / "card.png", folder / "bar.png"
+    if not bar.exists():
+        Image.new("RGB", (48, 24), (120, 90, 60)).save(card)
+        stripes = np.where(np.arange(200) // 10 % 2 == 0, 20, 220).astype("uint8")
+        Image.fromarray(np.repeat(stripes[None], 16, 0)).save(bar)
+    return card, bar
+
+
 METHODS = {
     "frozen": (),
     "finetune": ("loss.kind=crps", "model.pool=precision"),
@@ -145,6 +156,7 @@ METHODS = {
     "dinov2": ("loss.kind=nll",),
     "mean_rgb": ("calibrate.kind=spread",),
     "pixels": ("model.head.kind=mlp", "train.sample=events", "model.pool=attention", "loss.kind=crps"),
+    "augmentation": ("data.colour_card=true", "data.scale_bar=true", "loss.kind=crps"),
     "climatology": (),
     "metadata": (),
 }
@@ -154,7 +166,8 @@ def forecasts(trials: list[TrialDir], photographs: dict[str, list[Path]]) -> dic
     """What `carabid predict --event` says; of several trials the equal mixture."""
     said = {}
     for event, (domain, _, species) in EVENTS.items():
-        origin = Origin(domain, () if species is None else (species,))
+        card, bar = beside(photographs[event][0].parent)
+        origin = Origin(domain, () if species is None else (species,), card, bar)
         members = [predict_event(trial.path, photographs[event], origin, "cpu") for trial in trials]
         said[event] = {target: mixture([member[target] for member in members]) for target in members[0]}
     return said
@@ -174,6 +187,7 @@ def submitted(folders: list[Path], photographs: dict[str, list[Path]], python: P
     (here / "folders.json").write_text(json.dumps([str(folder) for folder in folders]))
     (here / "events.json").write_text(json.dumps(events))
     files = [str(here / name) for name in ("folders.json", "events.json", "answer.json")]
+    files += map(str, beside(next(iter(photographs.values()))[0].parent))
     command = [str(python), "-c", DRIVER, *files]
     done = subprocess.run(
         command,

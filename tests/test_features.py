@@ -38,6 +38,7 @@ any_ingredients = st.builds(
     dtype=st.sampled_from(["bf16", "fp32"]),
     shard_size=st.integers(1, 4096),
     format=st.integers(1, 3),
+    correction=text,
 )
 
 
@@ -51,6 +52,11 @@ def test_keys_are_equal_exactly_where_the_ingredients_are(one: Ingredients, othe
 def test_each_single_ingredient_changes_the_key(one: Ingredients, other: Ingredients, name: str) -> None:
     mixed = replace(one, **{name: getattr(other, name)})
     assert (mixed.key() != one.key()) == (getattr(one, name) != getattr(other, name))
+
+
+def test_without_a_correction_a_key_is_what_it_was_before_there_were_any() -> None:
+    assert "correction" not in MADE_OF.as_dict()
+    assert MADE_OF.key() == "13450c4f5fb0a3fe" != replace(MADE_OF, correction="x").key()
 
 
 def key_of(config: Config, data: str = "data", **weights: Any) -> str:
@@ -67,6 +73,7 @@ def config_with(**sections: Any) -> Config:
     return Config.model_validate({"experiment": "x", **sections})
 
 
+BESIDE = {"columns": {"colour_card": "card", "scale_bar": "bar"}}
 LORA = {"encoder": {"kind": "lora", "blocks": 4}}
 
 
@@ -78,6 +85,8 @@ LORA = {"encoder": {"kind": "lora", "blocks": 4}}
         {"backbone": {"kind": "dinov2"}},
         {"model": {"encoder": {"kind": "patch_convs"}}},
         {"model": {"encoder": {"kind": "finetuned"}}},
+        {"data": {"colour_card": True, **BESIDE}},
+        {"data": {"scale_bar": True, **BESIDE}},
     ],
     ids=str,
 )
@@ -109,6 +118,7 @@ def test_data_and_backbone_change_the_key(change: dict[str, str]) -> None:
         {"paths": {"features": "elsewhere"}, "experiment": "y"},
         {"data": {"targets": ["one"], "on_bad_image": "skip", "permute_targets": True, "source": "another"}},
         {"data": {"split": {"kind": "folds", "fold": 2}}},
+        {"data": {"canvas": 3, **BESIDE}},
         {"model": {**LORA, "normalize": False, "domain_embedding": True}},
         {"model": {"encoder": {**LORA["encoder"], "r": 8, "dora": False}}},
         {"model": {"encoder": {"kind": "finetuned", "blocks": 4}}},

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.dataset import BadImage, Dataset, decode
+from pipeline.dataset import BadImage, Dataset
 from pipeline.images import AHEAD, ChangedImage, load_batches
 
 
@@ -30,27 +30,22 @@ class Photos(Dataset):
     """A data set that is a list of encoded images; None is one that is not there."""
 
     def __init__(self, encoded: list[bytes | None]) -> None:
-        object.__setattr__(self, "encoded", encoded)
+        object.__setattr__(self, "files", encoded)
         object.__setattr__(self, "read", [])
 
-    encoded: list[bytes | None]
+    image_column = "photo"
+    files: list[bytes | None]
     read: list[int]
 
     def where(self, i: int) -> str:
         return f"photo {i}"
 
-    def image_bytes(self, i: int) -> bytes:
+    def image_bytes(self, i: int, column: str | None = None) -> bytes:
         self.read.append(i)
-        found = self.encoded[i]
+        found = self.files[i]
         if found is None:
             raise BadImage(f"photo {i} is not there")
         return found
-
-    def image(self, i: int) -> Image.Image:
-        try:
-            return decode(self.image_bytes(i))
-        except OSError as error:
-            raise BadImage(f"photo {i} is damaged") from error
 
 
 def slow_transform(image: Image.Image) -> Tensor:
@@ -88,7 +83,8 @@ def test_a_bad_image_is_zeros_and_a_message_for_who_wants_that_and_an_error_for_
     photos = Photos([png(7), None, png(8), png(9)[:-30], b""])
     (batch,) = load_batches(photos, [[0, 1, 2, 3]], slow_transform, 2, keep_bad=True)
     assert batch.images.flatten().tolist() == [7, 0, 8, 0]
-    assert batch.bad == {1: "photo 1 is not there", 3: "photo 3 is damaged"}
+    assert list(batch.bad) == [1, 3] and batch.bad[1] == "photo 1 is not there"
+    assert batch.bad[3].startswith("photo 3: the image in column photo cannot be read: ")
     (all_bad,) = load_batches(photos, [[4, 1]], slow_transform, 2, keep_bad=True)
     assert all_bad.images.shape == (2, 1, 1, 1) and len(all_bad.bad) == 2
     with pytest.raises(BadImage, match="photo 1"):

@@ -183,6 +183,19 @@ def test_old_row_groups_are_dropped_but_not_the_last_two(
     assert group_reads == [0, 1, 2, 0]
 
 
+def test_each_column_of_images_keeps_its_last_two_row_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_reads: list[int]
+) -> None:
+    """A card is read after each image: the two columns must not push each other out."""
+    monkeypatch.setattr("pipeline.sources.parquet.CACHED_BYTES", 1)
+    cells = [{"bytes": image, "path": ""} for image in IMAGES]
+    pq.write_table(pa.table({"img": cells, "card": cells[::-1]}), tmp_path / "a.parquet", row_group_size=2)
+    source = make_source(tmp_path / "a.parquet")
+    for row in (0, 1, 2, 1, 3, 4, 5):
+        assert [source.image_bytes("train", row, name) for name in ("img", "card")] == [IMAGES[row], IMAGES[5 - row]]
+    assert group_reads == [0, 0, 1, 1, 2, 2]
+
+
 def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", [0, 1])
     path.write_bytes(path.read_bytes()[:-20])
@@ -304,7 +317,7 @@ def test_the_splits_and_signature_of_a_cached_hub_data_set_are_known_without_loa
     data = Data(source="owner/my_name", revision=SHA, columns=Columns(image="img"))
     loaded = open_source(data)
     assert len(loaded.table("train")) == 3
-    expected = _signature(loaded, tuple(choose_splits(loaded.splits(), data)), "img")
+    expected = _signature(loaded, tuple(choose_splits(loaded.splits(), data)), ("img",))
     monkeypatch.setattr(HubSource, "_load", lambda self: pytest.fail("loaded"))
     assert known_signature(data) == expected
     assert known_signature(Data(source="owner/other")) is None
@@ -347,6 +360,19 @@ def test_the_signature_follows_the_files_and_nothing_else(tmp_path: Path) -> Non
     assert changed != before
     (tmp_path / "0.png").unlink()
     assert make_source(table).signature() not in (before, changed)
+
+
+def test_the_signature_follows_the_files_of_cards_only_where_cards_are_used(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.csv").write_text("img,card\na.png,c.png\n")
+    for name in ("a.png", "c.png"):
+        (tmp_path / name).write_bytes(IMAGES[0])
+    columns = Columns(image="img", colour_card="card")
+    both = [Data(source=str(tmp_path), columns=columns, colour_card=used) for used in (False, True)]
+    before = [known_signature(data) for data in both]
+    (tmp_path / "c.png").write_bytes(IMAGES[1] + b"longer")
+    after = [known_signature(data) for data in both]
+    assert after[0] == before[0] and len({*before, *after}) == 3 and None not in after
 
 
 def test_importing_sources_loads_no_heavy_library_and_a_csv_signature_needs_none(tmp_path: Path) -> None:

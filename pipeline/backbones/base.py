@@ -17,9 +17,6 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 
-WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
-"""Pillow's modes of 16-bit greyscale: `convert("RGB")` would clip them to white."""
-
 
 class Tail(nn.Module, ABC):
     """The blocks after a cut, with attention made of real linear layers: an independent trainable copy.
@@ -148,17 +145,6 @@ class Backbone(nn.Module, ABC):
         return UserError(
             f"{self.label} cannot be cut into trunk and tail: use its pooled embedding (model.encoder.kind: frozen)."
         )
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB; 16-bit grey is scaled (Pillow alone would clip it), transparency is dropped."""
-    if image.mode == "RGB":
-        return image
-    if image.mode in WIDE_MODES:
-        return image.convert("I").point(lambda value: value * (1 / 257)).convert("L").convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 def check_native(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

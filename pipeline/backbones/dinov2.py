@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from pipeline import config as configuration
 from pipeline import hub
-from pipeline.backbones.base import Backbone, Tail, check_native, seeded, to_rgb
+from pipeline.backbones.base import Backbone, Tail, check_native, seeded
+from pipeline.correction import to_rgb
 from pipeline.errors import UserError, WorkError
 
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")

@@ -26,7 +26,8 @@ from torchvision.transforms import Compose
 
 from pipeline import config as configuration
 from pipeline import hub
-from pipeline.backbones.base import Backbone, Tail, check_native, seeded, to_rgb
+from pipeline.backbones.base import Backbone, Tail, check_native, seeded
+from pipeline.correction import to_rgb
 from pipeline.errors import UserError, WorkError
 
 LOCAL, HUB = "local-dir:", "hf-hub:"

@@ -8,7 +8,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.backbones.base import Backbone, to_rgb
+from pipeline.backbones.base import Backbone
+from pipeline.correction import to_rgb
 
 
 class PixelsBackbone(Backbone):

@@ -18,7 +18,7 @@ class Ingredients:
     """Everything that features depend on and nothing else: equal ingredients, equal key, one store."""
 
     data: str
-    """sha256 over the images' own sha256, in order."""
+    """sha256 over the images' own sha256, in order; over those of their colour cards and scale bars too if they are used."""
     backbone: str
     """Kind of the backbone."""
     architecture: str
@@ -36,11 +36,13 @@ class Ingredients:
     shard_size: int
     """Images a shard."""
     format: int = FORMAT
+    correction: str = ""
+    """What colour card and scale bar do to the images, in words; empty if nothing."""
 
     def key(self) -> str:
         """16 hexadecimal digits."""
-        return digest(asdict(self))[:16]
+        return digest(self.as_dict())[:16]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON values, for the manifest."""
-        return asdict(self)
+        """As JSON values, for the manifest. Without a correction that there is not: stores from before have none."""
+        return {name: value for name, value in asdict(self).items() if name != "correction" or value}

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Data
+from pipeline.config import Data, image_columns
 from pipeline.errors import UserError
 from pipeline.sources.base import Source, encoded, named_files
 
@@ -71,8 +71,9 @@ class CsvSource(Source):
 
     def _image_files(self) -> Iterable[Path]:
         for split, header in self._headers.items():
-            if self.data.columns.image in header:
-                yield from named_files(self.image_names(split, self.data.columns.image), self.base)
+            for column in image_columns(self.data):
+                if column in header:
+                    yield from named_files(self.image_names(split, column), self.base)
 
     @cached_property
     def _loaded(self) -> tuple[dict[str, list[str]], dict[str, list[_Record]]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import hub
-from pipeline.config import Data
+from pipeline.config import Data, image_columns
 from pipeline.errors import NotFetched, UserError
 from pipeline.sources.arrow import is_plain, names_in, to_frame
 from pipeline.sources.base import Source, encoded, named_files
@@ -106,12 +106,13 @@ class DiskSource(_HuggingFaceSource):
         return [*tables, *self._image_files()]
 
     def _image_files(self) -> Iterable[Path]:
-        column = self.data.columns.image
-        if not any(_image_is_text(path, column) for path in self.folder.rglob("dataset_info.json")):
-            return  # known from the small JSON file, so that a signature need not import `datasets`
-        for split in self.splits():
-            if column in self.columns(split):
-                yield from named_files(self.image_names(split, column), self.base)
+        infos = list(self.folder.rglob("dataset_info.json"))
+        for column in image_columns(self.data):
+            if not any(_image_is_text(path, column) for path in infos):
+                continue  # known from the small JSON file, so that a signature need not import `datasets`
+            for split in self.splits():
+                if column in self.columns(split):
+                    yield from named_files(self.image_names(split, column), self.base)
 
 
 def _image_is_text(info: Path, column: str) -> bool:

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import Data
+from pipeline.config import Data, image_columns
 from pipeline.errors import UserError
 from pipeline.sources.arrow import is_plain, names_in, to_frame
 from pipeline.sources.base import Source, encoded, named_files
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 CACHED_BYTES = 1 << 30
-"""Row groups of images are kept up to this size together, and never fewer than two: threads straddle a border."""
+"""Row groups of images are kept up to this size together, and never fewer than two a column: threads straddle a border."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ class ParquetSource(Source):
 
     def _image_files(self) -> Iterable[Path]:
         for split, files in self._splits.items():
-            if self.data.columns.image in files.plain:
-                yield from named_files(self.image_names(split, self.data.columns.image), self.base)
+            for column in image_columns(self.data):
+                if column in files.plain:
+                    yield from named_files(self.image_names(split, column), self.base)
 
     def _n_rows(self, split: str) -> int:
         return self._splits[split].starts[-1]
@@ -166,7 +167,7 @@ class _RowGroups:
 
     def _drop_oldest(self) -> None:
         sizes = {key: future.result().nbytes for key, future in self._held.items() if future.done()}
-        for key in list(sizes)[:-2]:
+        for key in list(sizes)[: -2 * len({column for _, _, column in self._held})]:
             if sum(sizes.values()) <= CACHED_BYTES:
                 return
             del self._held[key], sizes[key]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
 from pipeline.config import Config, config_hash, token_kind
+from pipeline.correction import balance, rescale
 from pipeline.dataset import Dataset, decode
 from pipeline.device import choose_device, set_threads
 from pipeline.errors import NotFetched, UserError, WorkError
@@ -73,6 +74,9 @@ class Origin:
 
     domain: str | None = None
     species: tuple[str, ...] = ()
+    colour_card: Path | None = None
+    """The image of what was photographed beside the specimens, as is `scale_bar`."""
+    scale_bar: Path | None = None
 
     def columns(self, n: int) -> dict[str, list[str | None]]:
         """The columns of `n` specimens. Raises UserError for another number of names."""
@@ -89,7 +93,8 @@ def predict_files(
 
     The folder is looked for from the current one, then from the root, then as <experiment>/<trial> among what is trained.
     A domain that was not trained on is said on stderr and counts as unknown.
-    Raises UserError for a folder that is not a trial, and for a file that does not exist or is not a readable image.
+    Raises UserError for a folder that is not a trial, for a file that does not exist or is not a readable image, and
+    where the trial was trained on images corrected by a card or a bar that `origin` lacks.
     """
     trial = find_trial(folder)
     for said in _predict_each(trial, trained_config(trial), files, origin, device):
@@ -120,6 +125,7 @@ def _predict_each(
 ) -> Iterator[Predicted]:
     """What the model says of each file."""
     set_threads()
+    correct = _correction(config, origin)
     facts = load_facts(trial)
     metadata = facts.names.metadata(origin.columns(len(files)))
     if origin.domain is not None and origin.domain not in facts.domains:
@@ -132,7 +138,7 @@ def _predict_each(
     backbone = _load_backbone(config, trial)
     models = Models(load_model(config, trial, backbone).to(where), backbone.to(where), where)
     for i, file in enumerate(files):
-        images = backbone.transform(_open(file)).unsqueeze(0)
+        images = backbone.transform(correct(_open(file))).unsqueeze(0)
         yield _predict_batch(config, models, images, metadata[i : i + 1])
 
 
@@ -177,6 +183,32 @@ def _predict_batch(config: Config, models: Models, images: Tensor, metadata: Met
         cut = backbone.cut_before(blocks) if kind == "cut" else None
         features = compute_features(backbone, images.to(models.device), kind, cut)
         return models.model.predict(features, metadata.to(models.device)).cpu()
+
+
+def _correction(config: Config, origin: Origin) -> Callable[[Image.Image], Image.Image]:
+    """What makes new images like those that the trial was trained on. Raises UserError where it lacks card or bar."""
+    card, bar = (_reference(config, origin, name) for name in ("colour_card", "scale_bar"))
+
+    def correct(image: Image.Image) -> Image.Image:
+        image = balance(image, card) if card else image
+        return rescale(image, bar, config.data.canvas) if bar else image
+
+    return correct
+
+
+def _reference(config: Config, origin: Origin, name: Literal["colour_card", "scale_bar"]) -> Image.Image | None:
+    """The card or the bar if the trial was trained with it. Raises UserError where it was and there is none."""
+    used: bool = getattr(config.data, name)
+    file: Path | None = getattr(origin, name)
+    thing, option = name.replace("_", " "), f"--{name.replace('_', '-')}"
+    if used and file is None:
+        raise UserError(
+            f"this trial was trained on images corrected by their {thing} (data.{name}): name the image of the one that was "
+            f"photographed with these, {option} FILE, or predict with a trial that was trained without"
+        )
+    if file is not None and not used:
+        print(f"carabid: {option} is not used: this trial was trained without it (data.{name})", file=sys.stderr)
+    return _open(file) if used and file is not None else None
 
 
 def _open(file: Path) -> Image.Image:

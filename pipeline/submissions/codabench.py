@@ -1,7 +1,7 @@
 """The export of trained trials as a submission to the challenge's platform: a folder that needs nothing of this package.
 
-`model.py` is this folder's `model.py` as it stands; `submission.json` says what its members are made of, `weights.pt` holds their
-tensors: adapters merged into plain weights, under the names of the backbone's own library.
+`model.py` is this folder's `model.py` as it stands, and `correction.py` the package's; `submission.json` says what the members
+are made of, `weights.pt` holds their tensors: adapters merged into plain weights, under the names of the backbone's own library.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline import correction
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone, Tail
 from pipeline.config import Backbone as BackboneConfig
@@ -78,11 +79,19 @@ def _shared_backbone(trials: Sequence[Path], configs: Sequence[Config], with_bac
     """The backbone of all trials. Raises UserError if they have not one, or if it can only travel in the folder."""
     first = configs[0].backbone
     for trial, config in zip(trials, configs, strict=True):
-        if config.backbone != first:
-            raise UserError(f"{trial} is trained on another backbone than {trials[0]}: an exported ensemble shares one")
+        if config.backbone != first or _correction(config) != _correction(configs[0]):
+            raise UserError(
+                f"{trial} is trained on another backbone than {trials[0]}, or on images corrected otherwise: an exported "
+                "ensemble shares both"
+            )
     if not with_backbone and not _is_public(first):
         raise UserError(f"the platform cannot fetch the backbone ({first}): it is here alone; add --with-backbone")
     return load_backbone(first)
+
+
+def _correction(config: Config) -> Spec:
+    """What is done to an image before the backbone's transform."""
+    return {"colour_card": config.data.colour_card, "scale_bar": config.data.scale_bar, "canvas": config.data.canvas}
 
 
 def _is_public(backbone: BackboneConfig) -> bool:
@@ -100,6 +109,7 @@ def _write(folder: Path, members: Sequence[Member], backbone: Backbone, with_bac
     """All files of the submission."""
     states = _with_same_tails([_state(member) for member in members], backbone)
     shutil.copyfile(Path(__file__).with_name("model.py"), folder / "model.py")
+    shutil.copyfile(Path(correction.__file__), folder / "correction.py")
     base = _native(backbone) if with_backbone else {}
     torch.save({"backbone": base, "members": states}, folder / "weights.pt")
     config = members[0].config
@@ -107,6 +117,7 @@ def _write(folder: Path, members: Sequence[Member], backbone: Backbone, with_bac
         folder / "submission.json",
         {
             "targets": list(TARGETS),
+            "correction": _correction(config),
             "backbone": _backbone_spec(config, backbone),
             "members": [_member_spec(member, backbone) for member in members],
         },

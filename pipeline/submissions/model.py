@@ -1,7 +1,8 @@
 """A forecaster of drought from photographs of beetles, as the challenge's platform calls it: `Model().load()`, `.predict(…)`.
 
-This file stands alone: `carabid export` copies it beside `submission.json` (what the members are made of) and `weights.pt`
-(plain tensors). It imports torch, numpy and Pillow, and what the backbone needs: open_clip or transformers; LightGBM for trees.
+This file stands alone: `carabid export` copies it beside `correction.py` (what is done to images first), `submission.json` (what
+the members are made of) and `weights.pt` (plain tensors). It imports torch, numpy and Pillow, and what the backbone needs:
+open_clip or transformers; LightGBM for trees.
 An event's forecast is pooled from what each member says of its specimens, calibrated, and averaged over the members.
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from correction import balance, rescale, to_rgb  # correction.py, beside this file
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +26,6 @@ HERE = Path(__file__).resolve().parent
 BATCH = 32
 MIN_SIGMA = 1e-3
 """The platform rounds to four decimals: a smaller sigma could become 0."""
-WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 Point = Mapping[str, Any]
 """One specimen, as the platform hands it over."""
@@ -40,6 +41,7 @@ class Model:
         self.spec = json.loads((HERE / "submission.json").read_text())
         weights = torch.load(HERE / "weights.pt", map_location="cpu", weights_only=True)
         self.backbone = make_backbone(self.spec["backbone"], weights["backbone"], self.device)
+        self.backbone.correction = self.spec["correction"]
         states = zip(self.spec["members"], weights["members"], strict=True)
         self.members = [make_member(spec, state, self.backbone, self.device) for spec, state in states]
 
@@ -286,26 +288,26 @@ def moments(output: Mapping[str, Any], raw: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # ---------------------------------------------------------------- backbones
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB; 16-bit grey is scaled, transparency is dropped."""
-    if image.mode == "RGB":
-        return image
-    if image.mode in WIDE_MODES:
-        return image.convert("I").point(lambda value: value * (1 / 257)).convert("L").convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
 class Backbone:
     """A network that embeds images, in fp32; members put the tails that they have trained into it."""
+
+    correction: Mapping[str, Any]
+    """Whether images are corrected by card and bar, and the canvas of the latter."""
 
     def __init__(self, module: nn.Module, transform: Callable[[Image.Image], Tensor], device: torch.device) -> None:
         self.module, self.to_input = module.float().requires_grad_(False).eval().to(device), transform
 
     def transform(self, datapoints: Sequence[Point]) -> Tensor:
         """Specimens → the network's input [B, 3, H, W]."""
-        return torch.stack([self.to_input(to_rgb(point["relative_img"])) for point in datapoints])
+        return torch.stack([self.to_input(to_rgb(self._corrected(point))) for point in datapoints])
+
+    def _corrected(self, point: Point) -> Image.Image:
+        """A specimen's image, by the card and the bar that were photographed with it, where the members learned so."""
+        image: Image.Image = point["relative_img"]
+        image = balance(image, point["colorpicker_img"]) if self.correction["colour_card"] else image
+        return (
+            rescale(image, point["scalebar_img"], self.correction["canvas"]) if self.correction["scale_bar"] else image
+        )
 
     def put(self, tail: Mapping[str, Tensor]) -> None:
         """Weights of a member's tail, under the library's names."""

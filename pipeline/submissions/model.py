@@ -151,7 +151,7 @@ class ClimatologyMember(Member):
         return mean, variance, np.zeros_like(mean)
 
     def _moments(self, row: int) -> tuple[Any, Any]:
-        alike = self.domain == row
+        alike = (self.domain == row) & (row < len(self.spec["names"]["domains"]))
         chosen = self.targets[alike] if alike.sum() >= self.spec["min_events"] else self.targets
         return chosen.mean(0), chosen.var(0, ddof=1).clip(1e-6)
 
@@ -163,7 +163,8 @@ class TreesMember(Member):
         from lightgbm import Booster
 
         super().__init__(spec)
-        self.boosters = [Booster(model_str=bytes(text.numpy()).decode()) for text in state.values()]
+        texts = [bytes(state[f"target_{i}"].numpy()).decode() for i in range(len(state))]
+        self.boosters = [Booster(model_str=text) for text in texts]
 
     def say(self, datapoints: Sequence[Point]) -> tuple[Any, Any, Any]:
         names = self.names(datapoints)
@@ -250,7 +251,8 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.value, self.gate, self.score = nn.Linear(width, hidden), nn.Linear(width, hidden), nn.Linear(hidden, 1)
+        self.value, self.gate = nn.Linear(width, hidden), nn.Linear(width, hidden)
+        self.score = nn.Linear(hidden, 1, bias=False)
 
     def forward(self, embedding: Tensor) -> Tensor:
         out: Tensor = self.score(torch.tanh(self.value(embedding)) * torch.sigmoid(self.gate(embedding)))

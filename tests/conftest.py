@@ -45,7 +45,7 @@ class Assets:
     def overrides(self, method: str) -> tuple[str, ...]:
         """What makes a config of configs/beetles run on these, quickly."""
         name = f"{self.dinov2}" if method == "dinov2" else f"local-dir:{self.clip}"
-        backbone = () if method in ("mean_rgb", "pixels") else (f"backbone.name={name}",)
+        backbone = () if method in ("mean_rgb", "pixels", "climatology", "metadata") else (f"backbone.name={name}",)
         return (
             f"data.source={self.data}",
             *backbone,

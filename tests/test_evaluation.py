@@ -122,7 +122,8 @@ def test_predict_forecasts_an_event_as_evaluation_does(
 ) -> None:
     from pipeline.tasks import load_task
 
-    config = config_of("baseline", *SMALL, f"loss.kind={loss}", "model.pool=precision")
+    pool = "mean" if loss == "mse" else "precision"
+    config = config_of("baseline", *SMALL, f"loss.kind={loss}", f"model.pool={pool}")
     trial = finished(config)
     evaluate.run(config, trial)
     table = load_task("beetles").load(config.data)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import scoringrules
@@ -10,7 +13,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import integrate, stats
 
-from pipeline.metrics.calibration import MIN_EVENTS, Calibration, Forecast, fit_calibration, fit_parts
+from pipeline.metrics.calibration import (
+    MIN_EVENTS,
+    Calibration,
+    Forecast,
+    Spread,
+    fit_calibration,
+    fit_parts,
+    fit_spread,
+    load_calibration,
+)
 from pipeline.metrics.probabilistic import LEVELS, MIN_SIGMA, coverage, crps, pit, pit_histogram, rms
 
 Array = NDArray[np.float64]
@@ -164,3 +176,36 @@ def test_events_of_new_domains_are_calibrated_apart_where_there_are_enough() -> 
 def test_a_calibration_needs_events() -> None:
     with pytest.raises(ValueError, match="held-out events"):
         fit_calibration(np.zeros(0), forecast_of(np.zeros(0), np.zeros(0), np.zeros(0)))
+
+
+# ---------------------------------------------------------------- spread: what calibration is compared with
+def spreads(*values: float) -> Forecast:
+    """Forecasts of 1 of events whose specimens differ by so much."""
+    n = len(values)
+    return Forecast(np.ones(n), np.full(n, 7.0), np.full(n, 3.0), np.array(values))
+
+
+def test_the_spread_of_specimens_is_their_sd_and_a_single_one_gets_the_usual_one() -> None:
+    """(mistake 9: NaN for a single specimen)"""
+    fitted = fit_spread(np.zeros(4), spreads(0.2, 0.6, np.nan, 0.4))
+    assert fitted.alone == pytest.approx(0.4) and fitted.events == 4
+    mu, sigma = fitted(spreads(0.7, np.nan, 0.0))
+    assert mu.tolist() == [1, 1, 1] and sigma == pytest.approx([0.7, 0.4, MIN_SIGMA])
+
+
+def test_where_every_held_out_event_has_one_specimen_their_errors_tell_what_is_usual() -> None:
+    assert fit_spread(np.array([1.0, 3.0]), spreads(np.nan, np.nan)).alone == pytest.approx(np.sqrt(2))
+
+
+def test_known_and_new_domains_have_the_same_spread_and_none_is_borrowed() -> None:
+    known = np.array([True, False, True])
+    parts = fit_parts(np.zeros(3), spreads(0.2, 0.4, np.nan), known, ~known, "spread")
+    assert parts["in_domain"] == parts["out_of_domain"] == Spread(pytest.approx(0.3), 3)  # type: ignore[arg-type]
+    assert not parts["out_of_domain"].of_all
+
+
+@pytest.mark.parametrize(
+    "calibration", [Calibration(0.1, 2.0, 0.3, 0.9, 50, True), Calibration(1.0, 0.0), Spread(0.25, 9), Spread(0.0)]
+)
+def test_a_calibration_is_the_same_after_it_was_written_as_json(calibration: Calibration | Spread) -> None:
+    assert load_calibration(json.loads(json.dumps(asdict(calibration)))) == calibration

@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 import scoringrules
 from PIL import Image
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.config import Config
 from pipeline.errors import UserError, WorkError
 from pipeline.layout import TrialDir, experiment_dir, read_json, write_json
@@ -116,24 +118,31 @@ def test_predict_prints_what_evaluation_predicts(
         assert float(printed[target]) == pytest.approx(value, abs=1e-3)
 
 
-@pytest.mark.parametrize("loss", ["mse", "crps"])
-def test_predict_forecasts_an_event_as_evaluation_does(
-    config_of: MakeConfig, root: Path, tmp_path: Path, loss: str
-) -> None:
+POOLS = {
+    "mean": ("loss.kind=mse",),
+    "precision": ("loss.kind=crps",),
+    "attention": ("loss.kind=crps", "train.sample=events", "optim.lr=1e-2", "model.species_embedding=true"),
+}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_predict_forecasts_an_event_as_evaluation_does(config_of: MakeConfig, tmp_path: Path, pool: str) -> None:
     from pipeline.tasks import load_task
 
-    config = config_of("baseline", *SMALL, f"loss.kind={loss}", "model.pool=precision")
+    config = config_of("baseline", *SMALL, f"model.pool={pool}", *POOLS[pool])
     trial = finished(config)
     evaluate.run(config, trial)
     table = load_task("beetles").load(config.data)
     test = table.table[table.table["split"] == "test"]
     event = test["event"].value_counts().index[0]
-    files = []
+    files: list[Path] = []
     for row in test.index[test["event"] == event]:
         files.append(tmp_path / f"{row}.png")
         table.image(row).save(files[-1])
-    domain = test["domain"][test["event"] == event].iloc[0]
-    done = carabid("predict", "--event", trial.path, *files[::-1], "--domain", domain, root=root)
+    rows = test[test["event"] == event][::-1]
+    species = [option for name in rows["species"] for option in ("--species", name)]
+    arguments = ["predict", "--event", str(trial.path), *map(str, files[::-1]), "--domain", rows["domain"].iloc[0]]
+    done = CliRunner().invoke(app, [*arguments, *species], catch_exceptions=False)
     printed = {name: (mu, sigma) for name, mu, sigma in re.findall(r"(\w+)=(-?[\d.]+) ± ([\d.]+)", done.stdout)}
     expected = pd.read_parquet(trial.events).query("group == @event")
     assert expected["n"].tolist() == [len(files)] * 3 and len(files) > 1

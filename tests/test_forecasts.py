@@ -96,6 +96,21 @@ def test_a_forecast_does_not_depend_on_the_order_of_specimens(random: Any) -> No
         np.testing.assert_allclose(together[name], together[f"{name}_other"], rtol=1e-9)
 
 
+def test_an_event_has_the_mean_and_sd_of_its_specimens_and_what_weighs_more_counts_more() -> None:
+    rows = table(1, 0).iloc[[0, 0, 0]].assign(event=["one", "two", "two"])
+    predicted = Prediction(
+        *(
+            np.array(column, "float32")
+            for column in ([[5, 1], [0, 0], [4, 2]], [[9, 1], [1, 1], [4, 4]], [[7, 0], [0, 0], [0, np.log(3)]])
+        )
+    )
+    one, two = event_table(specimen_table(rows, TARGETS, predicted), TARGETS).to_dict("records")
+    assert (one["n"], one["a_mean"], one["a_variance"]) == (1, 5, 9) and np.isnan(one["a_spread"])
+    assert (two["n"], two["a_mean"], two["b_mean"]) == (2, 2, pytest.approx(1.5))
+    assert two["a_variance"] == pytest.approx(1.5**2) and two["b_variance"] == pytest.approx(1.75**2)
+    assert two["a_spread"] == pytest.approx(np.std([0, 4], ddof=1)) and two["b_spread"] == pytest.approx(np.sqrt(2))
+
+
 def test_each_target_has_the_scores_of_its_events_in_known_and_in_new_domains() -> None:
     rows = table(60, 3)
     _, events = forecasts(rows, predictions(rows, 4))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from pipeline.backbones import load_backbone
+from pipeline.cli import app
 from pipeline.config import Config, config_hash
 from pipeline.errors import UserError, WorkError
 from pipeline.experiment import dump_config
@@ -23,9 +26,12 @@ from pipeline.stages.predict import Origin
 @pytest.fixture
 def trial(config_of: Callable[..., Config], tmp_path: Path) -> TrialDir:
     """A trial with a model, as it was drawn."""
-    config, folder = config_of("frozen"), TrialDir(tmp_path / "trial")
-    backbone = load_backbone(config.backbone)
-    facts = Facts(config.data.targets, Names(("1", "3")), backbone.embed_dim, backbone.weights_hash(), None, "key")
+    return drawn(config_of("frozen"), Names(("1", "3")), tmp_path / "trial")
+
+
+def drawn(config: Config, names: Names, path: Path) -> TrialDir:
+    folder, backbone = TrialDir(path), load_backbone(config.backbone)
+    facts = Facts(config.data.targets, names, backbone.embed_dim, backbone.weights_hash(), None, "key")
     save_model(make_model(config, facts, backbone), facts, folder)
     write_text(folder.config, dump_config(config))
     write_json(folder.trained, {"config_hash": config_hash(config)})
@@ -131,6 +137,41 @@ def test_a_domain_that_was_not_trained_on_is_predicted_as_unknown_and_said_once(
     assert [line for line in said if "nowhere" in line and "1, 3" in line] == said and len(said) == 1
     predicted(trial.path, tmp_path, "3")
     assert capsys.readouterr().err == ""
+
+
+@pytest.fixture
+def of_species(config_of: Callable[..., Config], tmp_path: Path) -> TrialDir:
+    """A trial whose model knows two species, as it was drawn."""
+    names = Names(("1",), ("Carabus nemoralis", "Harpalus affinis"))
+    return drawn(config_of("frozen", "model.species_embedding=true"), names, tmp_path / "of species")
+
+
+def said_of(trial: TrialDir, tmp_path: Path, n: int, *species: str) -> list[float]:
+    """The first target of the same image, n times, called these names by the command line."""
+    (tmp_path / "x.png").write_bytes(encoded("PNG"))
+    named = [option for name in species for option in ("--species", name)]
+    arguments = ["predict", str(trial.path), *[str(tmp_path / "x.png")] * n, *named, "--device", "cpu"]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return [float(re.findall(r"SPEI_30d=(-?[\d.]+)", line)[0]) for line in done.stdout.splitlines()]
+
+
+def test_one_name_is_of_all_images_and_several_are_of_each(of_species: TrialDir, tmp_path: Path) -> None:
+    carabus, harpalus = "Carabus nemoralis", "Harpalus affinis"
+    one, same = said_of(of_species, tmp_path, 2, carabus)
+    assert one == same
+    first, second = said_of(of_species, tmp_path, 2, carabus, harpalus)
+    assert first == one != second and said_of(of_species, tmp_path, 1, harpalus) == [second]
+    assert said_of(of_species, tmp_path, 1) == said_of(of_species, tmp_path, 1, "Pterostichus melanarius")
+    assert said_of(of_species, tmp_path, 1)[0] not in (first, second)
+
+
+@pytest.mark.parametrize("event", [False, True])
+def test_another_number_of_names_than_of_images_is_refused(trial: TrialDir, tmp_path: Path, event: bool) -> None:
+    (tmp_path / "x.png").write_bytes(encoded("PNG"))
+    with pytest.raises(UserError, match="2 names for 3 images: give one --species for all, or one for each"):
+        how = predict.predict_event if event else predict.predict_files
+        list(how(trial.path, [tmp_path / "x.png"] * 3, Origin(species=("Carabus a", "Carabus b")), "cpu"))
 
 
 def test_a_trial_is_found_from_any_folder(

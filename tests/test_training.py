@@ -204,8 +204,17 @@ def test_a_trained_trial_is_not_trained_again(
     assert trial.trained.stat().st_mtime_ns == before
 
 
-def test_told_to_stop_it_writes_a_checkpoint_and_goes_on_to_the_same_end(config_of: MakeConfig) -> None:
-    overrides = (*QUICK_LORA, *SLOW, "model.encoder.dropout=0.1", "train.epochs=4")
+OF_SETS = (
+    "train.sample=events", "train.max_specimens=3", "train.batch_size=16", "model.pool=attention", "risk.kind=group_dro",
+    "risk.step=0.1", "model.species_embedding=true", "augment.mixup_alpha=0", "augment.species_dropout=0.3", "loss.kind=crps",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("more", [(), OF_SETS], ids=["specimens", "sets"])
+def test_told_to_stop_it_writes_a_checkpoint_and_goes_on_to_the_same_end(
+    config_of: MakeConfig, more: tuple[str, ...]
+) -> None:
+    overrides = (*QUICK_LORA, *SLOW, "model.encoder.dropout=0.1", "train.epochs=4", *more)
     ends = []
     for name, stop_after in (("undisturbed", None), ("stopped", 2)):
         config = config_of("combined", *overrides, f"experiment={name}")
@@ -508,17 +517,10 @@ def test_ridge_picks_its_penalty_on_validation_and_predicts_in_target_units(
 
 
 def test_every_method_config_trains_and_evaluates_on_the_tiny_backbones(assets: Assets, root: Path) -> None:
-    for method in (
-        "frozen",
-        "finetune",
-        "baseline",
-        "dinov2",
-        "augmentation",
-        "lora",
-        "combined",
-        "mean_rgb",
-        "pixels",
-    ):
+    for path in sorted((PROJECT / "configs" / "beetles").glob("*.yaml")):
+        method = path.stem
+        if method == "silhouettes":  # of other data
+            continue
         more = QUICK_LORA if method in ("lora", "combined") else ()
         trial = load_experiment(
             f"configs/beetles/{method}.yaml", (*assets.overrides(method), "train.epochs=1", *more)

@@ -65,9 +65,9 @@ class Sets:
 def pool(parameters: Tensor, log_weights: Tensor, sets: Sets) -> Tensor:
     """Weighted means over each event's specimens: [B, n_targets, n] and log weights [B, n_targets] → [n_events, n_targets, n]."""
     n, numbers = len(sets.firsts), sets.numbers
-    highest = torch.full((n, log_weights.shape[1]), -torch.inf, device=log_weights.device)
+    highest = log_weights.new_full((n, log_weights.shape[1]), -torch.inf)
     highest = highest.scatter_reduce(0, numbers[:, None].expand_as(log_weights), log_weights.detach(), "amax")
     weights = (log_weights - highest[numbers]).exp()
     shares = weights / torch.zeros_like(highest).index_add(0, numbers, weights)[numbers]
-    out = torch.zeros(n, *parameters.shape[1:], device=parameters.device, dtype=parameters.dtype)
+    out = parameters.new_zeros(n, *parameters.shape[1:])
     return out.index_add(0, numbers, shares.unsqueeze(-1) * parameters)

@@ -17,7 +17,8 @@ from pipeline.training.samples import Samples, predict
 
 Array = NDArray[np.float64]
 TINY = 1e-12
-"""Directions with a smaller share of the largest eigenvalue are rounding errors: without a penalty they are left out."""
+"""Directions with a smaller share of the largest eigenvalue are rounding errors: without a penalty they are left out. So is a
+feature whose sd is a smaller share of its mean."""
 
 
 def fit_ridge(model: Regressor, train: Samples, validation: Samples, config: Config) -> Progress:
@@ -45,7 +46,7 @@ def solve(
     """
     x, y = inputs.astype("float64"), targets.astype("float64")
     mean, scale, centre = x.mean(0), x.std(0), y.mean(0)
-    scale[scale == 0] = 1  # a feature that does not vary tells nothing
+    scale[scale <= TINY * np.abs(mean)] = 1  # a feature that does not vary, but for rounding, tells nothing
     x = (x - mean) / scale
     values, vectors = np.linalg.eigh(x.T @ x)
     projected = vectors.T @ (x.T @ (y - centre))

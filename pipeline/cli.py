@@ -343,20 +343,53 @@ def predict(
 
 @app.command()
 def export(
-    trials: Annotated[list[Path], typer.Argument(help="A trained trial's folder, or several: an ensemble.")],
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    trials: Annotated[
+        list[Path] | None, typer.Argument(help="A trained trial's folder, or several: an ensemble of them.")
+    ] = None,
     to: Annotated[str, typer.Option(help="The platform: codabench.")] = "codabench",
-    zipped: Annotated[bool, typer.Option("--zip", help="Write OUT.zip too, as it is uploaded.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder to write.")] = None,
+    zipped: Annotated[bool, typer.Option("--zip", help="Write DIR.zip too, as it is uploaded.")] = False,
     with_backbone: Annotated[
-        bool, typer.Option("--with-backbone", help="Put the backbone's weights in, so that it runs without internet.")
+        bool, typer.Option("--with-backbone", help="Put the backbone's weights in: it runs without internet.")
+    ] = False,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Run the platform's protocol on this submission, a folder or a zip file, and write none.",
+        ),
+    ] = None,
+    python: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --check: interpreter of an environment to run it in; default: the whitelist's packages of this one."
+        ),
+    ] = None,
+    largest: Annotated[int, typer.Option(min=1, help="With --check: specimens of the largest event.")] = 500,
+    gpu: Annotated[
+        bool,
+        typer.Option("--gpu", help="With --check: let it see the GPUs; default: none, as the platform may have none."),
     ] = False,
 ) -> None:
-    """Write trained trials as a challenge submission that needs nothing of this package."""
-    if to != "codabench":
-        raise UserError(f"--to {to}: choose codabench")
-    from pipeline.submissions.codabench import export as write
+    """Write trained trials as a challenge submission, or check one as its platform would run it, without this package."""
+    if check is not None:
+        _check_submission(check, trials or out, python, largest, gpu)
+    elif out is None or to != "codabench":
+        raise UserError("say where to: --to codabench --out DIR; or --check DIR to check a submission that is there")
+    else:
+        from pipeline.submissions.codabench import export as write
 
-    print(write(trials, out, zipped, with_backbone))
+        print(write(trials or [], out, zipped, with_backbone))
+
+
+def _check_submission(folder: Path, other: object, python: Path | None, largest: int, gpu: bool) -> None:
+    """Print what was checked."""
+    from pipeline.submissions import check
+
+    if other:
+        raise UserError("--check looks at a submission that is there: name no trials and no --out with it")
+    for line in check.check(folder, python, largest, gpu):
+        print(line)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,1 +1,1 @@
-"""What challenge platforms take: folders that need nothing of this package."""
+"""What challenge platforms take: folders that stand alone, and a check of them by the platform's own protocol."""

@@ -22,6 +22,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from torch import Tensor
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -181,6 +182,11 @@ class TrialDir:
         return self.path / "trained.json"
 
     @property
+    def validation(self) -> Path:
+        """What training says of the validation events, for an ensemble to calibrate itself on."""
+        return self.path / "validation.parquet"
+
+    @property
     def failure(self) -> Path:
         """Why the last attempt failed; removed by the next one."""
         return self.path / "failure.json"
@@ -338,6 +344,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, atomically; NaN and infinity are refused because they are not JSON."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_table(path: Path, table: DataFrame) -> None:
+    """Write a table without its index as Parquet, atomically."""
+    with atomic_path(path) as temporary:
+        table.to_parquet(temporary, index=False)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -94,6 +94,31 @@ def add_forecasts(
     return events.assign(**added)
 
 
+def events_long_form(events: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
+    """One row per event and target: group (event), domain, n (specimens), target, truth, what specimens say (mean and variance
+    of one), and the calibrated forecast (mu, sigma)."""
+    ends = ("mean", "variance", "mu", "sigma")
+    parts = [
+        events[["group", "domain", "n"]].assign(
+            target=t, truth=events[t], **{end: events[f"{t}_{end}"] for end in ends}
+        )
+        for t in targets
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def wide_form(long: pd.DataFrame, ends: Sequence[str]) -> pd.DataFrame:
+    """A long form's way back: a row per specimen or event, with each target's truth as `<target>`, and the columns `ends` as
+    `<target>_<end>`. Raises KeyError without one of them, ValueError if targets have not equally many rows.
+    """
+    parts = {str(target): rows.reset_index(drop=True) for target, rows in long.groupby("target", sort=False)}
+    if len({len(rows) for rows in parts.values()}) != 1:
+        raise ValueError("its targets have not equally many rows")
+    same = next(iter(parts.values())).drop(columns=["target", "truth", *ends])
+    columns = {t: rows["truth"] for t, rows in parts.items()}
+    return same.assign(**columns, **{f"{t}_{end}": rows[end] for t, rows in parts.items() for end in ends})
+
+
 def _forecast(events: pd.DataFrame, target: str) -> Forecast:
     columns = (events[name].to_numpy("float64") for name in (f"{target}_mean", f"{target}_variance", "n"))
     return Forecast(*columns)

@@ -140,6 +140,15 @@ class ExperimentDir:
         """Every trial folder there is, by name."""
         return [TrialDir(p.parent) for p in sorted(self.path.glob("*/config.yaml"))]
 
+    def ensemble(self, name: str) -> TrialDir:
+        """The folder of an ensemble of trials: it has `results.json` and `events.parquet`, as theirs do, and nothing else."""
+        return TrialDir(self.path / "ensembles" / name)
+
+    def ensembles(self) -> list[TrialDir]:
+        """Every ensemble's folder there is, by name; not those that are just being written."""
+        names = folders_in(self.path / "ensembles")
+        return [self.ensemble(name) for name in sorted(names) if not name.startswith(".")]
+
 
 @dataclass(frozen=True)
 class TrialDir:

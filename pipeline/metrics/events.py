@@ -18,6 +18,10 @@ Array = NDArray[np.float64]
 Pool = Literal["mean", "precision"]
 Calibrations = Mapping[str, Mapping[str, Calibration]]
 """Target → part (in_domain, out_of_domain) → calibration."""
+SAID_OF_SPECIMENS = ("prediction",)
+"""What is kept of each specimen and target, as `<target>_<…>`: all that figures of specimens start from."""
+SAID = ("mean", "variance")
+"""What an event's specimens say of each target, as `<target>_<…>`: all that calibrating and ensembles start from."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,9 @@ def add_forecasts(
 
 
 def events_long_form(events: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
-    """One row per event and target: group (event), domain, n (specimens), target, truth, what specimens say (mean and variance
-    of one), and the calibrated forecast (mu, sigma)."""
-    ends = ("mean", "variance", "mu", "sigma")
+    """One row per event and target: group (event), domain, n (specimens), target, truth, what its specimens say (SAID), and
+    the calibrated forecast (mu, sigma)."""
+    ends = (*SAID, "mu", "sigma")
     parts = [
         events[["group", "domain", "n"]].assign(
             target=t, truth=events[t], **{end: events[f"{t}_{end}"] for end in ends}

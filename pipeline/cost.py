@@ -40,9 +40,9 @@ class Cost:
 
 
 def collect(experiments: Iterable[ExperimentDir], rows: Iterable[Row]) -> list[Cost]:
-    """What the trials of these rows have cost, in their order."""
+    """What the trials of these rows have cost, in their order; an ensemble of them costs nothing more."""
     folders = {experiment.path.name: experiment for experiment in experiments}
-    return [_cost(row, folders[row.experiment].trial(row.trial)) for row in rows]
+    return [_cost(row, folders[row.experiment].trial(row.trial)) for row in rows if not row.members]
 
 
 def total(costs: Sequence[Cost]) -> dict[str, float]:

@@ -22,6 +22,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from torch import Tensor
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -139,6 +140,15 @@ class ExperimentDir:
         """Every trial folder there is, by name."""
         return [TrialDir(p.parent) for p in sorted(self.path.glob("*/config.yaml"))]
 
+    def ensemble(self, name: str) -> TrialDir:
+        """The folder of an ensemble of trials: it has `results.json` and `events.parquet`, as theirs do, and nothing else."""
+        return TrialDir(self.path / "ensembles" / name)
+
+    def ensembles(self) -> list[TrialDir]:
+        """Every ensemble's folder there is, by name; not those that are just being written."""
+        names = folders_in(self.path / "ensembles")
+        return [self.ensemble(name) for name in sorted(names) if not name.startswith(".")]
+
 
 @dataclass(frozen=True)
 class TrialDir:
@@ -179,6 +189,11 @@ class TrialDir:
     def trained(self) -> Path:
         """Written last by training: the record that the model beside it is complete."""
         return self.path / "trained.json"
+
+    @property
+    def validation(self) -> Path:
+        """What training says of the validation events, for an ensemble to calibrate itself on."""
+        return self.path / "validation.parquet"
 
     @property
     def failure(self) -> Path:
@@ -338,6 +353,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, atomically; NaN and infinity are refused because they are not JSON."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_table(path: Path, table: DataFrame) -> None:
+    """Write a table without its index as Parquet, atomically."""
+    with atomic_path(path) as temporary:
+        table.to_parquet(temporary, index=False)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

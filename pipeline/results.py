@@ -1,13 +1,14 @@
-"""Reading results: every trial of every experiment as a row, means over seeds, and the tables. Loads no torch."""
+"""Reading results: every trial of every experiment as a row, and every ensemble; means over seeds; tables. Loads no torch."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from textwrap import shorten
@@ -15,7 +16,7 @@ from typing import Any
 
 from pipeline.config import Config, flatten, science
 from pipeline.errors import UserError
-from pipeline.layout import ExperimentDir, read_json, trained_root
+from pipeline.layout import ExperimentDir, TrialDir, read_json, trained_root
 from pipeline.state import damaged, planned_trials, trial_config, trial_state
 
 REPLICATES = ("seed", "data.split.fold")
@@ -28,16 +29,19 @@ Figures = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Row:
-    """One trial. `figures` are keyed `r2`, `in_domain.r2`, `SPEI_30d.r2`, …"""
+    """One trial, or one ensemble. `figures` are keyed `r2`, `in_domain.r2`, `SPEI_30d.r2`, …"""
 
     experiment: str
     trial: str
+    """Name of its folder within the experiment's."""
     state: str
     reason: str = ""
     group: str = ""
     split: str = ""
     optimistic: bool = False
     figures: Figures = field(default_factory=dict)
+    members: tuple[str, ...] = ()
+    """The trials that an ensemble is of; none: it is a trial."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,17 @@ class Line:
 
 
 def collect(experiments: Iterable[ExperimentDir]) -> list[Row]:
-    """A row for each trial that was ever planned, with or without results."""
-    return [_row(experiment, name) for experiment in experiments for name in planned_trials(experiment)]
+    """A row for each trial that was ever planned, with or without results, and behind them one for each ensemble."""
+    rows = []
+    for experiment in experiments:
+        rows += [_row(experiment, name) for name in planned_trials(experiment)]
+        rows += _ensembles(experiment)
+    return rows
+
+
+def hash_results(trial: TrialDir) -> str:
+    """What tells a trial's results from others. Raises OSError if there are none."""
+    return hashlib.sha256(trial.results.read_bytes()).hexdigest()
 
 
 def summarize(rows: Sequence[Row], sort: str) -> list[Line]:
@@ -96,14 +109,15 @@ def _order(sort: str, state: str, figures: Figures, name: str) -> tuple[bool, bo
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """One line per trial with every figure."""
+    """One line per trial or ensemble with every figure; `members` is of how many trials an ensemble is."""
     names = sorted({name for row in rows for name in row.figures})
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["experiment", "trial", "state", "reason", "split", "optimistic", *names])
+    writer.writerow(["experiment", "trial", "members", "state", "reason", "split", "optimistic", *names])
     for row in rows:
         values = [row.figures.get(name) for name in names]
-        writer.writerow([row.experiment, row.trial, row.state, row.reason, row.split, row.optimistic, *values])
+        name = [row.experiment, row.trial, len(row.members) or ""]
+        writer.writerow([*name, row.state, row.reason, row.split, row.optimistic, *values])
     return buffer.getvalue()
 
 
@@ -175,6 +189,24 @@ def _row(experiment: ExperimentDir, name: str) -> Row:
         return replace(row, state="failed", reason=damaged(trial.results))
 
 
+def _ensembles(experiment: ExperimentDir) -> Iterator[Row]:
+    """Rows of the ensembles; one whose members have other results by now waits, out of sight, for the next collection."""
+    for folder in experiment.ensembles():
+        try:
+            results = read_json(folder.results)
+            members = tuple(results["members"])
+            if results["made_from"] != {name: hash_results(experiment.trial(name)) for name in members}:
+                continue
+            row = Row(experiment.path.name, f"ensembles/{folder.path.name}", "done", members=members)
+            group = _group(folder.path.name, trial_config(experiment.trial(members[0])))
+            yield _with_results(row, results, f"ensemble of {len(members)}: {group}")
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, LookupError, TypeError):
+            why = "is damaged: not shown; delete it, and `carabid collect` makes it again"
+            print(f"carabid: {folder.results} {why}", file=sys.stderr)
+
+
 def _with_results(row: Row, results: dict[str, Any], group: str) -> Row:
     optimistic = results["split"] == results["selected_on"]
     return replace(row, group=group, split=results["split"], optimistic=optimistic, figures=_figures(results))
@@ -210,14 +242,21 @@ def _line(rows: Sequence[Row]) -> Line:
     numbers = {name: [v for v in values if v is not None] for name, values in columns.items()}
     means: Figures = {name: statistics.fmean(v) if len(v) == len(rows) else None for name, v in numbers.items()}
     sds: Figures = {name: statistics.stdev(v) if len(v) == len(rows) > 1 else None for name, v in numbers.items()}
-    name = first.trial if first.state != "done" or len(rows) == 1 else _common_name([row.trial for row in rows])
+    name = _line_name(rows)
     state = first.state + (
         f": {shorten(first.reason, 160, placeholder=' … (`carabid status`)')}" if first.reason else ""
     )
     return Line(first.experiment, name, state, len(rows), first.split, first.optimistic, means, sds)
 
 
-def _common_name(names: Sequence[str]) -> str:
+def _line_name(rows: Sequence[Row]) -> str:
+    first, shared = rows[0], common_name([row.trial.rpartition("/")[2] for row in rows])
+    if first.members:
+        return f"ensemble of {len(first.members)}: {shared}"
+    return first.trial if first.state != "done" or len(rows) == 1 else shared
+
+
+def common_name(names: Sequence[str]) -> str:
     """What the names of repetitions share: `lr=1e-3,seed=0-5f2c9a` and `lr=1e-3,seed=1-0ab3de` → `lr=1e-3`."""
     parts = [name.rpartition("-")[0].split(",") for name in names]
     shared = [part for part in parts[0] if all(part in other for other in parts)]

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
+from pipeline.metrics.events import event_table
 from pipeline.metrics.regression import event_means, event_r2, mae, r2, rmse, selection_metric
-from pipeline.metrics.report import regression_report
+from pipeline.metrics.report import Training, regression_report
 
 numbers = st.floats(-1e3, 1e3, width=32)
 
@@ -197,6 +198,12 @@ def make_frame(n: int = 40, seed: int = 0) -> pd.DataFrame:
     return frame
 
 
+def report_of(frame: pd.DataFrame, domains: list[str], means: dict[str, float]) -> dict[str, Any]:
+    """The report of specimens, whose events are pooled from them."""
+    events = event_table(frame.assign(**{f"{target}_variance": 1.0 for target in TARGETS}), TARGETS)
+    return regression_report(frame, events, TARGETS, Training(domains, means, {}))
+
+
 def expected(frame: pd.DataFrame, target: str) -> dict[str, Any]:
     truth, prediction = frame[target], frame[f"{target}_prediction"]
     means = frame.groupby("group")[[target, f"{target}_prediction"]].mean()
@@ -215,7 +222,7 @@ def part_of(figures: dict[str, Any]) -> dict[str, Any]:
 
 def test_each_target_has_its_figures_and_those_of_known_and_new_domains_apart() -> None:
     frame = make_frame()
-    report = regression_report(frame, TARGETS, ["1", "2", "3"], MEANS)
+    report = report_of(frame, ["1", "2", "3"], MEANS)
     for target in TARGETS:
         assert part_of(report[target]) == expected(frame, target)
         assert report[target]["in_domain"] == expected(frame[frame["domain"].isin(["1", "2"])], target)
@@ -225,7 +232,7 @@ def test_each_target_has_its_figures_and_those_of_known_and_new_domains_apart() 
 def test_r2_is_of_events_as_they_are_pooled() -> None:
     frame = make_frame()
     frame["a_weight"] = np.random.default_rng(5).normal(0, 2, len(frame))
-    report = regression_report(frame, TARGETS, ["1", "2"], MEANS)
+    report = report_of(frame, ["1", "2"], MEANS)
     weighted = [
         (rows["a"].iloc[0], np.average(rows["a_prediction"], weights=np.exp(rows["a_weight"])))
         for _, rows in frame.groupby("group")
@@ -236,13 +243,13 @@ def test_r2_is_of_events_as_they_are_pooled() -> None:
 
 def test_a_specimen_whose_domain_is_not_known_is_neither_in_nor_out_of_domain() -> None:
     frame = make_frame().assign(domain=None)
-    report = regression_report(frame, TARGETS, ["1", "2"], MEANS)
+    report = report_of(frame, ["1", "2"], MEANS)
     assert report["a"]["in_domain"]["n"] == report["a"]["out_of_domain"]["n"] == 0
     assert report["a"]["n"] == len(frame) and report["a"]["r2"] is not None
 
 
 def test_the_summary_is_the_mean_over_targets() -> None:
-    report = regression_report(make_frame(), TARGETS, ["1", "2"], MEANS)
+    report = report_of(make_frame(), ["1", "2"], MEANS)
     for name in ("r2", "MAE", "RMSE"):
         assert report["summary"][name] == pytest.approx(np.mean([report[t][name] for t in TARGETS]))
         for part in ("in_domain", "out_of_domain", "mean_predictor"):
@@ -251,7 +258,7 @@ def test_the_summary_is_the_mean_over_targets() -> None:
 
 def test_every_result_stands_beside_that_of_always_predicting_the_training_mean() -> None:
     frame = make_frame()
-    report = regression_report(frame, TARGETS, ["1", "2"], MEANS)
+    report = report_of(frame, ["1", "2"], MEANS)
     for target in TARGETS:
         guess = frame.assign(**{f"{target}_prediction": MEANS[target]})
         assert part_of(report[target]["mean_predictor"]) == expected(guess, target)
@@ -268,15 +275,15 @@ def test_batches_of_unequal_size_cannot_change_a_figure(size: int, random: Any) 
     order = list(range(len(frame)))
     random.shuffle(order)
     pieces = [frame.iloc[order[i : i + size]] for i in range(0, len(frame), size)]
-    together = regression_report(pd.concat(pieces), TARGETS, ["1", "2"], MEANS)
+    together = report_of(pd.concat(pieces), ["1", "2"], MEANS)
     assert together["summary"]["MAE"] == pytest.approx(
         float(np.mean([np.abs(frame[t] - frame[f"{t}_prediction"]).mean() for t in TARGETS]))
     )
-    assert together["a"]["r2"] == pytest.approx(regression_report(frame, TARGETS, ["1", "2"], MEANS)["a"]["r2"])
+    assert together["a"]["r2"] == pytest.approx(report_of(frame, ["1", "2"], MEANS)["a"]["r2"])
 
 
 def test_all_domains_known_leaves_null_out_of_domain_with_the_reason() -> None:
-    report = regression_report(make_frame().assign(domain="1"), TARGETS, ["1"], MEANS)
+    report = report_of(make_frame().assign(domain="1"), ["1"], MEANS)
     assert report["a"]["out_of_domain"] == {"MAE": None, "r2": None, "RMSE": None, "n": 0, "n_events": 0}
     assert report["summary"]["out_of_domain"]["r2"] is None
     assert "a, out_of_domain: no specimens" in report["summary"]["warnings"]
@@ -286,7 +293,7 @@ def test_all_domains_known_leaves_null_out_of_domain_with_the_reason() -> None:
 def test_predictions_that_are_not_finite_are_null_with_the_reason_where_they_stand() -> None:
     frame = make_frame()
     frame.loc[frame["domain"] == "99", "a_prediction"] = np.nan
-    report = regression_report(frame, TARGETS, ["1", "2"], MEANS)
+    report = report_of(frame, ["1", "2"], MEANS)
     assert report["a"]["MAE"] is None and report["a"]["out_of_domain"]["r2"] is None
     assert report["a"]["in_domain"]["r2"] is not None and report["b"]["MAE"] is not None
     assert report["summary"]["MAE"] is None and report["summary"]["in_domain"]["MAE"] is not None
@@ -299,20 +306,20 @@ def test_predictions_that_are_not_finite_are_null_with_the_reason_where_they_sta
 def test_weights_that_are_not_finite_are_like_predictions_that_are_not() -> None:
     frame = make_frame()
     frame.loc[3, "a_weight"] = np.nan
-    report = regression_report(frame, TARGETS, ["1", "2"], MEANS)
+    report = report_of(frame, ["1", "2"], MEANS)
     assert report["a"]["r2"] is None and report["b"]["r2"] is not None
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
 def test_one_event_has_an_error_but_no_r2_and_says_why() -> None:
     frame = make_frame(3).assign(group="e0", a=0.1, b=0.2)
-    report = regression_report(frame, TARGETS, ["1", "2"], MEANS)
+    report = report_of(frame, ["1", "2"], MEANS)
     assert report["a"]["MAE"] is not None and report["a"]["r2"] is None
     assert "a, all: R² is not defined for 1 event(s) with the same target" in report["summary"]["warnings"]
 
 
 def test_a_complete_report_has_no_warnings() -> None:
-    assert regression_report(make_frame(), TARGETS, ["1", "2"], MEANS)["summary"]["warnings"] == []
+    assert report_of(make_frame(), ["1", "2"], MEANS)["summary"]["warnings"] == []
 
 
 anything = st.floats(width=32)  # NaN, infinities and the largest float32 among them
@@ -335,5 +342,5 @@ def test_a_report_is_valid_json_whatever_a_model_predicts(sample: Any) -> None:
     for i, target in enumerate(TARGETS):
         frame[target], frame[f"{target}_prediction"], frame[f"{target}_weight"] = truth[i], values[2 + i], weights[i]
     with np.errstate(all="ignore"):
-        report = regression_report(frame, TARGETS, ["1"], MEANS)
+        report = report_of(frame, ["1"], MEANS)
     assert json.loads(json.dumps(report, allow_nan=False)) == report

@@ -22,6 +22,7 @@ from pipeline.results import (
     Row,
     cells,
     collect,
+    hash_results,
     print_table,
     sort_rows,
     summarize,
@@ -128,6 +129,66 @@ def test_a_mean_over_a_figure_that_one_repetition_lacks_is_not_made_up() -> None
     assert line.means["r2"] is None and line.means["MAE"] == 0.5 and cells(line)[4] == "–"
 
 
+# ---------------------------------------------------------------- ensembles
+def join(experiment: Experiment, trials: list[Trial], name: str, r2: float) -> None:
+    """Leave the results of an ensemble of these trials."""
+    folders = [experiment.dir.trial(trial.name) for trial in trials]
+    origin = {folder.path.name: hash_results(folder) for folder in folders}
+    values = read_json(folders[0].results) | {"members": list(origin), "made_from": origin}
+    write_json(experiment.dir.ensemble(name).results, values | {"summary": values["summary"] | block(r2)})
+
+
+def test_an_ensemble_is_a_line_of_its_own_beside_the_mean_of_its_members() -> None:
+    experiment = plan("optim.lr=1e-3", "seed=0,1,2")
+    for trial, r2 in zip(experiment.trials, (0.1, 0.2, 0.6), strict=True):
+        finish(trial, experiment, r2)
+    join(experiment, experiment.trials, "lr=1e-3-0123abcd", 0.7)
+    assert [(line.name, line.n, line.means["r2"]) for line in table()] == [
+        ("ensemble of 3: lr=1e-3", 1, 0.7),
+        ("lr=1e-3", 3, pytest.approx(0.3)),
+    ]
+    row = collect(all_experiments())[-1]
+    assert (row.trial, row.state) == ("ensembles/lr=1e-3-0123abcd", "done")
+    assert row.members == tuple(trial.name for trial in experiment.trials)
+    lines = list(csv.DictReader(io.StringIO(to_csv(collect(all_experiments())))))
+    assert [line["members"] for line in lines] == ["", "", "", "3"]
+    assert json.loads(to_json([row]))[0]["members"] == list(row.members)
+    assert [row.figures["r2"] for row in sort_rows(collect(all_experiments()), "r2")] == [0.7, 0.6, 0.2, 0.1]
+
+
+def test_ensembles_of_equally_many_members_are_averaged_over_folds() -> None:
+    experiment = plan("data.split.kind=folds", "data.split.fold=0,1,2", "seed=0,1,2")
+    for trial in experiment.trials:
+        finish(trial, experiment, 0.3)
+    for fold, r2 in enumerate((0.4, 0.6, 0.9)):
+        found = [t for t in experiment.trials if t.config.data.split.fold == fold]  # type: ignore[union-attr]
+        join(experiment, found[: 2 if fold == 2 else 3], f"fold={fold}-0000000{fold}", r2)
+    lines = {line.name.partition(":")[0]: line for line in table()}
+    assert {name: line.n for name, line in lines.items()} == {"ensemble of 2": 1, "ensemble of 3": 2, "split=folds": 9}
+    assert lines["ensemble of 3"].means["r2"] == pytest.approx(0.5) and lines["ensemble of 3"].sds["r2"] is not None
+
+
+def test_an_ensemble_of_results_that_are_no_more_is_not_shown() -> None:
+    experiment = plan("seed=0,1")
+    for trial in experiment.trials:
+        finish(trial, experiment, 0.3)
+    join(experiment, experiment.trials, "defaults-0123abcd", 0.7)
+    finish(experiment.trials[1], experiment, 0.4)
+    assert [line.n for line in table()] == [2]
+    experiment.dir.trial(experiment.trials[1].name).results.unlink()
+    assert not any(row.members for row in collect(all_experiments()))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"members": []}', '{"members": [], "made_from": {}}'])
+def test_a_damaged_ensemble_is_said_and_hides_nothing(content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = plan("seed=0,1")
+    for trial in experiment.trials:
+        finish(trial, experiment, 0.3)
+    write_text(experiment.dir.ensemble("defaults-0123abcd").results, content)
+    assert [row.state for row in collect(all_experiments())] == ["done", "done"]
+    assert "ensembles/defaults-0123abcd/results.json is damaged" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- failed and missing
 def test_missing_and_failed_trials_are_named_with_the_reason_below_the_results() -> None:
     experiment = plan("seed=0,1,2")
@@ -163,7 +224,7 @@ def test_trials_without_a_submission_are_rows_too() -> None:
 
 def test_nothing_yet_is_an_empty_table() -> None:
     assert table() == []
-    assert to_csv([]).splitlines() == ["experiment,trial,state,reason,split,optimistic"]
+    assert to_csv([]).splitlines() == ["experiment,trial,members,state,reason,split,optimistic"]
     assert json.loads(to_json([])) == []
 
 

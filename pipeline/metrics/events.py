@@ -17,6 +17,10 @@ from pipeline.metrics.regression import event_means
 Array = NDArray[np.float64]
 Calibrations = Mapping[str, Mapping[str, AnyCalibration]]
 """Target → part (in_domain, out_of_domain) → calibration."""
+SAID_OF_SPECIMENS = ("prediction",)
+"""What is kept of each specimen and target, as `<target>_<…>`: all that figures of specimens start from."""
+SAID = ("mean", "variance", "spread")
+"""What an event's specimens say of each target, as `<target>_<…>`: all that calibrating and ensembles start from."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,31 @@ def add_forecasts(
         added[f"{target}_mu"] = np.where(known, inside[0], outside[0])
         added[f"{target}_sigma"] = np.where(known, inside[1], outside[1])
     return events.assign(**added)
+
+
+def events_long_form(events: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
+    """One row per event and target: group (event), domain, n (specimens), target, truth, what its specimens say (SAID), and
+    the calibrated forecast (mu, sigma)."""
+    ends = (*SAID, "mu", "sigma")
+    parts = [
+        events[["group", "domain", "n"]].assign(
+            target=t, truth=events[t], **{end: events[f"{t}_{end}"] for end in ends}
+        )
+        for t in targets
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def wide_form(long: pd.DataFrame, ends: Sequence[str]) -> pd.DataFrame:
+    """A long form's way back: a row per specimen or event, with each target's truth as `<target>`, and the columns `ends` as
+    `<target>_<end>`. Raises KeyError without one of them, ValueError if targets have not equally many rows.
+    """
+    parts = {str(target): rows.reset_index(drop=True) for target, rows in long.groupby("target", sort=False)}
+    if len({len(rows) for rows in parts.values()}) != 1:
+        raise ValueError("its targets have not equally many rows")
+    same = next(iter(parts.values())).drop(columns=["target", "truth", *ends])
+    columns = {t: rows["truth"] for t, rows in parts.items()}
+    return same.assign(**columns, **{f"{t}_{end}": rows[end] for t, rows in parts.items() for end in ends})
 
 
 def _forecast(events: pd.DataFrame, target: str) -> Forecast:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.metrics.probabilistic import LEVELS, MIN_SIGMA, coverage, crps, pit, pit_histogram, rms
-from pipeline.metrics.regression import event_r2, mae, rmse
+from pipeline.metrics.regression import mae, r2, rmse
 
 Figures = dict[str, Any]
 FIGURES = ("r2", "MAE", "RMSE")
@@ -35,7 +35,7 @@ def make_report(specimens: pd.DataFrame, events: pd.DataFrame, targets: Sequence
 
     `summary.rms` is the challenge's score: over the mean CRPS of each target, in-domain and out-of-domain.
     """
-    report = regression_report(specimens, targets, train.domains, train.means)
+    report = regression_report(specimens, events, targets, train)
     forecasts = {target: _forecast_target(events, target, train) for target in targets}
     for target in targets:
         _merge(report[target], forecasts[target])
@@ -64,18 +64,18 @@ def _dig(block: Figures, path: Sequence[str]) -> Figures:
 
 
 def regression_report(
-    frame: pd.DataFrame, targets: Sequence[str], train_domains: Sequence[str], train_means: Mapping[str, float]
+    specimens: pd.DataFrame, events: pd.DataFrame, targets: Sequence[str], train: Training
 ) -> Figures:
-    """Figures of each target, and their means over the targets under `summary`.
+    """Figures of points of each target, and their means over the targets under `summary`.
 
-    `frame` has a row per specimen: `group` (its event), `domain` (None: unknown), and for each target its true value, as
-    `<target>_prediction` the predicted one, and as `<target>_weight` its log weight among those of its event. In-domain are
-    specimens of `train_domains`, out-of-domain those of any other domain; one whose domain is not known is neither.
-    `train_means` is what the mean predictor says: every result stands beside that of always predicting the training events' mean.
+    `specimens` has a row per specimen: `group` (its event), `domain` (None: unknown), and for each target its true value and as
+    `<target>_prediction` the predicted one; `events` a row per event, with `<target>_mean`. In-domain are the training's
+    domains, out-of-domain any other; one that is not known is neither. Every result stands beside that of always predicting
+    the training events' mean.
     """
-    inside = frame["domain"].isin(list(train_domains))
-    parts = {"in_domain": frame[inside], "out_of_domain": frame[~inside & frame["domain"].notna()]}
-    report: Figures = {target: _target(frame, parts, target, train_means[target]) for target in targets}
+    whole = _Tables(specimens, events)
+    parts = whole.parts(train)
+    report: Figures = {target: _target(whole, parts, target, train.means[target]) for target in targets}
     per_target = [report[target] for target in targets]
     summary: Figures = _means(per_target)
     for part in (*parts, "mean_predictor"):
@@ -85,26 +85,49 @@ def regression_report(
     return report | {"summary": summary}
 
 
-def _target(frame: pd.DataFrame, parts: Mapping[str, pd.DataFrame], target: str, train_mean: float) -> Figures:
-    figures = _figures(frame, target) | {name: _figures(part, target) for name, part in parts.items()}
-    guess = {f"{target}_prediction": train_mean, f"{target}_weight": 0.0}
-    in_domain = _figures(parts["in_domain"].assign(**guess), target)
-    figures["mean_predictor"] = _figures(frame.assign(**guess), target) | {"in_domain": in_domain}
+@dataclass(frozen=True)
+class _Tables:
+    """Specimens and their events."""
+
+    specimens: pd.DataFrame
+    events: pd.DataFrame
+
+    def parts(self, train: Training) -> dict[str, _Tables]:
+        """Those of domains that were trained on, and those of others."""
+        inside, outside = zip(
+            *(_inside_and_outside(table, train) for table in (self.specimens, self.events)), strict=True
+        )
+        return {"in_domain": _Tables(*inside), "out_of_domain": _Tables(*outside)}
+
+    def guessing(self, target: str, value: float) -> _Tables:
+        """The same with one prediction for all."""
+        guess = {f"{target}_prediction": value, f"{target}_mean": value}
+        return _Tables(self.specimens.assign(**guess), self.events.assign(**guess))
+
+
+def _inside_and_outside(table: pd.DataFrame, train: Training) -> tuple[pd.DataFrame, pd.DataFrame]:
+    inside = table["domain"].isin(list(train.domains))
+    return table[inside], table[~inside & table["domain"].notna()]
+
+
+def _target(whole: _Tables, parts: Mapping[str, _Tables], target: str, train_mean: float) -> Figures:
+    figures = _figures(whole, target) | {name: _figures(part, target) for name, part in parts.items()}
+    in_domain = _figures(parts["in_domain"].guessing(target, train_mean), target)
+    figures["mean_predictor"] = _figures(whole.guessing(target, train_mean), target) | {"in_domain": in_domain}
     return figures
 
 
-def _figures(frame: pd.DataFrame, target: str) -> Figures:
+def _figures(tables: _Tables, target: str) -> Figures:
     """MAE and RMSE per specimen, R² per event, counts. A figure that is not defined is None."""
-    truth, prediction = frame[target].to_numpy("float64"), frame[f"{target}_prediction"].to_numpy("float64")
-    events = pd.factorize(frame["group"])[0].astype("int64")
-    weights = frame[f"{target}_weight"].to_numpy("float64")
-    finite = bool(np.isfinite(prediction).all() and np.isfinite(weights).all())
+    truth, prediction = (tables.specimens[name].to_numpy("float64") for name in (target, f"{target}_prediction"))
+    of_events, mean = (tables.events[name].to_numpy("float64") for name in (target, f"{target}_mean"))
+    finite = bool(np.isfinite(prediction).all())
     return {
         "MAE": mae(truth, prediction) if finite else None,
-        "r2": event_r2(truth, prediction, events, weights) if finite else None,
+        "r2": r2(of_events, mean) if np.isfinite(mean).all() else None,
         "RMSE": rmse(truth, prediction) if finite else None,
-        "n": len(frame),
-        "n_events": len(np.unique(events)),
+        "n": len(truth),
+        "n_events": len(mean),
     }
 
 
@@ -143,8 +166,7 @@ def _forecast_target(events: pd.DataFrame, target: str, train: Training) -> Figu
 
 
 def _forecast_parts(events: pd.DataFrame, target: str, train: Training) -> Figures:
-    inside = events["domain"].isin(list(train.domains))
-    parts = {"in_domain": events[inside], "out_of_domain": events[~inside & events["domain"].notna()]}
+    parts = dict(zip(PARTS, _inside_and_outside(events, train), strict=True))
     return _forecast_figures(events, target) | {name: _forecast_figures(part, target) for name, part in parts.items()}
 
 

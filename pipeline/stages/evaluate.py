@@ -18,7 +18,7 @@ from pipeline.device import choose_device, gpu_name, make_deterministic, set_thr
 from pipeline.errors import WorkError
 from pipeline.features.bank import make_bank
 from pipeline.layout import TrialDir, atomic_path, write_json, write_text
-from pipeline.metrics.events import Prediction, specimen_table
+from pipeline.metrics.events import Prediction, events_long_form, specimen_table
 from pipeline.metrics.regression import event_r2
 from pipeline.metrics.report import Training
 from pipeline.models.saved import Facts, Model, load_facts, load_model, read_trained
@@ -132,17 +132,6 @@ def long_form(frame: pd.DataFrame, targets: list[str]) -> pd.DataFrame:
     """One row per specimen and target: id, group (event), domain, target, truth, prediction."""
     parts = [
         frame[["id", "group", "domain"]].assign(target=t, truth=frame[t], prediction=frame[f"{t}_prediction"])
-        for t in targets
-    ]
-    return pd.concat(parts, ignore_index=True)
-
-
-def events_long_form(events: pd.DataFrame, targets: list[str]) -> pd.DataFrame:
-    """One row per event and target: group (event), domain, n (specimens), target, truth, mu, sigma."""
-    parts = [
-        events[["group", "domain", "n"]].assign(
-            target=t, truth=events[t], mu=events[f"{t}_mu"], sigma=events[f"{t}_sigma"]
-        )
         for t in targets
     ]
     return pd.concat(parts, ignore_index=True)

@@ -15,7 +15,7 @@ from pipeline.device import choose_device, device_name, gpu_name, make_determini
 from pipeline.errors import TakenOver, WorkError
 from pipeline.experiment import dump_config
 from pipeline.features.bank import make_bank
-from pipeline.layout import TrialDir, sweep, write_json, write_text
+from pipeline.layout import TrialDir, sweep, write_json, write_table, write_text
 from pipeline.lease import Lease
 from pipeline.metrics.events import event_table, fit_calibrations, specimen_table
 from pipeline.models.baselines import Boosting, Climatology
@@ -78,7 +78,8 @@ def _forget_outdated(trial: TrialDir) -> None:
         )
     for path in (trial.trained, trial.results, trial.predictions, trial.events, trial.provenance, trial.card):
         path.unlink(missing_ok=True)
-    for path in (trial.model, trial.adapter, trial.resume_state, trial.attempts):
+    trial.validation.unlink(missing_ok=True)
+    for path in (trial.model, trial.adapter, trial.validation, trial.resume_state, trial.attempts):
         sweep(path)
 
 
@@ -104,14 +105,15 @@ def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts
     print(f"training {run.trial.path.name}: {_describe(model, train, validation)}, on {run.machine}", flush=True)
     check_selection(config, validation)
     progress = _fit(model, train, validation, run)
-    return model, facts, progress, _calibrate(model, validation, inputs, facts)
+    return model, facts, progress, _calibrate(model, validation, inputs, facts, run.trial)
 
 
-def _calibrate(model: Model, validation: Samples, inputs: Inputs, facts: Facts) -> dict[str, Any]:
-    """Calibrations of each target, as JSON, from the validation events."""
+def _calibrate(model: Model, validation: Samples, inputs: Inputs, facts: Facts, trial: TrialDir) -> dict[str, Any]:
+    """Calibrations of each target, as JSON, from the validation events; these stay in the folder, for ensembles."""
     specimens = specimen_table(inputs.table("validation"), facts.targets, predict(model, validation))
     events = event_table(specimens, facts.targets)
     fitted = fit_calibrations(events, facts.targets, facts.domains, inputs.config.calibrate.kind)
+    write_table(trial.validation, events)
     return {target: {part: asdict(one) for part, one in parts.items()} for target, parts in fitted.items()}
 
 
@@ -151,6 +153,7 @@ def _record(facts: Facts, inputs: Inputs, progress: Progress, attempts: Attempts
         "best_epoch": progress.best_epoch,
         "best_metric": progress.best_metric,
         "epochs": progress.epoch,
+        "train_domains": list(facts.domains),
         "train_means": {target: float(train[target].mean()) for target in facts.targets},
         "train_sds": {target: float(train[target].std(ddof=0)) for target in facts.targets},
         "n_train": len(inputs.table("train")),

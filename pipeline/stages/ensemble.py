@@ -1,0 +1,229 @@
+"""Ensembles of trials that differ in the seed alone: results of their own, made when results are collected. Loads no torch.
+
+What members say of each event is combined (`metrics/ensembles.py`) and calibrated anew, on the validation events that
+calibrated them. An ensemble's folder is replaced as a whole. Its results.json says of which results of its members it was made:
+where these are others now, or there are other members, it is made again, and in no other case.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import pandas as pd
+
+from pipeline.config import digest
+from pipeline.errors import WorkError
+from pipeline.experiment import HASH_DIGITS, saved_science
+from pipeline.layout import ExperimentDir, TrialDir, atomic_folder, read_json, write_json, write_table
+from pipeline.metrics.ensembles import combine, combine_specimens
+from pipeline.metrics.events import (
+    SAID,
+    SAID_OF_SPECIMENS,
+    add_forecasts,
+    events_long_form,
+    fit_calibrations,
+    wide_form,
+)
+from pipeline.metrics.report import Training
+from pipeline.progress import say
+from pipeline.results import common_name, hash_results
+from pipeline.tasks import load_task
+
+Say = Callable[[str], None]
+SHARED = ("evaluation", "split", "selected_on", "feature_key", "data_signature", "schema_version")
+"""What the results of members must share, and the ensemble's have too."""
+SHARED_IN_SUMMARY = ("inputs", "features_dtype", "n_bad_images", "bad_images", "permuted_targets")
+OF_TRAINING = ("table_hash", "train_domains", "train_means", "train_sds")
+"""What is read of trained.json."""
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A trial with results."""
+
+    trial: TrialDir
+    science: dict[str, Any]
+    """Its configuration but for the seed."""
+    results: dict[str, Any]
+    results_hash: str
+
+    @property
+    def name(self) -> str:
+        return self.trial.path.name
+
+    @cached_property
+    def kind(self) -> str:
+        """Equal for trials that are one ensemble."""
+        return digest([self.science, *(self.results.get(key) for key in SHARED)])
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """What a member says: of the validation events, of those evaluated, of their specimens; and OF_TRAINING."""
+
+    training: dict[str, Any]
+    validation: pd.DataFrame
+    events: pd.DataFrame
+    specimens: pd.DataFrame
+
+
+def update_ensembles(experiment: ExperimentDir) -> bool:
+    """Make the ensembles that are missing or outdated, remove those that are no more; whether anything has changed.
+
+    Several jobs may do this at once. Each looks again after a change, so that the last one leaves what is right. What
+    cannot be made is said on stderr, once, and is no error: trials have their results without it.
+    """
+    changed, say_once = False, cache(say)
+    while _update(experiment, say_once):
+        changed = True
+    return changed
+
+
+def _update(experiment: ExperimentDir, say: Say) -> bool:
+    existing = {folder.path.name.rpartition("-")[2]: folder for folder in experiment.ensembles()}
+    sets: dict[TrialDir, list[_Member]] = {}
+    for members in _find(experiment, say):
+        short = members[0].kind[:HASH_DIGITS]  # its folder is found again by this, whatever its members' names share
+        sets[existing.get(short) or experiment.ensemble(f"{common_name(_names(members))}-{short}")] = members
+    changed = [_make_or_keep(folder, members, say) for folder, members in sets.items()]
+    removed = [_remove(folder) for folder in experiment.ensembles() if folder not in sets]
+    return any([*changed, *removed])
+
+
+# ---------------------------------------------------------------- who belongs together
+def _find(experiment: ExperimentDir, say: Say) -> list[list[_Member]]:
+    """The sets of two or more trials that differ in the seed alone, each by name."""
+    found: dict[str, list[_Member]] = {}
+    for trial in experiment.trials():
+        if member := _read_member(trial):
+            found.setdefault(member.kind, []).append(member)
+    several = [members for members in found.values() if len(members) > 1]
+    if old := [member for members in several for member in members if not member.trial.validation.exists()]:
+        say(
+            f"carabid: in no ensemble: {_some(old)}, trained before validation.parquet was kept for that; to have them "
+            "in it, delete their folders and submit them again"
+        )
+    usable = [[member for member in members if member not in old] for members in several]
+    return [members for members in usable if len(members) > 1]
+
+
+def _read_member(trial: TrialDir) -> _Member | None:
+    """A trial with results of the configuration that stands beside them; None if it has none."""
+    try:
+        science, results = saved_science(trial.config), read_json(trial.results)
+        if not science or results["config_hash"] != digest(science):
+            return None
+        return _Member(trial, {k: v for k, v in science.items() if k != "seed"}, results, hash_results(trial))
+    except (OSError, ValueError, KeyError, TypeError):  # where they are damaged, the trial's own row says so
+        return None
+
+
+def _names(members: Sequence[_Member]) -> list[str]:
+    return [member.name for member in members]
+
+
+def _some(members: Sequence[_Member]) -> str:
+    """Their names; of many the first ones."""
+    rest = f" and {len(members) - 3} others" if len(members) > 3 else ""
+    return ", ".join(_names(members[:3])) + rest
+
+
+# ---------------------------------------------------------------- one ensemble
+def _make_or_keep(folder: TrialDir, members: Sequence[_Member], say: Say) -> bool:
+    """Whether the folder is another than before."""
+    made_from = _made_from(folder)
+    if made_from == _hashes(members):
+        return False
+    read = [(member, tables) for member in members if (tables := _read_tables(member, say))]
+    usable = [member for member, _ in read]
+    if len(read) < 2:
+        return _remove(folder)
+    if made_from == _hashes(usable):
+        return False
+    try:
+        _write(folder, usable, *_evaluate(usable, [tables for _, tables in read]))
+        return True
+    except Exception as error:  # of whatever kind: the table of the trials' results must be written
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return True  # another job has put its own there just now: look again
+        say(f"carabid: no ensemble of {_some(usable)}: {error or type(error).__name__}")
+        return _remove(folder)
+
+
+def _made_from(folder: TrialDir) -> Any:
+    """The results of its members that an ensemble was made of; None if there is no ensemble that can be read."""
+    try:
+        return read_json(folder.results)["made_from"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _hashes(members: Sequence[_Member]) -> dict[str, str]:
+    return {member.name: member.results_hash for member in members}
+
+
+def _read_tables(member: _Member, say: Say) -> _Tables | None:
+    """What a member says; None, and a word on stderr, if a file of it cannot be used."""
+    trial, targets = member.trial, member.science["data"]["targets"]
+    ends = [f"{target}_{end}" for target in targets for end in SAID]
+    event = ["group", "domain", "n"]
+    try:
+        record = read_json(path := trial.trained)
+        training = {key: record[key] for key in OF_TRAINING}
+        validation = pd.read_parquet(path := trial.validation, columns=[*event, *targets, *ends])
+        long = pd.read_parquet(path := trial.events, columns=[*event, "target", "truth", *SAID])
+        events = wide_form(long, SAID)
+        specimens = wide_form(pd.read_parquet(path := trial.predictions), SAID_OF_SPECIMENS)
+    except Exception as error:  # of damaged files, pyarrow raises errors of many kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        say(
+            f"carabid: in no ensemble: {member.name}, because {path} cannot be used ({reason}); delete the trial's folder "
+            "and submit it again"
+        )
+        return None
+    return _Tables(training, validation, events, specimens)
+
+
+def _evaluate(members: Sequence[_Member], tables: Sequence[_Tables]) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The figures of an ensemble with its calibrations, and its events with forecasts. Raises WorkError if members differ."""
+    science, training = members[0].science, tables[0].training
+    if any(table.training != training for table in tables):
+        raise WorkError("they were trained on different targets, events or splits")
+    targets = science["data"]["targets"]
+    train = Training(*(training[key] for key in ("train_domains", "train_means", "train_sds")))
+    held_out = combine([table.validation for table in tables], targets)
+    fitted = fit_calibrations(held_out, targets, train.domains, science["calibrate"]["kind"])
+    events = add_forecasts(combine([table.events for table in tables], targets), fitted, train.domains, targets)
+    specimens = combine_specimens([table.specimens for table in tables], targets)
+    report: dict[str, Any] = load_task(science["task"]).evaluate(specimens, events, targets, train)
+    report["summary"] |= _shared_summary(members, report["summary"]["warnings"])
+    calibration = {target: {part: asdict(one) for part, one in parts.items()} for target, parts in fitted.items()}
+    return report | {"n_images": len(specimens), "n_events": len(events), "calibration": calibration}, events
+
+
+def _shared_summary(members: Sequence[_Member], warnings: Sequence[str]) -> dict[str, Any]:
+    """What members' summaries say of the ensemble too, and every warning once."""
+    summaries = [member.results["summary"] for member in members]
+    lines = dict.fromkeys([*warnings, *(line for summary in summaries for line in summary["warnings"])])
+    return {key: summaries[0][key] for key in SHARED_IN_SUMMARY} | {"warnings": list(lines)}
+
+
+def _write(folder: TrialDir, members: Sequence[_Member], figures: dict[str, Any], events: pd.DataFrame) -> None:
+    science = members[0].science
+    facts = {key: members[0].results[key] for key in SHARED} | {"config_hash": digest(science)}
+    results = figures | facts | {"members": _names(members), "made_from": _hashes(members)}
+    with atomic_folder(folder.path, replace=True) as new:
+        write_table(TrialDir(new).events, events_long_form(events, science["data"]["targets"]))
+        write_json(TrialDir(new).results, results)
+
+
+def _remove(folder: TrialDir) -> bool:
+    """Whether it was there, and is no longer."""
+    existed = folder.path.exists()
+    shutil.rmtree(folder.path, ignore_errors=True)
+    return existed and not folder.path.exists()

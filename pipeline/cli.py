@@ -331,6 +331,31 @@ def predict(
         print(f"{image}\t" + "\t".join(f"{name}={value:.4f}" for name, value in values.items()), flush=True)
 
 
+@app.command()
+def export(
+    check: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Run the platform's protocol on this submission, a folder or a zip file."),
+    ],
+    python: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --check: interpreter of an environment to run it in; default: the whitelist's packages of this one."
+        ),
+    ] = None,
+    largest: Annotated[int, typer.Option(min=1, help="With --check: specimens of the largest event.")] = 500,
+    gpu: Annotated[
+        bool,
+        typer.Option("--gpu", help="With --check: let it see the GPUs; default: none, as the platform may have none."),
+    ] = False,
+) -> None:
+    """Check a submission to the challenge as its platform would run it, on hard images, without this package."""
+    from pipeline.submissions import check as module
+
+    for line in module.check(check, python, largest, gpu):
+        print(line)
+
+
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:

@@ -1,0 +1,1 @@
+"""What challenge platforms take: a folder that stands alone, and a check of it by the platform's own protocol."""

@@ -1,0 +1,121 @@
+"""Events that a submission must get through: every kind of image that PIL opens, names and domains that nobody knows.
+
+Always the same ones. A directory has input.csv in the platform's columns, and the images that it names.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.synthetic.beetles import KNOWN_DOMAINS, SPECIES, draw_specimen, make_domains, make_light, make_look
+
+COLUMNS = ("relative_img_loc", "colorpicker_path", "scalebar_path", "scientificName", "domainID", "eventID")
+TINY, LARGE = (8, 8), (3000, 2400)
+UNSEEN_DOMAIN = 999
+UNSEEN_NAME = "Nebria incognita"
+NO_NAME = ""
+"""Is read as a NaN."""
+SEVERAL = 6
+FIRST_EVENT = 9001
+
+Row = tuple[str, str, str, str, int, int]
+
+
+def make_inputs(folder: Path, most: int) -> list[Row]:
+    """Write images and input.csv; the rows. The largest event has `most` specimens."""
+    (folder / "images").mkdir(parents=True)
+    photographs = [_photograph(number) for number in range(SEVERAL)]
+    ordinary = [f"images/beetle-{number}.jpg" for number in range(SEVERAL)]
+    for name, photograph in zip(ordinary, photographs, strict=True):
+        photograph.save(folder / name, quality=92)
+    odd = [f"images/{name}" for name in ODD]
+    for name, write in ODD.items():
+        write(photographs[0], folder / "images" / name)
+    rows = [row for event, rows in enumerate(_events(ordinary, odd, most), FIRST_EVENT) for row in _rows(rows, event)]
+    write_table(folder, rows)
+    return rows
+
+
+def write_table(folder: Path, rows: Sequence[Row]) -> None:
+    """Write input.csv."""
+    with (folder / "input.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(COLUMNS)
+        writer.writerows(rows)
+
+
+def shuffled(rows: Sequence[Row]) -> list[Row]:
+    """The same rows in another order, always the same."""
+    return random.Random(0).sample(rows, len(rows))
+
+
+def modes(folder: Path) -> list[str]:
+    """The modes in which PIL opens the images of a folder of inputs."""
+    found = set()
+    for path in (folder / "images").iterdir():
+        with Image.open(path) as image:
+            found.add(image.mode)
+    return sorted(found)
+
+
+def _events(ordinary: list[str], odd: list[str], most: int) -> Iterator[list[tuple[str, str, int]]]:
+    """Each event's specimens as (image, name, domain)."""
+    known, name = KNOWN_DOMAINS, SPECIES[0]
+    yield [(ordinary[0], name, known[0])]
+    yield from ([(image, name, known[0])] for image in odd)
+    yield [(image, each, known[1]) for image, each in zip(ordinary, (name, SPECIES[1], name) * 2, strict=True)]
+    yield [(ordinary[1], NO_NAME, known[2])]
+    yield [(ordinary[2], UNSEEN_NAME, UNSEEN_DOMAIN)]
+    mixed = [*ordinary, *odd]
+    yield [(image, (name, UNSEEN_NAME, NO_NAME)[i % 3], UNSEEN_DOMAIN) for i, image in enumerate(mixed)]
+    # In blocks, not in turns: what looks at the first hundred alone tells another story in another order.
+    yield [(ordinary[i * SEVERAL // most], name, known[3]) for i in range(most)]
+
+
+def _rows(specimens: list[tuple[str, str, int]], event: int) -> Iterator[Row]:
+    """Rows of input.csv. The colour card and scale bar are as odd as the specimen: they are its own image again."""
+    for image, name, domain in specimens:
+        yield image, image, image, name, domain, event
+
+
+def _photograph(number: int) -> Image.Image:
+    rng = np.random.default_rng(number)
+    domain = make_domains(0)[0][number]
+    pixels = draw_specimen(rng, make_look(rng, domain, rng.normal(0, 1, 3), number), make_light(rng, domain))
+    return Image.fromarray((pixels * 255 + 0.5).astype(np.uint8))
+
+
+def _saved(change: Callable[[Image.Image], Image.Image], **options: Any) -> Callable[[Image.Image, Path], None]:
+    return lambda photograph, path: change(photograph).save(path, **options)
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    made = image.convert("RGBA")
+    made.putalpha(image.convert("L"))
+    return made
+
+
+def _sixteen_bits(image: Image.Image) -> Image.Image:
+    return Image.fromarray(np.asarray(image.convert("L"), np.uint16) * np.uint16(257))
+
+
+ODD: dict[str, Callable[[Image.Image, Path], None]] = {
+    "alpha.png": _saved(_with_alpha),
+    "grey.png": _saved(lambda image: image.convert("L")),
+    "grey-alpha.png": _saved(lambda image: _with_alpha(image).convert("LA")),
+    "palette.png": _saved(lambda image: image.quantize(64)),
+    "palette-transparent.png": _saved(lambda image: image.quantize(64), transparency=0),
+    "sixteen-bits.png": _saved(_sixteen_bits),
+    "one-bit.png": _saved(lambda image: image.convert("1")),
+    "cmyk.jpg": _saved(lambda image: image.convert("CMYK")),
+    "tiny.png": _saved(lambda image: image.resize(TINY)),
+    "large.jpg": _saved(lambda image: image.resize(LARGE)),
+}
+"""How each image that is not an ordinary photograph is written."""

@@ -68,8 +68,8 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---------------------------------------------------------------- good ones
 def test_a_good_submission_passes_and_is_left_as_it_was(tmp_path: Path, clean: Path) -> None:
     files = {
-        "model.py": model(head="import scale\nfrom parts.inner import nothing"),
-        "scale.py": "",
+        "model.py": model(head="from inputs import mine\nfrom parts.inner import nothing"),
+        "inputs.py": "mine = None",  # (a name that this package uses too)
         "parts/inner.py": "nothing = None",
         "requirements.txt": "numpy\nscikit-learn\n",
     }
@@ -110,7 +110,7 @@ def test_weights_that_hold_tensors_pass_and_the_model_may_load_them_from_its_own
 
 
 def test_what_was_not_checked_as_it_will_run_is_said(tmp_path: Path, clean: Path) -> None:
-    head = "import safetensors"
+    head = "import safetensors\ntry:\n    import nflows\nexcept ImportError:\n    pass"
     submission = write(tmp_path, {"model.py": model(head=head), "requirements.txt": "numpy==1.0\nnflows"})
     said = "\n".join(check(submission, clean, LARGEST))
     assert f"asks for numpy==1.0, and the check ran with {np.__version__}" in said
@@ -177,7 +177,8 @@ def test_images_are_what_their_names_say(tmp_path: Path) -> None:
     assert images["tiny.png"].size == (8, 8) and min(images["large.jpg"].size) > 2000
     assert "transparency" in images["palette-transparent.png"].info and "transparency" not in images["palette.png"].info
     assert max(np.asarray(images["sixteen-bits.png"]).ravel()) > 255
-    assert max(sum(row[-1] == event for row in rows) for event in {row[-1] for row in rows}) == 500
+    largest = [row for row in rows if row[-1] == rows[-1][-1]]
+    assert len(largest) == 500 and len({row[0] for row in largest[:100]}) < len({row[0] for row in largest})
     assert inputs.shuffled(rows) != rows and sorted(inputs.shuffled(rows)) == sorted(rows)
 
 

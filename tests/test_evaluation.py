@@ -150,6 +150,21 @@ def test_predict_forecasts_an_event_as_evaluation_does(config_of: MakeConfig, tm
         assert [float(value) for value in printed[target]] == pytest.approx(values, abs=1e-3)
 
 
+def test_without_calibration_sigma_is_the_spread_of_specimens_and_the_usual_one_of_a_single(
+    config_of: MakeConfig,
+) -> None:
+    config = config_of("baseline", *SMALL, "calibrate.kind=spread")
+    trial = finished(config)
+    warnings = evaluate.run(config, trial)["summary"]["warnings"]
+    usual = {target: parts["in_domain"]["alone"] for target, parts in read_json(trial.trained)["calibration"].items()}
+    said = pd.read_parquet(trial.predictions).groupby(["group", "target"])["prediction"].std(ddof=1)
+    events = pd.read_parquet(trial.events)
+    assert {1, 2} <= set(events["n"]) and not any("sigma in new domains" in warning for warning in warnings)
+    for event in events.itertuples():
+        expected = usual[event.target] if event.n == 1 else max(said[event.group, event.target], 1e-3)
+        assert event.sigma == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_sigma_that_new_domains_borrow_from_known_ones_is_said_and_one_of_their_own_is_not(
     config_of: MakeConfig,
 ) -> None:

@@ -69,6 +69,12 @@ def test_a_domain_that_is_not_in_the_batch_keeps_its_share_beside_those_that_are
     assert weights.tolist() == pytest.approx([0.5, 0.3, 0.2])
 
 
+def test_losses_of_any_size_leave_weights_that_are_shares() -> None:
+    weights = torch.full((3,), 1 / 3)
+    assert float(group_dro(torch.tensor([1e30, 1.0, 2.0]), torch.arange(3), weights, 1.0)) == pytest.approx(1e30)
+    assert weights.tolist() == [1, 0, 0]
+
+
 def test_weights_start_equal_for_every_training_domain_and_for_none() -> None:
     assert start_weights(torch.tensor([2, 0, 1, 2])).tolist() == pytest.approx([1 / 3] * 3)
     assert start_weights(torch.tensor([0, 0])).tolist() == [1]

@@ -27,7 +27,8 @@ def group_dro(losses: Tensor, domains: Tensor, weights: Tensor, step: float) -> 
     counts = torch.zeros_like(weights).index_add(0, domains, torch.ones_like(losses))
     means = sums / counts.clamp_min(1)  # a domain that is not in the batch has none, and keeps its weight
     with torch.no_grad():
-        weights.mul_((step * means).exp())
+        raised = step * means
+        weights.mul_((raised - raised.max()).exp())  # the same share of their sum, and none overflows
         weights.div_(weights.sum())
     return (weights * means).sum()
 

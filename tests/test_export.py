@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -19,14 +19,19 @@ from PIL import Image
 from pipeline.backbones import load_backbone
 from pipeline.config import Config, config_hash
 from pipeline.errors import UserError
-from pipeline.experiment import dump_config
+from pipeline.experiment import dump_config, load_experiment
 from pipeline.layout import TrialDir, write_json, write_text
 from pipeline.models.baselines import Boosting, Climatology
 from pipeline.models.metadata import Metadata, Names
 from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, make_model, save_model
+from pipeline.stages import collect
 from pipeline.stages.predict import Origin, predict_event
+from pipeline.submissions.check import check
+from pipeline.submissions.clean import environment
 from pipeline.submissions.codabench import export
+from tests.conftest import Assets
+from tests.test_ensembles import MLP, finish
 
 NAMES = Names(("1", "3"), ("Carabus goryi", "Tetracha carolina"), ("ABCD",))
 EVENTS: dict[str, tuple[str | None, int, str | None]] = {
@@ -37,14 +42,14 @@ EVENTS: dict[str, tuple[str | None, int, str | None]] = {
 """Event → domain, number of specimens, scientific name."""
 
 DRIVER = """
-import importlib.util, json, sys
+import importlib, json, sys
 from PIL import Image
 folders, events, said = json.load(open(sys.argv[1])), json.load(open(sys.argv[2])), {}
-sys.path.append(folders[0])  # each has the same correction.py
 for folder in folders:
-    spec = importlib.util.spec_from_file_location("model", folder + "/model.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, folder)
+    for name in ("model", "correction"):
+        sys.modules.pop(name, None)
+    module = importlib.import_module("model")
     model, said[folder] = module.Model(), {}
     model.load()
     for event, (domain, files, species) in events.items():
@@ -57,6 +62,22 @@ assert not {"pipeline", "peft"} & set(sys.modules)
 json.dump(said, open(sys.argv[3], "w"))
 """
 """Loads exported folders as the platform does and lets each forecast the events."""
+
+TABLE_DRIVER = """
+import io, json
+import pandas as pd
+from PIL import Image
+from model import Model
+model, said = Model(), {}
+model.load()
+def read(cell): return Image.open(io.BytesIO(cell["bytes"]))
+for event, rows in pd.read_parquet(sys.argv[2]).groupby("eventID"):
+    points = [{"relative_img": read(row.file_path), "colorpicker_img": read(row.colorpicker_full_path), "scalebar_img": None,
+               "scientificName": row.scientificName, "domainID": row.domainID} for row in rows.itertuples()]
+    said[str(event)] = model.predict(points)
+json.dump(said, open(sys.argv[3], "w"))
+"""
+"""The same of a table in the challenge's schema."""
 
 
 def trial_of(config: Config, folder: Path, seed: int = 0) -> TrialDir:
@@ -123,6 +144,13 @@ def calibration(config: Config, seed: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def clean() -> Iterator[Path]:
+    """The interpreter of an environment of whitelisted packages alone."""
+    with environment(None) as interpreter:
+        yield interpreter
+
+
+@pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     """Images of each event, in the modes that people save."""
     folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
@@ -178,7 +206,7 @@ def mixture(members: list[tuple[float, float]]) -> tuple[float, float]:
     return float(mu.mean()), math.sqrt(float((sigma**2).mean() + mu.var()))
 
 
-def submitted(folders: list[Path], photographs: dict[str, list[Path]], python: Path | str) -> dict[str, Any]:
+def submitted(folders: list[Path], photographs: dict[str, list[Path]], python: Path) -> dict[str, Any]:
     """What exported folders say, in a process of its own."""
     events = {
         event: (EVENTS[event][0], [str(f) for f in files], EVENTS[event][2]) for event, files in photographs.items()
@@ -203,7 +231,7 @@ def submitted(folders: list[Path], photographs: dict[str, list[Path]], python: P
 
 
 def test_a_submission_forecasts_what_predict_does(
-    config_of: Callable[..., Config], tmp_path: Path, photographs: dict[str, list[Path]]
+    config_of: Callable[..., Config], tmp_path: Path, photographs: dict[str, list[Path]], clean: Path
 ) -> None:
     """Every kind of model, with every kind of pooling, output and calibration; and two ensembles, whose members' tails are of
     different lengths: one member's blocks must not stay behind for the next."""
@@ -218,12 +246,53 @@ def test_a_submission_forecasts_what_predict_does(
         name: export([t.path for t in members], tmp_path / f"{name} out", zipped=False, with_backbone=True)
         for name, members in trials.items()
     }
-    found = submitted(list(folders.values()), photographs, sys.executable)
+    found = submitted(list(folders.values()), photographs, clean)
     for name, members in trials.items():
         for event, targets in forecasts(members, photographs).items():
             for target, (mu, sigma) in targets.items():
                 expected = pytest.approx({"mu": mu, "sigma": sigma}, abs=1e-5)
                 assert found[str(folders[name])][event][target] == expected, (name, event, target)
+
+
+def test_an_exported_ensemble_forecasts_what_was_evaluated_and_passes_the_check(
+    assets: Assets, root: Path, tmp_path: Path, clean: Path
+) -> None:
+    """The whole way, on the tested events themselves: train, evaluate, collect, export, check."""
+    overrides = ("features.dtype=fp32", "data.colour_card=true", "loss.kind=crps", *MLP, "seed=0,1")
+    experiment = load_experiment("configs/beetles/pixels.yaml", (*assets.overrides("pixels"), *overrides))
+    finish(experiment)
+    collect.run(experiment.config)
+    (ensemble,) = experiment.dir.ensembles()
+    for name, paths in {
+        "ensemble": [ensemble.path],
+        "one": [experiment.dir.trial(experiment.trials[0].name).path],
+    }.items():
+        folder = export(paths, tmp_path / name, zipped=False, with_backbone=False)
+        evaluated = pd.read_parquet(paths[0] / "events.parquet")
+        found = submitted_events(folder, assets.data, clean)
+        for row in evaluated.itertuples():
+            said = found[str(row.group)][str(row.target)]
+            assert said == pytest.approx({"mu": row.mu, "sigma": row.sigma}, abs=1e-4), (name, row)
+        assert any("500" not in line for line in check(folder, largest=20))
+
+
+def submitted_events(folder: Path, data: Path, python: Path) -> dict[str, Any]:
+    """What an exported folder says of the tested events, from the challenge's own table."""
+    (table,) = (data / "data").glob("test-*.parquet")
+    program = "import sys; sys.path.append(sys.argv[1])\n" + TABLE_DRIVER
+    command = [
+        str(python),
+        "-c",
+        program,
+        str(folder),
+        str(table),
+        str(answer := folder.parent / f"{folder.name}.json"),
+    ]
+    environ = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=folder.parent, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(answer.read_text())
+    return found
 
 
 def test_the_tensors_are_plain_and_the_archive_has_no_folder_around_them(

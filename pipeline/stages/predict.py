@@ -165,15 +165,24 @@ def _load_backbone(config: Config, trial: TrialDir) -> Backbone:
 
 def find_trial(folder: Path) -> TrialDir:
     """The trial that a person means by a path, looked for from here, the root, and what is trained. Raises UserError."""
-    places = list(dict.fromkeys(base / folder.expanduser() for base in (Path.cwd(), root(), trained_root())))
-    for place in places:
-        if TrialDir(place).config.exists():
-            return TrialDir(place)
-    looked = " or ".join(str(place) for place in places)
+    places = _places(folder)
+    if (found := next((place for place in places if TrialDir(place).config.exists()), None)) is not None:
+        return TrialDir(found)
+    looked = " or ".join(map(str, places))
     raise UserError(
         f"{folder} is not a trial's folder: there is no config.yaml in {looked}. Trials lie at "
         "trained/<experiment>/<trial>/; `carabid status` lists them."
     )
+
+
+def find_ensemble(folder: Path) -> TrialDir | None:
+    """The ensemble that a person means by a path, if it is one: results without a configuration of their own."""
+    found = [TrialDir(place) for place in _places(folder) if TrialDir(place).results.exists()]
+    return found[0] if found and not found[0].config.exists() else None
+
+
+def _places(folder: Path) -> list[Path]:
+    return list(dict.fromkeys(base / folder.expanduser() for base in (Path.cwd(), root(), trained_root())))
 
 
 def _predict_batch(config: Config, models: Models, images: Tensor, metadata: Metadata) -> Predicted:

@@ -23,13 +23,13 @@ from pipeline.backbones.base import Backbone, Tail
 from pipeline.config import Backbone as BackboneConfig
 from pipeline.config import Config, Dinov2, OpenClip, Pixels, token_kind
 from pipeline.errors import UserError
-from pipeline.layout import TrialDir, atomic_folder, atomic_path, write_json
+from pipeline.layout import TrialDir, atomic_folder, atomic_path, read_json, write_json
 from pipeline.models.encoders import embedding_width
 from pipeline.models.outputs import MIN_SCALE, START, LocationScale, Output, Quantiles
 from pipeline.models.pooling import HIDDEN
 from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, Model, is_adapted, load_facts, load_model, read_trained
-from pipeline.stages.predict import find_trial, trained_config
+from pipeline.stages.predict import find_ensemble, find_trial, trained_config
 
 Spec = dict[str, Any]
 State = dict[str, Tensor]
@@ -48,11 +48,13 @@ class Member:
 
 
 def export(trials: Sequence[Path], out: Path, zipped: bool, with_backbone: bool) -> Path:
-    """Write the submission of one trial, or of an ensemble of several, to the folder `out`, and beside it `out`.zip if asked.
+    """Write the submission of one trial, of several, or of an ensemble to the folder `out`, and beside it `out`.zip if asked.
 
-    With several, a forecast is the equal mixture of theirs. Returns what was written. Raises UserError for what is no trained
-    trial, for trials of different backbones, for a folder that exists, and for a backbone that the platform could not fetch.
+    Of several trials, a forecast is the equal mixture of theirs; an ensemble (a folder of `ensembles/`) has its own calibration.
+    Returns what was written. Raises UserError for what is no trained trial, for trials of different backbones, for a folder
+    that exists, and for a backbone that the platform could not fetch.
     """
+    trials, calibration = _members_of(trials)
     if not trials:
         raise UserError("name the trials to export, one or more: `carabid status` lists them")
     target = out.with_name(f"{out.name}.zip") if zipped else out
@@ -62,10 +64,19 @@ def export(trials: Sequence[Path], out: Path, zipped: bool, with_backbone: bool)
     backbone = _shared_backbone(trials, configs, with_backbone)
     members = [_load(find_trial(trial), config, backbone) for trial, config in zip(trials, configs, strict=True)]
     with atomic_folder(out.absolute()) as folder:
-        _write(folder, members, backbone, with_backbone)
+        _write(folder, members, backbone, with_backbone, calibration)
     if zipped:
         _zip(out, target)
     return target
+
+
+def _members_of(trials: Sequence[Path]) -> tuple[Sequence[Path], Spec | None]:
+    """The trials of an ensemble's folder and what calibrates them together; other folders as they are."""
+    if len(trials) != 1 or (folder := find_ensemble(trials[0])) is None:
+        return trials, None
+    results = read_json(folder.results)
+    experiment = folder.path.parent.parent
+    return [experiment / name for name in results["members"]], results["calibration"]
 
 
 def _load(trial: TrialDir, config: Config, backbone: Backbone) -> Member:
@@ -105,7 +116,9 @@ def _is_public(backbone: BackboneConfig) -> bool:
 
 
 # ---------------------------------------------------------------- the folder
-def _write(folder: Path, members: Sequence[Member], backbone: Backbone, with_backbone: bool) -> None:
+def _write(
+    folder: Path, members: Sequence[Member], backbone: Backbone, with_backbone: bool, calibration: Spec | None
+) -> None:
     """All files of the submission."""
     states = _with_same_tails([_state(member) for member in members], backbone)
     shutil.copyfile(Path(__file__).with_name("model.py"), folder / "model.py")
@@ -118,6 +131,7 @@ def _write(folder: Path, members: Sequence[Member], backbone: Backbone, with_bac
         {
             "targets": list(TARGETS),
             "correction": _correction(config),
+            "calibration": calibration,
             "backbone": _backbone_spec(config, backbone),
             "members": [_member_spec(member, backbone) for member in members],
         },

@@ -3,7 +3,7 @@
 This file stands alone: `carabid export` copies it beside `correction.py` (what is done to images first), `submission.json` (what
 the members are made of) and `weights.pt` (plain tensors). It imports torch, numpy and Pillow, and what the backbone needs:
 open_clip or transformers; LightGBM for trees.
-An event's forecast is pooled from what each member says of its specimens, calibrated, and averaged over the members.
+An event's forecast is pooled from what each member says of its specimens, and calibrated.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,30 +49,66 @@ class Model:
     def predict(self, datapoints: Sequence[Point]) -> Forecast:
         """The forecast of one event: mean and sigma of each target, from its specimens."""
         with torch.inference_mode():
-            forecasts = [self._forecast(member, datapoints) for member in self.members]
-        return {target: mixture([forecast[target] for forecast in forecasts]) for target in self.spec["targets"]}
-
-    def _forecast(self, member: Member, datapoints: Sequence[Point]) -> dict[str, tuple[float, float]]:
-        """Mean and sigma of each target, by one member."""
-        said = [member.say(datapoints[i : i + BATCH]) for i in range(0, len(datapoints), BATCH)]
-        mean, variance, weights = (np.concatenate(each).astype("float64") for each in zip(*said, strict=True))
-        part = "in_domain" if label(datapoints[0]["domainID"]) in member.spec["names"]["domains"] else "out_of_domain"
+            said = [pool(member, datapoints) for member in self.members]
+        domain = label(datapoints[0]["domainID"])
         return {
-            target: calibrated(member.spec["calibration"][target][part], mean[:, i], variance[:, i], weights[:, i])
+            target: self._forecast([each[i] for each in said], target, domain)
             for i, target in enumerate(self.spec["targets"])
         }
 
+    def _forecast(self, said: Sequence[Pooled], target: str, domain: str | None) -> dict[str, float]:
+        """From what the members say of a target: calibrated together if they were, else each by itself, and averaged."""
+
+        def part(spec: Mapping[str, Any], names: Mapping[str, Any]) -> Mapping[str, float]:
+            how: Mapping[str, float] = spec["calibration"][target][
+                "in_domain" if domain in names["domains"] else "out_of_domain"
+            ]
+            return how
+
+        specs = [member.spec for member in self.members]
+        if self.spec["calibration"]:
+            forecasts = [calibrated(part(self.spec, specs[0]["names"]), combined(said))]
+        else:
+            forecasts = [calibrated(part(spec, spec["names"]), one) for spec, one in zip(specs, said, strict=True)]
+        return mixture(forecasts)
+
 
 # ---------------------------------------------------------------- from specimens to a forecast
-def calibrated(how: Mapping[str, float], mean: Any, variance: Any, log_weights: Any) -> tuple[float, float]:
-    """Mean and sigma of an event from means, variances and log weights [N] of its specimens."""
-    weights = np.exp(log_weights - log_weights.max())
-    weights /= weights.sum()
-    middle, sd, n = float(weights @ mean), float(weights @ np.sqrt(variance)), len(mean)
+@dataclass(frozen=True)
+class Pooled:
+    """What a member says of a target of an event: mean, variance of one of its `n` specimens, and sd over them (NaN of one)."""
+
+    mean: float
+    variance: float
+    spread: float
+    n: int
+
+
+def pool(member: Member, datapoints: Sequence[Point]) -> list[Pooled]:
+    """What a member says of each target."""
+    said = [member.say(datapoints[i : i + BATCH]) for i in range(0, len(datapoints), BATCH)]
+    mean, variance, log_weights = (np.concatenate(each).astype("float64") for each in zip(*said, strict=True))
+    weights = np.exp(log_weights - log_weights.max(0))
+    weights /= weights.sum(0)
+    means, sds, n = (weights * mean).sum(0), (weights * np.sqrt(variance)).sum(0), len(mean)
+    spreads = mean.std(0, ddof=1) if n > 1 else np.full(mean.shape[1], math.nan)
+    return [Pooled(float(m), float(sd) ** 2, float(s), n) for m, sd, s in zip(means, sds, spreads, strict=True)]
+
+
+def combined(said: Sequence[Pooled]) -> Pooled:
+    """What members that differ in the seed say together: their variance grows where they disagree."""
+    means, variances, spreads = (
+        np.array([getattr(one, name) for one in said]) for name in ("mean", "variance", "spread")
+    )
+    return Pooled(float(means.mean()), float(variances.mean() + means.var()), float(spreads.mean()), said[0].n)
+
+
+def calibrated(how: Mapping[str, float], said: Pooled) -> tuple[float, float]:
+    """Mean and sigma of an event."""
     if "alone" in how:  # the spread over specimens
-        return middle, max(float(mean.std(ddof=1)) if n > 1 else how["alone"], MIN_SIGMA)
-    sigma = sd * math.sqrt(how["shared"] ** 2 + how["own"] ** 2 / n)
-    return how["bias"] + how["slope"] * middle, max(sigma, MIN_SIGMA)
+        return said.mean, max(said.spread if said.n > 1 else how["alone"], MIN_SIGMA)
+    sigma = math.sqrt(said.variance * (how["shared"] ** 2 + how["own"] ** 2 / said.n))
+    return how["bias"] + how["slope"] * said.mean, max(sigma, MIN_SIGMA)
 
 
 def mixture(forecasts: Sequence[tuple[float, float]]) -> dict[str, float]:

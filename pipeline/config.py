@@ -328,6 +328,8 @@ class Model(Section):
     encoder: Encoder = Frozen()
     normalize: bool = True
     """L2-normalise the embedding before the head."""
+    standardize_features: bool = False
+    """Scale each dimension of the (normalised) frozen embedding by the training specimens' mean and sd."""
     domain_embedding: bool = False
     """Add a learned embedding of the domain to the (normalised) image embedding."""
     species_embedding: bool = False
@@ -346,6 +348,15 @@ class Model(Section):
             raise ValueError(
                 f"head.kind {self.head.kind} is not trained by gradient descent: it needs encoder.kind frozen, pool mean and "
                 "neither domain_embedding nor species_embedding"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _only_frozen_features_are_standardised(self) -> Model:
+        if self.standardize_features and (self.encoder.kind != "frozen" or self.head.kind != "mlp"):
+            raise ValueError(
+                "standardize_features scales what does not learn, for heads that do not scale it themselves: it needs "
+                "encoder.kind frozen and head.kind mlp"
             )
         return self
 

@@ -101,12 +101,14 @@ def make_mlp(widths: Sequence[int]) -> nn.Sequential:
 class Regressor(nn.Module):
     """Predicts targets from cached features.
 
-    `target_mean` and `target_scale` [n_targets] bring the head's output to the targets' own units; where targets are not
-    standardised they are 0 and 1.
+    `target_mean` and `target_scale` [n_targets] bring the head's output to the targets' own units, `feature_mean` and
+    `feature_scale` [E] (or of one number) the frozen embedding to the head's; what is not standardised has 0 and 1.
     """
 
     target_mean: Tensor
     target_scale: Tensor
+    feature_mean: Tensor
+    feature_scale: Tensor
 
     def __init__(
         self,
@@ -118,6 +120,7 @@ class Regressor(nn.Module):
         output: Output | None = None,
         species: SpeciesEmbedding | None = None,
         pooling: Pooling | None = None,
+        n_features: int = 1,
     ):
         super().__init__()
         self.encoder = encoder
@@ -129,6 +132,8 @@ class Regressor(nn.Module):
         self.output = output or Point()
         self.register_buffer("target_mean", torch.zeros(n_targets))
         self.register_buffer("target_scale", torch.ones(n_targets))
+        self.register_buffer("feature_mean", torch.zeros(n_features))
+        self.register_buffer("feature_scale", torch.ones(n_features))
 
     def forward(self, features: Tensor, metadata: Metadata | None = None, mix: Mix | None = None) -> Answer:
         """features [B, E] or [B, T, D] and what is known of the specimens (None: nothing) → what the model says of them.
@@ -145,6 +150,7 @@ class Regressor(nn.Module):
         embedding: Tensor = self.encoder(features)
         if self.normalize:
             embedding = F.normalize(embedding, dim=-1)
+        embedding = (embedding - self.feature_mean) / self.feature_scale
         shifts, n = [], len(embedding)
         if self.domain is not None:
             shifts.append(self.domain(metadata and metadata.domain, n))

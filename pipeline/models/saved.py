@@ -48,6 +48,8 @@ class Facts:
         return self.names.domains
 
 
+SCALES = ("target_mean", "target_scale", "feature_mean", "feature_scale")
+"""Buffers of a Regressor that follow from the training data."""
 Model = Regressor | Climatology | Boosting
 
 
@@ -77,8 +79,8 @@ def assemble(config: Config, facts: Facts, encoder: nn.Module) -> Regressor:
     output = make_output(config.loss)
     head = make_mlp([width, *hidden, n_targets * output.n])
     species = SpeciesEmbedding(len(names.species), len(names.genera), width) if model.species_embedding else None
-    pooling = make_pooling(model.pool, width)
-    return Regressor(encoder, head, domain, model.normalize, n_targets, output, species, pooling)
+    pooling, n_features = make_pooling(model.pool, width), width if model.standardize_features else 1
+    return Regressor(encoder, head, domain, model.normalize, n_targets, output, species, pooling, n_features)
 
 
 def save_model(model: Model, facts: Facts, trial: TrialDir) -> None:
@@ -190,9 +192,9 @@ def is_adapted(model: Regressor) -> bool:
 
 
 def _own_state(model: Model) -> dict[str, Tensor]:
-    """Trained tensors but the adapter's, and the scale of the targets."""
+    """Trained tensors but the adapter's, and the scales."""
     if not isinstance(model, Regressor):
         return dict(model.state_dict())
     adapted = is_adapted(model)
     state = {n: t for n, t in trained_state(model).items() if not (adapted and n.startswith("encoder."))}
-    return state | {"target_mean": model.target_mean, "target_scale": model.target_scale}
+    return state | {name: model.get_buffer(name) for name in SCALES}

@@ -28,7 +28,15 @@ from pipeline.training.baselines import fit_boosting, fit_climatology
 from pipeline.training.checkpoint import Progress, remove_checkpoint
 from pipeline.training.loop import Run, Stop, fit
 from pipeline.training.ridge import fit_ridge
-from pipeline.training.samples import Samples, check_selection, make_samples, predict, target_scale
+from pipeline.training.samples import (
+    Samples,
+    check_selection,
+    embeddings,
+    feature_scale,
+    make_samples,
+    predict,
+    target_scale,
+)
 
 
 def run(config: Config, trial: TrialDir, flag: StopFlag | None = None) -> None:
@@ -100,10 +108,11 @@ def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts
     make_deterministic()
     inputs.store.verify()
     facts = make_facts(inputs)
-    model = _new_model(config, facts, inputs).to(device)
+    model = make_model(config, facts, inputs.encoder_backbone).to(device)
     train, validation = (_samples(inputs, facts, split, device) for split in ("train", "validation"))
     print(f"training {run.trial.path.name}: {_describe(model, train, validation)}, on {run.machine}", flush=True)
     check_selection(config, validation)
+    _standardize(model, train, inputs, facts)
     progress = _fit(model, train, validation, run)
     return model, facts, progress, _calibrate(model, validation, inputs, facts, run.trial)
 
@@ -117,13 +126,17 @@ def _calibrate(model: Model, validation: Samples, inputs: Inputs, facts: Facts, 
     return {target: {part: asdict(one) for part, one in parts.items()} for target, parts in fitted.items()}
 
 
-def _new_model(config: Config, facts: Facts, inputs: Inputs) -> Model:
-    model = make_model(config, facts, inputs.encoder_backbone)
-    if isinstance(model, Regressor) and config.model.standardize_targets:
+def _standardize(model: Model, train: Samples, inputs: Inputs, facts: Facts) -> None:
+    """Set the scales of targets and features from the training split, where the configuration asks for it."""
+    asked = inputs.config.model
+    if isinstance(model, Regressor) and asked.standardize_targets:
         mean, scale = target_scale(inputs.table("train"), facts.targets)
         model.target_mean.copy_(mean)
         model.target_scale.copy_(scale)
-    return model
+    if isinstance(model, Regressor) and asked.standardize_features:
+        mean, scale = feature_scale(embeddings(model, train))
+        model.feature_mean.copy_(mean)
+        model.feature_scale.copy_(scale)
 
 
 def _samples(inputs: Inputs, facts: Facts, split: Split, device: torch.device) -> Samples:

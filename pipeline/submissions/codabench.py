@@ -238,6 +238,7 @@ def _network_spec(member: Member, backbone: Backbone) -> Spec:
         "width": embedding_width(encoder, member.facts.embed_dim),
         "hidden": list(model.head.hidden) if model.head.kind == "mlp" else [],
         "normalize": model.normalize,
+        "n_features": len(member.model.feature_mean),
         "domain": model.domain_embedding,
         "species": model.species_embedding,
         "pool": model.pool,

@@ -241,6 +241,8 @@ class Network(nn.Module):
             self.pooling = Attention(width, spec["attention"])
         self.register_buffer("target_mean", torch.zeros(n_targets))
         self.register_buffer("target_scale", torch.ones(n_targets))
+        self.register_buffer("feature_mean", torch.zeros(spec["n_features"]))
+        self.register_buffer("feature_scale", torch.ones(spec["n_features"]))
 
     def forward(self, features: Tensor, names: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and log weight [B, n_targets] in the targets' own units."""
@@ -260,6 +262,7 @@ class Network(nn.Module):
             maps = features.transpose(1, 2).unflatten(2, self.spec["convolutions"]["grid"])
             features = self.encoder(maps).flatten(1)
         embedding = F.normalize(features, dim=-1) if self.spec["normalize"] else features
+        embedding = (embedding - self.get_buffer("feature_mean")) / self.get_buffer("feature_scale")
         if self.spec["domain"]:
             embedding = embedding + self.domain(names["domains"])
         if self.spec["species"]:

@@ -13,7 +13,7 @@ from pipeline.config import Config, RidgeHead
 from pipeline.metrics.regression import selection_metric
 from pipeline.models.regressor import Regressor, load_trained_state, trained_state
 from pipeline.training.checkpoint import Progress
-from pipeline.training.samples import Samples, predict
+from pipeline.training.samples import Samples, embeddings, predict
 
 Array = NDArray[np.float64]
 TINY = 1e-12
@@ -56,15 +56,6 @@ def solve(
         inverse = np.divide(1, shrunk, out=np.zeros_like(shrunk), where=shrunk > TINY * shrunk.max())
         weights = (vectors @ (inverse[:, None] * projected)).T / scale
         yield weights, centre - weights @ mean
-
-
-def embeddings(model: Regressor, samples: Samples) -> NDArray[np.float32]:
-    """What the head sees [N, E]."""
-    features = samples.bank.gather(torch.arange(len(samples))).float()
-    out: NDArray[np.float32] = (
-        (nn.functional.normalize(features, dim=-1) if model.normalize else features).cpu().numpy()
-    )
-    return out
 
 
 def set_linear(model: Regressor, weights: Array, bias: Array) -> None:

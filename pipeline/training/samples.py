@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -74,6 +75,20 @@ def target_scale(table: pd.DataFrame, targets: tuple[str, ...]) -> tuple[Tensor,
     return torch.from_numpy(events.mean().to_numpy("float32")), torch.from_numpy(
         np.where(sd > 0, sd, 1).astype("float32")
     )
+
+
+def embeddings(model: Regressor, samples: Samples) -> NDArray[np.float32]:
+    """The frozen embeddings of every specimen, as the head sees them before they are standardised [N, E]."""
+    features = samples.bank.gather(torch.arange(len(samples))).float()
+    out: NDArray[np.float32] = (F.normalize(features, dim=-1) if model.normalize else features).cpu().numpy()
+    return out
+
+
+def feature_scale(embedded: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+    """Mean and sd [E] of embeddings [N, E]; 1 for what does not vary."""
+    mean, sd = embedded.mean(0, dtype="float64"), embedded.std(0, dtype="float64")
+    sd[sd <= 1e-6 * np.abs(mean)] = 1
+    return torch.from_numpy(mean.astype("float32")), torch.from_numpy(sd.astype("float32"))
 
 
 def batches(n: int, size: int, order: NDArray[np.int64] | None = None) -> Iterator[Tensor]:

@@ -2,7 +2,7 @@
 
     python benchmarks/forecasts.py FOLDER [SEED …]
 
-For each seed (default 0 1 2) beetles are generated, and every METHOD is trained with each fold of domains left out, on this
+For each seed (default 0 1 2) beetles are generated, and every method is trained with each fold of domains left out, on this
 machine, through the command line as a person would do it; what is there already is not done again. Then each method's `rms`
 is compared with the first one's fold by fold, and coverage is pooled over all events of domains never seen.
 """
@@ -10,6 +10,7 @@ is compared with the first one's fold by fold, and coverage is pooled over all e
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,31 +18,63 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pipeline.backbones.tiny import write_tiny_open_clip
 from pipeline.layout import read_json
-from pipeline.metrics.probabilistic import coverage
+from pipeline.metrics.probabilistic import LEVELS, coverage
 from pipeline.results import cells_to_markdown
 
 FOLDS = range(5)
-PERCEPTRON = ("model.head.kind=mlp", "model.standardize_targets=true", "optim.lr=1e-3", "train.epochs=30")
+PIXELS = ("backbone.kind=pixels", "backbone.size=8")
+SPREAD = "calibrate.kind=spread"
+PERCEPTRON = (*PIXELS, "model.head.hidden=[64]")
+"""With a hidden layer, which CORAL and attention act on."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A line of the table: a YAML of configs/beetles and what is set on the command line."""
+    """A line of a table: a YAML of configs/beetles and what is set on the command line."""
 
     label: str
     config: str
     overrides: tuple[str, ...] = ()
 
 
-METHODS = {
-    "forecaster": Method("ridge on 8 × 8 pixels, calibrated", "pixels"),
-    "climatology": Method("climatology", "climatology"),
-    "metadata": Method("metadata only (boosted trees)", "metadata"),
-    "spread": Method("the same ridge, spread over specimens", "pixels", ("calibrate.kind=spread",)),
+MUST_BEAT = {
+    "forecast": Method("linear mean and sigma by CRPS, calibrated", "forecast", PIXELS),
+    "ridge": Method("ridge, calibrated", "pixels", ("data.colour_card=true",)),
+    "point": Method("the first as points, spread over specimens", "forecast", (*PIXELS, "loss.kind=mse", SPREAD)),
+    "ridge-spread": Method("ridge, spread over specimens", "pixels", ("data.colour_card=true", SPREAD)),
+    "sample": Method("sample code's head, spread over specimens", "frozen", (*PIXELS, SPREAD)),
+    "sample-ft-did": Method("sample code's ft-did on a tiny CLIP, spread", "baseline", ("backbone.name=CLIP", SPREAD)),
+    "climatology": Method("climatology, calibrated", "climatology"),
+    "metadata": Method("metadata only (boosted trees), calibrated", "metadata"),
 }
+VARIANTS = {
+    "forecast": MUST_BEAT["forecast"],
+    "no-card": Method("without the colour card", "forecast", (*PIXELS, "data.colour_card=false")),
+    "best-epoch": Method("best epoch chosen", "forecast", (*PIXELS, "select.epoch=best")),
+    "emos": Method("`calibrate.kind=emos`", "forecast", (*PIXELS, "calibrate.kind=emos")),
+    "domain": Method(
+        "with the domain", "forecast", (*PIXELS, "model.domain_embedding=true", "augment.domain_dropout=0.35")
+    ),
+    "species": Method(
+        "with the species", "forecast", (*PIXELS, "model.species_embedding=true", "augment.species_dropout=0.3")
+    ),
+    "events": Method("trained on events", "forecast", (*PIXELS, "train.sample=events", "train.batch_size=16")),
+    "precision": Method("`model.pool=precision`", "forecast", (*PIXELS, "model.pool=precision")),
+    "seeds": Method("ensemble of three seeds", "forecast", (*PIXELS, "seed=0,1,2")),
+    "hidden": Method("a hidden layer of 64", "forecast", PERCEPTRON),
+    "coral": Method("… and `risk.kind=coral`", "forecast", (*PERCEPTRON, "risk.kind=coral")),
+    "group-dro": Method("… and `risk.kind=group_dro`", "forecast", (*PERCEPTRON, "risk.kind=group_dro")),
+    "attention": Method(
+        "… and attention, trained on events",
+        "forecast",
+        (*PERCEPTRON, "train.sample=events", "train.batch_size=16", "model.pool=attention"),
+    ),
+}
+Methods = dict[str, Method]
 
 
 def run(folder: Path, seed: int) -> None:
@@ -50,11 +83,20 @@ def run(folder: Path, seed: int) -> None:
     if not clip.exists():
         write_tiny_open_clip(clip)
     carabid("generate", "beetles", "--out", data, "--seed", seed, root=root)
-    for name, method in METHODS.items():
-        fold = "data.split.fold=" + ",".join(map(str, FOLDS))
-        fixed = [f"experiment={name}", f"data.source={data}", "data.split.kind=domains", fold, *method.overrides]
-        fixed = [value.replace("CLIP", f"local-dir:{clip}") for value in fixed]
-        carabid("submit", f"configs/beetles/{method.config}.yaml", "--cluster", "local", "--wait", *fixed, root=root)
+    folds = "data.split.fold=" + ",".join(map(str, FOLDS))
+    for name, method in (MUST_BEAT | VARIANTS).items():
+        chosen = [value.replace("CLIP", f"local-dir:{clip}") for value in method.overrides]
+        fixed = (f"experiment={name}", f"data.source={data}", "data.split.kind=domains", folds)
+        carabid(
+            "submit",
+            f"configs/beetles/{method.config}.yaml",
+            "--cluster",
+            "local",
+            "--wait",
+            *fixed,
+            *chosen,
+            root=root,
+        )
 
 
 def carabid(*arguments: object, root: Path) -> None:
@@ -65,72 +107,77 @@ def carabid(*arguments: object, root: Path) -> None:
         subprocess.run(command, check=True, env={**os.environ, "CARABID_ROOT": str(root)}, stdout=output, stderr=output)
 
 
-def scores(folder: Path, seeds: list[int]) -> pd.DataFrame:
+def scores(folder: Path, seeds: list[int], methods: Methods) -> pd.DataFrame:
     """A row for each method, seed and fold: rms, and its CRPS in known and in new domains."""
     rows = []
     for seed in seeds:
-        for name in METHODS:
-            for trial in _results(folder, seed, name):
-                summary = read_json(trial)["summary"]
-                fold = next(part for part in trial.parent.name.split(",") if part.startswith("fold="))
+        for name in methods:
+            for fold, result in results(folder, seed, name):
+                summary = read_json(result)["summary"]
                 parts = {part: summary[part]["CRPS"] for part in ("in_domain", "out_of_domain")}
                 rows.append({"method": name, "seed": seed, "fold": fold, "rms": summary["rms"], **parts})
     return pd.DataFrame(rows)
 
 
-def compare(scores: pd.DataFrame) -> list[list[str]]:
-    """A line for each method: its scores, and how much worse it is than the first, paired by seed and fold."""
-    first = next(iter(METHODS))
-    rms = scores.pivot(index=["seed", "fold"], columns="method", values="rms")
-    lines = []
-    for name, method in METHODS.items():
-        of = scores[scores["method"] == name]
-        apart = (rms[name] - rms[first]).to_numpy()
-        paired = ["", ""] if name == first else [_mean(apart, "+.3f"), f"{(apart > 0).sum()} of {len(apart)}"]
-        lines.append(
-            [method.label, *(_mean(of[key].to_numpy()) for key in ("rms", "in_domain", "out_of_domain")), *paired]
-        )
-    return lines
-
-
-def _mean(values: np.ndarray, form: str = ".3f") -> str:
-    return f"{values.mean():{form}} ± {values.std(ddof=1):.3f}"
+def results(folder: Path, seed: int, name: str) -> list[tuple[int, Path]]:
+    """Fold and results.json of each trial of a method; of its ensembles where it has several seeds."""
+    experiment = folder / f"root-{seed}" / "trained" / name
+    found = sorted((experiment / "ensembles").glob("*/results.json")) or sorted(experiment.glob("*/results.json"))
+    folds = [int(match[1]) if (match := re.search(r"fold=(\d+)", path.parent.name)) else 0 for path in found]
+    assert sorted(folds) == list(FOLDS), (
+        f"{experiment}: not every fold has results; see {folder}/root-{seed}/output.txt"
+    )
+    return list(zip(folds, found, strict=True))
 
 
 HEADER = ("method", "rms", "CRPS, known domains", "CRPS, new domains", "rms above the first", "in how many folds")
 
 
-def pooled_coverage(folder: Path, seeds: list[int]) -> list[list[str]]:
-    """A line for each method: how many events of new domains there are, and how many of their targets lie in each interval."""
+def compare(scores: pd.DataFrame, methods: Methods) -> list[list[str]]:
+    """A line for each method: its scores, and how much worse it is than the first, paired by seed and fold."""
+    first = next(iter(methods))
+    rms = scores.pivot(index=["seed", "fold"], columns="method", values="rms")
     lines = []
-    for name, method in METHODS.items():
-        tables = [_new_events(trial.parent) for seed in seeds for trial in _results(folder, seed, name)]
-        events = pd.concat(tables)
-        truth, mu, sigma = (events[column].to_numpy("float64") for column in ("truth", "mu", "sigma"))
-        n = len(events) // events["target"].nunique()
-        lines.append(
-            [method.label, str(n), *(f"{coverage(truth, mu, sigma, level):.3f}" for level in (0.5, 0.8, 0.95))]
-        )
+    for name, method in methods.items():
+        of = scores[scores["method"] == name]
+        apart = (rms[name] - rms[first]).to_numpy()
+        paired = ["", ""] if name == first else [_mean(apart, "+.3f"), f"{(apart > 0).sum()} of {len(apart)}"]
+        parts = (_mean(of[key].to_numpy()) for key in ("rms", "in_domain", "out_of_domain"))
+        lines.append([method.label, *parts, *paired])
     return lines
 
 
-def _results(folder: Path, seed: int, name: str) -> list[Path]:
-    return sorted((folder / f"root-{seed}" / "trained" / name).glob("*/results.json"))
+def _mean(values: NDArray[np.float64], form: str = ".3f") -> str:
+    return f"{values.mean():{form}} ± {values.std(ddof=1):.3f}"
 
 
-def _new_events(trial: Path) -> pd.DataFrame:
-    """Forecasts for the events of domains that the trial was not trained on."""
-    events = pd.read_parquet(trial / "events.parquet")
-    known = read_json(trial / "trained.json")["train_domains"]
-    return events[~events["domain"].isin(known)]
+def pooled_coverage(folder: Path, seeds: list[int], methods: Methods) -> list[list[str]]:
+    """A line for each method: how many events of new domains there are, and how many of their targets lie in each interval."""
+    lines = []
+    for name, method in methods.items():
+        events = pd.concat([_new_events(path.parent) for seed in seeds for _, path in results(folder, seed, name)])
+        truth, mu, sigma = (events[column].to_numpy("float64") for column in ("truth", "mu", "sigma"))
+        n = len(events) // events["target"].nunique()
+        lines.append([method.label, str(n), *(f"{coverage(truth, mu, sigma, level):.3f}" for level in LEVELS)])
+    return lines
+
+
+def _new_events(result: Path) -> pd.DataFrame:
+    """Forecasts for the events of domains that were not trained on."""
+    events = pd.read_parquet(result / "events.parquet")
+    trial = result.parent.parent / read_json(result / "results.json").get("members", [f"{result.name}"])[0]
+    record = trial if (trial / "trained.json").exists() else result
+    return events[~events["domain"].isin(read_json(record / "trained.json")["train_domains"])]
 
 
 def main() -> None:
     folder, seeds = Path(sys.argv[1]).resolve(), [int(seed) for seed in sys.argv[2:]] or [0, 1, 2]
     for seed in seeds:
         run(folder, seed)
-    print(cells_to_markdown(HEADER, compare(scores(folder, seeds))))
-    print(cells_to_markdown(("method", "new events", "in 50 %", "in 80 %", "in 95 %"), pooled_coverage(folder, seeds)))
+    for methods in (MUST_BEAT, VARIANTS):
+        print(cells_to_markdown(HEADER, compare(scores(folder, seeds, methods), methods)))
+        header = ("method", "new events", *(f"within {100 * level:g} %" for level in LEVELS))
+        print(cells_to_markdown(header, pooled_coverage(folder, seeds, methods)))
 
 
 if __name__ == "__main__":

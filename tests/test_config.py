@@ -77,6 +77,7 @@ FROZEN: Tree = {
     "model.head.kind": "mlp",
     "model.head.hidden": [512, 128, 32],
     "model.head.lr_scale": 1.0,
+    "model.standardize_features": False,
     "model.standardize_targets": False,
     "augment.specimen_dropout": 0.0,
     "augment.mixup_alpha": 0.0,
@@ -99,6 +100,7 @@ FROZEN: Tree = {
     "train.max_specimens": 16,
     "train.precision": "bf16",
     "train.patience": None,
+    "select.epoch": "best",
     "select.metric": "r2",
 }
 FINETUNE = FROZEN | {"model.encoder.kind": "finetuned", "model.encoder.blocks": 2, "model.encoder.lr_scale": 0.01}
@@ -157,6 +159,19 @@ METHODS = {
     "combined": LORA | AUGMENTATIONS | {"optim.lr": 3e-3, "train.batch_size": 256},
     "mean_rgb": MEAN_RGB,
     "pixels": PIXELS,
+    "forecast": FROZEN
+    | {
+        "data.colour_card": True,
+        "model.standardize_features": True,
+        "model.standardize_targets": True,
+        "model.head.hidden": [],
+        "loss.kind": "crps",
+        "optim.kind": "adamw",
+        "optim.lr": 1e-3,
+        "optim.weight_decay": 0.1,
+        "train.epochs": 30,
+        "select.epoch": "last",
+    },
     "climatology": NO_IMAGE | {"model.head.kind": "climatology", "model.head.window": 30, "model.head.min_events": 5},
     "metadata": NO_IMAGE
     | {
@@ -267,6 +282,7 @@ OTHERS: Tree = {
     "schedule.hold": "auto",
     "train.precision": "fp32",
     "train.patience": 5,
+    "select.epoch": "last",
     "select.metric": "mae",
 }
 OTHER_KINDS: Tree = {

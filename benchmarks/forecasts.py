@@ -162,12 +162,12 @@ def pooled_coverage(folder: Path, seeds: list[int], methods: Methods) -> list[li
     return lines
 
 
-def _new_events(result: Path) -> pd.DataFrame:
-    """Forecasts for the events of domains that were not trained on."""
-    events = pd.read_parquet(result / "events.parquet")
-    trial = result.parent.parent / read_json(result / "results.json").get("members", [f"{result.name}"])[0]
-    record = trial if (trial / "trained.json").exists() else result
-    return events[~events["domain"].isin(read_json(record / "trained.json")["train_domains"])]
+def _new_events(folder: Path) -> pd.DataFrame:
+    """Forecasts, of a trial or an ensemble, for the events of domains that were not trained on."""
+    events = pd.read_parquet(folder / "events.parquet")
+    members = read_json(folder / "results.json").get("members")
+    trained = folder.parent.parent / members[0] if members else folder
+    return events[~events["domain"].isin(read_json(trained / "trained.json")["train_domains"])]
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from pipeline.models.metadata import Names
 from pipeline.models.regressor import Regressor, make_mlp
 from pipeline.training.loop import train_epoch
 from pipeline.training.optimiser import make_optimizer
-from pipeline.training.risk import start_weights
+from pipeline.training.risk import start_log_weights
 from pipeline.training.samples import Samples
 
 N, WIDTH, BATCH, WORKERS = 12_000, 768, 64, 4
@@ -38,8 +38,8 @@ def carabid_epoch(features: Tensor, targets: Tensor) -> Callable[[], object]:
     optimizer = make_optimizer(model, config)
     metadata = Names().metadata({"domain": [None] * N})
     samples = Samples(TensorBank(features, features.device, "device"), targets, metadata, np.arange(N))
-    weights = start_weights(metadata.domain)
-    return lambda: train_epoch(model, samples, optimizer, config, 0, weights, lambda: None)
+    log_weights = start_log_weights(metadata.domain)
+    return lambda: train_epoch(model, samples, optimizer, config, 0, log_weights, lambda: None)
 
 
 def sample_epoch(features: Tensor, targets: Tensor) -> Callable[[], object]:

@@ -631,9 +631,11 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _patience_waits_for_a_better_epoch(self) -> Config:
+    def _epochs_are_chosen_where_it_matters(self) -> Config:
         if self.train.patience is not None and self.select.epoch == "last":
             raise ValueError("train.patience waits for a better epoch: it needs select.epoch best")
+        if self.model.head.kind != "mlp" and self.select.epoch == "last":
+            raise ValueError(f"model.head.kind {self.model.head.kind} has no epochs: it needs select.epoch best")
         return self
 
     @model_validator(mode="after")
@@ -646,6 +648,20 @@ class Config(Section):
             )
         if self.augment.mixup_alpha and self.train.sample == "events":
             raise ValueError("augment.mixup_alpha mixes specimens: it needs train.sample specimens")
+        return self
+
+    @model_validator(mode="after")
+    def _risk_has_what_it_acts_on(self) -> Config:
+        if self.risk.kind != "mean" and self.augment.mixup_alpha:
+            raise ValueError(
+                f"risk.kind {self.risk.kind} tells domains apart, and augment.mixup_alpha mixes them: set it to 0"
+            )
+        model = self.model
+        learns = model.encoder.kind != "frozen" or model.domain_embedding or model.species_embedding
+        if self.risk.kind == "coral" and not learns and model.head.kind == "mlp" and not model.head.hidden:
+            raise ValueError(
+                "risk.kind coral acts on the last hidden layer, and there is none: name one in model.head.hidden"
+            )
         return self
 
     @model_validator(mode="after")

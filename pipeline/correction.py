@@ -10,7 +10,7 @@ curves are not known, and where one is nearly a power x^γ, light times k is a s
 for all else.
 
 Scale. The period of the bar's dark and light stretches is measured, and the image resized so that one period has
-PERIOD_PIXELS, in the middle of a canvas of one size: what later resizes the canvas leaves small beetles small. Which
+one length, in the middle of a canvas of one size: what later resizes the canvas leaves small beetles small. Which
 period real bars have was not known when this was written; `span` says how much of the world the canvas shows.
 """
 

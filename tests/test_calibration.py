@@ -209,3 +209,20 @@ def test_known_and_new_domains_have_the_same_spread_and_none_is_borrowed() -> No
 )
 def test_a_calibration_is_the_same_after_it_was_written_as_json(calibration: Calibration | Spread) -> None:
     assert load_calibration(json.loads(json.dumps(asdict(calibration)))) == calibration
+
+
+@pytest.mark.parametrize("n", [1.0, 5.0])
+def test_where_all_held_out_events_have_equally_many_specimens_sigma_does_not_shrink_with_their_number(
+    n: float,
+) -> None:
+    """Nothing tells then what is shared from what is each one's own."""
+    truth, forecast = simulate(0.5, 0.0, 200, 3)
+    fitted = fit_calibration(truth, forecast_of(forecast.mean, forecast.variance, np.full(200, n)))
+    assert fitted.own == 0 and fitted.shared == pytest.approx(0.5, rel=0.2)
+
+
+def test_of_a_handful_of_events_no_line_is_told() -> None:
+    truth, forecast = simulate(0.5, 0.5, 3, 4)
+    known = np.array([True, True, False])
+    for calibration in fit_parts(truth, forecast, known, ~known, "emos").values():
+        assert isinstance(calibration, Calibration) and (calibration.bias, calibration.slope) == (0.0, 1.0)

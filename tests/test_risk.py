@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline import config as cfg
-from pipeline.training.risk import coral, group_dro, risk, start_weights
+from pipeline.training.risk import coral, group_dro, risk, start_log_weights
 
 DRO, CORAL = cfg.GroupDro(kind="group_dro", step=0.5), cfg.Coral(kind="coral", weight=2.0)
 BATCHES = st.lists(st.integers(0, 3), min_size=1, max_size=30)
@@ -38,46 +38,48 @@ def by_algorithm_1(losses: Any, domains: Any, q: list[float], step: float) -> tu
 
 @given(BATCHES, st.integers(0, 99))
 def test_group_dro_is_its_published_algorithm_batch_after_batch(domains: list[int], seed: int) -> None:
-    weights, by_hand = torch.full((4,), 0.25), [0.25] * 4
+    logs, by_hand = torch.full((4,), 0.25).log(), [0.25] * 4
     for number in range(3):
         losses, _, of = draw(domains[number:] or domains, seed + number)
-        loss = group_dro(losses, of, weights, 0.5)
+        loss = group_dro(losses, of, logs, 0.5)
         expected, by_hand = by_algorithm_1(losses.tolist(), of.tolist(), by_hand, 0.5)
         assert float(loss) == pytest.approx(expected, rel=1e-5)
-        assert weights.tolist() == pytest.approx(by_hand, rel=1e-5) and float(weights.sum()) == pytest.approx(1)
+        assert logs.exp().tolist() == pytest.approx(by_hand, rel=1e-5) and float(logs.exp().sum()) == pytest.approx(1)
 
 
 def test_group_dro_turns_to_the_domain_with_the_highest_loss() -> None:
-    weights, of = torch.full((3,), 1 / 3), torch.tensor([0, 1, 1, 2])
+    logs, of = torch.full((3,), 1 / 3).log(), torch.tensor([0, 1, 1, 2])
     for _ in range(100):
-        loss = group_dro(torch.tensor([1.0, 3.0, 3.0, 2.0]), of, weights, 0.1)
-    assert weights.argmax() == 1 and weights[1] > 0.99 and float(loss) == pytest.approx(3, abs=0.02)
+        loss = group_dro(torch.tensor([1.0, 3.0, 3.0, 2.0]), of, logs, 0.1)
+    assert logs.argmax() == 1 and logs[1].exp() > 0.99 and float(loss) == pytest.approx(3, abs=0.02)
 
 
 def test_the_gradient_of_group_dro_goes_through_the_losses_and_not_the_weights() -> None:
     losses, _, of = draw([0, 0, 1, 2])
-    weights = torch.full((3,), 1 / 3)
-    group_dro(losses.requires_grad_(), of, weights, 0.5).backward()
+    logs = torch.full((3,), 1 / 3).log()
+    group_dro(losses.requires_grad_(), of, logs, 0.5).backward()
     counts = torch.tensor([2.0, 2.0, 1.0, 1.0])
-    assert losses.grad is not None and not weights.requires_grad
-    torch.testing.assert_close(losses.grad, weights[of] / counts)
+    assert losses.grad is not None and not logs.requires_grad
+    torch.testing.assert_close(losses.grad, logs[of].exp() / counts)
 
 
 def test_a_domain_that_is_not_in_the_batch_keeps_its_share_beside_those_that_are_equally_well_learned() -> None:
-    weights = torch.tensor([0.5, 0.3, 0.2])
-    group_dro(torch.zeros(3), torch.tensor([0, 0, 1]), weights, 0.5)
-    assert weights.tolist() == pytest.approx([0.5, 0.3, 0.2])
+    logs = torch.tensor([0.5, 0.3, 0.2]).log()
+    group_dro(torch.zeros(3), torch.tensor([0, 0, 1]), logs, 0.5)
+    assert logs.exp().tolist() == pytest.approx([0.5, 0.3, 0.2])
 
 
-def test_losses_of_any_size_leave_weights_that_are_shares() -> None:
-    weights = torch.full((3,), 1 / 3)
-    assert float(group_dro(torch.tensor([1e30, 1.0, 2.0]), torch.arange(3), weights, 1.0)) == pytest.approx(1e30)
-    assert weights.tolist() == [1, 0, 0]
+def test_losses_of_any_size_leave_shares_and_a_domain_that_was_forgotten_comes_back() -> None:
+    logs = torch.full((3,), 1 / 3).log()
+    for losses in ([1e4, 1.0, 2.0], [0.0, 3e4, 0.0], [1.0, 0.0, 300.0]):
+        loss = group_dro(torch.tensor(losses), torch.arange(3), logs, 1.0)
+        assert torch.isfinite(loss) and torch.isfinite(logs).all() and float(logs.exp().sum()) == pytest.approx(1)
+    assert logs.exp().tolist() == pytest.approx([0, 1, 0], abs=1e-6)
 
 
 def test_weights_start_equal_for_every_training_domain_and_for_none() -> None:
-    assert start_weights(torch.tensor([2, 0, 1, 2])).tolist() == pytest.approx([1 / 3] * 3)
-    assert start_weights(torch.tensor([0, 0])).tolist() == [1]
+    assert start_log_weights(torch.tensor([2, 0, 1, 2])).exp().tolist() == pytest.approx([1 / 3] * 3)
+    assert start_log_weights(torch.tensor([0, 0])).tolist() == [0]
 
 
 # ---------------------------------------------------------------- CORAL
@@ -148,17 +150,17 @@ def test_descending_coral_draws_domains_together() -> None:
 @pytest.mark.parametrize("kind", [cfg.PlainRisk(), CORAL, DRO], ids=["mean", "coral", "group DRO"])
 def test_with_a_single_domain_each_is_the_mean_loss(kind: Any) -> None:
     losses, hidden, of = draw([0] * 7)
-    weights = start_weights(of)
-    torch.testing.assert_close(risk(kind, losses, hidden, (of, of), weights), losses.mean())
-    assert weights.tolist() == [1]
+    logs = start_log_weights(of)
+    torch.testing.assert_close(risk(kind, losses, hidden, (of, of), logs), losses.mean())
+    assert logs.tolist() == [0]
 
 
 def test_losses_of_events_are_weighed_by_the_domains_of_events_and_coral_looks_at_specimens() -> None:
     _, hidden, of = draw([0, 0, 0, 1, 1])
     of_events, losses = torch.tensor([0, 1]), torch.tensor([1.0, 3.0])
-    found = risk(CORAL, losses, hidden.bfloat16(), (of_events, of), start_weights(of))
+    found = risk(CORAL, losses, hidden.bfloat16(), (of_events, of), start_log_weights(of))
     assert float(found) == pytest.approx(2 + 2 * by_pairs(hidden.bfloat16().float(), of), rel=1e-3)
-    weights = start_weights(of)
+    logs = start_log_weights(of)
     expected, q = by_algorithm_1([1.0, 3.0], [0, 1], [0.5, 0.5], 0.5)
-    assert float(risk(DRO, losses, hidden, (of_events, of), weights)) == pytest.approx(expected, rel=1e-5)
-    assert weights.tolist() == pytest.approx(q, rel=1e-5)
+    assert float(risk(DRO, losses, hidden, (of_events, of), logs)) == pytest.approx(expected, rel=1e-5)
+    assert logs.exp().tolist() == pytest.approx(q, rel=1e-5)

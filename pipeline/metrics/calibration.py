@@ -12,7 +12,7 @@ model output statistics and minimum CRPS estimation").
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -94,26 +94,45 @@ def load_calibration(values: Mapping[str, Any]) -> AnyCalibration:
 
 
 def fit_calibration(truth: Array, forecast: Forecast, kind: Line = "scale") -> Calibration:
-    """The calibration with the lowest mean CRPS on held-out events: truth [N]. Raises ValueError for none."""
-    from scipy.optimize import minimize
+    """The calibration with the lowest mean CRPS on held-out events: truth [N]. Raises ValueError for none.
 
+    Sigma shrinks with the number of specimens only if that lowers their CRPS by more than the standard error of the difference.
+    """
     if not len(truth):
         raise ValueError("a calibration is fitted to held-out events, and there are none")
     bias, slope = _line(truth, forecast.mean) if kind == "emos" else (0.0, 1.0)
     error = max(float(np.sqrt(np.mean(np.square(truth - bias - slope * forecast.mean) / forecast.variance))), MIN_SIGMA)
     few = float(np.sqrt(forecast.n.mean()))
+    line = (bias, slope) if kind == "emos" else ()
+    starts = [(np.log(a * error), np.log(b * error * few), *line) for a, b in ((0.9, 0.3), (0.3, 0.9))]
+    shrinking = min(
+        (_search(truth, forecast, start) for start in starts), key=lambda one: _scores(truth, forecast, one).mean()
+    )
+    constant = _search(truth, forecast, (np.log(error), *line), shrinks=False)
+    gained = _scores(truth, forecast, constant) - _scores(truth, forecast, shrinking)
+    return shrinking if gained.mean() > gained.std() / np.sqrt(len(truth)) else constant
+
+
+def _scores(truth: Array, forecast: Forecast, calibration: Calibration) -> Array:
+    """CRPS of each event [N]."""
+    return crps(truth, *calibration(forecast))
+
+
+def _search(truth: Array, forecast: Forecast, start: Sequence[float], shrinks: bool = True) -> Calibration:
+    """The calibration with the lowest mean CRPS near `start` (log shared, log own, line); not `shrinks`: with own 0."""
+    from scipy.optimize import minimize
+
+    def calibration(values: Array) -> Calibration:
+        shared, *rest = values
+        own, *line = [np.exp(rest[0]), *rest[1:]] if shrinks else [0.0, *rest]
+        bias, slope = line or (0.0, 1.0)
+        return Calibration(float(np.exp(shared)), float(own), float(bias), float(slope), len(truth))
 
     def score(values: Array) -> float:
-        return float(crps(truth, *_calibration(values, kind)(forecast)).mean())
+        return float(_scores(truth, forecast, calibration(values)).mean())
 
-    starts = [(0.9, 0.3 * few), (0.3, 0.9 * few)]
-    found = [
-        minimize(score, [np.log(a * error), np.log(b * error), *((bias, slope) if kind == "emos" else ())],
-                 method="Nelder-Mead", options={"maxiter": 2000, "xatol": 1e-5, "fatol": 1e-9})
-        for a, b in starts
-    ]  # fmt: skip
-    best = min(found, key=lambda result: float(result.fun))
-    return _calibration(best.x, kind, len(truth))
+    options = {"maxiter": 2000, "xatol": 1e-5, "fatol": 1e-9}
+    return calibration(minimize(score, start, method="Nelder-Mead", options=options).x)
 
 
 def fit_parts(
@@ -121,22 +140,17 @@ def fit_parts(
 ) -> dict[str, AnyCalibration]:
     """A calibration for events of domains that were trained on, and one for those of any other.
 
-    A part with fewer than MIN_EVENTS events is calibrated on all of them.
+    A part with fewer than MIN_EVENTS events is calibrated on all of them; of fewer than those in all, no line is told.
     """
     parts = {"in_domain": is_known, "out_of_domain": is_new}
     if kind == "spread":
         return dict.fromkeys(parts, fit_spread(truth, forecast))
+    kind = kind if len(truth) >= MIN_EVENTS else "scale"
     whole = replace(fit_calibration(truth, forecast, kind), of_all=True)
     return {
         name: fit_calibration(truth[rows], forecast[rows], kind) if rows.sum() >= MIN_EVENTS else whole
         for name, rows in parts.items()
     }
-
-
-def _calibration(values: Any, kind: Line, events: int = 0) -> Calibration:
-    shared, own = (float(v) for v in np.exp(values[:2]))
-    bias, slope = (float(values[2]), float(values[3])) if kind == "emos" else (0.0, 1.0)
-    return Calibration(shared, own, bias, slope, events)
 
 
 def _line(truth: Array, mean: Array) -> tuple[float, float]:

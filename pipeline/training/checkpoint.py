@@ -29,8 +29,8 @@ class Progress:
     best_epoch: int = -1
     best_metric: float | None = None
     best_state: dict[str, Tensor] = field(default_factory=dict)
-    domain_weights: Tensor = field(default_factory=lambda: torch.zeros(0))
-    """Group DRO's [n_domains]; empty before the first epoch."""
+    domain_log_weights: Tensor = field(default_factory=lambda: torch.zeros(0))
+    """Logarithms of group DRO's weights [n_domains]; empty before the first epoch."""
     seconds: float = 0.0
     restarts: int = 0
     machines: list[str] = field(default_factory=list)

@@ -22,7 +22,7 @@ from pipeline.signals import StopFlag
 from pipeline.training import augmentation as aug
 from pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from pipeline.training.optimiser import make_optimizer, set_rates, without_gradient
-from pipeline.training.risk import risk, start_weights
+from pipeline.training.risk import risk, start_log_weights
 from pipeline.training.samples import Samples, answers
 from pipeline.training.sets import Batch, draw_batches, whole_sets
 
@@ -68,8 +68,8 @@ def fit(model: Regressor, train: Samples, validation: Samples, run: Run) -> Prog
     config, epochs = run.config, run.config.train.epochs
     optimizer = make_optimizer(model, config)
     progress = load_checkpoint(run.trial, run.identity, run.machine, model, optimizer)
-    if not len(progress.domain_weights):
-        progress.domain_weights = start_weights(train.metadata.domain)
+    if not len(progress.domain_log_weights):
+        progress.domain_log_weights = start_log_weights(train.metadata.domain)
     log, saved = EpochLog(run.trial.metrics, progress.epoch), time.monotonic()
     while progress.epoch < epochs and not _patience_is_out(config, progress):
         fit_epoch(model, train, validation, optimizer, run, progress, log)
@@ -97,7 +97,7 @@ def fit_epoch(
     """Train for one epoch, validate, remember the weights if they are the best, and write the epoch's line."""
     started, epoch, config = time.monotonic(), progress.epoch, run.config
     set_rates(optimizer, config.schedule, config.optim, epoch, config.train.epochs)
-    loss = train_epoch(model, train, optimizer, config, epoch, progress.domain_weights, run.stop.check_batch)
+    loss = train_epoch(model, train, optimizer, config, epoch, progress.domain_log_weights, run.stop.check_batch)
     metric, validation_loss = validate(model, validation, config)
     if config.select.epoch == "last":
         progress.keep(epoch, metric, trained_state(model))
@@ -114,18 +114,18 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     config: Config,
     epoch: int,
-    weights: Tensor,
+    log_weights: Tensor,
     after_batch: Callable[[], None],
 ) -> float:
     """One pass over the samples; returns the mean loss of a batch. `after_batch` may raise to end it early.
 
-    `weights` are group DRO's, brought up to date in place.
+    `log_weights` are group DRO's, brought up to date in place.
     """
     streams = aug.epoch_streams(config.seed, epoch, samples.targets.device)
     losses, counts = [], []
     model.train()
     for number, batch in enumerate(draw_batches(samples.events, config.train, streams.choices)):
-        loss, count = batch_loss(model, samples, batch, config, epoch, streams, weights)
+        loss, count = batch_loss(model, samples, batch, config, epoch, streams, log_weights)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if epoch == 0 and number == 0:
@@ -140,7 +140,13 @@ def train_epoch(
 
 
 def batch_loss(
-    model: Regressor, samples: Samples, batch: Batch, config: Config, epoch: int, streams: aug.Streams, weights: Tensor
+    model: Regressor,
+    samples: Samples,
+    batch: Batch,
+    config: Config,
+    epoch: int,
+    streams: aug.Streams,
+    log_weights: Tensor,
 ) -> tuple[Tensor, int]:
     """The loss of one augmented batch, and of how many specimens or events it is."""
     augment, rng = config.augment, streams.choices
@@ -158,7 +164,7 @@ def batch_loss(
     sets = batch.sets(samples.targets.device)
     losses = model.losses(answer, targets, sets)
     of_losses = domains if sets is None else domains[sets.firsts]
-    return risk(config.risk, losses, answer.hidden, (of_losses, domains), weights), len(losses)
+    return risk(config.risk, losses, answer.hidden, (of_losses, domains), log_weights), len(losses)
 
 
 def validate(model: Regressor, samples: Samples, config: Config) -> tuple[float | None, float]:

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from pipeline import config as cfg
 
 
-def risk(kind: cfg.Risk, losses: Tensor, hidden: Tensor, domains: tuple[Tensor, Tensor], weights: Tensor) -> Tensor:
+def risk(kind: cfg.Risk, losses: Tensor, hidden: Tensor, domains: tuple[Tensor, Tensor], log_weights: Tensor) -> Tensor:
     """The loss of a batch from `losses` [N] of its specimens or events and `hidden` [B, H] of its specimens.
 
-    `domains` are the rows of the former [N] and of the latter [B]; `weights` [n_domains] are group DRO's, brought up to
+    `domains` are the rows of the former [N] and of the latter [B]; `log_weights` [n_domains] are group DRO's, brought up to
     date in place.
     """
     if kind.kind == "group_dro":
-        return group_dro(losses, domains[0], weights, kind.step)
+        return group_dro(losses, domains[0], log_weights, kind.step)
     if kind.kind == "coral":
-        return losses.mean() + kind.weight * coral(hidden.float(), domains[1], len(weights))
+        return losses.mean() + kind.weight * coral(hidden.float(), domains[1], len(log_weights))
     return losses.mean()
 
 
-def group_dro(losses: Tensor, domains: Tensor, weights: Tensor, step: float) -> Tensor:
-    """Σ q_d · (mean loss of domain d), q_d ∝ q_d · exp(step · that loss) (Sagawa et al. 2020, algorithm 1); `weights` is q."""
-    sums = torch.zeros_like(weights).index_add(0, domains, losses)
-    counts = torch.zeros_like(weights).index_add(0, domains, torch.ones_like(losses))
+def group_dro(losses: Tensor, domains: Tensor, log_weights: Tensor, step: float) -> Tensor:
+    """Σ q_d · (mean loss of domain d), q_d ∝ q_d · exp(step · that loss) (Sagawa et al. 2020, algorithm 1).
+
+    `log_weights` is log q: a weight that has become tiny can come back, and none overflows.
+    """
+    sums = torch.zeros_like(log_weights).index_add(0, domains, losses)
+    counts = torch.zeros_like(log_weights).index_add(0, domains, torch.ones_like(losses))
     means = sums / counts.clamp_min(1)  # a domain that is not in the batch has none, and keeps its weight
     with torch.no_grad():
-        raised = step * means
-        weights.mul_((raised - raised.max()).exp())  # the same share of their sum, and none overflows
-        weights.div_(weights.sum())
-    return (weights * means).sum()
+        log_weights.copy_((log_weights + step * means).log_softmax(0))
+    return (log_weights.exp() * means).sum()
 
 
 def coral(hidden: Tensor, domains: Tensor, n_domains: int) -> Tensor:
@@ -57,7 +60,7 @@ def _mean_squares_between(rows: Tensor) -> Tensor:
     return out
 
 
-def start_weights(domains: Tensor) -> Tensor:
-    """Group DRO's weights before the first step, equal for each domain: rows of the training domains [N] → [n_domains]."""
+def start_log_weights(domains: Tensor) -> Tensor:
+    """Group DRO's before the first step, equal for each domain: rows of the training domains [N] → [n_domains]."""
     n = int(domains.max()) + 1
-    return torch.full((n,), 1 / n, device=domains.device)
+    return torch.full((n,), -math.log(n), device=domains.device)

@@ -500,6 +500,30 @@ def test_equal_numbers_written_differently_are_the_same_trial() -> None:
             {"augment": {"mixup_alpha": 0.2}, "train": {"sample": "events"}},
             "mixes specimens: it needs train.sample specimens",
         ),
+        (
+            {"train": {"patience": 3}, "select": {"epoch": "last"}},
+            "patience waits for a better epoch: it needs select.epoch best",
+        ),
+        (
+            {"model": {"head": {"kind": "ridge"}}, "select": {"epoch": "last"}},
+            "ridge has no epochs: it needs select.epoch",
+        ),
+        (
+            {"model": {"head": {"kind": "ridge"}, "standardize_features": True}},
+            "standardize_features scales what does not",
+        ),
+        (
+            {"model": {"encoder": {"kind": "finetuned"}, "standardize_features": True}},
+            "it needs encoder.kind frozen and head.kind mlp",
+        ),
+        (
+            {"risk": {"kind": "group_dro"}, "augment": {"mixup_alpha": 0.2}, "data": {"columns": PLACES}},
+            "group_dro tells domains apart, and augment.mixup_alpha mixes them",
+        ),
+        (
+            {"risk": {"kind": "coral"}, "model": {"head": {"kind": "mlp", "hidden": []}}, "data": {"columns": PLACES}},
+            "coral acts on the last hidden layer, and there is none",
+        ),
         ({"model": {"species_embedding": True}}, "species_embedding needs data.columns.species: name the column"),
         ({"risk": {"kind": "coral"}}, "risk.kind coral needs data.columns.domain: name the column"),
         ({"risk": {"kind": "group_dro"}}, "risk.kind group_dro needs data.columns.domain"),

@@ -25,10 +25,11 @@ from pipeline.errors import UserError, WorkError
 from pipeline.experiment import dump_config
 from pipeline.features.store import FeatureStore
 from pipeline.layout import TrialDir, write_json, write_text
+from pipeline.models.metadata import Names
 from pipeline.models.saved import Facts, make_model, save_model
 from pipeline.records import known_feature_key
 from pipeline.stages import extract, fetch
-from pipeline.stages.predict import Beside, predict_event, predict_files
+from pipeline.stages.predict import Origin, predict_event, predict_files
 from pipeline.synthetic.beetles import Light, draw_colour_card, draw_scale_bar, encode
 from pipeline.tasks import load_task
 from tests.small import image_files, small_config
@@ -349,7 +350,7 @@ def make_trial(table: Path, tmp_path: Path) -> Callable[..., TrialDir]:
     def make(**data: Any) -> TrialDir:
         config, folder = config_for(table, tmp_path, 4, **data), TrialDir(tmp_path / "trial")
         backbone = load_backbone(config.backbone)
-        facts = Facts(config.data.targets, ("1", "3"), backbone.embed_dim, backbone.weights_hash(), None, "key")
+        facts = Facts(config.data.targets, Names(("1", "3")), backbone.embed_dim, backbone.weights_hash(), None, "key")
         save_model(make_model(config, facts, backbone), facts, folder)
         write_text(folder.config, dump_config(config))
         write_json(folder.trained, {"config_hash": config_hash(config)})
@@ -364,12 +365,12 @@ def test_new_images_are_corrected_like_those_of_the_data(
     trial = make_trial(colour_card=True, scale_bar=True)
     data = load_task("beetles").load(config_for(table, tmp_path, colour_card=True, scale_bar=True).data)
     data.image(7).save(tmp_path / "corrected.png")
-    beside = Beside(image_files(table, CARD)[7], image_files(table, BAR)[7])
-    (predicted,) = predict_files(trial.path, [image_files(table)[7]], None, "cpu", beside)
+    origin = Origin(colour_card=image_files(table, CARD)[7], scale_bar=image_files(table, BAR)[7])
+    (predicted,) = predict_files(trial.path, [image_files(table)[7]], origin, "cpu")
     config = config_for(table, tmp_path, 4)  # the same model, for images that are corrected already
     write_text(trial.config, dump_config(config))
     write_json(trial.trained, {"config_hash": config_hash(config)})
-    (expected,) = predict_files(trial.path, [tmp_path / "corrected.png"], None, "cpu")
+    (expected,) = predict_files(trial.path, [tmp_path / "corrected.png"], Origin(), "cpu")
     assert predicted == expected
 
 
@@ -381,15 +382,15 @@ def test_a_trial_that_needs_card_or_bar_says_how_to_name_it(
     option = f"--{name.replace('_', '-')} FILE"
     for predict in (predict_event, lambda *arguments: list(predict_files(*arguments))):
         with pytest.raises(UserError, match=option):
-            predict(trial.path, files, None, "cpu")
+            predict(trial.path, files, Origin(), "cpu")
     with pytest.raises(UserError, match=r"none\.png does not exist"):
-        list(predict_files(trial.path, files, None, "cpu", Beside(Path("none.png"), Path("none.png"))))
+        list(predict_files(trial.path, files, Origin(None, (), Path("none.png"), Path("none.png")), "cpu"))
 
 
 def test_a_card_that_a_trial_does_not_use_is_said_to_be_unused(
     make_trial: Callable[..., TrialDir], table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trial, files = make_trial(), image_files(table)[:2]
-    plain = list(predict_files(trial.path, files, None, "cpu"))
-    assert list(predict_files(trial.path, files, None, "cpu", Beside(Path("none.png")))) == plain
+    plain = list(predict_files(trial.path, files, Origin(), "cpu"))
+    assert list(predict_files(trial.path, files, Origin(colour_card=Path("none.png")), "cpu")) == plain
     assert capsys.readouterr().err.count("--colour-card is not used") == 1

@@ -18,9 +18,9 @@ from PIL import Image
 
 from pipeline.backbones import load_backbone
 from pipeline.config import Config, config_hash
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkError
 from pipeline.experiment import dump_config, load_experiment
-from pipeline.layout import TrialDir, write_json, write_text
+from pipeline.layout import ExperimentDir, TrialDir, write_json, write_text
 from pipeline.models.baselines import Boosting, Climatology
 from pipeline.models.metadata import Metadata, Names
 from pipeline.models.regressor import Regressor
@@ -32,6 +32,7 @@ from pipeline.submissions.clean import environment
 from pipeline.submissions.codabench import export
 from tests.conftest import Assets
 from tests.test_ensembles import MLP, finish
+from tests.test_fetch import in_cache
 
 NAMES = Names(("1", "3"), ("Carabus goryi", "Tetracha carolina"), ("ABCD",))
 EVENTS: dict[str, tuple[str | None, int, str | None]] = {
@@ -206,7 +207,9 @@ def mixture(members: list[tuple[float, float]]) -> tuple[float, float]:
     return float(mu.mean()), math.sqrt(float((sigma**2).mean() + mu.var()))
 
 
-def submitted(folders: list[Path], photographs: dict[str, list[Path]], python: Path) -> dict[str, Any]:
+def submitted(
+    folders: list[Path], photographs: dict[str, list[Path]], python: Path, environ: dict[str, str] | None = None
+) -> dict[str, Any]:
     """What exported folders say, in a process of its own."""
     events = {
         event: (EVENTS[event][0], [str(f) for f in files], EVENTS[event][2]) for event, files in photographs.items()
@@ -222,7 +225,7 @@ def submitted(folders: list[Path], photographs: dict[str, list[Path]], python: P
         capture_output=True,
         text=True,
         cwd=here,
-        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **(environ or {})},
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
@@ -273,7 +276,10 @@ def test_an_exported_ensemble_forecasts_what_was_evaluated_and_passes_the_check(
         for row in evaluated.itertuples():
             said = found[str(row.group)][str(row.target)]
             assert said == pytest.approx({"mu": row.mu, "sigma": row.sigma}, abs=1e-4), (name, row)
-        assert any("500" not in line for line in check(folder, largest=20))
+        lines = check(folder, largest=20)
+        assert any("the largest event has 20)" in line for line in lines) and not any(
+            line.startswith("note") for line in lines
+        ), lines
 
 
 def submitted_events(folder: Path, data: Path, python: Path) -> dict[str, Any]:
@@ -305,6 +311,50 @@ def test_the_tensors_are_plain_and_the_archive_has_no_folder_around_them(
     weights = torch.load(tmp_path / "submission" / "weights.pt", weights_only=True)
     (member,) = weights["members"]
     assert not any("lora" in name for name in member) and any(name.startswith("tail.") for name in member)
+
+
+@pytest.mark.parametrize(("method", "name"), [("finetune", "hf-hub:owner/tiny"), ("dinov2", "owner/tiny")])
+def test_a_submission_without_its_backbone_fetches_the_very_weights_that_were_trained_on(
+    method: str,
+    name: str,
+    config_of: Callable[..., Config],
+    tmp_path: Path,
+    photographs: dict[str, list[Path]],
+    clean: Path,
+    assets: Assets,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    in_cache(monkeypatch, tmp_path / "hub", "owner/tiny", assets.dinov2 if method == "dinov2" else assets.clip)
+    config = config_of(method)
+    backbone = config.backbone.model_copy(update={"name": name})
+    trial = trial_of(config.model_copy(update={"backbone": backbone}), tmp_path / "trial")
+    folder = export([trial.path], tmp_path / "out", zipped=False, with_backbone=False)
+    assert torch.load(folder / "weights.pt", weights_only=True)["backbone"] == {}
+    environ = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    found = submitted([folder], photographs, clean, environ)[str(folder)]
+    for event, targets in forecasts([trial], photographs).items():
+        for target, (mu, sigma) in targets.items():
+            assert found[event][target] == pytest.approx({"mu": mu, "sigma": sigma}, abs=1e-5), (event, target)
+    spec = json.loads((folder / "submission.json").read_text())
+    spec["backbone"]["fingerprint"] = "of other weights"
+    (folder / "submission.json").write_text(json.dumps(spec))
+    with pytest.raises(AssertionError, match="not those that the members were trained on"):
+        submitted([folder], photographs, clean, environ)
+
+
+def test_an_ensemble_whose_members_have_other_results_now_is_not_exported(tmp_path: Path) -> None:
+    experiment = ExperimentDir(tmp_path / "experiment")
+    write_json(experiment.trial("one").results, {"summary": {}})
+    ensemble = experiment.ensemble("of one")
+    stale = {"members": ["one"], "made_from": {"one": "another"}, "calibration": {}}
+    write_json(ensemble.results, stale)
+    with pytest.raises(WorkError, match="carabid collect"):
+        export([ensemble.path], tmp_path / "out", zipped=False, with_backbone=False)
+    with pytest.raises(UserError, match="export it alone"):
+        export([ensemble.path, ensemble.path], tmp_path / "out", zipped=False, with_backbone=False)
+    ensemble.results.write_text("{")
+    with pytest.raises(UserError, match="is not a trial's folder"):
+        export([ensemble.path], tmp_path / "out", zipped=False, with_backbone=False)
 
 
 def test_without_its_backbone_a_submission_is_small_and_only_for_what_can_be_fetched(

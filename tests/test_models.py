@@ -27,7 +27,7 @@ from pipeline.models.regressor import (
     make_mlp,
     trained_state,
 )
-from pipeline.models.saved import Facts, load_model, make_model, save_model
+from pipeline.models.saved import SCALES, Facts, load_model, make_model, save_model
 from pipeline.training.optimiser import make_optimizer, without_gradient
 
 METHODS = ("frozen", "finetune", "baseline", "dinov2", "augmentation", "lora", "combined", "baseline of sets")
@@ -241,7 +241,7 @@ def test_model_safetensors_holds_trained_tensors_only(config_of: MakeConfig, tmp
     model, facts, _ = build(config)
     save_model(model, facts, TrialDir(tmp_path))
     names = set(load_file(tmp_path / "model.safetensors"))
-    assert {name.split(".")[0] for name in names} == {"head", "domain", "target_mean", "target_scale"}
+    assert {name.split(".")[0] for name in names} == {"head", "domain", *SCALES}
     assert (tmp_path / "adapter" / "adapter_config.json").exists()
 
 
@@ -341,3 +341,24 @@ def test_a_trained_state_round_trips(config_of: MakeConfig) -> None:
     state = {name: tensor + 1 for name, tensor in trained_state(model).items()}
     load_trained_state(model, state)
     assert all(torch.equal(tensor, state[name]) for name, tensor in trained_state(model).items())
+
+
+def test_standardised_features_reach_the_head_with_mean_0_and_sd_1_of_the_training_specimens_alone(
+    config_of: MakeConfig, root: Path
+) -> None:
+    from pipeline.stages import extract
+    from pipeline.stages.inputs import load_inputs, make_facts
+    from pipeline.stages.train import _samples, _standardize
+
+    config = config_of("forecast", "data.colour_card=false")
+    extract.ensure(config)
+    inputs = load_inputs(config)
+    facts = make_facts(inputs)
+    model = make_model(config, facts, None)
+    assert isinstance(model, Regressor)
+    train, validation = (_samples(inputs, facts, split, torch.device("cpu")) for split in ("train", "validation"))
+    _standardize(model, train, inputs, facts)
+    read = [model.embed(samples.select(torch.arange(len(samples)))[0], None, None) for samples in (train, validation)]
+    torch.testing.assert_close(read[0].mean(0), torch.zeros(read[0].shape[1]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(read[0].std(0, correction=0), torch.ones(read[0].shape[1]), atol=1e-4, rtol=0)
+    assert read[1].mean(0).abs().max() > 0.01

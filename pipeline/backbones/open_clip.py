@@ -31,6 +31,7 @@ from pipeline.correction import to_rgb
 from pipeline.errors import UserError, WorkError
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
+CONFIG_FILE = "open_clip_config.json"
 QKV = ("q_proj", "k_proj", "v_proj")
 
 
@@ -298,26 +299,35 @@ def _checked_folder(name: str) -> str:
     if not folder.is_dir():
         raise UserError(f"The folder of backbone.name {name} does not exist.")
     try:
-        described = "model_cfg" in json.loads((folder / "open_clip_config.json").read_text())
+        described = "model_cfg" in json.loads((folder / CONFIG_FILE).read_text())
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder / 'open_clip_config.json'} of backbone.name {name} is missing or damaged: {error}"
-        ) from error
+        raise UserError(f"{folder / CONFIG_FILE} of backbone.name {name} is missing or damaged: {error}") from error
     if not described:
-        raise UserError(f"{folder / 'open_clip_config.json'} of backbone.name {name} has no model_cfg.")
+        raise UserError(f"{folder / CONFIG_FILE} of backbone.name {name} has no model_cfg.")
     return f"{LOCAL}{folder}"
 
 
 def architecture(config: configuration.OpenClip) -> dict[str, Any]:
-    """What open_clip builds this model from, as in the `model_cfg` of its config files."""
-    name, options = config.name, _tag_options(config.name, config.pretrained)
-    if name.startswith(LOCAL):
-        file = Path(name.removeprefix(LOCAL)).expanduser() / "open_clip_config.json"
-    elif name.startswith(HUB):
-        file = Path(hf_hub_download(name.removeprefix(HUB), "open_clip_config.json"))
+    """What open_clip builds this image tower from, as in the `model_cfg` of its config files, with the smallest text tower that
+    it takes: nothing has to be fetched for it."""
+    whole = _whole_architecture(config)
+    forced = bool(_tag_options(config.name, config.pretrained))
+    return {
+        "embed_dim": whole["embed_dim"],
+        "quick_gelu": forced or whole.get("quick_gelu", False),
+        "vision_cfg": whole["vision_cfg"],
+        "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 64, "heads": 1, "layers": 1},
+    }
+
+
+def _whole_architecture(config: configuration.OpenClip) -> dict[str, Any]:
+    if config.name.startswith(LOCAL):
+        file = Path(config.name.removeprefix(LOCAL)).expanduser() / CONFIG_FILE
+    elif config.name.startswith(HUB):
+        file = Path(hf_hub_download(config.name.removeprefix(HUB), CONFIG_FILE))
     else:
-        built_in: dict[str, Any] = open_clip.get_model_config(name.replace("/", "-"))
-        return built_in | ({"quick_gelu": True} if options else {})
+        built_in: dict[str, Any] = open_clip.get_model_config(config.name.replace("/", "-"))
+        return built_in
     described: dict[str, Any] = json.loads(file.read_text())["model_cfg"]
     return described
 

@@ -101,14 +101,19 @@ def _train_domains(inputs: Inputs) -> list[str]:
 
 
 def _borrowed(record: dict[str, Any], events: pd.DataFrame, train_domains: Sequence[str]) -> list[str]:
-    """A warning where new domains are forecast and no validation events told how far off their forecasts are."""
-    new = (events["domain"].notna() & ~events["domain"].isin(list(train_domains))).any()
-    fitted = [parts["out_of_domain"] for parts in record["calibration"].values()]
-    if not new or not any(one["of_all"] for one in fitted):
-        return []
+    """A warning where known or new domains are forecast and too few validation events of theirs told how far off that is."""
+    known = events["domain"].isin(list(train_domains))
+    new = events["domain"].notna() & ~known
+    words = {
+        "in_domain": (known, "known", "data.split.held_out holds more of them out"),
+        "out_of_domain": (new, "new", "data.split.kind=domains validates on new ones"),
+    }
+    fitted = next(iter(record["calibration"].values()))
     return [
-        f"sigma in new domains is that of all {fitted[0]['events']} validation events, because too few of them are of new "
-        "domains: it may be too small (data.split.kind=domains validates on new ones)"
+        f"sigma in {what} domains is that of all {fitted[part]['events']} validation events, because too few of them are of "
+        f"{what} domains: it may be too small ({remedy})"
+        for part, (there, what, remedy) in words.items()
+        if there.any() and fitted[part]["of_all"]
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.experiment import load_config
 from pipeline.features.forward import compute_features
 from pipeline.images import load_batches
-from pipeline.layout import TrialDir, root, trained_root
+from pipeline.layout import TrialDir, read_json, root, trained_root
 from pipeline.metrics.calibration import load_calibration
 from pipeline.metrics.events import Prediction, add_forecasts, event_table, specimen_table
 from pipeline.models.metadata import Metadata
@@ -97,8 +98,9 @@ def predict_files(
     where the trial was trained on images corrected by a card or a bar that `origin` lacks.
     """
     trial = find_trial(folder)
+    targets = load_facts(trial).targets
     for said in _predict_each(trial, trained_config(trial), files, origin, device):
-        yield dict(zip(load_facts(trial).targets, said.mean[0].tolist(), strict=True))
+        yield dict(zip(targets, said.mean[0].tolist(), strict=True))
 
 
 def predict_event(
@@ -176,9 +178,12 @@ def find_trial(folder: Path) -> TrialDir:
 
 
 def find_ensemble(folder: Path) -> TrialDir | None:
-    """The ensemble that a person means by a path, if it is one: results without a configuration of their own."""
-    found = [TrialDir(place) for place in _places(folder) if TrialDir(place).results.exists()]
-    return found[0] if found and not found[0].config.exists() else None
+    """The ensemble that a person means by a path, if it is one: results that name members."""
+    for place in _places(folder):
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            if {"members", "made_from", "calibration"} <= read_json(TrialDir(place).results).keys():
+                return TrialDir(place)
+    return None
 
 
 def _places(folder: Path) -> list[Path]:

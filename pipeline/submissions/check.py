@@ -104,7 +104,7 @@ def _notes(contents: Contents, seen: Seen) -> Iterator[str]:
             yield f"note: {FILE} asks for {each}, and the check ran with {here or 'none'}: --python names another environment"
     listed = {IMPORTS[each.name] for each in contents.requirements} | ALWAYS_THERE
     used = {name for _, name in contents.imports}
-    for name in sorted(used & set(IMPORTS.values()) - listed):
+    for name in sorted(contents.at_once & set(IMPORTS.values()) - listed):
         yield f"note: `{name}` is imported and {FILE} does not list it: the platform may not have it"
     for name in sorted(used - set(IMPORTS.values())):
         yield f"note: `{name}` is not on the platform's list: it is there only as long as another package brings it along"

@@ -6,6 +6,7 @@ are made of, `weights.pt` holds their tensors: adapters merged into plain weight
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -22,13 +23,14 @@ from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone, Tail
 from pipeline.config import Backbone as BackboneConfig
 from pipeline.config import Config, Dinov2, OpenClip, Pixels, token_kind
-from pipeline.errors import UserError
-from pipeline.layout import TrialDir, atomic_folder, atomic_path, read_json, write_json
+from pipeline.errors import UserError, WorkError
+from pipeline.layout import ExperimentDir, TrialDir, atomic_folder, atomic_path, read_json, write_json, write_text
 from pipeline.models.encoders import embedding_width
 from pipeline.models.outputs import MIN_SCALE, START, LocationScale, Output, Quantiles
 from pipeline.models.pooling import HIDDEN
 from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, Model, is_adapted, load_facts, load_model, read_trained
+from pipeline.results import hash_results
 from pipeline.stages.predict import find_ensemble, find_trial, trained_config
 
 Spec = dict[str, Any]
@@ -57,13 +59,14 @@ def export(trials: Sequence[Path], out: Path, zipped: bool, with_backbone: bool)
     trials, calibration = _members_of(trials)
     if not trials:
         raise UserError("name the trials to export, one or more: `carabid status` lists them")
+    out = out.expanduser().absolute()
     target = out.with_name(f"{out.name}.zip") if zipped else out
     if (taken := next((path for path in (out, target) if path.exists()), None)) is not None:
         raise UserError(f"{taken} exists: name another --out, or remove it")
     configs = [trained_config(find_trial(trial)) for trial in trials]
     backbone = _shared_backbone(trials, configs, with_backbone)
     members = [_load(find_trial(trial), config, backbone) for trial, config in zip(trials, configs, strict=True)]
-    with atomic_folder(out.absolute()) as folder:
+    with atomic_folder(out) as folder:
         _write(folder, members, backbone, with_backbone, calibration)
     if zipped:
         _zip(out, target)
@@ -72,11 +75,17 @@ def export(trials: Sequence[Path], out: Path, zipped: bool, with_backbone: bool)
 
 def _members_of(trials: Sequence[Path]) -> tuple[Sequence[Path], Spec | None]:
     """The trials of an ensemble's folder and what calibrates them together; other folders as they are."""
-    if len(trials) != 1 or (folder := find_ensemble(trials[0])) is None:
+    ensembles = [found for trial in trials if (found := find_ensemble(trial)) is not None]
+    if ensembles and len(trials) > 1:
+        raise UserError(f"{ensembles[0].path} is an ensemble: export it alone, or name the trials of all of them")
+    if not ensembles:
         return trials, None
+    (folder,) = ensembles
     results = read_json(folder.results)
-    experiment = folder.path.parent.parent
-    return [experiment / name for name in results["members"]], results["calibration"]
+    members = {name: ExperimentDir(folder.path.parent.parent).trial(name) for name in results["members"]}
+    if {name: hash_results(trial) for name, trial in members.items()} != results["made_from"]:
+        raise WorkError(f"{folder.path}: its members have other results now: `carabid collect` makes it again")
+    return [trial.path for trial in members.values()], results["calibration"]
 
 
 def _load(trial: TrialDir, config: Config, backbone: Backbone) -> Member:
@@ -137,20 +146,25 @@ def _write(
         },
     )
     _write_architecture(folder, config, backbone)
-    packages = _packages(members)
-    (folder / "requirements.txt").write_text("".join(f"{name}=={version(name)}\n" for name in packages))
+    write_text(folder / "requirements.txt", _requirements(members))
 
 
-def _packages(members: Iterable[Member]) -> list[str]:
-    """What the platform must install: what reads the backbone and the trees. torch, numpy and Pillow it has."""
-    libraries = {"open_clip": "open-clip-torch", "dinov2": "transformers", "boosting": "lightgbm"}
-    kinds = [kind for m in members for kind in (m.config.backbone.kind, m.config.model.head.kind)]
-    return sorted({libraries[kind] for kind in kinds if kind in libraries})
+def _requirements(members: Iterable[Member]) -> str:
+    """What model.py imports: what reads backbone and trees in the version that is here, the rest as the platform has it.
+
+    Without a newline at the end: a blank line would end the platform's run.
+    """
+    pinned = {"open_clip": ("open-clip-torch",), "dinov2": ("transformers",), "boosting": ("lightgbm",)}
+    plain = {"open_clip": ("torchvision",), "dinov2": ("torchvision",)}
+    kinds = {kind for m in members for kind in (m.config.backbone.kind, m.config.model.head.kind)}
+    lines = {f"{name}=={version(name)}" for kind in kinds for name in pinned.get(kind, ())}
+    lines |= {name for kind in kinds for name in plain.get(kind, ())}
+    return "\n".join(["torch", "numpy", "Pillow", *sorted(lines)])
 
 
 def _zip(folder: Path, target: Path) -> None:
     """The folder's files at the root of an archive."""
-    with atomic_path(target.absolute()) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(folder.rglob("*")):
             archive.write(path, path.relative_to(folder))
 
@@ -170,13 +184,11 @@ def _state(member: Member) -> State:
 
 
 def _with_same_tails(states: Sequence[State], backbone: Backbone) -> list[State]:
-    """Members with tails of different lengths: each gets the tensors of the longest, so that none keeps another's."""
+    """Members with tails: each has the tensors of the longest one's, so that none reads another's."""
     names = {name for state in states for name in state if name.startswith("tail.")}
-    if not names:
-        return list(states)
-    native = _native(backbone)
+    native = _native(backbone) if names else {}
     base = {name: native[name.removeprefix("tail.")] for name in names}
-    return [base | state for state in states]
+    return [(base | state if "head.0.weight" in state else state) for state in states]
 
 
 def _native(backbone: Backbone) -> State:
@@ -190,8 +202,19 @@ def _backbone_spec(config: Config, backbone: Backbone) -> Spec:
     chosen = config.backbone.model_dump(mode="json")
     if config.backbone.kind == "open_clip":
         visual: Any = backbone.visual
-        chosen["preprocess"] = dict(visual.preprocess_cfg)
-    return chosen
+        from pipeline.backbones.open_clip import architecture
+
+        chosen |= {"preprocess": dict(visual.preprocess_cfg), "quick_gelu": architecture(config.backbone)["quick_gelu"]}
+        chosen["name"] = chosen["name"] if chosen["name"].startswith("hf-hub:") else chosen["name"].replace("/", "-")
+    return chosen | {"fingerprint": fingerprint(_native(backbone))}
+
+
+def fingerprint(state: State) -> str:
+    """As `model.py` has it, which this package cannot import: the weights that the platform fetches must be these."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode() + state[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _write_architecture(folder: Path, config: Config, backbone: Backbone) -> None:

@@ -24,6 +24,8 @@ class Contents:
     folder: Path
     imports: list[tuple[str, str]] = field(default_factory=list)
     """Each import of what is neither Python's nor the folder's own, as (`file:line`, top-level module)."""
+    at_once: set[str] = field(default_factory=set)
+    """Those that are imported with their file, and not by a function that may never be called."""
     weights: list[Path] = field(default_factory=list)
     """Files that torch would load."""
     requirements: list[Requirement] = field(default_factory=list)
@@ -77,6 +79,7 @@ def _read_imports(path: Path, own: set[str], contents: Contents) -> None:
     except (SyntaxError, ValueError) as error:
         contents.faults.append(f"{file}:{getattr(error, 'lineno', None) or 1}: is not Python: {error}")
         return
+    contents.at_once |= {name for node in tree.body for _, name in _imported(node, deep=False)}
     taken = sys.stdlib_module_names | set(IMPORTS.values())
     for line, name in _imported(tree):
         if name in own & taken:
@@ -87,8 +90,9 @@ def _read_imports(path: Path, own: set[str], contents: Contents) -> None:
             contents.imports.append((f"{file}:{line}", name))
 
 
-def _imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    for node in ast.walk(tree):
+def _imported(tree: ast.AST, deep: bool = True) -> Iterator[tuple[int, str]]:
+    """Line and top-level module of each import; not `deep`: of this very statement."""
+    for node in ast.walk(tree) if deep else (tree,):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name.partition(".")[0]) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

@@ -8,11 +8,13 @@ An event's forecast is pooled from what each member says of its specimens, and c
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ MIN_SIGMA = 1e-3
 Point = Mapping[str, Any]
 """One specimen, as the platform hands it over."""
 Forecast = dict[str, dict[str, float]]
+Said = tuple[Any, Any, Any]
+"""Of specimens, arrays [B, n_targets]: mean, variance, log weight."""
 
 
 class Model:
@@ -38,21 +42,27 @@ class Model:
 
     def load(self) -> None:
         """Read the folder's files and build the members, on the GPU if there is one."""
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.backends.cudnn.allow_tf32 = False  # its convolutions would round to ten bits
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.spec = json.loads((HERE / "submission.json").read_text())
         weights = torch.load(HERE / "weights.pt", map_location="cpu", weights_only=True)
-        self.backbone = make_backbone(self.spec["backbone"], weights["backbone"], self.device)
+        self.backbone = make_backbone(self.spec["backbone"], weights["backbone"], device)
         self.backbone.correction = self.spec["correction"]
         states = zip(self.spec["members"], weights["members"], strict=True)
-        self.members = [make_member(spec, state, self.backbone, self.device) for spec, state in states]
+        self.members = [make_member(spec, state, device) for spec, state in states]
 
     def predict(self, datapoints: Sequence[Point]) -> Forecast:
         """The forecast of one event: mean and sigma of each target, from its specimens."""
+        said: list[list[Said]] = [[] for _ in self.members]
         with torch.inference_mode():
-            said = [pool(member, datapoints) for member in self.members]
-        domain = label(datapoints[0]["domainID"])
+            for start in range(0, len(datapoints), BATCH):
+                batch = Batch(datapoints[start : start + BATCH], self.backbone)
+                for parts, member in zip(said, self.members, strict=True):
+                    parts.append(member.say(batch))
+        pooled = [pool(parts) for parts in said]
+        domain = domain_of(datapoints)
         return {
-            target: self._forecast([each[i] for each in said], target, domain)
+            target: self._forecast([each[i] for each in pooled], target, domain)
             for i, target in enumerate(self.spec["targets"])
         }
 
@@ -84,9 +94,8 @@ class Pooled:
     n: int
 
 
-def pool(member: Member, datapoints: Sequence[Point]) -> list[Pooled]:
-    """What a member says of each target."""
-    said = [member.say(datapoints[i : i + BATCH]) for i in range(0, len(datapoints), BATCH)]
+def pool(said: Sequence[Said]) -> list[Pooled]:
+    """What a member says of each target of an event, from what it says of the batches of its specimens."""
     mean, variance, log_weights = (np.concatenate(each).astype("float64") for each in zip(*said, strict=True))
     weights = np.exp(log_weights - log_weights.max(0))
     weights /= weights.sum(0)
@@ -134,45 +143,71 @@ def rows(names: Sequence[str | None], known: Sequence[str]) -> Tensor:
     return torch.tensor([numbers.get(name, len(known)) if name is not None else len(known) for name in names])
 
 
+def domain_of(datapoints: Sequence[Point]) -> str | None:
+    """The event's domain, whatever the order of its specimens; None if none of them tells it."""
+    return min((name for point in datapoints if (name := label(point["domainID"])) is not None), default=None)
+
+
 # ---------------------------------------------------------------- members
+class Batch:
+    """Some specimens of an event: their images are embedded once, however many members read them."""
+
+    def __init__(self, datapoints: Sequence[Point], backbone: Backbone) -> None:
+        self.datapoints, self.backbone = datapoints, backbone
+        self.found: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.datapoints)
+
+    @cached_property
+    def images(self) -> Tensor:
+        return self.backbone.transform(self.datapoints)
+
+    def features(self, kind: str, tail: Mapping[str, Tensor]) -> Tensor:
+        """What a member with this tail reads (without one, the backbone's own features)."""
+        if tail:
+            self.backbone.put(tail)
+            return self.backbone.features(self.images, kind)
+        if kind not in self.found:
+            self.found[kind] = self.backbone.features(self.images, kind)
+        return self.found[kind]
+
+    def rows(self, names: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+        """Rows [B] of domains, species and genera among a member's names."""
+        domains = [label(point["domainID"]) for point in self.datapoints]
+        species = [label(point["scientificName"]) for point in self.datapoints]
+        genera = [name.split()[0] if name else None for name in species]
+        found = {"domains": domains, "species": species, "genera": genera}
+        return {kind: rows(of_kind, names[kind]) for kind, of_kind in found.items()}
+
+
 class Member:
-    """One trained model: what it says of specimens, each [B, n_targets]: mean, variance, log weight."""
+    """One trained model."""
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         self.spec = spec
 
-    def say(self, datapoints: Sequence[Point]) -> tuple[Any, Any, Any]:
+    def say(self, batch: Batch) -> Said:
+        """What it says of specimens."""
         raise NotImplementedError
-
-    def names(self, datapoints: Sequence[Point]) -> dict[str, Tensor]:
-        """Rows [B] of domains, species and genera."""
-        known = self.spec["names"]
-        domains = [label(point["domainID"]) for point in datapoints]
-        species = [label(point["scientificName"]) for point in datapoints]
-        genera = [name.split()[0] if name else None for name in species]
-        found = {"domains": domains, "species": species, "genera": genera}
-        return {kind: rows(names, known[kind]) for kind, names in found.items()}
 
 
 class NetworkMember(Member):
     """A network on the backbone's features."""
 
-    def __init__(
-        self, spec: Mapping[str, Any], state: Mapping[str, Tensor], backbone: Backbone, device: torch.device
-    ) -> None:
+    def __init__(self, spec: Mapping[str, Any], state: Mapping[str, Tensor], device: torch.device) -> None:
         super().__init__(spec)
-        self.backbone, self.device = backbone, device
+        self.device = device
         self.tail = {name.removeprefix("tail."): state[name] for name in state if name.startswith("tail.")}
         self.network = Network(spec)
         self.network.load_state_dict({name: state[name] for name in state if not name.startswith("tail.")})
         self.network.to(device).eval()
 
-    def say(self, datapoints: Sequence[Point]) -> tuple[Any, Any, Any]:
-        self.backbone.put(self.tail)
-        images = self.backbone.transform(datapoints).to(self.device)
-        features = self.backbone.features(images, self.spec["features"])
-        names = {kind: found.to(self.device) for kind, found in self.names(datapoints).items()}
-        return tuple(each.float().cpu().numpy() for each in self.network(features, names))
+    def say(self, batch: Batch) -> Said:
+        features = batch.features(self.spec["features"], self.tail)
+        names = {kind: found.to(self.device) for kind, found in batch.rows(self.spec["names"]).items()}
+        mean, variance, log_weights = (each.float().cpu().numpy() for each in self.network(features, names))
+        return mean, variance, log_weights
 
 
 class ClimatologyMember(Member):
@@ -182,8 +217,8 @@ class ClimatologyMember(Member):
         super().__init__(spec)
         self.domain, self.targets = state["domain"].numpy(), state["targets"].double().numpy()
 
-    def say(self, datapoints: Sequence[Point]) -> tuple[Any, Any, Any]:
-        found = [self._moments(int(row)) for row in self.names(datapoints)["domains"]]
+    def say(self, batch: Batch) -> Said:
+        found = [self._moments(int(row)) for row in batch.rows(self.spec["names"])["domains"]]
         mean, variance = (np.stack(each) for each in zip(*found, strict=True))
         return mean, variance, np.zeros_like(mean)
 
@@ -203,9 +238,9 @@ class TreesMember(Member):
         texts = [bytes(state[f"target_{i}"].numpy()).decode() for i in range(len(state))]
         self.boosters = [Booster(model_str=text) for text in texts]
 
-    def say(self, datapoints: Sequence[Point]) -> tuple[Any, Any, Any]:
-        names = self.names(datapoints)
-        columns = np.full((len(datapoints), 4), np.nan)
+    def say(self, batch: Batch) -> Said:
+        names = batch.rows(self.spec["names"])
+        columns = np.full((len(batch), 4), np.nan)
         for column, kind in enumerate(("domains", "species")):
             found = names[kind].numpy().astype("float64")
             columns[:, column] = np.where(found == len(self.spec["names"][kind]), np.nan, found)
@@ -213,13 +248,11 @@ class TreesMember(Member):
         return mean, np.ones_like(mean), np.zeros_like(mean)
 
 
-def make_member(
-    spec: Mapping[str, Any], state: Mapping[str, Tensor], backbone: Backbone, device: torch.device
-) -> Member:
+def make_member(spec: Mapping[str, Any], state: Mapping[str, Tensor], device: torch.device) -> Member:
     """The member that a specification describes."""
     if spec["kind"] == "climatology":
         return ClimatologyMember(spec, state)
-    return TreesMember(spec, state) if spec["kind"] == "boosting" else NetworkMember(spec, state, backbone, device)
+    return TreesMember(spec, state) if spec["kind"] == "boosting" else NetworkMember(spec, state, device)
 
 
 # ---------------------------------------------------------------- the network on the features
@@ -338,23 +371,34 @@ class Backbone:
 
     def __init__(self, module: nn.Module, transform: Callable[[Image.Image], Tensor], device: torch.device) -> None:
         self.module, self.to_input = module.float().requires_grad_(False).eval().to(device), transform
+        self.device = device
 
     def transform(self, datapoints: Sequence[Point]) -> Tensor:
         """Specimens → the network's input [B, 3, H, W]."""
-        return torch.stack([self.to_input(to_rgb(self._corrected(point))) for point in datapoints])
+        return torch.stack([self.to_input(to_rgb(self._corrected(point))) for point in datapoints]).to(self.device)
 
     def _corrected(self, point: Point) -> Image.Image:
         """A specimen's image, by the card and the bar that were photographed with it, where the members learned so."""
         image: Image.Image = point["relative_img"]
-        image = balance(image, point["colorpicker_img"]) if self.correction["colour_card"] else image
-        return (
-            rescale(image, point["scalebar_img"], self.correction["canvas"]) if self.correction["scale_bar"] else image
-        )
+        try:
+            image = balance(image, point["colorpicker_img"]) if self.correction["colour_card"] else image
+            return (
+                rescale(image, point["scalebar_img"], self.correction["canvas"])
+                if self.correction["scale_bar"]
+                else image
+            )
+        except (
+            AttributeError,
+            OSError,
+        ):  # no card, or none that can be read: the specimen is worth more than its colour
+            return image
 
     def put(self, tail: Mapping[str, Tensor]) -> None:
-        """Weights of a member's tail, under the library's names."""
-        if tail:
-            self.module.load_state_dict(dict(tail), strict=False)
+        """Weights of a member's tail, under the library's names. Raises ValueError for a name that is none of them."""
+        if unknown := self.module.load_state_dict(dict(tail), strict=False).unexpected_keys:
+            raise ValueError(
+                f"the backbone has no {unknown[0]}: another version of its library than it was exported with?"
+            )
 
     def features(self, images: Tensor, kind: str) -> Tensor:
         """Pooled embedding [B, E], or patch tokens [B, P, D]."""
@@ -395,7 +439,17 @@ def make_backbone(spec: Mapping[str, Any], state: Mapping[str, Tensor], device: 
     backbone: Backbone = make(spec, bool(state), device)
     if state:
         backbone.module.load_state_dict(dict(state))
+    elif fingerprint(backbone.module.state_dict()) != spec["fingerprint"]:
+        raise ValueError(f"the weights fetched as {spec['name']} are not those that the members were trained on")
     return backbone
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """sha256 over the bytes of tensors, by name."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode() + state[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def make_open_clip(spec: Mapping[str, Any], is_here: bool, device: torch.device) -> Backbone:
@@ -406,7 +460,8 @@ def make_open_clip(spec: Mapping[str, Any], is_here: bool, device: torch.device)
         open_clip.add_model_config(HERE / "architecture.json")
         model: Any = open_clip.create_model("architecture", pretrained_text=False)
     else:
-        model = open_clip.create_model(spec["name"], pretrained=spec["pretrained"], require_pretrained=True)
+        options = {"require_pretrained": True, "force_quick_gelu": spec["quick_gelu"]}
+        model = open_clip.create_model(spec["name"], pretrained=spec["pretrained"], **options)
     return OpenClip(model.visual, image_transform_v2(PreprocessCfg(**spec["preprocess"]), is_train=False), device)
 
 
@@ -418,7 +473,7 @@ def make_dinov2(spec: Mapping[str, Any], is_here: bool, device: torch.device) ->
     if is_here:
         model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
     else:
-        model = AutoModel.from_pretrained(spec["name"], revision=spec["revision"])
+        model = AutoModel.from_pretrained(spec["name"], revision=spec["revision"], dtype=torch.float32)
 
     def transform(image: Image.Image) -> Tensor:
         return processor(images=image, return_tensors="pt")["pixel_values"][0]  # type: ignore[no-any-return]

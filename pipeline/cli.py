@@ -374,7 +374,9 @@ def export(
     """Write trained trials as a challenge submission, or check one as its platform would run it, without this package."""
     if check is not None:
         _check_submission(check, trials or out, python, largest, gpu)
-    elif out is None or to != "codabench":
+    elif to != "codabench":
+        raise UserError(f"--to {to}: choose codabench")
+    elif out is None:
         raise UserError("say where to: --to codabench --out DIR; or --check DIR to check a submission that is there")
     else:
         from pipeline.submissions.codabench import export as write

@@ -183,7 +183,7 @@ METHODS = {
     "baseline": ("loss.kind=student_t", "data.columns.species=scientificName", "model.species_embedding=true"),
     "lora": ("loss.kind=quantiles", "model.encoder.blocks=3", "model.encoder.r=4"),
     "dinov2": ("loss.kind=nll",),
-    "mean_rgb": ("calibrate.kind=spread",),
+    "mean_rgb": ("calibrate.kind=spread", "data.targets=[SPEI_2y,SPEI_30d,SPEI_1y]"),
     "pixels": ("model.head.kind=mlp", "train.sample=events", "model.pool=attention", "loss.kind=crps"),
     "augmentation": ("data.colour_card=true", "data.scale_bar=true", "loss.kind=crps"),
     "climatology": (),

@@ -54,7 +54,7 @@ def export(trials: Sequence[Path], out: Path, zipped: bool, with_backbone: bool)
 
     Of several trials, a forecast is the equal mixture of theirs; an ensemble (a folder of `ensembles/`) has its own calibration.
     Returns what was written. Raises UserError for what is no trained trial, for trials of different backbones, for a folder
-    that exists, and for a backbone that the platform could not fetch.
+    that exists, and for a backbone that the platform could not fetch; WorkError for an ensemble that is out of date.
     """
     trials, calibration = _members_of(trials)
     if not trials:
@@ -201,9 +201,9 @@ def _native(backbone: Backbone) -> State:
 def _backbone_spec(config: Config, backbone: Backbone) -> Spec:
     chosen = config.backbone.model_dump(mode="json")
     if config.backbone.kind == "open_clip":
-        visual: Any = backbone.visual
         from pipeline.backbones.open_clip import architecture
 
+        visual: Any = backbone.visual
         chosen |= {"preprocess": dict(visual.preprocess_cfg), "quick_gelu": architecture(config.backbone)["quick_gelu"]}
         chosen["name"] = chosen["name"] if chosen["name"].startswith("hf-hub:") else chosen["name"].replace("/", "-")
     return chosen | {"fingerprint": fingerprint(_native(backbone))}

@@ -59,28 +59,21 @@ class Model:
                 batch = Batch(datapoints[start : start + BATCH], self.backbone)
                 for parts, member in zip(said, self.members, strict=True):
                     parts.append(member.say(batch))
-        pooled = [pool(parts) for parts in said]
+        pooled = [
+            dict(zip(m.spec["targets"], pool(parts), strict=True)) for m, parts in zip(self.members, said, strict=True)
+        ]
         domain = domain_of(datapoints)
         return {
-            target: self._forecast([each[i] for each in pooled], target, domain)
-            for i, target in enumerate(self.spec["targets"])
+            target: self._forecast([each[target] for each in pooled], target, domain) for target in self.spec["targets"]
         }
 
     def _forecast(self, said: Sequence[Pooled], target: str, domain: str | None) -> dict[str, float]:
         """From what the members say of a target: calibrated together if they were, else each by itself, and averaged."""
-
-        def part(spec: Mapping[str, Any], names: Mapping[str, Any]) -> Mapping[str, float]:
-            how: Mapping[str, float] = spec["calibration"][target][
-                "in_domain" if domain in names["domains"] else "out_of_domain"
-            ]
-            return how
-
-        specs = [member.spec for member in self.members]
-        if self.spec["calibration"]:
-            forecasts = [calibrated(part(self.spec, specs[0]["names"]), combined(said))]
-        else:
-            forecasts = [calibrated(part(spec, spec["names"]), one) for spec, one in zip(specs, said, strict=True)]
-        return mixture(forecasts)
+        sides = ["in_domain" if domain in m.spec["names"]["domains"] else "out_of_domain" for m in self.members]
+        if together := self.spec["calibration"]:
+            return mixture([calibrated(together[target][sides[0]], combined(said))])
+        each = zip(self.members, sides, said, strict=True)
+        return mixture([calibrated(m.spec["calibration"][target][side], one) for m, side, one in each])
 
 
 # ---------------------------------------------------------------- from specimens to a forecast

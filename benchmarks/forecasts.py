@@ -70,6 +70,7 @@ VARIANTS = {
     "precision": Method("`model.pool=precision`", "forecast", (*PIXELS, "model.pool=precision")),
     "seeds": Method("ensemble of three seeds", "forecast", (*PIXELS, "seed=0,1,2")),
     "hidden": Method("a hidden layer of 64", "forecast", PERCEPTRON),
+    "hidden-best": Method("… and the best epoch chosen", "forecast", (*PERCEPTRON, "select.epoch=best")),
     "coral": Method("… and `risk.kind=coral`", "forecast", (*PERCEPTRON, "risk.kind=coral")),
     "group-dro": Method("… and `risk.kind=group_dro`", "forecast", (*PERCEPTRON, "risk.kind=group_dro")),
     "attention": Method(

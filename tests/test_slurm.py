@@ -69,7 +69,9 @@ def test_a_grid_submitted_to_slurm_by_hand_and_locally_gives_identical_results(a
     assert {way: len(found) for way, found in ways.items()} == {"slurm": 4, "hand": 4, "local": 4}, logs(environ)
     assert ways["slurm"] == ways["hand"] == ways["local"]
     with (environ / "slurm" / "trained" / "beetles-baseline" / "results.csv").open() as file:
-        assert [row["state"] for row in csv.DictReader(file)] == ["done"] * 4
+        rows = list(csv.DictReader(file))
+    assert [row["state"] for row in rows] == ["done"] * 6
+    assert sum(row["members"] != "" for row in rows) == 2, "of each rate, the two seeds are an ensemble too"
 
 
 def test_a_pickle_names_a_function_a_manifest_and_an_index_and_nothing_else(assets: Assets, environ: Path) -> None:

@@ -104,6 +104,9 @@ def _disturb(model: Regressor, seed: int) -> None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+        if len(model.feature_mean) > 1:  # standardised
+            model.feature_mean.copy_(0.1 * torch.randn(model.feature_mean.shape, generator=generator))
+            model.feature_scale.copy_(0.5 + torch.rand(model.feature_scale.shape, generator=generator))
         model.target_mean.copy_(torch.tensor([0.1, 0.4, 0.5])[: len(model.target_mean)])
         model.target_scale.copy_(torch.tensor([1.0, 1.1, 1.2])[: len(model.target_scale)])
 
@@ -186,6 +189,7 @@ METHODS = {
     "mean_rgb": ("calibrate.kind=spread", "data.targets=[SPEI_2y,SPEI_30d,SPEI_1y]"),
     "pixels": ("model.head.kind=mlp", "train.sample=events", "model.pool=attention", "loss.kind=crps"),
     "augmentation": ("data.colour_card=true", "data.scale_bar=true", "loss.kind=crps"),
+    "forecast": (),
     "climatology": (),
     "metadata": (),
 }

@@ -28,6 +28,7 @@ from pipeline.training.checkpoint import Progress
 from pipeline.training.loop import Run, Stop
 from pipeline.training.samples import Samples
 from pipeline.training.sets import Batch, draw_batches
+from tests.test_training import StopAfter
 
 CPU, N, WIDTH = torch.device("cpu"), 60, 6
 NAMES = Names(("1", "3", "7"), ("Carabus a", "Carabus b", "Harpalus c"))
@@ -154,26 +155,11 @@ def test_the_validation_loss_is_of_events_where_training_is(samples: Samples) ->
 
 
 # ---------------------------------------------------------------- resuming
-class StopAt(StopFlag):
-    """Raised from the nth look on, one an epoch."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__()
-        self.left = n
-
-    def asked(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
-
-    def overdue(self) -> bool:
-        return False
-
-
 def fitted(samples: Samples, config: Config, folder: Path, stops: tuple[int, ...]) -> tuple[Any, Progress]:
     """Bits and figures at the end of a run that was stopped after so many epochs, each time in a new process' place."""
     for stop in (*stops, None):
         model = make_model(config)
-        flag = StopFlag() if stop is None else StopAt(stop)
+        flag = StopFlag() if stop is None else StopAfter(stop)
         run = Run(TrialDir(folder), "identity", "machine", config, Stop(flag, lambda: True))
         if stop is not None:
             with pytest.raises(Interrupted):

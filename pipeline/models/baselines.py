@@ -5,6 +5,7 @@ They remember what they learnt in buffers whose sizes follow from the data, so t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 DAYS = 365.25
 
 
-class Baseline(nn.Module):
+class Baseline(nn.Module, ABC):
     """A model that is all buffers."""
 
     def remember(self, state: Mapping[str, Tensor]) -> None:
@@ -32,9 +33,9 @@ class Baseline(nn.Module):
         for name, tensor in state.items():
             self.register_buffer(name, tensor)
 
+    @abstractmethod
     def predict(self, features: Tensor, metadata: Metadata) -> Predicted:
         """What it says of B specimens, whatever their features are."""
-        raise NotImplementedError
 
 
 class Climatology(Baseline):

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -174,15 +175,15 @@ class Batch:
         return {kind: rows(of_kind, names[kind]) for kind, of_kind in found.items()}
 
 
-class Member:
+class Member(ABC):
     """One trained model."""
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         self.spec = spec
 
+    @abstractmethod
     def say(self, batch: Batch) -> Said:
         """What it says of specimens."""
-        raise NotImplementedError
 
 
 class NetworkMember(Member):
@@ -356,7 +357,7 @@ def moments(output: Mapping[str, Any], raw: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # ---------------------------------------------------------------- backbones
-class Backbone:
+class Backbone(ABC):
     """A network that embeds images, in fp32; members put the tails that they have trained into it."""
 
     correction: Mapping[str, Any]
@@ -393,9 +394,9 @@ class Backbone:
                 f"the backbone has no {unknown[0]}: another version of its library than it was exported with?"
             )
 
+    @abstractmethod
     def features(self, images: Tensor, kind: str) -> Tensor:
         """Pooled embedding [B, E], or patch tokens [B, P, D]."""
-        raise NotImplementedError
 
 
 class OpenClip(Backbone):

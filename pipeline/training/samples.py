@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from pipeline.models.saved import Facts, Model
 from pipeline.training.augmentation import to_device
 
 PREDICTION_BATCH = 512
+Said = TypeVar("Said")
 
 
 @dataclass(frozen=True)
@@ -93,36 +95,28 @@ def feature_scale(embedded: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(mean.astype("float32")), torch.from_numpy(sd.astype("float32"))
 
 
-def batches(n: int, size: int, order: NDArray[np.int64] | None = None) -> Iterator[Tensor]:
-    """Indices 0 … n−1 in `order` (default: ascending), in batches of `size`, the last one as it comes."""
-    indices = torch.from_numpy(np.arange(n) if order is None else order)
-    yield from indices.split(size)
-
-
 def predict(model: Model, samples: Samples) -> Prediction:
     """What the model says of each specimen in the targets' units: evaluation mode, fp32."""
     model.eval()
+    return joined(_by_batches(model.predict, samples))
+
+
+def answers(model: Regressor, samples: Samples) -> Answer:
+    """What the model makes of every specimen, on the device: evaluation mode, fp32."""
+    model.eval()
+    parts = _by_batches(model.forward, samples)
+    fields = ((part.parameters, part.log_weights, part.hidden) for part in parts)
+    return Answer(*map(torch.cat, zip(*fields, strict=True)))
+
+
+def _by_batches(say: Callable[[Tensor, Metadata], Said], samples: Samples) -> list[Said]:
+    """What is said of all specimens, in their order, PREDICTION_BATCH at a time."""
     with torch.inference_mode():
-        parts = []
-        for indices in batches(len(samples), PREDICTION_BATCH):
-            features, _, metadata = samples.select(indices)
-            parts.append(model.predict(features, metadata))
-    return joined(parts)
+        selected = map(samples.select, torch.arange(len(samples)).split(PREDICTION_BATCH))
+        return [say(features, metadata) for features, _, metadata in selected]
 
 
 def joined(parts: Sequence[Predicted]) -> Prediction:
     """Batches of predictions as arrays [N, n_targets]."""
     fields = ((part.mean, part.variance, part.log_weights) for part in parts)
     return Prediction(*(torch.cat(each).cpu().numpy() for each in zip(*fields, strict=True)))
-
-
-def answers(model: Regressor, samples: Samples) -> Answer:
-    """What the model makes of every specimen, on the device: evaluation mode, fp32."""
-    model.eval()
-    with torch.inference_mode():
-        parts = []
-        for indices in batches(len(samples), PREDICTION_BATCH):
-            features, _, metadata = samples.select(indices)
-            parts.append(model(features, metadata))
-    fields = ((part.parameters, part.log_weights, part.hidden) for part in parts)
-    return Answer(*map(torch.cat, zip(*fields, strict=True)))

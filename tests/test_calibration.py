@@ -104,7 +104,7 @@ def forecast_of(mean: Array, variance: Array, n: Array) -> Forecast:
     return Forecast(mean, variance, n, np.full(len(mean), np.nan))
 
 
-@pytest.mark.parametrize(("shared", "own"), [(0.5, 1.5), (0.2, 2.0), (0.6, 1.0)])
+@pytest.mark.parametrize(("shared", "own"), [(0.5, 1.5), (0.2, 2.0), (1.0, 0.5), (0.6, 1.0)])
 def test_what_specimens_share_is_told_from_what_is_each_ones_own(shared: float, own: float) -> None:
     fitted = fit_calibration(*simulate(shared, own, 5000, 1))
     assert fitted.shared == pytest.approx(shared, rel=0.1)

@@ -26,6 +26,8 @@ Line = Literal["scale", "emos"]
 Kind = Literal["scale", "emos", "spread"]
 MIN_EVENTS = 20
 """Fewer tell too little: then all held-out events are asked."""
+EQUAL = 1e-7
+"""CRPS nearer than the search for its minimum tells apart."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def load_calibration(values: Mapping[str, Any]) -> AnyCalibration:
 def fit_calibration(truth: Array, forecast: Forecast, kind: Line = "scale") -> Calibration:
     """The calibration with the lowest mean CRPS on held-out events: truth [N]. Raises ValueError for none.
 
-    Sigma shrinks with the number of specimens only if that lowers their CRPS by more than the standard error of the difference.
+    Where a sigma that does not shrink with the number of specimens is as good, as for events of equally many, it does not.
     """
     if not len(truth):
         raise ValueError("a calibration is fitted to held-out events, and there are none")
@@ -109,8 +111,8 @@ def fit_calibration(truth: Array, forecast: Forecast, kind: Line = "scale") -> C
         (_search(truth, forecast, start) for start in starts), key=lambda one: _scores(truth, forecast, one).mean()
     )
     constant = _search(truth, forecast, (np.log(error), *line), shrinks=False)
-    gained = _scores(truth, forecast, constant) - _scores(truth, forecast, shrinking)
-    return shrinking if gained.mean() > gained.std() / np.sqrt(len(truth)) else constant
+    gained = _scores(truth, forecast, constant).mean() - _scores(truth, forecast, shrinking).mean()
+    return shrinking if gained > EQUAL else constant
 
 
 def _scores(truth: Array, forecast: Forecast, calibration: Calibration) -> Array:

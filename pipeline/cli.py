@@ -272,23 +272,28 @@ def retry(
 def results(
     experiments: ExperimentNames = None,
     form: Annotated[str, typer.Option("--format", help="table, csv, markdown or json.")] = "table",
-    sort: Annotated[str, typer.Option(help="Figure to sort by: r2, in_domain.r2, MAE, SPEI_30d.r2, …")] = "r2",
+    sort: Annotated[
+        str | None,
+        typer.Option(help="Figure to sort by: r2, in_domain.r2, MAE, SPEI_30d.r2, …; roc_auc, … Default: r2, roc_auc."),
+    ] = None,
     cost: Annotated[
         bool, typer.Option("--cost", help="Hours, GPU-hours, nodes and jobs of each trial instead of its metrics.")
     ] = False,
     trained: TrainedFolder = None,
 ) -> None:
-    """All trials of all experiments with their metrics, best first; mean ± sd over seeds."""
+    """All trials of all experiments with their metrics, best first; mean ± sd over seeds and folds."""
     from pipeline import results as module
 
     found = _experiments(experiments, trained)
-    rows = module.sort_rows(module.collect(found), sort)
+    tables = module.by_look(module.collect(found))
+    by = module.sorts(tables, sort)
+    rows = [row for look, some in tables.items() for row in module.sort_rows(some, by[look])]
     if cost:
         _show_cost(found, rows, form, trained)
         return
-    lines = module.summarize(rows, sort)
+    lines = {look: module.summarize(some, by[look]) for look, some in tables.items()}
     texts = {"csv": partial(module.to_csv, rows), "json": partial(module.to_json, rows)}
-    _show(form, partial(module.print_table, lines, trained), texts | {"markdown": partial(module.to_markdown, lines)})
+    _show(form, partial(module.print_tables, lines, trained), texts | {"markdown": partial(module.to_markdown, lines)})
 
 
 def _show_cost(found: list[ExperimentDir], rows: list[Row], form: str, trained: Path | None) -> None:
@@ -335,7 +340,10 @@ def predict(
     origin = Origin(domain, tuple(species or ()), colour_card, scale_bar)
     if event:
         found = predict_event(trial, images, origin, device)
-        print("\t".join(f"{name}={mu:.4f} ± {sigma:.4f}" for name, (mu, sigma) in found.items()))
+        texts = {
+            name: f"{mu:.4f}" + (f" ± {sigma:.4f}" if sigma is not None else "") for name, (mu, sigma) in found.items()
+        }
+        print("\t".join(f"{name}={text}" for name, text in texts.items()))
         return
     for image, values in zip(images, predict_files(trial, images, origin, device), strict=True):
         print(f"{image}\t" + "\t".join(f"{name}={value:.4f}" for name, value in values.items()), flush=True)

@@ -58,6 +58,9 @@ class Columns(Section):
     """Column with the image of the colour card that was photographed with each image; read if data.colour_card is set."""
     scale_bar: str | None = None
     """Column with the image of the scale bar that was photographed with each image; read if data.scale_bar is set."""
+    auxiliary: tuple[str, ...] = ()
+    """Columns with names that are learnt beside data.label (a subspecies, a hybrid's two parents): one label, shared equally
+    by the names that a row has; a row with none says nothing. See loss.auxiliary."""
 
 
 class SourceSplit(Section):
@@ -121,7 +124,11 @@ class Data(Section):
     """Folder that image paths of a CSV are relative to; null: the CSV's own folder."""
     columns: Columns = Columns()
     targets: tuple[str, ...] = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
-    """Numeric columns to predict; all rows of one event share them."""
+    """Numeric columns to predict; all rows of one event share them. None where a label is."""
+    label: str | None = None
+    """Column with the class to predict, instead of numbers; all rows of one event share it."""
+    positive: str | None = None
+    """Of two classes the one that scores are of (`hybrid`); null: the first one by name."""
     split: Annotated[SourceSplit | FoldSplit | GroupSplit | DomainSplit, Field(discriminator="kind")] = SourceSplit()
     on_bad_image: Literal["error", "skip"] = "error"
     """An unreadable image: stop and name it, or go on without it and record it in the results."""
@@ -148,9 +155,23 @@ class Data(Section):
                 raise ValueError(f"{name} true needs columns.{name}: name the column that holds these images")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_label_stands_instead_of_targets(cls, values: Any) -> Any:
+        labelled = isinstance(values, dict) and values.get("label") is not None
+        return {"targets": (), **values} if labelled else values
+
+    @model_validator(mode="after")
+    def _a_label_or_numbers(self) -> Data:
+        if self.label is not None and self.targets:
+            raise ValueError("label and targets exclude one another: set targets to [] to predict the label")
+        if self.label is None and (self.positive is not None or self.columns.auxiliary):
+            raise ValueError("positive and columns.auxiliary are of classes: name the column of these as label")
+        return self
+
     @model_validator(mode="after")
     def _targets_named_once(self) -> Data:
-        if not self.targets or len(set(self.targets)) != len(self.targets):
+        if (not self.targets and self.label is None) or len(set(self.targets)) != len(self.targets):
             raise ValueError("targets must name at least one column, and none of them twice")
         if taken := RESULT_KEYS & set(self.targets):
             raise ValueError(
@@ -398,7 +419,19 @@ class QuantileLoss(Section):
         return levels
 
 
-Loss = Annotated[PlainLoss | StudentTLoss | QuantileLoss, Field(discriminator="kind")]
+class CrossEntropy(Section):
+    """Of classes: cross-entropy, with what helps where they are of unlike size."""
+
+    kind: Literal["cross_entropy"]
+    balanced: bool = False
+    """Weight classes by 1 / their share of the training images."""
+    focal: float = Field(0.0, ge=0)
+    """Focusing exponent γ: what is told apart already counts less (focal loss, arXiv 1708.02002); 0: all alike."""
+    auxiliary: float = Field(0.0, ge=0)
+    """Weight of the cross-entropy of data.columns.auxiliary, learnt by the same network; 0: not learnt."""
+
+
+Loss = Annotated[PlainLoss | StudentTLoss | QuantileLoss | CrossEntropy, Field(discriminator="kind")]
 
 
 class Augment(Section):
@@ -490,8 +523,10 @@ class Select(Section):
 
     epoch: Literal["best", "last"] = "best"
     """best: by `metric` on validation. last: none is chosen, and validation events, which calibrate, are not fitted to."""
-    metric: Literal["r2", "mae"] = "r2"
-    """Mean over targets of the event R² (higher is better) or of the specimen MAE (lower is better), on validation."""
+    metric: Literal["r2", "mae", "roc_auc", "average_precision", "balanced_accuracy", "log_loss"] = "r2"
+    """On validation, of numbers: mean over targets of the event R², or of the specimen MAE. Of classes, of images: area under the
+    ROC or the precision-recall curve, balanced accuracy, or mean log loss. Of mae and log_loss lower is better. Default: r2, of
+    classes roc_auc."""
 
 
 class Calibrate(Section):
@@ -618,6 +653,33 @@ class Config(Section):
             raise ValueError(f"there is no task {task!r}; the tasks are: {', '.join(TASKS)}")
         return task
 
+    @model_validator(mode="before")
+    @classmethod
+    def _classes_are_chosen_by_auc(cls, values: Any) -> Any:
+        data, select = (values.get(name, {}) for name in ("data", "select")) if isinstance(values, dict) else ({}, {})
+        label = data.get("label") if isinstance(data, dict) else data.label
+        return values | {"select": {"metric": "roc_auc", **select}} if label and isinstance(select, dict) else values
+
+    @model_validator(mode="after")
+    def _classes_and_numbers_have_their_own(self) -> Config:
+        classes = self.data.label is not None
+        what = "classes (data.label)" if classes else "numbers (data.targets)"
+        if classes != (self.loss.kind == "cross_entropy"):
+            other = "set loss.kind cross_entropy" if classes else "loss.kind cross_entropy needs data.label"
+            raise ValueError(f"loss.kind {self.loss.kind} does not fit {what}: {other}")
+        if classes == (self.select.metric in ("r2", "mae")):
+            fitting = "roc_auc, average_precision, balanced_accuracy or log_loss" if classes else "r2 or mae"
+            raise ValueError(f"select.metric {self.select.metric} does not fit {what}: choose {fitting}")
+        if classes and self.model.standardize_targets:
+            raise ValueError("model.standardize_targets scales numbers: classes (data.label) have no scale")
+        return self
+
+    @model_validator(mode="after")
+    def _auxiliary_labels_have_columns(self) -> Config:
+        if self.loss.kind == "cross_entropy" and self.loss.auxiliary and not self.data.columns.auxiliary:
+            raise ValueError("loss.auxiliary needs data.columns.auxiliary: name the columns of these labels")
+        return self
+
     @model_validator(mode="after")
     def _only_perceptrons_have_another_loss(self) -> Config:
         head, others = (
@@ -642,9 +704,9 @@ class Config(Section):
     def _sets_fit(self) -> Config:
         if self.model.pool == "attention" and self.train.sample != "events":
             raise ValueError("model.pool attention learns from sets of specimens: set train.sample=events")
-        if self.model.pool == "precision" and self.loss.kind == "mse":
+        if self.model.pool == "precision" and self.loss.kind in ("mse", "cross_entropy"):
             raise ValueError(
-                "model.pool precision needs a variance of each specimen, which loss.kind mse does not learn"
+                f"model.pool precision needs a variance of each specimen, which loss.kind {self.loss.kind} does not learn"
             )
         if self.augment.mixup_alpha and self.train.sample == "events":
             raise ValueError("augment.mixup_alpha mixes specimens: it needs train.sample specimens")

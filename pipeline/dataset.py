@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pipeline.classes import auxiliary_column, class_columns, unseen_classes
 from pipeline.config import Data, DomainSplit, SourceSplit, image_columns
 from pipeline.errors import UserError
 from pipeline.sources import open_source
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from pipeline.correction import Gains
 
 Read = TypeVar("Read")
-OWN_COLUMNS = ("split", "source_split", "row", "id", "event", "domain", "species", "site", "date")
+OWN_COLUMNS = ("split", "source_split", "row", "id", "event", "domain", "species", "site", "date", "label")
 OWN_ENDS = ("prediction", "variance", "weight", "mean", "spread", "mu", "sigma")
 """What follows a target's name in the columns of predictions and forecasts."""
 OFFSET = r"(?:Z|[+-]\d\d:?\d\d)$"
@@ -54,12 +55,16 @@ class Dataset:
     columns `split` (train, validation or test), `source_split`, `row` (within the source's split), `id`, `event`,
     `domain`, `species`, `site`, `date` (an ISO day; these four None where unknown) and one float64 column per target. Folds and
     permutation never change the order.
+
+    A class is a target too, `hybrid_stat=hybrid`, that is 1 or 0 (the class itself is in `label`). Of two classes the positive
+    one is the first. `auxiliary` labels are such columns as well, equal shares of 1, or all 0 where a row has none.
     """
 
     table: pd.DataFrame
     targets: tuple[str, ...]
     source: Source
     image_column: str
+    auxiliary: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     """What is allowed and makes figures mean less than they seem to."""
     card_column: str | None = None
@@ -190,14 +195,20 @@ def load_dataset_table(data: Data) -> Dataset:
     table = pd.concat([_split_table(source, data, name, split) for name, split in chosen.items()], ignore_index=True)
     card = data.columns.colour_card if data.colour_card else None
     bar = data.columns.scale_bar if data.scale_bar else None
-    dataset = Dataset(table, data.targets, source, data.columns.image, (), card, bar, data.canvas)
+    dataset = Dataset(table, data.targets, source, data.columns.image, (), (), card, bar, data.canvas)
+    if data.label is not None:
+        table, targets, others = class_columns(table, data)
+        dataset = replace(dataset, table=table, targets=targets, auxiliary=others)
     dataset = replace(dataset, warnings=_check_events(dataset, data))
     if not isinstance(data.split, SourceSplit):
         dataset = replace(dataset, warnings=(*dataset.warnings, *_check_groups(dataset, data)))
         table["split"] = assign(table, data.split)
     if data.permute_targets:
-        table[list(data.targets)] = permuted_targets(table, data.targets)
-    return dataset
+        learnt = (*dataset.targets, *dataset.auxiliary)
+        table[list(learnt)] = permuted_targets(table, learnt)
+    return (
+        dataset if data.label is None else replace(dataset, warnings=(*dataset.warnings, *unseen_classes(table, data)))
+    )
 
 
 def signature(data: Data) -> str:
@@ -312,6 +323,10 @@ def _split_table(source: Source, data: Data, name: str, split: str) -> pd.DataFr
     table["date"] = _dates(data, cells)
     for target in data.targets:
         table[target] = _numbers(source, name, target, _plain(cells, target, "data.targets"))
+    if data.label is not None:
+        table["label"] = _labels(source, data.label, name, cells)
+    for i, column in enumerate(data.columns.auxiliary):
+        table[auxiliary_column(i)] = _names(cells, column, "data.columns.auxiliary")
     return table
 
 
@@ -329,6 +344,8 @@ def _check_columns(source: Source, data: Data, split: str) -> None:
         if getattr(data, name):
             wanted.append((f"data.columns.{name}", getattr(columns, name), f", or data.{name} to false"))
     wanted += [("data.targets", target, "") for target in data.targets]
+    wanted += [("data.label", data.label, "")] if data.label is not None else []
+    wanted += [("data.columns.auxiliary", column, ", or to []") for column in columns.auxiliary]
     for key, column, otherwise in wanted:
         if column not in exist:
             near = difflib.get_close_matches(column, exist, 1, 0.6)
@@ -363,6 +380,18 @@ def _events(source: Source, data: Data, split: str, cells: pd.DataFrame) -> list
             )
         events.append(event)
     return events
+
+
+def _labels(source: Source, column: str, split: str, cells: pd.DataFrame) -> list[str]:
+    """The class of each row. Raises UserError at the first that has none."""
+    found = []
+    for row, label in enumerate(labels(_plain(cells, column, "data.label"))):
+        if label is None:
+            raise UserError(
+                f"{source.where(split, row)}: column {column} (data.label) is empty. Give the row its class, or remove it."
+            )
+        found.append(label)
+    return found
 
 
 def _names(cells: pd.DataFrame, column: str | None, key: str) -> pd.Series:
@@ -438,6 +467,13 @@ def _check_events(dataset: Dataset, data: Data) -> tuple[str, ...]:
 
 
 def _raise_disagreement(dataset: Dataset, event: str, i: int, j: int) -> None:
+    if "label" in dataset.table:
+        one, other = dataset.table["label"].iat[j], dataset.table["label"].iat[i]
+        raise UserError(
+            f"{dataset.where(j)}: event {event} is {one} here, but {other} at {dataset.where(i)}. Images of one event share "
+            "its class: correct one of the rows, or name the column that tells events apart as data.columns.event (null: each "
+            "image is an event of its own)."
+        )
     values: dict[str, NDArray[np.float64]] = {t: dataset.table[t].to_numpy() for t in dataset.targets}
     target = next(name for name, column in values.items() if column[i] != column[j])
     raise UserError(

@@ -8,7 +8,7 @@ import io
 import json
 import statistics
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from textwrap import shorten
@@ -23,7 +23,10 @@ REPLICATES = ("seed", "data.split.fold")
 """Trials that differ in these alone are repetitions of one another: the table shows their mean ± sd."""
 PARTS = ("", "in_domain", "out_of_domain")
 FIGURES = ("r2", "MAE", "RMSE")
-LOWER_IS_BETTER = ("MAE", "RMSE", "CRPS", "rms")
+CLASS_FIGURES = (
+    "roc_auc", "average_precision", "balanced_accuracy", "accuracy", "log_loss", "brier", "calibration_error",
+)  # fmt: skip
+LOWER_IS_BETTER = ("MAE", "RMSE", "CRPS", "rms", "log_loss", "brier", "calibration_error")
 Figures = dict[str, float | None]
 
 
@@ -70,6 +73,17 @@ def collect(experiments: Iterable[ExperimentDir]) -> list[Row]:
 def hash_results(trial: TrialDir) -> str:
     """What tells a trial's results from others. Raises OSError if there are none."""
     return hashlib.sha256(trial.results.read_bytes()).hexdigest()
+
+
+def sorts(tables: Mapping[Look, Sequence[Row]], wanted: str | None) -> dict[Look, str]:
+    """The figure that each table is sorted by: the one that is wanted, where its results have it, else its own.
+
+    Raises UserError if no result of any has a figure of that name.
+    """
+    if wanted is not None:
+        _check_figure([row for rows in tables.values() for row in rows], wanted)
+    has = {look: any(wanted in row.figures for row in rows) for look, rows in tables.items()}
+    return {look: wanted if wanted is not None and has[look] else look.sort for look in tables}
 
 
 def summarize(rows: Sequence[Row], sort: str) -> list[Line]:
@@ -126,16 +140,47 @@ def to_json(rows: Sequence[Row]) -> str:
     return json.dumps([vars(row) for row in rows], indent=1, allow_nan=False)
 
 
-HEADER = ("experiment", "trial", "n", "split", "R²", "R² in-domain", "R² out-of-domain", "MAE", "rms")
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What a table shows: the figures in its columns, their titles, and by which one it is sorted if nobody says."""
+
+    columns: dict[str, str]
+    sort: str
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        return ("experiment", "trial", "n", "split", *self.columns.values())
+
+    def cells(self, line: Line) -> tuple[str, ...]:
+        """A line's cells under the header."""
+        if line.state != "done":
+            return (line.experiment, line.name, "", "", line.state, *[""] * (len(self.columns) - 1))
+        split = line.split + (" (optimistic)" if line.optimistic else "")
+        return (line.experiment, line.name, str(line.n), split, *(_cell(line, name) for name in self.columns))
 
 
-def cells(line: Line) -> tuple[str, ...]:
-    """A line's cells under HEADER; the figures are means over the targets."""
-    if line.state != "done":
-        return (line.experiment, line.name, "", "", line.state, "", "", "", "")
-    split = line.split + (" (optimistic)" if line.optimistic else "")
-    figures = [_cell(line, name) for name in ("r2", "in_domain.r2", "out_of_domain.r2", "MAE", "rms")]
-    return (line.experiment, line.name, str(line.n), split, *figures)
+NUMBERS = Look(
+    {"r2": "R²", "in_domain.r2": "R² in-domain", "out_of_domain.r2": "R² out-of-domain", "MAE": "MAE", "rms": "rms"},
+    "r2",
+)
+"""Of trials that predict numbers; the figures are means over the targets."""
+CLASSES = Look(
+    {
+        "roc_auc": "ROC AUC", "average_precision": "average precision", "balanced_accuracy": "balanced accuracy",
+        "log_loss": "log loss", "selection": "validation",
+    },
+    "roc_auc",
+)  # fmt: skip
+"""Of trials that predict classes; the last column is what they were chosen by."""
+
+
+def by_look(rows: Sequence[Row]) -> dict[Look, list[Row]]:
+    """Rows that one table can show: those of experiments that predict classes, and the others (with those without results)."""
+    classes = {row.experiment for row in rows if CLASSES.sort in row.figures}
+    parts = {
+        look: [row for row in rows if (row.experiment in classes) == (look is CLASSES)] for look in (NUMBERS, CLASSES)
+    }
+    return {look: some for look, some in parts.items() if some}
 
 
 def no_trials(trained: Path | None = None) -> str:
@@ -143,11 +188,11 @@ def no_trials(trained: Path | None = None) -> str:
     return f"no trials yet under {trained or trained_root()}"
 
 
-def print_table(lines: Sequence[Line], trained: Path | None = None) -> None:
-    """The table for a terminal, or a sentence where there is nothing yet."""
-    if lines:
-        print_cells(HEADER, map(cells, lines))
-    else:
+def print_tables(tables: Mapping[Look, Sequence[Line]], trained: Path | None = None) -> None:
+    """The tables for a terminal, or a sentence where there is nothing yet."""
+    for look, lines in tables.items():
+        print_cells(look.header, map(look.cells, lines))
+    if not tables:
         print(no_trials(trained))
 
 
@@ -163,9 +208,9 @@ def print_cells(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
-def to_markdown(lines: Sequence[Line]) -> str:
-    """The table in Markdown."""
-    return cells_to_markdown(HEADER, map(cells, lines))
+def to_markdown(tables: Mapping[Look, Sequence[Line]]) -> str:
+    """The tables in Markdown."""
+    return "\n".join(cells_to_markdown(look.header, map(look.cells, lines)) for look, lines in tables.items())
 
 
 def cells_to_markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -213,6 +258,8 @@ def _with_results(row: Row, results: dict[str, Any], group: str) -> Row:
 
 
 def _figures(results: dict[str, Any]) -> Figures:
+    if "classes" in results:
+        return _class_figures(results)
     figures: Figures = {}
     targets = [key for key, value in results.items() if isinstance(value, dict) and "r2" in value and key != "summary"]
     for prefix, block in [("", results["summary"]), *((f"{target}.", results[target]) for target in targets)]:
@@ -225,6 +272,16 @@ def _figures(results: dict[str, Any]) -> Figures:
     figures["rms"] = results["summary"].get("rms")
     figures["mean_predictor.in_domain.r2"] = results["summary"]["mean_predictor"]["in_domain"]["r2"]
     figures["mean_predictor.rms"] = results["summary"]["mean_predictor"].get("rms")
+    return figures
+
+
+def _class_figures(results: dict[str, Any]) -> Figures:
+    """Those of all images, each class's and, for butterflies, the challenge's."""
+    summary = results["summary"]
+    figures: Figures = {name: summary[name] for name in CLASS_FIGURES} | {"selection": summary["selection"]["value"]}
+    figures |= {f"by_specimen.{name}": value for name, value in summary["by_specimen"].items()}
+    figures |= {f"{name}.recall": of["recall"] for name, of in results["classes"].items()}
+    figures |= results.get("challenge", {})
     return figures
 
 

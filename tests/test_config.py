@@ -54,6 +54,9 @@ FROZEN: Tree = {
     "data.columns.date": "collectDate",
     "data.columns.colour_card": "colorpicker_full_path",
     "data.columns.scale_bar": "scalebar_full_path",
+    "data.columns.auxiliary": [],
+    "data.label": None,
+    "data.positive": None,
     "data.targets": ["SPEI_30d", "SPEI_1y", "SPEI_2y"],
     "data.split.kind": "source",
     "data.split.train": "train",
@@ -257,6 +260,11 @@ BASES: list[Tree] = [
     },
     {"experiment": "x", "data": {"split": {"kind": "domains"}, "columns": PLACES}, "calibrate": {"kind": "emos"}},
     {"experiment": "x", "data": {"split": {"kind": "sites"}, "columns": PLACES}},
+    {
+        "experiment": "x",
+        "data": {"label": "hybrid_stat", "positive": "hybrid", "columns": {"auxiliary": ["subspecies", "parent"]}},
+        "loss": {"kind": "cross_entropy", "auxiliary": 0.5},
+    },
     {"experiment": "x", "data": BESIDE, "backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "finetuned"}}},
     {"experiment": "x", "data": BESIDE, "backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "patch_convs"}}},
     {"experiment": "x", "data": BESIDE, "backbone": {"kind": "pixels"}, "model": {"head": {"kind": "ridge"}}},
@@ -305,7 +313,12 @@ OTHER_KINDS: Tree = {
         "climatology": {"kind": "boosting"},
         "boosting": {"kind": "mlp"},
     },
-    "loss": {"mse": {"kind": "quantiles"}, "student_t": {"kind": "crps"}, "quantiles": {"kind": "nll"}},
+    "loss": {
+        "cross_entropy": None,
+        "mse": {"kind": "quantiles"},
+        "student_t": {"kind": "crps"},
+        "quantiles": {"kind": "nll"},
+    },
     "risk": {"mean": None, "coral": {"kind": "group_dro"}, "group_dro": {"kind": "mean"}},
 }
 

@@ -68,7 +68,7 @@ def test_results_have_the_schema_and_are_valid_json(config_of: MakeConfig) -> No
             assert {"MAE", "r2", "RMSE", "n", "n_events"} <= part.keys()
         assert results[target]["n"] == results[target]["in_domain"]["n"] + results[target]["out_of_domain"]["n"]
     predictions = pd.read_parquet(trial.predictions)
-    assert list(predictions.columns) == ["id", "group", "domain", "target", "truth", "prediction"]
+    assert list(predictions.columns) == ["id", "group", "domain", "species", "target", "truth", "prediction"]
     assert len(predictions) == 3 * results["n_images"]
     provenance = json.loads(trial.provenance.read_text())
     assert provenance["train"]["device"]["threads"] == 1 and provenance["evaluate"]["packages"]["torch"]

@@ -70,7 +70,7 @@ def samples() -> Samples:
     generator = torch.Generator().manual_seed(1)
     features, targets = torch.randn(N, WIDTH, generator=generator), torch.randn(N, 3, generator=generator)
     metadata = of_domains(torch.arange(N) % N_DOMAINS)
-    return Samples(TensorBank(features, CPU, "device"), targets, metadata, np.arange(N) // 2)
+    return Samples(TensorBank(features, CPU, "device"), targets, metadata, np.arange(N) // 2, targets.shape[1])
 
 
 def one_batch(model: Watched, samples: Samples, config: Config, epoch: int) -> tuple[Tensor, int]:

@@ -15,8 +15,9 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
 from pipeline.metrics.events import event_table
-from pipeline.metrics.regression import event_means, event_r2, mae, r2, rmse, selection_metric
+from pipeline.metrics.regression import event_means, event_r2, mae, r2, rmse
 from pipeline.metrics.report import Training, regression_report
+from pipeline.metrics.selection import selection_metric
 
 numbers = st.floats(-1e3, 1e3, width=32)
 

@@ -140,7 +140,9 @@ def test_an_untrained_head_says_about_the_spread_of_the_training_events() -> Non
 # ---------------------------------------------------------------- configuration
 def test_each_loss_has_its_output() -> None:
     kinds = ("mse", "crps", "nll", "student_t", "quantiles")
-    outputs = [make_output(Config.model_validate({"experiment": "x", "loss": {"kind": kind}}).loss) for kind in kinds]
+    outputs = [
+        make_output(Config.model_validate({"experiment": "x", "loss": {"kind": kind}}).loss, 1) for kind in kinds
+    ]
     assert [type(output) for output in outputs] == [Point, Gaussian, Gaussian, StudentT, Quantiles]
     assert [output.n for output in outputs] == [1, 2, 2, 2, 5]
 

@@ -140,7 +140,7 @@ def test_what_is_not_finite_makes_its_own_event_so_and_no_other() -> None:
 
 # ---------------------------------------------------------------- one forecast in training and in evaluation
 def make_model(loss: str, kind: Any) -> Regressor:
-    output = make_output(Config.model_validate({"experiment": "x", "loss": {"kind": loss}}).loss)
+    output = make_output(Config.model_validate({"experiment": "x", "loss": {"kind": loss}}).loss, 1)
     with torch.random.fork_rng():
         torch.manual_seed(4)
         head = make_mlp([WIDTH, 8, 3 * output.n])
@@ -156,7 +156,7 @@ def make_model(loss: str, kind: Any) -> Regressor:
 
 def make_samples(features: Tensor, targets: Tensor, events: NDArray[np.int64]) -> Samples:
     metadata = Names().metadata({"domain": [None] * len(events)})
-    return Samples(TensorBank(features, CPU, "device"), targets, metadata, events)
+    return Samples(TensorBank(features, CPU, "device"), targets, metadata, events, targets.shape[1])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,13 +17,13 @@ from pipeline.experiment import Experiment, Trial, dump_config, load_experiment
 from pipeline.launch.manifest import make_manifest
 from pipeline.layout import PROJECT, all_experiments, read_json, write_json, write_text
 from pipeline.results import (
-    HEADER,
+    NUMBERS,
     Line,
     Row,
-    cells,
+    by_look,
     collect,
     hash_results,
-    print_table,
+    print_tables,
     sort_rows,
     summarize,
     to_csv,
@@ -74,7 +74,7 @@ def test_seeds_of_one_configuration_are_one_line_with_mean_and_sd() -> None:
     (line,) = table()
     assert (line.name, line.n) == ("lr=1e-3", 3)
     assert line.means["r2"] == pytest.approx(0.3) and line.sds["r2"] == pytest.approx(statistics.stdev(values))
-    assert cells(line)[4] == "0.300 ± 0.265"
+    assert NUMBERS.cells(line)[4] == "0.300 ± 0.265"
 
 
 def test_folds_are_repetitions_too() -> None:
@@ -104,7 +104,7 @@ def test_a_single_trial_shows_its_own_name_and_no_sd() -> None:
     finish(experiment.trials[0], experiment, 0.5)
     (line,) = table()
     assert line.name == experiment.trials[0].name and line.sds["r2"] is None
-    assert cells(line)[4] == "0.500"
+    assert NUMBERS.cells(line)[4] == "0.500"
 
 
 def test_results_on_validation_and_on_test_are_never_averaged() -> None:
@@ -118,7 +118,7 @@ def test_the_split_that_chose_the_epoch_is_marked_as_optimistic() -> None:
     experiment = plan("seed=0,1")
     finish(experiment.trials[0], experiment, 0.9, split="validation")
     finish(experiment.trials[1], experiment, 0.1, split="test")
-    assert [cells(line)[3] for line in table()] == ["validation (optimistic)", "test"]
+    assert [NUMBERS.cells(line)[3] for line in table()] == ["validation (optimistic)", "test"]
 
 
 def test_a_mean_over_a_figure_that_one_repetition_lacks_is_not_made_up() -> None:
@@ -126,7 +126,7 @@ def test_a_mean_over_a_figure_that_one_repetition_lacks_is_not_made_up() -> None
     finish(experiment.trials[0], experiment, 0.4)
     finish(experiment.trials[1], experiment, None)
     (line,) = table()
-    assert line.means["r2"] is None and line.means["MAE"] == 0.5 and cells(line)[4] == "–"
+    assert line.means["r2"] is None and line.means["MAE"] == 0.5 and NUMBERS.cells(line)[4] == "–"
 
 
 # ---------------------------------------------------------------- ensembles
@@ -200,7 +200,7 @@ def test_missing_and_failed_trials_are_named_with_the_reason_below_the_results()
     assert [line.name for line in lines] == [experiment.trials[i].name for i in (1, 0, 2)]
     assert lines[1].state == "missing: not run"
     assert lines[2].state.startswith("failed: train: the loss became nan") and "epoch 3" not in lines[2].state
-    assert lines[1].means == {} and cells(lines[2])[4].startswith("failed: train")
+    assert lines[1].means == {} and NUMBERS.cells(lines[2])[4].startswith("failed: train")
 
 
 def test_two_trials_that_are_missing_are_two_lines() -> None:
@@ -261,7 +261,7 @@ def test_trials_are_sorted_one_by_one_and_the_table_does_not_depend_on_their_ord
         finish(trial, experiment, r2)
     rows = sort_rows(collect(all_experiments()), "r2")
     assert [row.figures["r2"] for row in rows] == [0.6, 0.4, 0.2, 0.1]
-    assert [cells(line) for line in summarize(rows, "r2")] == [cells(line) for line in table()]
+    assert [NUMBERS.cells(line) for line in summarize(rows, "r2")] == [NUMBERS.cells(line) for line in table()]
 
 
 def test_sorting_by_a_figure_that_no_result_has_is_refused_with_those_there_are() -> None:
@@ -337,23 +337,23 @@ def test_json_is_valid_and_has_null_where_a_figure_is_not_defined(rows: list[Row
 
 
 def test_markdown_has_one_cell_for_each_column_even_with_a_bar_in_a_reason(rows: list[Row]) -> None:
-    lines = to_markdown(summarize(rows, "r2")).splitlines()
+    lines = to_markdown({NUMBERS: summarize(rows, "r2")}).splitlines()
     assert lines[0].split(" | ")[0] == "| experiment" and set(lines[1]) <= set("|- ")
     assert len(lines) == 2 + 2
-    assert all(line.replace("\\|", "").count("|") == len(HEADER) + 1 for line in lines)
+    assert all(line.replace("\\|", "").count("|") == len(NUMBERS.header) + 1 for line in lines)
 
 
 def test_the_table_for_a_terminal_shows_reasons_as_they_are(
     rows: list[Row], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A reason may hold brackets, which rich would take for markup."""
-    print_table(summarize(rows, "r2"))
+    print_tables({NUMBERS: summarize(rows, "r2")})
     printed = " ".join(capsys.readouterr().out.split())
-    assert all(title in printed for title in HEADER[:4]) and "[/bracket]" in printed.replace("│ ", "")
+    assert all(title in printed for title in NUMBERS.header[:4]) and "[/bracket]" in printed.replace("│ ", "")
 
 
 def test_an_empty_root_has_a_sentence_and_no_empty_table(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    print_table(summarize(collect(all_experiments()), "r2"))
+    print_tables(by_look(collect(all_experiments())))
     assert capsys.readouterr().out == f"no trials yet under {root / 'trained'}\n"
 
 
@@ -361,7 +361,7 @@ def test_long_names_are_folded_and_never_cut(capsys: pytest.CaptureFixture[str])
     """Names tell trials apart, mostly by what stands at their end."""
     values = ",".join(f"key{number}=value{number}" for number in range(30))
     means = {"r2": 0.5, "in_domain.r2": 0.4, "out_of_domain.r2": 0.3, "MAE": 0.2}
-    print_table([Line("an-experiment", values, "done", 1, "test", False, means, dict.fromkeys(means))])
+    print_tables({NUMBERS: [Line("an-experiment", values, "done", 1, "test", False, means, dict.fromkeys(means))]})
     printed = capsys.readouterr().out
     assert "…" not in printed and max(map(len, printed.splitlines())) <= 160
     rows = [line.split("│") for line in printed.splitlines() if line.startswith("│")]

@@ -105,7 +105,7 @@ def make_config(**sections: Any) -> Config:
 
 
 def make_model(config: Config) -> Regressor:
-    output = make_output(config.loss)
+    output = make_output(config.loss, 2)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         head = make_mlp([WIDTH, 8, 3 * output.n])
@@ -125,7 +125,9 @@ def samples() -> Samples:
     metadata = NAMES.metadata({"domain": domains, "species": [NAMES.species[i] for i in rng.integers(0, 3, N)]})
     targets = rng.normal(size=(events.max() + 1, 3))[events] + 3 * (events % 3 == 2)[:, None]
     features = torch.from_numpy(rng.normal(size=(N, WIDTH))).float()
-    return Samples(TensorBank(features, CPU, "device"), torch.from_numpy(targets).float(), metadata, events)
+    return Samples(
+        TensorBank(features, CPU, "device"), torch.from_numpy(targets).float(), metadata, events, targets.shape[1]
+    )
 
 
 def test_the_loss_of_a_step_is_of_its_events_each_once(samples: Samples) -> None:

@@ -69,7 +69,8 @@ def trained_parameters(config: Config, weights: WeightsRecord) -> int:
     """Parameters that training changes: encoder, embeddings of names, attention and head."""
     model, encoder, head = config.model, config.model.encoder, config.model.head
     embedding = encoder.channels if encoder.kind == "patch_convs" else weights.embed_dim
-    widths = [embedding, *head.hidden, len(config.data.targets)] if head.kind == "mlp" else []
+    n_targets = len(config.data.targets) or 2  # how many classes there are, the data tell
+    widths = [embedding, *head.hidden, n_targets] if head.kind == "mlp" else []
     in_head = sum(a * b for a, b in itertools.pairwise(widths))
     in_names = 2 * embedding**2 * (model.domain_embedding + model.species_embedding)
     in_attention = 2 * embedding * ATTENTION if model.pool == "attention" else 0

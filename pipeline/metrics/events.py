@@ -34,14 +34,17 @@ class Prediction:
 
 
 def specimen_table(table: pd.DataFrame, targets: Sequence[str], predicted: Prediction) -> pd.DataFrame:
-    """A row per specimen: id, group (its event), domain, each target, and of each `<target>_prediction`, `<target>_variance`
-    and `<target>_weight` (its log weight)."""
-    frame = table[["id", "event", "domain", *targets]].rename(columns={"event": "group"})
-    for i, target in enumerate(targets):
-        frame[f"{target}_prediction"] = predicted.mean[:, i].astype("float64")
-        frame[f"{target}_variance"] = predicted.variance[:, i].astype("float64")
-        frame[f"{target}_weight"] = predicted.log_weights[:, i].astype("float64")
-    return frame
+    """A row per specimen: id, group (its event), domain, species if the table has it, each target, and of each
+    `<target>_prediction`, `<target>_variance` and `<target>_weight` (its log weight)."""
+    known = [name for name in ("id", "event", "domain", "species") if name in table]
+    frame = table[[*known, *targets]].rename(columns={"event": "group"})
+    said = {"prediction": predicted.mean, "variance": predicted.variance, "weight": predicted.log_weights}
+    columns = {
+        f"{target}_{end}": values[:, i].astype("float64")
+        for i, target in enumerate(targets)
+        for end, values in said.items()
+    }
+    return pd.concat([frame, pd.DataFrame(columns, index=frame.index)], axis=1)
 
 
 def event_table(specimens: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
@@ -50,13 +53,14 @@ def event_table(specimens: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame
     groups = specimens.groupby("group", sort=False)
     events = groups[["domain", *targets]].first().assign(n=groups.size()).reset_index()
     numbers = pd.factorize(specimens["group"])[0].astype("int64")
+    pooled: dict[str, Any] = {}
     for target in targets:
         said, variance, weight = (
             specimens[f"{target}_{of}"].to_numpy("float64") for of in ("prediction", "variance", "weight")
         )
-        events[f"{target}_mean"], events[f"{target}_variance"] = pool_events(said, variance, weight, numbers)
-        events[f"{target}_spread"] = groups[f"{target}_prediction"].std(ddof=1).to_numpy("float64")
-    return events
+        pooled[f"{target}_mean"], pooled[f"{target}_variance"] = pool_events(said, variance, weight, numbers)
+        pooled[f"{target}_spread"] = groups[f"{target}_prediction"].std(ddof=1).to_numpy("float64")
+    return pd.concat([events, pd.DataFrame(pooled, index=events.index)], axis=1)
 
 
 def pool_events(mean: Array, variance: Array, log_weights: Array, events: NDArray[np.int64]) -> tuple[Array, Array]:
@@ -100,8 +104,8 @@ def add_forecasts(
 
 def events_long_form(events: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
     """One row per event and target: group (event), domain, n (specimens), target, truth, what its specimens say (SAID), and
-    the calibrated forecast (mu, sigma)."""
-    ends = (*SAID, "mu", "sigma")
+    of numbers the calibrated forecast (mu, sigma)."""
+    ends = [end for end in (*SAID, "mu", "sigma") if f"{targets[0]}_{end}" in events]
     parts = [
         events[["group", "domain", "n"]].assign(
             target=t, truth=events[t], **{end: events[f"{t}_{end}"] for end in ends}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -59,23 +57,3 @@ def event_r2(
 ) -> float | None:
     """R² of events: after averaging targets and (weighted) predictions [N] per event."""
     return r2(event_means(targets, events), event_means(predictions, events, log_weights))
-
-
-def selection_metric(
-    metric: str,
-    targets: Array,
-    predictions: Array,
-    events: NDArray[np.int64],
-    log_weights: Array | None = None,
-) -> float | None:
-    """What the best epoch is chosen by: mean over targets [N, n_targets] of the event R², or of the specimen MAE.
-
-    None if it is not defined for one of them, or if a prediction or its weight is not finite.
-    """
-    weights = np.zeros_like(predictions) if log_weights is None else log_weights
-    if not (np.isfinite(predictions).all() and np.isfinite(weights).all()):
-        return None
-    columns: Iterator[tuple[Array, Array, Array]] = zip(targets.T, predictions.T, weights.T, strict=True)
-    values = [event_r2(t, p, events, w) if metric == "r2" else mae(t, p) for t, p, w in columns]
-    defined = [value for value in values if value is not None]
-    return float(np.mean(defined)) if len(defined) == len(values) else None

@@ -117,8 +117,43 @@ class Quantiles(Output):
         return parameters.mean(-1) - scale * z.mean(), scale.clamp_min(MIN_SCALE).square()
 
 
-def make_output(loss: cfg.Loss) -> Output:
-    """The output that a loss trains."""
+class Categorical(Output):
+    """Probabilities of classes, and behind them those of auxiliary labels: each group's numbers by a softmax.
+
+    Trained by cross-entropy: classes weighted by `class_weights` [n_classes], and by (1 − p)^focal (Lin et al. 2017, equation
+    4); the auxiliary labels, of which a specimen may have none (all 0), by `auxiliary`.
+    """
+
+    def __init__(self, loss: cfg.CrossEntropy, n_classes: int) -> None:
+        self.focal, self.auxiliary, self.n_classes = loss.focal, loss.auxiliary, n_classes
+        self.balanced, self.class_weights = loss.balanced, torch.ones(n_classes)
+
+    def balance(self, targets: Tensor) -> None:
+        """Weights that give the classes of these training specimens [N, n_classes + …] equal sums, if that is asked for."""
+        if self.balanced:
+            shares = targets[:, : self.n_classes].mean(0).cpu()
+            self.class_weights = torch.where(shares > 0, 1 / (self.n_classes * shares), 1.0)
+
+    def parameters(self, raw: Tensor) -> Tensor:
+        groups = (raw[:, : self.n_classes], raw[:, self.n_classes :])
+        return torch.cat([F.softmax(group, -1) for group in groups], -1).unsqueeze(-1)
+
+    def losses(self, parameters: Tensor, targets: Tensor) -> Tensor:
+        p = parameters[..., 0].clamp_min(torch.finfo(torch.float32).tiny)
+        entropies = -targets * p.log()
+        main, other = entropies[:, : self.n_classes], entropies[:, self.n_classes :]
+        weights = self.class_weights.to(p.device) * (1 - p[:, : self.n_classes]) ** self.focal
+        return (weights * main).sum(-1) + self.auxiliary * other.sum(-1)
+
+    def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        p = parameters[..., 0]
+        return p, p * (1 - p)
+
+
+def make_output(loss: cfg.Loss, n_targets: int) -> Output:
+    """The output that a loss trains, for so many targets (or classes)."""
+    if loss.kind == "cross_entropy":
+        return Categorical(loss, n_targets)
     if loss.kind == "student_t":
         return StudentT(loss.df)
     if loss.kind == "quantiles":

@@ -41,6 +41,13 @@ class Facts:
     cut: int | None
     """First block of the tail; None where there is no tail."""
     feature_key: str
+    auxiliary: tuple[str, ...] = ()
+    """Labels that are learnt beside the targets, and predicted behind them."""
+
+    @property
+    def learnt(self) -> tuple[str, ...]:
+        """The columns of the data's table that the model learns, in the order of its predictions."""
+        return self.targets + self.auxiliary
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -72,11 +79,11 @@ def make_baseline(config: Config, facts: Facts) -> Climatology | Boosting | None
 
 def assemble(config: Config, facts: Facts, encoder: nn.Module) -> Regressor:
     """Head, embeddings of names and pooling of the right widths around an encoder."""
-    model, names, n_targets = config.model, facts.names, len(facts.targets)
+    model, names, n_targets = config.model, facts.names, len(facts.learnt)
     width = embedding_width(model.encoder, facts.embed_dim)
     hidden = model.head.hidden if model.head.kind == "mlp" else ()
     domain = DomainEmbedding(len(names.domains), width) if model.domain_embedding else None
-    output = make_output(config.loss)
+    output = make_output(config.loss, len(facts.targets))
     head = make_mlp([width, *hidden, n_targets * output.n])
     species = SpeciesEmbedding(len(names.species), len(names.genera), width) if model.species_embedding else None
     pooling, n_features = make_pooling(model.pool, width), width if model.standardize_features else 1
@@ -124,7 +131,8 @@ def load_facts(trial: TrialDir) -> Facts:
             names = Names(**{kind: tuple(known) for kind, known in values["names"].items()})
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise _damaged(trial.model, error) from error
-    return Facts(**values | {"targets": tuple(values["targets"]), "names": names})
+    lists = {key: tuple(values.get(key, ())) for key in ("targets", "auxiliary")}
+    return Facts(**values | lists | {"names": names})
 
 
 def _damaged(path: Path, error: Exception) -> WorkError:

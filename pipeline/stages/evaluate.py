@@ -52,7 +52,7 @@ def run(config: Config, trial: TrialDir) -> dict[str, Any]:
     device = choose_device(config.device)
     model = load_model(config, trial, _backbone(inputs)).to(device)
     frame, difference = _predict_split(config, inputs, model, load_facts(trial), split, device)
-    events = forecast_events(frame, config, record, _train_domains(inputs))
+    events = forecast_events(frame, inputs.dataset.targets, record, _train_domains(inputs))
     results = make_results(config, inputs, (frame, events), split, record)
     if difference is not None:
         results["summary"]["features_difference"] = difference
@@ -77,11 +77,12 @@ def make_results(config: Config, inputs: Inputs, tables: Tables, split: str, rec
     """The content of results.json: the task's figures for each target, and what they are figures of."""
     frame, events = tables
     train = Training(_train_domains(inputs), record["train_means"], record["train_sds"])
-    report: dict[str, Any] = load_task(config.task).evaluate(frame, events, config.data.targets, train)
+    report: dict[str, Any] = load_task(config.task).evaluate(frame, events, inputs.dataset.targets, train)
     bad = inputs.dataset.table.loc[sorted(inputs.store.bad), "id"].tolist()
     report["summary"]["warnings"] += inputs.dataset.warnings
     report["summary"]["warnings"] += _borrowed(record, events, train.domains)
     report["summary"] |= {"inputs": config.evaluate.inputs, "features_dtype": config.features.dtype}
+    report["summary"]["selection"] = {"metric": config.select.metric, "value": record["best_metric"]}
     report["summary"] |= {"n_bad_images": len(bad), "bad_images": bad, "permuted_targets": config.data.permute_targets}
     return report | {
         "split": split,
@@ -108,7 +109,9 @@ def _borrowed(record: dict[str, Any], events: pd.DataFrame, train_domains: Seque
         "in_domain": (known, "known", "data.split.held_out holds more of them out"),
         "out_of_domain": (new, "new", "data.split.kind=domains validates on new ones"),
     }
-    fitted = next(iter(record["calibration"].values()))
+    fitted = next(iter(record["calibration"].values()), None)
+    if fitted is None:  # classes
+        return []
     return [
         f"sigma in {what} domains is that of all {fitted[part]['events']} validation events, because too few of them are of "
         f"{what} domains: it may be too small ({remedy})"
@@ -134,29 +137,47 @@ def write_evaluation(trial: TrialDir, tables: Tables, results: dict[str, Any], o
 
 
 def long_form(frame: pd.DataFrame, targets: list[str]) -> pd.DataFrame:
-    """One row per specimen and target: id, group (event), domain, target, truth, prediction."""
-    parts = [
-        frame[["id", "group", "domain"]].assign(target=t, truth=frame[t], prediction=frame[f"{t}_prediction"])
-        for t in targets
-    ]
+    """One row per specimen and target: id, group (event), domain, species, target, truth, prediction."""
+    known = frame[[name for name in ("id", "group", "domain", "species") if name in frame]]
+    parts = [known.assign(target=t, truth=frame[t], prediction=frame[f"{t}_prediction"]) for t in targets]
     return pd.concat(parts, ignore_index=True)
 
 
 def model_card(trial: TrialDir, results: dict[str, Any], targets: list[str]) -> str:
     """A README for the trial's folder, for whoever finds it later."""
-    figures = [("all", ""), ("in domain", "in_domain"), ("out of domain", "out_of_domain")]
     lines = [
         f"# {trial.path.parent.name}: {trial.path.name}",
         "",
         f"Evaluated on {results['split']}, chosen on {results['selected_on']}.",
+        "",
+        *(_card_of_classes(results) if "classes" in results else _card_of_numbers(results, targets)),
     ]
-    lines += ["", "| target | " + " | ".join(f"R² {name} | MAE {name}" for name, _ in figures) + " |", "|---" * 7 + "|"]
+    lines += [
+        "`config.yaml` trains it again; `model.safetensors` holds the trained tensors, `adapter/` (if there) the adapter in"
+    ]
+    lines += ["PEFT's format, `classifier.skops` (if there) a classifier of scikit-learn.", ""]
+    return "\n".join(lines)
+
+
+def _card_of_classes(results: dict[str, Any]) -> list[str]:
+    summary, classes = results["summary"], results["classes"]
+    figures = ("roc_auc", "average_precision", "balanced_accuracy", "log_loss", "calibration_error")
+    lines = ["| figure | of images |", "|---|---|"]
+    lines += [f"| {name.replace('_', ' ')} | {_figure(summary[name])} |" for name in figures]
+    lines += ["", "| class | images | recall | precision |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {of['n']} | {_figure(of['recall'])} | {_figure(of['precision'])} |" for name, of in classes.items()
+    ]
+    return [*lines, ""]
+
+
+def _card_of_numbers(results: dict[str, Any], targets: list[str]) -> list[str]:
+    figures = [("all", ""), ("in domain", "in_domain"), ("out of domain", "out_of_domain")]
+    lines = ["| target | " + " | ".join(f"R² {name} | MAE {name}" for name, _ in figures) + " |", "|---" * 7 + "|"]
     for target in targets:
         parts = [results[target][part] if part else results[target] for _, part in figures]
         lines.append(f"| {target} | " + " | ".join(f"{_figure(p['r2'])} | {_figure(p['MAE'])}" for p in parts) + " |")
-    lines += ["", "MAE per specimen, R² after averaging each event's specimens. `config.yaml` trains it again;"]
-    lines += ["`model.safetensors` holds the trained tensors, `adapter/` (if there) the adapter in PEFT's format.", ""]
-    return "\n".join(lines)
+    return [*lines, "", "MAE per specimen, R² after averaging each event's specimens."]
 
 
 def _figure(value: float | None) -> str:
@@ -188,7 +209,7 @@ def _predict_split(
         return specimen_table(table, facts.targets, cached), None
     images = predict_images(config, Models(model, inputs.backbone.to(device), device), facts, inputs.dataset, table)
     difference = {"max_abs": float(np.abs(images.mean - cached.mean).max())}
-    r2s = _r2_difference(table, facts, images.mean, cached.mean)
+    r2s = {} if config.data.label is not None else _r2_difference(table, facts, images.mean, cached.mean)
     return specimen_table(table, facts.targets, images), {**difference, **r2s}
 
 

@@ -84,12 +84,13 @@ def make_facts(inputs: Inputs) -> Facts:
     encoder, backbone = inputs.config.model.encoder, inputs.encoder_backbone
     cut = backbone.cut_before(encoder.blocks) if encoder.kind in ("finetuned", "lora") and backbone else None
     return Facts(
-        targets=inputs.config.data.targets,
+        targets=inputs.dataset.targets,
         names=Names.of(columns(inputs.table("train"))),
         embed_dim=backbone.embed_dim if backbone else inputs.store.shape[-1],
         base_weights=inputs.store.ingredients.weights,
         cut=cut,
         feature_key=inputs.store.ingredients.key(),
+        auxiliary=inputs.dataset.auxiliary,
     )
 
 

@@ -58,14 +58,15 @@ def predict_images(config: Config, models: Models, facts: Facts, dataset: Datase
 
 
 def forecast_events(
-    specimens: pd.DataFrame, config: Config, record: dict[str, Any], train_domains: Sequence[str]
+    specimens: pd.DataFrame, targets: Sequence[str], record: dict[str, Any], train_domains: Sequence[str]
 ) -> pd.DataFrame:
-    """The events of these specimens with calibrated forecasts."""
+    """The events of these specimens, of numbers with calibrated forecasts."""
+    if not record["calibration"]:
+        return event_table(specimens, targets)
     calibrations = {
         target: {part: load_calibration(values) for part, values in parts.items()}
         for target, parts in record["calibration"].items()
     }
-    targets = config.data.targets
     return add_forecasts(event_table(specimens, targets), calibrations, train_domains, targets)
 
 
@@ -100,13 +101,14 @@ def predict_files(
     trial = find_trial(folder)
     targets = load_facts(trial).targets
     for said in _predict_each(trial, trained_config(trial), files, origin, device):
-        yield dict(zip(targets, said.mean[0].tolist(), strict=True))
+        yield dict(zip(targets, said.mean[0].tolist(), strict=False))  # behind them stand auxiliary labels
 
 
 def predict_event(
     folder: Path, files: Sequence[Path], origin: Origin, device: str | None
-) -> dict[str, tuple[float, float]]:
-    """A trained trial's forecast, target → (mu, sigma), of one event whose specimens these image files show.
+) -> dict[str, tuple[float, float | None]]:
+    """A trained trial's forecast, target → (mu, sigma), of one event whose specimens these image files show; of classes,
+    class → (probability, None).
 
     Raises what `predict_files` raises, and UserError for no file.
     """
@@ -118,7 +120,9 @@ def predict_event(
     rows = pd.DataFrame({"id": list(map(str, files)), "event": "", **dict.fromkeys(facts.targets, math.nan)})
     rows["domain"] = pd.Series([origin.domain] * len(files), dtype=object)
     specimens = specimen_table(rows, facts.targets, predicted)
-    event = forecast_events(specimens, config, read_trained(trial), facts.domains).iloc[0]
+    event = forecast_events(specimens, facts.targets, read_trained(trial), facts.domains).iloc[0]
+    if config.data.label is not None:
+        return {target: (float(event[f"{target}_mean"]), None) for target in facts.targets}
     return {target: (float(event[f"{target}_mu"]), float(event[f"{target}_sigma"])) for target in facts.targets}
 
 

@@ -19,6 +19,7 @@ from pipeline.layout import TrialDir, sweep, write_json, write_table, write_text
 from pipeline.lease import Lease
 from pipeline.metrics.events import event_table, fit_calibrations, specimen_table
 from pipeline.models.baselines import Boosting, Climatology
+from pipeline.models.outputs import Categorical
 from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, Model, is_whole, make_model, read_trained, save_model
 from pipeline.provenance import loaded_code, provenance
@@ -118,16 +119,22 @@ def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts
 
 
 def _calibrate(model: Model, validation: Samples, inputs: Inputs, facts: Facts, trial: TrialDir) -> dict[str, Any]:
-    """Calibrations of each target, as JSON, from the validation events; these stay in the folder, for ensembles."""
+    """Calibrations of each target, as JSON, from the validation events; these stay in the folder, for ensembles.
+
+    Of classes none: a probability says itself how sure it is.
+    """
     specimens = specimen_table(inputs.table("validation"), facts.targets, predict(model, validation))
     events = event_table(specimens, facts.targets)
-    fitted = fit_calibrations(events, facts.targets, facts.domains, inputs.config.calibrate.kind)
     write_table(trial.validation, events)
+    if inputs.config.data.label is not None:
+        return {}
+    fitted = fit_calibrations(events, facts.targets, facts.domains, inputs.config.calibrate.kind)
     return {target: {part: asdict(one) for part, one in parts.items()} for target, parts in fitted.items()}
 
 
 def _standardize(model: Model, train: Samples, inputs: Inputs, facts: Facts) -> None:
-    """Set the scales of targets and features from the training split, where the configuration asks for it."""
+    """Set scales of targets and features and weights of classes from the training split, where the configuration asks for
+    it."""
     asked = inputs.config.model
     if isinstance(model, Regressor) and asked.standardize_targets:
         mean, scale = target_scale(inputs.table("train"), facts.targets)
@@ -137,6 +144,8 @@ def _standardize(model: Model, train: Samples, inputs: Inputs, facts: Facts) -> 
         mean, scale = feature_scale(embeddings(model, train))
         model.feature_mean.copy_(mean)
         model.feature_scale.copy_(scale)
+    if isinstance(model, Regressor) and isinstance(model.output, Categorical):
+        model.output.balance(train.targets)
 
 
 def _samples(inputs: Inputs, facts: Facts, split: Split, device: torch.device) -> Samples:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pipeline.config import BoostingHead, Config
-from pipeline.metrics.regression import selection_metric
+from pipeline.metrics.selection import selection_metric
 from pipeline.models.baselines import Boosting, Climatology
 from pipeline.training.checkpoint import Progress
 from pipeline.training.samples import Samples, predict
@@ -70,6 +69,5 @@ def _parameters(head: BoostingHead, seed: int) -> dict[str, object]:
 def _progress(model: Boosting | Climatology, validation: Samples, config: Config, grown: int, kept: int) -> Progress:
     """What a training run would report: of the model with most trees, how many were grown and how many kept."""
     said = predict(model, validation)
-    truth: NDArray[np.float32] = validation.targets.cpu().numpy()
-    metric = selection_metric(config.select.metric, truth, said.mean, validation.events)
+    metric = selection_metric(config.select.metric, validation.truth, said.mean, validation.events)
     return Progress(epoch=grown, best_epoch=kept - 1, best_metric=metric)

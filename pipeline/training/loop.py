@@ -16,7 +16,7 @@ from pipeline.amounts import parse_time
 from pipeline.config import Config
 from pipeline.errors import Interrupted, TakenOver, WorkError
 from pipeline.layout import TrialDir, write_text
-from pipeline.metrics.regression import selection_metric
+from pipeline.metrics.selection import LOWER_IS_BETTER, selection_metric
 from pipeline.models.regressor import Regressor, load_trained_state, trained_state
 from pipeline.signals import StopFlag
 from pipeline.training import augmentation as aug
@@ -102,7 +102,7 @@ def fit_epoch(
     if config.select.epoch == "last":
         progress.keep(epoch, metric, trained_state(model))
     else:
-        progress.keep_best(epoch, metric, lower=config.select.metric == "mae", state=trained_state(model))
+        progress.keep_best(epoch, metric, lower=config.select.metric in LOWER_IS_BETTER, state=trained_state(model))
     progress.epoch, seconds = epoch + 1, time.monotonic() - started
     progress.seconds += seconds
     log.write(epoch=epoch, loss=loss, validation_loss=validation_loss, metric=metric, seconds=seconds)
@@ -171,8 +171,8 @@ def validate(model: Regressor, samples: Samples, config: Config) -> tuple[float 
     """The selection metric (None where it is not defined) and the mean loss of a specimen, or of an event."""
     answer = answers(model, samples)
     said, targets = model.in_units(answer), samples.targets
-    truth, mean, weights = (each.cpu().numpy() for each in (targets, said.mean, said.log_weights))
-    metric = selection_metric(config.select.metric, truth, mean, samples.events, weights)
+    mean, weights = (each[:, : samples.n_targets].cpu().numpy() for each in (said.mean, said.log_weights))
+    metric = selection_metric(config.select.metric, samples.truth, mean, samples.events, weights)
     sets = whole_sets(samples.events, targets.device) if config.train.sample == "events" else None
     return metric, float(model.losses(answer, targets, sets).mean())
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.config import Config, RidgeHead
-from pipeline.metrics.regression import selection_metric
+from pipeline.metrics.selection import LOWER_IS_BETTER, selection_metric
 from pipeline.models.regressor import Regressor, load_trained_state, trained_state
 from pipeline.training.checkpoint import Progress
 from pipeline.training.samples import Samples, embeddings, predict
@@ -26,11 +26,11 @@ def fit_ridge(model: Regressor, train: Samples, validation: Samples, config: Con
     head = config.model.head
     assert isinstance(head, RidgeHead)
     inputs, targets = embeddings(model, train), model.standardize(train.targets).cpu().numpy()
-    progress, truth = Progress(), validation.targets.cpu().numpy()
+    progress, truth = Progress(), validation.truth
     for number, (weights, bias) in enumerate(solve(inputs, targets, head.alphas)):
         set_linear(model, weights, bias)
         metric = selection_metric(config.select.metric, truth, predict(model, validation).mean, validation.events)
-        progress.keep_best(number, metric, lower=config.select.metric == "mae", state=trained_state(model))
+        progress.keep_best(number, metric, lower=config.select.metric in LOWER_IS_BETTER, state=trained_state(model))
     progress.epoch = len(head.alphas)
     load_trained_state(model, progress.best_state)
     return progress

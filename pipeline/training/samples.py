@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.features.bank import Bank
 from pipeline.metrics.events import Prediction
 from pipeline.metrics.regression import event_r2
+from pipeline.metrics.selection import selection_metric
 from pipeline.models.metadata import COLUMNS, Metadata
 from pipeline.models.regressor import Answer, Predicted, Regressor
 from pipeline.models.saved import Facts, Model
@@ -29,13 +30,21 @@ Said = TypeVar("Said")
 
 @dataclass(frozen=True)
 class Samples:
-    """N specimens: `bank` holds their features, `targets` [N, n_targets] and `metadata` [N] lie on the device; `events` [N] are
-    numbers from 0."""
+    """N specimens: `bank` holds their features, `targets` [N, n_targets or more] and `metadata` [N] lie on the device; `events`
+    [N] are numbers from 0."""
 
     bank: Bank
     targets: Tensor
     metadata: Metadata
     events: NDArray[np.int64]
+    n_targets: int
+    """How many of the columns of `targets` are predicted; auxiliary labels behind them are only learnt."""
+
+    @property
+    def truth(self) -> NDArray[np.float32]:
+        """What is to be predicted [N, n_targets], on the CPU."""
+        out: NDArray[np.float32] = self.targets[:, : self.n_targets].cpu().numpy()
+        return out
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -49,9 +58,10 @@ class Samples:
 
 def make_samples(bank: Bank, table: pd.DataFrame, facts: Facts, device: torch.device) -> Samples:
     """The rows of `table`, whose features `bank` holds in the same order."""
-    targets = torch.tensor(table[list(facts.targets)].to_numpy("float32"), device=device)
+    targets = torch.tensor(table[list(facts.learnt)].to_numpy("float32"), device=device)
     metadata = facts.names.metadata(columns(table), device)
-    return Samples(bank, targets, metadata, pd.factorize(table["event"])[0].astype("int64"))
+    events = pd.factorize(table["event"])[0].astype("int64")
+    return Samples(bank, targets, metadata, events, len(facts.targets))
 
 
 def columns(table: pd.DataFrame) -> dict[str, list[str | None]]:
@@ -60,10 +70,17 @@ def columns(table: pd.DataFrame) -> dict[str, list[str | None]]:
 
 
 def check_selection(config: Config, validation: Samples) -> None:
-    """UserError where no epoch could be better than another: R² of a target that is the same for every event."""
-    if config.select.metric != "r2" or config.select.epoch == "last" or config.model.head.kind not in ("mlp", "ridge"):
+    """UserError where no epoch could be better than another: a figure that is not defined for these targets."""
+    metric, truth = config.select.metric, validation.truth
+    if config.select.epoch == "last" or config.model.head.kind in ("climatology", "boosting"):
         return
-    truth = validation.targets.cpu().numpy()
+    if config.data.label is not None and selection_metric(metric, truth, truth, validation.events) is None:
+        raise UserError(
+            f"{config.data.source}: the validation images are all of one class, so nothing can be chosen by {metric}: choose "
+            "another split (data.split), or select.metric=log_loss."
+        )
+    if metric != "r2":
+        return
     for target, column in zip(config.data.targets, truth.T, strict=True):
         if event_r2(column, column, validation.events) is None:
             raise UserError(

@@ -1,0 +1,181 @@
+"""Classes as targets: their columns, what a table of classes is refused for, and the loss that learns them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from pydantic import ValidationError
+from torch.nn import functional as F
+
+from pipeline.classes import class_name
+from pipeline.config import Columns, Config, CrossEntropy, Data, FoldSplit
+from pipeline.dataset import Dataset, load_dataset_table
+from pipeline.errors import UserError
+from pipeline.models.outputs import Categorical
+
+HEADER = "img,kind,of,other,group,split"
+ROWS = [
+    "a.png,hybrid,,,1,train",
+    "a.png,pure,b,,2,train",
+    "a.png,hybrid,b,a,3,train",
+    "a.png,pure,a,,4,validation",
+    "a.png,hybrid,a,a,5,test",
+]
+
+
+def load(folder: Path, rows: list[str] = ROWS, header: str = HEADER, **more: Any) -> Dataset:
+    (folder / "data.csv").write_text("\n".join([header, *rows]) + "\n")
+    Image.new("L", (4, 4)).save(folder / "a.png")
+    columns = Columns(**{"image": "img", "id": None, "event": "group", **more.pop("columns", {})})
+    return load_dataset_table(Data(**{"source": str(folder / "data.csv"), "columns": columns, "label": "kind", **more}))
+
+
+# ---------------------------------------------------------------- the table
+def test_a_class_is_a_column_that_is_1_or_0(tmp_path: Path) -> None:
+    data = load(tmp_path)
+    assert data.targets == ("kind=hybrid", "kind=pure") and list(map(class_name, data.targets)) == ["hybrid", "pure"]
+    assert data.table["kind=hybrid"].tolist() == [1, 0, 1, 0, 1]
+    assert (data.table[list(data.targets)].sum(axis=1) == 1).all() and data.auxiliary == ()
+
+
+def test_of_two_classes_the_positive_one_is_the_first(tmp_path: Path) -> None:
+    assert load(tmp_path, positive="pure").targets == ("kind=pure", "kind=hybrid")
+
+
+def test_auxiliary_labels_are_shared_by_the_names_that_a_row_has_and_a_row_without_has_none(tmp_path: Path) -> None:
+    data = load(tmp_path, columns={"auxiliary": ("of", "other")})
+    assert data.auxiliary == ("of=a", "of=b")
+    assert data.table[list(data.auxiliary)].to_numpy().tolist() == [[0, 0], [0, 1], [0.5, 0.5], [1, 0], [1, 0]]
+    assert not [name for name in data.table if str(name).startswith("auxiliary")]
+
+
+def test_numbers_written_as_decimals_are_the_same_classes(tmp_path: Path) -> None:
+    rows = [row.replace("hybrid", "8.0").replace("pure", "9") for row in ROWS]
+    assert load(tmp_path, rows).targets == ("kind=8", "kind=9")
+
+
+def test_permuted_classes_keep_their_numbers_and_move_with_their_auxiliary_labels(tmp_path: Path) -> None:
+    rows = [f"a.png,{'hybrid' if i % 3 else 'pure'},{'ab'[i % 2]},,{i},train" for i in range(30)] + ROWS[3:]
+    columns = {"auxiliary": ("of",)}
+    before, after = (load(tmp_path, rows, columns=columns, permute_targets=on) for on in (False, True))
+    learnt = [*before.targets, *before.auxiliary]
+    assert (before.table[learnt] != after.table[learnt]).to_numpy().any()
+    train = after.table["split"] == "train"
+    ordered = [np.sort(data.table.loc[train, learnt].to_numpy() @ [8, 4, 2, 1]) for data in (before, after)]
+    assert (ordered[0] == ordered[1]).all()
+
+
+# ---------------------------------------------------------------- what is refused
+@pytest.mark.parametrize(
+    ("rows", "more", "message"),
+    [
+        (["a.png,,,,9,train", *ROWS], {}, r"data\.csv, line 2: column kind \(data\.label\) is empty"),
+        ([row.replace("hybrid", "pure") for row in ROWS], {}, r"\(data\.label\) holds 'pure' alone"),
+        (ROWS, {"positive": "hybird"}, r"no class 'hybird' \(data\.positive\)\. The nearest is 'hybrid'"),
+        ([*ROWS, "a.png,third,,,9,train"], {"positive": "pure"}, "tells two classes apart, and column kind has 3"),
+        (["a.png,pure,,,1,train", *ROWS], {}, "line 3: event 1 is hybrid here, but pure at .*line 2"),
+        (ROWS[1:2] + ROWS[3:], {}, "all training images are of the class pure"),
+        (ROWS, {"label": "knd"}, r"no column 'knd' \(data\.label\)\. The nearest is 'kind'"),
+        (ROWS, {"columns": {"auxiliary": ("off",)}}, r"no column 'off' \(data\.columns\.auxiliary\)"),
+    ],
+)
+def test_a_table_that_cannot_be_right_is_refused_with_its_place(
+    tmp_path: Path, rows: list[str], more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, rows, **more)
+
+
+def test_a_class_that_nothing_is_trained_on_is_told(tmp_path: Path) -> None:
+    (warning,) = load(tmp_path, [*ROWS, "a.png,third,,,9,test"]).warnings
+    assert "no training image is of third" in warning
+
+
+def test_folds_keep_photographs_of_a_specimen_together(tmp_path: Path) -> None:
+    rows = [f"a.png,{'hybrid' if i % 4 else 'pure'},,,{i // 2 if i % 4 else 100 + i},train" for i in range(40)]
+    table = load(tmp_path, rows, split=FoldSplit(kind="folds", n=4)).table
+    assert table.groupby("event")["split"].nunique().max() == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": {"kind": "mse"}}, "set loss.kind cross_entropy"),
+        ({"data": {"source": "x", "targets": ["y"]}}, "loss.kind cross_entropy needs data.label"),
+        ({"select": {"metric": "r2"}}, "select.metric r2 does not fit classes"),
+        ({"model": {"standardize_targets": True}}, "classes .data.label. have no scale"),
+        ({"model": {"pool": "precision"}}, "loss.kind cross_entropy does not learn"),
+        ({"loss": {"kind": "cross_entropy", "auxiliary": 1}}, "needs data.columns.auxiliary"),
+        ({"data": {"label": "kind", "targets": ["y"]}}, "exclude one another"),
+        ({"data": {"targets": ["y"], "positive": "a"}}, "name the column of these as label"),
+    ],
+)
+def test_what_does_not_fit_classes_is_refused(change: dict[str, Any], message: str) -> None:
+    base = {"experiment": "x", "task": "classify", "data": {"label": "kind"}, "loss": {"kind": "cross_entropy"}}
+    with pytest.raises(ValidationError, match=message):
+        Config.model_validate(base | change)
+
+
+def test_classes_are_chosen_by_auc_unless_another_figure_is_named() -> None:
+    base = {"experiment": "x", "data": {"label": "kind"}, "loss": {"kind": "cross_entropy"}}
+    chosen = [Config.model_validate({**base, "select": select}).select for select in ({}, {"metric": "log_loss"})]
+    assert [select.metric for select in chosen] == ["roc_auc", "log_loss"]
+
+
+# ---------------------------------------------------------------- the loss
+def categorical(n_classes: int = 3, **options: Any) -> Categorical:
+    return Categorical(CrossEntropy(kind="cross_entropy", **options), n_classes)
+
+
+def one_hot(n: int, n_classes: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.one_hot(torch.randint(n_classes, (n,), generator=generator), n_classes).float()
+
+
+def test_cross_entropy_is_torchs() -> None:
+    output, raw, targets = categorical(), 3 * torch.randn(20, 3), one_hot(20, 3)
+    expected = F.cross_entropy(raw, targets, reduction="none")
+    assert torch.allclose(output.losses(output.parameters(raw), targets), expected, atol=1e-5)
+
+
+def test_focal_loss_is_the_papers() -> None:
+    """Lin et al. 2017, equation 4: −(1 − p)^γ log p of the true class."""
+    output, raw, targets = categorical(focal=2.0), torch.randn(20, 3), one_hot(20, 3)
+    p = (raw.softmax(-1) * targets).sum(-1)
+    assert torch.allclose(output.losses(output.parameters(raw), targets), -((1 - p) ** 2) * p.log(), atol=1e-6)
+
+
+def test_balanced_weights_give_every_class_the_same_sum_and_are_those_of_sklearn() -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    output, classes = categorical(balanced=True), np.repeat([0, 1, 2], [50, 8, 2])
+    targets = F.one_hot(torch.from_numpy(classes), 3).float()
+    output.balance(targets)
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=classes)
+    assert output.class_weights.numpy() == pytest.approx(expected, rel=1e-6)
+    losses = output.losses(output.parameters(torch.zeros(60, 3)), targets)
+    assert torch.allclose(targets.T @ losses, losses.sum().expand(3) / 3, rtol=1e-5)
+
+
+def test_auxiliary_labels_have_a_softmax_of_their_own_and_a_row_without_adds_nothing() -> None:
+    output, raw = categorical(2, auxiliary=0.5), torch.randn(4, 5)
+    targets = torch.tensor([[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [1, 0, 0.5, 0.5, 0], [0, 1, 0, 0, 1.0]])
+    losses = output.losses(output.parameters(raw), targets)
+    main = F.cross_entropy(raw[:, :2], targets[:, :2], reduction="none")
+    other = -(targets[:, 2:] * raw[:, 2:].log_softmax(-1)).sum(-1)
+    assert torch.allclose(losses, main + 0.5 * other, atol=1e-6) and losses[0] == pytest.approx(float(main[0]))
+
+
+@given(st.floats(-300, 300), st.sampled_from([0.0, 2.0]))
+def test_the_loss_and_its_gradient_stay_finite_however_sure_the_model_is(logit: float, focal: float) -> None:
+    output, raw = categorical(2, focal=focal), torch.tensor([[logit, 0.0]], requires_grad=True)
+    loss = output.losses(output.parameters(raw), torch.tensor([[0.0, 1.0]])).sum()
+    loss.backward()
+    assert torch.isfinite(loss) and raw.grad is not None and torch.isfinite(raw.grad).all()

@@ -373,7 +373,13 @@ def export(
             help="With --check: interpreter of an environment to run it in; default: the whitelist's packages of this one."
         ),
     ] = None,
-    largest: Annotated[int, typer.Option(min=1, help="With --check: specimens of the largest event.")] = 500,
+    challenge: Annotated[
+        str | None,
+        typer.Option(
+            help="With --check: beetles or butterflies; default: what an exported submission says, else beetles."
+        ),
+    ] = None,
+    largest: Annotated[int, typer.Option(min=1, help="With --check: specimens of the largest event of beetles.")] = 500,
     gpu: Annotated[
         bool,
         typer.Option("--gpu", help="With --check: let it see the GPUs; default: none, as the platform may have none."),
@@ -381,7 +387,7 @@ def export(
 ) -> None:
     """Write trained trials as a challenge submission, or check one as its platform would run it, without this package."""
     if check is not None:
-        _check_submission(check, trials or out, python, largest, gpu)
+        _check_submission(check, trials or out, python, largest, gpu, challenge)
     elif to != "codabench":
         raise UserError(f"--to {to}: choose codabench")
     elif out is None:
@@ -392,13 +398,15 @@ def export(
         print(write(trials or [], out, zipped, with_backbone))
 
 
-def _check_submission(folder: Path, other: object, python: Path | None, largest: int, gpu: bool) -> None:
+def _check_submission(
+    folder: Path, other: object, python: Path | None, largest: int, gpu: bool, challenge: str | None
+) -> None:
     """Print what was checked."""
     from pipeline.submissions import check
 
     if other:
         raise UserError("--check looks at a submission that is there: name no trials and no --out with it")
-    for line in check.check(folder, python, largest, gpu):
+    for line in check.check(folder, python, largest, gpu, challenge):
         print(line)
 
 

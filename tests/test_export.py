@@ -48,7 +48,7 @@ from PIL import Image
 folders, events, said = json.load(open(sys.argv[1])), json.load(open(sys.argv[2])), {}
 for folder in folders:
     sys.path.insert(0, folder)
-    for name in ("model", "correction"):
+    for name in ("model", "network", "plain", "correction"):
         sys.modules.pop(name, None)
     module = importlib.import_module("model")
     model, said[folder] = module.Model(), {}
@@ -310,7 +310,7 @@ def test_the_tensors_are_plain_and_the_archive_has_no_folder_around_them(
     trial = trial_of(config_of("lora", "model.encoder.blocks=2", "model.encoder.r=4"), tmp_path / "trial")
     archive = export([trial.path], tmp_path / "submission", zipped=True, with_backbone=True)
     names = set(zipfile.ZipFile(archive).namelist())
-    assert {"model.py", "weights.pt", "submission.json", "requirements.txt"} <= names
+    assert {"model.py", "network.py", "weights.pt", "submission.json", "requirements.txt"} <= names
     weights = torch.load(tmp_path / "submission" / "weights.pt", weights_only=True)
     (member,) = weights["members"]
     assert not any("lora" in name for name in member) and any(name.startswith("tail.") for name in member)

@@ -1,50 +1,52 @@
 """Whether a submission will get through: its files looked at, then the platform's protocol run on events that are hard.
 
-The protocol runs in processes that cannot import this package (`clean`), on inputs that are the same every time (`inputs`),
-twice: the second time with specimens and events in another order, which must not matter.
+The challenge's protocol (`beetles_protocol`, `butterflies_protocol`) runs in processes that cannot import this package
+(`clean`), on inputs that are the same every time (`inputs`).
 """
 
 from __future__ import annotations
 
-import csv
 import shutil
 import tempfile
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from time import monotonic
+from typing import Any
 
 from pipeline.amounts import format_bytes
 from pipeline.errors import UserError, WorkError
-from pipeline.progress import say
+from pipeline.layout import read_json
+from pipeline.submissions import beetles_protocol, butterflies_protocol
 from pipeline.submissions.clean import FORBIDDEN, Seen, environment, last_lines, look, run
 from pipeline.submissions.contents import Contents, read_contents
-from pipeline.submissions.inputs import Row, make_inputs, modes, shuffled, write_table
 from pipeline.submissions.whitelist import FILE, IMPORTS, WHITELIST, Requirement
 
 OURS = ("carabid", FORBIDDEN)
 ALWAYS_THERE = {"pandas", "PIL", "numpy"}
 """What the platform's own side imports."""
-SAME = 1e-4
-"""How far predictions may differ with the order: one step of what is written down."""
-LARGEST = 500
-"""Specimens of the largest event."""
-
-Predictions = dict[tuple[str, str, str], float]
+CHALLENGES = {"beetles": beetles_protocol, "butterflies": butterflies_protocol}
+LARGEST = beetles_protocol.LARGEST
 
 
-def check(submission: Path, python: Path | None = None, largest: int = LARGEST, gpu: bool = False) -> list[str]:
+def check(
+    submission: Path,
+    python: Path | None = None,
+    largest: int = LARGEST,
+    gpu: bool = False,
+    challenge: str | None = None,
+) -> list[str]:
     """Check a submission, a folder or a zip; lines that say what was done and found.
 
     `python` is the interpreter of an environment of one's own to run it in; `largest` the specimens of the largest event;
-    `gpu` lets it see this machine's GPUs. Raises WorkError that says what is wrong with the submission, and UserError if there
-    is none, or for an environment that is of no use.
+    `gpu` lets it see this machine's GPUs; `challenge` (beetles, butterflies) is by default what submission.json says, else
+    beetles. Raises WorkError that says what is wrong with the submission, and UserError if there is none, for a challenge that
+    there is not, and for an environment that is of no use.
     """
     with _unpacked(submission) as folder, environment(python) as interpreter:
+        protocol = _protocol(folder, challenge)
         contents = read_contents(folder)
         seen = look(interpreter, WHITELIST, {name for _, name in contents.imports}, contents.weights)
         faults = [*contents.faults, *_module_faults(contents, seen), *_weight_faults(folder, seen)]
@@ -52,7 +54,7 @@ def check(submission: Path, python: Path | None = None, largest: int = LARGEST, 
             raise WorkError("\n".join([f"{submission} would not run on the platform:", *faults]))
         notes = list(_notes(contents, seen))
         try:
-            ran = _run_protocol(partial(_predict, interpreter, folder, gpu), largest)
+            ran = protocol.run_protocol(partial(_run, interpreter, folder, gpu, protocol.SCRIPT), largest)
         except WorkError as error:
             raise WorkError("\n".join([f"{submission} does not get through: {error}", *notes])) from None
         return [_summary(contents), f"environment: {_versions(seen)}", *ran, *notes]
@@ -128,64 +130,34 @@ def _versions(seen: Seen) -> str:
 
 
 # ---------------------------------------------------------------- the protocol
-def _run_protocol(predict: Callable[[Path, str], Predictions], largest: int) -> list[str]:
-    """Run a submission on hard events, in two orders. Raises WorkError if it fails or the order matters."""
-    with tempfile.TemporaryDirectory(prefix="carabid-check-") as place:
-        work = Path(place)
-        rows = make_inputs(work / "input", largest)
-        events = len({row[-1] for row in rows})
-        say(f"predicting {events} events with {len(rows)} specimens, in two orders")
-        began = monotonic()
-        first = predict(work, "first")
-        seconds = monotonic() - began
-        write_table(work / "input", shuffled(rows))
-        second = predict(work, "second")
-        if _differing(first, second):
-            write_table(work / "input", rows)
-            _explain_difference(rows, first, second, predict(work, "third"))
-        seen = ", ".join(modes(work / "input"))
-    return [
-        f"protocol: {events} events, {len(rows)} specimens (the largest event has {largest}), {seconds:.1f} s; "
-        f"images of modes {seen}; names and domains known, unseen, and no name",
-        "the same predictions with specimens and events in another order",
-    ]
+def _protocol(folder: Path, challenge: str | None) -> Any:
+    """The module of a challenge's protocol. Raises UserError for one that there is not."""
+    name = challenge or _own_challenge(folder)
+    if name not in CHALLENGES:
+        raise UserError(f"--challenge {name}: choose {' or '.join(CHALLENGES)}")
+    return CHALLENGES[name]
 
 
-def _predict(python: Path, folder: Path, gpu: bool, work: Path, name: str) -> Predictions:
-    """Run the platform's side on work/input; what it wrote. Raises WorkError with what it says is wrong."""
+def _own_challenge(folder: Path) -> str:
+    """What an exported submission is for; one that somebody wrote does not say, and the beetles' is the newer challenge."""
+    try:
+        return str(read_json(folder / "submission.json")["challenge"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "beetles"
+
+
+def _run(python: Path, folder: Path, gpu: bool, script: str, work: Path, name: str) -> Path:
+    """Run the platform's side on work/input; where its output lies. Raises WorkError with what it says is wrong."""
     output, program, elsewhere = work / name, work / f"{name}-program", work / f"{name}-cwd"
     for made in (output, program, elsewhere):
         made.mkdir()
-    script = shutil.copy(Path(__file__).with_name("ingestion.py"), program)  # (beside it lies this package)
-    done = run(python, [str(script), *map(str, (work / "input", output, program, folder))], elsewhere, gpu=gpu)
+    for file in (script, "platform_side.py"):
+        shutil.copy(Path(__file__).with_name(file), program)  # (beside them lies this package)
+    done = run(
+        python, [str(program / script), *map(str, (work / "input", output, program, folder))], elsewhere, gpu=gpu
+    )
     if (output / "failure.txt").exists():
         raise WorkError((output / "failure.txt").read_text(encoding="utf-8").rstrip())
-    if done.returncode or not (output / "predictions.csv").exists():
+    if done.returncode or not any(output.glob("predictions.*")):
         raise WorkError(f"its process ended with status {done.returncode}:\n{last_lines(done.stderr)}")
-    with (output / "predictions.csv").open(newline="", encoding="utf-8") as stream:
-        lines = list(csv.DictReader(stream))
-    return {(each["eventID"], each["variable"], each["parameter"]): float(each["prediction"]) for each in lines}
-
-
-def _differing(one: Predictions, other: Predictions) -> list[tuple[str, str, str]]:
-    """Where two predictions differ, the farthest apart first. (A hair above one step: they are decimals.)"""
-    apart = {key: abs(one[key] - other[key]) for key in one}
-    return sorted((key for key in one if apart[key] > SAME * 1.001), key=lambda key: -apart[key])
-
-
-def _explain_difference(rows: Sequence[Row], first: Predictions, second: Predictions, again: Predictions) -> None:
-    """Raise WorkError that says whether chance or the order made a difference."""
-    by_chance = _differing(first, again)
-    key = (by_chance or _differing(first, second))[0]
-    event, target, parameter = key
-    many = Counter(str(row[-1]) for row in rows)[event]
-    what = f"event {event} ({many} specimens): its {parameter} of {target} is {first[key]:.4f}"
-    if by_chance:
-        raise WorkError(
-            f"{what} and, of the same input again, {again[key]:.4f}: draw nothing at random in predict, "
-            "and put the model into eval mode"
-        )
-    raise WorkError(
-        f"{what} and, with specimens and events in another order, {second[key]:.4f}: an event's prediction must depend "
-        "on neither"
-    )
+    return output

@@ -1,7 +1,8 @@
-"""The export of trained trials as a submission to the challenge's platform: a folder that needs nothing of this package.
+"""The export of trained trials as a submission to a challenge's platform: a folder that needs nothing of this package.
 
-`model.py` is this folder's `model.py` as it stands, and `correction.py` the package's; `submission.json` says what the members
-are made of, `weights.pt` holds their tensors: adapters merged into plain weights, under the names of the backbone's own library.
+`model.py` is this folder's `beetles.py` or `butterflies.py` as it stands, beside it `network.py` and the package's
+`correction.py` and `plain.py`; `submission.json` says what the members are made of, `weights.pt` holds their tensors: adapters merged into
+plain weights, under the names of the backbone's own library, and classifiers of scikit-learn as plain arrays.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -26,7 +29,7 @@ from pipeline.config import Config, Dinov2, OpenClip, Pixels, token_kind
 from pipeline.errors import UserError, WorkError
 from pipeline.layout import ExperimentDir, TrialDir, atomic_folder, atomic_path, read_json, write_json, write_text
 from pipeline.models.encoders import embedding_width
-from pipeline.models.outputs import MIN_SCALE, START, LocationScale, Output, Quantiles
+from pipeline.models.outputs import MIN_SCALE, START, Categorical, LocationScale, Output, Quantiles
 from pipeline.models.pooling import HIDDEN
 from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, Model, is_adapted, load_facts, load_model, read_trained
@@ -36,7 +39,11 @@ from pipeline.stages.predict import find_ensemble, find_trial, trained_config
 Spec = dict[str, Any]
 State = dict[str, Tensor]
 TARGETS = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
-"""What the platform asks for."""
+"""What the beetles' platform asks for; the butterflies' asks for a score of one of two classes."""
+KNOTS = 101
+"""Quantiles of validation images' log odds, among which a butterfly's are told."""
+SURE = 1e-9
+"""The nearest that a validation image's probability is taken to come to 0 and 1."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,8 @@ class Member:
 def export(trials: Sequence[Path], out: Path, zipped: bool, with_backbone: bool) -> Path:
     """Write the submission of one trial, of several, or of an ensemble to the folder `out`, and beside it `out`.zip if asked.
 
-    Of several trials, a forecast is the equal mixture of theirs; an ensemble (a folder of `ensembles/`) has its own calibration.
+    Of several trials, a forecast is the equal mixture of theirs, a score is of their mean log odds; an ensemble (a folder of
+    `ensembles/`) has its own calibration.
     Returns what was written. Raises UserError for what is no trained trial, for trials of different backbones, for a folder
     that exists, and for a backbone that the platform could not fetch; WorkError for an ensemble that is out of date.
     """
@@ -90,8 +98,12 @@ def _members_of(trials: Sequence[Path]) -> tuple[Sequence[Path], Spec | None]:
 
 def _load(trial: TrialDir, config: Config, backbone: Backbone) -> Member:
     facts = load_facts(trial)
-    if set(facts.targets) != set(TARGETS):
+    if config.data.label is None and set(facts.targets) != set(TARGETS):
         raise UserError(f"{trial.path} predicts {', '.join(facts.targets)}: the platform asks for {', '.join(TARGETS)}")
+    if config.data.label is not None and len(facts.targets) != 2:
+        raise UserError(
+            f"{trial.path} tells {len(facts.targets)} classes apart: the platform asks for a score of one of two"
+        )
     return Member(trial, config, facts, load_model(config, trial, backbone))
 
 
@@ -130,23 +142,43 @@ def _write(
 ) -> None:
     """All files of the submission."""
     states = _with_same_tails([_state(member) for member in members], backbone)
-    shutil.copyfile(Path(__file__).with_name("model.py"), folder / "model.py")
-    shutil.copyfile(Path(correction.__file__), folder / "correction.py")
+    config = members[0].config
+    challenge = "beetles" if config.data.label is None else "butterflies"
+    _copy_code(folder, challenge)
     base = _native(backbone) if with_backbone else {}
     torch.save({"backbone": base, "members": states}, folder / "weights.pt")
-    config = members[0].config
-    write_json(
-        folder / "submission.json",
-        {
-            "targets": list(TARGETS),
-            "correction": _correction(config),
-            "calibration": calibration,
-            "backbone": _backbone_spec(config, backbone),
-            "members": [_member_spec(member, backbone) for member in members],
-        },
+    spec = {
+        "challenge": challenge,
+        "correction": _correction(config),
+        "backbone": _backbone_spec(config, backbone),
+        "members": [_member_spec(member, backbone) for member in members],
+    }
+    own = (
+        {"targets": list(TARGETS), "calibration": calibration} if challenge == "beetles" else {"knots": _knots(members)}
     )
+    write_json(folder / "submission.json", spec | own)
     _write_architecture(folder, config, backbone)
     write_text(folder / "requirements.txt", _requirements(members))
+
+
+def _copy_code(folder: Path, challenge: str) -> None:
+    """model.py, and what it imports."""
+    here = Path(__file__).parent
+    shutil.copyfile(here / f"{challenge}.py", folder / "model.py")
+    for file in (here / "network.py", Path(correction.__file__)):
+        shutil.copyfile(file, folder / file.name)
+
+
+def _knots(members: Sequence[Member]) -> list[float]:
+    """Ascending quantiles of the members' mean log odds of the validation images' specimens, each once."""
+    columns = []
+    for member in members:
+        table = pd.read_parquet(member.trial.validation).set_index("group")
+        p = table[f"{member.facts.targets[0]}_mean"].clip(SURE, 1 - SURE)
+        columns.append(np.log(p) - np.log1p(-p))
+    shared = pd.concat(columns, axis=1, join="inner").mean(axis=1)
+    found = shared if len(shared) else columns[0]  # (of other splits: nothing can be said of both)
+    return [float(value) for value in np.unique(np.quantile(found, np.linspace(0, 1, KNOTS)))]
 
 
 def _requirements(members: Iterable[Member]) -> str:
@@ -210,7 +242,7 @@ def _backbone_spec(config: Config, backbone: Backbone) -> Spec:
 
 
 def fingerprint(state: State) -> str:
-    """As `model.py` has it, which this package cannot import: the weights that the platform fetches must be these."""
+    """As `network.py` has it, which this package cannot import: the weights that the platform fetches must be these."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode() + state[name].contiguous().numpy().tobytes())
@@ -235,7 +267,7 @@ def _member_spec(member: Member, backbone: Backbone) -> Spec:
         "kind": head.kind if head.kind in ("climatology", "boosting") else "network",
         "trial": f"{member.trial.path.parent.name}/{member.trial.path.name}",
         "config_hash": read_trained(member.trial)["config_hash"],
-        "targets": list(member.facts.targets),
+        "targets": list(member.facts.learnt),
         "names": {"domains": names.domains, "species": names.species, "genera": names.genera},
         "calibration": read_trained(member.trial)["calibration"],
     }
@@ -275,6 +307,8 @@ def _output_spec(output: Output) -> Spec:
     spec: Spec = {"n": output.n, "min_scale": MIN_SCALE, "start": START}
     if isinstance(output, LocationScale):
         return spec | {"kind": "location_scale", "widening": output.widening}
+    if isinstance(output, Categorical):
+        return spec | {"kind": "categorical", "n_classes": output.n_classes}
     if isinstance(output, Quantiles):
         return spec | {"kind": "quantiles", "z": output.z.tolist()}
     return spec | {"kind": "point"}

@@ -1,6 +1,8 @@
-"""Events that a submission must get through: every kind of image that PIL opens, names and domains that nobody knows.
+"""What a submission must get through: every kind of image that PIL opens, names and domains that nobody knows, and files
+that open but do not decode.
 
-Always the same ones. A directory has input.csv in the platform's columns, and the images that it names.
+Always the same ones. Of beetles a directory has input.csv in the platform's columns, and the images that it names; of
+butterflies, files.
 """
 
 from __future__ import annotations
@@ -41,6 +43,26 @@ def make_inputs(folder: Path, most: int) -> list[Row]:
     rows = [row for event, rows in enumerate(_events(ordinary, odd, most), FIRST_EVENT) for row in _rows(rows, event)]
     write_table(folder, rows)
     return rows
+
+
+def make_files(folder: Path) -> tuple[list[str], list[str]]:
+    """Write photographs, images of every odd kind, broken ones and what is no image, as a folder of the butterflies' platform.
+
+    Returns the names of the images that decode, and of those that open and do not.
+    """
+    folder.mkdir(parents=True)
+    photographs = [_photograph(number) for number in range(SEVERAL)]
+    ordinary = [f"{1000 + number}_CAM{number:06}_d.JPG" for number in range(SEVERAL)]
+    for name, photograph in zip(ordinary, photographs, strict=True):
+        photograph.save(folder / name, "JPEG", quality=92)
+    for name, write in ODD.items():
+        write(photographs[0], folder / name)
+    for name, source in BROKEN.items():
+        whole = (folder / source).read_bytes()
+        (folder / name).write_bytes(whole[: len(whole) // 2])
+    (folder / "notes.txt").write_text("no image\n")
+    (folder / "more").mkdir()
+    return [*ordinary, *ODD], list(BROKEN)
 
 
 def write_table(folder: Path, rows: Sequence[Row]) -> None:
@@ -119,3 +141,5 @@ ODD: dict[str, Callable[[Image.Image, Path], None]] = {
     "large.jpg": _saved(lambda image: image.resize(LARGE)),
 }
 """How each image that is not an ordinary photograph is written."""
+BROKEN = {"cut-short.JPG": "1001_CAM000001_d.JPG", "cut-short.png": "alpha.png"}
+"""Each file that ends in the middle, and what it is half of: PIL opens it, and fails where it is decoded."""

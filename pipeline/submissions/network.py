@@ -1,9 +1,8 @@
-"""A forecaster of drought from photographs of beetles, as the challenge's platform calls it: `Model().load()`, `.predict(…)`.
+"""The models of a submission, from a batch of images to what each member says of them.
 
-This file stands alone: `carabid export` copies it beside `correction.py` (what is done to images first), `submission.json` (what
-the members are made of) and `weights.pt` (plain tensors). It imports torch, numpy and Pillow, and what the backbone needs:
-open_clip or transformers; LightGBM for trees.
-An event's forecast is pooled from what each member says of its specimens, and calibrated.
+This file stands alone, without a word of this package: `carabid export` copies it beside `model.py` (what the platform calls),
+`correction.py` (what is done to images first), `submission.json` (what the members are made of) and `weights.pt` (plain
+tensors). It imports torch, numpy and Pillow, and what the backbone needs: open_clip or transformers; LightGBM for trees.
 """
 
 from __future__ import annotations
@@ -11,10 +10,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,98 +24,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 HERE = Path(__file__).resolve().parent
-BATCH = 32
-MIN_SIGMA = 1e-3
-"""The platform rounds to four decimals: a smaller sigma could become 0."""
 
 Point = Mapping[str, Any]
-"""One specimen, as the platform hands it over."""
-Forecast = dict[str, dict[str, float]]
+"""One specimen, as the beetles' platform hands it over; of butterflies the image alone is known."""
 Said = tuple[Any, Any, Any]
 """Of specimens, arrays [B, n_targets]: mean, variance, log weight."""
 
 
-class Model:
-    """What the platform asks for."""
-
-    def load(self) -> None:
-        """Read the folder's files and build the members, on the GPU if there is one."""
-        torch.backends.cudnn.allow_tf32 = False  # its convolutions would round to ten bits
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.spec = json.loads((HERE / "submission.json").read_text())
-        weights = torch.load(HERE / "weights.pt", map_location="cpu", weights_only=True)
-        self.backbone = make_backbone(self.spec["backbone"], weights["backbone"], device)
-        self.backbone.correction = self.spec["correction"]
-        states = zip(self.spec["members"], weights["members"], strict=True)
-        self.members = [make_member(spec, state, device) for spec, state in states]
-
-    def predict(self, datapoints: Sequence[Point]) -> Forecast:
-        """The forecast of one event: mean and sigma of each target, from its specimens."""
-        said: list[list[Said]] = [[] for _ in self.members]
-        with torch.inference_mode():
-            for start in range(0, len(datapoints), BATCH):
-                batch = Batch(datapoints[start : start + BATCH], self.backbone)
-                for parts, member in zip(said, self.members, strict=True):
-                    parts.append(member.say(batch))
-        pooled = [
-            dict(zip(m.spec["targets"], pool(parts), strict=True)) for m, parts in zip(self.members, said, strict=True)
-        ]
-        domain = domain_of(datapoints)
-        return {
-            target: self._forecast([each[target] for each in pooled], target, domain) for target in self.spec["targets"]
-        }
-
-    def _forecast(self, said: Sequence[Pooled], target: str, domain: str | None) -> dict[str, float]:
-        """From what the members say of a target: calibrated together if they were, else each by itself, and averaged."""
-        sides = ["in_domain" if domain in m.spec["names"]["domains"] else "out_of_domain" for m in self.members]
-        if together := self.spec["calibration"]:
-            return mixture([calibrated(together[target][sides[0]], combined(said))])
-        each = zip(self.members, sides, said, strict=True)
-        return mixture([calibrated(m.spec["calibration"][target][side], one) for m, side, one in each])
-
-
-# ---------------------------------------------------------------- from specimens to a forecast
-@dataclass(frozen=True)
-class Pooled:
-    """What a member says of a target of an event: mean, variance of one of its `n` specimens, and sd over them (NaN of one)."""
-
-    mean: float
-    variance: float
-    spread: float
-    n: int
-
-
-def pool(said: Sequence[Said]) -> list[Pooled]:
-    """What a member says of each target of an event, from what it says of the batches of its specimens."""
-    mean, variance, log_weights = (np.concatenate(each).astype("float64") for each in zip(*said, strict=True))
-    weights = np.exp(log_weights - log_weights.max(0))
-    weights /= weights.sum(0)
-    means, sds, n = (weights * mean).sum(0), (weights * np.sqrt(variance)).sum(0), len(mean)
-    spreads = mean.std(0, ddof=1) if n > 1 else np.full(mean.shape[1], math.nan)
-    return [Pooled(float(m), float(sd) ** 2, float(s), n) for m, sd, s in zip(means, sds, spreads, strict=True)]
-
-
-def combined(said: Sequence[Pooled]) -> Pooled:
-    """What members that differ in the seed say together: their variance grows where they disagree."""
-    means, variances, spreads = (
-        np.array([getattr(one, name) for one in said]) for name in ("mean", "variance", "spread")
-    )
-    return Pooled(float(means.mean()), float(variances.mean() + means.var()), float(spreads.mean()), said[0].n)
-
-
-def calibrated(how: Mapping[str, float], said: Pooled) -> tuple[float, float]:
-    """Mean and sigma of an event."""
-    if "alone" in how:  # the spread over specimens
-        return said.mean, max(said.spread if said.n > 1 else how["alone"], MIN_SIGMA)
-    sigma = math.sqrt(said.variance * (how["shared"] ** 2 + how["own"] ** 2 / said.n))
-    return how["bias"] + how["slope"] * said.mean, max(sigma, MIN_SIGMA)
-
-
-def mixture(forecasts: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """Mean and sigma of an equal mixture of normal distributions."""
-    mu, sigma = np.array(forecasts, "float64").T
-    spread = math.sqrt(float((sigma**2).mean() + mu.var()))
-    return {"mu": float(mu.mean()), "sigma": max(spread, MIN_SIGMA)}
+def load() -> tuple[dict[str, Any], Backbone, list[Member]]:
+    """The folder's submission.json, its backbone and its members, on the GPU if there is one."""
+    torch.backends.cudnn.allow_tf32 = False  # its convolutions would round to ten bits
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    spec = json.loads((HERE / "submission.json").read_text())
+    weights = torch.load(HERE / "weights.pt", map_location="cpu", weights_only=True)
+    backbone = make_backbone(spec["backbone"], weights["backbone"], device)
+    backbone.correction = spec["correction"]
+    states = zip(spec["members"], weights["members"], strict=True)
+    return spec, backbone, [make_member(member, state, device) for member, state in states]
 
 
 # ---------------------------------------------------------------- names
@@ -135,11 +57,6 @@ def rows(names: Sequence[str | None], known: Sequence[str]) -> Tensor:
     """Row numbers of names; the one after the last for any other."""
     numbers = {name: row for row, name in enumerate(known)}
     return torch.tensor([numbers.get(name, len(known)) if name is not None else len(known) for name in names])
-
-
-def domain_of(datapoints: Sequence[Point]) -> str | None:
-    """The event's domain, whatever the order of its specimens; None if none of them tells it."""
-    return min((name for point in datapoints if (name := label(point["domainID"])) is not None), default=None)
 
 
 # ---------------------------------------------------------------- members
@@ -185,6 +102,10 @@ class Member(ABC):
     def say(self, batch: Batch) -> Said:
         """What it says of specimens."""
 
+    def log_odds(self, batch: Batch) -> Any:
+        """log p / (1 − p) [B] of the first of two classes, not rounded to what a probability can hold."""
+        raise NotImplementedError
+
 
 class NetworkMember(Member):
     """A network on the backbone's features."""
@@ -202,6 +123,12 @@ class NetworkMember(Member):
         names = {kind: found.to(self.device) for kind, found in batch.rows(self.spec["names"]).items()}
         mean, variance, log_weights = (each.float().cpu().numpy() for each in self.network(features, names))
         return mean, variance, log_weights
+
+    def log_odds(self, batch: Batch) -> Any:
+        features = batch.features(self.spec["features"], self.tail)
+        names = {kind: found.to(self.device) for kind, found in batch.rows(self.spec["names"]).items()}
+        raw = self.network.raw(self.network.embed(features, names))[..., 0].double()
+        return (raw[:, 0] - raw[:, 1]).cpu().numpy()
 
 
 class ClimatologyMember(Member):
@@ -273,9 +200,8 @@ class Network(nn.Module):
 
     def forward(self, features: Tensor, names: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and log weight [B, n_targets] in the targets' own units."""
-        embedding = self._embed(features, names)
-        raw = self.head(embedding).unflatten(-1, (-1, self.spec["output"]["n"]))
-        mean, variance = moments(self.spec["output"], raw)
+        embedding = self.embed(features, names)
+        mean, variance = moments(self.spec["output"], self.raw(embedding))
         weights = torch.zeros_like(variance)
         if self.spec["pool"] == "precision":
             weights = -variance.log()
@@ -284,7 +210,13 @@ class Network(nn.Module):
         scale = self.get_buffer("target_scale")
         return mean * scale + self.get_buffer("target_mean"), variance * scale.square(), weights
 
-    def _embed(self, features: Tensor, names: Mapping[str, Tensor]) -> Tensor:
+    def raw(self, embedding: Tensor) -> Tensor:
+        """The head's numbers [B, n_targets, n]."""
+        out: Tensor = self.head(embedding).unflatten(-1, (-1, self.spec["output"]["n"]))
+        return out
+
+    def embed(self, features: Tensor, names: Mapping[str, Tensor]) -> Tensor:
+        """What the head reads [B, E]."""
         if self.spec["convolutions"]:
             maps = features.transpose(1, 2).unflatten(2, self.spec["convolutions"]["grid"])
             features = self.encoder(maps).flatten(1)
@@ -350,6 +282,10 @@ def moments(output: Mapping[str, Any], raw: Tensor) -> tuple[Tensor, Tensor]:
     if output["kind"] == "location_scale":
         scale = F.softplus(raw[..., 1] + output["start"]) + output["min_scale"]
         return raw[..., 0], scale.square() * output["widening"]
+    if output["kind"] == "categorical":
+        parts = raw[..., 0].split([output["n_classes"], raw.shape[1] - output["n_classes"]], -1)
+        p = torch.cat([part.softmax(-1) for part in parts], -1)
+        return p, p * (1 - p)
     z = torch.tensor(output["z"], device=raw.device, dtype=raw.dtype)  # normal quantiles of the levels
     off = z - z.mean()
     scale = (raw * off).sum(-1) / off.square().sum()

@@ -1,0 +1,102 @@
+"""A forecaster of drought from photographs of beetles, as the challenge's platform calls it: `Model().load()`, `.predict(…)`.
+
+An exported submission's model.py, beside `network.py`. An event's forecast is pooled from what each member says of its
+specimens, and calibrated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from network import Batch, Point, Said, label, load  # network.py, beside this file
+
+BATCH = 32
+MIN_SIGMA = 1e-3
+"""The platform rounds to four decimals: a smaller sigma could become 0."""
+
+Forecast = dict[str, dict[str, float]]
+
+
+class Model:
+    """What the platform asks for."""
+
+    def load(self) -> None:
+        """Read the folder's files and build the members."""
+        self.spec, self.backbone, self.members = load()
+
+    def predict(self, datapoints: Sequence[Point]) -> Forecast:
+        """The forecast of one event: mean and sigma of each target, from its specimens."""
+        said: list[list[Said]] = [[] for _ in self.members]
+        with torch.inference_mode():
+            for start in range(0, len(datapoints), BATCH):
+                batch = Batch(datapoints[start : start + BATCH], self.backbone)
+                for parts, member in zip(said, self.members, strict=True):
+                    parts.append(member.say(batch))
+        pooled = [
+            dict(zip(m.spec["targets"], pool(parts), strict=True)) for m, parts in zip(self.members, said, strict=True)
+        ]
+        domain = domain_of(datapoints)
+        return {
+            target: self._forecast([each[target] for each in pooled], target, domain) for target in self.spec["targets"]
+        }
+
+    def _forecast(self, said: Sequence[Pooled], target: str, domain: str | None) -> dict[str, float]:
+        """From what the members say of a target: calibrated together if they were, else each by itself, and averaged."""
+        sides = ["in_domain" if domain in m.spec["names"]["domains"] else "out_of_domain" for m in self.members]
+        if together := self.spec["calibration"]:
+            return mixture([calibrated(together[target][sides[0]], combined(said))])
+        each = zip(self.members, sides, said, strict=True)
+        return mixture([calibrated(m.spec["calibration"][target][side], one) for m, side, one in each])
+
+
+# ---------------------------------------------------------------- from specimens to a forecast
+@dataclass(frozen=True)
+class Pooled:
+    """What a member says of a target of an event: mean, variance of one of its `n` specimens, and sd over them (NaN of one)."""
+
+    mean: float
+    variance: float
+    spread: float
+    n: int
+
+
+def pool(said: Sequence[Said]) -> list[Pooled]:
+    """What a member says of each target of an event, from what it says of the batches of its specimens."""
+    mean, variance, log_weights = (np.concatenate(each).astype("float64") for each in zip(*said, strict=True))
+    weights = np.exp(log_weights - log_weights.max(0))
+    weights /= weights.sum(0)
+    means, sds, n = (weights * mean).sum(0), (weights * np.sqrt(variance)).sum(0), len(mean)
+    spreads = mean.std(0, ddof=1) if n > 1 else np.full(mean.shape[1], math.nan)
+    return [Pooled(float(m), float(sd) ** 2, float(s), n) for m, sd, s in zip(means, sds, spreads, strict=True)]
+
+
+def combined(said: Sequence[Pooled]) -> Pooled:
+    """What members that differ in the seed say together: their variance grows where they disagree."""
+    means, variances, spreads = (
+        np.array([getattr(one, name) for one in said]) for name in ("mean", "variance", "spread")
+    )
+    return Pooled(float(means.mean()), float(variances.mean() + means.var()), float(spreads.mean()), said[0].n)
+
+
+def calibrated(how: Mapping[str, float], said: Pooled) -> tuple[float, float]:
+    """Mean and sigma of an event."""
+    if "alone" in how:  # the spread over specimens
+        return said.mean, max(said.spread if said.n > 1 else how["alone"], MIN_SIGMA)
+    sigma = math.sqrt(said.variance * (how["shared"] ** 2 + how["own"] ** 2 / said.n))
+    return how["bias"] + how["slope"] * said.mean, max(sigma, MIN_SIGMA)
+
+
+def mixture(forecasts: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Mean and sigma of an equal mixture of normal distributions."""
+    mu, sigma = np.array(forecasts, "float64").T
+    spread = math.sqrt(float((sigma**2).mean() + mu.var()))
+    return {"mu": float(mu.mean()), "sigma": max(spread, MIN_SIGMA)}
+
+
+def domain_of(datapoints: Sequence[Point]) -> str | None:
+    """The event's domain, whatever the order of its specimens; None if none of them tells it."""
+    return min((name for point in datapoints if (name := label(point["domainID"])) is not None), default=None)

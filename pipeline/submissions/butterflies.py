@@ -1,0 +1,56 @@
+"""A detector of hybrids from photographs of butterflies, as the platform calls it: `Model().load()`, `.predict(image)`.
+
+An exported submission's model.py, beside `network.py`. The platform rounds scores to four decimals and asks for more than a
+threshold that is itself a score: so what is submitted is no probability, of which many round to 1, but where the image's log
+odds stand among those of validation images, which keeps the order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from correction import to_rgb
+from network import Batch, load  # network.py and correction.py, beside this file
+from PIL import Image
+
+NEUTRAL = 0.5
+"""The score of an image that cannot be decoded: what half of the validation images have less than."""
+OUTSIDE = 0.01
+"""What is left of 0 … 1 on either side for log odds beyond those of the validation images."""
+
+
+class Model:
+    """What the platform asks for."""
+
+    def load(self) -> None:
+        """Read the folder's files and build the members."""
+        self.spec, self.backbone, self.members = load()
+
+    def predict(self, image: Image.Image) -> float:
+        """The score of one photograph, within 0 … 1: higher is more likely a hybrid."""
+        try:
+            image = to_rgb(image)
+        except Exception:  # a damaged file: PIL's decoders raise errors of many kinds, and nobody would catch them
+            return NEUTRAL
+        return spread(self.log_odds(image), self.spec["knots"])
+
+    def log_odds(self, image: Image.Image) -> float:
+        """log p / (1 − p) of a decoded photograph being of a hybrid, the mean of what the members say."""
+        batch = Batch([{"relative_img": image, "domainID": None, "scientificName": None}], self.backbone)
+        with torch.inference_mode():
+            return float(np.mean([member.log_odds(batch)[0] for member in self.members]))
+
+
+def spread(log_odds: float, knots: Sequence[float]) -> float:
+    """Where log odds stand among ascending quantiles of others: evenly between them, ever closer to 0 and 1 beyond."""
+    low, high = knots[0], knots[-1]
+    scale = max(high - low, 1.0)
+    if log_odds < low:
+        return OUTSIDE * math.exp((log_odds - low) / scale)
+    if log_odds > high:
+        return 1 - OUTSIDE * math.exp((high - log_odds) / scale)
+    at = np.linspace(OUTSIDE, 1 - OUTSIDE, len(knots)) if len(knots) > 1 else [NEUTRAL]
+    return float(np.interp(log_odds, knots, at))

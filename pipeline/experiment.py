@@ -229,14 +229,10 @@ def _read_document(path: Path, children: tuple[Path, ...]) -> _Document:
             raise UserError(f"{path}, {places['base']}: base {base} does not exist (looked for {parent_path})")
         parent = _read_document(parent_path, (*children, path))
     said, lower = flatten(values), {key: value for key, value in parent.values.items() if key != "experiment"}
-    above = parent.places
     if variants is None:
         variants = {name: _without(axes, said | grid) for name, axes in parent.variants.items()}
-    else:
-        above = {key: place for key, place in above.items() if not key.startswith("variants.")}
-    return _Document(
-        merge(lower, values), _without(parent.grid, said) | grid, variants, above | _with_file(places, path)
-    )
+    grid = _without(parent.grid, said) | grid
+    return _Document(merge(lower, values), grid, variants, parent.places | _with_file(places, path))
 
 
 def _without(axes: Axes, said: Tree) -> Axes:

@@ -93,6 +93,8 @@ def test_what_is_typed_wins_over_a_variant_and_an_axis_replaces_its_axis() -> No
     assert [(c.optim.lr, c.optim.kind) for c in configs("optim.lr=7")] == [(7, "adam"), (7, "adamw")]
     assert [c.optim.lr for c in configs("optim.lr=7,8", "seed=0")] == [7, 8, 7, 8]
     assert [(c.optim.lr, c.optim.kind) for c in configs("optim={lr: 7, kind: adamw}")] == [(7, "adamw"), (7, "adamw")]
+    write("grid: {optim: [{lr: 1}]}\nvariants: {a: {optim.lr: 2}}")
+    assert [c.optim.lr for c in configs()] == [2] and [c.optim.lr for c in configs("optim={lr: 7}")] == [7]
 
 
 def test_a_typed_axis_is_an_axis_of_every_variant() -> None:

@@ -1,8 +1,13 @@
-"""From a YAML and `key=value` overrides to trials: parents, overrides, the grid, names, and errors that show the place.
+"""From a YAML and `key=value` overrides to trials: parents, overrides, grid, variants, names, and errors that show the place.
 
 Precedence, weakest first: the models' defaults, the cluster profile's resources and paths, the YAML's parents (`base:`),
-the YAML, its `grid:` block, the command line. A comma list on the command line, or a list in `grid:`, is a grid axis;
-`key=[a,b]` is a list value, not an axis.
+the YAML, its `grid:` block, its `variants:` block, the command line. A comma list on the command line, or a list in `grid:` or
+in a variant, is a grid axis; `key=[a,b]` is a list value, not an axis. Each variant is a grid of its own beside the others:
+
+    variants:
+      pixels: {backbone: {kind: pixels, size: [16, 32]}, model.head.kind: ridge}
+      network: {backbone.name: ViT-B-32, optim.lr: [1e-4, 3e-4]}
+
 This module loads no torch.
 """
 
@@ -13,6 +18,7 @@ import itertools
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
@@ -29,6 +35,8 @@ from pipeline.layout import PROJECT, ExperimentDir, experiment_dir, root
 from pipeline.secrets import hide
 
 Tree = dict[str, Any]
+Axes = dict[str, list[Any]]
+"""Dotted keys with the values that each of them takes, a fixed one has one."""
 Absolute = Callable[[str], str]
 S = TypeVar("S", bound=BaseModel)
 MAX_LABEL = 96
@@ -36,6 +44,11 @@ HASH_DIGITS = 8
 """Among 1,000 trials of an experiment two share eight digits once in 8,000 experiments; six, once in 34."""
 UNNAMED = {"seed", "data.source", "data.images"}
 """Not part of what a folder's name tells: the seed has its own place at the end, a place on disk says nothing."""
+EXAMPLE_VARIANTS = (
+    "`variants: {small: {backbone.name: RN50}, large: {backbone.name: ViT-L-14, optim.lr: [1e-4, 3e-4]}}`"
+)
+SHARED_BY_TRIALS = {"experiment", "resources", "paths"}
+"""What all trials of an experiment have in common: it is one folder, and its jobs ask for the same."""
 INTEGER = re.compile(r"^[-+]?(0|[1-9][0-9]*)$")
 BLOCKS = re.compile(r"^(?=[a-z])", re.M)
 """Where a block of the top level begins in what `dump_config` writes: all that belongs to it is indented."""
@@ -104,13 +117,21 @@ class _Document:
     """A YAML merged with its parents, and where each dotted key stands."""
 
     values: Tree = field(default_factory=dict)
-    grid: dict[str, list[Any]] = field(default_factory=dict)
+    grid: Axes = field(default_factory=dict)
+    variants: dict[str, Axes] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
+
+    def places_in(self, variant: str, typed: Axes) -> dict[str, str]:
+        """Where the keys of a variant's trials stand: on the command line, in the variant, elsewhere."""
+        prefix = f"variants.{variant}."
+        own = {key.removeprefix(prefix): place for key, place in self.places.items() if key.startswith(prefix)}
+        return self.places | own | {key: self.places[key] for key in typed}
 
 
 def load_experiment(source: str | Path, overrides: Sequence[str] = (), below: Layer | None = None) -> Experiment:
-    """Read a YAML, put it on top of `below`, apply overrides, expand the grid and validate every cell.
+    """Read a YAML, put it on top of `below`, apply overrides, expand grid and variants, and validate every cell.
 
+    The trials of one variant after those of another, each the product of the grid's axes and the variant's own.
     Raises UserError naming the dotted key, its file and line, and the nearest valid name or the allowed values.
     """
     path = find_config(source)
@@ -118,12 +139,15 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = (), below: La
     if below:
         document.values = merge(below.values, document.values)
         document.places = {**below.places, **document.places}
-    fixed, axes = _split_overrides(overrides, document)
-    axes = {key: values for key, values in document.grid.items() if key not in fixed} | axes
+    typed = _split_overrides(overrides, document)
+    variants = _choose_variants(document.variants, typed.pop("variants", None), path)
     document.values.setdefault("experiment", f"{document.values.get('task', 'beetles')}-{path.stem}")
-    validate = partial(_validate, places=document.places, path=path, absolute=_path_finder())
-    plain = validate(document.values)
-    cells = list(_cells(document.values, fixed, axes, validate))
+    validate = partial(_validate, path=path, absolute=_path_finder())
+    plain = validate(document.values, document.places)
+    cells: list[Config] = []
+    for name, own in variants.items():
+        check = partial(validate, places=document.places_in(name, typed))
+        cells += _cells(document.values, document.grid | own, typed, check)
     return Experiment(path, tuple(overrides), _name_trials(cells, plain))
 
 
@@ -197,15 +221,23 @@ def _read_document(path: Path, children: tuple[Path, ...]) -> _Document:
     values, places = read_yaml(path)
     grid = values.pop("grid", None) or {}
     _check_grid(grid, path)
+    variants = _read_variants(values.pop("variants"), places, path) if "variants" in values else None
     parent = _Document(DEFAULT_KINDS)
     if base := values.pop("base", None):
         parent_path = (path.parent / str(base)).resolve()
         if not parent_path.is_file():
             raise UserError(f"{path}, {places['base']}: base {base} does not exist (looked for {parent_path})")
         parent = _read_document(parent_path, (*children, path))
-    inherited = {key: axis for key, axis in parent.grid.items() if key not in flatten(values)}
-    lower = {key: value for key, value in parent.values.items() if key != "experiment"}
-    return _Document(merge(lower, values), inherited | grid, parent.places | _with_file(places, path))
+    said, lower = flatten(values), {key: value for key, value in parent.values.items() if key != "experiment"}
+    if variants is None:
+        variants = {name: _without(axes, said | grid) for name, axes in parent.variants.items()}
+    grid = _without(parent.grid, said) | grid
+    return _Document(merge(lower, values), grid, variants, parent.places | _with_file(places, path))
+
+
+def _without(axes: Axes, said: Tree) -> Axes:
+    """A parent's axes but for the keys of which its child says something itself."""
+    return {key: values for key, values in axes.items() if key not in said}
 
 
 def read_yaml(path: Path) -> tuple[Tree, dict[str, str]]:
@@ -259,11 +291,40 @@ def _check_grid(grid: Any, path: Path) -> None:
         raise UserError(f"{path}: grid must map dotted keys to non-empty lists, such as `optim.lr: [1e-4, 3e-4]`")
 
 
-# ---------------------------------------------------------------- overrides and the grid
-def _split_overrides(overrides: Sequence[str], document: _Document) -> tuple[Tree, dict[str, list[Any]]]:
-    """`key=value` → fixed values, `key=a,b` → axes. A key given twice is refused: one of the two would be lost."""
-    fixed: Tree = {}
-    axes: dict[str, list[Any]] = {}
+def _read_variants(variants: Any, places: dict[str, str], path: Path) -> dict[str, Axes]:
+    """The axes of each variant, by its name. Raises UserError where they are none."""
+    found: dict[str, Axes] = {}
+    for name, block in _mapping(variants, f"{path}, {places['variants']}: variants").items():
+        place = f"{path}, {places.get(f'variants.{name}', places['variants'])}: variant {name!r}"
+        found[str(name)] = _axes_of(_mapping(block, place), place)
+    return found
+
+
+def _mapping(value: Any, place: str) -> Tree:
+    """A mapping, or nothing at all: what is none is refused with an example."""
+    if not isinstance(value, dict | None):
+        raise UserError(f"{place} must map names to keys with their values, such as {EXAMPLE_VARIANTS}")
+    return value or {}
+
+
+def _axes_of(block: Tree, place: str) -> Axes:
+    """A variant's blocks and dotted keys, all as dotted keys: a list is an axis, a plain value one of length 1."""
+    axes: Axes = {}
+    for key, value in [pair for item in block.items() for pair in flatten(dict([item])).items()]:
+        if key.partition(".")[0] in SHARED_BY_TRIALS:
+            raise UserError(f"{place}: all trials of an experiment share {key}: set it outside of the variants")
+        if key in axes:
+            raise UserError(f"{place}: {key} stands twice in it: keep one")
+        if value == []:
+            raise UserError(f"{place}: {key} is a list of no values; a list that is a value is written in a list: [[]]")
+        axes[key] = value if isinstance(value, list) else [value]
+    return axes
+
+
+# ---------------------------------------------------------------- overrides, the grid and variants of it
+def _split_overrides(overrides: Sequence[str], document: _Document) -> Axes:
+    """`key=value` → one value, `key=a,b` → an axis. A key given twice is refused: one of the two would be lost."""
+    axes: Axes = {}
     for text in overrides:
         key, equals, value = text.partition("=")
         _refuse_secret(text, f"on the command line: {hide(key)}")
@@ -271,15 +332,11 @@ def _split_overrides(overrides: Sequence[str], document: _Document) -> tuple[Tre
             raise UserError(
                 f"override {text!r}: write key=value, such as optim.lr=1e-4 (or optim.lr=1e-4,3e-4 for a grid)"
             )
-        if key in fixed or key in axes:
+        if key in axes:
             raise UserError(f"override {text!r}: {key} is given twice")
-        values = [_parse_value(part, text) for part in _split_commas(value)]
-        if len(values) == 1:
-            fixed[key] = values[0]
-        else:
-            axes[key] = values
+        axes[key] = [_parse_value(part, text) for part in _split_commas(value)]
         document.places[key] = "on the command line"
-    return fixed, axes
+    return axes
 
 
 def _refuse_secret(text: str, place: str) -> None:
@@ -320,14 +377,28 @@ def _split_commas(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def _cells(
-    values: Tree, fixed: Tree, axes: dict[str, list[Any]], validate: Callable[[Tree], Config]
-) -> Iterator[Config]:
-    """Every grid cell. The blocks that no axis reaches are those of the first one, validated already."""
-    varying = {key.partition(".")[0] for key in axes}
+def _choose_variants(variants: dict[str, Axes], names: list[Any] | None, path: Path) -> dict[str, Axes]:
+    """The variants of these names, or all; where there are none, one that changes nothing."""
+    if names is None:
+        return variants or {"": {}}
+    for name in map(str, names):
+        if name not in variants:
+            near = difflib.get_close_matches(name, variants, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(variants) or 'none'}"
+            raise UserError(f"on the command line: `variants`: {path} has no variant {name}; {hint}")
+    return {name: axes for name, axes in variants.items() if name in map(str, names)}
+
+
+def _cells(values: Tree, axes: Axes, typed: Axes, validate: Callable[[Tree], Config]) -> Iterator[Config]:
+    """Every cell of the grid `axes` under what was typed. The blocks in which nothing varies are those of the first one,
+    validated already."""
+    axes = axes | typed
+    varying = {key.partition(".")[0] for key, choices in axes.items() if len(choices) > 1}
     shared: Tree = {}
-    for cell in itertools.product(*axes.values()):
-        config = validate(_override(values, fixed | dict(zip(axes, cell, strict=True))) | shared)
+    for choice in itertools.product(*axes.values()):
+        cell = dict(zip(axes, choice, strict=True))
+        # Dotted keys, so that of a block that was typed each key wins over that key elsewhere.
+        config = validate(_override(values, flatten(cell) | flatten({key: cell[key] for key in typed})) | shared)
         shared = shared or {name: getattr(config, name) for name in Config.model_fields if name not in varying}
         yield config
 
@@ -384,10 +455,17 @@ def _label(config: Config, base: Tree) -> str:
             for k, v in changed.items()
             if k == key or ordinary.get(k.removeprefix(block)) != v or not k.startswith(block)
         }
-    words = {key: key.removesuffix(".kind").rpartition(".")[2] for key in changed}
+    words = _words(changed)
     parts = [f"{words[key]}={_short(value)}" for key, value in changed.items()] + [f"seed={values['seed']}"]
     label = ",".join(parts)
     return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - len(parts[-1]) - 3].rstrip(",") + "..," + parts[-1]
+
+
+def _words(keys: Iterable[str]) -> dict[str, str]:
+    """What each key is called in a name: by its last part, with the block before it where two have that in common."""
+    parts = {key: key.removesuffix(".kind").split(".") for key in keys}
+    last = Counter(part[-1] for part in parts.values())
+    return {key: ".".join(part[-2:] if last[part[-1]] > 1 else part[-1:]) for key, part in parts.items()}
 
 
 def _defaults_of(config: Config, block: str) -> Tree:
@@ -402,7 +480,9 @@ def _short(value: Any) -> str:
     """A value as it may stand in a folder's name: 3e-4, not 0.0003; the last part of a path; no other characters."""
     if isinstance(value, float):
         return _short_float(value)
-    text = "x".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, dict):  # a block in a list of blocks
+        return _short(value.get("name") or value.get("kind"))
+    text = "x".join(map(_short, value)) if isinstance(value, list) else str(value)
     return re.sub(r"[^A-Za-z0-9._+-]", "_", text.rstrip("/").rpartition("/")[2])[:40]
 
 

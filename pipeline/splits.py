@@ -1,4 +1,4 @@
-"""Which rows train, validate and test: events dealt to folds, or whole domains, sites or years left out.
+"""Which rows train, validate and test: events dealt to folds (of each class alike), or whole domains, sites or years left out.
 
 Everything here depends on the set of events, never on the order of rows, and on a seed through hashes: the same on every
 platform and with every numpy. Loads no torch.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,20 +18,23 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+NAMED = 5
+"""How many rare classes a warning names."""
 Folded = FoldSplit | DomainSplit | GroupSplit
 
 
-def assign(table: pd.DataFrame, split: Folded) -> list[str]:
+def assign(table: pd.DataFrame, split: Folded, strata: Sequence[str] | None = None) -> list[str]:
     """The split of each row: fold k tests, fold (k + 1) mod n validates, the others train.
 
     `table` has the columns event, domain, site and date. What is dealt to folds are events (`folds`), or domains, sites or
     years with all that hangs on them: rows that share an event are never parted. With `domains`, a share of the training
     domains' site-dates tests too, and an equal share validates, so that both known and new domains do.
 
-    Raises UserError if there are fewer of them than folds, or too few site-dates to hold some out.
+    `strata` names each row's stratum (its class), which `folds` deals out evenly; other kinds make no use of it.
+    Raises UserError if there are fewer of them than folds, too few site-dates to hold some out, or an event of two strata.
     """
     units = joined(table["event"], table["event"] if split.kind == "folds" else _labels(table, split.kind))
-    folds = deal_events(units, split) if split.kind == "folds" else deal_groups(_sizes(table, units), split)
+    folds = deal_events(units, split, strata) if split.kind == "folds" else deal_groups(_sizes(table, units), split)
     roles = {split.fold: "test", (split.fold + 1) % split.n: "validation"}
     chosen = [roles.get(folds[unit], "train") for unit in units]
     return _hold_out(table, chosen, split) if isinstance(split, DomainSplit) else chosen
@@ -53,14 +57,43 @@ def joined(events: Iterable[str], labels: Iterable[str]) -> list[str]:
     return [find(label)[1] for _, label in pairs]
 
 
-def deal_events(events: Iterable[str], split: Folded) -> dict[str, int]:
+def deal_events(events: Sequence[str], split: Folded, strata: Sequence[str] | None = None) -> dict[str, int]:
     """The fold of each event: shuffled by the seed, then dealt out, so that folds differ by one event at most.
 
-    Raises UserError for fewer events than folds.
+    With `strata`, a name beside each of the events, one stratum is dealt out after another, each from where the one before
+    it has ended: so folds differ by one event at most in each of them as well.
+    Raises UserError for fewer events than folds, or an event of two strata.
     """
     order = shuffled(events, split.seed)
     _check_number(len(order), split)
+    if strata is not None:
+        order = sorted(order, key=stratum_of(events, strata).__getitem__)
     return {event: i % split.n for i, event in enumerate(order)}
+
+
+def stratum_of(events: Sequence[str], strata: Sequence[str]) -> dict[str, str]:
+    """The stratum of each event. Raises UserError if rows of one event are of two."""
+    found: dict[str, str] = {}
+    for event, stratum in zip(events, strata, strict=True):
+        if found.setdefault(event, stratum) != stratum:
+            raise UserError(
+                f"event {event} is of both {found[event]} and {stratum}: the images of an event share its class. Correct the "
+                "data, or data.columns.event."
+            )
+    return found
+
+
+def rare_strata(events: Sequence[str], split: Folded, strata: Sequence[str]) -> list[str]:
+    """A warning if some strata have fewer events than there are folds, naming the rarest; else none."""
+    counts = Counter(stratum_of(events, strata).values())
+    rare = sorted((n, stratum) for stratum, n in counts.items() if n < split.n)
+    if not rare:
+        return []
+    names = ", ".join(f"{stratum} ({n})" for n, stratum in rare[:NAMED]) + (", …" if len(rare) > NAMED else "")
+    return [
+        f"{len(rare)} of {len(counts)} classes have fewer events than data.split.n = {split.n}: {names}. In some folds these are "
+        "not tested, not validated or not trained on."
+    ]
 
 
 def deal_groups(sizes: Mapping[str, int], split: Folded) -> dict[str, int]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import Columns, Data, DomainSplit, FoldSplit, GroupSplit
 from pipeline.errors import UserError
-from pipeline.splits import Folded, assign, deal_events, deal_groups, joined, site_dates
+from pipeline.splits import Folded, assign, deal_events, deal_groups, joined, rare_strata, site_dates
 
 Sides = dict[str, set[Any]]
 
@@ -84,6 +84,72 @@ def test_the_seed_changes_the_folds_and_too_few_events_are_refused() -> None:
     assert deal_events(events, folds(5)) != deal_events(events, folds(5, seed=1))
     with pytest.raises(UserError, match="there are 2 events"):
         deal_events(["a", "b", "a"], folds(3))
+
+
+# ---------------------------------------------------------------- folds of each class alike
+def of_classes(sizes: list[int], photographs: int) -> tuple[pd.DataFrame, list[str]]:
+    """Rows of so many events of each class, some with several photographs; the class of each row."""
+    classes = [f"class {c}" for c, n in enumerate(sizes) for _ in range(n)]
+    events = [f"e{i}" for i in range(len(classes)) for _ in range(1 + i % photographs)]
+    return pd.DataFrame({"event": events}), [classes[int(event[1:])] for event in events]
+
+
+CLASS_SIZES = st.lists(st.integers(1, 25), min_size=1, max_size=6).filter(lambda sizes: sum(sizes) >= 8)
+
+
+@given(CLASS_SIZES, st.integers(3, 8), st.integers(0, 3), st.integers(1, 3))
+def test_stratified_folds_are_balanced_in_each_class_and_in_all(
+    sizes: list[int], n: int, seed: int, photographs: int
+) -> None:
+    table, classes = of_classes(sizes, photographs)
+    dealt, of = (
+        deal_events(table["event"].tolist(), folds(n, seed=seed), classes),
+        dict(zip(table["event"], classes, strict=True)),
+    )
+    for chosen in [set(of), *({event for event in of if of[event] == name} for name in set(classes))]:
+        counts = np.bincount([dealt[event] for event in chosen], minlength=n)
+        assert counts.max() - counts.min() <= 1
+    for fold in range(n):
+        assert are_apart(sides(table, assign(table, folds(n, fold, seed), classes), "event"))
+
+
+@given(CLASS_SIZES, st.randoms(use_true_random=False))
+def test_stratified_folds_do_not_depend_on_the_order_of_rows(sizes: list[int], random: Any) -> None:
+    table, classes = of_classes(sizes, 2)
+    order = list(range(len(table)))
+    roles = assign(table, folds(4), classes)
+    random.shuffle(order)
+    again = assign(table.iloc[order].reset_index(drop=True), folds(4), [classes[i] for i in order])
+    assert again == [roles[i] for i in order]
+
+
+def test_folds_of_one_stratum_are_those_without_strata_which_stay_as_they_were() -> None:
+    events = [f"e{i}" for i in range(12)]
+    dealt = {f"e{e}": i % 3 for i, e in enumerate([11, 2, 0, 6, 7, 4, 3, 8, 10, 1, 5, 9])}
+    assert deal_events(events, folds(3)) == deal_events(events, folds(3), ["all"] * 12) == dealt
+    assert deal_events(events, folds(3), ["a", "b"] * 6) != dealt
+
+
+def test_strata_are_nothing_to_a_split_by_domains() -> None:
+    table = pd.DataFrame(
+        {"event": list("abcdef"), "domain": list("xxyyzz"), "site": list("abcdef"), "date": ["2020"] * 6}
+    )
+    split = DomainSplit(kind="domains", n=3, held_out=0)
+    assert assign(table, split, list("ststst")) == assign(table, split)
+
+
+def test_an_event_of_two_classes_is_refused_and_a_rare_class_is_warned_of() -> None:
+    with pytest.raises(UserError, match="event b is of both moth and fly"):
+        deal_events(list("abbc"), folds(3), ["moth", "moth", "fly", "fly"])
+    events, classes = list("abcdefgg"), ["moth"] * 4 + ["fly"] * 2 + ["bee"] * 2
+    assert rare_strata(events, folds(3), ["moth"] * 8) == []
+    assert rare_strata(events, folds(3), classes) == [
+        "2 of 3 classes have fewer events than data.split.n = 3: bee (1), fly (2). In some folds these are not tested, not "
+        "validated or not trained on."
+    ]
+    many = rare_strata(events, folds(3), list("abcdefgg"))
+    assert many[0].startswith("7 of 7 classes") and "e (1), …. In" in many[0]
+    assert set(assign(pd.DataFrame({"event": events}), folds(3), classes)) == {"train", "validation", "test"}
 
 
 # ---------------------------------------------------------------- whole domains, sites and years left out

@@ -6,13 +6,40 @@ least 95 % of the species' non-hybrids do not exceed. Pure functions on arrays; 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.metrics.classification import average_precision
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Array = NDArray[np.floating]
 Flags = NDArray[np.bool_]
 SPECIFICITY = 0.95
 """Share of non-hybrids that must not be called hybrids."""
+
+KINDS = ("major", "minor", "mimic")
+DECIMALS = 4
+"""Of a score as it is submitted."""
+
+
+def hybrid_report(specimens: pd.DataFrame, targets: Sequence[str]) -> dict[str, float | None]:
+    """The challenge's scores of a table with a row per photograph, whose `domain` says of which kind it is.
+
+    The first of `targets` is the hybrid's class; `<target>_prediction` is its probability. Empty where the domains are no
+    kinds; all None where a prediction is not finite.
+    """
+    kinds = specimens["domain"].fillna("").to_numpy(str)
+    if not set(kinds) <= {*KINDS, ""} or not any(kinds):
+        return {}
+    scores = specimens[f"{targets[0]}_prediction"].to_numpy("float64").round(DECIMALS)
+    if not np.isfinite(scores).all():
+        return dict.fromkeys(challenge_scores(np.zeros(1), np.ones(1, bool), np.array(["none"])))
+    return challenge_scores(scores, specimens[targets[0]].to_numpy("float64") > 0.5, kinds)
 
 
 def challenge_scores(scores: Array, is_hybrid: Flags, kinds: NDArray[np.str_]) -> dict[str, float | None]:
@@ -20,7 +47,7 @@ def challenge_scores(scores: Array, is_hybrid: Flags, kinds: NDArray[np.str_]) -
 
     A figure of a kind without hybrids, or of a species without non-hybrids, is None, and so is the headline then.
     """
-    major, minor, mimic = (kinds == kind for kind in ("major", "minor", "mimic"))
+    major, minor, mimic = (kinds == kind for kind in KINDS)
     known = major | minor
     recalls = {
         "A_score_major_recall": recall(scores, is_hybrid, known, major),
@@ -28,7 +55,7 @@ def challenge_scores(scores: Array, is_hybrid: Flags, kinds: NDArray[np.str_]) -
         "mimic_recall": recall(scores, is_hybrid, mimic, mimic),
     }
     areas = {"A_PRC_AUC": known, "A_PRC_AUC_major": major, "A_PRC_AUC_minor": minor, "mimic_PRC_AUC": mimic}
-    figures = recalls | {name: average_precision(scores[rows], is_hybrid[rows]) for name, rows in areas.items()}
+    figures = recalls | {name: average_precision(is_hybrid[rows], scores[rows]) for name, rows in areas.items()}
     return figures | {"challenge_score": harmonic_mean(list(recalls.values()))}
 
 
@@ -45,13 +72,6 @@ def threshold(scores: Array, is_hybrid: Flags) -> float:
     seen = np.unique(scores)
     below = np.searchsorted(np.sort(scores[~is_hybrid]), seen, side="right") / (~is_hybrid).sum()
     return float(seen[below >= SPECIFICITY][0])
-
-
-def average_precision(scores: Array, is_hybrid: Flags) -> float | None:
-    """Area under the precision-recall curve as scikit-learn steps it; None without a hybrid."""
-    from sklearn.metrics import average_precision_score  # scikit-learn takes a second to import
-
-    return float(average_precision_score(is_hybrid, scores)) if is_hybrid.any() else None
 
 
 def harmonic_mean(values: list[float | None]) -> float | None:

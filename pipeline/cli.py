@@ -57,18 +57,21 @@ def demo(
 
 @app.command()
 def generate(
-    task: Annotated[str, typer.Argument(help="The scientific problem: beetles.")],
+    task: Annotated[str, typer.Argument(help="The scientific problem: beetles or butterflies.")],
     out: Annotated[Path, typer.Option(help="New folder for the data set.")],
     seed: Annotated[int, typer.Option(help="Another seed draws other specimens.")] = 0,
     scale: Annotated[float, typer.Option(min=0.01, help="Size of the data set; 1: about 2,500 images.")] = 1.0,
     form: Annotated[
-        str, typer.Option(help="parquet, csv (with image folders) or disk (datasets.save_to_disk).")
-    ] = "parquet",
+        str | None,
+        typer.Option(
+            help="parquet, csv (with image folders) or disk (datasets.save_to_disk); butterflies: csv. Default: the task's."
+        ),
+    ] = None,
 ) -> None:
     """Write made-up data in a task's real schema, with a learnable signal."""
     from pipeline.tasks import load_task
 
-    load_task(task).generate(out, seed=seed, scale=scale, form=form)
+    load_task(task).generate(out, seed=seed, scale=scale, **({} if form is None else {"form": form}))
     print(f"wrote {out}")
 
 

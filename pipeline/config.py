@@ -63,6 +63,15 @@ class Columns(Section):
     by the names that a row has; a row with none says nothing. See loss.auxiliary."""
 
 
+class Download(Section):
+    """Which columns of a CSV say where its images are fetched from (`carabid fetch`), into the folder data.images."""
+
+    url: str = "file_url"
+    """Column with an image's address, http or https."""
+    md5: str | None = "md5"
+    """Column with the md5 of its content; null: there is none, and what arrives is not checked."""
+
+
 class SourceSplit(Section):
     """The splits that the data set itself names."""
 
@@ -122,6 +131,8 @@ class Data(Section):
     """Commit, tag or branch of a Hub data set."""
     images: str | None = None
     """Folder that image paths of a CSV are relative to; null: the CSV's own folder."""
+    download: Download | None = None
+    """Download the images of a CSV that are not there, or not whole; `{}` for the usual columns; null: all are there."""
     columns: Columns = Columns()
     targets: tuple[str, ...] = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
     """Numeric columns to predict; all rows of one event share them. None where a label is."""

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import flatten, science
+from pipeline.errors import UserError
 from pipeline.experiment import Experiment, Trial, differences, saved_science, written
 from pipeline.launch.forecast import forecast
 from pipeline.launch.history import History
 from pipeline.layout import TrialDir
 from pipeline.results import REPLICATES
+from pipeline.sources import open_source
 from pipeline.state import TrialState, trial_states
 
 MAX_KEYS = 3
@@ -58,6 +60,16 @@ def lines(experiment: Experiment) -> Iterator[str]:
     yield f"{len(states)} trial{'s' * (len(states) > 1)}: {summary} (in {experiment.dir.path})"
     if line := forecast(experiment, on_disk):
         yield line
+    yield from _to_download(experiment)
+
+
+def _to_download(experiment: Experiment) -> Iterator[str]:
+    """A line for each data set whose images are still to be downloaded."""
+    for data in {trial.config.data.source: trial.config.data for trial in experiment.trials}.values():
+        with suppress(UserError, OSError, ValueError):  # data that cannot be read: who reads them says so
+            if data.download and not open_source(data).is_here():
+                todo = "run `carabid fetch` (the same arguments) where there is internet"
+                yield f"data {data.source}: its images are not all here: {todo}"
 
 
 def missing_trials(experiment: Experiment) -> list[Trial]:

@@ -2,7 +2,8 @@
 
 A source knows split names, tables without images, and the encoded bytes of one image; it knows nothing of targets,
 events or folds (`dataset.py`). `base.Source` says what each kind offers: `csv_files`, `parquet`, and `hugging_face` for
-the Hub and `save_to_disk`. `names` tells splits from file names, `arrow` is what Parquet and `datasets` have in common.
+the Hub and `save_to_disk`. `names` tells splits from file names, `arrow` is what Parquet and `datasets` have in common,
+`downloads` brings the images of a CSV that names their addresses.
 The package loads no torch, and pandas, pyarrow and datasets only where they are needed.
 """
 

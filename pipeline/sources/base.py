@@ -46,7 +46,7 @@ class Source(ABC):
         """The place of a row in words for people: the file and the line or row."""
 
     def is_here(self) -> bool:
-        """Whether splits and signature can be told from this machine's files, without asking a network."""
+        """Whether rows and images are on this machine, so that its files tell splits and signature, without a network."""
         return True
 
     @property

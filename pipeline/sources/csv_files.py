@@ -55,11 +55,25 @@ class CsvSource(Source):
         return pd.DataFrame(cells, columns=self._headers[split], dtype=object)
 
     def image_names(self, split: str, column: str) -> list[str | None]:
+        return self.texts(split, column)
+
+    def texts(self, split: str, column: str) -> list[str | None]:
+        """The cells of a column without blanks around them; None for an empty one."""
         place = self._headers[split].index(column)
         return [record.cells[place].strip() or None for record in self._records[split]]
 
     def image_bytes(self, split: str, row: int, column: str) -> bytes:
-        return encoded(self._records[split][row].cells[self._headers[split].index(column)].strip(), self.base)
+        try:
+            return encoded(self._records[split][row].cells[self._headers[split].index(column)].strip(), self.base)
+        except FileNotFoundError as error:
+            if self.data.download is None:
+                raise
+            raise ValueError(f"{error.filename} is not there; `carabid fetch` downloads it") from error
+
+    def is_here(self) -> bool:
+        """Whether what is to be downloaded has been; where bad images are skipped, any of it."""
+        enough = any if self.data.on_bad_image == "skip" else all
+        return self.data.download is None or enough(path.is_file() for path in self._image_files())
 
     def where(self, split: str, row: int) -> str:
         record = self._records[split][row]

@@ -16,12 +16,15 @@ from pipeline.amounts import format_bytes
 from pipeline.backbones import load_backbone, weights_files
 from pipeline.config import Config, digest, images_of
 from pipeline.dataset import BadImage, Dataset
-from pipeline.errors import NotFetched, WorkError
+from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.features.store import refuse_bad
 from pipeline.layout import read_json, record_path, write_json
 from pipeline.progress import progress
 from pipeline.provenance import installed_version, now
 from pipeline.records import DataRecord, data_record, weights_record, weights_signature
+from pipeline.sources import open_source
+from pipeline.sources.csv_files import CsvSource
+from pipeline.sources.downloads import download
 from pipeline.tasks import load_task
 
 
@@ -29,7 +32,7 @@ def run(configs: Sequence[Config]) -> None:
     """Download (or find) the data sets and weights of these configurations, each once, and read all of them.
 
     Says where they lie, and keeps their content hashes for later. Raises UserError for images that cannot be read where
-    data.on_bad_image is error, WorkError where the Hub cannot be reached.
+    data.on_bad_image is error, WorkError where the Hub cannot be reached or an image cannot be downloaded.
     """
     try:
         for config in {str(images_of(config.data)): config for config in configs}.values():
@@ -42,7 +45,21 @@ def run(configs: Sequence[Config]) -> None:
 
 
 # ---------------------------------------------------------------- data
+def _download(config: Config) -> None:
+    """Bring the images that a CSV gives the addresses of. Raises UserError for data of another form."""
+    columns = config.data.download
+    if columns is None:
+        return
+    source = open_source(config.data)
+    if not isinstance(source, CsvSource):
+        raise UserError(
+            f"data.download is for CSV files, and data.source {config.data.source} is none: set it to null."
+        )
+    download(config, source, columns)
+
+
 def _fetch_data(config: Config) -> None:
+    _download(config)
     dataset: Dataset = load_task(config.task).load(config.data)
     data = data_record(config, dataset)
     bad, when = _unreadable(config, dataset, data)

@@ -11,7 +11,6 @@ contradicts it.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pipeline.errors import UserError
-from pipeline.layout import atomic_folder, read_json, write_json
+from pipeline.synthetic.writing import Pixels, check_request, encode, paint, write_once
 
 TARGETS = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
 IMAGE_COLUMNS = ("file_path", "colorpicker_full_path", "scalebar_full_path")
@@ -47,10 +46,7 @@ HEIGHT, WIDTH = 96, 80
 
 RECIPE = 1
 """Counts up when the same seed and size would give other data."""
-MARKER = "generated.json"
-TABLES = (".parquet", ".arrow", ".csv", ".json")
 
-Pixels = NDArray[np.float32]
 Form = Literal["parquet", "csv", "disk"]
 Row = dict[str, Any]
 
@@ -220,13 +216,13 @@ def draw_specimen(rng: np.random.Generator, look: Look, light: Light) -> Pixels:
     ground = light.ground + 0.05 * across + 0.03 * rng.standard_normal(across.shape, np.float32)
     image = np.repeat(ground[..., None], 3, axis=2)
     dark = np.float32(look.tone) * _body_colour(look.hue)
-    image = _paint(image, _legs(look), 0.6 * dark)
+    image = paint(image, _legs(look), 0.6 * dark)
     middle, half = 0.12 * look.length, (look.width / 2, look.length / 2 * 0.72)
     head = _ellipse(across, along, -0.62 * look.length, (half[0] * 0.42, look.length * 0.10))
     pronotum = _ellipse(across, along, -0.40 * look.length, (half[0] * 0.74, look.length * 0.17))
-    image = _paint(_paint(image, head, 0.8 * dark), pronotum, dark)
+    image = paint(paint(image, head, 0.8 * dark), pronotum, dark)
     colour = _elytra(across / half[0], (along - middle) / half[1], look, dark)
-    image = _paint(image, _ellipse(across, along, middle, half), colour)
+    image = paint(image, _ellipse(across, along, middle, half), colour)
     return np.clip(image * np.asarray(light.gain * light.tint, np.float32), 0, 1)
 
 
@@ -256,7 +252,7 @@ def _elytra(u: Pixels, v: Pixels, look: Look, dark: Pixels) -> Pixels:
     sheen = 1 + 0.5 * np.exp(-((u + 0.35) ** 2) / 0.05)
     band = np.clip((look.band - np.abs(v + 0.1)) * 6 + 0.5, 0, 1) * np.clip((np.abs(u) - 0.25) * 5, 0, 1)
     shaded = (lines * sheen)[..., None]
-    return _paint(dark * shaded, band, np.float32(look.gold) * np.array([1.1, 0.9, 0.5], np.float32))
+    return paint(dark * shaded, band, np.float32(look.gold) * np.array([1.1, 0.9, 0.5], np.float32))
 
 
 def _legs(look: Look) -> Pixels:
@@ -279,10 +275,6 @@ def _place(look: Look, across: float, along: float) -> tuple[float, float]:
     return (2 * WIDTH * (x + 0.5), 2 * (WIDTH * y + HEIGHT / 2))
 
 
-def _paint(image: Pixels, cover: Pixels, colour: Pixels) -> Pixels:
-    return np.asarray(image + cover[..., None] * (colour - image), np.float32)
-
-
 def draw_colour_card(light: Light) -> Pixels:
     """The event's colour card [24, 48, 3]: six patches of known colour under the event's light."""
     patches = np.array([[1, 1, 1], [0.5, 0.5, 0.5], [0.1, 0.1, 0.1], [0.7, 0.2, 0.2], [0.2, 0.6, 0.3], [0.2, 0.3, 0.7]])
@@ -294,13 +286,6 @@ def draw_scale_bar(light: Light) -> Pixels:
     """The event's scale bar [16, 80, 3]: black and white centimetres under the event's light."""
     bar = np.where((np.arange(80) // 10) % 2 == 0, 0.05, 0.85)[None, :, None].repeat(16, axis=0)
     return np.asarray(np.clip(bar * light.gain * light.tint, 0, 1), np.float32)
-
-
-def encode(pixels: Pixels) -> bytes:
-    """A JPEG of an image [H, W, 3] with values within 0 … 1."""
-    stream = io.BytesIO()
-    Image.fromarray((pixels * 255 + 0.5).astype(np.uint8)).save(stream, "JPEG", quality=92)
-    return stream.getvalue()
 
 
 # ---------------------------------------------------------------- rows
@@ -352,36 +337,16 @@ def write(out: Path, seed: int = 0, size: Size | None = None, form: Form = "parq
     `save_to_disk` writes. The same data already there is left as it is; anything else there raises UserError, and so do a
     negative seed and another form.
     """
-    _check_request(seed, form)
-    size = size or Size()
-    recipe = {"task": "beetles", "recipe": RECIPE, "seed": seed, "size": asdict(size), "form": form}
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        return _check_same(out, recipe)
-    splits = make_rows(seed, size)
-    images = {split: len(rows) for split, rows in splits.items()}
-    # The tables only are synced: thousands of pictures would take minutes, and they can be drawn again.
-    with atomic_folder(out.absolute(), to_sync=lambda path: path.suffix in TABLES) as folder:
+    check_request(seed, form, get_args(Form))
+    chosen = size or Size()
+
+    def draw(folder: Path) -> dict[str, int]:
+        splits = make_rows(seed, chosen)
         {"parquet": _write_parquet, "csv": _write_csv, "disk": _write_disk}[form](folder, splits)
-        write_json(folder / MARKER, {**recipe, "images": images})
-    return images
+        return {split: len(rows) for split, rows in splits.items()}
 
-
-def _check_request(seed: int, form: str) -> None:
-    if form not in get_args(Form):
-        raise UserError(f"form {form!r}: generated data are written as one of: {', '.join(get_args(Form))}.")
-    if seed < 0:
-        raise UserError(f"seed {seed}: a seed is a whole number, 0 or above.")
-
-
-def _check_same(out: Path, recipe: dict[str, Any]) -> dict[str, int]:
-    marker = out / MARKER
-    found = read_json(marker) if marker.is_file() else None
-    if found is None:
-        raise UserError(f"{out} exists and holds something else than generated data. Name an empty or a new folder.")
-    images: dict[str, int] = found.pop("images")
-    if found != recipe:
-        raise UserError(f"{out} holds data generated otherwise ({found}). Remove the folder, or name a new one.")
-    return images
+    recipe = {"task": "beetles", "recipe": RECIPE, "seed": seed, "size": asdict(chosen), "form": form}
+    return write_once(out, recipe, draw)
 
 
 def _features() -> Any:

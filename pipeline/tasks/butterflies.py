@@ -1,0 +1,43 @@
+"""Butterflies: whether a specimen is a hybrid of two subspecies, from the photograph of its wings.
+
+The schema is that of the HDR Anomaly challenge of 2024: a CSV with a row per photograph (CAMID names the specimen) and a
+flat folder of images. Loading is the same for every task that reads a table with columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.config import Data
+from pipeline.dataset import Dataset, load_dataset_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pipeline.metrics.report import Training
+
+
+def load(data: Data) -> Dataset:
+    """The butterflies that the configuration names. Raises UserError."""
+    return load_dataset_table(data)
+
+
+def evaluate(specimens: pd.DataFrame, events: pd.DataFrame, targets: Sequence[str], train: Training) -> dict[str, Any]:
+    """The butterflies' part of results.json."""
+    from pipeline.metrics.report import make_report
+
+    return make_report(specimens, events, targets, train)
+
+
+def generate(out: Path, seed: int = 0, scale: float = 1.0, form: Literal["csv"] = "csv") -> dict[str, int]:
+    """Write generated butterflies in the challenge's schema to the folder `out`; returns the number of images per split.
+
+    `scale` multiplies the number of specimens. Raises UserError if `out` holds anything else than these butterflies, and
+    for a form, a seed or a scale that there is not.
+    """
+    # Imported here: drawing needs numpy and Pillow, which nothing else of this module does.
+    from pipeline.synthetic.butterflies import write
+
+    return write(out, seed, scale, form)

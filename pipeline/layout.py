@@ -165,6 +165,11 @@ class TrialDir:
         return self.path / "model.safetensors"
 
     @property
+    def classifier(self) -> Path:
+        """A head that is a classifier of scikit-learn, in skops' format."""
+        return self.path / "classifier.skops"
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.config import (
+    CLASSIFIER_KINDS,
     NOT_SCIENCE,
     TASKS,
     Config,
@@ -106,6 +107,7 @@ FROZEN: Tree = {
     "train.patience": None,
     "select.epoch": "best",
     "select.metric": "r2",
+    "select.folds": None,
 }
 FINETUNE = FROZEN | {"model.encoder.kind": "finetuned", "model.encoder.blocks": 2, "model.encoder.lr_scale": 0.01}
 BASELINE = FINETUNE | {"model.domain_embedding": True, "augment.domain_dropout": 0.2}
@@ -232,6 +234,9 @@ def test_early_stopping_and_clipping_are_off_unless_asked_for() -> None:
 # Between them these name every key of every kind.
 PLACES: Tree = {"domain": "domainID", "site": "siteID", "date": "collectDate"}
 BESIDE: Tree = {"columns": {"colour_card": "card", "scale_bar": "bar"}}
+CLASSIFIERS: list[Tree] = [
+    {"experiment": "x", "backbone": {"kind": "pixels"}, "model": {"head": {"kind": kind}}} for kind in CLASSIFIER_KINDS
+]
 BASES: list[Tree] = [
     {
         "experiment": "x",
@@ -269,6 +274,7 @@ BASES: list[Tree] = [
     {"experiment": "x", "data": BESIDE, "backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "finetuned"}}},
     {"experiment": "x", "data": BESIDE, "backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "patch_convs"}}},
     {"experiment": "x", "data": BESIDE, "backbone": {"kind": "pixels"}, "model": {"head": {"kind": "ridge"}}},
+    *CLASSIFIERS,
 ]
 # What another value of a key may be, where its type does not tell.
 OTHERS: Tree = {
@@ -296,6 +302,13 @@ OTHERS: Tree = {
     "train.patience": 5,
     "select.epoch": "last",
     "select.metric": "mae",
+    "select.folds": 5,
+    "model.head.kernel": "linear",
+    "model.head.gamma": 0.5,
+    "model.head.weights": "distance",
+    "model.head.length_scale": 2.0,
+    "model.head.shrinkage": None,
+    "model.head.Cs": [0.5, 2.0],
 }
 OTHER_KINDS: Tree = {
     "data.split": {
@@ -316,6 +329,7 @@ OTHER_KINDS: Tree = {
         "ridge": {"kind": "climatology"},
         "climatology": {"kind": "boosting"},
         "boosting": {"kind": "mlp"},
+        **{kind: {"kind": "ridge"} for kind in CLASSIFIER_KINDS},
     },
     "loss": {
         "cross_entropy": None,
@@ -479,6 +493,13 @@ def test_equal_numbers_written_differently_are_the_same_trial() -> None:
         ({"model": {"head": {"kind": "ridge", "alphas": []}}}, "at least 1 item"),
         ({"model": {"head": {"kind": "ridge", "alphas": [-1]}}}, "greater than or equal to 0"),
         ({"optim": {"clip": 0}}, "greater than 0"),
+        ({"model": {"head": {"kind": "logistic", "Cs": [1, 0.1]}}}, "Cs must ascend"),
+        ({"model": {"head": {"kind": "svc", "gamma": "auto"}}}, "'scale'"),
+        ({"model": {"head": {"kind": "lda", "shrinkage": 2}}}, "less than or equal to 1"),
+        ({"model": {"head": {"kind": "svc"}, "encoder": {"kind": "lora"}}}, "svc is not trained by gradient descent"),
+        ({"model": {"head": {"kind": "knn"}}, "select": {"epoch": "last"}}, "knn has no epochs"),
+        ({"model": {"head": {"kind": "knn"}}, "select": {"folds": 1}}, "greater than or equal to 2"),
+        ({"select": {"folds": 5}}, "head.kind mlp is not made for that: it needs one of svc, sgd, knn"),
         ({"seed": -1}, "greater than or equal to 0"),
         ({"seed": 2**63}, "less than"),
         ({"train": {"epochs": 0}}, "greater than or equal to 1"),

@@ -19,6 +19,7 @@ from pipeline.features.bank import Bank
 from pipeline.metrics.events import Prediction
 from pipeline.metrics.regression import event_r2
 from pipeline.metrics.selection import selection_metric
+from pipeline.models.classifiers import Classifier
 from pipeline.models.metadata import COLUMNS, Metadata
 from pipeline.models.regressor import Answer, Predicted, Regressor
 from pipeline.models.saved import Facts, Model
@@ -98,7 +99,7 @@ def target_scale(table: pd.DataFrame, targets: tuple[str, ...]) -> tuple[Tensor,
     )
 
 
-def embeddings(model: Regressor, samples: Samples) -> NDArray[np.float32]:
+def embeddings(model: Regressor | Classifier, samples: Samples) -> NDArray[np.float32]:
     """The frozen embeddings of every specimen, as the head sees them before they are standardised [N, E]."""
     features = samples.bank.gather(torch.arange(len(samples))).float()
     out: NDArray[np.float32] = (F.normalize(features, dim=-1) if model.normalize else features).cpu().numpy()

@@ -1,0 +1,223 @@
+"""Classifiers as arrays, scored by numpy alone: what a submission holds, where neither scikit-learn nor skops may be loaded.
+
+This file stands alone and is copied as it is. `models/classifiers.plain_arrays` makes the arrays; of every kind `mean` and
+`scale` [E] standardise the features (0 and 1 where it does not). With two classes the first is the positive one, and a
+decision [B, 1] is the log-odds of the second, as scikit-learn has it; with C > 2 a decision is [B, C].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Arrays = Mapping[str, NDArray[Any]]
+ONE_AGAINST_THE_REST = ("svc", "sgd")
+"""Kinds with a probability of each class for itself, which are then made to sum to 1."""
+FEWEST = 1e-6
+"""Votes of k-NN are counts: a share is taken to lie no nearer to 0 or 1 than this where its logarithm is asked for."""
+LAMBDAS = np.array([0.41, 0.4, 0.37, 0.44, 0.39])
+COEFS = np.array([-1854.8214151, 3516.89893646, 221.29346712, 128.12323805, -2010.49422654])
+"""The logistic function as a sum of error functions (Williams and Barber 1998, appendix A), with scikit-learn's numbers."""
+NODES, WEIGHTS = np.polynomial.hermite.hermgauss(64)
+
+
+def probabilities(kind: str, arrays: Arrays, x: Array) -> Array:
+    """Of features [B, E] the probabilities of the classes [B, C], as scikit-learn's predict_proba gives them."""
+    z = _standardise(arrays, x)
+    if kind == "knn":
+        return _votes(arrays, z)
+    if kind == "gaussian_process":
+        mean, variance = _latent(arrays, z)
+        return _together(_expected_sigmoid(mean, variance))
+    decision = _decision(kind, arrays, z)
+    if decision.shape[1] == 1 or kind in ONE_AGAINST_THE_REST:
+        return _together(np.exp(_log_sigmoid(decision)))
+    raised = np.exp(decision - decision.max(1, keepdims=True))
+    out: Array = raised / raised.sum(1, keepdims=True)
+    return out
+
+
+def log_odds(kind: str, arrays: Arrays, x: Array) -> Array:
+    """Of features [B, E] log p / (1 − p) [B] of the first of two classes, which does not saturate where p does.
+
+    A Gaussian process' is of the logistic function's mean by quadrature, where scikit-learn's p is a sum of error functions
+    that is rounding noise near 0 and 1; the two probabilities differ by less than 0.001. k-NN's is of p not nearer than
+    FEWEST to 0 and 1, and has p's ties. Raises ValueError for more than two classes.
+    """
+    z = _standardise(arrays, x)
+    if kind == "knn":
+        p = _votes(arrays, z).clip(FEWEST, 1 - FEWEST)
+        odds: Array = np.log(p) - np.log(p[:, ::-1])
+    elif kind == "gaussian_process":
+        odds = -_expected_logit(*_latent(arrays, z))
+    else:
+        odds = -_decision(kind, arrays, z)
+    if odds.shape[1] != (2 if kind == "knn" else 1):
+        raise ValueError("log-odds are of two classes, and here are more")
+    return odds[:, 0]
+
+
+def _standardise(arrays: Arrays, x: Array) -> Array:
+    out: Array = (np.asarray(x, "float64") - arrays["mean"]) / arrays["scale"]
+    return out
+
+
+def _together(p: Array) -> Array:
+    """Probabilities of each class for itself [B, C] made to sum to 1; of the second class alone [B, 1]: of both [B, 2]."""
+    if p.shape[1] == 1:
+        return np.concatenate([1 - p, p], 1)
+    total = p.sum(1, keepdims=True)
+    out: Array = np.divide(p, total, out=np.full_like(p, 1 / p.shape[1]), where=total != 0)
+    return out
+
+
+def _log_sigmoid(z: Array) -> Array:
+    """Without overflow, at either end."""
+    out: Array = -np.logaddexp(0, -z)
+    return out
+
+
+# ---------------------------------------------------------------- decisions
+def _decision(kind: str, arrays: Arrays, z: Array) -> Array:
+    """Of standardised features [B, E] the log-odds [B, 1] of the second class, or of each [B, C]; softmax's terms."""
+    if kind == "svc":
+        return _line(arrays, _support(arrays, z))
+    if kind == "sgd":
+        return _line(arrays, z @ arrays["weights"] + arrays["bias"])
+    if kind == "hist_gradient_boosting":
+        return _trees(arrays, z)
+    if kind in ("mahalanobis", "knn_distance"):
+        distance = _from_centres(arrays, z) if kind == "mahalanobis" else _nearest(arrays, z)[0].mean(1)
+        return -_line(arrays, distance[:, None])
+    out: Array = z @ arrays["weights"] + arrays["bias"]
+    return out
+
+
+def _line(arrays: Arrays, score: Array) -> Array:
+    """Platt's: a score's log-odds, of each column."""
+    out: Array = score * arrays["slope"] + arrays["intercept"]
+    return out
+
+
+def _support(arrays: Arrays, z: Array) -> Array:
+    """Decisions of support vectors: of each pair of classes a vote, as scikit-learn counts them."""
+    inner = z @ arrays["support"].T
+    if "gamma" in arrays:
+        inner = np.exp(-arrays["gamma"] * _squared_distances(z, arrays["support"]))
+    pairs = inner @ arrays["coefficients"] + arrays["bias"]
+    return pairs if pairs.shape[1] == 1 else _one_against_one(pairs)
+
+
+def _one_against_one(pairs: Array) -> Array:
+    """Decisions of all pairs of classes (positive: the first one's) [B, C (C − 1) / 2] → of each class [B, C]."""
+    n = round((1 + math.sqrt(1 + 8 * pairs.shape[1])) / 2)
+    votes, sums = np.zeros((2, len(pairs), n))
+    for column, (i, j) in enumerate(combinations(range(n), 2)):
+        votes[:, i] += pairs[:, column] >= 0
+        votes[:, j] += pairs[:, column] < 0
+        sums[:, i] += pairs[:, column]
+        sums[:, j] -= pairs[:, column]
+    out: Array = votes + sums / (3 * (np.abs(sums) + 1))
+    return out
+
+
+def _trees(arrays: Arrays, z: Array) -> Array:
+    """Sums over the rounds' trees [rounds, K, nodes] of the leaves that the rows fall into; a leaf's children are itself."""
+    feature, threshold, left, right, value = (
+        arrays[name].reshape(-1, arrays[name].shape[-1]) for name in ("feature", "threshold", "left", "right", "value")
+    )
+    trees, rows = np.arange(len(feature)), np.arange(len(z))[:, None]
+    node = np.zeros((len(z), len(feature)), "int64")
+    while True:
+        below = z[rows, feature[trees, node]] <= threshold[trees, node]
+        following = np.where(below, left[trees, node], right[trees, node])
+        if (following == node).all():
+            break
+        node = following
+    leaves = value[trees, node].reshape(len(z), *arrays["value"].shape[:2])
+    out: Array = leaves.sum(1) + arrays["baseline"]
+    return out
+
+
+# ---------------------------------------------------------------- distances
+def _squared_distances(a: Array, b: Array) -> Array:
+    """[A, E] and [B, E] → [A, B]."""
+    squares = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
+    out: Array = squares.clip(0)
+    return out
+
+
+def _nearest(arrays: Arrays, z: Array) -> tuple[Array, NDArray[np.int64]]:
+    """Distances to the k nearest points, and which they are, each [B, k]; exact, where products would round them."""
+    points, k = arrays["points"], int(arrays["k"])
+    which = np.argsort(_squared_distances(z, points), axis=1, kind="stable")[:, :k]
+    distances = np.stack([np.sqrt(np.square(points[rows] - row).sum(1)) for row, rows in zip(z, which, strict=True)])
+    return distances, which
+
+
+def _votes(arrays: Arrays, z: Array) -> Array:
+    """Shares of the classes [B, C] among the k nearest points."""
+    distances, which = _nearest(arrays, z)
+    weights = np.ones_like(distances)
+    if arrays["by_distance"]:
+        same = distances == 0
+        weights = np.where(same.any(1, keepdims=True), same, 1 / np.where(same, 1, distances))
+    of_class = arrays["labels"][which][:, :, None] == np.arange(int(arrays["n_classes"]))
+    votes = (weights[:, :, None] * of_class).sum(1)
+    out: Array = votes / votes.sum(1, keepdims=True)
+    return out
+
+
+def _from_centres(arrays: Arrays, z: Array) -> Array:
+    """Distance [B] to the nearest centre, in the covariance's units."""
+    whitened, centres = z @ arrays["whitening"], arrays["centres"] @ arrays["whitening"]
+    squares = [np.square(whitened - centre).sum(1) for centre in centres]
+    out: Array = np.sqrt(np.min(squares, axis=0))
+    return out
+
+
+# ---------------------------------------------------------------- Gaussian process
+def _latent(arrays: Arrays, z: Array) -> tuple[Array, Array]:
+    """Mean and variance [B, K] of the latent functions (Rasmussen and Williams 2006, algorithm 3.2)."""
+    squares = _squared_distances(arrays["points"], z)
+    means, variances = [], []
+    for amplitude, length, residual, root in zip(
+        arrays["amplitude"], arrays["length"], arrays["residual"], arrays["root"], strict=True
+    ):
+        kernel = amplitude * np.exp(-squares / (2 * length**2))
+        means.append(kernel.T @ residual)
+        variances.append(amplitude - np.square(root @ kernel).sum(0))
+    return np.stack(means, 1), np.stack(variances, 1).clip(np.finfo("float64").tiny)
+
+
+def _expected_sigmoid(mean: Array, variance: Array) -> Array:
+    """∫ σ(f) N(f | mean, variance) df, as scikit-learn approximates it."""
+    total = np.full_like(mean, COEFS.sum())
+    for scale, coefficient in zip(LAMBDAS, COEFS, strict=True):
+        total += coefficient * _erf(scale * mean / np.sqrt(1 + 2 * scale**2 * variance))
+    return total / 2
+
+
+def _expected_logit(mean: Array, variance: Array) -> Array:
+    """log p / (1 − p) of the same integral p, by Gauss–Hermite quadrature of logarithms."""
+    f = mean[..., None] + np.sqrt(2 * variance[..., None]) * NODES
+    out: Array = _log_mean(_log_sigmoid(f)) - _log_mean(_log_sigmoid(-f))
+    return out
+
+
+def _log_mean(logs: Array) -> Array:
+    """Logarithm of the weighted mean over nodes of what these are logarithms of."""
+    highest = logs.max(-1, keepdims=True)
+    out: Array = np.log((np.exp(logs - highest) * WEIGHTS).sum(-1)) + highest[..., 0]
+    return out
+
+
+def _erf(values: Array) -> Array:
+    flat = [math.erf(value) for value in values.ravel()]
+    return np.array(flat).reshape(values.shape)

@@ -801,6 +801,9 @@ class Config(Section):
         if classes == (self.select.metric in ("r2", "mae")):
             fitting = "roc_auc, average_precision, balanced_accuracy or log_loss" if classes else "r2 or mae"
             raise ValueError(f"select.metric {self.select.metric} does not fit {what}: choose {fitting}")
+        if classes != (self.model.head.kind in CLASSIFIER_KINDS) and self.model.head.kind != "mlp":
+            fitting = f"mlp, {', '.join(CLASSIFIER_KINDS)}" if classes else "mlp, ridge, climatology or boosting"
+            raise ValueError(f"model.head.kind {self.model.head.kind} does not fit {what}: choose {fitting}")
         if classes and self.model.standardize_targets:
             raise ValueError("model.standardize_targets scales numbers: classes (data.label) have no scale")
         return self
@@ -813,14 +816,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _only_perceptrons_have_another_loss(self) -> Config:
-        head, others = (
-            self.model.head.kind,
-            {"loss": self.loss.kind, "risk": self.risk.kind, "sample": self.train.sample},
-        )
-        for name, usual in (("loss", "mse"), ("risk", "mean"), ("sample", "specimens")):
-            if head != "mlp" and others[name] != usual:
-                key = "train.sample" if name == "sample" else f"{name}.kind"
-                raise ValueError(f"model.head.kind {head} has no use for {key} {others[name]}: it needs head.kind mlp")
+        head, usual_loss = self.model.head.kind, "mse" if self.data.label is None else "cross_entropy"
+        others = {"loss.kind": self.loss.kind, "risk.kind": self.risk.kind, "train.sample": self.train.sample}
+        for key, usual in zip(others, (usual_loss, "mean", "specimens"), strict=True):
+            if head != "mlp" and others[key] != usual:
+                raise ValueError(f"model.head.kind {head} has no use for {key} {others[key]}: it needs head.kind mlp")
+        if head != "mlp" and self.loss.kind == "cross_entropy" and self.loss != CrossEntropy(kind="cross_entropy"):
+            raise ValueError(f"model.head.kind {head} has no use for options of loss: they need head.kind mlp")
         return self
 
     @model_validator(mode="after")
@@ -830,7 +832,7 @@ class Config(Section):
                 f"select.folds fits again and again, and model.head.kind {self.model.head.kind} is not made for that: it needs "
                 f"one of {', '.join(CLASSIFIER_KINDS)}"
             )
-        return self  # here: a head of CLASSIFIER_KINDS needs data.label, one of OneClassHead two classes
+        return self
 
     @model_validator(mode="after")
     def _epochs_are_chosen_where_it_matters(self) -> Config:

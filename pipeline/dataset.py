@@ -202,7 +202,7 @@ def load_dataset_table(data: Data) -> Dataset:
     dataset = replace(dataset, warnings=_check_events(dataset, data))
     if not isinstance(data.split, SourceSplit):
         dataset = replace(dataset, warnings=(*dataset.warnings, *_check_groups(dataset, data)))
-        table["split"] = assign(table, data.split)
+        table["split"] = assign(table, data.split, None if data.label is None else table["label"].tolist())
     if data.permute_targets:
         learnt = (*dataset.targets, *dataset.auxiliary)
         table[list(learnt)] = permuted_targets(table, learnt)

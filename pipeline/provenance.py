@@ -33,6 +33,7 @@ PACKAGES = (
     "huggingface_hub",
     "safetensors",
     "scikit-learn",
+    "skops",
     "lightgbm",
     "scipy",
     "numpy",

@@ -28,9 +28,9 @@ class Prediction:
     """What a model says of N specimens, each [N, n_targets]: mean and variance in the targets' units, and how much each counts
     among those of its event (log weights, up to a constant)."""
 
-    mean: NDArray[np.float32]
-    variance: NDArray[np.float32]
-    log_weights: NDArray[np.float32]
+    mean: NDArray[np.floating]
+    variance: NDArray[np.floating]
+    log_weights: NDArray[np.floating]
 
 
 def specimen_table(table: pd.DataFrame, targets: Sequence[str], predicted: Prediction) -> pd.DataFrame:

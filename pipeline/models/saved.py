@@ -1,4 +1,5 @@
-"""A trial's model on disk: `model.safetensors` (trained tensors, without the adapter's) and `adapter/` (PEFT's format).
+"""A trial's model on disk: `model.safetensors` (trained tensors, without the adapter's), and `adapter/` (PEFT's format) or
+`classifier.skops` (scikit-learn's) where there is one.
 
 Beside the tensors stands what they fit: the backbone's weights by hash, the cut, the domains in the order of their rows,
 the targets. PEFT itself loads an adapter of two blocks onto a tail of one without a word, so this is checked here.
@@ -10,16 +11,18 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline.backbones.base import Backbone
-from pipeline.config import Config
+from pipeline.config import ClassifierHead, Config
 from pipeline.errors import WorkError
 from pipeline.layout import TrialDir, read_json, write_tensors
 from pipeline.models.baselines import Boosting, Climatology
+from pipeline.models.classifiers import Classifier, load_classifier, save_classifier
 from pipeline.models.encoders import embedding_width, make_encoder
 from pipeline.models.metadata import Names
 from pipeline.models.outputs import make_output
@@ -57,13 +60,15 @@ class Facts:
 
 SCALES = ("target_mean", "target_scale", "feature_mean", "feature_scale")
 """Buffers of a Regressor that follow from the training data."""
-Model = Regressor | Climatology | Boosting
+Model = Regressor | Climatology | Boosting | Classifier
 
 
 def make_model(config: Config, facts: Facts, backbone: Backbone | None) -> Model:
     """A new model with weights drawn from the trial's seed; the global random state is left as it was."""
     if (baseline := make_baseline(config, facts)) is not None:
         return baseline
+    if (classifier := make_classifier(config, facts)) is not None:
+        return classifier
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         return assemble(config, facts, make_encoder(config.model.encoder, backbone))
@@ -75,6 +80,12 @@ def make_baseline(config: Config, facts: Facts) -> Climatology | Boosting | None
     if head.kind == "climatology":
         return Climatology(head, facts.names)
     return Boosting(facts.names) if head.kind == "boosting" else None
+
+
+def make_classifier(config: Config, facts: Facts) -> Classifier | None:
+    """A classifier of scikit-learn, if the head is one."""
+    head = config.model.head
+    return Classifier(head, facts.targets, config.model.normalize) if isinstance(head, ClassifierHead) else None
 
 
 def assemble(config: Config, facts: Facts, encoder: nn.Module) -> Regressor:
@@ -96,6 +107,8 @@ def save_model(model: Model, facts: Facts, trial: TrialDir) -> None:
         from pipeline.models.adapter import save_adapter  # PEFT takes seconds to import
 
         save_adapter(model.encoder, trial.adapter)
+    if isinstance(model, Classifier):
+        save_classifier(model, trial)
     state = {name: tensor.cpu().contiguous() for name, tensor in _own_state(model).items()}
     write_tensors(trial.model, state, {"carabid": json.dumps(asdict(facts), sort_keys=True)})
 
@@ -109,8 +122,10 @@ def read_trained(trial: TrialDir) -> dict[str, Any]:
         raise _damaged(trial.trained, error) from error
 
 
-def is_whole(trial: TrialDir, adapted: bool) -> bool:
-    """Whether the files of a trained model are there, each as long as its header says."""
+def is_whole(trial: TrialDir, adapted: bool, classifier: bool = False) -> bool:
+    """Whether the files of a trained model are there, each as long as its header says, or a whole archive."""
+    if classifier and not is_zipfile(trial.classifier):
+        return False
     files = [trial.model, *([trial.adapter / "adapter_model.safetensors"] if adapted else [])]
     try:
         for path in files:
@@ -147,6 +162,9 @@ def load_model(config: Config, trial: TrialDir, backbone: Backbone | None) -> Mo
     if (baseline := make_baseline(config, facts)) is not None:
         baseline.remember(state)
         return baseline.eval()
+    if (classifier := make_classifier(config, facts)) is not None:
+        load_classifier(classifier, trial)
+        return classifier.eval()
     model = assemble(config, facts, _load_encoder(config, facts, trial, backbone))
     model.load_state_dict(state, strict=False)
     missing = _own_state(model).keys() ^ state.keys()

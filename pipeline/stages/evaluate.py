@@ -67,7 +67,12 @@ def choose_split(config: Config, inputs: Inputs) -> Split:
     """The split to evaluate; auto is test where there is one."""
     wanted = config.evaluate.split
     if wanted == "auto":
-        return "test" if len(inputs.positions("test")) else "validation"
+        wanted = "test" if len(inputs.positions("test")) else "validation"
+    if wanted == "validation" and config.select.folds is not None:
+        raise WorkError(
+            "select.folds fits validation images too, and there is no test split: nothing is left to evaluate on. Name one "
+            "(data.split), or set select.folds=null"
+        )
     if not len(inputs.positions(wanted)):
         raise WorkError(f"evaluate.split is {wanted}, but the data have no such images; set evaluate.split=validation")
     return wanted

@@ -7,18 +7,22 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from pipeline.attempts import Attempts, spent, this_attempt
-from pipeline.config import Config, digest
+from pipeline.config import CLASSIFIER_KINDS, Config, digest
 from pipeline.device import choose_device, device_name, gpu_name, make_deterministic, set_threads
 from pipeline.errors import TakenOver, WorkError
 from pipeline.experiment import dump_config
 from pipeline.features.bank import make_bank
 from pipeline.layout import TrialDir, sweep, write_json, write_table, write_text
 from pipeline.lease import Lease
-from pipeline.metrics.events import event_table, fit_calibrations, specimen_table
+from pipeline.metrics.events import Prediction, event_table, fit_calibrations, specimen_table
 from pipeline.models.baselines import Boosting, Climatology
+from pipeline.models.classifiers import Classifier
 from pipeline.models.outputs import Categorical
 from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, Model, is_whole, make_model, read_trained, save_model
@@ -27,6 +31,7 @@ from pipeline.signals import StopFlag
 from pipeline.stages.inputs import Inputs, Split, differences, identity, load_inputs, make_facts
 from pipeline.training.baselines import fit_boosting, fit_climatology
 from pipeline.training.checkpoint import Progress, remove_checkpoint
+from pipeline.training.classifiers import fit_classifier
 from pipeline.training.loop import Run, Stop, fit
 from pipeline.training.ridge import fit_ridge
 from pipeline.training.samples import (
@@ -74,7 +79,9 @@ def is_trained(trial: TrialDir, inputs: Inputs) -> bool:
     except WorkError as error:
         print(f"carabid: {error}", flush=True)
         return False
-    return same and is_whole(trial, adapted=inputs.config.model.encoder.kind == "lora")
+    model = inputs.config.model
+    classifier = model.head.kind in CLASSIFIER_KINDS
+    return same and is_whole(trial, adapted=model.encoder.kind == "lora", classifier=classifier)
 
 
 def _forget_outdated(trial: TrialDir) -> None:
@@ -88,7 +95,7 @@ def _forget_outdated(trial: TrialDir) -> None:
     for path in (trial.trained, trial.results, trial.predictions, trial.events, trial.provenance, trial.card):
         path.unlink(missing_ok=True)
     trial.validation.unlink(missing_ok=True)
-    for path in (trial.model, trial.adapter, trial.validation, trial.resume_state, trial.attempts):
+    for path in (trial.model, trial.adapter, trial.classifier, trial.validation, trial.resume_state, trial.attempts):
         sweep(path)
 
 
@@ -114,17 +121,33 @@ def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts
     print(f"training {run.trial.path.name}: {_describe(model, train, validation)}, on {run.machine}", flush=True)
     check_selection(config, validation)
     _standardize(model, train, inputs, facts)
-    progress = _fit(model, train, validation, run)
-    return model, facts, progress, _calibrate(model, validation, inputs, facts, run.trial)
+    if isinstance(model, Classifier):
+        progress, left_out = fit_classifier(model, train, validation, config)
+        held_out = _held_out(model, validation, inputs, facts, left_out)
+    else:
+        progress = _fit(model, train, validation, run)
+        held_out = _held_out(model, validation, inputs, facts)
+    return model, facts, progress, _calibrate(held_out, inputs, facts, run.trial)
 
 
-def _calibrate(model: Model, validation: Samples, inputs: Inputs, facts: Facts, trial: TrialDir) -> dict[str, Any]:
-    """Calibrations of each target, as JSON, from the validation events; these stay in the folder, for ensembles.
+def _held_out(
+    model: Model, validation: Samples, inputs: Inputs, facts: Facts, left_out: NDArray[np.float64] | None = None
+) -> pd.DataFrame:
+    """Events that the model was not fitted to, and what it says of them: those of validation, or, if it was fitted to these too,
+    all of them, with what was said of each when it was `left_out` [N, C]."""
+    if left_out is None:
+        said, table = predict(model, validation), inputs.table("validation")
+    else:
+        said = Prediction(left_out, np.ones_like(left_out), np.zeros_like(left_out))
+        table = pd.concat([inputs.table("train"), inputs.table("validation")])
+    return event_table(specimen_table(table, facts.targets, said), facts.targets)
+
+
+def _calibrate(events: pd.DataFrame, inputs: Inputs, facts: Facts, trial: TrialDir) -> dict[str, Any]:
+    """Calibrations of each target, as JSON, from held-out events; these stay in the folder, for ensembles and exports.
 
     Of classes none: a probability says itself how sure it is.
     """
-    specimens = specimen_table(inputs.table("validation"), facts.targets, predict(model, validation))
-    events = event_table(specimens, facts.targets)
     write_table(trial.validation, events)
     if inputs.config.data.label is not None:
         return {}
@@ -153,7 +176,7 @@ def _samples(inputs: Inputs, facts: Facts, split: Split, device: torch.device) -
     return make_samples(bank, inputs.table(split), facts, device)
 
 
-def _fit(model: Model, train: Samples, validation: Samples, run: Run) -> Progress:
+def _fit(model: Regressor | Climatology | Boosting, train: Samples, validation: Samples, run: Run) -> Progress:
     if isinstance(model, Climatology):
         return fit_climatology(model, train, validation, run.config)
     if isinstance(model, Boosting):
@@ -171,7 +194,7 @@ def _describe(model: Model, train: Samples, validation: Samples) -> str:
 def _record(facts: Facts, inputs: Inputs, progress: Progress, attempts: Attempts) -> dict[str, Any]:
     train = inputs.table("train").groupby("event")[list(facts.targets)].first()
     return identity(inputs) | {
-        "selected_on": "validation",
+        "selected_on": "validation" if inputs.config.select.folds is None else "cross-validation",
         "best_epoch": progress.best_epoch,
         "best_metric": progress.best_metric,
         "epochs": progress.epoch,

@@ -32,6 +32,7 @@ class Model:
     def predict(self, image: Image.Image) -> float:
         """The score of one photograph, within 0 … 1: higher is more likely a hybrid."""
         try:
+            image.load()
             image = to_rgb(image)
         except Exception:  # a damaged file: PIL's decoders raise errors of many kinds, and nobody would catch them
             return NEUTRAL

@@ -26,9 +26,11 @@ from pipeline import correction
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone, Tail
 from pipeline.config import Backbone as BackboneConfig
-from pipeline.config import Config, Dinov2, OpenClip, Pixels, token_kind
+from pipeline.config import ClassifierHead, Config, Dinov2, OpenClip, Pixels, token_kind
 from pipeline.errors import UserError, WorkError
 from pipeline.layout import ExperimentDir, TrialDir, atomic_folder, atomic_path, read_json, write_json, write_text
+from pipeline.models import plain
+from pipeline.models.classifiers import Classifier, plain_arrays
 from pipeline.models.encoders import embedding_width
 from pipeline.models.outputs import MIN_SCALE, START, Categorical, LocationScale, Output, Quantiles
 from pipeline.models.pooling import HIDDEN
@@ -166,7 +168,7 @@ def _copy_code(folder: Path, challenge: str) -> None:
     """model.py, and what it imports."""
     here = Path(__file__).parent
     shutil.copyfile(here / f"{challenge}.py", folder / "model.py")
-    for file in (here / "network.py", Path(correction.__file__)):
+    for file in (here / "network.py", Path(correction.__file__), Path(plain.__file__)):
         shutil.copyfile(file, folder / file.name)
 
 
@@ -206,6 +208,9 @@ def _zip(folder: Path, target: Path) -> None:
 def _state(member: Member) -> State:
     """A member's tensors: its own under the names of `Network`, its tail under those of the backbone's library, after `tail.`"""
     model = member.model
+    if isinstance(model, Classifier):
+        arrays = plain_arrays(model.estimator, model.head)
+        return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
     if not isinstance(model, Regressor):
         return dict(model.state_dict())
     encoder: Any = model.encoder.merge_and_unload() if is_adapted(model) else model.encoder  # type: ignore[operator]
@@ -264,14 +269,17 @@ def _write_architecture(folder: Path, config: Config, backbone: Backbone) -> Non
 
 def _member_spec(member: Member, backbone: Backbone) -> Spec:
     head, names = member.config.model.head, member.facts.names
+    classifier = isinstance(head, ClassifierHead)
     spec: Spec = {
-        "kind": head.kind if head.kind in ("climatology", "boosting") else "network",
+        "kind": "plain" if classifier else head.kind if head.kind in ("climatology", "boosting") else "network",
         "trial": f"{member.trial.path.parent.name}/{member.trial.path.name}",
         "config_hash": read_trained(member.trial)["config_hash"],
         "targets": list(member.facts.learnt),
         "names": {"domains": names.domains, "species": names.species, "genera": names.genera},
         "calibration": read_trained(member.trial)["calibration"],
     }
+    if classifier:
+        return spec | {"classifier": head.kind, "normalize": member.config.model.normalize}
     if head.kind == "climatology":
         return spec | {"min_events": head.min_events}
     return spec if head.kind == "boosting" else spec | _network_spec(member, backbone)

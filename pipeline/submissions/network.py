@@ -1,8 +1,9 @@
 """The models of a submission, from a batch of images to what each member says of them.
 
 This file stands alone, without a word of this package: `carabid export` copies it beside `model.py` (what the platform calls),
-`correction.py` (what is done to images first), `submission.json` (what the members are made of) and `weights.pt` (plain
-tensors). It imports torch, numpy and Pillow, and what the backbone needs: open_clip or transformers; LightGBM for trees.
+`correction.py` (what is done to images first), `plain.py` (classifiers as arrays), `submission.json` (what the members are
+made of) and `weights.pt` (plain tensors). It imports torch, numpy and Pillow, and what the backbone needs: open_clip or
+transformers; LightGBM for trees.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plain  # plain.py and correction.py, beside this file
 import torch
-from correction import balance, rescale, to_rgb  # correction.py, beside this file
+from correction import balance, rescale, to_rgb
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -169,10 +171,32 @@ class TreesMember(Member):
         return mean, np.ones_like(mean), np.zeros_like(mean)
 
 
+class PlainMember(Member):
+    """A classifier of scikit-learn as arrays, on the backbone's features."""
+
+    def __init__(self, spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+        super().__init__(spec)
+        self.arrays = {name: tensor.numpy() for name, tensor in state.items()}
+
+    def say(self, batch: Batch) -> Said:
+        mean = plain.probabilities(self.spec["classifier"], self.arrays, self._embed(batch))
+        return mean, np.ones_like(mean), np.zeros_like(mean)
+
+    def log_odds(self, batch: Batch) -> Any:
+        return plain.log_odds(self.spec["classifier"], self.arrays, self._embed(batch))
+
+    def _embed(self, batch: Batch) -> Any:
+        features = batch.features("pooled", {}).float()
+        embedding = F.normalize(features, dim=-1) if self.spec["normalize"] else features
+        return embedding.cpu().numpy().astype("float64")
+
+
 def make_member(spec: Mapping[str, Any], state: Mapping[str, Tensor], device: torch.device) -> Member:
     """The member that a specification describes."""
     if spec["kind"] == "climatology":
         return ClimatologyMember(spec, state)
+    if spec["kind"] == "plain":
+        return PlainMember(spec, state)
     return TreesMember(spec, state) if spec["kind"] == "boosting" else NetworkMember(spec, state, device)
 
 

@@ -8,7 +8,7 @@ decision [B, 1] is the log-odds of the second, as scikit-learn has it; with C > 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -24,6 +24,8 @@ FEWEST = 1e-6
 LAMBDAS = np.array([0.41, 0.4, 0.37, 0.44, 0.39])
 COEFS = np.array([-1854.8214151, 3516.89893646, 221.29346712, 128.12323805, -2010.49422654])
 """The logistic function as a sum of error functions (Williams and Barber 1998, appendix A), with scikit-learn's numbers."""
+OUTSIDE = 0.01
+"""What `spread` leaves of 0 … 1 on either side for log odds beyond those that it knows."""
 NODES, WEIGHTS = np.polynomial.hermite.hermgauss(64)
 
 
@@ -61,6 +63,18 @@ def log_odds(kind: str, arrays: Arrays, x: Array) -> Array:
     if odds.shape[1] != (2 if kind == "knn" else 1):
         raise ValueError("log-odds are of two classes, and here are more")
     return odds[:, 0]
+
+
+def spread(log_odds: float, knots: Sequence[float]) -> float:
+    """Where log odds stand among ascending quantiles of others: evenly between them, ever closer to 0 and 1 beyond."""
+    low, high = knots[0], knots[-1]
+    scale = max(high - low, 1.0)
+    if log_odds < low:
+        return OUTSIDE * math.exp((log_odds - low) / scale)
+    if log_odds > high:
+        return 1 - OUTSIDE * math.exp((high - log_odds) / scale)
+    at = np.linspace(OUTSIDE, 1 - OUTSIDE, len(knots)) if len(knots) > 1 else [0.5]
+    return float(np.interp(log_odds, knots, at))
 
 
 def _standardise(arrays: Arrays, x: Array) -> Array:

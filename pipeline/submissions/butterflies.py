@@ -7,19 +7,15 @@ odds stand among those of validation images, which keeps the order.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import numpy as np
+import plain
 import torch
 from correction import to_rgb
-from network import Batch, load  # network.py and correction.py, beside this file
+from network import Batch, load  # as plain.py and correction.py it lies beside this file
 from PIL import Image
 
 NEUTRAL = 0.5
 """The score of an image that cannot be decoded: what half of the validation images have less than."""
-OUTSIDE = 0.01
-"""What is left of 0 … 1 on either side for log odds beyond those of the validation images."""
 
 
 class Model:
@@ -36,22 +32,10 @@ class Model:
             image = to_rgb(image)
         except Exception:  # a damaged file: PIL's decoders raise errors of many kinds, and nobody would catch them
             return NEUTRAL
-        return spread(self.log_odds(image), self.spec["knots"])
+        return float(plain.spread(self.log_odds(image), self.spec["knots"]))
 
     def log_odds(self, image: Image.Image) -> float:
         """log p / (1 − p) of a decoded photograph being of a hybrid, the mean of what the members say."""
         batch = Batch([{"relative_img": image, "domainID": None, "scientificName": None}], self.backbone)
         with torch.inference_mode():
             return float(np.mean([member.log_odds(batch)[0] for member in self.members]))
-
-
-def spread(log_odds: float, knots: Sequence[float]) -> float:
-    """Where log odds stand among ascending quantiles of others: evenly between them, ever closer to 0 and 1 beyond."""
-    low, high = knots[0], knots[-1]
-    scale = max(high - low, 1.0)
-    if log_odds < low:
-        return OUTSIDE * math.exp((log_odds - low) / scale)
-    if log_odds > high:
-        return 1 - OUTSIDE * math.exp((high - log_odds) / scale)
-    at = np.linspace(OUTSIDE, 1 - OUTSIDE, len(knots)) if len(knots) > 1 else [NEUTRAL]
-    return float(np.interp(log_odds, knots, at))

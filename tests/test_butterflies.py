@@ -1,0 +1,279 @@
+"""The butterflies' task: from photographs to figures, and the exported submission, which scores as the trained model does."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.errors import UserError, WorkError
+from pipeline.experiment import Experiment, load_experiment
+from pipeline.layout import ExperimentDir, TrialDir, read_json
+from pipeline.models.plain import spread
+from pipeline.results import CLASSES, by_look, collect
+from pipeline.stages import evaluate, extract, train
+from pipeline.stages.predict import Origin, predict_event, predict_files
+from pipeline.submissions.check import check
+from pipeline.submissions.clean import environment
+from pipeline.submissions.codabench import export
+from pipeline.tasks import load_task
+from tests.conftest import Assets, carabid
+
+CONFIG = "configs/butterflies/logistic.yaml"
+QUICK = ("device=cpu", "features.dtype=fp32", "data.split.fold=0", "resources.lease_seconds=1")
+MLP = ("train.epochs=3", "train.precision=fp32", "optim.lr=1e-2")
+PIXELS = ("backbone={kind: pixels, size: 8}", "model.normalize=false", "model.encoder.kind=frozen")
+TRIALS = {
+    "logistic": (*PIXELS, "model.head.kind=logistic"),
+    "svc": (*PIXELS, "model.head.kind=svc", "select.folds=3"),
+    "sgd": (*PIXELS, "model.head.kind=sgd"),
+    "knn": (*PIXELS, "model.head.kind=knn"),
+    "gaussian_process": (*PIXELS, "model.head.kind=gaussian_process"),
+    "lda": (*PIXELS, "model.head.kind=lda"),
+    "trees": (*PIXELS, "model.head.kind=hist_gradient_boosting", "model.head.rounds=10"),
+    "mahalanobis": (*PIXELS, "model.head.kind=mahalanobis", "data.columns.auxiliary=[subspecies,parent_subspecies_1]"),
+    "knn_distance": (*PIXELS, "model.head.kind=knn_distance"),
+    "mlp": (
+        *PIXELS, *MLP, "model.head={kind: mlp, hidden: [8]}", "loss.auxiliary=0.5", "loss.balanced=true", "loss.focal=1",
+        "data.columns.auxiliary=[subspecies,parent_subspecies_1,parent_subspecies_2]", "model.standardize_features=true",
+    ),
+}  # fmt: skip
+TAILS = {
+    "lora": ("model.encoder={kind: lora, blocks: 1, r: 4}", "model.head={kind: mlp, hidden: [8]}", *MLP),
+    "finetuned": ("model.encoder={kind: finetuned, blocks: 1}", "model.head={kind: mlp, hidden: []}", *MLP),
+}
+DRIVER = """
+import importlib, json, sys
+from PIL import Image
+folders, files, said = json.load(open(sys.argv[1])), json.load(open(sys.argv[2])), {}
+for folder in folders:
+    sys.path.insert(0, folder)
+    for name in ("model", "network", "plain", "correction"):
+        sys.modules.pop(name, None)
+    model = importlib.import_module("model").Model()
+    model.load()
+    scores = [model.predict(Image.open(file)) for file in files]
+    assert all(type(score) is float for score in scores)
+    said[folder] = [scores, [model.log_odds(Image.open(file)) for file in files[:-1]]]
+assert not {"pipeline", "peft", "sklearn", "skops"} & set(sys.modules)
+json.dump(said, open(sys.argv[3], "w"))
+"""
+"""Loads exported folders as the platform does; the last file is one that does not decode."""
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("butterflies")
+    load_task("butterflies").generate(folder / "data", seed=0, scale=0.1)
+    return folder / "data" / "butterflies.csv"
+
+
+def load(table: Path, *overrides: str) -> Experiment:
+    columns = ("data.columns.domain=ssp_indicator", f"data.images={table.parent / 'images'}")
+    return load_experiment(CONFIG, (f"data.source={table}", *columns, *QUICK, *overrides))
+
+
+def finish(experiment: Experiment) -> TrialDir:
+    (trial,) = experiment.trials
+    folder = experiment.dir.trial(trial.name)
+    extract.ensure(trial.config)
+    train.run(trial.config, folder)
+    evaluate.run(trial.config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(table: Path, assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, TrialDir]]:
+    """A trial of each kind, trained and evaluated."""
+    clip = f"backbone={{kind: open_clip, name: 'local-dir:{assets.clip}'}}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CARABID_ROOT", str(tmp_path_factory.mktemp("trained")))
+        kinds = TRIALS | {name: (clip, *overrides) for name, overrides in TAILS.items()}
+        yield {name: finish(load(table, *overrides)) for name, overrides in kinds.items()}
+
+
+@pytest.fixture(scope="module")
+def photographs(table: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Photographs in the modes that people save, and at the end one that opens and does not decode."""
+    folder, files = tmp_path_factory.mktemp("photographs"), []
+    for i, path in enumerate(sorted((table.parent / "images").iterdir())[:8]):
+        files.append(folder / f"{i}.png")
+        Image.open(path).convert(("RGB", "RGBA", "L", "P")[i % 4]).save(files[-1])
+    broken = folder / "broken.png"
+    broken.write_bytes(files[0].read_bytes()[: files[0].stat().st_size // 2])
+    return [*files, broken]
+
+
+# ---------------------------------------------------------------- results
+def test_every_kind_of_classifier_is_evaluated_in_one_schema(trained: dict[str, TrialDir]) -> None:
+    for name, trial in trained.items():
+        results = read_json(trial.results)
+        assert {"roc_auc", "average_precision", "balanced_accuracy", "log_loss", "intervals"} <= results[
+            "summary"
+        ].keys()
+        assert set(results["classes"]) == {"hybrid", "non-hybrid"} and results["summary"]["positive"] == "hybrid"
+        assert {"challenge_score", "mimic_recall", "A_PRC_AUC"} <= results["challenge"].keys(), name
+        assert results["summary"]["selection"]["metric"] == "roc_auc"
+        assert results["selected_on"] == ("cross-validation" if name == "svc" else "validation")
+        said = pd.read_parquet(trial.predictions)
+        assert said.groupby("id")["prediction"].sum().to_numpy() == pytest.approx(1, abs=1e-5)
+
+
+def test_classifiers_find_hybrids_among_generated_butterflies(trained: dict[str, TrialDir]) -> None:
+    scores = {name: read_json(trained[name].results)["summary"]["roc_auc"] for name in ("logistic", "svc", "trees")}
+    assert min(scores.values()) > 0.6, scores
+
+
+def test_photographs_of_a_specimen_are_on_one_side(table: Path) -> None:
+    experiment = load(table, *TRIALS["lda"])
+    found = load_task("butterflies").load(experiment.config.data).table
+    assert found["event"].duplicated().any() and found.groupby("event")["split"].nunique().max() == 1
+    shares = found.groupby("split")["hybrid_stat=hybrid"].mean()
+    assert shares.max() - shares.min() < 0.1
+
+
+def test_folds_of_its_own_leave_no_validation_image_to_evaluate_on(trained: dict[str, TrialDir], table: Path) -> None:
+    held_out = pd.read_parquet(trained["svc"].validation)
+    assert len(held_out) > 1.5 * len(pd.read_parquet(trained["lda"].validation))
+    experiment = load(table, *TRIALS["svc"], "evaluate.split=validation")
+    with pytest.raises(WorkError, match=r"select\.folds fits validation images too"):
+        evaluate.run(experiment.config, trained["svc"])
+
+
+def test_a_classifiers_file_that_is_damaged_is_trained_again(
+    trained: dict[str, TrialDir], table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment, trial = load(table, *TRIALS["lda"]), trained["lda"]
+    before = trial.classifier.read_bytes()
+    trial.classifier.write_bytes(before[:100])
+    with pytest.raises(WorkError, match=r"classifier\.skops"):
+        evaluate.run(experiment.config, trial)
+    finish(experiment)
+    assert "trained again" in capsys.readouterr().out and trial.classifier.stat().st_size > 100
+
+
+def test_results_of_classes_have_a_table_of_their_own(trained: dict[str, TrialDir]) -> None:
+    tables = by_look(collect([ExperimentDir(trained["lda"].path.parent)]))
+    assert list(tables) == [CLASSES]
+    assert all("challenge_score" in row.figures and "hybrid.recall" in row.figures for row in tables[CLASSES])
+
+
+def test_predict_says_the_probability_of_each_class(trained: dict[str, TrialDir], photographs: list[Path]) -> None:
+    for name in ("mlp", "lda"):
+        (said,) = predict_files(trained[name].path, photographs[:1], Origin(), "cpu")
+        assert list(said) == ["hybrid_stat=hybrid", "hybrid_stat=non-hybrid"] and sum(said.values()) == pytest.approx(1)
+        event = predict_event(trained[name].path, photographs[:2], Origin(), "cpu")
+        assert event["hybrid_stat=hybrid"][1] is None and 0 <= event["hybrid_stat=hybrid"][0] <= 1
+
+
+# ---------------------------------------------------------------- the submission
+@pytest.fixture(scope="module")
+def clean() -> Iterator[Path]:
+    with environment(None) as interpreter:
+        yield interpreter
+
+
+@pytest.fixture(scope="module")
+def submitted(
+    trained: dict[str, TrialDir], photographs: list[Path], clean: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What exported folders say, in a process of its own: scores, and log odds of those that decode."""
+    here = tmp_path_factory.mktemp("submitted")
+    folders = {name: export([t.path], here / name, zipped=False, with_backbone=True) for name, t in trained.items()}
+    both = [trained["lda"].path, trained["mlp"].path]
+    folders["both"] = export(both, here / "both", zipped=False, with_backbone=True)
+    (here / "folders.json").write_text(json.dumps(list(map(str, folders.values()))))
+    (here / "files.json").write_text(json.dumps(list(map(str, photographs))))
+    files = [str(here / name) for name in ("folders.json", "files.json", "answer.json")]
+    environ = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([clean, "-c", DRIVER, *files], capture_output=True, text=True, env=environ, timeout=300)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads((here / "answer.json").read_text())
+    return {name: answer[str(folder)] for name, folder in folders.items()}
+
+
+def test_a_submission_says_the_probabilities_that_predict_says(
+    trained: dict[str, TrialDir], submitted: dict[str, Any], photographs: list[Path]
+) -> None:
+    for name, trial in trained.items():
+        said = [each["hybrid_stat=hybrid"] for each in predict_files(trial.path, photographs[:-1], Origin(), "cpu")]
+        odds = np.array(submitted[name][1])
+        # Log odds of a Gaussian process are by another, finer quadrature; k-NN's are clipped (see models/plain.py).
+        tolerance = {"gaussian_process": 1e-3}.get(name, 1e-5 if name in ("mlp", *TAILS) else 2e-6)
+        assert 1 / (1 + np.exp(-odds)) == pytest.approx(said, abs=tolerance), name
+
+
+def test_a_broken_image_gets_a_neutral_score_and_others_keep_their_order(submitted: dict[str, Any]) -> None:
+    for name, (scores, odds) in submitted.items():
+        assert scores[-1] == 0.5 and min(scores) > 0 and max(scores) < 1
+        order = np.argsort(odds, kind="stable")
+        assert (np.diff(np.array(scores[:-1])[order]) >= 0).all(), name
+
+
+def test_several_trials_are_one_by_their_mean_log_odds(submitted: dict[str, Any]) -> None:
+    expected = (np.array(submitted["lda"][1]) + np.array(submitted["mlp"][1])) / 2
+    assert submitted["both"][1] == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_exported_submission_passes_the_check(trained: dict[str, TrialDir], clean: Path, tmp_path: Path) -> None:
+    archive = export([trained["lda"].path], tmp_path / "out", zipped=True, with_backbone=False)
+    said = "\n".join(check(archive, clean))
+    assert "2 that open and do not decode" in said and "the same scores again" in said
+    done = carabid("export", "--check", tmp_path / "out", "--challenge", "moths", root=tmp_path, check=False)
+    assert done.returncode == 2 and "choose beetles or butterflies" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return 1", "is int, not a Python float"),
+        ("return float('nan')", "is nan"),
+        ("return float(np.asarray(image).mean())", r"cut-short.*raised(.|\n)*truncated"),
+        ("return random.random()", "draw nothing at random"),
+    ],
+)
+def test_what_the_platform_would_stumble_over_is_named(body: str, message: str, clean: Path, tmp_path: Path) -> None:
+    head = "import random\nimport numpy as np\n\n\nclass Model:\n    def load(self):\n        pass\n\n"
+    (tmp_path / "model.py").write_text(f"{head}    def predict(self, image):\n        {body}\n")
+    with pytest.raises(WorkError, match=message):
+        check(tmp_path, clean, challenge="butterflies")
+
+
+def test_scores_that_are_all_the_same_are_noted(clean: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        "class Model:\n    load = lambda self: None\n    predict = lambda self, image: 1.0\n"
+    )
+    assert any(line.startswith("note: 16 of 16 images") for line in check(tmp_path, clean, challenge="butterflies"))
+
+
+def test_more_than_two_classes_are_no_submission(table: Path, root: Path, tmp_path: Path) -> None:
+    trial = finish(load(table, *TRIALS["lda"], "data.label=ssp_indicator", "data.positive=null"))
+    with pytest.raises(UserError, match="tells 3 classes apart"):
+        export([trial.path], tmp_path / "out", zipped=False, with_backbone=False)
+
+
+odds = st.lists(st.floats(-50, 50), min_size=2, max_size=30)
+
+
+@given(odds, st.lists(st.floats(-20, 20), min_size=1, max_size=50))
+def test_spread_scores_keep_the_order_of_log_odds(values: list[float], others: list[float]) -> None:
+    knots = np.unique(others).tolist()
+    scores = [spread(value, knots) for value in sorted(values)]
+    assert all(a <= b for a, b in itertools.pairwise(scores)) and scores[0] >= 0 and scores[-1] <= 1
+
+
+def test_spread_scores_do_not_saturate_where_probabilities_do() -> None:
+    """Log odds of 12 and 13 are probabilities that both round to 1.0000."""
+    knots = np.quantile(np.random.default_rng(0).normal(0, 6, 300), np.linspace(0, 1, 101)).tolist()
+    scores = [round(spread(value, knots), 4) for value in (11.0, 12.0, 13.0, 14.0, knots[-1] + 1, knots[-1] + 2)]
+    assert len(set(scores)) == 6 and scores == sorted(scores)

@@ -295,6 +295,17 @@ def test_a_network_starts_as_its_backbone_learns_and_leaves_that_as_it_was(numbe
     assert backbone.weights_hash() == before and not any(p.requires_grad for p in backbone.parameters())
 
 
+@pytest.mark.parametrize("kind", ["plain", "registers"])
+def test_dinov2s_positions_are_resized_once_and_not_in_every_step(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made for 28 × 28 pixels, used at 42 × 42: 4 × 4 positions become 6 × 6."""
+    backbone, images = make_dinov2(small_dinov2(kind), side=42), noise(3, 42)
+    expected, network = backbone.embed(images), backbone.network().eval()
+    monkeypatch.setattr("torch.nn.functional.interpolate", None)
+    assert torch.equal(network(images), expected)
+    positions = network.backbone.get_submodule("model.embeddings").position_embeddings
+    assert isinstance(positions, nn.Parameter) and positions.requires_grad and positions.shape == (1, 37, 32)
+
+
 def test_what_the_embedding_does_not_depend_on_is_not_trained(assets: Assets) -> None:
     network = load_backbone(networks(assets)[2][0]).network()
     fixed = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]

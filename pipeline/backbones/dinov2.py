@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from pipeline import config as configuration
 from pipeline import hub
-from pipeline.backbones.base import Backbone, Tail, check_native, seeded
+from pipeline.backbones.base import Backbone, Network, Tail, check_native, seeded
 from pipeline.correction import to_rgb
 from pipeline.errors import UserError, WorkError
 
@@ -116,6 +116,20 @@ class Dinov2Backbone(Backbone):
     def make_tail(self, cut: int) -> Tail:
         self._check_cut(cut)
         return Dinov2Tail(self.model, cut, self.n_prefix, self.pooling).trainable()
+
+    def network(self) -> Network:
+        """Its positions are brought to the size of the images once, and learned as they then are: transformers would do it in
+        every step, by a bicubic resampling whose gradient is not deterministic on a GPU."""
+        network = super().network()
+        embeddings = cast(Any, network.backbone).model.embeddings
+        tokens = torch.zeros(1, 1 + self.grid[0] * self.grid[1], self.width)
+        patch_height, patch_width = embeddings.patch_embeddings.patch_size
+        with torch.no_grad():
+            positions = embeddings.interpolate_pos_encoding(
+                tokens, self.grid[0] * patch_height, self.grid[1] * patch_width
+            )
+        embeddings.position_embeddings = nn.Parameter(positions.clone())
+        return network
 
     def extra_repr(self) -> str:
         """Part of the key of features: their modules alone do not tell the poolings apart. (Nothing for what there was first.)"""

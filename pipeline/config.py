@@ -212,6 +212,22 @@ class Dinov2(Section):
     """Hub name or local folder."""
     revision: str | None = None
     """Commit, tag or branch on the Hub."""
+    pooling: Literal["cls", "cls_mean"] = "cls"
+    """The embedding: the class token; or the class token and, after it, the mean of the patch tokens."""
+
+
+class Timm(Section):
+    """Any image network of timm: its pooled features, without its classifier."""
+
+    kind: Literal["timm"]
+    name: str = "resnet18"
+    """An architecture (with or without a tag: `resnet18.a1_in1k`), `hf-hub:owner/name`, or `local-dir:/a/folder`."""
+    pretrained: bool = False
+    """Whether an architecture's published weights are loaded; false: random weights drawn from `seed`."""
+    image_size: Positive | None = None
+    """Side in pixels of the images that it reads; null: what it was made for."""
+    seed: Seed = 0
+    """Seed of random weights; unused where weights are loaded."""
 
 
 class Pixels(Section):
@@ -222,7 +238,35 @@ class Pixels(Section):
     """Side of the thumbnail in pixels."""
 
 
-Backbone = Annotated[OpenClip | Dinov2 | Pixels, Field(discriminator="kind")]
+Part = Annotated[OpenClip | Dinov2 | Timm | Pixels, Field(discriminator="kind")]
+
+
+class Concat(Section):
+    """Several backbones as one: their embeddings, each scaled to length 1, one after the other."""
+
+    kind: Literal["concat"]
+    parts: tuple[Part, ...] = (OpenClip(), Dinov2(kind="dinov2"))
+    """The backbones, each a block with its `kind`."""
+
+    @field_validator("parts")
+    @classmethod
+    def _are_several(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        if len(parts) < 2:
+            raise ValueError("a concatenation is of two backbones or more; one alone is written as the backbone itself")
+        return parts
+
+
+Backbone = Annotated[OpenClip | Dinov2 | Timm | Pixels | Concat, Field(discriminator="kind")]
+
+
+def backbone_parts(backbone: Backbone) -> tuple[Part, ...]:
+    """The backbones that one is made of: itself, or the parts of a concatenation."""
+    return backbone.parts if isinstance(backbone, Concat) else (backbone,)
+
+
+def backbone_name(backbone: Backbone) -> str:
+    """What people call a backbone: `facebook/dinov2-base`, `pixels`, `resnet18 + pixels`."""
+    return " + ".join("pixels" if part.kind == "pixels" else part.name for part in backbone_parts(backbone))
 
 
 # ---------------------------------------------------------------- features
@@ -296,7 +340,15 @@ class PatchConvs(Section):
     """Output channels of the second convolution."""
 
 
-Encoder = Annotated[Frozen | FineTuned | Lora | PatchConvs, Field(discriminator="kind")]
+class EndToEnd(Section):
+    """Nothing is frozen: the whole backbone learns from images, which are cached as it reads them."""
+
+    kind: Literal["end_to_end"]
+    lr_scale: float = Field(1.0, gt=0)
+    """Learning rate of the backbone, as a multiple of `optim.lr`."""
+
+
+Encoder = Annotated[Frozen | FineTuned | Lora | PatchConvs | EndToEnd, Field(discriminator="kind")]
 
 
 class MlpHead(Section):
@@ -562,11 +614,37 @@ class CrossEntropy(Section):
 Loss = Annotated[PlainLoss | StudentTLoss | QuantileLoss | CrossEntropy, Field(discriminator="kind")]
 
 
+class ImageAugment(Section):
+    """Augmentations of the images that `model.encoder.kind: end_to_end` learns from, drawn for each image; 0 or false turns
+    one off."""
+
+    flip: bool = False
+    """Mirror half of the images, left and right."""
+    rotation: float = Field(0.0, ge=0, le=180)
+    """Turn by up to so many degrees, either way."""
+    scale: float = Field(0.0, ge=0)
+    """Shrink or enlarge by up to this fraction: a factor between 1 / (1 + scale) and 1 + scale."""
+    shift: Fraction = 0.0
+    """Shift by up to this fraction of the side, in both directions."""
+    brightness: float = Field(0.0, ge=0)
+    """Add up to so much, or take it away, in the units of the network's input (about its standard deviations)."""
+    contrast: Fraction = 0.0
+    """Stretch or flatten by up to this fraction around the image's mean."""
+    erase: Fraction = 0.0
+    """Probability that a random rectangle becomes 0, the colour that the network takes for the mean."""
+
+    def is_on(self) -> bool:
+        """Whether anything is on."""
+        return any(self.model_dump().values())
+
+
 class Augment(Section):
-    """Augmentations of cached features, applied in this order; 0 turns one off."""
+    """Augmentations of what the encoder reads, applied in this order; 0 turns one off."""
 
     specimen_dropout: BelowOne = 0.0
     """Probability that a specimen is left out of its batch, or of its event (at least one stays)."""
+    images: ImageAugment = ImageAugment()
+    """Of images, where these are what it reads."""
     mixup_alpha: float = Field(0.0, ge=0)
     """λ ~ Beta(α, α) per batch mixes features, targets and domain embeddings (mixup, arXiv 1710.09412)."""
     domain_dropout: Fraction = 0.0
@@ -879,9 +957,26 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _encoder_fits_backbone(self) -> Config:
-        if self.backbone.kind == "pixels" and self.model.encoder.kind != "frozen":
+        backbone, encoder = self.backbone.kind, self.model.encoder.kind
+        if backbone == "pixels" and encoder != "frozen":
+            raise ValueError(f"backbone.kind pixels has no blocks: model.encoder.kind {encoder} needs a network")
+        if backbone == "concat" and encoder != "frozen":
             raise ValueError(
-                f"backbone.kind pixels has no blocks: model.encoder.kind {self.model.encoder.kind} needs a network"
+                f"backbone.kind concat is several networks: model.encoder.kind {encoder} needs one; use frozen"
+            )
+        if backbone == "timm" and encoder not in ("frozen", "end_to_end"):
+            raise ValueError(
+                f"backbone.kind timm cannot be cut: model.encoder.kind {encoder} needs open_clip or dinov2; use frozen or "
+                "end_to_end"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _images_are_augmented_where_they_are_read(self) -> Config:
+        if self.augment.images.is_on() and self.model.encoder.kind != "end_to_end":
+            raise ValueError(
+                "augment.images changes images, and model.encoder.kind "
+                f"{self.model.encoder.kind} reads cached features: it needs end_to_end"
             )
         return self
 
@@ -946,9 +1041,11 @@ def features_of(config: Config) -> list[Any]:
     return [config.backbone.model_dump(mode="json"), config.features.model_dump(mode="json"), *token_kind(config)]
 
 
-def token_kind(config: Config) -> tuple[Literal["pooled", "patches", "cut"], int]:
+def token_kind(config: Config) -> tuple[Literal["pooled", "patches", "cut", "images"], int]:
     """Which features the encoder reads, and for `cut` how many of the last blocks the tail holds (else 0)."""
     encoder = config.model.encoder
     if encoder.kind in ("finetuned", "lora"):
         return "cut", encoder.blocks
+    if encoder.kind == "end_to_end":
+        return "images", 0
     return ("patches" if encoder.kind == "patch_convs" else "pooled"), 0

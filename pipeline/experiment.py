@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import NOT_SCIENCE, Config, changes, digest, flatten, science
+from pipeline.config import NOT_SCIENCE, Config, Part, changes, digest, flatten, science
 from pipeline.errors import UserError
 from pipeline.explain import blocks_in, explain
 from pipeline.layout import PROJECT, ExperimentDir, experiment_dir, root
@@ -514,10 +514,10 @@ def _resolve_paths(config: Config, absolute: Absolute) -> Config:
     """Local folders and files become absolute, so that a job that starts elsewhere reads the same ones."""
     data, backbone = config.data, config.backbone
     data = _with(data, source=absolute(data.source), images=absolute(data.images) if data.images else None)
-    if backbone.kind != "pixels":
-        backbone = _with(backbone, name=_resolve_backbone(backbone.name, absolute))
-    if backbone.kind == "open_clip" and backbone.pretrained:
-        backbone = _with(backbone, pretrained=absolute(backbone.pretrained))
+    if backbone.kind == "concat":
+        backbone = _with(backbone, parts=tuple(_resolve_backbone(part, absolute) for part in backbone.parts))
+    else:
+        backbone = _resolve_backbone(backbone, absolute)
     return _with(config, data=data, backbone=backbone)
 
 
@@ -527,7 +527,15 @@ def _with(section: S, **values: Any) -> S:
     return section if same else section.model_copy(update=values)
 
 
-def _resolve_backbone(name: str, absolute: Absolute) -> str:
+def _resolve_backbone(part: Part, absolute: Absolute) -> Part:
+    if part.kind == "pixels":
+        return part
+    if part.kind == "open_clip" and part.pretrained:
+        part = _with(part, pretrained=absolute(part.pretrained))
+    return _with(part, name=_resolve_name(part.name, absolute))
+
+
+def _resolve_name(name: str, absolute: Absolute) -> str:
     prefix = "local-dir:"
     return prefix + absolute(name.removeprefix(prefix)) if name.startswith(prefix) else absolute(name)
 

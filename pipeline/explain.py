@@ -34,7 +34,7 @@ def _in_words(key: str, error: ErrorDetails) -> str:
         example = error["input"] if isinstance(error["input"], str | int | float) else "a, b"
         return f"write a list: [{example}]"
     if error["type"] in ("model_type", "model_attributes_type"):
-        return f"this is a block of keys: {', '.join(_below(f'{key}.'))}"
+        return f"this is a block of keys: {', '.join(_names_in(key))}"
     return error["msg"].removeprefix("Value error, ")
 
 
@@ -58,6 +58,8 @@ def _place(key: str, places: dict[str, str], path: Path) -> str:
 
 
 def _nearest(key: str) -> str:
+    if any(part.isdigit() for part in key.split(".")):
+        return _nearest_in_element(key)
     if kinds := _kinds_with(key):
         return f" here: it is a key of `{key.rpartition('.')[0]}.kind` {' or '.join(kinds)}"
     if corrected := _corrected(key):
@@ -71,6 +73,28 @@ def _nearest(key: str) -> str:
         return f"; here exist: {', '.join(_siblings(key))}"
     verb = "does" if len(near) == 1 else "do"
     return f", but {' and '.join(f'`{name}`' for name in near)} {verb}"
+
+
+def _nearest_in_element(key: str) -> str:
+    """The same of a key in a block that is an element of a list: `backbone.parts.0.nmae`."""
+    block, _, last = key.rpartition(".")
+    names = _names_in(block)
+    near = difflib.get_close_matches(last, names, n=1)
+    return f", but `{block}.{near[0]}` does" if near else f"; here exist: {', '.join(names)}"
+
+
+def _names_in(block: str) -> list[str]:
+    """The keys of a block, which may be an element of a list."""
+    models: list[type[BaseModel]] = [Config]
+    for part in block.split("."):
+        models = models if part.isdigit() else _inside(models, part)
+    return list(dict.fromkeys(name for model in models for name in model.model_fields))
+
+
+def _inside(models: Iterable[type[BaseModel]], name: str) -> list[type[BaseModel]]:
+    """The blocks that stand under a name in any of these, alone or in a list."""
+    fields = [model.model_fields[name] for model in models if name in model.model_fields]
+    return [block for info in fields for block in blocks_in(info.annotation, of_lists=True)]
 
 
 def _corrected(key: str) -> str | None:
@@ -120,13 +144,13 @@ def field_names(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
             yield from field_names(block, f"{prefix}{name}.")
 
 
-def blocks_in(annotation: Any) -> list[type[BaseModel]]:
-    """The configuration blocks that a field's annotation allows."""
+def blocks_in(annotation: Any, of_lists: bool = False) -> list[type[BaseModel]]:
+    """The configuration blocks that a field's annotation allows; with `of_lists` also as elements of a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if get_origin(annotation) is None or get_origin(annotation) in (tuple, list):
+    if get_origin(annotation) is None or (get_origin(annotation) in (tuple, list) and not of_lists):
         return []
-    return [block for argument in get_args(annotation) for block in blocks_in(argument)]
+    return [block for argument in get_args(annotation) for block in blocks_in(argument, of_lists)]
 
 
 def _without_tags(loc: tuple[int | str, ...]) -> list[int | str]:
@@ -134,12 +158,11 @@ def _without_tags(loc: tuple[int | str, ...]) -> list[int | str]:
     kept: list[int | str] = []
     models: list[type[BaseModel]] = [Config]
     for part in loc:
-        fields = {name: info for model in models for name, info in model.model_fields.items()}
         if len(models) > 1 and part in _kinds(models):
             models = [model for model in models if part in _kinds([model])]
             continue
         kept.append(part)
-        models = blocks_in(fields[str(part)].annotation) if str(part) in fields else []
+        models = models if isinstance(part, int) else _inside(models, part)
     return kept
 
 

@@ -28,6 +28,7 @@ PACKAGES = (
     "torchvision",
     "open_clip_torch",
     "transformers",
+    "timm",
     "peft",
     "datasets",
     "huggingface_hub",

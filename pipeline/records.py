@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.config import Backbone, Config, Data, digest, token_kind
+from pipeline.config import Backbone, Concat, Config, Data, digest, token_kind
 from pipeline.dataset import BadImage, Dataset, content_of, known_signature
 from pipeline.errors import UserError, WorkError
 from pipeline.features.key import Ingredients
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 UNREADABLE = ""
 """Stands for the sha256 of an image that is not there."""
-LIBRARIES = ("torch", "torchvision", "open_clip_torch", "transformers", "pillow")
+LIBRARIES = ("torch", "torchvision", "open_clip_torch", "transformers", "timm", "pillow")
 """What a backbone's weights, shape and transform may change with."""
 
 Record = TypeVar("Record", "DataRecord", "WeightsRecord")
@@ -63,6 +63,8 @@ class WeightsRecord:
     """Of a token."""
     n_patches: int
     n_parameters: int
+    n_inputs: int
+    """Numbers in one image as it reads it."""
 
 
 # ---------------------------------------------------------------- data
@@ -119,6 +121,8 @@ def weights_record(config: Config, load: Callable[[], LoadedBackbone], again: bo
 
 
 def _describe(now: str, backbone: LoadedBackbone) -> WeightsRecord:
+    from PIL import Image  # who only reads records needs none
+
     architecture = hashlib.sha256(repr(backbone).encode()).hexdigest()
     return WeightsRecord(
         signature=now,
@@ -130,6 +134,7 @@ def _describe(now: str, backbone: LoadedBackbone) -> WeightsRecord:
         width=backbone.width,
         n_patches=backbone.grid[0] * backbone.grid[1],
         n_parameters=sum(parameter.numel() for parameter in backbone.parameters()),
+        n_inputs=backbone.transform(Image.new("RGB", (64, 64))).numel(),
     )
 
 
@@ -144,15 +149,20 @@ def weights_signature(backbone: Backbone) -> str | None:
 
 def _origin(backbone: Backbone) -> Any:
     """Where weights come from, and in which state: files, a Hub commit, or nowhere (pixels, random, a fixed tag)."""
+    if isinstance(backbone, Concat):
+        origins = [_origin(part) for part in backbone.parts]
+        return None if None in origins else origins
     if backbone.kind == "pixels":
         return "none"
     if backbone.kind == "dinov2":
         return _files(Path(backbone.name)) or _hub_commit(backbone.name, "config.json", backbone.revision)
     if backbone.name.startswith("hf-hub:"):
-        return _hub_commit(backbone.name.removeprefix("hf-hub:"), "open_clip_config.json", None)
+        file = "config.json" if backbone.kind == "timm" else "open_clip_config.json"
+        return _hub_commit(backbone.name.removeprefix("hf-hub:"), file, None)
     if backbone.name.startswith("local-dir:"):
         return _files(Path(backbone.name.removeprefix("local-dir:")))
-    return (_files(Path(backbone.pretrained)) if backbone.pretrained else None) or "tag or random"
+    local = Path(backbone.pretrained) if backbone.kind == "open_clip" and backbone.pretrained else None
+    return (_files(local) if local else None) or "tag or random"
 
 
 def _files(path: Path) -> list[tuple[str, int, int]] | None:

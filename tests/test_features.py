@@ -65,7 +65,7 @@ def key_of(config: Config, data: str = "data", **weights: Any) -> str:
 
 def weights_with(**values: Any) -> WeightsRecord:
     text = {"signature": "s", "weights": "w", "architecture": "a", "transform": "t"}
-    numbers = {"n_blocks": 12, "embed_dim": 8, "width": 16, "n_patches": 9, "n_parameters": 1000}
+    numbers = {"n_blocks": 12, "embed_dim": 8, "width": 16, "n_patches": 9, "n_parameters": 1000, "n_inputs": 48}
     return WeightsRecord(**{**text, **numbers, **values})
 
 

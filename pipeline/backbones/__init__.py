@@ -26,6 +26,14 @@ def load_backbone(config: configuration.Backbone) -> Backbone:
         from pipeline.backbones.dinov2 import load_dinov2
 
         return load_dinov2(config)
+    if isinstance(config, configuration.Timm):
+        from pipeline.backbones.timm_models import load_timm
+
+        return load_timm(config)
+    if isinstance(config, configuration.Concat):
+        from pipeline.backbones.concat import ConcatBackbone
+
+        return ConcatBackbone([load_backbone(part) for part in config.parts]).freeze()
     from pipeline.backbones.pixels import PixelsBackbone
 
     return PixelsBackbone(config.size).freeze()
@@ -33,6 +41,8 @@ def load_backbone(config: configuration.Backbone) -> Backbone:
 
 def weights_files(config: configuration.Backbone) -> list[Path]:
     """The files that weights and transform are read from, as far as they are here; none for what is made without any."""
+    if isinstance(config, configuration.Concat):
+        return [file for part in config.parts for file in weights_files(part)]
     if isinstance(config, configuration.Pixels):
         return []
     if isinstance(config, configuration.Dinov2):
@@ -41,6 +51,8 @@ def weights_files(config: configuration.Backbone) -> list[Path]:
         return hub.snapshot_files(config.name.removeprefix("hf-hub:"), None)
     if config.name.startswith("local-dir:"):
         return _local_files(config.name.removeprefix("local-dir:"))
+    if isinstance(config, configuration.Timm):
+        return _files_of_timm(config.name) if config.pretrained else []
     if config.pretrained is None:
         return []
     return _local_files(config.pretrained) or _files_of_tag(config.name, config.pretrained)
@@ -56,4 +68,11 @@ def _files_of_tag(architecture: str, tag: str) -> list[Path]:
     from pipeline.backbones.open_clip import hub_repository
 
     repository = hub_repository(architecture, tag)
+    return hub.snapshot_files(repository, None) if repository else []
+
+
+def _files_of_timm(name: str) -> list[Path]:
+    from pipeline.backbones.timm_models import hub_repository
+
+    repository = hub_repository(name)
     return hub.snapshot_files(repository, None) if repository else []

@@ -1,5 +1,5 @@
-"""What every backbone offers, whatever library it comes from: transform, embedding, patch tokens, and a cut into a frozen
-trunk and a trainable tail."""
+"""What every backbone offers, whatever library it comes from: transform, embedding, patch tokens, a cut into a frozen
+trunk and a trainable tail, and a trainable copy of the whole."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Self
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from pipeline.errors import UserError
 
@@ -112,6 +114,10 @@ class Backbone(nn.Module, ABC):
         """The blocks after `cut` as a trainable copy. Raises UserError where the encoder cannot be cut there."""
         raise self._uncuttable()
 
+    def network(self) -> Network:
+        """An independent trainable copy of the whole encoder. Raises UserError where there is nothing to train from images."""
+        return Network(self)
+
     def cut_before(self, blocks: int) -> int:
         """The cut that leaves the last `blocks` blocks to the tail. Raises UserError if there are not so many."""
         if self.n_blocks == 0:
@@ -145,6 +151,48 @@ class Backbone(nn.Module, ABC):
         return UserError(
             f"{self.label} cannot be cut into trunk and tail: use its pooled embedding (model.encoder.kind: frozen)."
         )
+
+
+class Network(nn.Module):
+    """A trainable copy of a whole backbone: images [B, 3, H, W] → embedding [B, E], as `Backbone.embed` gives it.
+
+    Unlike a backbone it trains in earnest: batch norm takes its statistics from the batch, dropout drops.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = deepcopy(backbone).cpu().requires_grad_(True)
+        self.train()
+        for parameter in self._unreached():
+            parameter.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """A batch of one image has no statistics of its own: batch norm then reads the running ones, as in evaluation."""
+        norms = [module for module in self.modules() if isinstance(module, _NormBase) and module.training]
+        alone = len(images) == 1
+        for norm in norms * alone:
+            norm.eval()
+        embedding = self.backbone.embed(images)
+        for norm in norms * alone:
+            norm.train()
+        return embedding
+
+    def train(self, mode: bool = True) -> Self:
+        """A backbone stays in eval mode whatever it is told; what it is made of does not."""
+        super().train(mode)
+        for part in self.backbone.children():
+            part.train(mode)
+        return self
+
+    def _unreached(self) -> list[nn.Parameter]:
+        """Parameters that the embedding does not depend on (DINOv2's mask token): they cannot learn, and stay as they are."""
+        parameters, image = list(self.parameters()), self.backbone.transform(Image.new("RGB", (64, 64)))
+        self.eval()
+        with torch.enable_grad():
+            embedding = self.backbone.embed(image.unsqueeze(0))
+        self.train()
+        gradients = torch.autograd.grad(embedding.sum(), parameters, allow_unused=True)
+        return [one for one, gradient in zip(parameters, gradients, strict=True) if gradient is None]
 
 
 def check_native(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

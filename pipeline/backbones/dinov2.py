@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from PIL import Image
@@ -17,10 +17,11 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from pipeline import config as configuration
 from pipeline import hub
-from pipeline.backbones.base import Backbone, Tail, check_native, seeded
+from pipeline.backbones.base import Backbone, Network, Tail, check_native, seeded
 from pipeline.correction import to_rgb
 from pipeline.errors import UserError, WorkError
 
+Pooling = Literal["cls", "cls_mean"]
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 MODULES = {
     "q_proj": (("q_proj",), ("query",)),
@@ -34,20 +35,23 @@ MODULES = {
 
 
 class Dinov2Tail(Tail):
-    """The last encoder layers and the final layer norm; the class token is the embedding."""
+    """The last encoder layers, the final layer norm, and the pooling."""
 
-    def __init__(self, model: nn.Module, cut: int) -> None:
+    def __init__(self, model: nn.Module, cut: int, n_prefix: int, pooling: Pooling) -> None:
         super().__init__()
-        self.cut = cut
+        self.cut, self.n_prefix, self.pooling = cut, n_prefix, pooling
         self.blocks = nn.ModuleList(deepcopy(layer) for layer in _layers(model)[cut:])
         self.ln_post = deepcopy(cast(nn.Module, model.layernorm))
         self.projections = _projections(_layers(model)[0])
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[B, T, D] → [B, D]."""
+        """[B, T, D] → [B, D], or [B, 2D] with the patch tokens' mean."""
         for block in self.blocks:
             tokens = block(tokens)
-        return cast(Tensor, self.ln_post(tokens[:, 0]))
+        # A layer norm acts on each token alone: only the tokens that are pooled need it.
+        if self.pooling == "cls":
+            return cast(Tensor, self.ln_post(tokens[:, 0]))
+        return cls_and_mean(self.ln_post(tokens), self.n_prefix)
 
     def to_native(self) -> dict[str, Tensor]:
         """Names as in `model.state_dict()`: `encoder.layer.10.attention.q_proj.weight`, …, `layernorm.weight`."""
@@ -65,14 +69,23 @@ class Dinov2Tail(Tail):
         return f"encoder.layer.{self.cut + int(index)}.{rest}"
 
 
+def cls_and_mean(tokens: Tensor, n_prefix: int) -> Tensor:
+    """Tokens after the final layer norm [B, T, D] → class token and mean of the patch tokens [B, 2D], without registers.
+
+    What DINOv2's own linear classifiers read (Oquab et al. 2023, arXiv 2304.07193).
+    """
+    return torch.cat([tokens[:, 0], tokens[:, n_prefix:].mean(dim=1)], dim=1)
+
+
 class Dinov2Backbone(Backbone):
     """A DINOv2 model with its image processor."""
 
-    def __init__(self, model: nn.Module, processor: Any, label: str) -> None:
+    def __init__(self, model: nn.Module, processor: Any, label: str, pooling: Pooling = "cls") -> None:
         super().__init__()
-        self.model, self.processor, self.label = model, processor, label
+        self.model, self.processor, self.label, self.pooling = model, processor, label, pooling
         config = cast(Any, model.config)
-        self.width = self.embed_dim = config.hidden_size
+        self.width = config.hidden_size
+        self.embed_dim = self.width * (1 if pooling == "cls" else 2)
         self.n_blocks = config.num_hidden_layers
         self.n_prefix = 1 + getattr(config, "num_register_tokens", 0)
         height, width = self._input_shape()
@@ -86,8 +99,9 @@ class Dinov2Backbone(Backbone):
         return f"transformers, rgb first: {type(self.processor).__name__} {self.processor.to_json_string()}"
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] → class token after the final layer norm [B, D]."""
-        return cast(Tensor, self.model(images).pooler_output)
+        """Images [B, 3, H, W] → class token after the final layer norm [B, D]; with the patch tokens' mean [B, 2D]."""
+        said = self.model(images)
+        return cast(Tensor, said.pooler_output) if self.pooling == "cls" else cls_and_mean(said[0], self.n_prefix)
 
     def patches(self, images: Tensor) -> Tensor:
         return cast(Tensor, self.model(images).last_hidden_state[:, self.n_prefix :])
@@ -101,7 +115,25 @@ class Dinov2Backbone(Backbone):
 
     def make_tail(self, cut: int) -> Tail:
         self._check_cut(cut)
-        return Dinov2Tail(self.model, cut).trainable()
+        return Dinov2Tail(self.model, cut, self.n_prefix, self.pooling).trainable()
+
+    def network(self) -> Network:
+        """Its positions are brought to the size of the images once, and learned as they then are: transformers would do it in
+        every step, by a bicubic resampling whose gradient is not deterministic on a GPU."""
+        network = super().network()
+        embeddings = cast(Any, network.backbone).model.embeddings
+        tokens = torch.zeros(1, 1 + self.grid[0] * self.grid[1], self.width)
+        patch_height, patch_width = embeddings.patch_embeddings.patch_size
+        with torch.no_grad():
+            positions = embeddings.interpolate_pos_encoding(
+                tokens, self.grid[0] * patch_height, self.grid[1] * patch_width
+            )
+        embeddings.position_embeddings = nn.Parameter(positions.clone())
+        return network
+
+    def extra_repr(self) -> str:
+        """Part of the key of features: their modules alone do not tell the poolings apart. (Nothing for what there was first.)"""
+        return "" if self.pooling == "cls" else f"pooling={self.pooling}"
 
     def _input_shape(self) -> tuple[int, int]:
         """Height and width that the processor gives, found by trying: sizes are written in several ways."""
@@ -127,7 +159,7 @@ def load_dinov2(config: configuration.Dinov2) -> Dinov2Backbone:
     """The model and processor of a Hub name or a local folder."""
     with seeded(0):  # transformers may draw random weights before it loads
         model, processor = _read(config)
-    return Dinov2Backbone(model, processor, f"DINOv2 {config.name}").freeze()
+    return Dinov2Backbone(model, processor, f"DINOv2 {config.name}", config.pooling).freeze()
 
 
 def _read(config: configuration.Dinov2) -> tuple[nn.Module, Any]:

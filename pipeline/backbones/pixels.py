@@ -8,8 +8,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.backbones.base import Backbone
+from pipeline.backbones.base import Backbone, Network
 from pipeline.correction import to_rgb
+from pipeline.errors import UserError
 
 
 class PixelsBackbone(Backbone):
@@ -32,3 +33,6 @@ class PixelsBackbone(Backbone):
 
     def embed(self, images: Tensor) -> Tensor:
         return images.flatten(1)
+
+    def network(self) -> Network:
+        raise UserError(f"{self.label} has nothing to train: use it frozen (model.encoder.kind: frozen).")

@@ -22,7 +22,8 @@ def compute_features(
     cut: int | None = None,
     dtype: Literal["bf16", "fp32"] = "fp32",
 ) -> Tensor:
-    """Images [B, 3, H, W] → pooled embeddings [B, E], patch tokens [B, P, D] or tokens at `cut` [B, T, D], in `dtype`.
+    """Images [B, 3, H, W] → pooled embeddings [B, E], patch tokens [B, P, D], tokens at `cut` [B, T, D], or the
+    images themselves, in `dtype`.
 
     Images and backbone are on one device. The computation is fp32, but for bf16 on a GPU: there it runs under autocast.
     """
@@ -31,6 +32,8 @@ def compute_features(
             features = backbone.embed(images)
         elif kind == "patches":
             features = backbone.patches(images)
+        elif kind == "images":
+            features = images
         elif cut is None:
             raise ValueError("tokens at a cut need the number of blocks before it")
         else:

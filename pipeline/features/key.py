@@ -10,7 +10,9 @@ from pipeline.config import digest
 FORMAT = 1
 """Version of what a store's files mean and of how features are computed; a change of either makes new stores."""
 
-FeatureKind = Literal["pooled", "patches", "cut"]
+FeatureKind = Literal["pooled", "patches", "cut", "images"]
+"""Of the images as the network reads them no weights are a part; their key has these all the same, so that one rule holds for
+all kinds, and a model is always of the backbone that its features name."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Ingredients:
     transform: str
     """The preprocessing in words."""
     kind: FeatureKind
-    """Pooled embedding [E], patch tokens [P, D], or tokens at a cut [T, D]."""
+    """Pooled embedding [E], patch tokens [P, D], tokens at a cut [T, D], or network inputs [3, H, W]."""
     cut: int
     """Blocks before the cut; 0 for other kinds."""
     dtype: Literal["bf16", "fp32"]

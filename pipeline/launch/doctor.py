@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from pipeline.amounts import format_bytes
 from pipeline.cluster import STAGES
-from pipeline.config import Job
+from pipeline.config import Job, backbone_name
 from pipeline.errors import UserError, WorkError
 from pipeline.launch import probe, room, site, slurm
 from pipeline.launch.findings import FETCH, Context, Line
@@ -127,9 +127,8 @@ def check_cache(context: Context) -> Iterator[Line]:
         here = open_source(config.data).is_here()
         yield _cached(f"data {config.data.source}", here, known_data(config) is not None)
     for config in {config.backbone: config for config in configs}.values():
-        name = "pixels" if config.backbone.kind == "pixels" else config.backbone.name
         here = weights_signature(config.backbone) is not None
-        yield _cached(f"weights {name}", here, known_weights(config) is not None)
+        yield _cached(f"weights {backbone_name(config.backbone)}", here, known_weights(config) is not None)
 
 
 def _cached(what: str, here: bool, known: bool) -> Line:

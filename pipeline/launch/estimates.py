@@ -27,6 +27,9 @@ KEPT = {"tail": (40, 64), "lora": (46, 72), "dora": (100, 140)}
 """Bytes that a block keeps for the backward pass in bf16 and in fp32, for each image, token and unit of width."""
 PASSING = {"tail": 30, "lora": 57, "dora": 108}
 """Bytes at the height of a forward pass in fp32 that keeps nothing, for each image, token and unit of width."""
+KEPT_OF_IMAGE, PASSING_OF_IMAGE = (560, 870), 64
+"""The same of a network without such blocks, for each image and number of its input: what the hungriest of those measured takes
+(timm's resnet18, resnet50, efficientnet_b0, convnext_tiny, densenet121, at 224 pixels)."""
 PREDICTION_BATCH, ATTENTION = 512, 64
 """As `training/samples.py` and `models/pooling.py` have them, which load torch (a test holds each two together)."""
 OVERHEAD = 1 << 30
@@ -60,7 +63,10 @@ def checkpoint_bytes(config: Config, weights: WeightsRecord) -> int:
 
 def _numbers(config: Config, weights: WeightsRecord) -> int:
     """Numbers in one image's features: of a cut, those of the patch tokens and of the class token."""
-    tokens = {"pooled": 0, "patches": weights.n_patches, "cut": weights.n_patches + 1}[token_kind(config)[0]]
+    kind = token_kind(config)[0]
+    if kind == "images":
+        return weights.n_inputs
+    tokens = {"pooled": 0, "patches": weights.n_patches, "cut": weights.n_patches + 1}[kind]
     return tokens * weights.width or weights.embed_dim
 
 
@@ -86,7 +92,7 @@ def _in_encoder(config: Config, weights: WeightsRecord) -> int:
     if encoder.kind == "patch_convs":
         rest = max(1, isqrt(weights.n_patches) - encoder.kernel + 1)
         return encoder.kernel * encoder.kernel * square + rest * rest * weights.width * encoder.channels
-    return 0
+    return weights.n_parameters if encoder.kind == "end_to_end" else 0
 
 
 # ---------------------------------------------------------------- a GPU's memory
@@ -105,10 +111,22 @@ def _model_and_batch(config: Config, weights: WeightsRecord) -> int:
     trained = trained_parameters(config, weights)
     frozen = blocks * BLOCK * weights.width**2 if encoder.kind == "lora" else 0
     copies = NUMBER["bf16"] * (trained + frozen) if precision == "bf16" else 0  # autocast's
+    if encoder.kind == "end_to_end":
+        return LEARNED * trained + copies + _whole_pass(config, weights)
     numbers = _numbers(config, weights)
     kept = _images_a_step(config.train) * numbers * blocks * KEPT[method][precision == "fp32"]
     passing = PREDICTION_BATCH * numbers * PASSING[method]  # validation
     return LEARNED * trained + NUMBER["fp32"] * frozen + copies + max(kept, passing)
+
+
+def _whole_pass(config: Config, weights: WeightsRecord) -> int:
+    """What a whole backbone keeps of a step, or passes through in validation."""
+    tokens, fp32 = (weights.n_patches + 1) * weights.width, config.train.precision == "fp32"
+    if weights.n_blocks:
+        kept, passing = tokens * weights.n_blocks * KEPT["tail"][fp32], tokens * PASSING["tail"]
+    else:
+        kept, passing = weights.n_inputs * KEPT_OF_IMAGE[fp32], weights.n_inputs * PASSING_OF_IMAGE
+    return max(_images_a_step(config.train) * kept, PREDICTION_BATCH * passing)
 
 
 def _images_a_step(train: Train) -> int:

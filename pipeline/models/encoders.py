@@ -1,4 +1,5 @@
-"""What turns cached features into an embedding: nothing, a trained tail, a tail with adapters, or patch convolutions."""
+"""What turns cached features into an embedding: nothing, a trained tail, a tail with adapters, or patch convolutions;
+or what turns images into one: the whole backbone."""
 
 from __future__ import annotations
 
@@ -34,13 +35,15 @@ class PatchConvs(nn.Module):
 def make_encoder(encoder: cfg.Encoder, backbone: Backbone | None) -> nn.Module:
     """The encoder, new; `backbone` may be None for the frozen one, which reads the embedding as it is.
 
-    Raises UserError if the backbone has fewer blocks than are to be trained, or too small a grid.
+    Raises UserError if the backbone has fewer blocks than are to be trained, too small a grid, or no network to train.
     """
     if encoder.kind == "frozen":
         return nn.Identity()
     assert backbone is not None, f"encoder.kind {encoder.kind} is built from a backbone"
     if encoder.kind == "patch_convs":
         return PatchConvs(backbone.width, backbone.grid, encoder.kernel, encoder.channels)
+    if encoder.kind == "end_to_end":
+        return backbone.network()
     tail = backbone.make_tail(backbone.cut_before(encoder.blocks))
     if encoder.kind == "lora":
         from pipeline.models.adapter import add_adapter  # PEFT takes seconds to import

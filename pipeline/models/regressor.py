@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
 
 from pipeline.models.metadata import Metadata
 from pipeline.models.outputs import Output, Point
@@ -187,13 +188,20 @@ class Regressor(nn.Module):
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors that training changes, by name: the whole state of a trial beside its optimiser's."""
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    """The tensors that training changes, by name: the whole state of a trial beside its optimiser's.
+
+    Trained parameters, and the running statistics of batch norm, which no gradient changes.
+    """
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad} | _running_statistics(model)
+
+
+def _running_statistics(model: nn.Module) -> dict[str, Tensor]:
+    norms = ((name, module) for name, module in model.named_modules() if isinstance(module, _NormBase))
+    return {f"{name}.{part}": buffer for name, norm in norms for part, buffer in norm.named_buffers(recurse=False)}
 
 
 def load_trained_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Put a `trained_state` back, in place; raises KeyError if a trained tensor is not in it."""
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(state[name])
+        for name, tensor in trained_state(model).items():
+            tensor.copy_(state[name])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.amounts import format_bytes
 from pipeline.backbones import load_backbone, weights_files
-from pipeline.config import Config, digest, images_of
+from pipeline.config import Config, backbone_name, digest, images_of
 from pipeline.dataset import BadImage, Dataset
 from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.features.store import refuse_bad
@@ -112,10 +112,12 @@ def _fetch_weights(config: Config) -> None:
     weights = weights_record(config, partial(load_backbone, config.backbone), again=not when)
     if not when:
         write_json(_weights_check(config), {"checked": now()})
-    name = config.backbone.kind if config.backbone.kind == "pixels" else config.backbone.name
     files = weights_files(config.backbone)
     place = _place(files) if files else "made without files"
-    print(f"weights: {name}: {place}, content {weights.weights[:12]}, they load{when}", flush=True)
+    print(
+        f"weights: {backbone_name(config.backbone)}: {place}, content {weights.weights[:12]}, they load{when}",
+        flush=True,
+    )
 
 
 def _weights_check(config: Config) -> Path:

@@ -119,6 +119,7 @@ def _shared_backbone(trials: Sequence[Path], configs: Sequence[Config], with_bac
                 f"{trial} is trained on another backbone than {trials[0]}, or on images corrected otherwise: an exported "
                 "ensemble shares both"
             )
+    _refuse_unportable(trials, configs)
     if not with_backbone and not _is_public(first):
         raise UserError(f"the platform cannot fetch the backbone ({first}): it is here alone; add --with-backbone")
     return load_backbone(first)
@@ -129,12 +130,28 @@ def _correction(config: Config) -> Spec:
     return {"colour_card": config.data.colour_card, "scale_bar": config.data.scale_bar, "canvas": config.data.canvas}
 
 
+def _refuse_unportable(trials: Sequence[Path], configs: Sequence[Config]) -> None:
+    """UserError for what `model.py` cannot rebuild on the platform."""
+    for trial, config in zip(trials, configs, strict=True):
+        backbone, encoder = config.backbone, config.model.encoder.kind
+        told = {
+            f"model.encoder.kind {encoder}": encoder == "end_to_end",
+            f"backbone.kind {backbone.kind}": backbone.kind in ("timm", "concat"),
+            "backbone.pooling cls_mean": isinstance(backbone, Dinov2) and backbone.pooling != "cls",
+        }
+        if what := next((name for name, found in told.items() if found), None):
+            raise UserError(
+                f"{trial} has {what}, which a submission cannot hold: export a trial on open_clip or DINOv2"
+            )
+
+
 def _is_public(backbone: BackboneConfig) -> bool:
     """Whether the backbone's name leads to its weights on any machine."""
     if isinstance(backbone, Pixels):
         return True
     if isinstance(backbone, Dinov2):
         return not Path(backbone.name).expanduser().exists()
+    assert isinstance(backbone, OpenClip), "what else there is has been refused"
     tag = backbone.pretrained
     return backbone.name.startswith("hf-hub:") or (tag is not None and not Path(tag).expanduser().exists())
 

@@ -1,4 +1,5 @@
-"""The augmentations of cached features, in their order: specimen dropout (`sets.py`), mixup, domain and species dropout, noise.
+"""The augmentations of cached features, in their order: specimen dropout (`sets.py`), images
+(`image_augmentation.py`), mixup, domain and species dropout, noise.
 
 What they decide is drawn on the CPU from one generator per epoch, so that a resumed run draws what an undisturbed one
 would, and so that the GPU is never waited for.

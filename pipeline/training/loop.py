@@ -21,6 +21,7 @@ from pipeline.models.regressor import Regressor, load_trained_state, trained_sta
 from pipeline.signals import StopFlag
 from pipeline.training import augmentation as aug
 from pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from pipeline.training.image_augmentation import augment_images
 from pipeline.training.optimiser import make_optimizer, set_rates, without_gradient
 from pipeline.training.risk import risk, start_log_weights
 from pipeline.training.samples import Samples, answers
@@ -155,6 +156,7 @@ def batch_loss(
     mix = aug.make_mix(len(batch.indices), share * augment.mixup_alpha, rng, samples.targets.device)
     features, targets, metadata = samples.select(batch.indices)
     domains = metadata.domain
+    features = augment_images(features, augment.images, share, rng)
     if mix:
         features, targets = mix(features), mix(targets)
     metadata = aug.drop_names(metadata, model, augment, share, rng)

@@ -36,7 +36,7 @@ def rate_scale(name: str, config: Config) -> float:
     encoder, head = config.model.encoder, config.model.head
     if not name.startswith("encoder."):
         return head.lr_scale if head.kind == "mlp" else 1.0
-    if encoder.kind == "finetuned":
+    if encoder.kind in ("finetuned", "end_to_end"):
         return encoder.lr_scale
     if encoder.kind == "lora":
         block = block_of(name)

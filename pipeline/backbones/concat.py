@@ -1,0 +1,54 @@
+"""Several backbones as one: what they say of an image, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.backbones.base import Backbone, Network
+from pipeline.errors import UserError
+
+
+class ConcatBackbone(Backbone):
+    """The parts' embeddings, each L2-normalised, one after the other [B, E₁ + E₂ + …].
+
+    Normalised, because a part of large numbers (DINOv2's are about fifty times as long as pixels') would drown the others.
+    """
+
+    def __init__(self, parts: Sequence[Backbone]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.shapes = [part.transform(Image.new("RGB", (64, 64))).shape for part in parts]
+        self.sizes = [shape.numel() for shape in self.shapes]
+        self.embed_dim = self.width = sum(part.embed_dim for part in parts)
+        self.n_blocks, self.grid = 0, (0, 0)
+        self.image_size = max(part.image_size for part in parts)
+        self.label = " + ".join(part.label for part in parts)
+
+    def transform(self, image: Image.Image) -> Tensor:
+        """A PIL image → all parts' inputs in one vector [Σ 3·H·W].
+
+        Flat, because each part reads another size and has its own normalisation, and everything between a transform and
+        `embed` (threads, batches, the copy to the device) handles one tensor for each image.
+        """
+        return torch.cat([part.transform(image).flatten() for part in self._backbones()])
+
+    def transform_id(self) -> str:
+        return "concat: " + "; ".join(part.transform_id() for part in self._backbones())
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Vectors of `transform` [B, Σ 3·H·W] → [B, E]; each part's share has length 1."""
+        split = images.split(self.sizes, dim=1)
+        inputs = (each.unflatten(1, shape) for each, shape in zip(split, self.shapes, strict=True))
+        pairs = zip(self._backbones(), inputs, strict=True)
+        return torch.cat([F.normalize(part.embed(each), dim=1) for part, each in pairs], dim=1)
+
+    def network(self) -> Network:
+        raise UserError(f"{self.label}: several networks are not trained at once; use them frozen, or one of them.")
+
+    def _backbones(self) -> list[Backbone]:
+        return [part for part in self.parts if isinstance(part, Backbone)]

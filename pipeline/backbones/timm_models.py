@@ -1,0 +1,166 @@
+"""Networks of timm, convolutional or not: pooled features without the classifier, frozen or trained end to end.
+
+Weights are random, published (timm's names with a tag), of a model on the Hub, or of a folder as timm's `save_for_hf` writes
+one (config.json, model.safetensors). timm reads them as safetensors or with `weights_only`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+from torch import Tensor, nn
+
+from pipeline import config as configuration
+from pipeline import hub
+from pipeline.backbones.base import Backbone, seeded
+from pipeline.correction import to_rgb
+from pipeline.errors import UserError, WorkError
+
+LOCAL, HUB = "local-dir:", "hf-hub:"
+
+
+class TimmBackbone(Backbone):
+    """A network of timm with its inference transform: nothing random is done to an image."""
+
+    def __init__(self, model: nn.Module, image_size: int, label: str) -> None:
+        super().__init__()
+        self.model, self.label = model, label
+        settings = resolve_data_config({"input_size": (3, image_size, image_size)}, model=model)
+        self.preprocess = cast(Any, create_transform(**settings, is_training=False))
+        self.image_size = image_size
+        self.embed_dim = self.width = self._measure_embedding()
+        self.n_blocks, self.grid = 0, (0, 0)
+
+    def transform(self, image: Image.Image) -> Tensor:
+        # RGB first: Pillow resizes palette and 1-bit images by nearest neighbour.
+        return cast(Tensor, self.preprocess(to_rgb(image)))
+
+    def transform_id(self) -> str:
+        return f"timm, rgb first: {self.preprocess!r}"
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] → pooled features before the classifier [B, E]."""
+        return cast(Tensor, self.model(images))
+
+    def extra_repr(self) -> str:
+        """Part of the key of features: modules alone do not tell how a transformer pools."""
+        pool = getattr(self.model, "global_pool", None)
+        return f"architecture={_settings(self.model)['architecture']}" + (
+            f", pool={pool}" if isinstance(pool, str) else ""
+        )
+
+    def _measure_embedding(self) -> int:
+        """Width of the embedding; raises UserError where the network cannot read images of this size, or does not pool."""
+        try:
+            with torch.inference_mode():
+                embedding = self.embed(torch.zeros(1, 3, self.image_size, self.image_size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise UserError(
+                f"{self.label} cannot read images of {self.image_size} × {self.image_size} pixels: {hub.in_short(error)} Set "
+                "backbone.image_size to a size that it can."
+            ) from error
+        if embedding.ndim != 2:
+            raise UserError(f"{self.label} gives {tuple(embedding.shape[1:])} numbers and no pooled embedding.")
+        return embedding.shape[1]
+
+
+def _settings(model: nn.Module) -> dict[str, Any]:
+    """timm's description of a model: architecture, input size, mean and sd of pixels, where weights come from."""
+    return dict(cast(Any, model).pretrained_cfg)
+
+
+# ---------------------------------------------------------------- loading
+def load_timm(config: configuration.Timm) -> TimmBackbone:
+    """The network of an architecture name, `hf-hub:owner/name`, or `local-dir:/a/folder`."""
+    name = _checked_name(config)
+    with seeded(config.seed):
+        model = _create(name, config).eval()
+    label = f"timm's {config.name}"
+    size = config.image_size or _settings(model)["input_size"][1]
+    if config.image_size:
+        _resize(model, size, label)
+    return TimmBackbone(model, size, label).freeze()
+
+
+def _create(name: str, config: configuration.Timm) -> nn.Module:
+    loads = config.pretrained or name.startswith((LOCAL, HUB))
+    try:
+        return cast(nn.Module, timm.create_model(name, pretrained=loads, num_classes=0))
+    except Exception as error:  # timm raises whatever its libraries do
+        raise _failure(name, loads, error) from error
+
+
+def _resize(model: nn.Module, size: int, label: str) -> None:
+    """Make a transformer whose positions are of one size fit another; convolutions read any."""
+    if not hasattr(model, "set_input_size"):
+        return
+    try:
+        cast(Any, model).set_input_size(img_size=(size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(f"{label} cannot be made to read {size} × {size} pixels: {hub.in_short(error)}") from error
+
+
+def _checked_name(config: configuration.Timm) -> str:
+    """The name as timm takes it; UserError for what is wrong with it before anything is loaded."""
+    name = config.name
+    if name.startswith((LOCAL, HUB)):
+        if config.pretrained:
+            raise UserError(f"backbone.name {name} brings its own weights: remove backbone.pretrained.")
+        return _checked_folder(name) if name.startswith(LOCAL) else name
+    if Path(name).expanduser().is_dir():
+        raise UserError(f"backbone.name {name} is a folder: write {LOCAL}{name}.")
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = ", ".join(difflib.get_close_matches(architecture, timm.list_models(), 3, 0.5)) or "none"
+        raise UserError(
+            f"backbone.name {name} is no architecture of timm; the nearest are: {near}. Models on the Hub are named "
+            f"{HUB}owner/name, folders {LOCAL}/a/folder."
+        )
+    tags = [
+        known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}*") if _is_of(known, architecture)
+    ]
+    if tag and tag not in tags:
+        raise UserError(
+            f"backbone.name {name}: {architecture} has no weights {tag}; it has: {', '.join(tags) or 'none'}."
+        )
+    if config.pretrained and not tags:
+        raise UserError(f"backbone.name {name} has no published weights: remove backbone.pretrained, or name another.")
+    return name
+
+
+def _is_of(known: str, architecture: str) -> bool:
+    return known.partition(".")[0] == architecture
+
+
+def _checked_folder(name: str) -> str:
+    folder = Path(name.removeprefix(LOCAL)).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"The folder of backbone.name {name} does not exist.")
+    for needed in ("config.json", "model.safetensors"):
+        if not (folder / needed).is_file():
+            raise UserError(f"The folder of backbone.name {name} has no {needed}: it is not a model saved by timm.")
+    return f"{LOCAL}{folder}"
+
+
+def hub_repository(name: str) -> str | None:
+    """The model on the Hub (`owner/name`) that an architecture's published weights come from; None for those elsewhere."""
+    settings = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    return (settings and settings.hf_hub_id) or None
+
+
+def _failure(name: str, loads: bool, error: Exception) -> UserError | WorkError:
+    if name.startswith(LOCAL):
+        folder = name.removeprefix(LOCAL)
+        return UserError(
+            f"The weights in {folder} are damaged or of another architecture than its config: {hub.in_short(error)}"
+        )
+    repository = name.removeprefix(HUB) if name.startswith(HUB) else hub_repository(name)
+    if loads and repository:
+        return hub.not_loaded(f"The weights of {name}", error, hub.cached_repository(repository, "models"))
+    return UserError(f"timm could not build {name}: {hub.in_short(error)}")

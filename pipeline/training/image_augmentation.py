@@ -1,0 +1,112 @@
+"""Augmentation of images for training end to end: turned, scaled, shifted, mirrored, brighter, flatter, partly erased.
+
+A whole batch at a time, on the device: one resampling for all geometry. Why not torchvision.transforms.v2: its transforms
+draw once for a batch, so all of its images would be changed alike (or one call each, on the CPU), and they draw from torch's
+global generator. Here every image has its own draw, all draws come from the epoch's stream on the CPU, and a resumed run
+makes the images that an undisturbed one makes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.config import ImageAugment
+from pipeline.training.augmentation import to_device
+
+AREAS, RATIO = (0.02, 0.2), 0.3
+"""An erased rectangle's share of the image, and the smallest ratio of its sides (Zhong et al. 2017, arXiv 1708.04896, have
+0.4 at most)."""
+
+
+def augment_images(images: Tensor, augment: ImageAugment, share: float, rng: np.random.Generator) -> Tensor:
+    """Images [B, 3, H, W] in the units of the network's input → as many, changed by `augment` at `share` of full strength.
+
+    Without any augmentation the very same tensor, and nothing is drawn.
+    """
+    if not augment.is_on() or share == 0:
+        return images
+    if augment.flip or augment.rotation or augment.scale or augment.shift:
+        images = _resampled(images, _draw_maps(augment, share, len(images), rng))
+    if augment.brightness or augment.contrast:
+        images = _relit(images, augment, share, rng)
+    return _erased(images, share * augment.erase, rng) if augment.erase else images
+
+
+# ---------------------------------------------------------------- geometry
+@dataclass(frozen=True)
+class Maps:
+    """How each of B images is moved, each [B]: angle in radians, anticlockwise as it is seen; factor of size; shift to the right
+    and down in fractions of the side; and −1 where it is mirrored, else 1."""
+
+    angle: NDArray[np.float64]
+    size: NDArray[np.float64]
+    right: NDArray[np.float64]
+    down: NDArray[np.float64]
+    mirror: NDArray[np.float64]
+
+
+def _draw_maps(augment: ImageAugment, share: float, n: int, rng: np.random.Generator) -> Maps:
+    angle, size, right, down = rng.uniform(-1, 1, (4, n)) * share
+    mirrored = rng.random(n) < share / 2 * augment.flip
+    return Maps(
+        np.radians(augment.rotation) * angle,
+        (1 + augment.scale) ** size,
+        augment.shift * right,
+        augment.shift * down,
+        np.where(mirrored, -1.0, 1.0),
+    )
+
+
+def inverse_matrices(maps: Maps, height: int, width: int) -> Tensor:
+    """[B, 2, 3]: from a place in the new image to where its colour is in the old one, both in −1 … 1, x first.
+
+    Turning is of pixels, so in images that are not square the axes are brought to one unit and back.
+    """
+    cos, sin = np.cos(maps.angle) / maps.size, np.sin(maps.angle) / maps.size
+    ratio = height / width
+    x, y = -2 * maps.right, -2 * maps.down  # a side is 2 long
+    rows = [
+        [maps.mirror * cos, -maps.mirror * sin * ratio, maps.mirror * (cos * x - sin * ratio * y)],
+        [sin / ratio, cos, sin / ratio * x + cos * y],
+    ]
+    return torch.from_numpy(np.stack([np.stack(row, -1) for row in rows], 1).astype("float32"))
+
+
+def _resampled(images: Tensor, maps: Maps) -> Tensor:
+    """Bilinear; beyond its border an image goes on as it ends, or a frame around it would be a feature of its own."""
+    matrices = to_device(inverse_matrices(maps, *images.shape[2:]), images.device)
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+# ---------------------------------------------------------------- colours
+def _relit(images: Tensor, augment: ImageAugment, share: float, rng: np.random.Generator) -> Tensor:
+    draws = to_device(torch.from_numpy(rng.uniform(-share, share, (2, len(images))).astype("float32")), images.device)
+    added, stretched = draws[:, :, None, None, None]
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    relit: Tensor = mean + (images - mean) * (1 + augment.contrast * stretched) + augment.brightness * added
+    return relit
+
+
+def _erased(images: Tensor, probability: float, rng: np.random.Generator) -> Tensor:
+    n, (height, width) = len(images), images.shape[2:]
+    chosen = rng.random(n) < probability
+    area = rng.uniform(*AREAS, n) * height * width
+    ratio = RATIO ** rng.uniform(-1, 1, n)
+    tall, wide = np.minimum(np.sqrt(area * ratio), height), np.minimum(np.sqrt(area / ratio), width)
+    top, left = rng.random(n) * (height - tall), rng.random(n) * (width - wide)
+    rows = _between(top, top + tall, height) & chosen[:, None]
+    hidden = rows[:, :, None] & _between(left, left + wide, width)[:, None, :]
+    return images.masked_fill(to_device(torch.from_numpy(hidden), images.device)[:, None], 0.0)
+
+
+def _between(first: NDArray[np.float64], end: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
+    """[B, n]: which of n pixels have their centre within."""
+    centres = np.arange(n) + 0.5
+    return (centres >= first[:, None]) & (centres < end[:, None])

@@ -243,8 +243,9 @@ def test_early_stopping_and_clipping_are_off_unless_asked_for() -> None:
 # Between them these name every key of every kind.
 PLACES: Tree = {"domain": "domainID", "site": "siteID", "date": "collectDate"}
 BESIDE: Tree = {"columns": {"colour_card": "card", "scale_bar": "bar"}}
+LABELLED: Tree = {"experiment": "x", "data": {"label": "hybrid_stat"}, "loss": {"kind": "cross_entropy"}}
 CLASSIFIERS: list[Tree] = [
-    {"experiment": "x", "backbone": {"kind": "pixels"}, "model": {"head": {"kind": kind}}} for kind in CLASSIFIER_KINDS
+    {**LABELLED, "backbone": {"kind": "pixels"}, "model": {"head": {"kind": kind}}} for kind in CLASSIFIER_KINDS
 ]
 BASES: list[Tree] = [
     {
@@ -350,7 +351,7 @@ OTHER_KINDS: Tree = {
         "ridge": {"kind": "climatology"},
         "climatology": {"kind": "boosting"},
         "boosting": {"kind": "mlp"},
-        **{kind: {"kind": "ridge"} for kind in CLASSIFIER_KINDS},
+        **{kind: {"kind": "mlp"} for kind in CLASSIFIER_KINDS},
     },
     "loss": {
         "cross_entropy": None,
@@ -518,8 +519,17 @@ def test_equal_numbers_written_differently_are_the_same_trial() -> None:
         ({"model": {"head": {"kind": "svc", "gamma": "auto"}}}, "'scale'"),
         ({"model": {"head": {"kind": "lda", "shrinkage": 2}}}, "less than or equal to 1"),
         ({"model": {"head": {"kind": "svc"}, "encoder": {"kind": "lora"}}}, "svc is not trained by gradient descent"),
-        ({"model": {"head": {"kind": "knn"}}, "select": {"epoch": "last"}}, "knn has no epochs"),
+        ({**LABELLED, "model": {"head": {"kind": "knn"}}, "select": {"epoch": "last"}}, "knn has no epochs"),
         ({"model": {"head": {"kind": "knn"}}, "select": {"folds": 1}}, "greater than or equal to 2"),
+        ({"model": {"head": {"kind": "knn"}}}, "knn does not fit numbers .data.targets.: choose mlp, ridge"),
+        (
+            {**LABELLED, "model": {"head": {"kind": "ridge"}}},
+            "ridge does not fit classes .data.label.: choose mlp, svc",
+        ),
+        (
+            {**LABELLED, "loss": {"kind": "cross_entropy", "focal": 2}, "model": {"head": {"kind": "knn"}}},
+            "knn has no use for options of loss",
+        ),
         ({"select": {"folds": 5}}, "head.kind mlp is not made for that: it needs one of svc, sgd, knn"),
         ({"seed": -1}, "greater than or equal to 0"),
         ({"seed": 2**63}, "less than"),

@@ -174,9 +174,9 @@ def _votes(arrays: Arrays, z: Array) -> Array:
 
 
 def _from_centres(arrays: Arrays, z: Array) -> Array:
-    """Distance [B] to the nearest centre, in the covariance's units."""
-    whitened, centres = z @ arrays["whitening"], arrays["centres"] @ arrays["whitening"]
-    squares = [np.square(whitened - centre).sum(1) for centre in centres]
+    """Distance [B] to the nearest centre (of whitened features), in the covariance's units."""
+    whitened = z @ arrays["whitening"]
+    squares = [np.square(whitened - centre).sum(1) for centre in arrays["centres"]]
     out: Array = np.sqrt(np.min(squares, axis=0))
     return out
 

@@ -145,6 +145,12 @@ def test_a_certain_gaussian_process_still_tells_scores_apart() -> None:
     assert odds.max() > 40 and np.isfinite(odds).all() and len(set(odds)) == len(odds)
 
 
+def test_where_no_class_is_probable_all_are_alike() -> None:
+    flat = {"mean": np.zeros(2), "scale": np.ones(2), "weights": np.zeros((2, 3)), "bias": np.zeros(3)}
+    said = plain.probabilities("sgd", {**flat, "slope": np.ones(3), "intercept": np.full(3, -1e4)}, np.ones((4, 2)))
+    np.testing.assert_allclose(said, 1 / 3)
+
+
 def test_log_odds_are_of_two_classes() -> None:
     for kind in ("knn", "logistic", "gaussian_process"):
         made, estimator = fit(kind, make_rows(n_classes=3))
@@ -210,6 +216,13 @@ def test_the_line_of_a_one_class_score_is_of_distances_to_other_specimens() -> N
     assert abs(estimator.predict_proba(other.x)[:, 0].mean() - 0.2) < 0.1
 
 
+def test_images_without_a_parent_are_no_parent_class() -> None:
+    rows = make_rows()
+    told = np.where(np.arange(len(rows)) < 10, -1, rows.parents)
+    made, estimator = fit("mahalanobis", Rows(rows.x, rows.truth, told, rows.events))
+    assert plain_arrays(estimator, made)["centres"].shape == (3, 4)
+
+
 @pytest.mark.parametrize("parents", ["unknown", "one image each"])
 def test_without_parents_all_that_is_not_positive_is_one_class(parents: str) -> None:
     rows = make_rows()
@@ -229,13 +242,18 @@ def test_all_penalties_of_logistic_regression_are_those_of_fits_of_their_own() -
         np.testing.assert_allclose(found.predict_proba(rows.x), expected, atol=2e-3)
 
 
-def test_each_penalty_starts_where_the_one_before_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    starts, real = [], LogisticRegression.fit
-    monkeypatch.setattr(
-        LogisticRegression, "fit", lambda self, *a: (starts.append(getattr(self, "coef_", None)), real(self, *a))[1]
-    )
-    fits = fit_path(make_head("logistic", Cs=(0.01, 1.0)), make_rows(), "ab", 0)
-    assert starts[0] is None and np.array_equal(starts[1], fits[0][-1].coef_)
+def test_each_penalty_starts_where_the_one_before_has_ended() -> None:
+    first, second = fit_path(make_head("logistic", Cs=(1.0, 1.001)), make_rows(n=200, width=6), "ab", 0)
+    assert second[-1].n_iter_[0] < first[-1].n_iter_[0] / 2
+
+
+def test_trees_grow_on_without_holding_out_images_that_other_photographs_betray() -> None:
+    made, estimator = fit("hist_gradient_boosting", make_rows(apart=0), rounds=40, min_leaf=5)
+    assert len(plain_arrays(estimator, made)["value"]) == 40
+
+
+def test_a_calibrated_model_does_not_keep_its_folds() -> None:
+    assert fit("svc", make_rows())[1].cv is None
 
 
 @pytest.mark.parametrize("metric", ["roc_auc", "average_precision", "balanced_accuracy", "log_loss"])

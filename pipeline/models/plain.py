@@ -160,17 +160,16 @@ def _trees(arrays: Arrays, z: Array) -> Array:
 
 
 # ---------------------------------------------------------------- distances
-def _squared_distances(a: Array, b: Array) -> Array:
-    """[A, E] and [B, E] → [A, B]."""
-    squares = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
-    out: Array = squares.clip(0)
-    return out
+def _squared_distances(z: Array, points: Array) -> Array:
+    """[B, E] and [N, E] → [B, N], by differences: a kernel may be narrower than products would round."""
+    return np.stack([np.square(points - row).sum(1) for row in z])
 
 
 def _nearest(arrays: Arrays, z: Array) -> tuple[Array, NDArray[np.int64]]:
-    """Distances to the k nearest points, and which they are, each [B, k]; exact, where products would round them."""
+    """Distances to the k nearest points, and which they are, each [B, k]; found by products, which are fast, then exact."""
     points, k = arrays["points"], int(arrays["k"])
-    which = np.argsort(_squared_distances(z, points), axis=1, kind="stable")[:, :k]
+    squares = np.square(z).sum(1)[:, None] + np.square(points).sum(1) - 2 * z @ points.T
+    which = np.argsort(squares, axis=1, kind="stable")[:, :k]
     distances = np.stack([np.sqrt(np.square(points[rows] - row).sum(1)) for row, rows in zip(z, which, strict=True)])
     return distances, which
 
@@ -189,9 +188,9 @@ def _votes(arrays: Arrays, z: Array) -> Array:
 
 
 def _from_centres(arrays: Arrays, z: Array) -> Array:
-    """Distance [B] to the nearest centre, in the covariance's units."""
-    whitened, centres = z @ arrays["whitening"], arrays["centres"] @ arrays["whitening"]
-    squares = [np.square(whitened - centre).sum(1) for centre in centres]
+    """Distance [B] to the nearest centre (of whitened features), in the covariance's units."""
+    whitened = z @ arrays["whitening"]
+    squares = [np.square(whitened - centre).sum(1) for centre in arrays["centres"]]
     out: Array = np.sqrt(np.min(squares, axis=0))
     return out
 
@@ -199,14 +198,14 @@ def _from_centres(arrays: Arrays, z: Array) -> Array:
 # ---------------------------------------------------------------- Gaussian process
 def _latent(arrays: Arrays, z: Array) -> tuple[Array, Array]:
     """Mean and variance [B, K] of the latent functions (Rasmussen and Williams 2006, algorithm 3.2)."""
-    squares = _squared_distances(arrays["points"], z)
+    squares = _squared_distances(z, arrays["points"])
     means, variances = [], []
     for amplitude, length, residual, root in zip(
         arrays["amplitude"], arrays["length"], arrays["residual"], arrays["root"], strict=True
     ):
         kernel = amplitude * np.exp(-squares / (2 * length**2))
-        means.append(kernel.T @ residual)
-        variances.append(amplitude - np.square(root @ kernel).sum(0))
+        means.append(kernel @ residual)
+        variances.append(amplitude - np.square(kernel @ root.T).sum(1))
     return np.stack(means, 1), np.stack(variances, 1).clip(np.finfo("float64").tiny)
 
 

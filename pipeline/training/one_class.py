@@ -64,7 +64,8 @@ def _fit_gaussians(z: Array, parents: Labels) -> Arrays:
         parents = np.zeros_like(parents)
     _, numbers = np.unique(parents, return_inverse=True)
     centres = np.stack([z[numbers == number].mean(0) for number in range(numbers.max() + 1)])
-    return {"centres": centres, "whitening": _whitening(z - centres[numbers])}
+    whitening = _whitening(z - centres[numbers])
+    return {"centres": centres @ whitening, "whitening": whitening}
 
 
 def _whitening(residuals: Array) -> Array:

@@ -22,6 +22,7 @@ from pipeline.config import (
 )
 from pipeline.errors import UserError
 from pipeline.metrics.classification import selection
+from pipeline.metrics.selection import LOWER_IS_BETTER
 from pipeline.models.classifiers import Array, Classifier, Folds, make_estimator
 from pipeline.training.checkpoint import Progress
 from pipeline.training.one_class import UNKNOWN, fit_one_class
@@ -83,7 +84,7 @@ def fit_classifier(
         scored = _out_of_fold(head, rows, model.classes, folds, config.seed)
     progress = Progress(epoch=len(fits))
     for number, said in enumerate(scored):
-        progress.keep_best(number, selection(metric, held_out.truth, said), lower=metric == "log_loss", state={})
+        progress.keep_best(number, selection(metric, held_out.truth, said), lower=metric in LOWER_IS_BETTER, state={})
     model.estimator = fits[progress.best_epoch]
     return progress, None if folds is None else scored[progress.best_epoch]
 

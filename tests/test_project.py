@@ -127,6 +127,7 @@ TORCH_FREE = sorted(
         ["provenance"],
         ["results"],
         ["cost"],
+        ["comparison"],
         ["attempts"],
         ["state"],
         ["explain"],

@@ -113,7 +113,7 @@ def _candidate(experiment: ExperimentDir, trial: TrialDir) -> Candidate | None:
     try:
         results = read_json(trial.results)
         summary = results["summary"]
-        if "roc_auc" not in summary or summary["selection"]["value"] is None:
+        if "roc_auc" not in summary:
             return None
         science = saved_science(trial.config)
         if not science or results["config_hash"] != digest(science) or science["data"]["permute_targets"]:

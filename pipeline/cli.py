@@ -295,15 +295,15 @@ def results(
         _show_cost(found, rows, form, trained)
         return
     lines = {look: module.summarize(some, by[look]) for look, some in tables.items()}
-    texts = {"csv": partial(module.to_csv, rows), "json": partial(module.to_json, rows)}
-    _show(form, partial(module.print_tables, lines, trained), texts | {"markdown": partial(module.to_markdown, lines)})
+    texts = {"csv": partial(module.to_csv, rows), "markdown": partial(module.to_markdown, lines)}
+    _show(form, partial(module.print_tables, lines, trained), texts | {"json": partial(module.to_json, rows)})
 
 
 def _show_cost(found: list[ExperimentDir], rows: list[Row], form: str, trained: Path | None) -> None:
     from pipeline import cost as module
 
     costs = module.collect(found, rows)
-    forms = {"csv": module.to_csv, "json": module.to_json, "markdown": module.to_markdown}
+    forms = {"csv": module.to_csv, "markdown": module.to_markdown, "json": module.to_json}
     texts = {name: partial(write, costs) for name, write in forms.items()}
     _show(form, partial(module.print_table, costs, trained), texts)
 
@@ -315,7 +315,25 @@ def _show(form: str, table: Callable[[], None], texts: Mapping[str, Callable[[],
     elif form in texts:
         print(texts[form]().removesuffix("\n"))
     else:
-        raise UserError(f"--format {form}: choose table, csv, markdown or json")
+        *others, last = texts
+        raise UserError(f"--format {form}: choose {', '.join(['table', *others])} or {last}")
+
+
+@app.command()
+def compare(
+    experiments: Annotated[list[str], typer.Argument(metavar="EXPERIMENT …", help="Their names.")],
+    figure: Annotated[
+        str, typer.Option(help="Figure of the test photographs: roc_auc, balanced_accuracy, log_loss, …")
+    ] = "roc_auc",
+    form: Annotated[str, typer.Option("--format", help="table, markdown or json.")] = "table",
+    trained: TrainedFolder = None,
+) -> None:
+    """Classifying methods on the photographs that all of them tested: the one chosen on validation against each."""
+    from pipeline import comparison as module
+
+    found = module.compare(module.candidates(_experiments(experiments, trained)), figure)
+    texts = {"markdown": partial(module.to_markdown, found), "json": partial(module.to_json, found)}
+    _show(form, partial(module.print_table, found), texts)
 
 
 @app.command()

@@ -44,6 +44,7 @@ HASH_DIGITS = 8
 """Among 1,000 trials of an experiment two share eight digits once in 8,000 experiments; six, once in 34."""
 UNNAMED = {"seed", "data.source", "data.images"}
 """Not part of what a folder's name tells: the seed has its own place at the end, a place on disk says nothing."""
+BLOCKS_OF_EXPERIMENT = ("base", "grid", "variants")
 EXAMPLE_VARIANTS = (
     "`variants: {small: {backbone.name: RN50}, large: {backbone.name: ViT-L-14, optim.lr: [1e-4, 3e-4]}}`"
 )
@@ -219,6 +220,7 @@ def _read_document(path: Path, children: tuple[Path, ...]) -> _Document:
     if path in children:
         raise UserError(f"{path}: its base leads back to itself: {' → '.join(p.name for p in (*children, path))}")
     values, places = read_yaml(path)
+    _check_blocks(values, places, path)
     grid = values.pop("grid", None) or {}
     _check_grid(grid, path)
     variants = _read_variants(values.pop("variants"), places, path) if "variants" in values else None
@@ -284,6 +286,14 @@ def _lines(node: yaml.Node, path: Path, prefix: str = "") -> Iterable[tuple[str,
 
 def _with_file(places: dict[str, str], path: Path) -> dict[str, str]:
     return {key.removeprefix("grid."): f"{path}, {line}" for key, line in places.items()}
+
+
+def _check_blocks(values: Tree, places: dict[str, str], path: Path) -> None:
+    """Refuse a mistyped name of a block that is of an experiment and not of a trial: no model knows it."""
+    for key in map(str, values):
+        near = difflib.get_close_matches(key, BLOCKS_OF_EXPERIMENT, n=1, cutoff=0.8)
+        if near and key not in (*near, *Config.model_fields):
+            raise UserError(f"{path}, {places.get(key, 'a merged key')}: `{key}` does not exist, but `{near[0]}` does")
 
 
 def _check_grid(grid: Any, path: Path) -> None:

@@ -129,6 +129,15 @@ class ExperimentDir:
     def results_csv(self) -> Path:
         return self.path / "results.csv"
 
+    @property
+    def comparison_json(self) -> Path:
+        """Methods on the same photographs; there if trials of several have results."""
+        return self.path / "comparison.json"
+
+    @property
+    def comparison_md(self) -> Path:
+        return self.path / "comparison.md"
+
     def trial(self, name: str) -> TrialDir:
         return TrialDir(self.path / name)
 

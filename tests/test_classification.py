@@ -103,7 +103,7 @@ def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy_of_bin
     truth = np.array([[1.0, 0.0]] * 7 + [[0.0, 1.0]] * 3 + [[0.0, 1.0]] * 10)
     assert figure("calibration_error", truth, p) == pytest.approx((0.2 + 0.4) / 2)
     edges = np.array([[1.0, 0.0], [14 / 15, 1 / 15]])  # a bin holds its upper end: these are two bins
-    assert figure("calibration_error", np.eye(2), edges) == pytest.approx(14 / 15 / 2)
+    assert figure("calibration_error", np.eye(2)[::-1], edges) == pytest.approx((1 + 1 / 15) / 2)
 
 
 def test_a_certain_mistake_has_a_finite_loss() -> None:
@@ -233,7 +233,7 @@ def test_intervals_hold_their_figure_and_photographs_of_one_specimen_make_them_n
 
 def test_photographs_of_a_specimen_are_averaged_before_its_class_is_said() -> None:
     frame = table(STAT, 6).assign(**{STAT[0]: [1.0] * 3 + [0.0] * 3, STAT[1]: [0.0] * 3 + [1.0] * 3})
-    p = np.array([0.9, 0.9, 0.1, 0.45, 0.2, 0.6])
+    p = np.array([0.1, 0.9, 0.9, 0.6, 0.2, 0.45])
     found = report(frame.assign(**{f"{STAT[0]}_prediction": p, f"{STAT[1]}_prediction": 1 - p}), STAT)["summary"]
     assert found["accuracy"] == pytest.approx(4 / 6) and found["roc_auc"] < 1
     assert (found["by_specimen"]["accuracy"], found["by_specimen"]["roc_auc"], found["by_specimen"]["n"]) == (1, 1, 2)

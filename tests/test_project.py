@@ -134,6 +134,7 @@ TORCH_FREE = sorted(
         ["provenance"],
         ["results"],
         ["cost"],
+        ["comparison"],
         ["attempts"],
         ["state"],
         ["explain"],

@@ -142,7 +142,7 @@ def test_an_event_of_two_classes_is_refused_and_a_rare_class_is_warned_of() -> N
     with pytest.raises(UserError, match="event b is of both moth and fly"):
         deal_events(list("abbc"), folds(3), ["moth", "moth", "fly", "fly"])
     events, classes = list("abcdefgg"), ["moth"] * 4 + ["fly"] * 2 + ["bee"] * 2
-    assert rare_strata(events, folds(3), ["moth"] * 8) == []
+    assert rare_strata(events, folds(7), ["moth"] * 8) == []
     assert rare_strata(events, folds(3), classes) == [
         "2 of 3 classes have fewer events than data.split.n = 3: bee (1), fly (2). In some folds these are not tested, not "
         "validated or not trained on."

@@ -162,6 +162,12 @@ def test_a_mistake_in_a_variant_is_shown_where_it_stands(inside: str, says: str)
     assert refusal().startswith(f"{path}, {says}")
 
 
+@pytest.mark.parametrize(("mistyped", "name"), [("variant", "variants"), ("grids", "grid"), ("bases", "base")])
+def test_a_mistyped_block_of_the_experiment_is_refused_with_its_name(mistyped: str, name: str) -> None:
+    path = write(f"seed: 1\n{mistyped}: {{a: {{optim.lr: 1}}}}")
+    assert refusal() == f"{path}, line 2: `{mistyped}` does not exist, but `{name}` does"
+
+
 def test_the_same_key_is_shown_in_the_variant_in_which_it_is_wrong() -> None:
     path = write("optim: {lr: 1}\nvariants:\n  a: {optim.lr: 1}\n  b: {optim.lr: -1}\n")
     assert refusal().startswith(f"{path}, line 4: `optim.lr`")

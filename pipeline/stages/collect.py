@@ -1,9 +1,13 @@
-"""The collecting stage: all results of one experiment in results.csv, and ensembles of its trials over their seeds."""
+"""The collecting stage: all results of one experiment in results.csv, ensembles of its trials over their seeds, and where
+several methods tell classes apart, a comparison of them."""
 
 from __future__ import annotations
 
+from pipeline.comparison import Candidate, candidates, compare, to_json, to_markdown
 from pipeline.config import Config
+from pipeline.errors import UserError
 from pipeline.layout import ExperimentDir, experiment_dir, write_text
+from pipeline.progress import say
 from pipeline.results import Row, collect, to_csv
 from pipeline.stages.ensemble import update_ensembles
 
@@ -17,10 +21,32 @@ def run(config: Config) -> None:
     rows = _write(experiment)
     if update_ensembles(experiment):
         rows = _write(experiment)
+    _compare(experiment)
     trials = [row for row in rows if not row.members]
     done, ensembles = sum(row.state == "done" for row in trials), len(rows) - len(trials)
     more = f", and there are {ensembles} ensembles of them" if ensembles else ""
     print(f"{experiment.results_csv}: {done} of {len(trials)} trials have results{more}", flush=True)
+
+
+def _compare(experiment: ExperimentDir) -> None:
+    """Write the comparison of methods, if there are several with results of classes; else there is none.
+
+    It looks again after it has written, as `_write` does. Trials that cannot be compared are said on stderr, and are no error:
+    they have their results without it.
+    """
+    seen: list[Candidate] = []
+    while (found := candidates([experiment])) != seen and len({trial.method for trial in found}) > 1:
+        try:
+            comparison = compare(found)
+        except UserError as error:
+            say(f"carabid: no comparison of methods: {error}")
+            break
+        write_text(experiment.comparison_json, to_json(comparison) + "\n")
+        write_text(experiment.comparison_md, to_markdown(comparison))
+        seen = found
+    if not seen:
+        experiment.comparison_json.unlink(missing_ok=True)
+        experiment.comparison_md.unlink(missing_ok=True)
 
 
 def _write(experiment: ExperimentDir) -> list[Row]:

@@ -108,6 +108,7 @@ def trickle(handler: Handler, content: bytes, begin: int) -> None:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A server of ten images, and no waiting between attempts."""
     monkeypatch.setattr(downloads, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(downloads, "BUSY_PAUSE", 0.01)
     monkeypatch.setenv("no_proxy", "*")
     running: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     running.files = {f"b{i}.png": png(i) for i in range(N)}
@@ -219,7 +220,7 @@ def test_without_md5_what_is_there_is_taken_as_it_is_and_no_part_is_trusted(serv
     ("plans", "asked"),
     [
         ([fail(503), fail(500)], [0, 0, 0]),
-        ([fail(429, Retry_After="0")], [0, 0]),
+        ([fail(429, Retry_After="0"), fail(429)], [0, 0, 0]),
         ([hang_up], [0, 0]),
         ([fail(302, Location="/elsewhere/b0.png")], [0, 0]),
         ([cut_short], [0, "half"]),

@@ -43,6 +43,8 @@ ATTEMPTS = 5
 FIRST_PAUSE = 1.0
 """Seconds before the second attempt at a file; each further pause is twice as long, or what the server asks for."""
 LONGEST_PAUSE = 120.0
+BUSY_PAUSE = 20.0
+"""Seconds to wait where a server says that it is asked too often (429), and not for how long."""
 SILENCE = 30.0
 """Seconds without a byte after which a connection counts as broken."""
 CHUNK = 1 << 16
@@ -347,7 +349,8 @@ def _refusal(error: HTTPError, part: Path) -> _Failed:
         return _Failed("the server has no such part of it", again=True)
     again = error.code in PASSING or error.code >= 500
     words = f"HTTP {error.code} {error.reason}".strip()
-    return _Failed(words, again, words, _retry_after(error.headers))
+    asked = _retry_after(error.headers)
+    return _Failed(words, again, words, BUSY_PAUSE if error.code == 429 and asked is None else asked)
 
 
 def _retry_after(headers: Message) -> float | None:

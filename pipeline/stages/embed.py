@@ -16,10 +16,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,9 @@ PART_SECONDS = 60.0
 """A part is written when the last one is this old: so much work a kill costs."""
 ROWS = 8192
 """Rows of a row group in FILE.parquet."""
+OPEN_PARTS = 4
+"""Parts in memory while FILE.parquet is written."""
+COLUMNS = ("file", "width", "height", "embedding", "error")
 OWN = b"carabid"
 """Key of our metadata in a Parquet file."""
 NAMED: dict[str, Callable[[str], Backbone]] = {
@@ -248,16 +251,23 @@ def _check_parts(work: Work) -> None:
         path.unlink()
 
 
-def _read_parts(work: Work, columns: list[str] | None = None) -> pa.Table:
-    """The rows of all parts, one part after another."""
-    tables = [pq.read_table(path, columns=columns) for path in _parts(work)]
-    return pa.concat_tables(tables) if tables else _schema(1).empty_table()
+@dataclass(frozen=True)
+class Place:
+    """Where the row of an image is: in which part, and there in which row; and whether the image is bad."""
+
+    part: Path
+    row: int
+    is_bad: bool
 
 
-def _rows_of(table: pa.Table) -> dict[File, int]:
+def _places(work: Work) -> dict[File, Place]:
     """Each file as it was when it was read → its row; the last one of a file that was read several times."""
-    cells = zip(*(table[name].to_pylist() for name in ("file", "size", "mtime")), strict=True)
-    return {File(*cell): row for row, cell in enumerate(cells)}
+    found: dict[File, Place] = {}
+    for part in _parts(work):
+        table = pq.read_table(part, columns=["file", "size", "mtime", "error"])
+        cells = zip(*(column.to_pylist() for column in table.columns), strict=True)
+        found |= {File(*cell): Place(part, row, error is not None) for row, (*cell, error) in enumerate(cells)}
+    return found
 
 
 # ---------------------------------------------------------------- the work
@@ -330,10 +340,9 @@ def _metadata(work: Work, **more: Any) -> dict[bytes, str]:
 def _embed_missing(work: Work, device: torch.device) -> None:
     """Embed the files that no part has as they are now, and try the bad ones again; what is done stays if this is stopped."""
     _check_parts(work)
-    table = _read_parts(work, ["file", "size", "mtime", "error"])
-    kept, errors = _rows_of(table), table["error"].to_pylist()
+    kept = _places(work)
     fresh = [i for i, file in enumerate(work.files) if file not in kept]
-    bad = [i for i, file in enumerate(work.files) if file in kept and errors[kept[file]] is not None]
+    bad = [i for i, file in enumerate(work.files) if file in kept and kept[file].is_bad]
     if not fresh and not bad:
         return
     if _identity(work.config, weights_record(work.config, work.load, again=True)) != work.identity:
@@ -390,14 +399,26 @@ def _features(work: Work, backbone: LoadedBackbone, batch: Batch, device: torch.
 
 
 def _write_whole(work: Work) -> int:
-    """Write FILE.parquet from the parts, in the order of the files; how many images are bad."""
-    parts = _read_parts(work).combine_chunks()
-    rows = _rows_of(parts)
-    order = [rows[file] for file in work.files]
-    wanted = parts.select(["file", "width", "height", "embedding", "error"]).replace_schema_metadata(
-        _metadata(work, files=work.about["files"])
-    )
-    with atomic_path(work.request.out) as temporary, pq.ParquetWriter(temporary, wanted.schema) as writer:
-        for k in range(0, len(order), ROWS):
-            writer.write_table(wanted.take(pa.array(order[k : k + ROWS])))
-    return sum(error is not None for error in wanted["error"].take(pa.array(order)).to_pylist())
+    """Write FILE.parquet from the parts, in the order of the files; how many images are bad.
+
+    Some parts are in memory at a time: files are embedded in their order, so that most rows that follow one another are
+    in one part.
+    """
+    found = _places(work)
+    places = [found[file] for file in work.files]
+    read = lru_cache(OPEN_PARTS)(partial(pq.read_table, columns=list(COLUMNS)))
+    schema = read(places[0].part).schema.with_metadata(_metadata(work, files=work.about["files"]))
+    with atomic_path(work.request.out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for k in range(0, len(places), ROWS):
+            writer.write_table(_gather(places[k : k + ROWS], read).cast(schema))
+    return sum(place.is_bad for place in places)
+
+
+def _gather(places: Sequence[Place], read: Callable[[Path], pa.Table]) -> pa.Table:
+    """The rows at these places, in their order."""
+    by_part: dict[Path, list[int]] = {}
+    for i, place in enumerate(places):
+        by_part.setdefault(place.part, []).append(i)
+    taken = pa.concat_tables([read(part).take([places[i].row for i in of]) for part, of in by_part.items()])
+    order = np.argsort([i for of in by_part.values() for i in of])
+    return taken.take(pa.array(order))

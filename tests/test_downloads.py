@@ -327,6 +327,7 @@ def test_where_bad_images_are_skipped_a_missing_one_is_said_and_no_failure(
         (lambda rows: rows[2].update(filename="b1.png"), "line 4: b1.png has md5 .* line 3: one file cannot be both"),
         (lambda rows: rows[2].update(file_url="file:///etc/passwd"), "line 4: .*begins with http:// or https://"),
         (lambda rows: rows[2].update(file_url="ftp://host/b2.png"), "line 4: .*begins with http:// or https://"),
+        (lambda rows: rows[2].update(file_url="http://[x/b2.png"), "line 4: .*begins with http:// or https://"),
         (lambda rows: rows[2].update(md5="abc"), "line 4: column md5 holds 'abc', which is no md5"),
         (lambda rows: rows[2].update(md5=""), "line 4: column md5 holds 'nothing'"),
         (lambda rows: [row.pop("md5") for row in rows], r"no column 'md5' \(data.download.md5\). There are: filename,"),

@@ -155,10 +155,18 @@ def _check_row(where: str, column: str, name: str | None, url: str | None, colum
             f"{where}: column {column} holds {name or 'nothing'!r}: what is downloaded needs a plain file name, without "
             "folders and without a dot in front."
         )
-    if url is not None and (urlsplit(url).scheme.lower() not in ("http", "https") or not urlsplit(url).netloc):
+    if url is not None and not _is_address(url):
         raise UserError(
             f"{where}: column {columns.url} holds {hide(url)!r}: an address begins with http:// or https://."
         )
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # such as http://[x
+        return False
+    return parts.scheme.lower() in ("http", "https") and bool(parts.netloc)
 
 
 # ---------------------------------------------------------------- what is there

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -368,6 +369,38 @@ def predict(
         return
     for image, values in zip(images, predict_files(trial, images, origin, device), strict=True):
         print(f"{image}\t" + "\t".join(f"{name}={value:.4f}" for name, value in values.items()), flush=True)
+
+
+@app.command()
+def embed(
+    folder: Annotated[Path, typer.Argument(help="Folder of images; those in its folders too.")],
+    backbone: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="hf-hub:owner/name, local-dir:/a/folder or ARCHITECTURE:TAG of open_clip; a DINOv2 (facebook/dinov2-base, "
+            "or its folder); pixels:SIZE.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="The file to write: a row for each image.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 64,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads that decode images; default: one for each CPU.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace FILE.parquet if it is of other images or another backbone.")
+    ] = False,
+) -> None:
+    """Write the embeddings of a plain folder of images to a Parquet file. The same command goes on after an interruption."""
+    from pipeline.stages import embed as stage
+
+    try:
+        stage.run(stage.Request(folder, backbone, out, batch_size, threads, device, overwrite))
+    except KeyboardInterrupt:
+        again = shlex.join(["carabid", *sys.argv[1:]])
+        print(f"carabid: what is embedded is kept; to go on: {again}", file=sys.stderr)
+        raise
 
 
 @app.command()

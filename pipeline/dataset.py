@@ -138,13 +138,17 @@ class Dataset:
             raise self._bad(i, column, error) from error
 
     def _bad(self, i: int, column: str, error: Exception) -> BadImage:
-        reason = " ".join(str(error).split()) or type(error).__name__
         names = {self.card_column: "colour card", self.bar_column: "scale bar", self.image_column: "image"}
         without = "it" if column == self.image_column else "the image that it belongs to"
         return BadImage(
-            f"{self.where(i)}: the {names[column]} in column {column} cannot be read: {reason}. "
+            f"{self.where(i)}: the {names[column]} in column {column} cannot be read: {in_short(error)}. "
             f"Replace it, or set data.on_bad_image=skip to go on without {without}."
         )
+
+
+def in_short(error: Exception) -> str:
+    """A decoder's error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def decode(encoded: bytes) -> Image.Image:

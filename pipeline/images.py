@@ -57,20 +57,39 @@ def load_batches(
     they differ, and BadImage for an image that cannot be read unless `keep_bad` is set.
     """
 
-    def load(i: int) -> Loaded:
+    def load(i: int) -> Tensor:
+        return transform(_read(dataset, i, None if hashes is None else hashes[i]))
+
+    return prepare_batches(load, chunks, blank_for(transform), threads, keep_bad)
+
+
+def blank_for(transform: Callable[[Image.Image], Tensor]) -> Tensor:
+    """Zeros of the shape [3, H, W] that a transform gives: what stands in a batch for a bad image."""
+    return torch.zeros_like(transform(Image.new("RGB", (64, 64))))
+
+
+def prepare_batches(
+    load: Callable[[int], Tensor],
+    chunks: Iterable[Sequence[int]],
+    blank: Tensor,
+    threads: int,
+    keep_bad: bool,
+) -> Generator[Batch]:
+    """`load_batches` of whatever `load` makes of a position, [3, H, W]; it is called by threads, and raises BadImage."""
+
+    def try_load(i: int) -> Loaded:
         try:
-            return transform(_read(dataset, i, None if hashes is None else hashes[i]))
+            return load(i)
         except BadImage as error:
             if keep_bad:
                 return error
             raise
 
-    blank = torch.zeros_like(transform(Image.new("RGB", (64, 64))))
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         waiting: deque[tuple[Sequence[int], list[Future[Loaded]]]] = deque()
         try:
             for chunk in chunks:
-                waiting.append((chunk, [pool.submit(load, i) for i in chunk]))
+                waiting.append((chunk, [pool.submit(try_load, i) for i in chunk]))
                 if len(waiting) > AHEAD:
                     yield _batch(*waiting.popleft(), blank)
             while waiting:

@@ -28,7 +28,7 @@ from tests.conftest import carabid, hear_ctrl_c
 LORA = "configs/beetles/lora.yaml"
 COMMANDS = (
     "demo", "generate", "fetch", "plan", "doctor", "submit", "extract", "train", "evaluate", "collect", "status", "logs",
-    "cancel", "retry", "results", "compare", "predict", "export",
+    "cancel", "retry", "results", "compare", "predict", "embed", "export",
 )  # fmt: skip
 
 

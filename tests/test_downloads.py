@@ -108,6 +108,7 @@ def trickle(handler: Handler, content: bytes, begin: int) -> None:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A server of ten images, and no waiting between attempts."""
     monkeypatch.setattr(downloads, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(downloads, "BUSY_PAUSE", 0.01)
     monkeypatch.setenv("no_proxy", "*")
     running: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     running.files = {f"b{i}.png": png(i) for i in range(N)}
@@ -219,7 +220,7 @@ def test_without_md5_what_is_there_is_taken_as_it_is_and_no_part_is_trusted(serv
     ("plans", "asked"),
     [
         ([fail(503), fail(500)], [0, 0, 0]),
-        ([fail(429, Retry_After="0")], [0, 0]),
+        ([fail(429, Retry_After="0"), fail(429)], [0, 0, 0]),
         ([hang_up], [0, 0]),
         ([fail(302, Location="/elsewhere/b0.png")], [0, 0]),
         ([cut_short], [0, "half"]),
@@ -326,6 +327,7 @@ def test_where_bad_images_are_skipped_a_missing_one_is_said_and_no_failure(
         (lambda rows: rows[2].update(filename="b1.png"), "line 4: b1.png has md5 .* line 3: one file cannot be both"),
         (lambda rows: rows[2].update(file_url="file:///etc/passwd"), "line 4: .*begins with http:// or https://"),
         (lambda rows: rows[2].update(file_url="ftp://host/b2.png"), "line 4: .*begins with http:// or https://"),
+        (lambda rows: rows[2].update(file_url="http://[x/b2.png"), "line 4: .*begins with http:// or https://"),
         (lambda rows: rows[2].update(md5="abc"), "line 4: column md5 holds 'abc', which is no md5"),
         (lambda rows: rows[2].update(md5=""), "line 4: column md5 holds 'nothing'"),
         (lambda rows: [row.pop("md5") for row in rows], r"no column 'md5' \(data.download.md5\). There are: filename,"),

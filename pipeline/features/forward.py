@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.backbones.base import Backbone
+from pipeline.errors import WorkError
 from pipeline.features.key import FeatureKind
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -39,6 +40,14 @@ def compute_features(
         else:
             features = backbone.trunk(images, cut)
         return features.to(DTYPES[dtype])
+
+
+def check_finite(features: Tensor, positions: Sequence[int], where: Callable[[int], str]) -> None:
+    """WorkError if an image's features ([B, …], of the images at `positions`) are not finite; `where` names it."""
+    finite = features.flatten(1).isfinite().all(1).tolist()
+    for position, good in zip(positions, finite, strict=True):
+        if not good:
+            raise WorkError(f"{where(position)}: its features are not finite; check the weights.")
 
 
 @contextmanager

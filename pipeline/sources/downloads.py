@@ -43,6 +43,8 @@ ATTEMPTS = 5
 FIRST_PAUSE = 1.0
 """Seconds before the second attempt at a file; each further pause is twice as long, or what the server asks for."""
 LONGEST_PAUSE = 120.0
+BUSY_PAUSE = 20.0
+"""Seconds to wait where a server says that it is asked too often (429), and not for how long."""
 SILENCE = 30.0
 """Seconds without a byte after which a connection counts as broken."""
 CHUNK = 1 << 16
@@ -153,10 +155,18 @@ def _check_row(where: str, column: str, name: str | None, url: str | None, colum
             f"{where}: column {column} holds {name or 'nothing'!r}: what is downloaded needs a plain file name, without "
             "folders and without a dot in front."
         )
-    if url is not None and (urlsplit(url).scheme.lower() not in ("http", "https") or not urlsplit(url).netloc):
+    if url is not None and not _is_address(url):
         raise UserError(
             f"{where}: column {columns.url} holds {hide(url)!r}: an address begins with http:// or https://."
         )
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # such as http://[x
+        return False
+    return parts.scheme.lower() in ("http", "https") and bool(parts.netloc)
 
 
 # ---------------------------------------------------------------- what is there
@@ -347,7 +357,8 @@ def _refusal(error: HTTPError, part: Path) -> _Failed:
         return _Failed("the server has no such part of it", again=True)
     again = error.code in PASSING or error.code >= 500
     words = f"HTTP {error.code} {error.reason}".strip()
-    return _Failed(words, again, words, _retry_after(error.headers))
+    asked = _retry_after(error.headers)
+    return _Failed(words, again, words, BUSY_PAUSE if error.code == 429 and asked is None else asked)
 
 
 def _retry_after(headers: Message) -> float | None:

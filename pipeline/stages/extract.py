@@ -24,7 +24,7 @@ from pipeline.config import Config
 from pipeline.dataset import Dataset
 from pipeline.device import choose_device, set_threads
 from pipeline.errors import WorkError
-from pipeline.features.forward import compute_features
+from pipeline.features.forward import check_finite, compute_features
 from pipeline.features.store import FeatureStore, is_complete, open_key, refuse_bad
 from pipeline.images import Batch, ChangedImage, load_batches
 from pipeline.layout import store_dir
@@ -226,10 +226,7 @@ def _compute_shard(
 def _features_of(work: Work, batch: Batch, forward: Callable[[Tensor], Tensor]) -> Tensor:
     """Features of a batch [B, …] on the CPU. Raises WorkError where they are not finite."""
     features = forward(batch.images)
-    finite = features.flatten(1).isfinite().all(1).tolist()
-    for position, good in zip(batch.positions, finite, strict=True):
-        if not good:
-            raise WorkError(f"{work.dataset.where(position)}: its features are not finite; check the weights.")
+    check_finite(features, batch.positions, work.dataset.where)
     return features.cpu()
 
 

@@ -1,0 +1,424 @@
+"""Embeddings of a plain folder of images, without a configuration: one Parquet file with a row for each image.
+
+It is the extraction's own computation (`images`, `features/forward`), in fp32: the same images in the same batches give the
+same bits as a feature store. What is done is kept in FILE.parquet.parts/, small Parquet files that are written whole, at
+least once a minute and when the run is interrupted; the same command goes on from there. When all images are done
+FILE.parquet is written and the parts go. Both say in their metadata which weights and transform they are of.
+
+Columns: file (path within the folder), width, height (pixels as they are stored: an EXIF orientation is not applied),
+embedding (fixed-size list of float32, as the library gives it, not normalised) and error (why an image could not be
+read; null for all others, and then width, height and embedding are null).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cache, lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+
+from pipeline import __version__
+from pipeline.backbones import load_backbone
+from pipeline.backbones.base import Backbone as LoadedBackbone
+from pipeline.config import Backbone, Config, Dinov2, OpenClip, Pixels, Resources, digest
+from pipeline.dataset import BadImage, decode, in_short
+from pipeline.device import choose_device, gpu_name, set_threads
+from pipeline.errors import UserError, WorkError
+from pipeline.features.forward import check_finite, compute_features
+from pipeline.images import Batch, blank_for, prepare_batches
+from pipeline.layout import atomic_path
+from pipeline.lease import Lease
+from pipeline.progress import progress, say
+from pipeline.provenance import now
+from pipeline.records import WeightsRecord, weights_record
+
+FORMAT = 1
+"""Version of what the files mean; another one is another identity."""
+SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
+PART_SECONDS = 60.0
+"""A part is written when the last one is this old: so much work a kill costs."""
+ROWS = 8192
+"""Rows of a row group in FILE.parquet."""
+OPEN_PARTS = 4
+"""Parts in memory while FILE.parquet is written."""
+COLUMNS = ("file", "width", "height", "embedding", "error")
+OWN = b"carabid"
+"""Key of our metadata in a Parquet file."""
+NAMED: dict[str, Callable[[str], Backbone]] = {
+    "hf-hub": lambda name: OpenClip(name=f"hf-hub:{name}"),
+    "local-dir": lambda name: OpenClip(name=f"local-dir:{name}"),
+    "dinov2": lambda name: Dinov2(kind="dinov2", name=name),
+    "pixels": lambda size: Pixels.model_validate({"kind": "pixels", "size": size}),
+}
+"""What stands before the colon → the backbone that what stands behind it names."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for. `threads` decode images (None: one for each CPU that this process may use)."""
+
+    folder: Path
+    backbone: str
+    out: Path
+    batch_size: int = 64
+    threads: int | None = None
+    device: str = "auto"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class File:
+    """An image file: its path within the folder, its bytes and its time of change (ns). Equal: it has not changed."""
+
+    name: str
+    size: int
+    mtime: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to embed, with what, and where it goes; `identity` is that of weights and transform."""
+
+    request: Request
+    files: list[File]
+    config: Config
+    load: Callable[[], LoadedBackbone]
+    """Loads the backbone when it is first needed."""
+    identity: str
+
+    @property
+    def parts(self) -> Path:
+        return self.request.out.with_name(f"{self.request.out.name}.parts")
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What FILE.parquet is of: equal values, equal content."""
+        files = digest([[file.name, file.size, file.mtime] for file in self.files])
+        return {"identity": self.identity, "files": files}
+
+
+def run(request: Request) -> None:
+    """Embed every image of the folder, or go on with it. Bad images are rows with an error, and no failure.
+
+    Raises UserError for a folder without images, a backbone that there is not, and for a file or parts that are there and
+    of something else, unless `overwrite` is set.
+    """
+    device = choose_device(request.device)
+    set_threads()
+    work = prepare(request)
+    if _is_done(work):
+        print(f"{request.out}: {len(work.files)} images: it is up to date", flush=True)
+        return
+    _check_out(work)
+    lease = Lease(work.parts / "embed.lease", work.config.resources.lease_seconds)
+    with lease.hold(partial(_is_done, work)) as held:
+        if held:
+            _embed_missing(work, device)
+            n_bad = _write_whole(work)
+            shutil.rmtree(work.parts)
+            bad = f"; {n_bad} of them cannot be read: see the column error" if n_bad else ""
+            print(f"{request.out}: {len(work.files)} images{bad}", flush=True)
+
+
+def prepare(request: Request) -> Work:
+    """List the images, and find out which weights they are to be embedded with. Raises UserError."""
+    if request.out.suffix != ".parquet":
+        raise UserError(f"--out {request.out}: the file that is written is Parquet: name it *.parquet.")
+    files = find_images(request.folder)
+    threads = request.threads or len(os.sched_getaffinity(0))
+    resources = Resources(extract_batch=request.batch_size, decode_threads=threads)
+    config = Config(experiment="embed", backbone=parse_backbone(request.backbone), resources=resources)
+    load = cache(partial(load_backbone, config.backbone))
+    return Work(request, files, config, load, _identity(config, weights_record(config, load)))
+
+
+# ---------------------------------------------------------------- what is asked for
+def parse_backbone(text: str) -> Backbone:
+    """`hf-hub:…` and the like by their prefix, a folder by what lies in it, DINOv2 by its name, else open_clip's
+    `architecture:tag`. Raises UserError; whether there is such a model, loading tells."""
+    prefix, colon, rest = text.partition(":")
+    if not prefix or (colon and not rest):
+        raise UserError(f"--backbone {text!r} names no model: write hf-hub:owner/name, ARCHITECTURE:TAG, pixels:8, …")
+    if colon and prefix in NAMED:
+        try:
+            return NAMED[prefix](rest)
+        except ValidationError as error:
+            raise UserError(f"--backbone {text}: {error.errors()[0]['msg']}: write such as pixels:8.") from error
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        is_open_clip = (folder / "open_clip_config.json").is_file()
+        return OpenClip(name=f"local-dir:{text}") if is_open_clip else Dinov2(kind="dinov2", name=text)
+    if "dinov2" in text.lower():
+        return Dinov2(kind="dinov2", name=text)
+    if not colon:
+        say(f"--backbone {text}: without a tag its weights are random: write {text}:TAG for pretrained ones.")
+    return OpenClip(name=prefix, pretrained=rest or None)
+
+
+def find_images(folder: Path) -> list[File]:
+    """The image files in a folder and its folders, sorted by path; hidden ones are left out. Raises UserError."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder.")
+    found = sorted(_image_names(folder))
+    if not found:
+        raise UserError(f"{folder} holds no image: looked for {', '.join(sorted(SUFFIXES))} in it and its folders.")
+    stats = [(folder / name).stat() for name in found]
+    return [File(name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(found, stats, strict=True)]
+
+
+def _image_names(folder: Path) -> Iterator[str]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(place, name)
+            if not name.startswith(".") and path.suffix.lower() in SUFFIXES and path.is_file():
+                yield _checked(path.relative_to(folder).as_posix())
+
+
+def _checked(name: str) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the name of the file {name!r} is not UTF-8, which a table needs: rename it.") from None
+    return name
+
+
+def _identity(config: Config, weights: WeightsRecord) -> str:
+    made_of = [FORMAT, config.backbone.kind, weights.architecture, weights.weights, weights.transform]
+    return digest(made_of)
+
+
+# ---------------------------------------------------------------- what is there
+def _about(path: Path) -> dict[str, Any] | None:
+    """What a Parquet file says that it is of; None if it is none of ours."""
+    try:
+        about: dict[str, Any] = json.loads(pq.read_schema(path).metadata[OWN])
+        return about
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        return None
+
+
+def _is_done(work: Work) -> bool:
+    about = _about(work.request.out)
+    return about is not None and {name: about.get(name) for name in work.about} == work.about
+
+
+def _check_out(work: Work) -> None:
+    """UserError for a file that is there and is not to be overwritten."""
+    out, about = work.request.out, _about(work.request.out)
+    if work.request.overwrite or not out.exists():
+        return
+    if about is None:
+        why = "was not written by `carabid embed`"
+    elif about.get("identity") != work.identity:
+        why = f"holds embeddings by another backbone ({about.get('backbone')})"
+    else:
+        why = f"is of other images than now lie in {work.request.folder}, or some have changed since"
+    raise UserError(f"{out} is there and {why}. Name another file with --out, or replace it with --overwrite.")
+
+
+def _parts(work: Work) -> list[Path]:
+    return sorted(work.parts.glob("part-*.parquet"))
+
+
+def _check_parts(work: Work) -> None:
+    """Remove parts of another backbone if that is allowed, else UserError; and those that cannot be read."""
+    for path in _parts(work):
+        about = _about(path)
+        if about is None:
+            say(f"{path} is damaged: its images are embedded again")
+        elif about.get("identity") == work.identity:
+            continue
+        elif not work.request.overwrite:
+            raise UserError(
+                f"{work.parts} holds what another backbone ({about.get('backbone')}) has embedded. Go on with that backbone, "
+                "or begin anew with --overwrite, or name another file with --out."
+            )
+        path.unlink()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the row of an image is: in which part, and there in which row; and whether the image is bad."""
+
+    part: Path
+    row: int
+    is_bad: bool
+
+
+def _places(work: Work) -> dict[File, Place]:
+    """Each file as it was when it was read → its row; the last one of a file that was read several times."""
+    found: dict[File, Place] = {}
+    for part in _parts(work):
+        table = pq.read_table(part, columns=["file", "size", "mtime", "error"])
+        cells = zip(*(column.to_pylist() for column in table.columns), strict=True)
+        found |= {File(*cell): Place(part, row, error is not None) for row, (*cell, error) in enumerate(cells)}
+    return found
+
+
+# ---------------------------------------------------------------- the work
+@dataclass
+class Rows:
+    """What is embedded and not yet written: a file's width and height, its embedding [E], or why it is bad."""
+
+    work: Work
+    embed_dim: int
+    files: list[File] = field(default_factory=list)
+    shapes: list[tuple[int, int] | None] = field(default_factory=list)
+    embeddings: list[NDArray[np.float32]] = field(default_factory=list)
+    errors: list[str | None] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
+
+    def add(self, file: File, shape: tuple[int, int] | None, embedding: NDArray[np.float32], error: str | None) -> None:
+        self.files.append(file)
+        self.shapes.append(None if error else shape)
+        self.embeddings.append(embedding)
+        self.errors.append(error)
+
+    def write(self) -> None:
+        """Write them as one more part, and forget them."""
+        if self.files:
+            last = max((int(path.stem.removeprefix("part-")) for path in _parts(self.work)), default=0)
+            with atomic_path(self.work.parts / f"part-{last + 1:06d}.parquet") as temporary:
+                pq.write_table(self._table(), temporary)
+        self.files, self.shapes, self.embeddings, self.errors = [], [], [], []
+        self.since = time.monotonic()
+
+    def _table(self) -> pa.Table:
+        bad = pa.array([error is not None for error in self.errors])
+        values = pa.array(np.concatenate(self.embeddings))
+        columns = {
+            "file": [file.name for file in self.files],
+            "width": [shape and shape[0] for shape in self.shapes],
+            "height": [shape and shape[1] for shape in self.shapes],
+            "embedding": pa.FixedSizeListArray.from_arrays(values, self.embed_dim, mask=bad),
+            "error": self.errors,
+            "size": [file.size for file in self.files],
+            "mtime": [file.mtime for file in self.files],
+        }
+        return pa.table(columns, _schema(self.embed_dim).with_metadata(_metadata(self.work)))
+
+
+def _schema(embed_dim: int) -> pa.Schema:
+    """Columns of a part; the last two are how the file was when it was read, and only in parts."""
+    embedding = pa.list_(pa.float32(), embed_dim)
+    kinds = {
+        "file": pa.string(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "embedding": embedding,
+        "error": pa.string(),
+    }
+    return pa.schema({**kinds, "size": pa.int64(), "mtime": pa.int64()})
+
+
+def _metadata(work: Work, **more: Any) -> dict[bytes, str]:
+    about = {
+        "identity": work.identity,
+        "backbone": work.request.backbone,
+        "carabid": __version__,
+        "written": now(),
+        **more,
+    }
+    return {OWN: json.dumps(about)}
+
+
+def _embed_missing(work: Work, device: torch.device) -> None:
+    """Embed the files that no part has as they are now, and try the bad ones again; what is done stays if this is stopped."""
+    _check_parts(work)
+    kept = _places(work)
+    fresh = [i for i, file in enumerate(work.files) if file not in kept]
+    bad = [i for i, file in enumerate(work.files) if file in kept and kept[file].is_bad]
+    if not fresh and not bad:
+        return
+    if _identity(work.config, weights_record(work.config, work.load, again=True)) != work.identity:
+        raise WorkError(f"The weights of {work.request.backbone} are not those on record. Run this again.")
+    n, size = len(fresh) + len(bad), work.request.batch_size
+    place = gpu_name(device) or "the CPU"
+    say(f"embed: {n} of {len(work.files)} images, {work.request.backbone}, on {place}")
+    chunks = [todo[k : k + size] for todo in (fresh, bad) for k in range(0, len(todo), size)]
+    began = time.monotonic()
+    _embed(work, device, chunks, n)
+    say(f"embed: {n} images, {n / (time.monotonic() - began):.1f} images/s on {place}")
+
+
+def _embed(work: Work, device: torch.device, chunks: list[list[int]], n: int) -> None:
+    backbone = work.load().to(device)
+    rows = Rows(work, backbone.embed_dim)
+    shapes: dict[int, tuple[int, int]] = {}
+    load = partial(_load, work, backbone, shapes)
+    threads = work.config.resources.decode_threads
+    batches = prepare_batches(load, chunks, blank_for(backbone.transform), threads, keep_bad=True)
+    with closing(batches), progress("embed", n) as advance:
+        try:
+            for batch in batches:
+                features = _features(work, backbone, batch, device).numpy()
+                for i, embedding in zip(batch.positions, features, strict=True):
+                    rows.add(work.files[i], shapes.pop(i, None), embedding, batch.bad.get(i))
+                if time.monotonic() - rows.since >= PART_SECONDS:
+                    rows.write()
+                advance(len(batch.positions))
+        finally:
+            rows.write()
+
+
+def _load(work: Work, backbone: LoadedBackbone, shapes: dict[int, tuple[int, int]], i: int) -> Tensor:
+    """One image as network input; its width and height go to `shapes`. Raises BadImage with what is wrong with it."""
+    try:
+        image = decode((work.request.folder / work.files[i].name).read_bytes())
+        shapes[i] = image.size
+        return backbone.transform(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # PIL's decoders raise errors of many kinds on damaged files
+        raise BadImage(in_short(error)) from error
+
+
+def _features(work: Work, backbone: LoadedBackbone, batch: Batch, device: torch.device) -> Tensor:
+    """Embeddings [B, E] of a batch, on the CPU. Raises WorkError where they are not finite or do not fit on the GPU."""
+    try:
+        features = compute_features(backbone, batch.images.to(device), "pooled").cpu()
+    except torch.cuda.OutOfMemoryError as error:
+        raise WorkError(f"{work.request.batch_size} images do not fit on the GPU: set --batch-size lower.") from error
+    check_finite(features, batch.positions, lambda i: str(work.request.folder / work.files[i].name))
+    return features
+
+
+def _write_whole(work: Work) -> int:
+    """Write FILE.parquet from the parts, in the order of the files; how many images are bad.
+
+    Some parts are in memory at a time: files are embedded in their order, so that most rows that follow one another are
+    in one part.
+    """
+    found = _places(work)
+    places = [found[file] for file in work.files]
+    read = lru_cache(OPEN_PARTS)(partial(pq.read_table, columns=list(COLUMNS)))
+    schema = read(places[0].part).schema.with_metadata(_metadata(work, files=work.about["files"]))
+    with atomic_path(work.request.out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for k in range(0, len(places), ROWS):
+            writer.write_table(_gather(places[k : k + ROWS], read).cast(schema))
+    return sum(place.is_bad for place in places)
+
+
+def _gather(places: Sequence[Place], read: Callable[[Path], pa.Table]) -> pa.Table:
+    """The rows at these places, in their order."""
+    by_part: dict[Path, list[int]] = {}
+    for i, place in enumerate(places):
+        by_part.setdefault(place.part, []).append(i)
+    taken = pa.concat_tables([read(part).take([places[i].row for i in of]) for part, of in by_part.items()])
+    order = np.argsort([i for of in by_part.values() for i in of])
+    return taken.take(pa.array(order))

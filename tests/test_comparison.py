@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from pipeline import cli
 from pipeline.comparison import CHOSEN, HEADER, Line, candidates, cells, compare, method_of, notes, to_json, to_markdown
 from pipeline.config import Config, config_hash, science
 from pipeline.errors import UserError
@@ -22,7 +21,6 @@ from pipeline.layout import ExperimentDir, experiment_dir, read_json, write_json
 from pipeline.metrics.classification import figures
 from pipeline.metrics.intervals import bootstrap
 from pipeline.stages import collect
-from tests.conftest import carabid
 
 CLASSES = ("hybrid", "non-hybrid")
 PIXELS = {"backbone": {"kind": "pixels", "size": 32}}
@@ -329,13 +327,15 @@ def test_collecting_does_not_fail_where_methods_cannot_be_compared(capsys: pytes
     assert not experiment().comparison_json.exists()
 
 
-def test_the_command_prints_a_table_json_or_markdown(root: Path) -> None:
+def test_the_command_prints_a_table_json_or_markdown(capsys: pytest.CaptureFixture[str]) -> None:
     finish(PIXELS, 0, 0.9, 2.0)
     finish(RIDGE, 0, 0.8, 0.1)
     found = compare(candidates([experiment()]), "accuracy")
-    said: Callable[..., str] = lambda *more: carabid("compare", "x", *more, root=root).stdout  # noqa: E731
-    shown = said("--figure", "accuracy")
-    assert all(note.split()[0] in shown for note in notes(found)) and CHOSEN in shown and "pixels 32, ridge" in shown
-    assert json.loads(said("--figure", "accuracy", "--format", "json")) == json.loads(to_json(found))
-    refused = carabid("compare", "x", "--format", "csv", root=root, check=False)
-    assert refused.returncode == 2 and "choose table, markdown or json" in refused.stderr
+    cli.compare(["x"], "accuracy")
+    shown = capsys.readouterr().out
+    assert all(note in shown for note in notes(found)) and CHOSEN in shown and "pixels 32, ridge" in shown
+    for form, text in (("json", to_json(found)), ("markdown", to_markdown(found))):
+        cli.compare(["x"], "accuracy", form)
+        assert capsys.readouterr().out.strip() == text.strip()
+    with pytest.raises(UserError, match="choose table, markdown or json"):
+        cli.compare(["x"], form="csv")

@@ -288,6 +288,7 @@ def test_what_is_missing_is_reported_with_row_file_and_address_and_the_rest_is_k
     assert "line 5: b3.png" in text and "HTTP 503 Service Unavailable (5 attempts)" in text
     assert "line 6: b4.png" in text and "gives no address" in text
     assert "secret" not in text
+    assert text.splitlines()[-1].startswith("Run this again")
     assert Counter(name for name, _ in server.asked)["b2.png"] == 1
     assert {path.name for path in (tmp_path / "images").iterdir()} == set(server.files) - {
         f"b{i}.png" for i in range(1, 5)

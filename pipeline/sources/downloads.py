@@ -100,10 +100,10 @@ def download(config: Config, source: CsvSource, columns: Download) -> None:
     with lease.hold():
         missing = _bring(config, wanted, folder)
     if missing and config.data.on_bad_image == "skip":
-        say(f"{_report(missing, len(wanted), folder)} They are left out, because data.on_bad_image is skip.")
+        say(f"{_report(missing, len(wanted), folder)}They are left out, because data.on_bad_image is skip.")
     elif missing:
         raise WorkError(
-            f"{_report(missing, len(wanted), folder)} Run this again to try them once more; correct the rows, or go on "
+            f"{_report(missing, len(wanted), folder)}Run this again to try them once more; correct the rows, or go on "
             "without such images by data.on_bad_image=skip."
         )
 

@@ -272,14 +272,16 @@ def test_trials_that_tested_other_photographs_are_named(table: pd.DataFrame, say
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"metric": "log_loss"}, "were chosen by different figures (roc_auc: x/"),
-        ({"split": "validation"}, "were evaluated on different splits (test: x/"),
+        ({"metric": "log_loss"}, ("were chosen by different figures", "roc_auc: x/", "log_loss: x/")),
+        ({"split": "validation"}, ("were evaluated on different splits", "test: x/", "validation: x/")),
     ],
 )
-def test_trials_that_were_chosen_or_evaluated_in_other_ways_are_refused(more: dict[str, Any], says: str) -> None:
+def test_trials_that_were_chosen_or_evaluated_in_other_ways_are_refused(
+    more: dict[str, Any], says: tuple[str, ...]
+) -> None:
     finish(PIXELS, 0, 0.9, 1.0)
     finish(NETWORK, 0, 0.8, 1.0, **more)
-    assert says in refusal()
+    assert all(part in refusal() for part in says)
 
 
 def test_what_there_is_not_is_said() -> None:

@@ -205,6 +205,20 @@ def test_images_and_stored_images_and_files_are_predicted_alike(make: Callable[.
     np.testing.assert_allclose(numbers, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_concatenation_is_predicted_from_images_as_from_its_features(make: Callable[..., Config], clip: Path) -> None:
+    parts = [
+        {"kind": "open_clip", "name": f"local-dir:{clip}"},
+        {"kind": "timm", "name": "test_resnet", "image_size": 32},
+    ]
+    config = make(
+        backbone={"kind": "concat", "parts": parts},
+        model={"encoder": {"kind": "frozen"}},
+        augment={"images": {}},
+        evaluate={"inputs": "images"},
+    )
+    assert evaluate.run(config, run(config))["summary"]["features_difference"]["max_abs"] < 1e-5
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [

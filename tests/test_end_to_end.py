@@ -99,9 +99,9 @@ def test_the_network_learns_from_images(make: Callable[..., Config], own: Path) 
     table[targets] = np.random.default_rng(0).standard_normal((len(table), 3))
     table.to_csv(own, index=False)
     data = {"source": str(own), "columns": {"event": None}}
-    config = make(data=data, train={"epochs": 15}, augment={"images": {}}, optim={"lr": 1e-2})
+    config = make(data=data, train={"epochs": 40}, augment={"images": {}}, optim={"lr": 3e-3})
     losses = [epoch["loss"] for epoch in epochs_of(run(config))]
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.4 * losses[0]
 
 
 @pytest.mark.parametrize("kind", ["open_clip", "dinov2"])

@@ -286,7 +286,7 @@ def test_a_network_starts_as_its_backbone_learns_and_leaves_that_as_it_was(numbe
     backbone, images = load_backbone(config), noise(4, side)
     before, network = backbone.weights_hash(), backbone.network()
     with torch.no_grad():
-        assert torch.equal(network.eval()(images), backbone.embed(images))
+        assert relative_error(network.eval()(images), backbone.embed(images)) < 1e-5
     network.train()(images).square().mean().backward()
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     assert all(parameter.grad is not None for parameter in learning)
@@ -296,12 +296,13 @@ def test_a_network_starts_as_its_backbone_learns_and_leaves_that_as_it_was(numbe
 
 
 @pytest.mark.parametrize("kind", ["plain", "registers"])
+@torch.no_grad()
 def test_dinov2s_positions_are_resized_once_and_not_in_every_step(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made for 28 × 28 pixels, used at 42 × 42: 4 × 4 positions become 6 × 6."""
     backbone, images = make_dinov2(small_dinov2(kind), side=42), noise(3, 42)
     expected, network = backbone.embed(images), backbone.network().eval()
     monkeypatch.setattr("torch.nn.functional.interpolate", None)
-    assert torch.equal(network(images), expected)
+    assert relative_error(network(images), expected) < 1e-5
     positions = network.backbone.get_submodule("model.embeddings").position_embeddings
     assert isinstance(positions, nn.Parameter) and positions.requires_grad and positions.shape == (1, 37, 32)
 

@@ -172,7 +172,8 @@ class Network(nn.Module):
         alone = len(images) == 1
         for norm in norms * alone:
             norm.eval()
-        embedding = self.backbone.embed(images)
+        # Convolutions are faster with the channels last (a resnet10t in bf16 on a CPU by a fifth); what is computed is the same.
+        embedding = self.backbone.embed(images.contiguous(memory_format=torch.channels_last))
         for norm in norms * alone:
             norm.train()
         return embedding
@@ -189,9 +190,9 @@ class Network(nn.Module):
         parameters, image = list(self.parameters()), self.backbone.transform(Image.new("RGB", (64, 64)))
         self.eval()
         with torch.enable_grad():
-            embedding = self.backbone.embed(image.unsqueeze(0))
+            total = self.backbone.embed(image.unsqueeze(0)).sum()
+            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
         self.train()
-        gradients = torch.autograd.grad(embedding.sum(), parameters, allow_unused=True)
         return [one for one, gradient in zip(parameters, gradients, strict=True) if gradient is None]
 
 

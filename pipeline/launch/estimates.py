@@ -121,12 +121,10 @@ def _model_and_batch(config: Config, weights: WeightsRecord) -> int:
 
 def _whole_pass(config: Config, weights: WeightsRecord) -> int:
     """What a whole backbone keeps of a step, or passes through in validation."""
-    tokens, fp32 = (weights.n_patches + 1) * weights.width, config.train.precision == "fp32"
-    if weights.n_blocks:
-        kept, passing = tokens * weights.n_blocks * KEPT["tail"][fp32], tokens * PASSING["tail"]
-    else:
-        kept, passing = weights.n_inputs * KEPT_OF_IMAGE[fp32], weights.n_inputs * PASSING_OF_IMAGE
-    return max(_images_a_step(config.train) * kept, PREDICTION_BATCH * passing)
+    fp32 = config.train.precision == "fp32"
+    tokens = (weights.n_patches + 1) * weights.width * weights.n_blocks
+    kept = tokens * KEPT["tail"][fp32] if weights.n_blocks else weights.n_inputs * KEPT_OF_IMAGE[fp32]
+    return max(_images_a_step(config.train) * kept, PREDICTION_BATCH * _passing(weights))
 
 
 def _images_a_step(train: Train) -> int:
@@ -136,8 +134,14 @@ def _images_a_step(train: Train) -> int:
 
 def extraction_bytes(config: Config, weights: WeightsRecord) -> int:
     """Memory that extraction takes on a GPU: the whole backbone, and a batch on its way through it."""
-    batch = config.resources.extract_batch * (weights.n_patches + 1) * weights.width * PASSING["tail"]
+    batch = config.resources.extract_batch * _passing(weights)
     return (NUMBER["fp32"] + NUMBER["bf16"]) * weights.n_parameters + batch + OVERHEAD
+
+
+def _passing(weights: WeightsRecord) -> int:
+    """Bytes of an image on its way through the whole backbone."""
+    tokens = (weights.n_patches + 1) * weights.width
+    return tokens * PASSING["tail"] if weights.n_blocks else weights.n_inputs * PASSING_OF_IMAGE
 
 
 def gpu_memory(gpu_type: str) -> tuple[int, int] | None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from pipeline.backbones import load_backbone
 from pipeline.config import Config
-from pipeline.errors import Interrupted, UserError
+from pipeline.errors import Interrupted
 from pipeline.launch import estimates
 from pipeline.layout import TrialDir, experiment_dir, read_json
 from pipeline.models.regressor import Regressor, load_trained_state, trained_state
@@ -25,7 +25,6 @@ from pipeline.records import weights_record
 from pipeline.stages import evaluate, extract, train
 from pipeline.stages.inputs import load_inputs, make_facts
 from pipeline.stages.predict import Origin, predict_files
-from pipeline.submissions.codabench import export
 from pipeline.training.optimiser import make_optimizer
 from tests.conftest import Assets
 from tests.small import image_files, small_config
@@ -217,21 +216,3 @@ def test_a_concatenation_is_predicted_from_images_as_from_its_features(make: Cal
         evaluate={"inputs": "images"},
     )
     assert evaluate.run(config, run(config))["summary"]["features_difference"]["max_abs"] < 1e-5
-
-
-@pytest.mark.parametrize(
-    ("sections", "message"),
-    [
-        ({}, "model.encoder.kind end_to_end, which a submission cannot hold"),
-        (
-            {"model": {"encoder": {"kind": "frozen"}}, "augment": {"images": {}}},
-            "backbone.kind timm, which a submission",
-        ),
-    ],
-)
-def test_a_submission_that_cannot_hold_it_is_refused(
-    sections: dict[str, Any], message: str, make: Callable[..., Config], tmp_path: Path
-) -> None:
-    trial = run(make(**{"train": {"epochs": 1}, **sections}))
-    with pytest.raises(UserError, match=message):
-        export([trial.path], tmp_path / "out", zipped=False, with_backbone=True)

@@ -70,6 +70,13 @@ class TimmBackbone(Backbone):
         return embedding.shape[1]
 
 
+def describe(backbone: TimmBackbone) -> dict[str, Any]:
+    """What timm builds the network and its transform from again: architecture, image size, settings of the transform."""
+    size = backbone.image_size
+    settings = resolve_data_config({"input_size": (3, size, size)}, model=backbone.model)
+    return {"timm": _settings(backbone.model)["architecture"], "image_size": size, "preprocess": settings}
+
+
 def _settings(model: nn.Module) -> dict[str, Any]:
     """timm's description of a model: architecture, input size, mean and sd of pixels, where weights come from."""
     return dict(cast(Any, model).pretrained_cfg)

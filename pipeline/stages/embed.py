@@ -34,7 +34,7 @@ from torch import Tensor
 from pipeline import __version__
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone as LoadedBackbone
-from pipeline.config import Backbone, Config, Dinov2, OpenClip, Pixels, Resources, digest
+from pipeline.config import Backbone, Config, Dinov2, OpenClip, Pixels, Resources, Timm, digest
 from pipeline.dataset import BadImage, decode, in_short
 from pipeline.device import choose_device, gpu_name, set_threads
 from pipeline.errors import UserError, WorkError
@@ -62,6 +62,7 @@ NAMED: dict[str, Callable[[str], Backbone]] = {
     "hf-hub": lambda name: OpenClip(name=f"hf-hub:{name}"),
     "local-dir": lambda name: OpenClip(name=f"local-dir:{name}"),
     "dinov2": lambda name: Dinov2(kind="dinov2", name=name),
+    "timm": lambda name: Timm(kind="timm", name=name, pretrained=not name.startswith(("hf-hub:", "local-dir:"))),
     "pixels": lambda size: Pixels.model_validate({"kind": "pixels", "size": size}),
 }
 """What stands before the colon → the backbone that what stands behind it names."""

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -24,9 +24,10 @@ from torch import Tensor
 
 from pipeline import correction
 from pipeline.backbones import load_backbone
-from pipeline.backbones.base import Backbone, Tail
+from pipeline.backbones.base import Backbone, Network, Tail
+from pipeline.backbones.concat import ConcatBackbone
 from pipeline.config import Backbone as BackboneConfig
-from pipeline.config import ClassifierHead, Config, Dinov2, OpenClip, Pixels, token_kind
+from pipeline.config import ClassifierHead, Concat, Config, Dinov2, OpenClip, Pixels, Timm, token_kind
 from pipeline.errors import UserError, WorkError
 from pipeline.layout import ExperimentDir, TrialDir, atomic_folder, atomic_path, read_json, write_json, write_text
 from pipeline.models import plain
@@ -41,6 +42,7 @@ from pipeline.stages.predict import find_ensemble, find_trial, trained_config
 
 Spec = dict[str, Any]
 State = dict[str, Tensor]
+PartConfig = OpenClip | Dinov2 | Timm | Pixels
 TARGETS = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
 """What the beetles' platform asks for; the butterflies' asks for a score of one of two classes."""
 KNOTS = 101
@@ -119,8 +121,7 @@ def _shared_backbone(trials: Sequence[Path], configs: Sequence[Config], with_bac
                 f"{trial} is trained on another backbone than {trials[0]}, or on images corrected otherwise: an exported "
                 "ensemble shares both"
             )
-    _refuse_unportable(trials, configs)
-    if not with_backbone and not _is_public(first):
+    if not with_backbone and not _is_public(first) and not _brings_networks(configs):
         raise UserError(f"the platform cannot fetch the backbone ({first}): it is here alone; add --with-backbone")
     return load_backbone(first)
 
@@ -130,30 +131,22 @@ def _correction(config: Config) -> Spec:
     return {"colour_card": config.data.colour_card, "scale_bar": config.data.scale_bar, "canvas": config.data.canvas}
 
 
-def _refuse_unportable(trials: Sequence[Path], configs: Sequence[Config]) -> None:
-    """UserError for what `model.py` cannot rebuild on the platform."""
-    for trial, config in zip(trials, configs, strict=True):
-        backbone, encoder = config.backbone, config.model.encoder.kind
-        told = {
-            f"model.encoder.kind {encoder}": encoder == "end_to_end",
-            f"backbone.kind {backbone.kind}": backbone.kind in ("timm", "concat"),
-            "backbone.pooling cls_mean": isinstance(backbone, Dinov2) and backbone.pooling != "cls",
-        }
-        if what := next((name for name, found in told.items() if found), None):
-            raise UserError(
-                f"{trial} has {what}, which a submission cannot hold: export a trial on open_clip or DINOv2"
-            )
-
-
 def _is_public(backbone: BackboneConfig) -> bool:
     """Whether the backbone's name leads to its weights on any machine."""
     if isinstance(backbone, Pixels):
         return True
+    if isinstance(backbone, Concat):
+        return all(map(_is_public, backbone.parts))
     if isinstance(backbone, Dinov2):
         return not Path(backbone.name).expanduser().exists()
-    assert isinstance(backbone, OpenClip), "what else there is has been refused"
-    tag = backbone.pretrained
-    return backbone.name.startswith("hf-hub:") or (tag is not None and not Path(tag).expanduser().exists())
+    if backbone.name.startswith("hf-hub:") or isinstance(backbone, Timm):
+        return backbone.name.startswith("hf-hub:") or backbone.pretrained is True
+    return backbone.pretrained is not None and not Path(backbone.pretrained).expanduser().exists()
+
+
+def _brings_networks(configs: Iterable[Config]) -> bool:
+    """Whether every member is a whole network of its own, trained end to end: none reads the backbone's weights."""
+    return all(config.model.encoder.kind == "end_to_end" for config in configs)
 
 
 # ---------------------------------------------------------------- the folder
@@ -161,7 +154,7 @@ def _write(
     folder: Path, members: Sequence[Member], backbone: Backbone, with_backbone: bool, calibration: Spec | None
 ) -> None:
     """All files of the submission."""
-    states = _with_same_tails([_state(member) for member in members], backbone)
+    states = _with_same_tails(members, [_state(member) for member in members], backbone)
     config = members[0].config
     challenge = "beetles" if config.data.label is None else "butterflies"
     _copy_code(folder, challenge)
@@ -170,14 +163,13 @@ def _write(
     spec = {
         "challenge": challenge,
         "correction": _correction(config),
-        "backbone": _backbone_spec(config, backbone),
+        "backbone": _write_backbone(folder, members, backbone),
         "members": [_member_spec(member, backbone) for member in members],
     }
     own = (
         {"targets": list(TARGETS), "calibration": calibration} if challenge == "beetles" else {"knots": _knots(members)}
     )
     write_json(folder / "submission.json", spec | own)
-    _write_architecture(folder, config, backbone)
     write_text(folder / "requirements.txt", _requirements(members))
 
 
@@ -206,9 +198,16 @@ def _requirements(members: Iterable[Member]) -> str:
 
     Without a newline at the end: a blank line would end the platform's run.
     """
-    pinned = {"open_clip": ("open-clip-torch",), "dinov2": ("transformers",), "boosting": ("lightgbm",)}
-    plain = {"open_clip": ("torchvision",), "dinov2": ("torchvision",)}
-    kinds = {kind for m in members for kind in (m.config.backbone.kind, m.config.model.head.kind)}
+    pinned = {
+        "open_clip": ("open-clip-torch",),
+        "dinov2": ("transformers",),
+        "timm": ("timm",),
+        "boosting": ("lightgbm",),
+    }
+    plain = {"open_clip": ("torchvision",), "dinov2": ("torchvision",), "timm": ("torchvision",)}
+    kinds = {part.kind for m in members for part in _parts(m.config.backbone)} | {
+        m.config.model.head.kind for m in members
+    }
     lines = {f"{name}=={version(name)}" for kind in kinds for name in pinned.get(kind, ())}
     lines |= {name for kind in kinds for name in plain.get(kind, ())}
     return "\n".join(["torch", "numpy", "Pillow", *sorted(lines)])
@@ -231,6 +230,9 @@ def _state(member: Member) -> State:
     if not isinstance(model, Regressor):
         return dict(model.state_dict())
     encoder: Any = model.encoder.merge_and_unload() if is_adapted(model) else model.encoder  # type: ignore[operator]
+    if isinstance(encoder, Network):
+        own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
+        return own | {f"tail.{name}": tensor.cpu() for name, tensor in _native(encoder.backbone).items()}
     if isinstance(encoder, Tail):
         own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
         tail = {f"tail.{name.removeprefix('visual.')}": tensor for name, tensor in encoder.to_native().items()}
@@ -238,30 +240,64 @@ def _state(member: Member) -> State:
     return {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
 
 
-def _with_same_tails(states: Sequence[State], backbone: Backbone) -> list[State]:
-    """Members with tails: each has the tensors of the longest one's, so that none reads another's."""
+def _with_same_tails(members: Sequence[Member], states: Sequence[State], backbone: Backbone) -> list[State]:
+    """Where members have tails, all that look at images have the tensors of the longest one's, so that none reads another's."""
     names = {name for state in states for name in state if name.startswith("tail.")}
     native = _native(backbone) if names else {}
     base = {name: native[name.removeprefix("tail.")] for name in names}
-    return [(base | state if "head.0.weight" in state else state) for state in states]
+    looks = [isinstance(member.model, Regressor | Classifier) for member in members]
+    return [base | state if at_images else state for state, at_images in zip(states, looks, strict=True)]
 
 
 def _native(backbone: Backbone) -> State:
     """The backbone's tensors under its library's names."""
+    if isinstance(backbone, ConcatBackbone):
+        parts = enumerate(backbone.parts)
+        return {f"{i}.{name}": tensor for i, part in parts for name, tensor in _native(cast(Backbone, part)).items()}
     inner: Any = getattr(backbone, "visual", None) or getattr(backbone, "model", None)
     return {} if inner is None else {name: tensor.clone() for name, tensor in inner.state_dict().items()}
 
 
 # ---------------------------------------------------------------- descriptions
-def _backbone_spec(config: Config, backbone: Backbone) -> Spec:
-    chosen = config.backbone.model_dump(mode="json")
-    if config.backbone.kind == "open_clip":
+def _write_backbone(folder: Path, members: Sequence[Member], backbone: Backbone) -> Spec:
+    """What the backbone is made of; what its library builds it from is written to the folder."""
+    configs = [member.config for member in members]
+    chosen = configs[0].backbone
+    if isinstance(chosen, Concat):
+        parts = zip(chosen.parts, cast(ConcatBackbone, backbone).parts, strict=True)
+        described = [
+            _write_part(folder, f"architecture-{i}", one, cast(Backbone, part)) for i, (one, part) in enumerate(parts)
+        ]
+        spec: Spec = {"kind": "concat", "name": "concat", "parts": described}
+    else:
+        spec = _write_part(folder, "architecture", chosen, backbone)
+    return spec | {"fingerprint": None if _brings_networks(configs) else fingerprint(_native(backbone))}
+
+
+def _write_part(folder: Path, name: str, chosen: PartConfig, backbone: Backbone) -> Spec:
+    """One network's part of the specification; `name` is that of its library's file or folder."""
+    inner: Any = backbone
+    spec = chosen.model_dump(mode="json") | {"architecture": name}
+    if isinstance(chosen, OpenClip):
         from pipeline.backbones.open_clip import architecture
 
-        visual: Any = backbone.visual
-        chosen |= {"preprocess": dict(visual.preprocess_cfg), "quick_gelu": architecture(config.backbone)["quick_gelu"]}
-        chosen["name"] = chosen["name"] if chosen["name"].startswith("hf-hub:") else chosen["name"].replace("/", "-")
-    return chosen | {"fingerprint": fingerprint(_native(backbone))}
+        described = architecture(chosen)
+        write_json(folder / f"{name}.json", described)
+        spec |= {"preprocess": dict(inner.visual.preprocess_cfg), "quick_gelu": described["quick_gelu"]}
+        spec["name"] = spec["name"] if spec["name"].startswith("hf-hub:") else spec["name"].replace("/", "-")
+    elif isinstance(chosen, Dinov2):
+        inner.model.config.save_pretrained(folder / name)
+        inner.processor.save_pretrained(folder / name)
+    elif isinstance(chosen, Timm):
+        from pipeline.backbones.timm_models import describe
+
+        spec |= describe(inner)
+    return spec
+
+
+def _parts(backbone: BackboneConfig) -> Sequence[PartConfig]:
+    """The networks that a backbone consists of."""
+    return backbone.parts if isinstance(backbone, Concat) else (backbone,)
 
 
 def fingerprint(state: State) -> str:
@@ -270,18 +306,6 @@ def fingerprint(state: State) -> str:
     for name in sorted(state):
         digest.update(name.encode() + state[name].contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _write_architecture(folder: Path, config: Config, backbone: Backbone) -> None:
-    """What the backbone's library builds it from."""
-    if isinstance(config.backbone, OpenClip):
-        from pipeline.backbones.open_clip import architecture
-
-        write_json(folder / "architecture.json", architecture(config.backbone))
-    elif config.backbone.kind == "dinov2":
-        inner: Any = backbone
-        inner.model.config.save_pretrained(folder / "architecture")
-        inner.processor.save_pretrained(folder / "architecture")
 
 
 def _member_spec(member: Member, backbone: Backbone) -> Spec:

@@ -176,7 +176,8 @@ class PlainMember(Member):
 
     def __init__(self, spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
         super().__init__(spec)
-        self.arrays = {name: tensor.numpy() for name, tensor in state.items()}
+        self.tail = {name.removeprefix("tail."): state[name] for name in state if name.startswith("tail.")}
+        self.arrays = {name: tensor.numpy() for name, tensor in state.items() if not name.startswith("tail.")}
 
     def say(self, batch: Batch) -> Said:
         mean = plain.probabilities(self.spec["classifier"], self.arrays, self._embed(batch))
@@ -186,7 +187,7 @@ class PlainMember(Member):
         return plain.log_odds(self.spec["classifier"], self.arrays, self._embed(batch))
 
     def _embed(self, batch: Batch) -> Any:
-        features = batch.features("pooled", {}).float()
+        features = batch.features("pooled", self.tail).float()
         embedding = F.normalize(features, dim=-1) if self.spec["normalize"] else features
         return embedding.cpu().numpy().astype("float64")
 
@@ -349,6 +350,12 @@ class Backbone(ABC):
 
     def put(self, tail: Mapping[str, Tensor]) -> None:
         """Weights of a member's tail, under the library's names. Raises ValueError for a name that is none of them."""
+        for name, parameter in list(self.module.named_parameters()):
+            if (
+                name in tail and tail[name].shape != parameter.shape
+            ):  # (positions that learned at another size of image)
+                owner, _, last = name.rpartition(".")
+                setattr(self.module.get_submodule(owner), last, nn.Parameter(tail[name].to(parameter), False))
         if unknown := self.module.load_state_dict(dict(tail), strict=False).unexpected_keys:
             raise ValueError(
                 f"the backbone has no {unknown[0]}: another version of its library than it was exported with?"
@@ -373,11 +380,23 @@ class OpenClip(Backbone):
 
 
 class Dinov2(Backbone):
+    pooling = "cls"
+    """Or cls_mean: the class token and the mean of the patch tokens."""
+
     def features(self, images: Tensor, kind: str) -> Tensor:
         said: Any = self.module(images)
         config: Any = self.module.config
-        prefix = 1 + getattr(config, "num_register_tokens", 0)
-        return said.last_hidden_state[:, prefix:] if kind == "patches" else said.pooler_output  # type: ignore[no-any-return]
+        patches: Tensor = said.last_hidden_state[:, 1 + getattr(config, "num_register_tokens", 0) :]
+        if kind == "patches":
+            return patches
+        pooled: Tensor = said.pooler_output
+        return pooled if self.pooling == "cls" else torch.cat([pooled, patches.mean(1)], 1)
+
+
+class Timm(Backbone):
+    def features(self, images: Tensor, kind: str) -> Tensor:
+        out: Tensor = self.module(images)
+        return out
 
 
 class Pixels(Backbone):
@@ -385,17 +404,43 @@ class Pixels(Backbone):
         return images.flatten(1)
 
 
+class Concat(Backbone):
+    """Several backbones; what each says has length 1."""
+
+    def __init__(self, parts: Sequence[Backbone], device: torch.device) -> None:
+        super().__init__(nn.ModuleList([part.module for part in parts]), lambda image: torch.empty(0), device)
+        self.parts = parts
+
+    def transform(self, datapoints: Sequence[Point]) -> Any:
+        images = [to_rgb(self._corrected(point)) for point in datapoints]
+        return [torch.stack([part.to_input(image) for image in images]).to(self.device) for part in self.parts]
+
+    def features(self, images: Any, kind: str) -> Tensor:
+        said = [part.features(each, kind) for part, each in zip(self.parts, images, strict=True)]
+        return torch.cat([F.normalize(each, dim=1) for each in said], 1)
+
+
 def make_backbone(spec: Mapping[str, Any], state: Mapping[str, Tensor], device: torch.device) -> Backbone:
-    """The backbone, with the weights of this folder if it has them, else with those that its name leads to."""
-    if spec["kind"] == "pixels":
-        return Pixels(nn.Identity(), lambda image: shrink(image, spec["size"]), device)
-    make = make_open_clip if spec["kind"] == "open_clip" else make_dinov2
-    backbone: Backbone = make(spec, bool(state), device)
+    """The backbone, with the weights of this folder if it has them, else with those that its name leads to (none, if every member
+    brings a whole network)."""
+    is_here = bool(state) or spec["fingerprint"] is None
+    if spec["kind"] == "concat":
+        backbone: Backbone = Concat([make_part(part, is_here, device) for part in spec["parts"]], device)
+    else:
+        backbone = make_part(spec, is_here, device)
     if state:
         backbone.module.load_state_dict(dict(state))
-    elif fingerprint(backbone.module.state_dict()) != spec["fingerprint"]:
+    elif spec["fingerprint"] and fingerprint(backbone.module.state_dict()) != spec["fingerprint"]:
         raise ValueError(f"the weights fetched as {spec['name']} are not those that the members were trained on")
     return backbone
+
+
+def make_part(spec: Mapping[str, Any], is_here: bool, device: torch.device) -> Backbone:
+    """One network; `is_here`: its weights are put in afterwards, and are not fetched."""
+    if spec["kind"] == "pixels":
+        return Pixels(nn.Identity(), lambda image: shrink(image, spec["size"]), device)
+    makers = {"open_clip": make_open_clip, "dinov2": make_dinov2, "timm": make_timm}
+    return makers[spec["kind"]](spec, is_here, device)
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
@@ -411,8 +456,8 @@ def make_open_clip(spec: Mapping[str, Any], is_here: bool, device: torch.device)
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     if is_here:
-        open_clip.add_model_config(HERE / "architecture.json")
-        model: Any = open_clip.create_model("architecture", pretrained_text=False)
+        open_clip.add_model_config(HERE / f"{spec['architecture']}.json")
+        model: Any = open_clip.create_model(spec["architecture"], pretrained_text=False)
     else:
         options = {"require_pretrained": True, "force_quick_gelu": spec["quick_gelu"]}
         model = open_clip.create_model(spec["name"], pretrained=spec["pretrained"], **options)
@@ -422,7 +467,7 @@ def make_open_clip(spec: Mapping[str, Any], is_here: bool, device: torch.device)
 def make_dinov2(spec: Mapping[str, Any], is_here: bool, device: torch.device) -> Backbone:
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-    folder = HERE / "architecture"
+    folder = HERE / spec["architecture"]
     processor: Any = AutoImageProcessor.from_pretrained(folder)
     if is_here:
         model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
@@ -432,7 +477,19 @@ def make_dinov2(spec: Mapping[str, Any], is_here: bool, device: torch.device) ->
     def transform(image: Image.Image) -> Tensor:
         return processor(images=image, return_tensors="pt")["pixel_values"][0]  # type: ignore[no-any-return]
 
-    return Dinov2(model, transform, device)
+    made = Dinov2(model, transform, device)
+    made.pooling = spec["pooling"]
+    return made
+
+
+def make_timm(spec: Mapping[str, Any], is_here: bool, device: torch.device) -> Backbone:
+    import timm
+    from timm.data import create_transform
+
+    model: Any = timm.create_model(spec["timm"] if is_here else spec["name"], pretrained=not is_here, num_classes=0)
+    if hasattr(model, "set_input_size"):
+        model.set_input_size(img_size=(spec["image_size"], spec["image_size"]))
+    return Timm(model, create_transform(**spec["preprocess"], is_training=False), device)
 
 
 def shrink(image: Image.Image, size: int) -> Tensor:

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pipeline.config import Config, Train
 from pipeline.features.bank import TensorBank
+from pipeline.models.learner import Learner, make_mlp
 from pipeline.models.metadata import Names
-from pipeline.models.regressor import Regressor, make_mlp
 from pipeline.training.loop import train_epoch
 from pipeline.training.optimiser import make_optimizer
 from pipeline.training.risk import start_log_weights
@@ -34,7 +34,7 @@ LAYERS = (WIDTH, 512, 128, 32, 3)
 
 def carabid_epoch(features: Tensor, targets: Tensor) -> Callable[[], object]:
     config = Config(experiment="benchmark", train=Train(batch_size=BATCH, precision="fp32"))
-    model = Regressor(nn.Identity(), make_mlp(LAYERS), None, True, 3)
+    model = Learner(nn.Identity(), make_mlp(LAYERS), None, True, 3)
     optimizer = make_optimizer(model, config)
     metadata = Names().metadata({"domain": [None] * N})
     samples = Samples(TensorBank(features, features.device, "device"), targets, metadata, np.arange(N))

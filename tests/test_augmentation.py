@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.config import Augment
+from pipeline.models.learner import DomainEmbedding, Learner, SpeciesEmbedding, make_mlp
 from pipeline.models.metadata import Metadata, Names
-from pipeline.models.regressor import DomainEmbedding, Regressor, SpeciesEmbedding, make_mlp
 from pipeline.training.augmentation import (
     add_noise,
     drop_domain,
@@ -102,10 +102,10 @@ def test_lambda_follows_the_beta_distribution_of_alpha() -> None:
         assert np.var(draws) == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.15)
 
 
-def make_model(n_domains: int = 3, width: int = 4, species: SpeciesEmbedding | None = None) -> Regressor:
+def make_model(n_domains: int = 3, width: int = 4, species: SpeciesEmbedding | None = None) -> Learner:
     torch.manual_seed(0)
     domain = DomainEmbedding(n_domains, width)
-    return Regressor(nn.Identity(), make_mlp([width, 3]), domain, normalize=False, n_targets=3, species=species)
+    return Learner(nn.Identity(), make_mlp([width, 3]), domain, normalize=False, n_targets=3, species=species)
 
 
 def of_rows(domains: list[int] | torch.Tensor, **others: torch.Tensor) -> Metadata:
@@ -114,9 +114,7 @@ def of_rows(domains: list[int] | torch.Tensor, **others: torch.Tensor) -> Metada
     return nothing.replaced(domain=torch.as_tensor(domains), **others)
 
 
-def said(
-    model: Regressor, features: torch.Tensor, domains: list[int] | torch.Tensor | None, *more: Any
-) -> torch.Tensor:
+def said(model: Learner, features: torch.Tensor, domains: list[int] | torch.Tensor | None, *more: Any) -> torch.Tensor:
     parameters: torch.Tensor = model(features, None if domains is None else of_rows(domains), *more).parameters
     return parameters[..., 0]
 
@@ -200,7 +198,7 @@ def test_unknown_rows_of_species_and_genus_learn_under_species_dropout() -> None
 def test_names_that_a_model_does_not_read_are_kept_and_nothing_is_drawn_for_them() -> None:
     generator, all_on = rng(), Augment(domain_dropout=1.0, species_dropout=1.0)
     before = generator.bit_generator.state
-    model = Regressor(nn.Identity(), make_mlp([4, 3]), None, normalize=False, n_targets=3)
+    model = Learner(nn.Identity(), make_mlp([4, 3]), None, normalize=False, n_targets=3)
     metadata, known = with_species(4)
     assert drop_names(metadata, model, all_on, 1.0, generator) is metadata
     assert generator.bit_generator.state == before

@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.errors import Interrupted
 from pipeline.launch import estimates
 from pipeline.layout import TrialDir, experiment_dir, read_json
-from pipeline.models.regressor import Regressor, load_trained_state, trained_state
+from pipeline.models.learner import Learner, load_trained_state, trained_state
 from pipeline.models.saved import load_model, make_model
 from pipeline.records import weights_record
 from pipeline.stages import evaluate, extract, train
@@ -124,7 +124,7 @@ def test_the_backbone_has_its_own_learning_rate(make: Callable[..., Config]) -> 
     extract.ensure(config)
     inputs = load_inputs(config)
     model = make_model(config, make_facts(inputs), inputs.encoder_backbone)
-    assert isinstance(model, Regressor)
+    assert isinstance(model, Learner)
     rates = {id(p): group["lr"] for group in make_optimizer(model, config).param_groups for p in group["params"]}
     of_encoder, of_head = ([rates[id(p)] for p in part.parameters()] for part in (model.encoder, model.head))
     assert of_encoder == pytest.approx([1e-4] * len(of_encoder)) and of_head == pytest.approx([1e-3] * len(of_head))
@@ -197,7 +197,7 @@ def test_images_and_stored_images_and_files_are_predicted_alike(make: Callable[.
     model = load_model(config, trial, inputs.backbone)
     assert not any(module.training for module in model.modules())
     said = list(predict_files(trial.path, image_files(table)[:3], Origin(), "cpu"))
-    assert isinstance(model, Regressor)
+    assert isinstance(model, Learner)
     with torch.no_grad():
         expected = model.predict(load_file(inputs.store.path(0))["features"][:3]).mean
     numbers = [[one[target] for target in config.data.targets] for one in said]

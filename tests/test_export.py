@@ -22,8 +22,8 @@ from pipeline.errors import UserError, WorkError
 from pipeline.experiment import dump_config, load_experiment
 from pipeline.layout import ExperimentDir, TrialDir, write_json, write_text
 from pipeline.models.baselines import Boosting, Climatology
+from pipeline.models.learner import Learner
 from pipeline.models.metadata import Metadata, Names
-from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, make_model, save_model
 from pipeline.stages import collect
 from pipeline.stages.predict import Origin, predict_event
@@ -88,7 +88,7 @@ def trial_of(config: Config, folder: Path, seed: int = 0) -> TrialDir:
     cut = backbone.cut_before(encoder.blocks) if encoder.kind in ("finetuned", "lora") else None
     facts = Facts(config.data.targets, NAMES, backbone.embed_dim, backbone.weights_hash(), cut, "key")
     model = make_model(config, facts, backbone)
-    if isinstance(model, Regressor):
+    if isinstance(model, Learner):
         _disturb(model, seed)
     else:
         _teach(model)
@@ -98,7 +98,7 @@ def trial_of(config: Config, folder: Path, seed: int = 0) -> TrialDir:
     return trial
 
 
-def _disturb(model: Regressor, seed: int) -> None:
+def _disturb(model: Learner, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

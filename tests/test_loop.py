@@ -18,8 +18,8 @@ from pipeline.config import Augment, Config, Optim, Resources, Schedule, Select,
 from pipeline.errors import Interrupted, TakenOver
 from pipeline.features.bank import TensorBank
 from pipeline.layout import TrialDir
+from pipeline.models.learner import Answer, DomainEmbedding, Learner, Mix, make_mlp
 from pipeline.models.metadata import Metadata, Names
-from pipeline.models.regressor import Answer, DomainEmbedding, Mix, Regressor, make_mlp
 from pipeline.signals import StopFlag
 from pipeline.training import augmentation as aug
 from pipeline.training import loop
@@ -33,7 +33,7 @@ N, WIDTH, N_DOMAINS, UNKNOWN = 24, 6, 3, 3
 CPU = torch.device("cpu")
 
 
-class Watched(Regressor):
+class Watched(Learner):
     """A model that keeps what it is called with, and the type it computes in."""
 
     def __init__(self) -> None:

@@ -17,16 +17,16 @@ from pipeline.config import Config, token_kind
 from pipeline.errors import UserError, WorkError
 from pipeline.features.forward import compute_features
 from pipeline.layout import TrialDir, write_text
-from pipeline.models.metadata import Metadata, Names
-from pipeline.models.pooling import Sets
-from pipeline.models.regressor import (
+from pipeline.models.learner import (
     DomainEmbedding,
-    Regressor,
+    Learner,
     SpeciesEmbedding,
     load_trained_state,
     make_mlp,
     trained_state,
 )
+from pipeline.models.metadata import Metadata, Names
+from pipeline.models.pooling import Sets
 from pipeline.models.saved import SCALES, Facts, load_model, make_model, save_model
 from pipeline.training.optimiser import make_optimizer, without_gradient
 
@@ -40,7 +40,7 @@ NAMES = Names(DOMAINS, SPECIES)
 MakeConfig = Callable[..., Config]
 
 
-def build(config: Config) -> tuple[Regressor, Facts, Backbone]:
+def build(config: Config) -> tuple[Learner, Facts, Backbone]:
     backbone = load_backbone(config.backbone)
     kind, blocks = token_kind(config)
     cut = backbone.cut_before(blocks) if kind == "cut" else None
@@ -65,19 +65,19 @@ def of_domains(*domains: str | None) -> Metadata:
     return NAMES.metadata({"domain": domains})
 
 
-def said(model: Regressor, features: Tensor, metadata: Metadata | None = None) -> Tensor:
+def said(model: Learner, features: Tensor, metadata: Metadata | None = None) -> Tensor:
     """What the head says of each target's location [B, n_targets]."""
     parameters: Tensor = model(features, metadata).parameters
     return parameters[..., 0]
 
 
-def loss_of(model: Regressor, features: Tensor, metadata: Metadata | None) -> Tensor:
+def loss_of(model: Learner, features: Tensor, metadata: Metadata | None) -> Tensor:
     """Of two events of three specimens each."""
     sets = Sets(torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 3]))
     return model.losses(model(features, metadata), torch.ones(6, 3), sets).mean()
 
 
-def step(model: Regressor, optimizer: torch.optim.Optimizer, features: Tensor, metadata: Metadata) -> None:
+def step(model: Learner, optimizer: torch.optim.Optimizer, features: Tensor, metadata: Metadata) -> None:
     optimizer.zero_grad()
     loss_of(model, features, metadata).backward()
     optimizer.step()
@@ -168,17 +168,17 @@ def of_species(*species: str | float | None) -> Metadata:
     return NAMES.metadata({"species": species})  # type: ignore[dict-item]
 
 
-def with_species(width: int = 8) -> Regressor:
+def with_species(width: int = 8) -> Learner:
     """A model whose head passes on what it reads: the embedding of names, the features being zero."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         species = SpeciesEmbedding(len(SPECIES), len(NAMES.genera), width)
     head = make_mlp([width, width])
     nn.init.eye_(head[0].weight), nn.init.zeros_(head[0].bias)
-    return Regressor(nn.Identity(), head, None, False, width, species=species)
+    return Learner(nn.Identity(), head, None, False, width, species=species)
 
 
-def shift_of(model: Regressor, *species: str | float | None) -> Tensor:
+def shift_of(model: Learner, *species: str | float | None) -> Tensor:
     return said(model, torch.zeros(len(species), 8), of_species(*species))
 
 
@@ -355,7 +355,7 @@ def test_standardised_features_reach_the_head_with_mean_0_and_sd_1_of_the_traini
     inputs = load_inputs(config)
     facts = make_facts(inputs)
     model = make_model(config, facts, None)
-    assert isinstance(model, Regressor)
+    assert isinstance(model, Learner)
     train, validation = (_samples(inputs, facts, split, torch.device("cpu")) for split in ("train", "validation"))
     _standardize(model, train, inputs, facts)
     read = [model.embed(samples.select(torch.arange(len(samples)))[0], None, None) for samples in (train, validation)]

@@ -17,9 +17,9 @@ from pipeline.config import Config, Lora, Optim, Schedule
 from pipeline.experiment import load_experiment
 from pipeline.layout import PROJECT
 from pipeline.models.encoders import PatchConvs
+from pipeline.models.learner import DomainEmbedding, Learner, SpeciesEmbedding, make_mlp
 from pipeline.models.metadata import Names
 from pipeline.models.pooling import make_pooling
-from pipeline.models.regressor import DomainEmbedding, Regressor, SpeciesEmbedding, make_mlp
 from pipeline.training.optimiser import learning_rate, make_optimizer, parameter_groups, set_rates, without_gradient
 
 WIDTH = 4
@@ -81,12 +81,12 @@ def make_encoder(config: Config) -> nn.Module:
     return nn.Identity()
 
 
-def make_model(config: Config) -> Regressor:
+def make_model(config: Config) -> Learner:
     model = config.model
     domain = DomainEmbedding(3, WIDTH) if model.domain_embedding else None
     species = SpeciesEmbedding(5, 2, WIDTH) if model.species_embedding else None
     pooling, head = make_pooling(model.pool, WIDTH), make_mlp([WIDTH, 8, 3])
-    return Regressor(make_encoder(config), head, domain, model.normalize, 3, species=species, pooling=pooling)
+    return Learner(make_encoder(config), head, domain, model.normalize, 3, species=species, pooling=pooling)
 
 
 def rates(method: str, *overrides: str) -> dict[str, float]:

@@ -20,10 +20,10 @@ from pipeline.features.bank import TensorBank
 from pipeline.layout import TrialDir
 from pipeline.metrics.events import event_table, pool_events, specimen_table
 from pipeline.metrics.regression import event_means, event_r2
+from pipeline.models.learner import Learner, make_mlp
 from pipeline.models.metadata import Names
 from pipeline.models.outputs import Quantiles, make_output
 from pipeline.models.pooling import AttentionPooling, Pooling, make_pooling, pool
-from pipeline.models.regressor import Regressor, make_mlp
 from pipeline.signals import StopFlag
 from pipeline.training.loop import Run, Stop, fit
 from pipeline.training.samples import Samples, answers, predict
@@ -139,7 +139,7 @@ def test_what_is_not_finite_makes_its_own_event_so_and_no_other() -> None:
 
 
 # ---------------------------------------------------------------- one forecast in training and in evaluation
-def make_model(loss: str, kind: Any) -> Regressor:
+def make_model(loss: str, kind: Any) -> Learner:
     output = make_output(Config.model_validate({"experiment": "x", "loss": {"kind": loss}}).loss, 1)
     with torch.random.fork_rng():
         torch.manual_seed(4)
@@ -148,7 +148,7 @@ def make_model(loss: str, kind: Any) -> Regressor:
         with torch.no_grad():
             head[-1].weight.mul_(0.1)
             head[-1].bias.copy_(torch.from_numpy(ndtri(output.levels)).repeat(3))
-    model = Regressor(nn.Identity(), head, None, False, 3, output, pooling=opinionated(kind))
+    model = Learner(nn.Identity(), head, None, False, 3, output, pooling=opinionated(kind))
     model.target_mean.copy_(torch.tensor([1.0, -2.0, 3.0]))
     model.target_scale.copy_(torch.tensor([10.0, 0.5, 2.0]))
     return model
@@ -207,7 +207,7 @@ def learnt(kind: Any, folder: Path) -> tuple[float | None, float | None]:
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = Regressor(nn.Identity(), make_mlp([2, 1]), None, False, 1, pooling=make_pooling(kind, 2))
+        model = Learner(nn.Identity(), make_mlp([2, 1]), None, False, 1, pooling=make_pooling(kind, 2))
     fit(model, train, held_out, Run(TrialDir(folder), "identity", "machine", config, Stop(StopFlag(), lambda: True)))
     said, truth = predict(model, held_out), held_out.targets.numpy()[:, 0]
     weighted = event_r2(truth, said.mean[:, 0], held_out.events, said.log_weights[:, 0])

@@ -17,10 +17,10 @@ from pipeline.config import Config, Train
 from pipeline.errors import Interrupted
 from pipeline.features.bank import TensorBank
 from pipeline.layout import TrialDir
+from pipeline.models.learner import DomainEmbedding, Learner, SpeciesEmbedding, make_mlp, trained_state
 from pipeline.models.metadata import Names
 from pipeline.models.outputs import make_output
 from pipeline.models.pooling import make_pooling
-from pipeline.models.regressor import DomainEmbedding, Regressor, SpeciesEmbedding, make_mlp, trained_state
 from pipeline.signals import StopFlag
 from pipeline.training import augmentation as aug
 from pipeline.training import loop
@@ -104,7 +104,7 @@ def make_config(**sections: Any) -> Config:
     return Config.model_validate({"experiment": "test"} | sections)
 
 
-def make_model(config: Config) -> Regressor:
+def make_model(config: Config) -> Learner:
     output = make_output(config.loss, 2)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -112,7 +112,7 @@ def make_model(config: Config) -> Regressor:
         species = SpeciesEmbedding(3, 2, WIDTH) if config.model.species_embedding else None
         domain = DomainEmbedding(3, WIDTH) if config.model.domain_embedding else None
         pooling = make_pooling(config.model.pool, WIDTH)
-    return Regressor(nn.Identity(), head, domain, True, 3, output, species, pooling)
+    return Learner(nn.Identity(), head, domain, True, 3, output, species, pooling)
 
 
 @pytest.fixture

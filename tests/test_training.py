@@ -105,7 +105,7 @@ def test_a_parameter_without_gradient_stops_the_run(config_of: MakeConfig, monke
     """Mistake 3: what no gradient reaches would stay random for ever."""
     config = config_of("baseline", "train.epochs=1")
     extract.ensure(config)
-    monkeypatch.setattr("pipeline.models.regressor.DomainEmbedding.forward", lambda self, domains, n: 0)
+    monkeypatch.setattr("pipeline.models.learner.DomainEmbedding.forward", lambda self, domains, n: 0)
     with pytest.raises(WorkError, match="no gradient reaches"):
         train.run(config, experiment_dir(config).trial("trial"))
 

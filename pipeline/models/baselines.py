@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.config import ClimatologyHead
+from pipeline.models.learner import Predicted
 from pipeline.models.metadata import UNKNOWN_DAY, Metadata, Names
-from pipeline.models.regressor import Predicted
 
 if TYPE_CHECKING:
     from lightgbm import Booster

@@ -34,8 +34,8 @@ from pipeline.config import (
 from pipeline.errors import WorkError
 from pipeline.layout import TrialDir, atomic_path
 from pipeline.models import plain
+from pipeline.models.learner import Predicted
 from pipeline.models.metadata import Metadata
-from pipeline.models.regressor import Predicted
 
 Array = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]

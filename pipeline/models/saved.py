@@ -24,10 +24,10 @@ from pipeline.layout import TrialDir, read_json, write_tensors
 from pipeline.models.baselines import Boosting, Climatology
 from pipeline.models.classifiers import Classifier, load_classifier, save_classifier
 from pipeline.models.encoders import embedding_width, make_encoder
+from pipeline.models.learner import DomainEmbedding, Learner, SpeciesEmbedding, make_mlp, trained_state
 from pipeline.models.metadata import Names
 from pipeline.models.outputs import make_output
 from pipeline.models.pooling import make_pooling
-from pipeline.models.regressor import DomainEmbedding, Regressor, SpeciesEmbedding, make_mlp, trained_state
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Facts:
 
 
 SCALES = ("target_mean", "target_scale", "feature_mean", "feature_scale")
-"""Buffers of a Regressor that follow from the training data."""
-Model = Regressor | Climatology | Boosting | Classifier
+"""Buffers of a Learner that follow from the training data."""
+Model = Learner | Climatology | Boosting | Classifier
 
 
 def make_model(config: Config, facts: Facts, backbone: Backbone | None) -> Model:
@@ -88,7 +88,7 @@ def make_classifier(config: Config, facts: Facts) -> Classifier | None:
     return Classifier(head, facts.targets, config.model.normalize) if isinstance(head, ClassifierHead) else None
 
 
-def assemble(config: Config, facts: Facts, encoder: nn.Module) -> Regressor:
+def assemble(config: Config, facts: Facts, encoder: nn.Module) -> Learner:
     """Head, embeddings of names and pooling of the right widths around an encoder."""
     model, names, n_targets = config.model, facts.names, len(facts.learnt)
     width = embedding_width(model.encoder, facts.embed_dim)
@@ -98,12 +98,12 @@ def assemble(config: Config, facts: Facts, encoder: nn.Module) -> Regressor:
     head = make_mlp([width, *hidden, n_targets * output.n])
     species = SpeciesEmbedding(len(names.species), len(names.genera), width) if model.species_embedding else None
     pooling, n_features = make_pooling(model.pool, width), width if model.standardize_features else 1
-    return Regressor(encoder, head, domain, model.normalize, n_targets, output, species, pooling, n_features)
+    return Learner(encoder, head, domain, model.normalize, n_targets, output, species, pooling, n_features)
 
 
 def save_model(model: Model, facts: Facts, trial: TrialDir) -> None:
     """Write the trained tensors; equal models give equal bytes."""
-    if isinstance(model, Regressor) and is_adapted(model):
+    if isinstance(model, Learner) and is_adapted(model):
         from pipeline.models.adapter import save_adapter  # PEFT takes seconds to import
 
         save_adapter(model.encoder, trial.adapter)
@@ -212,14 +212,14 @@ def _check_cut(facts: Facts, cut: int, path: Path) -> None:
         )
 
 
-def is_adapted(model: Regressor) -> bool:
+def is_adapted(model: Learner) -> bool:
     """Whether the encoder is a tail wrapped by PEFT."""
     return hasattr(model.encoder, "peft_config")
 
 
 def _own_state(model: Model) -> dict[str, Tensor]:
     """Trained tensors but the adapter's, and the scales."""
-    if not isinstance(model, Regressor):
+    if not isinstance(model, Learner):
         return dict(model.state_dict())
     adapted = is_adapted(model)
     state = {n: t for n, t in trained_state(model).items() if not (adapted and n.startswith("encoder."))}

@@ -37,7 +37,7 @@ from pipeline.backbones.base import Backbone as LoadedBackbone
 from pipeline.config import Backbone, Config, Dinov2, OpenClip, Pixels, Resources, Timm, digest
 from pipeline.dataset import BadImage, decode, in_short
 from pipeline.device import choose_device, gpu_name, set_threads
-from pipeline.errors import UserError, WorkError
+from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.features.forward import check_finite, compute_features
 from pipeline.images import Batch, blank_for, prepare_batches
 from pipeline.layout import atomic_path
@@ -144,7 +144,11 @@ def prepare(request: Request) -> Work:
     resources = Resources(extract_batch=request.batch_size, decode_threads=threads)
     config = Config(experiment="embed", backbone=parse_backbone(request.backbone), resources=resources)
     load = cache(partial(load_backbone, config.backbone))
-    return Work(request, files, config, load, _identity(config, weights_record(config, load)))
+    try:
+        weights = weights_record(config, load)
+    except NotFetched as error:  # its advice is about experiments
+        raise WorkError(f"{error.why} Run this where there is internet, and HF_HUB_OFFLINE is not set.") from error
+    return Work(request, files, config, load, _identity(config, weights))
 
 
 # ---------------------------------------------------------------- what is asked for

@@ -28,8 +28,8 @@ from pipeline.images import load_batches
 from pipeline.layout import TrialDir, read_json, root, trained_root
 from pipeline.metrics.calibration import load_calibration
 from pipeline.metrics.events import Prediction, add_forecasts, event_table, specimen_table
+from pipeline.models.learner import Predicted
 from pipeline.models.metadata import Metadata
-from pipeline.models.regressor import Predicted
 from pipeline.models.saved import Facts, Model, load_facts, load_model, read_trained
 from pipeline.training.samples import columns, joined
 

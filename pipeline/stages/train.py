@@ -23,8 +23,8 @@ from pipeline.lease import Lease
 from pipeline.metrics.events import Prediction, event_table, fit_calibrations, specimen_table
 from pipeline.models.baselines import Boosting, Climatology
 from pipeline.models.classifiers import Classifier
+from pipeline.models.learner import Learner
 from pipeline.models.outputs import Categorical
-from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, Model, is_whole, make_model, read_trained, save_model
 from pipeline.provenance import loaded_code, provenance
 from pipeline.signals import StopFlag
@@ -159,15 +159,15 @@ def _standardize(model: Model, train: Samples, inputs: Inputs, facts: Facts) -> 
     """Set scales of targets and features and weights of classes from the training split, where the configuration asks for
     it."""
     asked = inputs.config.model
-    if isinstance(model, Regressor) and asked.standardize_targets:
+    if isinstance(model, Learner) and asked.standardize_targets:
         mean, scale = target_scale(inputs.table("train"), facts.targets)
         model.target_mean.copy_(mean)
         model.target_scale.copy_(scale)
-    if isinstance(model, Regressor) and asked.standardize_features:
+    if isinstance(model, Learner) and asked.standardize_features:
         mean, scale = feature_scale(embeddings(model, train))
         model.feature_mean.copy_(mean)
         model.feature_scale.copy_(scale)
-    if isinstance(model, Regressor) and isinstance(model.output, Categorical):
+    if isinstance(model, Learner) and isinstance(model.output, Categorical):
         model.output.balance(train.targets)
 
 
@@ -176,7 +176,7 @@ def _samples(inputs: Inputs, facts: Facts, split: Split, device: torch.device) -
     return make_samples(bank, inputs.table(split), facts, device)
 
 
-def _fit(model: Regressor | Climatology | Boosting, train: Samples, validation: Samples, run: Run) -> Progress:
+def _fit(model: Learner | Climatology | Boosting, train: Samples, validation: Samples, run: Run) -> Progress:
     if isinstance(model, Climatology):
         return fit_climatology(model, train, validation, run.config)
     if isinstance(model, Boosting):

@@ -33,9 +33,9 @@ from pipeline.layout import ExperimentDir, TrialDir, atomic_folder, atomic_path,
 from pipeline.models import plain
 from pipeline.models.classifiers import Classifier, plain_arrays
 from pipeline.models.encoders import embedding_width
+from pipeline.models.learner import Learner
 from pipeline.models.outputs import MIN_SCALE, START, Categorical, LocationScale, Output, Quantiles
 from pipeline.models.pooling import HIDDEN
-from pipeline.models.regressor import Regressor
 from pipeline.models.saved import Facts, Model, is_adapted, load_facts, load_model, read_trained
 from pipeline.results import hash_results
 from pipeline.stages.predict import find_ensemble, find_trial, trained_config
@@ -227,7 +227,7 @@ def _state(member: Member) -> State:
     if isinstance(model, Classifier):
         arrays = plain_arrays(model.estimator, model.head)
         return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-    if not isinstance(model, Regressor):
+    if not isinstance(model, Learner):
         return dict(model.state_dict())
     encoder: Any = model.encoder.merge_and_unload() if is_adapted(model) else model.encoder  # type: ignore[operator]
     if isinstance(encoder, Network):
@@ -245,7 +245,7 @@ def _with_same_tails(members: Sequence[Member], states: Sequence[State], backbon
     names = {name for state in states for name in state if name.startswith("tail.")}
     native = _native(backbone) if names else {}
     base = {name: native[name.removeprefix("tail.")] for name in names}
-    looks = [isinstance(member.model, Regressor | Classifier) for member in members]
+    looks = [isinstance(member.model, Learner | Classifier) for member in members]
     return [base | state if at_images else state for state, at_images in zip(states, looks, strict=True)]
 
 
@@ -328,7 +328,7 @@ def _member_spec(member: Member, backbone: Backbone) -> Spec:
 
 def _network_spec(member: Member, backbone: Backbone) -> Spec:
     config, model = member.config, member.config.model
-    assert isinstance(member.model, Regressor)
+    assert isinstance(member.model, Learner)
     encoder, convolutions = model.encoder, None
     if encoder.kind == "patch_convs":
         convolutions = {

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Augment
+from pipeline.models.learner import Learner, Mix, SpeciesEmbedding
 from pipeline.models.metadata import Metadata
-from pipeline.models.regressor import Mix, Regressor, SpeciesEmbedding
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def make_mix(n: int, alpha: float, rng: np.random.Generator, device: torch.devic
 
 
 def drop_names(
-    metadata: Metadata, model: Regressor, augment: Augment, share: float, rng: np.random.Generator
+    metadata: Metadata, model: Learner, augment: Augment, share: float, rng: np.random.Generator
 ) -> Metadata:
     """Domains of a whole batch and species of specimens become unknown with the probabilities of `augment` times `share`.
 

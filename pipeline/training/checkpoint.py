@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeline.layout import TrialDir, atomic_path
-from pipeline.models.regressor import Regressor, load_trained_state, trained_state
+from pipeline.models.learner import Learner, load_trained_state, trained_state
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Progress:
 
 
 def save_checkpoint(
-    trial: TrialDir, identity: str, model: Regressor, optimizer: torch.optim.Optimizer, progress: Progress
+    trial: TrialDir, identity: str, model: Learner, optimizer: torch.optim.Optimizer, progress: Progress
 ) -> None:
     """Replace the checkpoint. `identity` names what must not change on resume: config, features, table."""
     state = {
@@ -66,7 +66,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    trial: TrialDir, identity: str, machine: str, model: Regressor, optimizer: torch.optim.Optimizer
+    trial: TrialDir, identity: str, machine: str, model: Learner, optimizer: torch.optim.Optimizer
 ) -> Progress:
     """Put a checkpoint's state back and say how far it was; without one, or with another run's, start at epoch 0.
 

@@ -17,7 +17,7 @@ from pipeline.config import Config
 from pipeline.errors import Interrupted, TakenOver, WorkError
 from pipeline.layout import TrialDir, write_text
 from pipeline.metrics.selection import LOWER_IS_BETTER, selection_metric
-from pipeline.models.regressor import Regressor, load_trained_state, trained_state
+from pipeline.models.learner import Learner, load_trained_state, trained_state
 from pipeline.signals import StopFlag
 from pipeline.training import augmentation as aug
 from pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -61,7 +61,7 @@ class Run:
     """Called when a checkpoint has been written."""
 
 
-def fit(model: Regressor, train: Samples, validation: Samples, run: Run) -> Progress:
+def fit(model: Learner, train: Samples, validation: Samples, run: Run) -> Progress:
     """Train `model` in place and leave it with the weights of the epoch that `select` says.
 
     Raises WorkError for a loss that is not finite or a parameter without a gradient, Interrupted when told to stop.
@@ -87,7 +87,7 @@ def fit(model: Regressor, train: Samples, validation: Samples, run: Run) -> Prog
 
 
 def fit_epoch(
-    model: Regressor,
+    model: Learner,
     train: Samples,
     validation: Samples,
     optimizer: torch.optim.Optimizer,
@@ -110,7 +110,7 @@ def fit_epoch(
 
 
 def train_epoch(
-    model: Regressor,
+    model: Learner,
     samples: Samples,
     optimizer: torch.optim.Optimizer,
     config: Config,
@@ -141,7 +141,7 @@ def train_epoch(
 
 
 def batch_loss(
-    model: Regressor,
+    model: Learner,
     samples: Samples,
     batch: Batch,
     config: Config,
@@ -169,7 +169,7 @@ def batch_loss(
     return risk(config.risk, losses, answer.hidden, (of_losses, domains), log_weights), len(losses)
 
 
-def validate(model: Regressor, samples: Samples, config: Config) -> tuple[float | None, float]:
+def validate(model: Learner, samples: Samples, config: Config) -> tuple[float | None, float]:
     """The selection metric (None where it is not defined) and the mean loss of a specimen, or of an event."""
     answer = answers(model, samples)
     said, targets = model.in_units(answer), samples.targets
@@ -202,7 +202,7 @@ def _rounded(value: float | int | None) -> float | int | None:
     return value
 
 
-def _check_gradients(model: Regressor) -> None:
+def _check_gradients(model: Learner) -> None:
     """A trainable tensor that no gradient reaches would stay random for ever; better to stop at once."""
     names = list(without_gradient(model))
     if names:

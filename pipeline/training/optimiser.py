@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from pipeline.config import Config, Optim, Schedule
-from pipeline.models.regressor import Regressor
+from pipeline.models.learner import Learner
 
 
-def make_optimizer(model: Regressor, config: Config) -> torch.optim.Optimizer:
+def make_optimizer(model: Learner, config: Config) -> torch.optim.Optimizer:
     """Adam or AdamW over every trainable parameter; each group remembers its full rate as `peak_lr`."""
     groups = parameter_groups(model, config)
     kind = torch.optim.AdamW if config.optim.kind == "adamw" else torch.optim.Adam
@@ -22,7 +22,7 @@ def make_optimizer(model: Regressor, config: Config) -> torch.optim.Optimizer:
     )
 
 
-def parameter_groups(model: Regressor, config: Config) -> list[dict[str, Any]]:
+def parameter_groups(model: Learner, config: Config) -> list[dict[str, Any]]:
     """Trainable parameters grouped by rate. None is left out: what requires a gradient is in exactly one group."""
     by_rate: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.config import Config, RidgeHead
 from pipeline.metrics.selection import LOWER_IS_BETTER, selection_metric
-from pipeline.models.regressor import Regressor, load_trained_state, trained_state
+from pipeline.models.learner import Learner, load_trained_state, trained_state
 from pipeline.training.checkpoint import Progress
 from pipeline.training.samples import Samples, embeddings, predict
 
@@ -21,7 +21,7 @@ TINY = 1e-12
 feature whose sd is a smaller share of its mean."""
 
 
-def fit_ridge(model: Regressor, train: Samples, validation: Samples, config: Config) -> Progress:
+def fit_ridge(model: Learner, train: Samples, validation: Samples, config: Config) -> Progress:
     """Solve for every penalty, leave `model` with the best one; a Progress whose `epoch` counts the penalties tried."""
     head = config.model.head
     assert isinstance(head, RidgeHead)
@@ -58,7 +58,7 @@ def solve(
         yield weights, centre - weights @ mean
 
 
-def set_linear(model: Regressor, weights: Array, bias: Array) -> None:
+def set_linear(model: Learner, weights: Array, bias: Array) -> None:
     """Put a solution into the model's only linear layer."""
     (linear,) = [module for module in model.head.modules() if isinstance(module, nn.Linear)]
     with torch.no_grad():

@@ -20,8 +20,8 @@ from pipeline.metrics.events import Prediction
 from pipeline.metrics.regression import event_r2
 from pipeline.metrics.selection import selection_metric
 from pipeline.models.classifiers import Classifier
+from pipeline.models.learner import Answer, Learner, Predicted
 from pipeline.models.metadata import COLUMNS, Metadata
-from pipeline.models.regressor import Answer, Predicted, Regressor
 from pipeline.models.saved import Facts, Model
 from pipeline.training.augmentation import to_device
 
@@ -99,7 +99,7 @@ def target_scale(table: pd.DataFrame, targets: tuple[str, ...]) -> tuple[Tensor,
     )
 
 
-def embeddings(model: Regressor | Classifier, samples: Samples) -> NDArray[np.float32]:
+def embeddings(model: Learner | Classifier, samples: Samples) -> NDArray[np.float32]:
     """The frozen embeddings of every specimen, as the head sees them before they are standardised [N, E]."""
     features = samples.bank.gather(torch.arange(len(samples))).float()
     out: NDArray[np.float32] = (F.normalize(features, dim=-1) if model.normalize else features).cpu().numpy()
@@ -119,7 +119,7 @@ def predict(model: Model, samples: Samples) -> Prediction:
     return joined(_by_batches(model.predict, samples))
 
 
-def answers(model: Regressor, samples: Samples) -> Answer:
+def answers(model: Learner, samples: Samples) -> Answer:
     """What the model makes of every specimen, on the device: evaluation mode, fp32."""
     model.eval()
     parts = _by_batches(model.forward, samples)

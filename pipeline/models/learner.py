@@ -99,8 +99,8 @@ def make_mlp(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-class Regressor(nn.Module):
-    """Predicts targets from cached features.
+class Learner(nn.Module):
+    """Predicts targets from cached features: all that learns by gradient descent.
 
     `target_mean` and `target_scale` [n_targets] bring the head's output to the targets' own units, `feature_mean` and
     `feature_scale` [E] (or of one number) the frozen embedding to the head's; what is not standardised has 0 and 1.

@@ -219,6 +219,37 @@ def test_every_config_file_is_a_method_whose_defaults_are_tested() -> None:
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(METHODS) | other_data
 
 
+@pytest.mark.parametrize(
+    ("config", "n_trials", "methods"),
+    [
+        ("butterflies/logistic", 1, {"open_clip frozen logistic"}),
+        ("butterflies/lora", 1, {"open_clip lora mlp"}),
+        (
+            "butterflies/features",
+            180,
+            {f"{b} frozen {h}" for b in ("open_clip", "dinov2", "concat") for h in CLASSIFIER_KINDS},
+        ),
+        (
+            "butterflies/classifiers",
+            60,
+            {f"pixels frozen {head}" for head in ("logistic", "svc", "knn", "lda", "hist_gradient_boosting")}
+            | {"timm end_to_end mlp"},
+        ),
+        ("generic/classify", 1, {"open_clip frozen logistic"}),
+        ("generic/regress", 1, {"open_clip frozen ridge"}),
+    ],
+)
+def test_the_other_tasks_configs_are_the_methods_that_they_name(config: str, n_trials: int, methods: set[str]) -> None:
+    configs = [trial.config for trial in load_experiment(PROJECT / "configs" / f"{config}.yaml").trials]
+    assert len(configs) == n_trials
+    assert {f"{c.backbone.kind} {c.model.encoder.kind} {c.model.head.kind}" for c in configs} == methods
+
+
+def test_every_config_of_another_task_is_tested_here() -> None:
+    folders = (PROJECT / "configs" / name for name in ("butterflies", "generic"))
+    assert sum(len(list(folder.glob("*.yaml"))) for folder in folders) == 6
+
+
 def test_an_experiment_is_named_after_its_task_and_file() -> None:
     assert load_experiment(CONFIGS / "lora.yaml").config.experiment == "beetles-lora"
 

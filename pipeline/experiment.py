@@ -191,7 +191,10 @@ def find_config(source: str | Path) -> Path:
             return candidate.resolve()
     known = sorted((PROJECT / "configs").rglob("*.yaml"))
     stems = difflib.get_close_matches(path.stem, {p.stem for p in known}, n=1)
-    near = [str(p.relative_to(PROJECT)) for p in known if p.stem in stems]
+    alike = [p for p in known if p.stem in stems]
+    near = [str(p.relative_to(PROJECT)) for p in alike if p.parent.name == path.parent.name] or [
+        str(p.relative_to(PROJECT)) for p in alike
+    ]
     every = ", ".join(str(p.relative_to(PROJECT)) for p in known)
     hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are: {every}"
     places = dict.fromkeys((str(Path.cwd()), str(PROJECT)))

@@ -53,11 +53,16 @@ def make_head(kind: str, **head: Any) -> Any:
 
 
 def make_config(kind: str, folds: int | None = None, metric: str = "roc_auc", seed: int = 0, **head: Any) -> Config:
-    config = Config.model_validate(
-        {"experiment": "x", "seed": seed, "model": {"head": {"kind": kind, **head}, "normalize": False}}
+    return Config.model_validate(
+        {
+            "experiment": "x",
+            "seed": seed,
+            "data": {"label": "kind"},
+            "loss": {"kind": "cross_entropy"},
+            "model": {"head": {"kind": kind, **head}, "normalize": False},
+            "select": {"folds": folds, "metric": metric},
+        }
     )
-    # (a metric of classes needs data with classes, which is checked elsewhere)
-    return config.model_copy(update={"select": config.select.model_copy(update={"folds": folds, "metric": metric})})
 
 
 def make_rows(n: int = 90, width: int = 4, n_classes: int = 2, seed: int = 0, apart: float = 1.0) -> Rows:
@@ -79,7 +84,7 @@ def make_samples(rows: Rows, auxiliary: Any = None) -> Samples:
     targets = rows.truth if auxiliary is None else np.hstack([rows.truth, auxiliary])
     bank = TensorBank(torch.tensor(rows.x, dtype=torch.float32), CPU, "device")
     names = Names().metadata({"domain": [None] * len(rows)})
-    return Samples(bank, torch.tensor(targets, dtype=torch.float32), names, rows.events)
+    return Samples(bank, torch.tensor(targets, dtype=torch.float32), names, rows.events, rows.truth.shape[1])
 
 
 # ---------------------------------------------------------------- plain arrays

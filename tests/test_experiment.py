@@ -528,8 +528,10 @@ def test_a_binary_file_is_refused_and_named(here: Path) -> None:
 
 
 def test_a_config_that_does_not_exist_is_refused_with_the_nearest_that_does() -> None:
-    for mistyped in ("configs/beetles/loar.yaml", "lora", "lora.yaml", "beetles/lora"):
+    for mistyped in ("configs/beetles/loar.yaml", "beetles/lora"):
         assert refusal(mistyped).endswith("; did you mean configs/beetles/lora.yaml?")
+    for mistyped in ("lora", "lora.yaml"):
+        assert refusal(mistyped).endswith("; did you mean configs/beetles/lora.yaml or configs/butterflies/lora.yaml?")
     assert "configs/beetles/baseline.yaml, " in refusal("nothing/like/it")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from typing import Any
 
@@ -268,27 +267,20 @@ def test_a_class_without_images_is_warned_of_and_no_images_are_no_error() -> Non
     assert report(frame[:0], SPECIES, (0.5, 0.3, 0.2))["summary"]["accuracy"] is None
 
 
-def test_a_report_of_two_thousand_photographs_takes_little_time() -> None:
-    frame = table(STAT, 2001)
-    started = time.perf_counter()
-    report(frame, STAT)
-    assert time.perf_counter() - started < 3
-
-
 # ---------------------------------------------------------------- the butterflies' challenge
-def test_the_challenges_scores_are_of_rounded_scores_and_only_where_domains_are_kinds() -> None:
+def test_the_challenges_scores_are_there_only_where_domains_are_kinds() -> None:
     frame = table(STAT)
-    frame[f"{STAT[0]}_prediction"] = frame[f"{STAT[0]}_prediction"].clip(upper=0.99999)
-    rounded = frame[f"{STAT[0]}_prediction"].round(4).to_numpy()
+    scores, truth = frame[f"{STAT[0]}_prediction"].to_numpy(), frame[STAT[0]].to_numpy() == 1
     found = hybrid_report(frame, STAT)
-    assert found == challenge_scores(rounded, frame[STAT[0]].to_numpy() == 1, frame["domain"].to_numpy(str))
+    assert found == challenge_scores(scores, truth, frame["domain"].to_numpy(str))
     assert found["A_score_major_recall"] is not None and found["A_score_minor_recall"] is None
     assert hybrid_report(frame.assign(domain="D01"), STAT) == {} == hybrid_report(frame.assign(domain=None), STAT)
     broken = hybrid_report(frame.assign(**{f"{STAT[0]}_prediction": np.nan}), STAT)
     assert broken.keys() == found.keys() and set(broken.values()) == {None}
 
 
-def test_a_tie_that_rounding_makes_is_one_in_the_challenges_scores() -> None:
+def test_no_tie_is_made_by_rounding() -> None:
+    """What is submitted keeps the order of probabilities that both round to 1.0000."""
     frame = table(STAT, 6).assign(domain="minor", **{STAT[0]: [0.0, 0, 0, 0, 0, 1]})
     frame[f"{STAT[0]}_prediction"] = [0.1, 0.2, 0.3, 0.4, 0.99996, 0.99999]
-    assert hybrid_report(frame, STAT)["A_score_minor_recall"] == 0
+    assert hybrid_report(frame, STAT)["A_score_minor_recall"] == 1

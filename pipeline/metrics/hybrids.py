@@ -1,7 +1,8 @@
 """The butterflies' challenge's scores of hybrid detection (HDR Anomaly challenge 2024, organisers' scoring program).
 
 Species A are the rows that are not mimics. A hybrid is called where its score is above a threshold: the lowest score that at
-least 95 % of the species' non-hybrids do not exceed. Pure functions on arrays; scores as they are submitted, rounded.
+least 95 % of the species' non-hybrids do not exceed. Pure functions on arrays. The platform rounds scores to four decimals; what
+`carabid export` submits keeps its order through that (`models/plain.spread`), so here nothing is rounded.
 """
 
 from __future__ import annotations
@@ -21,10 +22,7 @@ Array = NDArray[np.floating]
 Flags = NDArray[np.bool_]
 SPECIFICITY = 0.95
 """Share of non-hybrids that must not be called hybrids."""
-
 KINDS = ("major", "minor", "mimic")
-DECIMALS = 4
-"""Of a score as it is submitted."""
 
 
 def hybrid_report(specimens: pd.DataFrame, targets: Sequence[str]) -> dict[str, float | None]:
@@ -36,7 +34,7 @@ def hybrid_report(specimens: pd.DataFrame, targets: Sequence[str]) -> dict[str, 
     kinds = specimens["domain"].fillna("").to_numpy(str)
     if not set(kinds) <= {*KINDS, ""} or not any(kinds):
         return {}
-    scores = specimens[f"{targets[0]}_prediction"].to_numpy("float64").round(DECIMALS)
+    scores = specimens[f"{targets[0]}_prediction"].to_numpy("float64")
     if not np.isfinite(scores).all():
         return dict.fromkeys(challenge_scores(np.zeros(1), np.ones(1, bool), np.array(["none"])))
     return challenge_scores(scores, specimens[targets[0]].to_numpy("float64") > 0.5, kinds)

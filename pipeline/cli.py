@@ -70,9 +70,9 @@ def generate(
     ] = None,
 ) -> None:
     """Write made-up data in a task's real schema, with a learnable signal."""
-    from pipeline.tasks import load_task
+    from pipeline.tasks import generator
 
-    load_task(task).generate(out, seed=seed, scale=scale, **({} if form is None else {"form": form}))
+    generator(task)(out, seed=seed, scale=scale, **({} if form is None else {"form": form}))
     print(f"wrote {out}")
 
 

@@ -121,6 +121,10 @@ def test_the_mistyped_key_of_the_issue(type_in: Callable[..., Said], root: Path)
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
+        (
+            ("generate", "classify", "--out", "made-up"),
+            "takes your own images, and none are made up. Made up are: beetles",
+        ),
         (("plan", "configs/beetles/loar.yaml"), "did you mean configs/beetles/lora.yaml?"),
         (("plan", LORA, "optim.lr=fast"), "`optim.lr`: Input should be a valid number"),
         (("plan", LORA, "optim.kind=sgd"), "'adam' or 'adamw'"),

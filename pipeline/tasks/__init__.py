@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from types import ModuleType
 
 from pipeline.config import TASKS
@@ -19,3 +20,12 @@ def load_task(name: str) -> ModuleType:
     if name not in available():
         raise UserError(f"There is no task {name!r}. There are: {', '.join(available())}.")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def generator(name: str) -> Callable[..., dict[str, int]]:
+    """What writes a task's made-up data. Raises UserError, listing the tasks that have one, for a task that has none."""
+    if (found := getattr(load_task(name), "generate", None)) is not None:
+        made: Callable[..., dict[str, int]] = found
+        return made
+    able = [task for task in available() if hasattr(load_task(task), "generate")]
+    raise UserError(f"The task {name} takes your own images, and none are made up. Made up are: {', '.join(able)}.")

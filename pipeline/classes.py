@@ -57,6 +57,11 @@ def _classes(column: pd.Series, data: Data) -> list[str]:
         raise UserError(
             f"{data.source}: column {data.label} (data.label) holds {classes[0]!r} alone: name another one."
         )
+    if len(classes) > max(20, len(column) / 2):
+        raise UserError(
+            f"{data.source}: column {data.label} (data.label) has {len(classes)} classes in {len(column)} rows: if these are "
+            f"numbers, predict them as such (task=regress data.label=null data.targets=[{data.label}])."
+        )
     if data.positive is None:
         return classes
     if data.positive not in classes:

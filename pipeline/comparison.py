@@ -1,4 +1,4 @@
-"""Methods on the photographs that all of them tested: which was chosen on validation, and by how much it is better than each.
+"""Methods on the images that all of them tested: which was chosen on validation, and by how much it is better than each.
 
 A method is what its trials share beside hyperparameters, seed and fold: backbone, encoder and head. In each fold the trial with
 the best validation figure stands for it, and of all methods the best one is the chosen one: test figures choose nothing.
@@ -21,11 +21,11 @@ from pipeline.config import digest
 from pipeline.errors import UserError
 from pipeline.experiment import saved_science
 from pipeline.layout import ExperimentDir, TrialDir, read_json
-from pipeline.metrics.classification import FIGURES, LOWER, Array, drawn, figure
+from pipeline.metrics.classification import FIGURES, Array, drawn, figure
 from pipeline.metrics.intervals import central, draws
+from pipeline.metrics.selection import LOWER_IS_BETTER
 from pipeline.results import cells_to_markdown, hash_results, print_cells
 
-LOWER_IS_BETTER = {*LOWER, "mae"}
 DRAWS = 1000
 CHOSEN = "chosen on validation"
 HEADER = ("method", "validation", "test", "folds", "chosen − this", "95 % interval")
@@ -46,6 +46,8 @@ class Candidate:
     """What candidates are chosen by, and its value on validation."""
     value: float
     classes: tuple[str, ...]
+    chosen_on: str
+    """What the value is of: validation, or cross-validation inside the trial."""
     split: str
     """Where its figures are from; `optimistic` if it was chosen there."""
     optimistic: bool
@@ -77,7 +79,7 @@ class Comparison:
     split: str
     folds: list[int]
     n: int
-    n_specimens: int
+    n_events: int
     draws: int
     chosen: Line
     lines: list[Line]
@@ -86,17 +88,17 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Tested:
-    """What a trial said of its test photographs, in the order of their names: truth and probabilities [N, C]."""
+    """What a trial said of its test images, in the order of their names: truth and probabilities [N, C]."""
 
     index: list[tuple[str, str]]
-    """Name and specimen of each."""
+    """Name and event of each."""
     truth: Array
     p: Array
 
 
 @dataclass(frozen=True)
 class _Figure:
-    """A figure of a trial's test photographs, and of each draw of them [D]."""
+    """A figure of a trial's test images, and of each draw of them [D]."""
 
     value: float | None
     drawn: Array
@@ -126,6 +128,7 @@ def _candidate(experiment: ExperimentDir, trial: TrialDir) -> Candidate | None:
             metric=summary["selection"]["metric"],
             value=float(summary["selection"]["value"]),
             classes=tuple(summary["classes"]),
+            chosen_on=results["selected_on"],
             split=results["split"],
             optimistic=results["split"] == results["selected_on"],
             results_hash=hash_results(trial),
@@ -151,17 +154,17 @@ def _backbone(block: Mapping[str, Any]) -> str:
 
 # ---------------------------------------------------------------- the comparison
 def compare(found: Sequence[Candidate], name: str = "roc_auc") -> Comparison:
-    """Compare methods by one of FIGURES on what they tested; photographs of a specimen are drawn together.
+    """Compare methods by one of FIGURES on what they tested; images of a event are drawn together.
 
     Raises UserError if there is no such figure, or nobody to compare; if trials were chosen by different figures; or if those of
-    a fold did not test the same photographs.
+    a fold did not test the same images.
     """
     _check(found, name)
     methods = _best(found)
     chosen = {fold: min(them, key=_rank) for fold, them in _by_fold(methods).items()}
     tested = {trial: _read(trial) for trials in methods.values() for trial in trials.values()}
     for them in _by_fold(methods).values():
-        _check_same_photographs({trial: tested[trial] for trial in them})
+        _check_same_images({trial: tested[trial] for trial in them})
     figures = _figures(name, tested)
     lines = [_line(method, trials, chosen, figures) for method, trials in methods.items()]
     groups = [group for trial in chosen.values() for _, group in tested[trial].index]
@@ -171,7 +174,7 @@ def compare(found: Sequence[Candidate], name: str = "roc_auc") -> Comparison:
         split=found[0].split,
         folds=list(chosen),
         n=len(groups),
-        n_specimens=len(set(groups)),
+        n_events=len(set(groups)),
         draws=DRAWS,
         chosen=_line(CHOSEN, chosen, chosen, figures),
         lines=sorted(lines, key=lambda line: _order(found[0].metric, line.validation, line.method)),
@@ -189,6 +192,7 @@ def _check(found: Sequence[Candidate], name: str) -> None:
         )
     for what, values in (
         ("were chosen by different figures", {trial.metric: trial.name for trial in found}),
+        ("were chosen on different images", {trial.chosen_on: trial.name for trial in found}),
         ("were evaluated on different splits", {trial.split: trial.name for trial in found}),
         ("tell different classes apart", {", ".join(trial.classes): trial.name for trial in found}),
     ):
@@ -222,36 +226,38 @@ def _by_fold(methods: Mapping[str, Folds]) -> dict[int, list[Candidate]]:
 
 
 def _read(trial: Candidate) -> _Tested:
-    """What a trial said, from its predictions.parquet. Raises UserError if that is damaged or names a photograph twice."""
+    """What a trial said, from its predictions.parquet. Raises UserError if that is damaged or names a image twice."""
     import pandas as pd  # not on a login node's every command
 
     path = trial.trial.predictions
     try:
         frame = pd.read_parquet(path, columns=["id", "group", "target", "truth", "prediction"])
         frame["class"] = frame["target"].str.partition("=")[2]
-        wide = frame.pivot(index=["id", "group"], columns="class", values=["truth", "prediction"])
+        frame["nth"] = frame.groupby(["id", "group", "class"]).cumcount()  # (an id may be an individual's)
+        wide = frame.pivot(index=["id", "group", "nth"], columns="class", values=["truth", "prediction"])
         truth, p = (wide[name][list(trial.classes)].to_numpy("float64") for name in ("truth", "prediction"))
     except (OSError, ValueError, LookupError) as error:
         raise UserError(f"{path}: cannot be compared: {error}. Evaluate {trial.name} again.") from error
-    return _Tested([(str(name), str(group)) for name, group in wide.index], truth, p)
+    return _Tested([(f"{name} {nth}", str(group)) for name, group, nth in wide.index], truth, p)
 
 
-def _check_same_photographs(tested: Mapping[Candidate, _Tested]) -> None:
-    """Of one fold: without the same photographs, of the same classes, a difference says nothing."""
+def _check_same_images(tested: Mapping[Candidate, _Tested]) -> None:
+    """Of one fold: without the same images, of the same classes, a difference says nothing."""
     first, *others = tested
     expected = tested[first]
     for trial in others:
         them = tested[trial]
         if them.index != expected.index or not np.array_equal(them.truth, expected.truth):
             n = len(set(them.index) ^ set(expected.index))
-            what = f"{n} photographs were tested by one of them alone" if n else "their true classes are others"
+            what = f"{n} images were tested by one of them alone" if n else "their true classes are others"
             raise UserError(f"fold {trial.fold}: {first.name} and {trial.name} did not test the same: {what}")
 
 
 def _figures(name: str, tested: Mapping[Candidate, _Tested]) -> dict[Candidate, _Figure]:
-    """The figure of each trial, and of draws of specimens from all folds together: each draw is the same for all trials."""
+    """The figure of each trial, and of draws of events from all folds together: each draw is the same for all trials."""
     indices = {trial.fold: them.index for trial, them in tested.items()}
     folds = sorted(indices)
+    _check_apart(indices)
     ends = np.cumsum([len(indices[fold]) for fold in folds])
     parts: dict[Candidate, list[Array]] = {trial: [] for trial in tested}
     for weights in draws([group for fold in folds for _, group in indices[fold]], seed=0, n=DRAWS):
@@ -261,6 +267,18 @@ def _figures(name: str, tested: Mapping[Candidate, _Tested]) -> dict[Candidate, 
     return {
         trial: _Figure(figure(name, them.truth, them.p), np.concatenate(parts[trial])) for trial, them in tested.items()
     }
+
+
+def _check_apart(indices: Mapping[int, Sequence[tuple[str, str]]]) -> None:
+    """UserError where an image is tested in two folds: they are not of one cross-validation."""
+    seen: dict[tuple[str, str], int] = {}
+    for fold, index in indices.items():
+        for image in index:
+            if seen.setdefault(image, fold) != fold:
+                raise UserError(
+                    f"the trials cannot be compared: image {image[0]} is tested in fold {seen[image]} and in fold {fold}, so "
+                    "these are not folds of one cross-validation (data.split.n, data.split.seed). Name experiments that share it."
+                )
 
 
 def _line(method: str, trials: Folds, chosen: Folds, figures: Mapping[Candidate, _Figure]) -> Line:
@@ -325,8 +343,8 @@ def notes(found: Comparison) -> list[str]:
     """What the table is of, in sentences; which trial was chosen in each fold; warnings."""
     chosen = [f"Chosen in fold {fold}: {name}." for fold, name in found.chosen.trials.items()]
     return [
-        f"Validation: {found.metric}. Test: {found.figure} on {found.split}, mean ± sd over folds, of {found.n} photographs of "
-        f"{found.n_specimens} specimens. Intervals: {found.draws} draws of specimens, the same for both sides.",
+        f"Validation: {found.metric}. Test: {found.figure} on {found.split}, mean ± sd over folds, of {found.n} images of "
+        f"{found.n_events} events. Intervals: {found.draws} draws of events, the same for both sides.",
         *chosen,
         *(f"Note: {warning}." for warning in found.warnings),
     ]

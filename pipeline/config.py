@@ -25,7 +25,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 TASKS = sorted(p.stem for p in (Path(__file__).parent / "tasks").glob("[a-z]*.py"))
 RESULT_KEYS = {
     "summary", "split", "selected_on", "n_images", "n_events", "config_hash", "feature_key", "data_signature",
-    "evaluation", "schema_version",
+    "evaluation", "schema_version", "classes", "challenge", "by_species", "by_domain",
 }  # fmt: skip
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -176,6 +176,12 @@ class Data(Section):
     def _a_label_or_numbers(self) -> Data:
         if self.label is not None and self.targets:
             raise ValueError("label and targets exclude one another: set targets to [] to predict the label")
+        if self.label is not None and "=" in self.label:
+            raise ValueError(
+                "label: a column whose name has no = in it, which stands between it and a class in results"
+            )
+        if len({self.label, *self.columns.auxiliary}) <= len(self.columns.auxiliary):
+            raise ValueError("columns.auxiliary names labels beside the label: each column once, and not the label's")
         if self.label is None and (self.positive is not None or self.columns.auxiliary):
             raise ValueError("positive and columns.auxiliary are of classes: name the column of these as label")
         return self
@@ -415,6 +421,12 @@ class SvcHead(Section):
     """Of the RBF kernel exp(−γ·distance²); scale: 1 / (features · their variance)."""
     balanced: bool = True
     """Weight classes by 1 / their share of the training images."""
+
+    @model_validator(mode="after")
+    def _gamma_has_its_kernel(self) -> SvcHead:
+        if self.kernel == "linear" and self.gamma != "scale":
+            raise ValueError("gamma is of the rbf kernel, and kernel is linear")
+        return self
 
 
 class SgdHead(Section):
@@ -866,7 +878,7 @@ class Config(Section):
     @classmethod
     def _classes_are_chosen_by_auc(cls, values: Any) -> Any:
         data, select = (values.get(name, {}) for name in ("data", "select")) if isinstance(values, dict) else ({}, {})
-        label = data.get("label") if isinstance(data, dict) else data.label
+        label = data.get("label") if isinstance(data, dict) else getattr(data, "label", None)
         return values | {"select": {"metric": "roc_auc", **select}} if label and isinstance(select, dict) else values
 
     @model_validator(mode="after")
@@ -882,6 +894,12 @@ class Config(Section):
         if classes != (self.model.head.kind in CLASSIFIER_KINDS) and self.model.head.kind != "mlp":
             fitting = f"mlp, {', '.join(CLASSIFIER_KINDS)}" if classes else "mlp, ridge, climatology or boosting"
             raise ValueError(f"model.head.kind {self.model.head.kind} does not fit {what}: choose {fitting}")
+        if classes and self.calibrate.kind != "scale":
+            raise ValueError("calibrate is of numbers: a class' probability (data.label) is not calibrated")
+        if self.select.folds is not None and self.evaluate.split == "validation":
+            raise ValueError(
+                "select.folds fits validation images too: evaluate.split validation would be of what was learnt"
+            )
         if classes and self.model.standardize_targets:
             raise ValueError("model.standardize_targets scales numbers: classes (data.label) have no scale")
         return self
@@ -899,6 +917,8 @@ class Config(Section):
         for key, usual in zip(others, (usual_loss, "mean", "specimens"), strict=True):
             if head != "mlp" and others[key] != usual:
                 raise ValueError(f"model.head.kind {head} has no use for {key} {others[key]}: it needs head.kind mlp")
+        if head != "mlp" and self.augment != Augment():
+            raise ValueError(f"model.head.kind {head} has no use for augment: it needs head.kind mlp")
         if head != "mlp" and self.loss.kind == "cross_entropy" and self.loss != CrossEntropy(kind="cross_entropy"):
             raise ValueError(f"model.head.kind {head} has no use for options of loss: they need head.kind mlp")
         return self
@@ -986,7 +1006,15 @@ NOT_SCIENCE = {"experiment", "evaluate", "device", "resources", "paths"}
 
 def science(config: Config) -> dict[str, Any]:
     """The part of a trial's configuration that its result depends on, as plain JSON values."""
-    return config.model_dump(mode="json", exclude=NOT_SCIENCE)
+    return only_science(config.model_dump(mode="json"))
+
+
+def only_science(values: dict[str, Any]) -> dict[str, Any]:
+    """Those blocks of a configuration that are science; how images come here is not."""
+    kept = {key: value for key, value in values.items() if key not in NOT_SCIENCE}
+    if isinstance(data := kept.get("data"), dict):
+        kept["data"] = {key: value for key, value in data.items() if key != "download"}
+    return kept
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

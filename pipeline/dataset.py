@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -21,7 +22,7 @@ from pipeline.config import Data, DomainSplit, SourceSplit, image_columns
 from pipeline.errors import UserError
 from pipeline.sources import open_source
 from pipeline.sources.base import Source
-from pipeline.splits import assign, shuffled
+from pipeline.splits import assign, rare_strata, shuffled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -189,6 +190,22 @@ def content_of(encoded: Sequence[bytes]) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
+def load_numbers(data: Data) -> Dataset:
+    """`load_dataset_table` for a task that predicts numbers. Raises UserError for a label."""
+    if data.label is not None:
+        raise UserError(
+            f"this task predicts numbers, and data.label {data.label} names classes: task=classify takes these"
+        )
+    return load_dataset_table(data)
+
+
+def load_classes(data: Data) -> Dataset:
+    """`load_dataset_table` for a task that predicts classes. Raises UserError where there is no label."""
+    if data.label is None:
+        raise UserError("this task predicts classes: name their column as data.label (numbers are for task=regress)")
+    return load_dataset_table(data)
+
+
 def load_dataset_table(data: Data) -> Dataset:
     """The data set that the configuration describes, checked. Raises UserError naming file, row and column."""
     import pandas as pd
@@ -206,7 +223,11 @@ def load_dataset_table(data: Data) -> Dataset:
     dataset = replace(dataset, warnings=_check_events(dataset, data))
     if not isinstance(data.split, SourceSplit):
         dataset = replace(dataset, warnings=(*dataset.warnings, *_check_groups(dataset, data)))
-        table["split"] = assign(table, data.split, None if data.label is None else table["label"].tolist())
+        strata = None if data.label is None else table["label"].tolist()
+        table["split"] = assign(table, data.split, strata)
+        if strata and data.split.kind == "folds":
+            rare = rare_strata(table["event"].tolist(), data.split, strata)
+            dataset = replace(dataset, warnings=(*dataset.warnings, *rare))
     if data.permute_targets:
         learnt = (*dataset.targets, *dataset.auxiliary)
         table[list(learnt)] = permuted_targets(table, learnt)
@@ -372,10 +393,12 @@ def _ids(source: Source, data: Data, split: str, cells: pd.DataFrame) -> list[st
 
 
 def _events(source: Source, data: Data, split: str, cells: pd.DataFrame) -> list[str]:
-    """The event of each row; without an event column each image is one."""
+    """The event of each row; without an event column each image is one, however many rows it has."""
     column = data.columns.event
     if column is None:
-        return [f"{split}:{row}" for row in range(len(cells))]
+        names = source.image_names(split, data.columns.image)
+        rows_of = Counter(names)
+        return [f"{name}" if name and rows_of[name] > 1 else f"{split}:{row}" for row, name in enumerate(names)]
     events = []
     for row, event in enumerate(labels(_plain(cells, column, "data.columns.event"))):
         if event is None:

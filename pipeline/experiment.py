@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import NOT_SCIENCE, Config, Part, changes, digest, flatten, science
+from pipeline.config import Config, Part, changes, digest, flatten, only_science, science
 from pipeline.errors import UserError
 from pipeline.explain import blocks_in, explain
 from pipeline.layout import PROJECT, ExperimentDir, experiment_dir, root
@@ -167,7 +167,7 @@ def saved_science(path: Path) -> Tree | None:
         blocks = dict(_read_block(text) for text in BLOCKS.split(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValueError, LookupError):
         return None
-    return {key: value for key, value in blocks.items() if key in Config.model_fields and key not in NOT_SCIENCE}
+    return only_science({key: value for key, value in blocks.items() if key in Config.model_fields})
 
 
 def differences(old: Tree, new: Tree) -> dict[str, tuple[Any, Any]]:
@@ -527,11 +527,19 @@ def _resolve_paths(config: Config, absolute: Absolute) -> Config:
     """Local folders and files become absolute, so that a job that starts elsewhere reads the same ones."""
     data, backbone = config.data, config.backbone
     data = _with(data, source=absolute(data.source), images=absolute(data.images) if data.images else None)
+    data = _with(data, images=_beside(data.source, data.images))
     if backbone.kind == "concat":
         backbone = _with(backbone, parts=tuple(_resolve_backbone(part, absolute) for part in backbone.parts))
     else:
         backbone = _resolve_backbone(backbone, absolute)
     return _with(config, data=data, backbone=backbone)
+
+
+def _beside(source: str, images: str | None) -> str | None:
+    """A folder of images that is not there as it is named is looked for, or made, beside the table."""
+    if images is None or Path(images).expanduser().is_absolute() or not (place := Path(source).expanduser()).exists():
+        return images
+    return str((place if place.is_dir() else place.parent).resolve() / images)
 
 
 def _with(section: S, **values: Any) -> S:

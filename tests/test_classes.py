@@ -19,6 +19,7 @@ from pipeline.config import Columns, Config, CrossEntropy, Data, FoldSplit
 from pipeline.dataset import Dataset, load_dataset_table
 from pipeline.errors import UserError
 from pipeline.models.outputs import Categorical
+from pipeline.tasks import load_task
 
 HEADER = "img,kind,of,other,group,split"
 ROWS = [
@@ -93,6 +94,31 @@ def test_a_table_that_cannot_be_right_is_refused_with_its_place(
         load(tmp_path, rows, **more)
 
 
+def test_rows_of_one_image_are_one_event_whose_class_they_share(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"event a\.png is pure here, but hybrid"):
+        load(tmp_path, columns={"event": None})
+
+
+def test_numbers_are_not_taken_for_classes(tmp_path: Path) -> None:
+    rows = [f"a.png,{i / 7},,,{i},{('train', 'validation')[i % 2]}" for i in range(50)]
+    with pytest.raises(UserError, match=r"50 classes in 50 rows: if these are numbers, .*data\.targets=\[kind\]"):
+        load(tmp_path, rows)
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "message"),
+    [
+        ("classify", Data(source="x", targets=("y",)), "predicts classes: name their column as data.label"),
+        ("butterflies", Data(source="x", targets=("y",)), "predicts classes"),
+        ("regress", Data(source="x", label="kind"), "predicts numbers, and data.label kind names classes"),
+        ("beetles", Data(source="x", label="kind"), "predicts numbers"),
+    ],
+)
+def test_a_task_is_of_classes_or_of_numbers(task: str, data: Data, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_task(task).load(data)
+
+
 def test_a_class_that_nothing_is_trained_on_is_told(tmp_path: Path) -> None:
     (warning,) = load(tmp_path, [*ROWS, "a.png,third,,,9,test"]).warnings
     assert "no training image is of third" in warning
@@ -115,6 +141,16 @@ def test_folds_keep_photographs_of_a_specimen_together(tmp_path: Path) -> None:
         ({"loss": {"kind": "cross_entropy", "auxiliary": 1}}, "needs data.columns.auxiliary"),
         ({"data": {"label": "kind", "targets": ["y"]}}, "exclude one another"),
         ({"data": {"targets": ["y"], "positive": "a"}}, "name the column of these as label"),
+        ({"data": {"label": "a=b"}}, "no = in it"),
+        ({"data": {"label": "kind", "columns": {"auxiliary": ["of", "of"]}}}, "each column once"),
+        ({"data": {"label": "kind", "columns": {"auxiliary": ["kind"]}}}, "and not the label's"),
+        ({"calibrate": {"kind": "emos"}}, "is not calibrated"),
+        ({"model": {"head": {"kind": "svc", "kernel": "linear", "gamma": 0.5}}}, "kernel is linear"),
+        ({"data": None}, "valid dictionary"),
+        (
+            {"task": "regress", "data": {"targets": ["classes"]}, "loss": {"kind": "mse"}},
+            "a target cannot be called classes",
+        ),
     ],
 )
 def test_what_does_not_fit_classes_is_refused(change: dict[str, Any], message: str) -> None:
@@ -173,7 +209,7 @@ def test_auxiliary_labels_have_a_softmax_of_their_own_and_a_row_without_adds_not
     assert torch.allclose(losses, main + 0.5 * other, atol=1e-6) and losses[0] == pytest.approx(float(main[0]))
 
 
-@given(st.floats(-300, 300), st.sampled_from([0.0, 2.0]))
+@given(st.floats(-300, 300), st.sampled_from([0.0, 0.5, 2.0]))
 def test_the_loss_and_its_gradient_stay_finite_however_sure_the_model_is(logit: float, focal: float) -> None:
     output, raw = categorical(2, focal=focal), torch.tensor([[logit, 0.0]], requires_grad=True)
     loss = output.losses(output.parameters(raw), torch.tensor([[0.0, 1.0]])).sum()

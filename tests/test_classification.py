@@ -20,9 +20,8 @@ from pipeline.metrics.classification import (
     figure,
     figures,
     roc_auc,
-    selection,
 )
-from pipeline.metrics.classification_report import class_names, classification_report
+from pipeline.metrics.classification_report import classification_report
 from pipeline.metrics.hybrids import challenge_scores, hybrid_report
 from pipeline.metrics.intervals import Rows, bootstrap, central, draws
 from pipeline.metrics.report import Training
@@ -132,9 +131,9 @@ def test_what_is_not_defined_is_none() -> None:
 def test_selection_knows_of_which_figures_less_is_better() -> None:
     truth, p = made_up(100, 2)
     for name in FIGURES:
-        good, bad = selection(name, truth, 0.9 * truth + 0.05), selection(name, truth, 0.9 * (1 - truth) + 0.05)
+        good, bad = figure(name, truth, 0.9 * truth + 0.05), figure(name, truth, 0.9 * (1 - truth) + 0.05)
         assert good is not None and bad is not None and (good < bad) == (name in LOWER)
-    assert selection("roc_auc", truth.astype("float32"), p.astype("float32")) == pytest.approx(
+    assert figure("roc_auc", truth.astype("float32"), p.astype("float32")) == pytest.approx(
         figures(truth, p)["roc_auc"]
     )
 
@@ -211,7 +210,9 @@ def test_a_report_of_two_classes_has_the_figures_of_detection() -> None:
 
 def test_a_report_of_many_classes_has_each_against_the_rest() -> None:
     found = report(table(SPECIES), SPECIES, (0.5, 0.3, 0.2))
-    assert found["summary"]["positive"] is None and list(found["classes"]) == class_names(SPECIES)
+    assert found["summary"]["positive"] is None and list(found["classes"]) == [
+        target.partition("=")[2] for target in SPECIES
+    ]
     areas = [block["roc_auc"] for block in found["classes"].values()]
     assert found["summary"]["roc_auc"] == pytest.approx(np.mean(areas))
     assert found["by_domain"]["major"].keys() == {"n", "accuracy", "balanced_accuracy"}
@@ -235,7 +236,7 @@ def test_photographs_of_a_specimen_are_averaged_before_its_class_is_said() -> No
     p = np.array([0.1, 0.9, 0.9, 0.6, 0.2, 0.45])
     found = report(frame.assign(**{f"{STAT[0]}_prediction": p, f"{STAT[1]}_prediction": 1 - p}), STAT)["summary"]
     assert found["accuracy"] == pytest.approx(4 / 6) and found["roc_auc"] < 1
-    assert (found["by_specimen"]["accuracy"], found["by_specimen"]["roc_auc"], found["by_specimen"]["n"]) == (1, 1, 2)
+    assert (found["by_event"]["accuracy"], found["by_event"]["roc_auc"], found["by_event"]["n"]) == (1, 1, 2)
 
 
 def test_always_saying_the_most_frequent_class_is_the_measure_to_beat() -> None:

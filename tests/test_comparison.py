@@ -1,4 +1,4 @@
-"""Comparing methods: validation chooses, the same photographs are compared, and draws are the same for both sides."""
+"""Comparing methods: validation chooses, the same images are compared, and draws are the same for both sides."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ RIDGE = PIXELS | {"model": {"head": {"kind": "ridge"}}}
 pytestmark = pytest.mark.usefixtures("root")
 
 
-def photographs(fold: int, n: int = 40) -> pd.DataFrame:
-    """Two photographs a specimen; the specimens of a fold are no other fold's."""
+def images(fold: int, n: int = 40) -> pd.DataFrame:
+    """Two images a event; the events of a fold are no other fold's."""
     rng = np.random.default_rng(fold)
     names = [f"f{fold}-{i}" for i in range(n)]
     groups = [f"f{fold}-s{i // 2}" for i in range(n)]
@@ -41,7 +41,7 @@ def photographs(fold: int, n: int = 40) -> pd.DataFrame:
 
 
 def long_form(table: pd.DataFrame, p: np.ndarray) -> pd.DataFrame:
-    """predictions.parquet: a row per photograph and class."""
+    """predictions.parquet: a row per image and class."""
     both = [(CLASSES[0], table["truth"], p), (CLASSES[1], 1 - table["truth"], 1 - p)]
     parts = [
         table[["id", "group"]].assign(domain=None, species=None, target=f"stat={c}", truth=t, prediction=q)
@@ -60,7 +60,7 @@ def finish(
     **more: Any,
 ) -> Config:
     """Leave the files of an evaluated trial, as good as `skill` on test and `value` on validation."""
-    table = photographs(fold) if table is None else table
+    table = images(fold) if table is None else table
     values = {"experiment": name, "data": {"split": {"kind": "folds", "fold": fold}}} | method | more.get("values", {})
     config = Config.model_validate(values)
     noise = np.random.default_rng(int(config_hash(config)[:8], 16)).random(len(table))
@@ -74,7 +74,7 @@ def finish(
     write_json(
         trial.results,
         {
-            "summary": summary, "split": more.get("split", "test"), "selected_on": "validation",
+            "summary": summary, "split": more.get("split", "test"), "selected_on": more.get("chosen_on", "validation"),
             "config_hash": config_hash(config), "evaluation": config.evaluate.model_dump(mode="json"),
         },
     )  # fmt: skip
@@ -174,12 +174,12 @@ def test_figures_are_those_of_the_trials_and_their_mean_over_folds() -> None:
         assert (line.test, line.sd) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
 
 
-def test_the_interval_is_that_of_the_mean_difference_over_draws_of_specimens_from_all_folds(
+def test_the_interval_is_that_of_the_mean_difference_over_draws_of_events_from_all_folds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("pipeline.comparison.DRAWS", 60)
     pairs = [(finish(NETWORK, fold, 0.9, 2.0), finish(PIXELS, fold, 0.8, 1.0)) for fold in (0, 1)]
-    tables = [photographs(fold) for fold in (0, 1)]
+    tables = [images(fold) for fold in (0, 1)]
     truth, groups = (np.concatenate([table[name] for table in tables]) for name in ("truth", "group"))
     fold = np.repeat([0, 1], 40)
     said = []
@@ -243,7 +243,7 @@ def test_experiments_that_tested_the_same_are_compared_and_one_split_is_one_fold
 
 
 def test_a_figure_that_is_not_defined_is_none() -> None:
-    table = photographs(0).assign(truth=0.0)
+    table = images(0).assign(truth=0.0)
     finish(PIXELS, 0, 0.9, 1.0, table=table)
     finish(RIDGE, 0, 0.8, 1.0, table=table)
     # (results.json has no area either: such trials still take part by another figure.)
@@ -257,12 +257,12 @@ def test_a_figure_that_is_not_defined_is_none() -> None:
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        (photographs(0)[2:], "2 photographs were tested by one of them alone"),
-        (photographs(0).assign(group="other"), "80 photographs were tested by one of them alone"),
-        (photographs(0).assign(truth=1.0), "their true classes are others"),
+        (images(0)[2:], "2 images were tested by one of them alone"),
+        (images(0).assign(group="other"), "80 images were tested by one of them alone"),
+        (images(0).assign(truth=1.0), "their true classes are others"),
     ],
 )
-def test_trials_that_tested_other_photographs_are_named(table: pd.DataFrame, says: str) -> None:
+def test_trials_that_tested_other_images_are_named(table: pd.DataFrame, says: str) -> None:
     names = [
         f"x/seed=0-{config_hash(c)[:8]}" for c in (finish(PIXELS, 0, 0.9, 1.0), finish(RIDGE, 0, 0.8, 1.0, table=table))
     ]
@@ -273,6 +273,10 @@ def test_trials_that_tested_other_photographs_are_named(table: pd.DataFrame, say
     ("more", "says"),
     [
         ({"metric": "log_loss"}, ("were chosen by different figures", "roc_auc: x/", "log_loss: x/")),
+        (
+            {"chosen_on": "cross-validation"},
+            ("were chosen on different images", "validation: x/", "cross-validation: x/"),
+        ),
         ({"split": "validation"}, ("were evaluated on different splits", "test: x/", "validation: x/")),
     ],
 )
@@ -289,10 +293,21 @@ def test_what_there_is_not_is_said() -> None:
     assert refusal(figure="roc_acu") == "--figure roc_acu: there is no such figure of classes; choose roc_auc"
     finish(PIXELS, 0, 0.9, 1.0)
     (trial,) = experiment().trials()
-    twice = pd.concat([pd.read_parquet(trial.predictions)] * 2)
-    for damage in (lambda: write_table(trial.predictions, twice), lambda: write_text(trial.predictions, "x")):
-        damage()
-        assert refusal().startswith(f"{trial.predictions}: cannot be compared: ")
+    write_text(trial.predictions, "x")
+    assert refusal().startswith(f"{trial.predictions}: cannot be compared: ")
+
+
+def test_images_that_share_an_id_are_told_apart_by_their_order() -> None:
+    table = images(0).assign(id="individual")
+    for method, skill in ((PIXELS, 1.0), (RIDGE, 0.1)):
+        finish(method, 0, 0.9, skill, table=table)
+    assert compare(candidates([experiment()])).n == len(table)
+
+
+def test_folds_that_share_an_image_are_no_cross_validation() -> None:
+    for fold in (0, 1):
+        finish(PIXELS, fold, 0.9, 1.0, table=images(0))
+    assert "is tested in fold 0 and in fold 1" in refusal()
 
 
 def test_figures_of_the_split_that_chose_are_marked() -> None:
@@ -309,7 +324,7 @@ def test_collecting_writes_a_comparison_where_there_are_several_methods() -> Non
     worse = finish(RIDGE, 0, 0.8, 0.1)
     collect.run(config)
     written = read_json(directory.comparison_json)
-    assert written == json.loads(to_json(compare(candidates([directory])))) and written["n_specimens"] == 20
+    assert written == json.loads(to_json(compare(candidates([directory])))) and written["n_events"] == 20
     text = directory.comparison_md.read_text()
     assert text == to_markdown(compare(candidates([directory])))
     assert (
@@ -323,7 +338,7 @@ def test_collecting_writes_a_comparison_where_there_are_several_methods() -> Non
 
 def test_collecting_does_not_fail_where_methods_cannot_be_compared(capsys: pytest.CaptureFixture[str]) -> None:
     config = finish(PIXELS, 0, 0.9, 1.0)
-    finish(RIDGE, 0, 0.8, 0.1, table=photographs(1))
+    finish(RIDGE, 0, 0.8, 0.1, table=images(1))
     collect.run(config)
     assert "carabid: no comparison of methods: fold 0: x/" in capsys.readouterr().err
     assert not experiment().comparison_json.exists()

@@ -43,7 +43,6 @@ FROZEN: Tree = {
     "data.source": "imageomics/sentinel-beetles",
     "data.revision": None,
     "data.images": None,
-    "data.download": None,
     "data.columns.image": "file_path",
     "data.columns.id": "public_id",
     "data.columns.event": "eventID",

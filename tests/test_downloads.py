@@ -343,6 +343,12 @@ def test_a_row_that_cannot_be_right_is_named_before_anything_is_downloaded(
     assert server.asked == []
 
 
+def test_without_md5_one_file_of_two_addresses_is_refused(server: Any, tmp_path: Path) -> None:
+    table = write_rows(tmp_path, server, lambda rows: rows[2].update(filename="b1.png"))
+    with pytest.raises(UserError, match=r"line 4: b1\.png is at .* and at .* line 3: without an md5"):
+        bring(config_for(table, download={"md5": None}))
+
+
 def test_rows_that_share_a_file_share_its_download(server: Any, tmp_path: Path) -> None:
     table = write_rows(tmp_path, server, lambda rows: rows.append(dict(rows[0])))
     source: Any = open_source(config_for(table).data)

@@ -136,6 +136,11 @@ def _checked_name(config: configuration.Timm) -> str:
         raise UserError(
             f"backbone.name {name}: {architecture} has no weights {tag}; it has: {', '.join(tags) or 'none'}."
         )
+    if tag and not config.pretrained:
+        raise UserError(
+            f"backbone.name {name} names weights, and backbone.pretrained is false: set it to true, or write {architecture} for "
+            "random ones."
+        )
     if config.pretrained and not tags:
         raise UserError(f"backbone.name {name} has no published weights: remove backbone.pretrained, or name another.")
     return name

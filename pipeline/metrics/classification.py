@@ -35,11 +35,6 @@ def figure(name: str, truth: Array, p: Array) -> float | None:
     return _number(FIGURES[name](truth, p.astype("float64"), np.ones((len(truth), 1))))
 
 
-def selection(metric: str, truth: Array, p: Array) -> float | None:
-    """What the best candidate is chosen by, one of FIGURES for truth and probabilities [N, C]; of those in LOWER the lowest."""
-    return figure(metric, truth, p)
-
-
 def drawn(name: str, truth: Array, p: Array, weights: Array) -> Array:
     """One of FIGURES [D] for each weighting of the rows [N, D]; NaN where it is not defined."""
     if not len(truth) or not np.isfinite(p).all():

@@ -1,7 +1,7 @@
-"""The figures in results.json of a task whose targets are classes: of all photographs, of each class, species and domain.
+"""The figures in results.json of a task whose targets are classes: of all images, of each class, species and domain.
 
-A class is a target `<label column>=<class>`, 1 or 0; of two classes the first is the positive one. Intervals are over specimens:
-their photographs are not independent.
+A class is a target `<label column>=<class>`, 1 or 0; of two classes the first is the positive one. Intervals are over events:
+their images are not independent.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipeline.classes import class_name
 from pipeline.metrics.classification import Array, Flags, drawn, figure, figures, is_right, roc_auc
 from pipeline.metrics.intervals import Rows, central, draws
 from pipeline.metrics.report import Training
@@ -26,7 +27,7 @@ LARGEST_CONFUSION = 50
 
 @dataclass(frozen=True)
 class _Said:
-    """What was said of some photographs: true classes and probabilities [N, C]."""
+    """What was said of some images: true classes and probabilities [N, C]."""
 
     truth: Array
     p: Array
@@ -35,24 +36,19 @@ class _Said:
         return _Said(self.truth[rows], self.p[rows])
 
 
-def class_names(targets: Sequence[str]) -> list[str]:
-    """`stat=hybrid` → `hybrid`, for each target."""
-    return [target.partition("=")[2] for target in targets]
-
-
 def classification_report(specimens: pd.DataFrame, targets: Sequence[str], train: Training) -> Figures:
-    """Figures of classes, from a table with a row per photograph: `group` (its specimen), `domain`, `species`, each target (1 or
+    """Figures of classes, from a table with a row per image: `group` (its event), `domain`, `species`, each target (1 or
     0) and as `<target>_prediction` its probability.
 
-    `summary` has those of all photographs, with 95 % bootstrap intervals; `by_specimen` those after averaging the photographs of
+    `summary` has those of all images, with 95 % bootstrap intervals; `by_event` those after averaging the images of
     each specimen; `majority` those of always saying how frequent each class is among the training events. `classes` has each
     class against the rest. `by_species` and `by_domain` are there where these are known.
     """
-    classes, said = class_names(targets), _said(specimens, targets)
+    classes, said = [class_name(target) for target in targets], _said(specimens, targets)
     summary: Figures = figures(said.truth, said.p) | {"n": len(specimens)}
     summary["intervals"] = _intervals(said, specimens["group"].tolist())
     summary |= {"positive": classes[0] if len(classes) == 2 else None, "classes": classes}
-    summary["by_specimen"] = _by_specimen(specimens, targets)
+    summary["by_event"] = _by_event(specimens, targets)
     summary["majority"] = _majority(said.truth, [train.means[target] for target in targets], classes)
     if len(classes) <= LARGEST_CONFUSION:
         summary["confusion"] = _confusion(said)
@@ -77,21 +73,21 @@ def _intervals(said: _Said, groups: Sequence[str]) -> dict[str, list[float] | No
     return {name: [interval.low, interval.high] if interval else None for name, interval in found.items()}
 
 
-def _by_specimen(table: pd.DataFrame, targets: Sequence[str]) -> Figures:
+def _by_event(table: pd.DataFrame, targets: Sequence[str]) -> Figures:
     columns = [f"{target}{end}" for target in targets for end in ("", "_prediction")]
-    means = table.groupby("group", sort=True)[columns].mean()
+    means = table.groupby("group", sort=True)[columns].mean(skipna=False)
     said = _said(means, targets)
     return figures(said.truth, said.p) | {"n": len(means)}
 
 
 def _majority(truth: Array, shares: Sequence[float], classes: Sequence[str]) -> Figures:
-    """What the training's shares of the classes, said of every photograph, are worth."""
+    """What the training's shares of the classes, said of every image, are worth."""
     p = np.array(shares) / sum(shares)
     return figures(truth, np.tile(p, (len(truth), 1))) | {"class": classes[int(p.argmax())]}
 
 
 def _confusion(said: _Said) -> list[list[int]] | None:
-    """How many photographs of each true class (row) were said to be of each class (column)."""
+    """How many images of each true class (row) were said to be of each class (column)."""
     if not np.isfinite(said.p).all():
         return None
     n = said.p.shape[1]
@@ -117,14 +113,14 @@ def _share(flags: Flags) -> float | None:
 
 
 def _by(table: pd.DataFrame, column: str, said: _Said) -> dict[str, Figures]:
-    """Figures of the photographs of each species or domain; empty where none is known."""
+    """Figures of the images of each species or domain; empty where none is known."""
     values = table[column].to_numpy(object) if column in table else np.array([])
     names = sorted({value for value in values if not pd.isna(value)})
     return {str(name): _of_part(said.only(np.flatnonzero(values == name))) for name in names}
 
 
 def _of_part(said: _Said) -> Figures:
-    """Figures of some photographs: with two classes those of detection, else how often their class was recognised."""
+    """Figures of some images: with two classes those of detection, else how often their class was recognised."""
     if said.truth.shape[1] != 2:
         return {"n": len(said.truth)} | {name: figure(name, said.truth, said.p) for name in WITH_INTERVALS[1:]}
     positive, negative = _of_class(said, 0), _of_class(said, 1)

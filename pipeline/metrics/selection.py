@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.metrics.classification import selection
+from pipeline.metrics.classification import LOWER, figure
 from pipeline.metrics.regression import event_r2, mae
 
 Array = NDArray[np.floating]
-LOWER_IS_BETTER = ("mae", "log_loss")
+LOWER_IS_BETTER = ("mae", *LOWER)
 
 
 def selection_metric(
@@ -29,7 +29,7 @@ def selection_metric(
     if not (np.isfinite(predictions).all() and np.isfinite(weights).all()):
         return None
     if metric not in ("r2", "mae"):
-        return selection(metric, targets, predictions)
+        return figure(metric, targets, predictions)
     columns: Iterator[tuple[Array, Array, Array]] = zip(targets.T, predictions.T, weights.T, strict=True)
     values = [event_r2(t, p, events, w) if metric == "r2" else mae(t, p) for t, p, w in columns]
     defined = [value for value in values if value is not None]

@@ -19,6 +19,8 @@ from pipeline import config as cfg
 
 MIN_SCALE = 1e-3
 """In standardised units: a scale that vanishes would make the likelihood infinite."""
+NEARLY = 1e-6
+"""The least that a probability is taken to differ from 1 in a power below 1, whose slope at 0 is infinite."""
 START = math.log(math.expm1(1 - MIN_SCALE))
 """Softplus of this and MIN_SCALE make 1: an untrained head says about the spread of the training events."""
 
@@ -142,7 +144,7 @@ class Categorical(Output):
         p = parameters[..., 0].clamp_min(torch.finfo(torch.float32).tiny)
         entropies = -targets * p.log()
         main, other = entropies[:, : self.n_classes], entropies[:, self.n_classes :]
-        weights = self.class_weights.to(p.device) * (1 - p[:, : self.n_classes]) ** self.focal
+        weights = self.class_weights.to(p.device) * (1 - p[:, : self.n_classes]).clamp_min(NEARLY) ** self.focal
         return (weights * main).sum(-1) + self.auxiliary * other.sum(-1)
 
     def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:

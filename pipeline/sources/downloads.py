@@ -119,6 +119,11 @@ def wanted_files(source: CsvSource, columns: Download) -> list[Wanted]:
                 f"{row.where}: {row.name} has md5 {row.md5} here, but {other.md5} at {other.where}: one file cannot be both. "
                 "Give the images different names, or correct the md5."
             )
+        if row.md5 is None and row.url != other.url:
+            raise UserError(
+                f"{row.where}: {row.name} is at {row.url} here, and at {other.url} at {other.where}: without an md5 "
+                "nothing tells that these are one. Give the images different names, or correct the address."
+            )
     return list(found.values())
 
 

@@ -128,6 +128,7 @@ def run(request: Request) -> None:
     lease = Lease(work.parts / "embed.lease", work.config.resources.lease_seconds)
     with lease.hold(partial(_is_done, work)) as held:
         if held:
+            _check_out(work)  # again: another process may have written it meanwhile
             _embed_missing(work, device)
             n_bad = _write_whole(work)
             shutil.rmtree(work.parts)

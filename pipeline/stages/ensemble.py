@@ -116,7 +116,7 @@ def _read_member(trial: TrialDir) -> _Member | None:
     """A trial with results of the configuration that stands beside them; None if it has none."""
     try:
         science, results = saved_science(trial.config), read_json(trial.results)
-        if not science or results["config_hash"] != digest(science) or science["data"]["label"] is not None:
+        if not science or results["config_hash"] != digest(science) or science["data"].get("label") is not None:
             return None
         return _Member(trial, {k: v for k, v in science.items() if k != "seed"}, results, hash_results(trial))
     except (OSError, ValueError, KeyError, TypeError):  # where they are damaged, the trial's own row says so

@@ -35,7 +35,7 @@ def run(configs: Sequence[Config]) -> None:
     data.on_bad_image is error, WorkError where the Hub cannot be reached or an image cannot be downloaded.
     """
     try:
-        for config in {str(images_of(config.data)): config for config in configs}.values():
+        for config in {str([*images_of(config.data), config.data.download]): config for config in configs}.values():
             _fetch_data(config)
         for config in {config.backbone: config for config in configs}.values():
             _fetch_weights(config)

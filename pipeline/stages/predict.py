@@ -155,8 +155,8 @@ def trained_config(trial: TrialDir) -> Config:
         raise WorkError(f"{trial.path}: its training has not finished (no trained.json; see `carabid status`)")
     if read_trained(trial)["config_hash"] != config_hash(config):
         raise WorkError(
-            f"{trial.config} has been changed since the model beside it was trained: the two would not fit. Put it back, or "
-            "train the changed one as a trial of its own."
+            f"{trial.config} has been changed since the model beside it was trained, or that was by a version of Carabid with "
+            "other keys: the two would not fit. Put it back, or train it again (`carabid submit`)."
         )
     return config
 

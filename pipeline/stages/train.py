@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.attempts import Attempts, spent, this_attempt
 from pipeline.config import CLASSIFIER_KINDS, Config, digest
 from pipeline.device import choose_device, device_name, gpu_name, make_deterministic, set_threads
-from pipeline.errors import TakenOver, WorkError
+from pipeline.errors import TakenOver, UserError, WorkError
 from pipeline.experiment import dump_config
 from pipeline.features.bank import make_bank
 from pipeline.layout import TrialDir, sweep, write_json, write_table, write_text
@@ -120,14 +120,47 @@ def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts
     train, validation = (_samples(inputs, facts, split, device) for split in ("train", "validation"))
     print(f"training {run.trial.path.name}: {_describe(model, train, validation)}, on {run.machine}", flush=True)
     check_selection(config, validation)
+    _check_names(inputs)
     _standardize(model, train, inputs, facts)
     if isinstance(model, Classifier):
+        _check_folds(inputs)
         progress, left_out = fit_classifier(model, train, validation, config)
         held_out = _held_out(model, validation, inputs, facts, left_out)
     else:
         progress = _fit(model, train, validation, run)
         held_out = _held_out(model, validation, inputs, facts)
     return model, facts, progress, _calibrate(held_out, inputs, facts, run.trial)
+
+
+def _check_names(inputs: Inputs) -> None:
+    """UserError where a name that the model reads tells the class by itself: it would learn that, and no image."""
+    model, columns, table = inputs.config.model, inputs.config.data.columns, inputs.table("train")
+    for name, read in (("species", model.species_embedding), ("domain", model.domain_embedding)):
+        if not read or inputs.config.data.label is None:
+            continue
+        classes = table.groupby(table[name].fillna(""))["label"].nunique()
+        if classes.max() == 1 and len(classes) < len(table) / 2:
+            raise UserError(
+                f"column {getattr(columns, name)} (data.columns.{name}) tells the class of every training image by itself, so "
+                f"model.{name}_embedding would learn nothing of images: set it to false"
+            )
+
+
+def _check_folds(inputs: Inputs) -> None:
+    """UserError where a trial that folds by itself would have one event in two folds, or leave nothing to evaluate on."""
+    if inputs.config.select.folds is None:
+        return
+    if not len(inputs.positions("test")):
+        raise UserError(
+            "select.folds fits validation images too, and there is no test split: nothing would be left to evaluate on. Name one "
+            "(data.split), or set select.folds=null"
+        )
+    both = set(inputs.table("train")["event"]) & set(inputs.table("validation")["event"])
+    if both:
+        raise UserError(
+            f"select.folds cannot keep an event in one fold that is in train and in validation: {sorted(both)[0]} "
+            f"({len(both)} in all). Let folds be dealt by event (data.split.kind=folds), or set select.folds=null"
+        )
 
 
 def _held_out(

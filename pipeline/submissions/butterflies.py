@@ -14,9 +14,6 @@ from correction import to_rgb
 from network import Batch, load  # as plain.py and correction.py it lies beside this file
 from PIL import Image
 
-NEUTRAL = 0.5
-"""The score of an image that cannot be decoded: what half of the validation images have less than."""
-
 
 class Model:
     """What the platform asks for."""
@@ -31,7 +28,7 @@ class Model:
             image.load()
             image = to_rgb(image)
         except Exception:  # a damaged file: PIL's decoders raise errors of many kinds, and nobody would catch them
-            return NEUTRAL
+            return float(self.spec["neutral"])  # the validation images' median
         return float(plain.spread(self.log_odds(image), self.spec["knots"]))
 
     def log_odds(self, image: Image.Image) -> float:

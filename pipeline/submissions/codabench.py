@@ -47,8 +47,6 @@ TARGETS = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
 """What the beetles' platform asks for; the butterflies' asks for a score of one of two classes."""
 KNOTS = 101
 """Quantiles of validation images' log odds, among which a butterfly's are told."""
-SURE = 1e-9
-"""The nearest that a validation image's probability is taken to come to 0 and 1."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,7 @@ def export(trials: Sequence[Path], out: Path, zipped: bool, with_backbone: bool)
     configs = [trained_config(find_trial(trial)) for trial in trials]
     backbone = _shared_backbone(trials, configs, with_backbone)
     members = [_load(find_trial(trial), config, backbone) for trial, config in zip(trials, configs, strict=True)]
+    _check_alike(members)
     with atomic_folder(out) as folder:
         _write(folder, members, backbone, with_backbone, calibration)
     if zipped:
@@ -109,6 +108,10 @@ def _load(trial: TrialDir, config: Config, backbone: Backbone) -> Member:
         raise UserError(
             f"{trial.path} tells {len(facts.targets)} classes apart: the platform asks for a score of one of two"
         )
+    if config.data.label is not None and config.data.positive is None:
+        raise UserError(f"{trial.path}: nothing says which class the scores are of: train with data.positive")
+    if config.data.label is not None and (config.data.colour_card or config.data.scale_bar):
+        raise UserError(f"{trial.path} corrects images by a card or a bar, and the butterflies' platform has neither")
     return Member(trial, config, facts, load_model(config, trial, backbone))
 
 
@@ -124,6 +127,20 @@ def _shared_backbone(trials: Sequence[Path], configs: Sequence[Config], with_bac
     if not with_backbone and not _is_public(first) and not _brings_networks(configs):
         raise UserError(f"the platform cannot fetch the backbone ({first}): it is here alone; add --with-backbone")
     return load_backbone(first)
+
+
+def _check_alike(members: Sequence[Member]) -> None:
+    """UserError unless all say the same things; classes in one order, for their first is the positive one."""
+    first = members[0]
+    for member in members:
+        same = member.facts.targets == first.facts.targets
+        if first.config.data.label is None:
+            same = set(member.facts.targets) == set(first.facts.targets)
+        if not same:
+            raise UserError(
+                f"{member.trial.path} predicts {', '.join(member.facts.targets)}, and {first.trial.path} "
+                f"{', '.join(first.facts.targets)}: an exported ensemble says one thing"
+            )
 
 
 def _correction(config: Config) -> Spec:
@@ -166,9 +183,7 @@ def _write(
         "backbone": _write_backbone(folder, members, backbone),
         "members": [_member_spec(member, backbone) for member in members],
     }
-    own = (
-        {"targets": list(TARGETS), "calibration": calibration} if challenge == "beetles" else {"knots": _knots(members)}
-    )
+    own = {"targets": list(TARGETS), "calibration": calibration} if challenge == "beetles" else _scores(members)
     write_json(folder / "submission.json", spec | own)
     write_text(folder / "requirements.txt", _requirements(members))
 
@@ -181,16 +196,18 @@ def _copy_code(folder: Path, challenge: str) -> None:
         shutil.copyfile(file, folder / file.name)
 
 
-def _knots(members: Sequence[Member]) -> list[float]:
-    """Ascending quantiles of the members' mean log odds of the validation images' specimens, each once."""
+def _scores(members: Sequence[Member]) -> Spec:
+    """Among which log odds an image's are told: ascending quantiles, each once, of the members' means for the validation events;
+    and the neutral score, that of their median."""
     columns = []
     for member in members:
         table = pd.read_parquet(member.trial.validation).set_index("group")
-        p = table[f"{member.facts.targets[0]}_mean"].clip(SURE, 1 - SURE)
+        p = table[f"{member.facts.targets[0]}_mean"].clip(plain.FEWEST, 1 - plain.FEWEST)
         columns.append(np.log(p) - np.log1p(-p))
     shared = pd.concat(columns, axis=1, join="inner").mean(axis=1)
     found = shared if len(shared) else columns[0]  # (of other splits: nothing can be said of both)
-    return [float(value) for value in np.unique(np.quantile(found, np.linspace(0, 1, KNOTS)))]
+    knots = [float(value) for value in np.unique(np.quantile(found, np.linspace(0, 1, KNOTS)))]
+    return {"knots": knots, "neutral": plain.spread(float(np.median(found)), knots)}
 
 
 def _requirements(members: Iterable[Member]) -> str:

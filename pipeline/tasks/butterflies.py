@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.classes import class_name
 from pipeline.config import Data
-from pipeline.dataset import Dataset, load_dataset_table
+from pipeline.dataset import Dataset, load_classes
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,8 +22,13 @@ if TYPE_CHECKING:
 
 
 def load(data: Data) -> Dataset:
-    """The butterflies that the configuration names. Raises UserError."""
-    return load_dataset_table(data)
+    """The butterflies that the configuration names. Raises UserError, also where nothing says which of two classes the hybrids
+    are: their scores would be another thing."""
+    dataset = load_classes(data)
+    if data.positive is None and len(dataset.targets) == 2:
+        names = ", ".join(map(class_name, dataset.targets))
+        raise UserError(f"{data.source}: which class are the hybrids? Set data.positive to one of {names}.")
+    return dataset
 
 
 def evaluate(specimens: pd.DataFrame, events: pd.DataFrame, targets: Sequence[str], train: Training) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Data
-from pipeline.dataset import Dataset, load_dataset_table
+from pipeline.dataset import Dataset, load_numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def load(data: Data) -> Dataset:
     """The images and their targets that the configuration names, from any source that `sources/` reads. Raises UserError."""
-    return load_dataset_table(data)
+    return load_numbers(data)
 
 
 def evaluate(specimens: pd.DataFrame, events: pd.DataFrame, targets: Sequence[str], train: Training) -> dict[str, Any]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -21,9 +24,10 @@ from pipeline.config import (
     SvcHead,
 )
 from pipeline.errors import UserError
-from pipeline.metrics.classification import selection
+from pipeline.metrics.classification import figure
 from pipeline.metrics.selection import LOWER_IS_BETTER
 from pipeline.models.classifiers import Array, Classifier, Folds, make_estimator
+from pipeline.progress import say
 from pipeline.training.checkpoint import Progress
 from pipeline.training.one_class import UNKNOWN, fit_one_class
 from pipeline.training.samples import Samples, embeddings
@@ -77,16 +81,33 @@ def fit_classifier(
     rows, held_out = make_rows(model, train), make_rows(model, validation)
     if folds is not None:
         rows = held_out = _joined(rows, held_out)
-    fits = fit_path(head, rows, model.classes, config.seed)
-    if folds is None:
-        scored = [fit.predict_proba(held_out.x) for fit in fits]
-    else:
-        scored = _out_of_fold(head, rows, model.classes, folds, config.seed)
-    progress = Progress(epoch=len(fits))
-    for number, said in enumerate(scored):
-        progress.keep_best(number, selection(metric, held_out.truth, said), lower=metric in LOWER_IS_BETTER, state={})
-    model.estimator = fits[progress.best_epoch]
+    with _warnings_said_once(head.kind):
+        fits = fit_path(head, rows, model.classes, config.seed)
+        if folds is None:
+            scored = [fit.predict_proba(held_out.x) for fit in fits]
+        else:
+            scored = _out_of_fold(head, rows, model.classes, folds, config.seed)
+    values = [figure(metric, held_out.truth, said) for said in scored]
+    best = min(range(len(fits)), key=lambda i: _rank(metric, values[i], held_out.truth, scored[i]))
+    progress = Progress(epoch=len(fits), best_epoch=best, best_metric=values[best])
+    model.estimator = fits[best]
     return progress, None if folds is None else scored[progress.best_epoch]
+
+
+def _rank(metric: str, value: float | None, truth: Array, said: Array) -> tuple[float, float]:
+    """Lowest for the best candidate; of those that tell classes apart alike, for the one with the better probabilities."""
+    sign = 1 if metric in LOWER_IS_BETTER else -1
+    return (math.inf if value is None else sign * value), figure("log_loss", truth, said) or 0.0
+
+
+@contextmanager
+def _warnings_said_once(kind: str) -> Iterator[None]:
+    """What scikit-learn warns of (a fit that has not converged, again in each fold) becomes a line of the log each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for text in dict.fromkeys(f"{warning.message}".splitlines()[0] for warning in caught):
+        say(f"model.head.kind {kind}: {text}")
 
 
 def make_rows(model: Classifier, samples: Samples) -> Rows:
@@ -159,7 +180,10 @@ def _check(head: ClassifierHead, rows: Rows, classes: Sequence[str]) -> None:
         )
     for name, count in zip(classes, np.bincount(rows.labels, minlength=len(classes)), strict=True):
         if not count:
-            raise UserError(f"there is no image of {name} to fit model.head.kind {kind} on: choose other splits")
+            raise UserError(
+                f"none of the {n} images to fit model.head.kind {kind} on is of {name}: remove the rows of so rare a class, or "
+                "choose other splits (data.split), or head.kind mlp, which goes on without it"
+            )
     if isinstance(head, GaussianProcessHead) and n > MOST_OF_A_PROCESS:
         raise UserError(
             f"model.head.kind gaussian_process takes the cube of the number of images, and {n} are more than "

@@ -73,7 +73,11 @@ def columns(table: pd.DataFrame) -> dict[str, list[str | None]]:
 def check_selection(config: Config, validation: Samples) -> None:
     """UserError where no epoch could be better than another: a figure that is not defined for these targets."""
     metric, truth = config.select.metric, validation.truth
-    if config.select.epoch == "last" or config.model.head.kind in ("climatology", "boosting"):
+    if (
+        config.select.epoch == "last"
+        or config.select.folds is not None
+        or config.model.head.kind in ("climatology", "boosting")
+    ):
         return
     if config.data.label is not None and selection_metric(metric, truth, truth, validation.events) is None:
         raise UserError(

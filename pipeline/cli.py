@@ -379,7 +379,7 @@ def embed(
         typer.Option(
             metavar="NAME",
             help="hf-hub:owner/name, local-dir:/a/folder or ARCHITECTURE:TAG of open_clip; a DINOv2 (facebook/dinov2-base, "
-            "or its folder); pixels:SIZE.",
+            "or its folder); timm:NAME; pixels:SIZE.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="The file to write: a row for each image.")],

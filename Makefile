@@ -1,7 +1,7 @@
 # Everything runs in .venv, which is made when it is missing or when the dependencies change.
 PYTHON ?= python3
 BIN := .venv/bin
-WORKERS ?= 2
+WORKERS ?= 3
 DISTURBANCES ?= 100
 SEED ?= 0
 

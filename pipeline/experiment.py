@@ -38,6 +38,8 @@ Tree = dict[str, Any]
 Axes = dict[str, list[Any]]
 """Dotted keys with the values that each of them takes, a fixed one has one."""
 Absolute = Callable[[str], str]
+Kinds = tuple[tuple[str, Any], ...]
+"""The kind of each block that has one."""
 S = TypeVar("S", bound=BaseModel)
 MAX_LABEL = 96
 HASH_DIGITS = 8
@@ -436,12 +438,13 @@ def _name_trials(configs: list[Config], plain: Config) -> list[Trial]:
     base = science(plain)
     existing = {name.rpartition("-")[2]: name for name in sorted(experiment_dir(configs[0]).folders())}
     by_hash: dict[str, Trial] = {}
+    varying = cache(partial(_varying, configs))
     for config in configs:
         values = science(config)
         full = digest(values)
         if full not in by_hash:
             short = full[:HASH_DIGITS]
-            by_hash[full] = Trial(existing.get(short) or f"{_label(config, base)}-{short}", config)
+            by_hash[full] = Trial(existing.get(short) or f"{_label(config, base, varying)}-{short}", config)
         elif (twin := by_hash[full].config) != config:
             raise _one_model_twice(twin, config)
     return list(by_hash.values())
@@ -456,8 +459,21 @@ def _one_model_twice(a: Config, b: Config) -> UserError:
     )
 
 
-def _label(config: Config, base: Tree) -> str:
-    """What differs from the YAML, but for what comes with another kind by default. `loss.kind` is called `loss`."""
+def _varying(configs: Sequence[Config], kinds: Kinds) -> set[str]:
+    """The keys in which trials differ that are of these kinds: all of a variant's are, mostly, and of no other's."""
+    flat = [values for values in (flatten(science(config)) for config in configs) if _kinds(values) == kinds]
+    return {key for key, value in flat[0].items() if any(other.get(key) != value for other in flat[1:])}
+
+
+def _kinds(flat: Tree) -> Kinds:
+    return tuple((key, flat[key]) for key in sorted(KIND_KEYS) if key in flat)
+
+
+def _label(config: Config, base: Tree, varying: Callable[[Kinds], set[str]]) -> str:
+    """What differs from the YAML, but for what comes with another kind by default. `loss.kind` is called `loss`.
+
+    Where that is too long, of what is not a kind or a name only what differs among the trials of these kinds (`varying`).
+    """
     values = science(config)
     changed = {key: value for key, value in changes(values, base).items() if key not in UNNAMED}
     for key in [key for key in changed if key in KIND_KEYS]:
@@ -468,10 +484,17 @@ def _label(config: Config, base: Tree) -> str:
             for k, v in changed.items()
             if k == key or ordinary.get(k.removeprefix(block)) != v or not k.startswith(block)
         }
-    words = _words(changed)
-    parts = [f"{words[key]}={_short(value)}" for key, value in changed.items()] + [f"seed={values['seed']}"]
+    parts = _parts(changed, values)
+    if len(",".join(parts)) > MAX_LABEL:
+        differ = varying(_kinds(flatten(values)))
+        parts = _parts({k: v for k, v in changed.items() if k in differ | KIND_KEYS or k.endswith(".name")}, values)
     label = ",".join(parts)
     return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - len(parts[-1]) - 3].rstrip(",") + "..," + parts[-1]
+
+
+def _parts(changed: Tree, values: Tree) -> list[str]:
+    words = _words(changed)
+    return [f"{words[key]}={_short(value)}" for key, value in changed.items()] + [f"seed={values['seed']}"]
 
 
 def _words(keys: Iterable[str]) -> dict[str, str]:

@@ -244,6 +244,12 @@ def test_the_other_tasks_configs_are_the_methods_that_they_name(config: str, n_t
     assert {f"{c.backbone.kind} {c.model.encoder.kind} {c.model.head.kind}" for c in configs} == methods
 
 
+def test_a_long_name_keeps_what_tells_the_trials_of_a_variant_apart() -> None:
+    names = [trial.name for trial in load_experiment(PROJECT / "configs" / "butterflies" / "classifiers.yaml").trials]
+    network = "backbone=timm,name=test_resnet,encoder=end_to_end,head=mlp"
+    assert f"fold=4,{network},lr=5e-4,seed=0" in {name.rpartition("-")[0] for name in names}
+
+
 def test_every_config_of_another_task_is_tested_here() -> None:
     folders = (PROJECT / "configs" / name for name in ("butterflies", "generic"))
     assert sum(len(list(folder.glob("*.yaml"))) for folder in folders) == 6

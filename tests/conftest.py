@@ -24,7 +24,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Other work on this machine may slow one example down: how long it took says nothing of the code.
 settings.register_profile("untimed", parent=settings.default, deadline=None)
 settings.load_profile("untimed")
-LONGEST = ("test_slurm.py", "test_failure_classes.py", "test_chaos.py", "test_demo.py")
+LONGEST = (
+    "test_slurm.py", "test_failure_classes.py", "test_chaos.py", "test_demo.py", "test_training.py", "test_local.py",
+    "test_pack.py", "test_secrets.py", "test_butterflies.py", "test_export.py", "test_submission_check.py",
+)  # fmt: skip
 """Files that take minutes: begun first, or all workers but one would be idle at the end."""
 
 

@@ -13,12 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import scoringrules
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import cost
+from pipeline.config import digest
 from pipeline.errors import WorkError
-from pipeline.experiment import Experiment, load_experiment
+from pipeline.experiment import Experiment, load_experiment, saved_science
 from pipeline.layout import PROJECT, TrialDir, read_json, write_json, write_table, write_text
 from pipeline.metrics.calibration import Calibration, Forecast
 from pipeline.metrics.ensembles import combine, combine_specimens
@@ -208,6 +210,19 @@ def test_collection_makes_an_ensemble_of_the_seeds_of_each_fold(experiment: Expe
         assert results.keys() == of_member.keys() | {"members", "made_from", "calibration"}
         assert results["summary"].keys() == of_member["summary"].keys() - {"selection"}  # (nothing chose it)
         assert len(results["summary"]["warnings"]) == len(set(results["summary"]["warnings"]))
+
+
+def test_trials_of_before_there_were_classes_stay_in_their_ensemble(experiment: Experiment) -> None:
+    """Their config.yaml has fewer keys, which is no reason to delete what was made of them."""
+    for trial in experiment.trials:
+        folder = experiment.dir.trial(trial.name)
+        values = yaml.safe_load(folder.config.read_text())
+        del values["data"]["label"], values["data"]["positive"]
+        folder.config.write_text(yaml.safe_dump(values, sort_keys=False))
+        older = saved_science(folder.config)
+        write_json(folder.results, read_json(folder.results) | {"config_hash": digest(older)})
+    collect.run(experiment.config)
+    assert len(experiment.dir.ensembles()) == 2
 
 
 def test_its_figures_can_be_computed_from_its_members_files(experiment: Experiment) -> None:

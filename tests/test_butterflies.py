@@ -38,7 +38,7 @@ PIXELS = ("backbone={kind: pixels, size: 8}", "model.normalize=false", "model.en
 TRIALS = {
     "logistic": (*PIXELS, "model.head.kind=logistic"),
     "svc": (*PIXELS, "model.head.kind=svc", "select.folds=3"),
-    "sgd": (*PIXELS, "model.head.kind=sgd"),
+    "sgd": (*PIXELS, "model.head.kind=sgd", "model.head.max_iter=100"),
     "knn": (*PIXELS, "model.head.kind=knn"),
     "gaussian_process": (*PIXELS, "model.head.kind=gaussian_process"),
     "lda": (*PIXELS, "model.head.kind=lda"),

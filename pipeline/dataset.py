@@ -349,7 +349,7 @@ def _split_table(source: Source, data: Data, name: str, split: str) -> pd.DataFr
     for target in data.targets:
         table[target] = _numbers(source, name, target, _plain(cells, target, "data.targets"))
     if data.label is not None:
-        table["label"] = _labels(source, data.label, name, cells)
+        table["label"] = _filled(source, name, _plain(cells, data.label, "data.label"), "data.label", "class")
     for i, column in enumerate(data.columns.auxiliary):
         table[auxiliary_column(i)] = _names(cells, column, "data.columns.auxiliary")
     return table
@@ -399,25 +399,18 @@ def _events(source: Source, data: Data, split: str, cells: pd.DataFrame) -> list
         names = source.image_names(split, data.columns.image)
         rows_of = Counter(names)
         return [f"{name}" if name and rows_of[name] > 1 else f"{split}:{row}" for row, name in enumerate(names)]
-    events = []
-    for row, event in enumerate(labels(_plain(cells, column, "data.columns.event"))):
-        if event is None:
-            raise UserError(
-                f"{source.where(split, row)}: column {column} (data.columns.event) is empty. Give the row its event."
-            )
-        events.append(event)
-    return events
+    return _filled(source, split, _plain(cells, column, "data.columns.event"), "data.columns.event", "event")
 
 
-def _labels(source: Source, column: str, split: str, cells: pd.DataFrame) -> list[str]:
-    """The class of each row. Raises UserError at the first that has none."""
+def _filled(source: Source, split: str, column: pd.Series, key: str, what: str) -> list[str]:
+    """The cells of a column as names. Raises UserError at the first that is empty."""
     found = []
-    for row, label in enumerate(labels(_plain(cells, column, "data.label"))):
-        if label is None:
+    for row, name in enumerate(labels(column)):
+        if name is None:
             raise UserError(
-                f"{source.where(split, row)}: column {column} (data.label) is empty. Give the row its class, or remove it."
+                f"{source.where(split, row)}: column {column.name} ({key}) is empty. Give the row its {what}, or remove it."
             )
-        found.append(label)
+        found.append(name)
     return found
 
 

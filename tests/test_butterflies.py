@@ -30,6 +30,7 @@ from pipeline.submissions.clean import environment
 from pipeline.submissions.codabench import export
 from pipeline.tasks import load_task
 from tests.conftest import Assets, carabid
+from tests.test_export import MODELS
 
 CONFIG = "configs/butterflies/logistic.yaml"
 QUICK = ("device=cpu", "features.dtype=fp32", "data.split.fold=0", "resources.lease_seconds=1")
@@ -73,23 +74,16 @@ OTHERS = {
     ),
 }
 """Other backbones: whole ones that learn, and several side by side."""
-DRIVER = """
-import importlib, json, sys
-from PIL import Image
-folders, files, said = json.load(open(sys.argv[1])), json.load(open(sys.argv[2])), {}
-for folder in folders:
-    sys.path.insert(0, folder)
-    for name in ("model", "network", "plain", "correction"):
-        sys.modules.pop(name, None)
-    model = importlib.import_module("model").Model()
-    model.load()
+DRIVER = f"""{MODELS}
+folders, files, said = json.load(open(sys.argv[1])), json.load(open(sys.argv[2])), {{}}
+for folder, model in models(folders):
     scores = [model.predict(Image.open(file)) for file in files]
     assert all(type(score) is float for score in scores)
     said[folder] = [scores, [model.log_odds(Image.open(file)) for file in files[:-1]]]
-assert not {"pipeline", "peft", "sklearn", "skops"} & set(sys.modules)
+assert not {{"pipeline", "peft", "sklearn", "skops"}} & set(sys.modules)
 json.dump(said, open(sys.argv[3], "w"))
 """
-"""Loads exported folders as the platform does; the last file is one that does not decode."""
+"""Lets exported folders score photographs; the last file is one that does not decode."""
 
 
 @pytest.fixture(scope="module")

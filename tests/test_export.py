@@ -42,27 +42,35 @@ EVENTS: dict[str, tuple[str | None, int, str | None]] = {
 }
 """Event → domain, number of specimens, scientific name."""
 
-DRIVER = """
+MODELS = """
 import importlib, json, sys
 from PIL import Image
-folders, events, said = json.load(open(sys.argv[1])), json.load(open(sys.argv[2])), {}
-for folder in folders:
-    sys.path.insert(0, folder)
-    for name in ("model", "network", "plain", "correction"):
-        sys.modules.pop(name, None)
-    module = importlib.import_module("model")
-    model, said[folder] = module.Model(), {}
-    model.load()
+
+def models(folders):
+    for folder in folders:
+        sys.path.insert(0, folder)
+        for name in ("model", "network", "plain", "correction"):
+            sys.modules.pop(name, None)
+        model = importlib.import_module("model").Model()
+        model.load()
+        yield folder, model
+"""
+"""The models of exported folders, each loaded as the platform does."""
+
+DRIVER = f"""{MODELS}
+folders, events, said = json.load(open(sys.argv[1])), json.load(open(sys.argv[2])), {{}}
+for folder, model in models(folders):
+    said[folder] = {{}}
     for event, (domain, files, species) in events.items():
-        known = {"domainID": domain and int(domain), "scientificName": float("nan") if species is None else species}
-        cards = {"colorpicker_img": Image.open(sys.argv[4]), "scalebar_img": Image.open(sys.argv[5])}
-        points = [{"relative_img": Image.open(f), **cards, **known} for f in files]
+        known = {{"domainID": domain and int(domain), "scientificName": float("nan") if species is None else species}}
+        cards = {{"colorpicker_img": Image.open(sys.argv[4]), "scalebar_img": Image.open(sys.argv[5])}}
+        points = [{{"relative_img": Image.open(f), **cards, **known}} for f in files]
         said[folder][event] = model.predict(points)
         assert all(type(v) is float for each in said[folder][event].values() for v in each.values())
-assert not {"pipeline", "peft"} & set(sys.modules)
+assert not {{"pipeline", "peft"}} & set(sys.modules)
 json.dump(said, open(sys.argv[3], "w"))
 """
-"""Loads exported folders as the platform does and lets each forecast the events."""
+"""Lets exported folders forecast the events."""
 
 TABLE_DRIVER = """
 import io, json

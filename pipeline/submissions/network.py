@@ -104,33 +104,41 @@ class Member(ABC):
     def say(self, batch: Batch) -> Said:
         """What it says of specimens."""
 
+
+class ImageMember(Member):
+    """One that looks at images, through a tail of its own if its state has one; `own` is the rest of its state."""
+
+    def __init__(self, spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+        super().__init__(spec)
+        self.tail = {name.removeprefix("tail."): state[name] for name in state if name.startswith("tail.")}
+        self.own = {name: tensor for name, tensor in state.items() if not name.startswith("tail.")}
+
+    @abstractmethod
     def log_odds(self, batch: Batch) -> Any:
         """log p / (1 − p) [B] of the first of two classes, not rounded to what a probability can hold."""
-        raise NotImplementedError
 
 
-class NetworkMember(Member):
+class NetworkMember(ImageMember):
     """A network on the backbone's features."""
 
     def __init__(self, spec: Mapping[str, Any], state: Mapping[str, Tensor], device: torch.device) -> None:
-        super().__init__(spec)
+        super().__init__(spec, state)
         self.device = device
-        self.tail = {name.removeprefix("tail."): state[name] for name in state if name.startswith("tail.")}
         self.network = Network(spec)
-        self.network.load_state_dict({name: state[name] for name in state if not name.startswith("tail.")})
+        self.network.load_state_dict(self.own)
         self.network.to(device).eval()
 
     def say(self, batch: Batch) -> Said:
-        features = batch.features(self.spec["features"], self.tail)
-        names = {kind: found.to(self.device) for kind, found in batch.rows(self.spec["names"]).items()}
-        mean, variance, log_weights = (each.float().cpu().numpy() for each in self.network(features, names))
+        mean, variance, log_weights = (each.float().cpu().numpy() for each in self.network(*self._inputs(batch)))
         return mean, variance, log_weights
 
     def log_odds(self, batch: Batch) -> Any:
-        features = batch.features(self.spec["features"], self.tail)
-        names = {kind: found.to(self.device) for kind, found in batch.rows(self.spec["names"]).items()}
-        raw = self.network.raw(self.network.embed(features, names))[..., 0].double()
+        raw = self.network.raw(self.network.embed(*self._inputs(batch)))[..., 0].double()
         return (raw[:, 0] - raw[:, 1]).cpu().numpy()
+
+    def _inputs(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        names = {kind: found.to(self.device) for kind, found in batch.rows(self.spec["names"]).items()}
+        return batch.features(self.spec["features"], self.tail), names
 
 
 class ClimatologyMember(Member):
@@ -171,13 +179,12 @@ class TreesMember(Member):
         return mean, np.ones_like(mean), np.zeros_like(mean)
 
 
-class PlainMember(Member):
+class PlainMember(ImageMember):
     """A classifier of scikit-learn as arrays, on the backbone's features."""
 
     def __init__(self, spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-        super().__init__(spec)
-        self.tail = {name.removeprefix("tail."): state[name] for name in state if name.startswith("tail.")}
-        self.arrays = {name: tensor.numpy() for name, tensor in state.items() if not name.startswith("tail.")}
+        super().__init__(spec, state)
+        self.arrays = {name: tensor.numpy() for name, tensor in self.own.items()}
 
     def say(self, batch: Batch) -> Said:
         mean = plain.probabilities(self.spec["classifier"], self.arrays, self._embed(batch))

@@ -130,7 +130,8 @@ class Data(Section):
     revision: str | None = None
     """Commit, tag or branch of a Hub data set."""
     images: str | None = None
-    """Folder that image paths of a CSV are relative to; null: the CSV's own folder."""
+    """Folder that image paths of a CSV are relative to, a relative one beside the CSV or else in the current folder; null: the
+    CSV's own folder."""
     download: Download | None = None
     """Download the images of a CSV that are not there, or not whole; `{}` for the usual columns; null: all are there."""
     columns: Columns = Columns()

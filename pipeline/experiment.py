@@ -549,8 +549,8 @@ def _validate(values: Tree, places: dict[str, str], path: Path, absolute: Absolu
 def _resolve_paths(config: Config, absolute: Absolute) -> Config:
     """Local folders and files become absolute, so that a job that starts elsewhere reads the same ones."""
     data, backbone = config.data, config.backbone
-    data = _with(data, source=absolute(data.source), images=absolute(data.images) if data.images else None)
-    data = _with(data, images=_beside(data.source, data.images))
+    data = _with(data, source=absolute(data.source))
+    data = _with(data, images=_folder_of_images(data.source, data.images, absolute) if data.images else None)
     if backbone.kind == "concat":
         backbone = _with(backbone, parts=tuple(_resolve_backbone(part, absolute) for part in backbone.parts))
     else:
@@ -558,11 +558,15 @@ def _resolve_paths(config: Config, absolute: Absolute) -> Config:
     return _with(config, data=data, backbone=backbone)
 
 
-def _beside(source: str, images: str | None) -> str | None:
-    """A folder of images that is not there as it is named is looked for, or made, beside the table."""
-    if images is None or Path(images).expanduser().is_absolute() or not (place := Path(source).expanduser()).exists():
-        return images
-    return str((place if place.is_dir() else place.parent).resolve() / images)
+def _folder_of_images(source: str, images: str, absolute: Absolute) -> str:
+    """A relative folder is the one beside the table; else, if it is there, the one in the current folder; else to be made beside
+    the table."""
+    place = Path(source).expanduser()
+    if Path(images).expanduser().is_absolute() or not place.exists():
+        return absolute(images)
+    beside = (place if place.is_dir() else place.parent).resolve() / images
+    here = absolute(images)
+    return here if Path(here).is_absolute() and not beside.exists() else str(beside)
 
 
 def _with(section: S, **values: Any) -> S:

@@ -210,11 +210,24 @@ def test_a_name_that_tells_the_class_by_itself_is_not_learnt_from(table: Path, r
         train.run(experiment.config, TrialDir(root / "trial"))
 
 
-def test_a_folder_of_images_is_looked_for_beside_the_table(table: Path, tmp_path: Path) -> None:
+def test_a_folder_of_images_is_looked_for_beside_the_table(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "images",
+        "photos",
+    ):  # the first is beside the table too, which counts more than where one happens to be
+        (tmp_path / name).mkdir()
+    found = load_experiment(CONFIG, (f"data.source={table}", "data.images=photos")).config
+    assert found.data.images == str(tmp_path / "photos")
     for source in (table, table.parent):
         config = load_experiment(CONFIG, (f"data.source={source}",)).config
         assert config.data.images == str(table.parent / "images")
-    assert load_experiment(CONFIG, (f"data.source={tmp_path / 'none.csv'}",)).config.data.images == "images"
+    assert (
+        load_experiment(CONFIG, (f"data.source={table}", "data.images=new")).config.data.images
+        == f"{table.parent / 'new'}"
+    )
 
 
 def test_hybrids_must_be_named(table: Path) -> None:

@@ -22,9 +22,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.backbones.tiny import write_tiny_open_clip
-from pipeline.layout import read_json
+from pipeline.disk.layout import read_json
 from pipeline.metrics.probabilistic import LEVELS, coverage
-from pipeline.results import cells_to_markdown
+from pipeline.reporting.results import cells_to_markdown
 
 FOLDS = range(5)
 PIXELS = ("backbone.kind=pixels", "backbone.size=8")

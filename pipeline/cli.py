@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline import __version__
-from pipeline.cluster import Cluster, load_cluster, use_root
+from pipeline.disk.layout import ExperimentDir, all_experiments, trained_root
 from pipeline.errors import REQUEUE_STATUS, RunAgain, UserError, WorkError
-from pipeline.experiment import Experiment, load_experiment
-from pipeline.layout import ExperimentDir, all_experiments, trained_root
+from pipeline.experiments.cluster import Cluster, load_cluster, use_root
+from pipeline.experiments.reading import Experiment, load_experiment
 
 if TYPE_CHECKING:
-    from pipeline.results import Row
+    from pipeline.reporting.results import Row
 
 INTERRUPTED = 130
 app = typer.Typer(
@@ -79,7 +79,7 @@ def generate(
 @app.command()
 def fetch(config: ConfigArgument, overrides: Overrides = None) -> None:
     """On the login node: bring data and weights into the cache and check them, so that jobs run without internet."""
-    from pipeline.launch.manifest import sharing_features
+    from pipeline.launch.manifest.manifest import sharing_features
     from pipeline.stages import fetch as stage
 
     trials = _load(config, overrides).trials
@@ -89,7 +89,7 @@ def fetch(config: ConfigArgument, overrides: Overrides = None) -> None:
 @app.command()
 def plan(config: ConfigArgument, overrides: Overrides = None, cluster: ClusterOption = None) -> None:
     """Show every trial, its state and the reason; nothing is run."""
-    from pipeline.launch.plan import lines
+    from pipeline.launch.watching.plan import lines
 
     for line in lines(_load(config, overrides, cluster)):
         print(line)
@@ -104,8 +104,8 @@ def doctor(
     patience: Annotated[float, typer.Option(min=1, help="Seconds that this job may wait for a free node.")] = 120,
 ) -> None:
     """Say what would fail on this cluster, before anything is queued. Status 1 if anything would."""
-    from pipeline.launch import doctor as module
-    from pipeline.launch.findings import Context
+    from pipeline.launch.doctor import doctor as module
+    from pipeline.launch.doctor.findings import Context
 
     site = load_cluster(cluster)
     experiment = load_experiment(config, overrides or (), site.layer)
@@ -131,7 +131,7 @@ def submit(
     pack: Annotated[int, typer.Option(min=1, help="Trials that share a task and its GPU, side by side.")] = 1,
 ) -> None:
     """Queue extraction, training, evaluation and collection of all trials that have no results yet."""
-    from pipeline.launch import submit as launcher
+    from pipeline.launch.submitting import submit as launcher
 
     site = _site(cluster)
     experiment = load_experiment(config, overrides or (), site.layer)
@@ -149,7 +149,7 @@ def extract(
     ] = False,
 ) -> None:
     """Make the features that training reads. The tasks of a Slurm array share the work."""
-    from pipeline.launch import jobs
+    from pipeline.launch.jobs import jobs
 
     experiment = _load(config, overrides)
     if once:
@@ -160,8 +160,8 @@ def extract(
 @app.command()
 def train(config: ConfigArgument, overrides: Overrides = None) -> None:
     """Train this job's share of the trials, one after another. The tasks of a Slurm array share them out."""
-    from pipeline.launch import jobs
-    from pipeline.launch.deal import my_share
+    from pipeline.launch.jobs import jobs
+    from pipeline.launch.manifest.sharding import my_share
 
     experiment = _load(config, overrides)
     _record_plan(experiment)
@@ -179,12 +179,12 @@ def evaluate(
     """Evaluate this job's share of the trials from their folders: results.json beside each model."""
     experiment = _load(config, overrides)
     if queue:
-        from pipeline.launch.slurm import queue_evaluation
+        from pipeline.launch.submitting.sbatch import queue_evaluation
 
         print(f"evaluation: job {queue_evaluation(experiment, [config, *(overrides or ())])}", flush=True)
         return
-    from pipeline.launch import jobs
-    from pipeline.launch.deal import my_share
+    from pipeline.launch.jobs import jobs
+    from pipeline.launch.manifest.sharding import my_share
 
     jobs.evaluate_trials(my_share(experiment.trials))
 
@@ -205,8 +205,8 @@ def status(
     every: Annotated[float, typer.Option(min=1, help="Seconds between two looks with --watch.")] = 15,
 ) -> None:
     """Show each trial's state: done, running, queued, failed (how, and what to do), …"""
-    from pipeline.launch import show
-    from pipeline.results import no_trials
+    from pipeline.launch.watching import show
+    from pipeline.reporting.results import no_trials
 
     found = _experiments(experiments, trained)
     if watch:
@@ -226,7 +226,7 @@ def logs(
     trained: TrainedFolder = None,
 ) -> None:
     """Print the log of a trial's last attempt."""
-    from pipeline.launch import show
+    from pipeline.launch.watching import show
 
     (directory,) = _experiments([experiment], trained)
     name, found, path = show.find_log(directory, trial, stage)
@@ -242,8 +242,8 @@ def cancel(
     trained: TrainedFolder = None,
 ) -> None:
     """Take an experiment's jobs, or those of some trials, out of the queue. Trainings that run write a checkpoint."""
-    from pipeline.launch.cancel import cancel_trials
-    from pipeline.launch.show import find_trial
+    from pipeline.launch.submitting.cancel import cancel_trials
+    from pipeline.launch.watching.show import find_trial
 
     (directory,) = _experiments([experiment], trained)
     ids = cancel_trials(directory, [find_trial(directory, trial) for trial in trials or []])
@@ -263,8 +263,8 @@ def retry(
     trained: TrainedFolder = None,
 ) -> None:
     """Queue the trials that failed again, and no others."""
-    from pipeline.launch import retry as launcher
-    from pipeline.launch.submit import Request
+    from pipeline.launch.submitting import retry as launcher
+    from pipeline.launch.submitting.submit import Request
 
     changes = launcher.Changes(mem, walltime, pack, max_parallel, _site(cluster).profile if cluster else None)
     (directory,) = _experiments([experiment], trained)
@@ -286,7 +286,7 @@ def results(
     trained: TrainedFolder = None,
 ) -> None:
     """All trials of all experiments with their metrics, best first; mean ± sd over seeds and folds."""
-    from pipeline import results as module
+    from pipeline.reporting import results as module
 
     found = _experiments(experiments, trained)
     tables = module.by_look(module.collect(found))
@@ -301,7 +301,7 @@ def results(
 
 
 def _show_cost(found: list[ExperimentDir], rows: list[Row], form: str, trained: Path | None) -> None:
-    from pipeline import cost as module
+    from pipeline.reporting import cost as module
 
     costs = module.collect(found, rows)
     forms = {"csv": module.to_csv, "markdown": module.to_markdown, "json": module.to_json}
@@ -330,7 +330,7 @@ def compare(
     trained: TrainedFolder = None,
 ) -> None:
     """Classifying methods on the photographs that all of them tested: the one chosen on validation against each."""
-    from pipeline import comparison as module
+    from pipeline.reporting import comparison as module
 
     found = module.compare(module.candidates(_experiments(experiments, trained)), figure)
     texts = {"markdown": partial(module.to_markdown, found), "json": partial(module.to_json, found)}
@@ -447,7 +447,7 @@ def export(
     elif out is None:
         raise UserError("say where to: --to codabench --out DIR; or --check DIR to check a submission that is there")
     else:
-        from pipeline.submissions.codabench import export as write
+        from pipeline.export.codabench import export as write
 
         print(write(trials or [], out, zipped, with_backbone))
 
@@ -456,7 +456,7 @@ def _check_submission(
     folder: Path, other: object, python: Path | None, largest: int, gpu: bool, challenge: str | None
 ) -> None:
     """Print what was checked."""
-    from pipeline.submissions import check
+    from pipeline.export import check
 
     if other:
         raise UserError("--check looks at a submission that is there: name no trials and no --out with it")
@@ -506,9 +506,9 @@ def _load(config: str, overrides: list[str] | None, cluster: str | None = None) 
 
 def _record_plan(experiment: Experiment) -> None:
     """In a job that was submitted by hand: leave a record of its trials, so that those which never start are known."""
-    from pipeline.launch.deal import array_shape
-    from pipeline.launch.manifest import record_plan
-    from pipeline.launch.slurm import own_job
+    from pipeline.launch.manifest.manifest import record_plan
+    from pipeline.launch.manifest.sharding import array_shape
+    from pipeline.launch.submitting.sbatch import own_job
 
     if job := own_job():
         record_plan(experiment, job, array_shape())

@@ -6,13 +6,13 @@ import os
 import time
 from pathlib import Path
 
+from pipeline.disk.layout import PROJECT, all_experiments, root
 from pipeline.errors import WorkError
-from pipeline.experiment import load_experiment
-from pipeline.launch import local
-from pipeline.launch.manifest import Manifest, Terms, make_manifest
-from pipeline.launch.plan import missing_trials
-from pipeline.layout import PROJECT, all_experiments, root
-from pipeline.results import NUMBERS, collect, print_tables, summarize
+from pipeline.experiments.reading import load_experiment
+from pipeline.launch.manifest.manifest import Manifest, Terms, make_manifest
+from pipeline.launch.submitting import local
+from pipeline.launch.watching.plan import missing_trials
+from pipeline.reporting.results import NUMBERS, collect, print_tables, summarize
 
 # A tiny random backbone on some thousand small images wants higher rates, smaller adapters and far fewer epochs than
 # BioCLIP-2 on the real data, and a CPU wants fp32. Beside these overrides configs/beetles/ is used as it stands.

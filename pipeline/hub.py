@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from pipeline.disk.secrets import hide
 from pipeline.errors import NotFetched, UserError, WorkError
-from pipeline.secrets import hide
 
 Kind = Literal["models", "datasets"]
 COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import settings
 
 from pipeline.config import Config
-from pipeline.experiment import load_experiment
-from pipeline.layout import PROJECT
+from pipeline.disk.layout import PROJECT
+from pipeline.experiments.reading import load_experiment
 from tests.cluster.cluster import Cluster
 from tests.small import make_small
 

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.attempts import Attempt, Attempts, read_attempts, restarts, spent, this_attempt
 from pipeline.config import Config
+from pipeline.disk.attempts import Attempt, Attempts, read_attempts, restarts, spent, this_attempt
+from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir, read_json
 from pipeline.errors import Interrupted, WorkError
-from pipeline.layout import PROJECT, TrialDir, experiment_dir, read_json
 from pipeline.stages import evaluate, extract, train
 from tests.conftest import Assets, carabid
 from tests.test_training import StopAfter

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.config import Config
+from pipeline.disk.layout import TrialDir, experiment_dir, read_json
 from pipeline.features.bank import TensorBank
-from pipeline.layout import TrialDir, experiment_dir, read_json
 from pipeline.models.baselines import Boosting, Climatology
 from pipeline.models.metadata import Names
 from pipeline.models.saved import Facts, load_model, make_model, save_model

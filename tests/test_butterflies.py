@@ -17,17 +17,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config import SourceSplit
+from pipeline.disk.layout import ExperimentDir, TrialDir, read_json
 from pipeline.errors import UserError, WorkError
-from pipeline.experiment import Experiment, load_experiment
-from pipeline.layout import ExperimentDir, TrialDir, read_json
+from pipeline.experiments.reading import Experiment, load_experiment
+from pipeline.export.check import check
+from pipeline.export.clean import environment
+from pipeline.export.codabench import export
 from pipeline.metrics.classification import roc_auc
 from pipeline.models.plain import spread
-from pipeline.results import CLASSES, by_look, collect
+from pipeline.reporting.results import CLASSES, by_look, collect
 from pipeline.stages import evaluate, extract, train
 from pipeline.stages.predict import Origin, predict_event, predict_files
-from pipeline.submissions.check import check
-from pipeline.submissions.clean import environment
-from pipeline.submissions.codabench import export
 from pipeline.tasks import load_task
 from tests.conftest import Assets, carabid
 from tests.test_export import MODELS

@@ -14,9 +14,9 @@ from PIL import Image
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from pipeline.classes import class_name
 from pipeline.config import Columns, Config, CrossEntropy, Data, FoldSplit
-from pipeline.dataset import Dataset, load_dataset_table
+from pipeline.data.classes import class_name
+from pipeline.data.dataset import Dataset, load_dataset_table
 from pipeline.errors import UserError
 from pipeline.models.outputs import Categorical
 from pipeline.tasks import load_task

@@ -23,9 +23,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.config import CLASSIFIER_KINDS, Config
+from pipeline.disk.layout import TrialDir
 from pipeline.errors import UserError, WorkError
 from pipeline.features.bank import TensorBank
-from pipeline.layout import TrialDir
 from pipeline.metrics.classification import figure
 from pipeline.models import plain
 from pipeline.models.classifiers import Classifier, OneClass, load_classifier, plain_arrays, save_classifier

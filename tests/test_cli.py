@@ -18,10 +18,10 @@ import pytest
 
 from pipeline import __version__, cli
 from pipeline.config import config_hash
+from pipeline.disk.layout import PROJECT, write_json, write_text
 from pipeline.errors import Interrupted, WorkError
-from pipeline.experiment import dump_config, load_experiment
-from pipeline.launch import jobs
-from pipeline.layout import PROJECT, write_json, write_text
+from pipeline.experiments.reading import dump_config, load_experiment
+from pipeline.launch.jobs import jobs
 from pipeline.stages import collect as collect_stage
 from tests.conftest import carabid, hear_ctrl_c
 

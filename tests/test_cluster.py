@@ -12,13 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import cluster
-from pipeline.cluster import Profile, known_profiles, load_cluster, use_root
+from pipeline.disk.layout import PROJECT
 from pipeline.errors import UserError
-from pipeline.experiment import load_experiment
-from pipeline.launch import slurm
-from pipeline.launch.manifest import Terms, preview_manifest
-from pipeline.layout import PROJECT
+from pipeline.experiments import cluster
+from pipeline.experiments.cluster import Profile, known_profiles, load_cluster, use_root
+from pipeline.experiments.reading import load_experiment
+from pipeline.launch.manifest.manifest import Terms, preview_manifest
+from pipeline.launch.submitting import sbatch as slurm
 
 GOLDEN = Path(__file__).parent / "golden"
 LORA = PROJECT / "configs" / "beetles" / "lora.yaml"

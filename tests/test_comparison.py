@@ -13,13 +13,24 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from pipeline import cli
-from pipeline.comparison import CHOSEN, HEADER, Line, candidates, cells, compare, method_of, notes, to_json, to_markdown
 from pipeline.config import Config, config_hash, science
+from pipeline.disk.layout import ExperimentDir, experiment_dir, read_json, write_json, write_table, write_text
 from pipeline.errors import UserError
-from pipeline.experiment import dump_config
-from pipeline.layout import ExperimentDir, experiment_dir, read_json, write_json, write_table, write_text
+from pipeline.experiments.reading import dump_config
 from pipeline.metrics.classification import figures
 from pipeline.metrics.intervals import bootstrap
+from pipeline.reporting.comparison import (
+    CHOSEN,
+    HEADER,
+    Line,
+    candidates,
+    cells,
+    compare,
+    method_of,
+    notes,
+    to_json,
+    to_markdown,
+)
 from pipeline.stages import collect
 
 CLASSES = ("hybrid", "non-hybrid")
@@ -177,7 +188,7 @@ def test_figures_are_those_of_the_trials_and_their_mean_over_folds() -> None:
 def test_the_interval_is_that_of_the_mean_difference_over_draws_of_events_from_all_folds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipeline.comparison.DRAWS", 60)
+    monkeypatch.setattr("pipeline.reporting.comparison.DRAWS", 60)
     pairs = [(finish(NETWORK, fold, 0.9, 2.0), finish(PIXELS, fold, 0.8, 1.0)) for fold in (0, 1)]
     tables = [images(fold) for fold in (0, 1)]
     truth, groups = (np.concatenate([table[name] for table in tables]) for name in ("truth", "group"))

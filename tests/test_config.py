@@ -30,8 +30,8 @@ from pipeline.config import (
     science,
     token_kind,
 )
-from pipeline.experiment import flatten, load_experiment
-from pipeline.layout import PROJECT
+from pipeline.disk.layout import PROJECT
+from pipeline.experiments.reading import flatten, load_experiment
 
 Tree = dict[str, Any]
 CONFIGS = PROJECT / "configs" / "beetles"
@@ -460,7 +460,7 @@ def test_every_scientific_key_of_every_kind_has_another_value_in_one_of_the_base
     kinds = {value for key, value in found if key.endswith("kind")}
     for _, key, value in CHANGES:
         kinds |= set(value.values()) if isinstance(value, dict) else {value} if key.endswith("kind") else set()
-    named = re.findall(r"    kind: Literal\[(.*?)\]", (PROJECT / "pipeline" / "config.py").read_text())
+    named = re.findall(r"    kind: Literal\[(.*?)\]", (PROJECT / "pipeline" / "config" / "__init__.py").read_text())
     assert len(named) > 15 and {kind for names in named for kind in re.findall(r"\w+", names)} - kinds == set()
 
 

@@ -8,20 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import Profile
+from pipeline.disk.layout import PROJECT, all_experiments, read_json, write_json, write_text
 from pipeline.errors import UserError, WorkError
-from pipeline.experiment import Experiment, load_experiment
-from pipeline.launch import show, slurm
-from pipeline.launch import submit as submitting
-from pipeline.launch.cancel import cancel_trials
-from pipeline.launch.history import History
-from pipeline.launch.manifest import Manifest, Terms, load_manifest, make_manifest, record_plan
-from pipeline.launch.parts import job_name
-from pipeline.launch.plan import plan
-from pipeline.launch.queue import cancel_stuck, my_tasks
-from pipeline.launch.retry import Changes, retry
-from pipeline.launch.submit import Request, submit
-from pipeline.layout import PROJECT, all_experiments, read_json, write_json, write_text
+from pipeline.experiments.cluster import Profile
+from pipeline.experiments.reading import Experiment, load_experiment
+from pipeline.launch.manifest.job_names import job_name
+from pipeline.launch.manifest.manifest import Manifest, Terms, load_manifest, make_manifest, record_plan
+from pipeline.launch.scheduler.queue import cancel_stuck, my_tasks
+from pipeline.launch.submitting import sbatch as slurm
+from pipeline.launch.submitting import submit as submitting
+from pipeline.launch.submitting.cancel import cancel_trials
+from pipeline.launch.submitting.retry import Changes, retry
+from pipeline.launch.submitting.submit import Request, submit
+from pipeline.launch.watching import show
+from pipeline.launch.watching.history import History
+from pipeline.launch.watching.plan import plan
 from tests.test_launch import fake_command, set_done, set_trained
 
 pytestmark = pytest.mark.usefixtures("root")

@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
-from pipeline import correction, dataset
 from pipeline.backbones import load_backbone
 from pipeline.config import Config, config_hash
-from pipeline.correction import CANVAS, GREY, balance, measure_gains, measure_period, place, rescale
+from pipeline.data import correction, dataset
+from pipeline.data.correction import CANVAS, GREY, balance, measure_gains, measure_period, place, rescale
+from pipeline.disk.layout import TrialDir, write_json, write_text
 from pipeline.errors import UserError, WorkError
-from pipeline.experiment import dump_config
+from pipeline.experiments.reading import dump_config
+from pipeline.features.hashes import known_feature_key
 from pipeline.features.store import FeatureStore
-from pipeline.layout import TrialDir, write_json, write_text
 from pipeline.models.metadata import Names
 from pipeline.models.saved import Facts, make_model, save_model
-from pipeline.records import known_feature_key
 from pipeline.stages import extract, fetch
 from pipeline.stages.predict import Origin, predict_event, predict_files
 from pipeline.synthetic.beetles import Light, draw_colour_card, draw_scale_bar, encode

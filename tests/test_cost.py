@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.attempts import Attempt, spent
-from pipeline.cost import HEADER, Cost, collect, print_table, to_csv, to_json, to_markdown, total
-from pipeline.experiment import Experiment
-from pipeline.layout import TrialDir, read_json, write_json, write_text
-from pipeline.results import collect as collect_results
-from pipeline.results import sort_rows
+from pipeline.disk.attempts import Attempt, spent
+from pipeline.disk.layout import TrialDir, read_json, write_json, write_text
+from pipeline.experiments.reading import Experiment
+from pipeline.reporting.cost import HEADER, Cost, collect, print_table, to_csv, to_json, to_markdown, total
+from pipeline.reporting.results import collect as collect_results
+from pipeline.reporting.results import sort_rows
 from tests.conftest import carabid
 from tests.test_results import finish, plan
 

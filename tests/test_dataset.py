@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config import Columns, Data, DomainSplit, FoldSplit, GroupSplit
-from pipeline.dataset import (
+from pipeline.data.dataset import (
     BadImage,
     Dataset,
     decode,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline import demo
-from pipeline.layout import PROJECT
+from pipeline.disk.layout import PROJECT
 from tests.conftest import carabid
 
 SEEDS = 2

@@ -15,17 +15,20 @@ import torch
 from pipeline.amounts import format_bytes
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
-from pipeline.cluster import Profile
 from pipeline.config import Config, Job
-from pipeline.experiment import load_experiment
+from pipeline.disk.layout import read_json, write_json
+from pipeline.experiments.cluster import Profile
+from pipeline.experiments.reading import load_experiment
 from pipeline.features.forward import compute_features
-from pipeline.launch import doctor, estimates, probe, room, site
-from pipeline.launch.findings import Context, Line
-from pipeline.layout import read_json, write_json
+from pipeline.features.hashes import WeightsRecord, known_weights, weights_record
+from pipeline.launch.doctor import capacity as room
+from pipeline.launch.doctor import doctor, probe
+from pipeline.launch.doctor.findings import Context, Line
+from pipeline.launch.scheduler import site
+from pipeline.launch.watching import estimates
 from pipeline.models.metadata import Names
 from pipeline.models.pooling import HIDDEN
 from pipeline.models.saved import Facts, make_model
-from pipeline.records import WeightsRecord, known_weights, weights_record
 from pipeline.training.samples import PREDICTION_BATCH
 from tests.conftest import Assets, carabid
 from tests.test_launch import fake_command

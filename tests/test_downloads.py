@@ -23,13 +23,13 @@ import pytest
 from PIL import Image
 
 from pipeline.config import Config, Download
-from pipeline.dataset import known_signature, load_dataset_table
+from pipeline.data.dataset import known_signature, load_dataset_table
+from pipeline.data.sources import downloads, open_source
+from pipeline.disk.layout import PROJECT
 from pipeline.errors import UserError, WorkError
-from pipeline.experiment import load_experiment
-from pipeline.launch import plan
-from pipeline.launch.doctor import check_cache
-from pipeline.layout import PROJECT
-from pipeline.sources import downloads, open_source
+from pipeline.experiments.reading import load_experiment
+from pipeline.launch.doctor.doctor import check_cache
+from pipeline.launch.watching import plan
 from pipeline.stages import fetch
 from tests.conftest import hear_ctrl_c
 

@@ -22,8 +22,8 @@ from safetensors.numpy import load_file
 
 from pipeline import cli
 from pipeline.config import Config, Dinov2, OpenClip, Pixels
+from pipeline.disk.layout import PROJECT
 from pipeline.errors import UserError
-from pipeline.layout import PROJECT
 from pipeline.stages import embed, extract
 from tests.conftest import Assets
 

@@ -16,12 +16,12 @@ from torch import nn
 
 from pipeline.backbones import load_backbone
 from pipeline.config import Config
+from pipeline.disk.layout import TrialDir, experiment_dir, read_json
 from pipeline.errors import Interrupted
-from pipeline.launch import estimates
-from pipeline.layout import TrialDir, experiment_dir, read_json
+from pipeline.features.hashes import weights_record
+from pipeline.launch.watching import estimates
 from pipeline.models.learner import Learner, load_trained_state, trained_state
 from pipeline.models.saved import load_model, make_model
-from pipeline.records import weights_record
 from pipeline.stages import evaluate, extract, train
 from pipeline.stages.inputs import load_inputs, make_facts
 from pipeline.stages.predict import Origin, predict_files

@@ -17,17 +17,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import cost
 from pipeline.config import digest
+from pipeline.disk.layout import PROJECT, TrialDir, read_json, write_json, write_table, write_text
 from pipeline.errors import WorkError
-from pipeline.experiment import Experiment, load_experiment, saved_science
-from pipeline.layout import PROJECT, TrialDir, read_json, write_json, write_table, write_text
+from pipeline.experiments.reading import Experiment, load_experiment, saved_science
 from pipeline.metrics.calibration import Calibration, Forecast
 from pipeline.metrics.ensembles import combine, combine_specimens
 from pipeline.metrics.events import SAID, SAID_OF_SPECIMENS, events_long_form, fit_calibrations, wide_form
-from pipeline.results import collect as collect_rows
+from pipeline.reporting import cost
+from pipeline.reporting.results import collect as collect_rows
+from pipeline.reporting.state import planned_trials
 from pipeline.stages import collect, ensemble, evaluate, extract, train
-from pipeline.state import planned_trials
 from tests.conftest import Assets, carabid
 
 TARGETS = ("a", "b")

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.config import Config
+from pipeline.disk.layout import TrialDir, experiment_dir, read_json, write_json
 from pipeline.errors import UserError, WorkError
-from pipeline.layout import TrialDir, experiment_dir, read_json, write_json
 from pipeline.stages import evaluate, extract, train
 from tests.conftest import Assets, carabid
 
@@ -214,7 +214,7 @@ def test_unreadable_images_stop_the_chain_or_are_recorded_in_the_results(
     columns = "data.columns={image: name, id: name, event: null, domain: null, species: null, site: null, date: null}"
     common = (columns, "data.targets=[y]", f"data.images={folder}", "train.epochs=1")
     source = tuple(o for o in assets.overrides("frozen") if not o.startswith("data.source"))
-    from pipeline.experiment import load_experiment
+    from pipeline.experiments.reading import load_experiment
 
     config = load_experiment("configs/beetles/frozen.yaml", (*source, *common, f"data.source={table}")).config
     with pytest.raises(UserError, match=r"table\.csv.*line 9.*name"):

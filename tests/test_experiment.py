@@ -12,10 +12,11 @@ import yaml
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-import pipeline.experiment as experiment_module
+import pipeline.experiments.reading as experiment_module
 from pipeline.config import RESULT_KEYS, Config, changes, config_hash, science
+from pipeline.disk.layout import PROJECT, write_text
 from pipeline.errors import UserError
-from pipeline.experiment import (
+from pipeline.experiments.reading import (
     INTEGER,
     Experiment,
     _Document,
@@ -30,7 +31,6 @@ from pipeline.experiment import (
     saved_science,
     written,
 )
-from pipeline.layout import PROJECT, write_text
 
 LORA = PROJECT / "configs" / "beetles" / "lora.yaml"
 FROZEN = PROJECT / "configs" / "beetles" / "frozen.yaml"

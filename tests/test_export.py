@@ -18,18 +18,18 @@ from PIL import Image
 
 from pipeline.backbones import load_backbone
 from pipeline.config import Config, config_hash
+from pipeline.disk.layout import ExperimentDir, TrialDir, write_json, write_text
 from pipeline.errors import UserError, WorkError
-from pipeline.experiment import dump_config, load_experiment
-from pipeline.layout import ExperimentDir, TrialDir, write_json, write_text
+from pipeline.experiments.reading import dump_config, load_experiment
+from pipeline.export.check import check
+from pipeline.export.clean import environment
+from pipeline.export.codabench import export
 from pipeline.models.baselines import Boosting, Climatology
 from pipeline.models.learner import Learner
 from pipeline.models.metadata import Metadata, Names
 from pipeline.models.saved import Facts, make_model, save_model
 from pipeline.stages import collect
 from pipeline.stages.predict import Origin, predict_event
-from pipeline.submissions.check import check
-from pipeline.submissions.clean import environment
-from pipeline.submissions.codabench import export
 from tests.conftest import Assets
 from tests.test_ensembles import MLP, finish
 from tests.test_fetch import in_cache

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.backbones import load_backbone
 from pipeline.config import Config
+from pipeline.disk.layout import read_json
 from pipeline.errors import UserError, WorkError
+from pipeline.features.hashes import known_feature_key
 from pipeline.features.store import FeatureStore, open_key
-from pipeline.layout import read_json
-from pipeline.records import known_feature_key
 from pipeline.stages import extract
 from pipeline.stages.inputs import feature_key
 from pipeline.tasks import load_task

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.launch.accounting import Outcome, outcomes
-from pipeline.launch.failures import KINDS, classify
-from pipeline.layout import PROJECT
-from pipeline.provenance import now
+from pipeline.disk.layout import PROJECT
+from pipeline.disk.provenance import now
+from pipeline.launch.scheduler.accounting import Outcome, outcomes
+from pipeline.launch.watching.failures import KINDS, classify
 from tests.cluster.cluster import Cluster
 from tests.conftest import Assets, carabid, slurm_environ
 from tests.small import image_files, make_small

@@ -19,12 +19,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.disk.layout import PROJECT, TrialDir, read_json
 from pipeline.errors import MissingFeatures, OutOfTime, UserError, WorkError
-from pipeline.launch import accounting
-from pipeline.launch.accounting import FIELDS, N_FIELDS, Outcome, outcomes
-from pipeline.launch.failures import KINDS, REMEDIES, Failure, classify, kind_of, last_frame
-from pipeline.launch.jobs import recorded_failure
-from pipeline.layout import PROJECT, TrialDir, read_json
+from pipeline.launch.jobs.jobs import recorded_failure
+from pipeline.launch.scheduler import accounting
+from pipeline.launch.scheduler.accounting import FIELDS, N_FIELDS, Outcome, outcomes
+from pipeline.launch.watching.failures import KINDS, REMEDIES, Failure, classify, kind_of, last_frame
 
 BEGAN = datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()
 TASK = Outcome("41_3", "carabid-x-1-train", "FAILED", 1, 0, 0, 600, 1, "n1", mem="4G", start=BEGAN, end=BEGAN + 600)
@@ -288,7 +288,7 @@ def test_the_last_frame_of_a_real_error_is_where_it_was_raised() -> None:
         read_json(PROJECT / "pyproject.toml")
     except ValueError as error:
         frame = last_frame("".join(traceback.format_exception(error)))
-    assert frame.startswith("pipeline/layout.py:") and frame.endswith(" in read_json")
+    assert frame.startswith("pipeline/disk/layout.py:") and frame.endswith(" in read_json")
 
 
 # ---------------------------------------------------------------- anything
@@ -474,5 +474,6 @@ def test_a_sacct_that_fails_or_hangs_is_given_up_with_one_line(
 
 
 def test_neither_module_loads_torch() -> None:
-    code = "import sys, pipeline.launch.failures, pipeline.launch.accounting as a; sys.exit('torch' in sys.modules)"
+    modules = "pipeline.launch.watching.failures, pipeline.launch.scheduler.accounting"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0

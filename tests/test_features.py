@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.config import Config
+from pipeline.disk.layout import StoreDir, read_json
 from pipeline.errors import UserError, WorkError
+from pipeline.features.hashes import DataRecord, WeightsRecord, ingredients
 from pipeline.features.key import Ingredients
 from pipeline.features.store import FeatureStore, load_store, open_key
-from pipeline.layout import StoreDir, read_json
-from pipeline.records import DataRecord, WeightsRecord, ingredients
 
 MADE_OF = Ingredients("data", "open_clip", "architecture", "weights", "transform", "pooled", 0, "fp32", 4)
 MADE = {"images": 4, "seconds": 2.0, "device": "cpu", "host": "here"}

@@ -19,10 +19,10 @@ import pytest
 from pipeline import config as configuration
 from pipeline.backbones import load_backbone, weights_files
 from pipeline.config import Config
+from pipeline.data.sources import open_source
+from pipeline.disk.layout import PROJECT
 from pipeline.errors import NotFetched, UserError, WorkError
-from pipeline.experiment import dump_config, load_experiment
-from pipeline.layout import PROJECT
-from pipeline.sources import open_source
+from pipeline.experiments.reading import dump_config, load_experiment
 from pipeline.stages import fetch
 from tests.conftest import Assets, carabid
 from tests.fake_hub import COMMIT, TOKEN, Hub, fake_hub

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.experiment import Experiment, dump_config, load_experiment
-from pipeline.launch import forecast as module
-from pipeline.launch.forecast import forecast
-from pipeline.layout import PROJECT, TrialDir, read_json, write_json, write_text
-from pipeline.state import TrialState
+from pipeline.disk.layout import PROJECT, TrialDir, read_json, write_json, write_text
+from pipeline.experiments.reading import Experiment, dump_config, load_experiment
+from pipeline.launch.watching import forecast as module
+from pipeline.launch.watching.forecast import forecast
+from pipeline.reporting.state import TrialState
 
 FROZEN = PROJECT / "configs" / "beetles" / "frozen.yaml"
 NOTHING = "forecast: no past trial to tell from"

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.config import Columns, Data
-from pipeline.dataset import Dataset, signature
+from pipeline.data.dataset import Dataset, signature
 from pipeline.errors import UserError
 from pipeline.synthetic import beetles as drawing
 from pipeline.synthetic.beetles import (

@@ -19,8 +19,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.config import Config
+from pipeline.data.sources import open_source
 from pipeline.errors import UserError
-from pipeline.sources import open_source
 from pipeline.stages import fetch
 from pipeline.synthetic.butterflies import PATTERNS, make_pattern, make_specimens
 from pipeline.tasks import load_task

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.layout import PROJECT
+from pipeline.disk.layout import PROJECT
 from pipeline.metrics.hybrids import SPECIFICITY, challenge_scores, harmonic_mean, recall, threshold
 
 REFERENCE = PROJECT.parent / "shared" / "data" / "butterflies"

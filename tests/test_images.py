@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.dataset import BadImage, Dataset
-from pipeline.images import AHEAD, ChangedImage, load_batches
+from pipeline.data.dataset import BadImage, Dataset
+from pipeline.data.images import AHEAD, ChangedImage, load_batches
 
 
 def png(value: int, **options: Any) -> bytes:

@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 
 import pipeline.stages
 from pipeline.config import Config, config_hash
+from pipeline.disk.layout import PROJECT, TrialDir, features_root, read_json, write_json, write_text
+from pipeline.disk.lease import Lease
 from pipeline.errors import (
     REQUEUE_STATUS,
     Interrupted,
@@ -31,14 +33,17 @@ from pipeline.errors import (
     UserError,
     WorkError,
 )
-from pipeline.experiment import Experiment, Trial, dump_config, load_experiment
-from pipeline.launch import jobs, local, manifest, parts, plan, queue, slurm, submit
-from pipeline.launch.deal import array_rank, my_share
-from pipeline.launch.manifest import Manifest, Terms, load_manifest, make_manifest, preview_manifest
-from pipeline.layout import PROJECT, TrialDir, features_root, read_json, write_json, write_text
-from pipeline.lease import Lease
+from pipeline.experiments.reading import Experiment, Trial, dump_config, load_experiment
+from pipeline.launch.jobs import jobs
+from pipeline.launch.manifest import job_names as parts
+from pipeline.launch.manifest.manifest import Manifest, Terms, load_manifest, make_manifest, manifest, preview_manifest
+from pipeline.launch.manifest.sharding import array_rank, my_share
+from pipeline.launch.scheduler import queue
+from pipeline.launch.submitting import local, submit
+from pipeline.launch.submitting import sbatch as slurm
+from pipeline.launch.watching import plan
+from pipeline.reporting.state import planned_trials, trial_config, trial_state
 from pipeline.signals import WALLTIME_SIGNAL, StopFlag
-from pipeline.state import planned_trials, trial_config, trial_state
 
 LORA = PROJECT / "configs" / "beetles" / "lora.yaml"
 pytestmark = pytest.mark.usefixtures("root", "empty_queue")
@@ -507,7 +512,7 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as submitit does: it swallows S
 signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 from pathlib import Path
 from pipeline.launch import jobs
-from pipeline.layout import root, write_text
+from pipeline.disk.layout import root, write_text
 from pipeline.stages import collect, evaluate, extract
 def work(*_, **__):
     if "more" in sys.argv:

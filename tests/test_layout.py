@@ -18,8 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Config
-from pipeline.errors import UserError
-from pipeline.layout import (
+from pipeline.disk.layout import (
     PROJECT,
     ExperimentDir,
     all_experiments,
@@ -35,6 +34,7 @@ from pipeline.layout import (
     write_json,
     write_text,
 )
+from pipeline.errors import UserError
 
 
 def config(**paths: str) -> Config:
@@ -153,7 +153,7 @@ def test_writing_nothing_is_an_error_and_not_a_lost_file(tmp_path: Path) -> None
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pipeline.layout import atomic_path
+from pipeline.disk.layout import atomic_path
 with atomic_path(Path(sys.argv[1])) as temporary:
     temporary.write_text("half of the n")
     if sys.argv[2] == "before the rename":

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import lease as lease_module
-from pipeline.lease import Lease, owner
+from pipeline.disk import lease as lease_module
+from pipeline.disk.lease import Lease, owner
 
 SECONDS = 3.0
 """A beat every half second: a busy machine may come late by seconds before a living holder counts as dead."""
@@ -25,7 +25,7 @@ SECONDS = 3.0
 HOLDER = """
 import sys, time
 from pathlib import Path
-from pipeline.lease import Lease
+from pipeline.disk.lease import Lease
 with Lease(Path(sys.argv[1]), float(sys.argv[2])).hold() as held:
     print("held", flush=True)
     for line in sys.stdin:
@@ -35,7 +35,7 @@ with Lease(Path(sys.argv[1]), float(sys.argv[2])).hold() as held:
 WAITER = """
 import sys, time
 from pathlib import Path
-from pipeline.lease import Lease
+from pipeline.disk.lease import Lease
 done = Path(sys.argv[3])
 with Lease(Path(sys.argv[1]), float(sys.argv[2])).hold(done.exists) as held:
     print(bool(held), flush=True)

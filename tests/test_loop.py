@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config import Augment, Config, Optim, Resources, Schedule, Select, Train
+from pipeline.disk.layout import TrialDir
 from pipeline.errors import Interrupted, TakenOver
 from pipeline.features.bank import TensorBank
-from pipeline.layout import TrialDir
 from pipeline.models.learner import Answer, DomainEmbedding, Learner, Mix, make_mlp
 from pipeline.models.metadata import Metadata, Names
 from pipeline.signals import StopFlag

@@ -22,8 +22,8 @@ from pipeline.backbones.base import Backbone
 from pipeline.config import Backbone as BackboneConfig
 from pipeline.config import Concat, Config, Dinov2, OpenClip, Pixels, Timm, backbone_name
 from pipeline.errors import NotFetched, UserError
-from pipeline.experiment import load_experiment
-from pipeline.records import known_feature_key, weights_signature
+from pipeline.experiments.reading import load_experiment
+from pipeline.features.hashes import known_feature_key, weights_signature
 from pipeline.stages import extract, fetch
 from tests.conftest import Assets
 from tests.fake_hub import COMMIT, fake_hub

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pipeline.backbones.base import Tail
 from pipeline.config import Config, Lora, Optim, Schedule
-from pipeline.experiment import load_experiment
-from pipeline.layout import PROJECT
+from pipeline.disk.layout import PROJECT
+from pipeline.experiments.reading import load_experiment
 from pipeline.models.encoders import PatchConvs
 from pipeline.models.learner import DomainEmbedding, Learner, SpeciesEmbedding, make_mlp
 from pipeline.models.metadata import Names

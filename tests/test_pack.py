@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.attempts import read_attempts
+from pipeline.disk.attempts import read_attempts
+from pipeline.disk.layout import PROJECT, TrialDir, read_json
 from pipeline.errors import REQUEUE_STATUS
-from pipeline.experiment import load_experiment
-from pipeline.launch import jobs, pack
-from pipeline.launch.manifest import Manifest, Terms, make_manifest
-from pipeline.layout import PROJECT, TrialDir, read_json
+from pipeline.experiments.reading import load_experiment
+from pipeline.launch.jobs import jobs, pack
+from pipeline.launch.manifest.manifest import Manifest, Terms, make_manifest
 from pipeline.signals import WALLTIME_SIGNAL
 from pipeline.stages import extract
 from tests.conftest import Assets, carabid

@@ -16,8 +16,8 @@ from scipy.special import ndtri
 from torch import Tensor, nn
 
 from pipeline.config import Config
+from pipeline.disk.layout import TrialDir
 from pipeline.features.bank import TensorBank
-from pipeline.layout import TrialDir
 from pipeline.metrics.events import event_table, pool_events, specimen_table
 from pipeline.metrics.regression import event_means, event_r2
 from pipeline.models.learner import Learner, make_mlp

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from pipeline.backbones import load_backbone
 from pipeline.cli import app
 from pipeline.config import Config, config_hash
+from pipeline.disk.layout import TrialDir, write_json, write_text
 from pipeline.errors import UserError, WorkError
-from pipeline.experiment import dump_config
-from pipeline.layout import TrialDir, write_json, write_text
+from pipeline.experiments.reading import dump_config
 from pipeline.models.metadata import Names
 from pipeline.models.saved import Facts, make_model, save_model
 from pipeline.stages import predict

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.layout import PROJECT
+from pipeline.disk.layout import PROJECT
 
 PYPROJECT: dict[str, Any] = tomllib.loads((PROJECT / "pyproject.toml").read_text())
 MODULES = sorted((PROJECT / "pipeline").rglob("*.py"))
@@ -129,20 +129,13 @@ TORCH_FREE = sorted(
     in (
         ["cli"],
         ["config"],
-        ["experiment"],
-        ["layout"],
-        ["provenance"],
-        ["results"],
-        ["cost"],
-        ["comparison"],
-        ["attempts"],
-        ["state"],
-        ["explain"],
-        ["signals"],
+        ["experiments"],
+        ["disk"],
+        ["reporting"],
         ["launch"],
         ["errors"],
+        ["signals"],
         ["demo"],
-        ["lease"],
     )
 )
 IMPORT_EACH = """
@@ -156,7 +149,7 @@ for name in sys.argv[1:]:
 
 
 def test_what_runs_on_a_login_node_imports_no_torch() -> None:
-    assert {"pipeline.cli", "pipeline.launch.slurm", "pipeline.results"} <= set(TORCH_FREE)
+    assert {"pipeline.cli", "pipeline.launch.submitting.sbatch", "pipeline.reporting.results"} <= set(TORCH_FREE)
     command = [sys.executable, "-c", IMPORT_EACH, *TORCH_FREE]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
     assert done.returncode == 0, done.stderr

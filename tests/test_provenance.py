@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import provenance
 from pipeline.config import Config
-from pipeline.layout import experiment_dir, read_json, write_json
-from pipeline.provenance import code_version, installed_version, loaded_code
+from pipeline.disk import provenance
+from pipeline.disk.layout import experiment_dir, read_json, write_json
+from pipeline.disk.provenance import code_version, installed_version, loaded_code
 from pipeline.stages import evaluate, extract, train
 from tests.test_project import declared
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from pipeline.config import config_hash
+from pipeline.disk.layout import PROJECT, all_experiments, read_json, write_json, write_text
 from pipeline.errors import UserError
-from pipeline.experiment import Experiment, Trial, dump_config, load_experiment
-from pipeline.launch.manifest import make_manifest
-from pipeline.layout import PROJECT, all_experiments, read_json, write_json, write_text
-from pipeline.results import (
+from pipeline.experiments.reading import Experiment, Trial, dump_config, load_experiment
+from pipeline.launch.manifest.manifest import make_manifest
+from pipeline.reporting.results import (
     NUMBERS,
     Line,
     Row,

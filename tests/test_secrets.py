@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import hub as hub_module
-from pipeline import provenance
 from pipeline.config import Config
+from pipeline.disk import provenance
+from pipeline.disk.secrets import HIDDEN, hide
 from pipeline.errors import UserError
-from pipeline.experiment import load_experiment
-from pipeline.explain import field_names
-from pipeline.secrets import HIDDEN, hide
+from pipeline.experiments.explain import field_names
+from pipeline.experiments.reading import load_experiment
 from tests.conftest import Assets, carabid
 from tests.fake_hub import TOKEN, Hub, fake_hub
 

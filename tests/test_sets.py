@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.config import Config, Train
+from pipeline.disk.layout import TrialDir
 from pipeline.errors import Interrupted
 from pipeline.features.bank import TensorBank
-from pipeline.layout import TrialDir
 from pipeline.models.learner import DomainEmbedding, Learner, SpeciesEmbedding, make_mlp, trained_state
 from pipeline.models.metadata import Names
 from pipeline.models.outputs import make_output

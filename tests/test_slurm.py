@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.layout import PROJECT
+from pipeline.disk.layout import PROJECT
 from tests.cluster.cluster import Cluster
 from tests.conftest import Assets, carabid, slurm_environ
 
@@ -82,7 +82,7 @@ def test_a_pickle_names_a_function_a_manifest_and_an_index_and_nothing_else(asse
         words = {str(argument) for code, argument, _ in pickletools.genops(path.read_bytes()) if "UNICODE" in code.name}
         stage = path.parent.name.removeprefix("1-")
         ours = {word for word in words if "pipeline" in word or "/" in word}
-        assert ours == {"pipeline.launch.jobs", str(environ / "trained/beetles-pixels/submissions/1.json")}
+        assert ours == {"pipeline.launch.jobs.jobs", str(environ / "trained/beetles-pixels/submissions/1.json")}
         assert stage in words and path.stat().st_size < 1000
     wait_for_all()
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import provenance
-from pipeline.launch import snapshot
-from pipeline.launch.snapshot import take_snapshot
-from pipeline.layout import PROJECT, ExperimentDir, read_json
+from pipeline.disk import provenance
+from pipeline.disk.layout import PROJECT, ExperimentDir, read_json
+from pipeline.launch.manifest import snapshot
+from pipeline.launch.manifest.snapshot import take_snapshot
 from tests.conftest import Assets
 from tests.test_provenance import COMMIT, git
 from tests.test_slurm import NO_GPU, SMALL, logs, results, wait_for_all
@@ -123,7 +123,7 @@ def test_what_runs_in_a_snapshot_says_that_it_is_that_code(take: Callable[[], Pa
     """As a job does: Python begins in the snapshot's folder, after the checkout has been edited."""
     folder, commit = take(), git(checkout, "rev-parse", "HEAD")
     (checkout / "pipeline" / "provenance.py").write_text(BREAK)
-    code = "import json; from pipeline.provenance import provenance; print(json.dumps(provenance()['code']))"
+    code = "import json; from pipeline.disk.provenance import provenance; print(json.dumps(provenance()['code']))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env={"PYTHONPATH": str(folder)}, capture_output=True, text=True
     )

@@ -19,13 +19,13 @@ import pytest
 from PIL import Image
 
 from pipeline.config import Columns, Data
-from pipeline.dataset import _signature, choose_splits, known_signature
+from pipeline.data.dataset import _signature, choose_splits, known_signature
+from pipeline.data.sources import open_source
+from pipeline.data.sources.base import Source
+from pipeline.data.sources.csv_files import CsvSource, read_csv
+from pipeline.data.sources.hugging_face import HubSource
+from pipeline.data.sources.names import group_by_split, split_of_file
 from pipeline.errors import NotFetched, UserError
-from pipeline.sources import open_source
-from pipeline.sources.base import Source
-from pipeline.sources.csv_files import CsvSource, read_csv
-from pipeline.sources.hugging_face import HubSource
-from pipeline.sources.names import group_by_split, split_of_file
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -176,7 +176,7 @@ def test_threads_share_row_groups_and_read_each_once(tmp_path: Path, group_reads
 def test_old_row_groups_are_dropped_but_not_the_last_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_reads: list[int]
 ) -> None:
-    monkeypatch.setattr("pipeline.sources.parquet.CACHED_BYTES", 1)
+    monkeypatch.setattr("pipeline.data.sources.parquet.CACHED_BYTES", 1)
     source = make_source(write_parquet(tmp_path / "a.parquet", [0, 1, 2, 3, 4, 5], group=2))
     for row in (0, 1, 2, 1, 3, 4, 5, 3, 0):
         assert source.image_bytes("train", row, "img") == IMAGES[row]
@@ -187,7 +187,7 @@ def test_each_column_of_images_keeps_its_last_two_row_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_reads: list[int]
 ) -> None:
     """A card is read after each image: the two columns must not push each other out."""
-    monkeypatch.setattr("pipeline.sources.parquet.CACHED_BYTES", 1)
+    monkeypatch.setattr("pipeline.data.sources.parquet.CACHED_BYTES", 1)
     cells = [{"bytes": image, "path": ""} for image in IMAGES]
     pq.write_table(pa.table({"img": cells, "card": cells[::-1]}), tmp_path / "a.parquet", row_group_size=2)
     source = make_source(tmp_path / "a.parquet")
@@ -379,7 +379,7 @@ def test_importing_sources_loads_no_heavy_library_and_a_csv_signature_needs_none
     table = write_csv(tmp_path, "img,y\n0.png,1\n")
     assert isinstance(make_source(table), CsvSource)
     code = (
-        "import sys; from pipeline.config import Data; from pipeline.sources import open_source;"
+        "import sys; from pipeline.config import Data; from pipeline.data.sources import open_source;"
         f"open_source(Data(source={str(table)!r})).signature();"
         "print([m for m in ('torch', 'pandas', 'pyarrow', 'datasets', 'PIL') if m in sys.modules])"
     )

@@ -11,8 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.config import Columns, Data, DomainSplit, FoldSplit, GroupSplit
+from pipeline.data.splits import Folded, assign, deal_events, deal_groups, joined, rare_strata, site_dates
 from pipeline.errors import UserError
-from pipeline.splits import Folded, assign, deal_events, deal_groups, joined, rare_strata, site_dates
 
 Sides = dict[str, set[Any]]
 

@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from pipeline.config import Config
+from pipeline.disk.layout import StoreDir
 from pipeline.errors import MissingFeatures, UserError
-from pipeline.experiment import load_experiment
+from pipeline.experiments.reading import load_experiment
 from pipeline.features import staging
 from pipeline.features.bank import make_bank
 from pipeline.features.key import Ingredients
 from pipeline.features.staging import StagedStore, node_folder, staged
 from pipeline.features.store import FeatureStore, open_key
-from pipeline.launch.jobs import trial_dir
-from pipeline.layout import StoreDir
+from pipeline.launch.jobs.jobs import trial_dir
 from pipeline.stages import evaluate, extract, train
 from tests.conftest import Assets
 from tests.small import start

@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-from pipeline import state
 from pipeline.backbones import load_backbone
 from pipeline.config import Paths, Resources, config_hash
-from pipeline.dataset import known_signature
-from pipeline.experiment import Experiment, dump_config, load_experiment
-from pipeline.explain import field_names
-from pipeline.launch import plan as plan_module
-from pipeline.launch.plan import lines, missing_trials, plan
-from pipeline.layout import PROJECT, ExperimentDir, TrialDir, write_json, write_text
-from pipeline.lease import Lease
-from pipeline.records import data_record, known_feature_key, weights_record
-from pipeline.state import Sources, TrialState, planned_trials, trial_state, trial_states
+from pipeline.data.dataset import known_signature
+from pipeline.disk.layout import PROJECT, ExperimentDir, TrialDir, write_json, write_text
+from pipeline.disk.lease import Lease
+from pipeline.experiments.explain import field_names
+from pipeline.experiments.reading import Experiment, dump_config, load_experiment
+from pipeline.features.hashes import data_record, known_feature_key, weights_record
+from pipeline.launch.watching import plan as plan_module
+from pipeline.launch.watching.plan import lines, missing_trials, plan
+from pipeline.reporting import state
+from pipeline.reporting.state import Sources, TrialState, planned_trials, trial_state, trial_states
 from pipeline.tasks import load_task
 
 FROZEN = PROJECT / "configs" / "beetles" / "frozen.yaml"
@@ -54,7 +54,7 @@ def test_a_lease_that_its_holder_removes_meanwhile_is_not_held(
 
 
 def test_a_holder_that_was_killed_on_this_machine_is_not_running(trial: TrialDir) -> None:
-    script = "import sys; from pathlib import Path; from pipeline.lease import Lease; "
+    script = "import sys; from pathlib import Path; from pipeline.disk.lease import Lease; "
     script += "lease = Lease(Path(sys.argv[1]), 600).hold(); lease.__enter__(); import os; os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", script, str(trial.lease)], check=False)
     assert list(trial.lease.iterdir()) and trial_state(trial).state == "missing"

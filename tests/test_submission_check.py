@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.errors import UserError, WorkError
-from pipeline.submissions import inputs
-from pipeline.submissions.check import check
-from pipeline.submissions.clean import SET, look, make_environment, run
-from pipeline.submissions.contents import read_contents
-from pipeline.submissions.whitelist import WHITELIST, Requirement, parse_requirements
+from pipeline.export import inputs
+from pipeline.export.check import check
+from pipeline.export.clean import SET, look, make_environment, run
+from pipeline.export.contents import read_contents
+from pipeline.export.whitelist import WHITELIST, Requirement, parse_requirements
 from tests.conftest import carabid
 
 LARGEST = 6

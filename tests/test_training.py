@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config import Config, Select
+from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir, read_json
 from pipeline.errors import Interrupted, MissingFeatures, UserError, WorkError
-from pipeline.experiment import load_experiment
-from pipeline.layout import PROJECT, TrialDir, experiment_dir, read_json
+from pipeline.experiments.reading import load_experiment
 from pipeline.models.saved import make_model
-from pipeline.results import collect
+from pipeline.reporting.results import collect
 from pipeline.signals import StopFlag
 from pipeline.stages import evaluate, extract, train
 from pipeline.stages.inputs import load_inputs, make_facts

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Config, config_hash
+from pipeline.disk.layout import write_text
 from pipeline.errors import UserError
-from pipeline.experiment import Experiment, dump_config, load_config, load_experiment
-from pipeline.launch.manifest import Terms, make_manifest, preview_manifest, sharing_features
-from pipeline.launch.plan import lines
-from pipeline.layout import write_text
+from pipeline.experiments.reading import Experiment, dump_config, load_config, load_experiment
+from pipeline.launch.manifest.manifest import Terms, make_manifest, preview_manifest, sharing_features
+from pipeline.launch.watching.plan import lines
 
 THREE = """
 data: {split: {kind: folds}}

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from pipeline import config as configuration
 from pipeline import hub
 from pipeline.backbones.base import Backbone, Network, Tail, check_native, seeded
-from pipeline.correction import to_rgb
+from pipeline.data.correction import to_rgb
 from pipeline.errors import UserError, WorkError
 
 Pooling = Literal["cls", "cls_mean"]

@@ -27,7 +27,7 @@ from torchvision.transforms import Compose
 from pipeline import config as configuration
 from pipeline import hub
 from pipeline.backbones.base import Backbone, Tail, check_native, seeded
-from pipeline.correction import to_rgb
+from pipeline.data.correction import to_rgb
 from pipeline.errors import UserError, WorkError
 
 LOCAL, HUB = "local-dir:", "hf-hub:"

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.backbones.base import Backbone, Network
-from pipeline.correction import to_rgb
+from pipeline.data.correction import to_rgb
 from pipeline.errors import UserError
 
 

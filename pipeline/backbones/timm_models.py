@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pipeline import config as configuration
 from pipeline import hub
 from pipeline.backbones.base import Backbone, seeded
-from pipeline.correction import to_rgb
+from pipeline.data.correction import to_rgb
 from pipeline.errors import UserError, WorkError
 
 LOCAL, HUB = "local-dir:", "hf-hub:"

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from pipeline.amounts import format_bytes
 from pipeline.config import Config
+from pipeline.disk.layout import StoreDir, atomic_path, sweep
+from pipeline.disk.lease import Lease
 from pipeline.errors import UserError
 from pipeline.features.shard import DamagedShard
 from pipeline.features.store import READERS, FeatureStore
-from pipeline.layout import StoreDir, atomic_path, sweep
-from pipeline.lease import Lease
 from pipeline.progress import progress, say
 
 VARIABLE = re.compile(r"\$(\w+)|\$\{([^}]*)\}")

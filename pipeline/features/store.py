@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.config import Config
+from pipeline.disk.layout import StoreDir, atomic_path, read_json, store_dir, write_json, write_tensors
 from pipeline.errors import MissingFeatures, UserError
 from pipeline.features.key import FORMAT, Ingredients
 from pipeline.features.shard import DTYPES, DamagedShard, Shard, digest, read_header, sha256_of
-from pipeline.layout import StoreDir, atomic_path, read_json, store_dir, write_json, write_tensors
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.classes import class_name
+from pipeline.data.classes import class_name
 from pipeline.metrics.classification import Array, Flags, drawn, figure, figures, is_right, roc_auc
 from pipeline.metrics.intervals import Rows, central, draws
 from pipeline.metrics.report import Training

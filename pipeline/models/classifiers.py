@@ -31,8 +31,8 @@ from pipeline.config import (
     SgdHead,
     SvcHead,
 )
+from pipeline.disk.layout import TrialDir, atomic_path
 from pipeline.errors import WorkError
-from pipeline.layout import TrialDir, atomic_path
 from pipeline.models import plain
 from pipeline.models.learner import Predicted
 from pipeline.models.metadata import Metadata

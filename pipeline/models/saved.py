@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from pipeline.backbones.base import Backbone
 from pipeline.config import ClassifierHead, Config
+from pipeline.disk.layout import TrialDir, read_json, write_tensors
 from pipeline.errors import WorkError
-from pipeline.layout import TrialDir, read_json, write_tensors
 from pipeline.models.baselines import Boosting, Climatology
 from pipeline.models.classifiers import Classifier, load_classifier, save_classifier
 from pipeline.models.encoders import embedding_width, make_encoder

@@ -3,12 +3,12 @@ several methods tell classes apart, a comparison of them."""
 
 from __future__ import annotations
 
-from pipeline.comparison import Candidate, candidates, compare, to_json, to_markdown
 from pipeline.config import Config
+from pipeline.disk.layout import ExperimentDir, experiment_dir, write_text
 from pipeline.errors import UserError
-from pipeline.layout import ExperimentDir, experiment_dir, write_text
 from pipeline.progress import say
-from pipeline.results import Row, collect, to_csv
+from pipeline.reporting.comparison import Candidate, candidates, compare, to_json, to_markdown
+from pipeline.reporting.results import Row, collect, to_csv
 from pipeline.stages.ensemble import update_ensembles
 
 

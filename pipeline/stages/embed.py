@@ -35,16 +35,16 @@ from pipeline import __version__
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone as LoadedBackbone
 from pipeline.config import Backbone, Config, Dinov2, OpenClip, Pixels, Resources, Timm, digest
-from pipeline.dataset import BadImage, decode, in_short
+from pipeline.data.dataset import BadImage, decode, in_short
+from pipeline.data.images import Batch, blank_for, prepare_batches
 from pipeline.device import choose_device, gpu_name, set_threads
+from pipeline.disk.layout import atomic_path
+from pipeline.disk.lease import Lease
+from pipeline.disk.provenance import now
 from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.features.forward import check_finite, compute_features
-from pipeline.images import Batch, blank_for, prepare_batches
-from pipeline.layout import atomic_path
-from pipeline.lease import Lease
+from pipeline.features.hashes import WeightsRecord, weights_record
 from pipeline.progress import progress, say
-from pipeline.provenance import now
-from pipeline.records import WeightsRecord, weights_record
 
 FORMAT = 1
 """Version of what the files mean; another one is another identity."""

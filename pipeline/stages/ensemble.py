@@ -17,9 +17,9 @@ from typing import Any
 import pandas as pd
 
 from pipeline.config import digest
+from pipeline.disk.layout import ExperimentDir, TrialDir, atomic_folder, read_json, write_json, write_table
 from pipeline.errors import WorkError
-from pipeline.experiment import HASH_DIGITS, saved_science
-from pipeline.layout import ExperimentDir, TrialDir, atomic_folder, read_json, write_json, write_table
+from pipeline.experiments.reading import HASH_DIGITS, saved_science
 from pipeline.metrics.ensembles import combine, combine_specimens
 from pipeline.metrics.events import (
     SAID,
@@ -31,7 +31,7 @@ from pipeline.metrics.events import (
 )
 from pipeline.metrics.report import Training
 from pipeline.progress import say
-from pipeline.results import common_name, hash_results
+from pipeline.reporting.results import common_name, hash_results
 from pipeline.tasks import load_task
 
 Say = Callable[[str], None]

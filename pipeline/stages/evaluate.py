@@ -11,18 +11,18 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from pipeline.attempts import spent, this_attempt
 from pipeline.backbones.base import Backbone
 from pipeline.config import Config, config_hash
 from pipeline.device import choose_device, gpu_name, make_deterministic, set_threads
+from pipeline.disk.attempts import spent, this_attempt
+from pipeline.disk.layout import TrialDir, atomic_path, write_json, write_text
+from pipeline.disk.provenance import loaded_code, provenance
 from pipeline.errors import WorkError
 from pipeline.features.bank import make_bank
-from pipeline.layout import TrialDir, atomic_path, write_json, write_text
 from pipeline.metrics.events import Prediction, events_long_form, specimen_table
 from pipeline.metrics.regression import event_r2
 from pipeline.metrics.report import Training
 from pipeline.models.saved import Facts, Model, load_facts, load_model, read_trained
-from pipeline.provenance import loaded_code, provenance
 from pipeline.stages.inputs import Inputs, Split, differences, load_inputs
 from pipeline.stages.predict import Models, forecast_events, predict_images
 from pipeline.tasks import load_task

@@ -21,17 +21,15 @@ from torch import Tensor
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
 from pipeline.config import Config
-from pipeline.dataset import Dataset
+from pipeline.data.dataset import Dataset
+from pipeline.data.images import Batch, ChangedImage, load_batches
 from pipeline.device import choose_device, set_threads
+from pipeline.disk.layout import store_dir
+from pipeline.disk.lease import Lease
+from pipeline.disk.provenance import provenance
 from pipeline.errors import WorkError
 from pipeline.features.forward import check_finite, compute_features
-from pipeline.features.store import FeatureStore, is_complete, open_key, refuse_bad
-from pipeline.images import Batch, ChangedImage, load_batches
-from pipeline.layout import store_dir
-from pipeline.lease import Lease
-from pipeline.progress import progress, say
-from pipeline.provenance import provenance
-from pipeline.records import (
+from pipeline.features.hashes import (
     DataRecord,
     WeightsRecord,
     data_record,
@@ -40,6 +38,8 @@ from pipeline.records import (
     known_feature_key,
     weights_record,
 )
+from pipeline.features.store import FeatureStore, is_complete, open_key, refuse_bad
+from pipeline.progress import progress, say
 from pipeline.tasks import load_task
 
 

@@ -15,16 +15,16 @@ from pathlib import Path
 from pipeline.amounts import format_bytes
 from pipeline.backbones import load_backbone, weights_files
 from pipeline.config import Config, backbone_name, digest, images_of
-from pipeline.dataset import BadImage, Dataset
+from pipeline.data.dataset import BadImage, Dataset
+from pipeline.data.sources import open_source
+from pipeline.data.sources.csv_files import CsvSource
+from pipeline.data.sources.downloads import download
+from pipeline.disk.layout import read_json, record_path, write_json
+from pipeline.disk.provenance import installed_version, now
 from pipeline.errors import NotFetched, UserError, WorkError
+from pipeline.features.hashes import DataRecord, data_record, weights_record, weights_signature
 from pipeline.features.store import refuse_bad
-from pipeline.layout import read_json, record_path, write_json
 from pipeline.progress import progress
-from pipeline.provenance import installed_version, now
-from pipeline.records import DataRecord, data_record, weights_record, weights_signature
-from pipeline.sources import open_source
-from pipeline.sources.csv_files import CsvSource
-from pipeline.sources.downloads import download
 from pipeline.tasks import load_task
 
 

@@ -13,14 +13,14 @@ import pandas as pd
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
 from pipeline.config import Config, config_hash
-from pipeline.dataset import Dataset
+from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
+from pipeline.features.hashes import data_record, ingredients, known_feature_key, weights_record
 from pipeline.features.staging import staged
 from pipeline.features.store import FeatureStore, open_key
 from pipeline.models.metadata import Names
 from pipeline.models.saved import Facts
 from pipeline.progress import say
-from pipeline.records import data_record, ingredients, known_feature_key, weights_record
 from pipeline.tasks import load_task
 from pipeline.training.samples import columns
 

@@ -18,14 +18,14 @@ from torch import Tensor
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
 from pipeline.config import Config, config_hash, token_kind
-from pipeline.correction import balance, rescale
-from pipeline.dataset import Dataset, decode
+from pipeline.data.correction import balance, rescale
+from pipeline.data.dataset import Dataset, decode
+from pipeline.data.images import load_batches
 from pipeline.device import choose_device, set_threads
+from pipeline.disk.layout import TrialDir, read_json, root, trained_root
 from pipeline.errors import NotFetched, UserError, WorkError
-from pipeline.experiment import load_config
+from pipeline.experiments.reading import load_config
 from pipeline.features.forward import compute_features
-from pipeline.images import load_batches
-from pipeline.layout import TrialDir, read_json, root, trained_root
 from pipeline.metrics.calibration import load_calibration
 from pipeline.metrics.events import Prediction, add_forecasts, event_table, specimen_table
 from pipeline.models.learner import Predicted

@@ -12,21 +12,21 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from pipeline.attempts import Attempts, spent, this_attempt
 from pipeline.config import CLASSIFIER_KINDS, Config, digest
 from pipeline.device import choose_device, device_name, gpu_name, make_deterministic, set_threads
+from pipeline.disk.attempts import Attempts, spent, this_attempt
+from pipeline.disk.layout import TrialDir, sweep, write_json, write_table, write_text
+from pipeline.disk.lease import Lease
+from pipeline.disk.provenance import loaded_code, provenance
 from pipeline.errors import TakenOver, UserError, WorkError
-from pipeline.experiment import dump_config
+from pipeline.experiments.reading import dump_config
 from pipeline.features.bank import make_bank
-from pipeline.layout import TrialDir, sweep, write_json, write_table, write_text
-from pipeline.lease import Lease
 from pipeline.metrics.events import Prediction, event_table, fit_calibrations, specimen_table
 from pipeline.models.baselines import Boosting, Climatology
 from pipeline.models.classifiers import Classifier
 from pipeline.models.learner import Learner
 from pipeline.models.outputs import Categorical
 from pipeline.models.saved import Facts, Model, is_whole, make_model, read_trained, save_model
-from pipeline.provenance import loaded_code, provenance
 from pipeline.signals import StopFlag
 from pipeline.stages.inputs import Inputs, Split, differences, identity, load_inputs, make_facts
 from pipeline.training.baselines import fit_boosting, fit_climatology

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.disk.layout import atomic_folder, read_json, write_json
 from pipeline.errors import UserError
-from pipeline.layout import atomic_folder, read_json, write_json
 
 MARKER = "generated.json"
 TABLES = (".parquet", ".arrow", ".csv", ".json")

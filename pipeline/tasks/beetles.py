@@ -3,7 +3,7 @@
 The targets are SPEI over the last 30 days, 1 year and 2 years: standard deviations from the usual, negative is dry.
 
 The schema is that of the HDR Scientific Mood challenge (Hub data set `imageomics/sentinel-beetles`). Loading is the
-same for every task whose images share targets by event, so it is `dataset.py`'s; this module adds what is the beetles'.
+same for every task whose images share targets by event, so it is `data/dataset.py`'s; this module adds what is the beetles'.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.config import Data
-from pipeline.dataset import Dataset, load_numbers
+from pipeline.data.dataset import Dataset, load_numbers
 
 if TYPE_CHECKING:
     import pandas as pd

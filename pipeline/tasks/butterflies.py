@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.classes import class_name
 from pipeline.config import Data
-from pipeline.dataset import Dataset, load_classes
+from pipeline.data.classes import class_name
+from pipeline.data.dataset import Dataset, load_classes
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:

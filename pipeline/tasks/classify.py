@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Data
-from pipeline.dataset import Dataset, load_classes
+from pipeline.data.dataset import Dataset, load_classes
 
 if TYPE_CHECKING:
     import pandas as pd

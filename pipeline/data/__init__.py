@@ -1,0 +1,1 @@
+"""Images and what is known of them: sources, tables with checked columns, splits, corrections."""

@@ -1,0 +1,68 @@
+"""Where data come from, and the choice among them: a Hub data set, a `save_to_disk` folder, Parquet files or CSV files.
+
+A source knows split names, tables without images, and the encoded bytes of one image; it knows nothing of targets,
+events or folds (`data/dataset.py`). `base.Source` says what each kind offers: `csv_files`, `parquet`, and `hugging_face` for
+the Hub and `save_to_disk`. `names` tells splits from file names, `arrow` is what Parquet and `datasets` have in common,
+`downloads` brings the images of a CSV that names their addresses.
+The package loads no torch, and pandas, pyarrow and datasets only where they are needed.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pipeline.config import Data
+from pipeline.data.sources.base import Source
+from pipeline.data.sources.csv_files import CsvSource
+from pipeline.data.sources.hugging_face import DiskSource, HubSource
+from pipeline.data.sources.names import group_by_split
+from pipeline.data.sources.parquet import ParquetSource
+from pipeline.errors import UserError
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def open_source(data: Data) -> Source:
+    """The source that `data.source` names. Raises UserError where nothing that can be read is there."""
+    path = Path(data.source).expanduser()
+    if path.is_dir():
+        return _open_folder(data, path)
+    if path.is_file():
+        return _open_file(data, path)
+    if HUB_NAME.fullmatch(data.source) and path.suffix not in (".csv", ".parquet"):
+        return HubSource(data)
+    raise UserError(
+        f"data.source {data.source}: there is no such file or folder (seen from {Path.cwd()}), and it is not the name "
+        "of a Hub data set (owner/name). Correct data.source."
+    )
+
+
+def _open_file(data: Data, path: Path) -> Source:
+    if path.suffix == ".parquet":
+        return ParquetSource(data, path.parent, {"train": [path]})
+    if path.suffix == ".csv":
+        return CsvSource(data, path.parent, {"train": [path]})
+    raise UserError(f"data.source {path}: this is neither a .csv nor a .parquet file. Name one, or a folder of them.")
+
+
+def _open_folder(data: Data, path: Path) -> Source:
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return DiskSource(data, path)
+    parquet, tables = _visible(path, "**/*.parquet"), _visible(path, "*.csv")
+    if parquet and tables:
+        raise UserError(f"data.source {path}: the folder holds both Parquet and CSV files. Name the file to read.")
+    if parquet:
+        return ParquetSource(data, path, group_by_split(parquet, path))
+    if tables:
+        return CsvSource(data, path, group_by_split(tables, path))
+    raise UserError(
+        f"data.source {path}: the folder holds no data set: no dataset_dict.json (save_to_disk), no .parquet file and "
+        "no .csv file. Name the folder that holds one."
+    )
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """Files in `folder` by name; hidden ones (temporary files among them) are left out."""
+    found = (p for p in folder.glob(pattern) if p.is_file())
+    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))

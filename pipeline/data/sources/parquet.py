@@ -1,0 +1,173 @@
+"""Parquet files with images inside or beside them, and the row groups that are kept in memory for their threads."""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import Data, image_columns
+from pipeline.data.sources.arrow import is_plain, names_in, to_frame
+from pipeline.data.sources.base import Source, encoded, named_files
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+CACHED_BYTES = 1 << 30
+"""Row groups of images are kept up to this size together, and never fewer than two a column: threads straddle a border."""
+
+
+@dataclass(frozen=True)
+class _ParquetSplit:
+    """The files of one split; `starts` [groups + 1]: the rows at which their row groups begin, then the row count."""
+
+    paths: list[Path]
+    columns: list[str]
+    plain: list[str]
+    groups: list[tuple[Path, int]]
+    starts: list[int]
+
+
+class ParquetSource(Source):
+    """Parquet files, one or several per split; images inside as bytes or {bytes, path}, or as paths."""
+
+    kind = "parquet"
+
+    def __init__(self, data: Data, folder: Path, groups: dict[str, list[Path]]) -> None:
+        super().__init__(data)
+        self.base = Path(data.images).expanduser() if data.images else folder
+        self.groups = groups
+        self._cache = _RowGroups()
+
+    def splits(self) -> list[str]:
+        return list(self.groups)
+
+    def columns(self, split: str) -> list[str]:
+        return self._splits[split].columns
+
+    def table(self, split: str) -> pd.DataFrame:
+        return to_frame(self._read(split, self._splits[split].plain))
+
+    def image_names(self, split: str, column: str) -> list[str | None]:
+        schema = _parquet_file(self._splits[split].paths[0]).schema_arrow
+        return names_in(schema.field(column).type, lambda leaf: self._read(split, [leaf]), column, self._n_rows(split))
+
+    def image_bytes(self, split: str, row: int, column: str) -> bytes:
+        (path, group), place = self._locate(split, row)
+        return encoded(self._cache.column(path, group, column)[place].as_py(), self.base)
+
+    def where(self, split: str, row: int) -> str:
+        (path, _), _ = self._locate(split, row)
+        return f"{path}, split {split}, row {row} (counted from 0)"
+
+    def files(self) -> Iterable[Path]:
+        tables = [path.resolve() for paths in self.groups.values() for path in paths]
+        return [*tables, *self._image_files()]
+
+    def _image_files(self) -> Iterable[Path]:
+        for split, files in self._splits.items():
+            for column in image_columns(self.data):
+                if column in files.plain:
+                    yield from named_files(self.image_names(split, column), self.base)
+
+    def _n_rows(self, split: str) -> int:
+        return self._splits[split].starts[-1]
+
+    def _locate(self, split: str, row: int) -> tuple[tuple[Path, int], int]:
+        """File and row group of a row, and its place within them."""
+        files = self._splits[split]
+        if not 0 <= row < files.starts[-1]:
+            raise IndexError(f"split {split} has {files.starts[-1]} rows, there is no row {row}")
+        group = bisect.bisect_right(files.starts, row) - 1
+        return files.groups[group], row - files.starts[group]
+
+    def _read(self, split: str, columns: list[str]) -> pa.Table:
+        import pyarrow as pa
+
+        parts = [_parquet_file(path).read(columns=columns) for path in self._splits[split].paths]
+        return pa.concat_tables(parts, promote_options="permissive")
+
+    @cached_property
+    def _splits(self) -> dict[str, _ParquetSplit]:
+        return {split: _parquet_split(paths) for split, paths in self.groups.items()}
+
+
+def _parquet_file(path: Path) -> pq.ParquetFile:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: this is not a whole Parquet file: {error}. Fetch or write it again.") from error
+
+
+def _parquet_split(paths: list[Path]) -> _ParquetSplit:
+    columns: list[str] = []
+    plain: list[str] = []
+    groups: list[tuple[Path, int]] = []
+    starts = [0]
+    for path in paths:
+        file = _parquet_file(path)
+        names = file.schema_arrow.names
+        if columns and set(names) != set(columns):
+            odd = sorted(set(names) ^ set(columns))
+            raise UserError(f"{path}: its columns differ from those of {paths[0]}, the same split: {', '.join(odd)}.")
+        columns = columns or names
+        plain = plain or [field.name for field in file.schema_arrow if is_plain(field.type)]
+        for group in range(file.num_row_groups):
+            groups.append((path, group))
+            starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
+    return _ParquetSplit(paths, columns, plain, groups, starts)
+
+
+class _RowGroups:
+    """A few columns of row groups in memory, shared by threads: who comes first reads, the others wait for it.
+
+    Extraction walks through the rows in order, so each row group is read and decompressed once.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: OrderedDict[tuple[Path, int, str], Future[pa.ChunkedArray]] = OrderedDict()
+
+    def column(self, path: Path, group: int, column: str) -> pa.ChunkedArray:
+        """One column of one row group."""
+        key = (path, group, column)
+        with self._lock:
+            waiting = self._held.get(key)
+            mine: Future[pa.ChunkedArray] = Future()
+            if waiting is None:
+                self._held[key] = mine
+            self._held.move_to_end(key)
+        return waiting.result() if waiting is not None else self._read(key, mine)
+
+    def _read(self, key: tuple[Path, int, str], future: Future[pa.ChunkedArray]) -> pa.ChunkedArray:
+        path, group, column = key
+        try:
+            values = _parquet_file(path).read_row_group(group, columns=[column]).column(0)
+        except BaseException as error:
+            with self._lock:
+                self._held.pop(key, None)
+            future.set_exception(error)
+            raise
+        future.set_result(values)
+        with self._lock:
+            self._drop_oldest()
+        return values
+
+    def _drop_oldest(self) -> None:
+        sizes = {key: future.result().nbytes for key, future in self._held.items() if future.done()}
+        for key in list(sizes)[: -2 * len({column for _, _, column in self._held})]:
+            if sum(sizes.values()) <= CACHED_BYTES:
+                return
+            del self._held[key], sizes[key]

@@ -1,0 +1,1 @@
+"""What lies on disk: paths, leases, attempts, provenance, and what must not be written down."""

@@ -1,0 +1,125 @@
+"""What a stage of a trial has cost: its attempts, with the job, the node, the GPUs and the time of each. Loads no torch.
+
+A training's attempts stand in attempts.json until it is done, then in its provenance. One that ends by itself, well or
+badly or told to stop, counts whole; one that is killed counts up to its last checkpoint. The time is that of the stage:
+Slurm also bills what a job needs to start.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.disk.layout import read_json, write_json
+from pipeline.disk.provenance import job_id
+
+SHARED_BY = "CARABID_SHARED_BY"
+"""Environment variable: how many trials run side by side on the GPUs of this process."""
+
+
+@dataclass
+class Attempt:
+    """One process that worked at a stage of a trial."""
+
+    job: str | None
+    """Slurm's `41`, or `41_3` for a task of an array."""
+    restart: int
+    """How often Slurm had queued that job again by then."""
+    node: str
+    gpu: str | None
+    """Name of the GPU that was computed on; None: on the CPU."""
+    gpus: int
+    """How many the job had, used or not."""
+    shared_by: int
+    """How many trials had them at once."""
+    seconds: float = 0.0
+
+
+def this_attempt(gpu: str | None, seconds: float = 0.0) -> Attempt:
+    """The attempt that this process is. Outside Slurm it has the GPU that it computes on."""
+    return Attempt(
+        job=job_id(),
+        restart=_number("SLURM_RESTART_COUNT", 0),
+        node=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        gpu=gpu,
+        gpus=max(_number("SLURM_GPUS_ON_NODE", 0), int(gpu is not None)),
+        shared_by=_number(SHARED_BY, 1),
+        seconds=round(seconds, 2),
+    )
+
+
+def _number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else default
+
+
+def spent(attempts: Sequence[Attempt]) -> dict[str, Any]:
+    """What attempts came to, as provenance keeps it."""
+    return {
+        "seconds": round(sum(attempt.seconds for attempt in attempts), 2),
+        "gpu_hours": round(sum(a.seconds * a.gpus / a.shared_by for a in attempts) / 3600, 8),
+        "restarts": restarts(attempts),
+        "attempts": [asdict(attempt) for attempt in attempts],
+    }
+
+
+def restarts(attempts: Sequence[Attempt]) -> int:
+    """How often work was begun again: by Slurm's count within a job, where attempts may have died without a record."""
+    counts: dict[str, int] = {}
+    for attempt in attempts:
+        if attempt.job:
+            counts[attempt.job] = max(attempt.restart, counts.get(attempt.job, 0))
+    begun = sum(count + 1 for count in counts.values()) + sum(attempt.job is None for attempt in attempts)
+    return max(begun, len(attempts)) - 1 if attempts else 0
+
+
+def read_attempts(record: Any) -> list[Attempt]:
+    """The attempts in a record: of attempts.json, or a stage's provenance; none if it has none that can be read."""
+    try:
+        return [Attempt(**attempt) for attempt in record["attempts"]]
+    except (KeyError, TypeError):
+        return []
+
+
+class Attempts:
+    """The attempts at one training, this process's last. `identity` names what is trained: others' do not count."""
+
+    def __init__(self, path: Path, identity: str, attempt: Attempt, started: float) -> None:
+        """`started`: when this attempt began, by `time.monotonic`."""
+        self._path, self._identity, self._mine, self._started = path, identity, attempt, started
+        self._earlier = _earlier(path, identity)
+
+    def all(self) -> list[Attempt]:
+        """Every attempt, this one with the time it has taken until now."""
+        self._mine.seconds = round(time.monotonic() - self._started, 2)
+        return [*self._earlier, self._mine]
+
+    def note(self) -> None:
+        """Bring the file up to date. A disk that is full is no reason for the training to end here."""
+        with suppress(OSError):
+            values: Mapping[str, Any] = {"identity": self._identity, **spent(self.all())}
+            write_json(self._path, values)
+
+    @contextmanager
+    def noted(self, still_mine: Callable[[], bool]) -> Iterator[None]:
+        """Note this attempt when the block begins, and when it ends, unless the trial is another job's by then."""
+        self.note()
+        try:
+            yield
+        finally:
+            if still_mine():
+                self.note()
+
+
+def _earlier(path: Path, identity: str) -> list[Attempt]:
+    with suppress(OSError, ValueError):
+        record = read_json(path)
+        if isinstance(record, dict) and record.get("identity") == identity:
+            return read_attempts(record)
+    return []

@@ -1,0 +1,154 @@
+"""Where a result comes from: code, versions, machine and Slurm job. Loads no torch by itself.
+
+Of the environment only what is named here is kept, and no token (`secrets.hide`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pipeline import __version__
+from pipeline.disk.layout import PROJECT
+from pipeline.disk.secrets import hide
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "transformers",
+    "timm",
+    "peft",
+    "datasets",
+    "huggingface_hub",
+    "safetensors",
+    "scikit-learn",
+    "skops",
+    "lightgbm",
+    "scipy",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "pillow",
+    "submitit",
+)
+SLURM_FIELDS = (
+    "JOB_ID",
+    "ARRAY_JOB_ID",
+    "ARRAY_TASK_ID",
+    "RESTART_COUNT",
+    "JOB_PARTITION",
+    "JOB_NAME",
+    "JOB_NODELIST",
+    "CPUS_PER_TASK",
+    "GPUS_ON_NODE",
+    "CLUSTER_NAME",
+)
+MAX_DIFF = 100_000
+CODE = ("pipeline", "configs", "jobs")
+CODE_RECORD = "code.json"
+"""Beside a snapshot's package: where its code came from."""
+
+
+def now() -> str:
+    """The time, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def provenance(**more: Any) -> dict[str, Any]:
+    """Everything known about this process, and `more` beside it, as JSON values."""
+    return {
+        "written": now(),
+        "carabid": __version__,
+        "code": loaded_code(),
+        "argv": [hide(argument) for argument in sys.argv],
+        "python": platform.python_version(),
+        "packages": {name: installed_version(name) for name in PACKAGES},
+        "host": socket.gethostname(),
+        "device": _device(),
+        "peak_memory_gib": _peak_memory(),
+        "slurm": {name.lower(): os.environ[f"SLURM_{name}"] for name in SLURM_FIELDS if f"SLURM_{name}" in os.environ},
+        **more,
+    }
+
+
+def code_version() -> dict[str, Any]:
+    """Commit and uncommitted changes of the code that runs: as a snapshot recorded them, else of the git checkout.
+
+    A site edits jobs/setup.sh: a token or a proxy's password that is put there must not go from here into results.
+    """
+    with suppress(OSError):
+        recorded: dict[str, Any] = json.loads((PROJECT / CODE_RECORD).read_text())
+        return recorded
+    commit = _git("rev-parse", "HEAD")
+    if commit is None or not _git("ls-files", "--", *CODE):  # none, or of something else: an environment may lie in one
+        return {"commit": None, "dirty": None}
+    diff = _git("diff", "HEAD", "--", *CODE) or ""
+    new = (_git("ls-files", "--others", "--exclude-standard", "--", *CODE) or "").splitlines()
+    return {"commit": commit.strip(), "dirty": bool(diff or new), "diff": hide(diff)[:MAX_DIFF], "new_files": new}
+
+
+def loaded_code() -> dict[str, Any]:
+    """`code_version` when this was first called: what is edited later does not run in this process."""
+    return _code_at_first(PROJECT)
+
+
+@cache
+def _code_at_first(project: Path) -> dict[str, Any]:
+    return code_version()
+
+
+def job_id() -> str | None:
+    """Id of the Slurm job that this process is part of: `41`, or `41_3` for a task of an array."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        command = ["git", "-C", str(PROJECT), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=30)
+        return done.stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def installed_version(package: str) -> str | None:
+    """A package's version; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _device() -> dict[str, Any]:
+    """The GPU that was computed on, and threads, as torch sees them; only where torch is loaded already."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    return {
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_initialized() else None,
+        "threads": torch.get_num_threads(),
+        "cpu": platform.machine(),
+    }
+
+
+def _peak_memory() -> dict[str, float]:
+    """The most that this process has used until now, and torch on the GPU, in GiB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        peak["gpu"] = torch.cuda.max_memory_allocated() / 2**30
+    return {name: round(value, 3) for name, value in peak.items()}

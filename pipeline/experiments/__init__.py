@@ -1,0 +1,1 @@
+"""From a YAML to trials: parents, overrides, grids, names, cluster profiles, errors in words."""

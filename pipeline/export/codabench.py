@@ -1,0 +1,381 @@
+"""The export of trained trials as a submission to a challenge's platform: a folder that needs nothing of this package.
+
+`model.py` is this folder's `beetles.py` or `butterflies.py` as it stands, beside it `network.py` and the package's
+`correction.py` and `plain.py`; `submission.json` says what the members are made of, `weights.pt` holds their tensors:
+adapters merged into plain weights, under the names of the backbone's own library, and classifiers of scikit-learn as plain
+arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pipeline.backbones import load_backbone
+from pipeline.backbones.base import Backbone, Network, Tail
+from pipeline.backbones.concat import ConcatBackbone
+from pipeline.config import Backbone as BackboneConfig
+from pipeline.config import ClassifierHead, Concat, Config, Dinov2, OpenClip, Pixels, Timm, token_kind
+from pipeline.data import correction
+from pipeline.disk.layout import ExperimentDir, TrialDir, atomic_folder, atomic_path, read_json, write_json, write_text
+from pipeline.errors import UserError, WorkError
+from pipeline.models import plain
+from pipeline.models.classifiers import Classifier, plain_arrays
+from pipeline.models.encoders import embedding_width
+from pipeline.models.learner import Learner
+from pipeline.models.outputs import MIN_SCALE, START, Categorical, LocationScale, Output, Quantiles
+from pipeline.models.pooling import HIDDEN
+from pipeline.models.saved import Facts, Model, is_adapted, load_facts, load_model, read_trained
+from pipeline.reporting.results import hash_results
+from pipeline.stages.predict import find_ensemble, find_trial, trained_config
+
+Spec = dict[str, Any]
+State = dict[str, Tensor]
+PartConfig = OpenClip | Dinov2 | Timm | Pixels
+TARGETS = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
+"""What the beetles' platform asks for; the butterflies' asks for a score of one of two classes."""
+KNOTS = 101
+"""Quantiles of validation images' log odds, among which a butterfly's are told."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A trained trial with its model, on the CPU."""
+
+    trial: TrialDir
+    config: Config
+    facts: Facts
+    model: Model
+
+
+def export(trials: Sequence[Path], out: Path, zipped: bool, with_backbone: bool) -> Path:
+    """Write the submission of one trial, of several, or of an ensemble to the folder `out`, and beside it `out`.zip if asked.
+
+    Of several trials, a forecast is the equal mixture of theirs, a score is of their mean log odds; an ensemble (a folder of
+    `ensembles/`) has its own calibration.
+    Returns what was written. Raises UserError for what is no trained trial, for trials of different backbones, for a folder
+    that exists, and for a backbone that the platform could not fetch; WorkError for an ensemble that is out of date.
+    """
+    trials, calibration = _members_of(trials)
+    if not trials:
+        raise UserError("name the trials to export, one or more: `carabid status` lists them")
+    out = out.expanduser().absolute()
+    target = out.with_name(f"{out.name}.zip") if zipped else out
+    if (taken := next((path for path in (out, target) if path.exists()), None)) is not None:
+        raise UserError(f"{taken} exists: name another --out, or remove it")
+    configs = [trained_config(find_trial(trial)) for trial in trials]
+    backbone = _shared_backbone(trials, configs, with_backbone)
+    members = [_load(find_trial(trial), config, backbone) for trial, config in zip(trials, configs, strict=True)]
+    _check_alike(members)
+    with atomic_folder(out) as folder:
+        _write(folder, members, backbone, with_backbone, calibration)
+    if zipped:
+        _zip(out, target)
+    return target
+
+
+def _members_of(trials: Sequence[Path]) -> tuple[Sequence[Path], Spec | None]:
+    """The trials of an ensemble's folder and what calibrates them together; other folders as they are."""
+    ensembles = [found for trial in trials if (found := find_ensemble(trial)) is not None]
+    if ensembles and len(trials) > 1:
+        raise UserError(f"{ensembles[0].path} is an ensemble: export it alone, or name the trials of all of them")
+    if not ensembles:
+        return trials, None
+    (folder,) = ensembles
+    results = read_json(folder.results)
+    members = {name: ExperimentDir(folder.path.parent.parent).trial(name) for name in results["members"]}
+    if {name: hash_results(trial) for name, trial in members.items()} != results["made_from"]:
+        raise WorkError(f"{folder.path}: its members have other results now: `carabid collect` makes it again")
+    return [trial.path for trial in members.values()], results["calibration"]
+
+
+def _load(trial: TrialDir, config: Config, backbone: Backbone) -> Member:
+    facts = load_facts(trial)
+    if config.data.label is None and set(facts.targets) != set(TARGETS):
+        raise UserError(f"{trial.path} predicts {', '.join(facts.targets)}: the platform asks for {', '.join(TARGETS)}")
+    if config.data.label is not None and len(facts.targets) != 2:
+        raise UserError(
+            f"{trial.path} tells {len(facts.targets)} classes apart: the platform asks for a score of one of two"
+        )
+    if config.data.label is not None and config.data.positive is None:
+        raise UserError(f"{trial.path}: nothing says which class the scores are of: train with data.positive")
+    if config.data.label is not None and (config.data.colour_card or config.data.scale_bar):
+        raise UserError(f"{trial.path} corrects images by a card or a bar, and the butterflies' platform has neither")
+    return Member(trial, config, facts, load_model(config, trial, backbone))
+
+
+def _shared_backbone(trials: Sequence[Path], configs: Sequence[Config], with_backbone: bool) -> Backbone:
+    """The backbone of all trials. Raises UserError if they have not one, or if it can only travel in the folder."""
+    first = configs[0].backbone
+    for trial, config in zip(trials, configs, strict=True):
+        if config.backbone != first or _correction(config) != _correction(configs[0]):
+            raise UserError(
+                f"{trial} is trained on another backbone than {trials[0]}, or on images corrected otherwise: an exported "
+                "ensemble shares both"
+            )
+    if not with_backbone and not _is_public(first) and not _brings_networks(configs):
+        raise UserError(f"the platform cannot fetch the backbone ({first}): it is here alone; add --with-backbone")
+    return load_backbone(first)
+
+
+def _check_alike(members: Sequence[Member]) -> None:
+    """UserError unless all say the same things; classes in one order, for their first is the positive one."""
+    first = members[0]
+    for member in members:
+        same = member.facts.targets == first.facts.targets
+        if first.config.data.label is None:
+            same = set(member.facts.targets) == set(first.facts.targets)
+        if not same:
+            raise UserError(
+                f"{member.trial.path} predicts {', '.join(member.facts.targets)}, and {first.trial.path} "
+                f"{', '.join(first.facts.targets)}: an exported ensemble says one thing"
+            )
+
+
+def _correction(config: Config) -> Spec:
+    """What is done to an image before the backbone's transform."""
+    return {"colour_card": config.data.colour_card, "scale_bar": config.data.scale_bar, "canvas": config.data.canvas}
+
+
+def _is_public(backbone: BackboneConfig) -> bool:
+    """Whether the backbone's name leads to its weights on any machine."""
+    if isinstance(backbone, Pixels):
+        return True
+    if isinstance(backbone, Concat):
+        return all(map(_is_public, backbone.parts))
+    if isinstance(backbone, Dinov2):
+        return not Path(backbone.name).expanduser().exists()
+    if backbone.name.startswith("hf-hub:") or isinstance(backbone, Timm):
+        return backbone.name.startswith("hf-hub:") or backbone.pretrained is True
+    return backbone.pretrained is not None and not Path(backbone.pretrained).expanduser().exists()
+
+
+def _brings_networks(configs: Iterable[Config]) -> bool:
+    """Whether every member is a whole network of its own, trained end to end: none reads the backbone's weights."""
+    return all(config.model.encoder.kind == "end_to_end" for config in configs)
+
+
+# ---------------------------------------------------------------- the folder
+def _write(
+    folder: Path, members: Sequence[Member], backbone: Backbone, with_backbone: bool, calibration: Spec | None
+) -> None:
+    """All files of the submission."""
+    states = _with_same_tails(members, [_state(member) for member in members], backbone)
+    config = members[0].config
+    challenge = "beetles" if config.data.label is None else "butterflies"
+    _copy_code(folder, challenge)
+    base = _native(backbone) if with_backbone else {}
+    torch.save({"backbone": base, "members": states}, folder / "weights.pt")
+    spec = {
+        "challenge": challenge,
+        "correction": _correction(config),
+        "backbone": _write_backbone(folder, members, backbone),
+        "members": [_member_spec(member, backbone) for member in members],
+    }
+    own = {"targets": list(TARGETS), "calibration": calibration} if challenge == "beetles" else _scores(members)
+    write_json(folder / "submission.json", spec | own)
+    write_text(folder / "requirements.txt", _requirements(members))
+
+
+def _copy_code(folder: Path, challenge: str) -> None:
+    """model.py, and what it imports."""
+    here = Path(__file__).parent
+    shutil.copyfile(here / f"{challenge}.py", folder / "model.py")
+    for file in (here / "network.py", Path(correction.__file__), Path(plain.__file__)):
+        shutil.copyfile(file, folder / file.name)
+
+
+def _scores(members: Sequence[Member]) -> Spec:
+    """Among which log odds an image's are told: ascending quantiles, each once, of the members' means for the validation events;
+    and the neutral score, that of their median."""
+    columns = []
+    for member in members:
+        table = pd.read_parquet(member.trial.validation).set_index("group")
+        p = table[f"{member.facts.targets[0]}_mean"].clip(plain.FEWEST, 1 - plain.FEWEST)
+        columns.append(np.log(p) - np.log1p(-p))
+    shared = pd.concat(columns, axis=1, join="inner").mean(axis=1)
+    found = shared if len(shared) else columns[0]  # (of other splits: nothing can be said of both)
+    knots = [float(value) for value in np.unique(np.quantile(found, np.linspace(0, 1, KNOTS)))]
+    return {"knots": knots, "neutral": plain.spread(float(np.median(found)), knots)}
+
+
+def _requirements(members: Iterable[Member]) -> str:
+    """What model.py imports: what reads backbone and trees in the version that is here, the rest as the platform has it.
+
+    Without a newline at the end: a blank line would end the platform's run.
+    """
+    pinned = {
+        "open_clip": ("open-clip-torch",),
+        "dinov2": ("transformers",),
+        "timm": ("timm",),
+        "boosting": ("lightgbm",),
+    }
+    plain = {"open_clip": ("torchvision",), "dinov2": ("torchvision",), "timm": ("torchvision",)}
+    kinds = {part.kind for m in members for part in _parts(m.config.backbone)} | {
+        m.config.model.head.kind for m in members
+    }
+    lines = {f"{name}=={version(name)}" for kind in kinds for name in pinned.get(kind, ())}
+    lines |= {name for kind in kinds for name in plain.get(kind, ())}
+    return "\n".join(["torch", "numpy", "Pillow", *sorted(lines)])
+
+
+def _zip(folder: Path, target: Path) -> None:
+    """The folder's files at the root of an archive."""
+    with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, path.relative_to(folder))
+
+
+# ---------------------------------------------------------------- tensors
+def _state(member: Member) -> State:
+    """A member's tensors: its own under the names of `Network`, its tail under those of the backbone's library, after `tail.`"""
+    model = member.model
+    if isinstance(model, Classifier):
+        arrays = plain_arrays(model.estimator, model.head)
+        return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    if not isinstance(model, Learner):
+        return dict(model.state_dict())
+    encoder: Any = model.encoder.merge_and_unload() if is_adapted(model) else model.encoder  # type: ignore[operator]
+    if isinstance(encoder, Network):
+        own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
+        return own | {f"tail.{name}": tensor.cpu() for name, tensor in _native(encoder.backbone).items()}
+    if isinstance(encoder, Tail):
+        own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
+        tail = {f"tail.{name.removeprefix('visual.')}": tensor for name, tensor in encoder.to_native().items()}
+        return {name: tensor.cpu().clone() for name, tensor in (own | tail).items()}
+    return {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+
+
+def _with_same_tails(members: Sequence[Member], states: Sequence[State], backbone: Backbone) -> list[State]:
+    """Where members have tails, all that look at images have the tensors of the longest one's, so that none reads another's."""
+    names = {name for state in states for name in state if name.startswith("tail.")}
+    native = _native(backbone) if names else {}
+    base = {name: native[name.removeprefix("tail.")] for name in names}
+    looks = [isinstance(member.model, Learner | Classifier) for member in members]
+    return [base | state if at_images else state for state, at_images in zip(states, looks, strict=True)]
+
+
+def _native(backbone: Backbone) -> State:
+    """The backbone's tensors under its library's names."""
+    if isinstance(backbone, ConcatBackbone):
+        parts = enumerate(backbone.parts)
+        return {f"{i}.{name}": tensor for i, part in parts for name, tensor in _native(cast(Backbone, part)).items()}
+    inner: Any = getattr(backbone, "visual", None) or getattr(backbone, "model", None)
+    return {} if inner is None else {name: tensor.clone() for name, tensor in inner.state_dict().items()}
+
+
+# ---------------------------------------------------------------- descriptions
+def _write_backbone(folder: Path, members: Sequence[Member], backbone: Backbone) -> Spec:
+    """What the backbone is made of; what its library builds it from is written to the folder."""
+    configs = [member.config for member in members]
+    chosen = configs[0].backbone
+    if isinstance(chosen, Concat):
+        parts = zip(chosen.parts, cast(ConcatBackbone, backbone).parts, strict=True)
+        described = [
+            _write_part(folder, f"architecture-{i}", one, cast(Backbone, part)) for i, (one, part) in enumerate(parts)
+        ]
+        spec: Spec = {"kind": "concat", "name": "concat", "parts": described}
+    else:
+        spec = _write_part(folder, "architecture", chosen, backbone)
+    return spec | {"fingerprint": None if _brings_networks(configs) else fingerprint(_native(backbone))}
+
+
+def _write_part(folder: Path, name: str, chosen: PartConfig, backbone: Backbone) -> Spec:
+    """One network's part of the specification; `name` is that of its library's file or folder."""
+    inner: Any = backbone
+    spec = chosen.model_dump(mode="json") | {"architecture": name}
+    if isinstance(chosen, OpenClip):
+        from pipeline.backbones.open_clip import architecture
+
+        described = architecture(chosen)
+        write_json(folder / f"{name}.json", described)
+        spec |= {"preprocess": dict(inner.visual.preprocess_cfg), "quick_gelu": described["quick_gelu"]}
+        spec["name"] = spec["name"] if spec["name"].startswith("hf-hub:") else spec["name"].replace("/", "-")
+    elif isinstance(chosen, Dinov2):
+        inner.model.config.save_pretrained(folder / name)
+        inner.processor.save_pretrained(folder / name)
+    elif isinstance(chosen, Timm):
+        from pipeline.backbones.timm_models import describe
+
+        spec |= describe(inner)
+    return spec
+
+
+def _parts(backbone: BackboneConfig) -> Sequence[PartConfig]:
+    """The networks that a backbone consists of."""
+    return backbone.parts if isinstance(backbone, Concat) else (backbone,)
+
+
+def fingerprint(state: State) -> str:
+    """As `network.py` has it, which this package cannot import: the weights that the platform fetches must be these."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode() + state[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _member_spec(member: Member, backbone: Backbone) -> Spec:
+    head, names = member.config.model.head, member.facts.names
+    classifier = isinstance(head, ClassifierHead)
+    spec: Spec = {
+        "kind": "plain" if classifier else head.kind if head.kind in ("climatology", "boosting") else "network",
+        "trial": f"{member.trial.path.parent.name}/{member.trial.path.name}",
+        "config_hash": read_trained(member.trial)["config_hash"],
+        "targets": list(member.facts.learnt),
+        "names": {"domains": names.domains, "species": names.species, "genera": names.genera},
+        "calibration": read_trained(member.trial)["calibration"],
+    }
+    if classifier:
+        return spec | {"classifier": head.kind, "normalize": member.config.model.normalize}
+    if head.kind == "climatology":
+        return spec | {"min_events": head.min_events}
+    return spec if head.kind == "boosting" else spec | _network_spec(member, backbone)
+
+
+def _network_spec(member: Member, backbone: Backbone) -> Spec:
+    config, model = member.config, member.config.model
+    assert isinstance(member.model, Learner)
+    encoder, convolutions = model.encoder, None
+    if encoder.kind == "patch_convs":
+        convolutions = {
+            "width": backbone.width,
+            "grid": list(backbone.grid),
+            "kernel": encoder.kernel,
+            "channels": encoder.channels,
+        }
+    return {
+        "features": "patches" if token_kind(config)[0] == "patches" else "pooled",
+        "convolutions": convolutions,
+        "width": embedding_width(encoder, member.facts.embed_dim),
+        "hidden": list(model.head.hidden) if model.head.kind == "mlp" else [],
+        "normalize": model.normalize,
+        "n_features": len(member.model.feature_mean),
+        "domain": model.domain_embedding,
+        "species": model.species_embedding,
+        "pool": model.pool,
+        "attention": HIDDEN,
+        "output": _output_spec(member.model.output),
+    }
+
+
+def _output_spec(output: Output) -> Spec:
+    """How a head's numbers are read."""
+    spec: Spec = {"n": output.n, "min_scale": MIN_SCALE, "start": START}
+    if isinstance(output, LocationScale):
+        return spec | {"kind": "location_scale", "widening": output.widening}
+    if isinstance(output, Categorical):
+        return spec | {"kind": "categorical", "n_classes": output.n_classes}
+    if isinstance(output, Quantiles):
+        return spec | {"kind": "quantiles", "z": output.z.tolist()}
+    return spec | {"kind": "point"}

@@ -1,0 +1,325 @@
+"""What data and weights contain, hashed once and kept in features/records/ for as long as they look unchanged; and what
+has changed, in words, where they do not.
+
+A record's file is named by a cheap signature (sizes and times of files, a Hub commit, versions of libraries); while the
+signature is the same the record holds and no image is read. So a plan on a login node knows the key of its features
+without torch, and without reading images. This module loads no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pipeline.config import Backbone, Concat, Config, Data, digest, token_kind
+from pipeline.data.dataset import BadImage, Dataset, content_of, known_signature
+from pipeline.disk.layout import PROJECT, read_json, record_path, store_dir, write_json
+from pipeline.disk.lease import Lease
+from pipeline.disk.provenance import installed_version
+from pipeline.errors import UserError, WorkError
+from pipeline.features.key import Ingredients
+
+if TYPE_CHECKING:
+    from pipeline.backbones.base import Backbone as LoadedBackbone
+
+UNREADABLE = ""
+"""Stands for the sha256 of an image that is not there."""
+LIBRARIES = ("torch", "torchvision", "open_clip_torch", "transformers", "timm", "pillow")
+"""What a backbone's weights, shape and transform may change with."""
+
+Record = TypeVar("Record", "DataRecord", "WeightsRecord")
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """The images of a data set: `images[i]` is the `content_of` image i (its sha256), `content` the sha256 of them all.
+
+    Where images are corrected by a colour card or a scale bar, those are part of an image's content.
+    """
+
+    signature: str
+    content: str
+    n: int
+    images: list[str]
+
+
+@dataclass(frozen=True)
+class WeightsRecord:
+    """What a backbone contributes to a feature key, and its measures, from which sizes are estimated."""
+
+    signature: str
+    weights: str
+    architecture: str
+    transform: str
+    n_blocks: int
+    embed_dim: int
+    """Width of its pooled embedding."""
+    width: int
+    """Of a token."""
+    n_patches: int
+    n_parameters: int
+    n_inputs: int
+    """Numbers in one image as it reads it."""
+
+
+# ---------------------------------------------------------------- data
+def data_record(config: Config, dataset: Dataset) -> DataRecord:
+    """The record of these images, from disk if it holds, else made by reading every image (by one job; others wait)."""
+    now = dataset.signature()
+    path = _path(config, "data", now)
+    lease = Lease(path.with_suffix(".lease"), config.resources.lease_seconds)
+    with lease.hold(lambda: _read(path, DataRecord) is not None) as held:
+        if held:
+            write_json(path, asdict(_hash_images(now, dataset, config.resources.decode_threads)))
+    record = _read(path, DataRecord)
+    if record is None:
+        raise WorkError(f"{path} was just written and cannot be read: check the disk and run this again.")
+    return record
+
+
+def forget_data(config: Config, record: DataRecord) -> None:
+    """Remove a record that turned out wrong, so that the next run reads the images again."""
+    _path(config, "data", record.signature).unlink(missing_ok=True)
+
+
+def _hash_images(now: str, dataset: Dataset, threads: int) -> DataRecord:
+    from pipeline.progress import progress  # a bar is slow to import, and most who read records draw none
+
+    def sha256(i: int) -> str:
+        try:
+            return content_of(dataset.encoded(i))
+        except BadImage:
+            return UNREADABLE  # whether that is allowed is for extraction to say
+
+    images = []
+    with ThreadPoolExecutor(threads) as pool, progress("hash images", len(dataset)) as advance:
+        for image in pool.map(sha256, range(len(dataset))):
+            images.append(image)
+            advance(1)
+    content = hashlib.sha256("\n".join(images).encode()).hexdigest()
+    return DataRecord(now, content, len(images), images)
+
+
+# ---------------------------------------------------------------- weights
+def weights_record(config: Config, load: Callable[[], LoadedBackbone], again: bool = False) -> WeightsRecord:
+    """The record of the backbone that `load` loads, from disk if it holds and `again` is not set."""
+    before = weights_signature(config.backbone)
+    if before is not None and not again and (record := _read(_path(config, "weights", before), WeightsRecord)):
+        return record
+    backbone = load()
+    after = weights_signature(config.backbone)
+    if after is None or before not in (None, after):
+        raise WorkError(f"The weights of {config.backbone} changed while they were read. Run this again.")
+    record = _describe(after, backbone)
+    write_json(_path(config, "weights", after), asdict(record))
+    return record
+
+
+def _describe(now: str, backbone: LoadedBackbone) -> WeightsRecord:
+    from PIL import Image  # who only reads records needs none
+
+    architecture = hashlib.sha256(repr(backbone).encode()).hexdigest()
+    return WeightsRecord(
+        signature=now,
+        weights=backbone.weights_hash(),
+        architecture=architecture,
+        transform=backbone.transform_id(),
+        n_blocks=backbone.n_blocks,
+        embed_dim=backbone.embed_dim,
+        width=backbone.width,
+        n_patches=backbone.grid[0] * backbone.grid[1],
+        n_parameters=sum(parameter.numel() for parameter in backbone.parameters()),
+        n_inputs=backbone.transform(Image.new("RGB", (64, 64))).numel(),
+    )
+
+
+def weights_signature(backbone: Backbone) -> str | None:
+    """A cheap identity of weights, transform and the code that makes them; None where they are not on this machine."""
+    origin = _origin(backbone)
+    if origin is None:
+        return None
+    libraries = {name: installed_version(name) for name in LIBRARIES}
+    return digest([backbone.model_dump(mode="json"), origin, libraries, _code()])
+
+
+def _origin(backbone: Backbone) -> Any:
+    """Where weights come from, and in which state: files, a Hub commit, or nowhere (pixels, random, a fixed tag)."""
+    if isinstance(backbone, Concat):
+        origins = [_origin(part) for part in backbone.parts]
+        return None if None in origins else origins
+    if backbone.kind == "pixels":
+        return "none"
+    if backbone.kind == "dinov2":
+        return _files(Path(backbone.name)) or _hub_commit(backbone.name, "config.json", backbone.revision)
+    if backbone.name.startswith("hf-hub:"):
+        file = "config.json" if backbone.kind == "timm" else "open_clip_config.json"
+        return _hub_commit(backbone.name.removeprefix("hf-hub:"), file, None)
+    if backbone.name.startswith("local-dir:"):
+        return _files(Path(backbone.name.removeprefix("local-dir:")))
+    local = Path(backbone.pretrained) if backbone.kind == "open_clip" and backbone.pretrained else None
+    return (_files(local) if local else None) or "tag or random"
+
+
+def _files(path: Path) -> list[tuple[str, int, int]] | None:
+    """Name, size and time of change of a file, or of the files in a folder; None if there are none."""
+    path = path.expanduser()
+    found = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
+    return [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in found] or None
+
+
+def _hub_commit(name: str, file: str, revision: str | None) -> str | None:
+    """The commit of a model in the Hub's cache; None if it is not there. Raises UserError if it cannot be on the Hub."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, file, revision=revision)
+    except HFValidationError as error:
+        raise UserError(
+            f"backbone.name {name}: there is no such folder with a model in it, and it is no name on the Hub either "
+            "(those are written owner/name). Check the path."
+        ) from error
+    return Path(found).parent.name if isinstance(found, str) else None
+
+
+def _code() -> str:
+    """Hash of the code of the backbones: another transform must not pass for the one on record."""
+    files = sorted((PROJECT / "pipeline" / "backbones").glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+# ---------------------------------------------------------------- keys
+def ingredients(config: Config, data: DataRecord, weights: WeightsRecord) -> Ingredients:
+    """What the features of this configuration depend on. Raises UserError if the backbone has too few blocks."""
+    kind, blocks = token_kind(config)
+    if blocks > weights.n_blocks:
+        raise UserError(
+            f"model.encoder.blocks is {blocks}, but the backbone has {weights.n_blocks} blocks. Set it to at most that."
+        )
+    return Ingredients(
+        data=data.content,
+        backbone=config.backbone.kind,
+        architecture=weights.architecture,
+        weights=weights.weights,
+        transform=weights.transform,
+        kind=kind,
+        cut=weights.n_blocks - blocks if kind == "cut" else 0,
+        dtype=config.features.dtype,
+        shard_size=config.features.shard_size,
+        correction=_correction(config.data),
+    )
+
+
+def _correction(data: Data) -> str:
+    """What images are corrected by, in words that change with what it does to them; empty if by nothing."""
+    if not (data.colour_card or data.scale_bar):
+        return ""
+    from pipeline.data.correction import COLOURS, SCALE  # numpy and Pillow
+
+    scale = f"{SCALE}, canvas {data.canvas:g}"
+    return "; ".join([COLOURS] * data.colour_card + [scale] * data.scale_bar)
+
+
+def known_feature_key(config: Config, looks: str | None = None) -> str | None:
+    """The key of this configuration's features if records tell it: without torch, without reading an image.
+
+    `looks` is the data's `known_signature`, for a caller that has it.
+    """
+    weights = known_weights(config)
+    data = known_data(config, looks) if weights else None
+    return ingredients(config, data, weights).key() if data and weights else None
+
+
+def known_weights(config: Config) -> WeightsRecord | None:
+    """The record of the backbone, if there is one of the weights as they are now."""
+    now = weights_signature(config.backbone)
+    return _read(_path(config, "weights", now), WeightsRecord) if now else None
+
+
+def known_data(config: Config, looks: str | None = None) -> DataRecord | None:
+    """The record of the images, if there is one of the data as they are now; `looks` as for `known_feature_key`."""
+    return _known_data(config, looks or known_signature(config.data))
+
+
+def _known_data(config: Config, signature: str | None) -> DataRecord | None:
+    return _read(_path(config, "data", signature), DataRecord) if signature else None
+
+
+# ---------------------------------------------------------------- what has changed
+@dataclass(frozen=True)
+class Basis:
+    """What results rest on beside their configuration: the data's signature and the features' key; None: not known."""
+
+    signature: str | None
+    key: str | None
+
+
+def basis_change(config: Config, then: Basis, now: Basis) -> str:
+    """What has changed between two bases, in words; empty if nothing has, or if it cannot be told from here."""
+    other_files, other_features = now.signature not in (None, then.signature), now.key not in (None, then.key)
+    if not other_files and not other_features:
+        return ""
+    stored = _stored_ingredients(config, then.key)
+    images = _images_change(config, then, now, stored)
+    if found := [*([images] if images else []), *_backbone_change(stored, known_weights(config))]:
+        rebuilt = now.key is not None and store_dir(config, now.key).manifest.exists()
+        return f"features {'rebuilt' if rebuilt else 'to be rebuilt'}: {', '.join(found)}"
+    if not other_files:
+        return "its features are others now than it was trained on"
+    more = "which images, extraction will tell" if images is None else "the images are the same"
+    return f"the data's files have changed since it was evaluated; {more}"
+
+
+def _stored_ingredients(config: Config, key: str | None) -> dict[str, Any]:
+    """What the manifest of a store says that it was made of; nothing if it is gone."""
+    try:
+        return dict(read_json(store_dir(config, key).manifest)["ingredients"]) if key else {}
+    except (OSError, TypeError, ValueError, KeyError):
+        return {}
+
+
+def _images_change(config: Config, then: Basis, now: Basis, stored: dict[str, Any]) -> str | None:
+    """How the images differ, in words; empty if they do not, None if that is not known: they have not been read since."""
+    old, new = _known_data(config, then.signature), _known_data(config, now.signature)
+    if old and new and old != new:
+        return _in_words(old.images, new.images)
+    if new and "data" in stored:
+        return "images changed" if new.content != stored["data"] else ""
+    return None
+
+
+def _in_words(old: list[str], new: list[str]) -> str:
+    """`3 images changed, 1 image added`: by content, wherever the images stand."""
+    gone, come = (Counter(old) - Counter(new)).total(), (Counter(new) - Counter(old)).total()
+    changed = min(gone, come)
+    counts = {"changed": changed, "added": come - changed, "removed": gone - changed}
+    words = [f"{n} image{'s' * (n > 1)} {what}" for what, n in counts.items() if n]
+    return ", ".join(words) or ("" if old == new else "images put in another order")
+
+
+def _backbone_change(stored: dict[str, Any], weights: WeightsRecord | None) -> list[str]:
+    """What is other about the backbone than when a store was made."""
+    words = {
+        "weights": "the backbone's weights changed",
+        "architecture": "the backbone's architecture changed",
+        "transform": "the transform of images changed",
+    }
+    return [text for name, text in words.items() if weights and stored.get(name) not in (None, getattr(weights, name))]
+
+
+# ---------------------------------------------------------------- files
+def _path(config: Config, kind: str, now: str) -> Path:
+    return record_path(config, kind, hashlib.sha256(now.encode()).hexdigest()[:16])
+
+
+def _read(path: Path, kind: type[Record]) -> Record | None:
+    """The record in a file; None if there is none, or one of another version."""
+    try:
+        return kind(**read_json(path))
+    except (OSError, TypeError, ValueError):
+        return None

@@ -1,0 +1,1 @@
+"""Preflight: what would fail on this cluster, before it is queued."""

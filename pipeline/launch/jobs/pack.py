@@ -1,0 +1,102 @@
+"""Several trials in one task, side by side on its GPU: a process and a log each. Loads no torch.
+
+A trial that fails, or is killed, leaves its siblings alone. `python -m pipeline.launch.jobs.pack MANIFEST INDEX` is one of
+the processes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from pipeline.disk.attempts import SHARED_BY
+from pipeline.disk.layout import TrialDir, write_json
+from pipeline.errors import REQUEUE_STATUS, RunAgain, WorkError
+from pipeline.launch.jobs import jobs
+from pipeline.launch.manifest.manifest import Manifest, load_manifest
+from pipeline.signals import LISTENED, WALLTIME_SIGNAL
+
+Children = Mapping[int, subprocess.Popen[bytes]]
+WORDS = {0: "done", REQUEUE_STATUS: "interrupted", **{-number: "interrupted" for number in LISTENED}}
+"""What exit statuses mean. A child that has only just begun does not listen yet: what it is told ends it."""
+
+
+def train(manifest: Manifest, indices: range) -> None:
+    """Train these trials at once; done if any of them is, so that `aftercorr` lets the evaluation of this task begin.
+
+    Raises RunAgain if the walltime interrupted one, WorkError if none is done.
+    """
+    children = {index: _start(manifest, index, _environment(manifest, len(indices))) for index in indices}
+    with _passing_signals_on(children):
+        statuses = {index: child.wait() for index, child in children.items()}
+    for index, status in statuses.items():
+        _say_end(manifest, index, status)
+    if {REQUEUE_STATUS, -WALLTIME_SIGNAL} & set(statuses.values()):
+        raise RunAgain("the walltime is near: trials that are not done have written checkpoints")
+    if all(statuses.values()):
+        raise WorkError(f"none of the {len(indices)} trials of this task is trained")
+
+
+def log_path(manifest: Manifest, index: int) -> Path:
+    """The log of one trial of a packed task."""
+    return manifest.experiment.own_log(manifest.number, "train", index)
+
+
+def _environment(manifest: Manifest, n: int) -> dict[str, str]:
+    """What each of `n` trials at once is told. Its threads are those that it has alone, so that it computes the same bits.
+
+    (Slurm tells it the CPUs of all of them.)
+    """
+    threads = str(manifest.resources.train.cpus_per_task)
+    return {"OMP_NUM_THREADS": threads, **os.environ, SHARED_BY: str(n)}
+
+
+def _start(manifest: Manifest, index: int, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    path = log_path(manifest, index)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-u", "-m", "pipeline.launch.jobs.pack", str(manifest.path), str(index)]
+    with path.open("ab") as log:
+        return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+
+
+@contextmanager
+def _passing_signals_on(children: Children) -> Iterator[None]:
+    """What this process is told, its children are told too: they write their checkpoints, and this one waits for them."""
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        for child in children.values():
+            with suppress(ProcessLookupError):
+                child.send_signal(number)
+
+    before = {number: signal.signal(number, tell) for number in LISTENED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say_end(manifest: Manifest, index: int, status: int) -> None:
+    name, how = manifest.entries[index].name, WORDS.get(status, "failed")
+    if status < 0 and status not in WORDS:
+        how = f"killed by {signal.Signals(-status).name}"
+        _record_kill(manifest.experiment.trial(name), how)
+    print(f"carabid train: {name}: {how} (log: {log_path(manifest, index)})", flush=True)
+
+
+def _record_kill(trial: TrialDir, killed: str) -> None:
+    """What was killed could leave no word itself, and Slurm may call the task done."""
+    with suppress(OSError):
+        write_json(
+            trial.failure, jobs.failure_record("train", WorkError(f"{killed} (out of memory?)")) | {"kind": "killed"}
+        )
+
+
+if __name__ == "__main__":
+    jobs.train_index(load_manifest(Path(sys.argv[1])), int(sys.argv[2]))

@@ -1,0 +1,233 @@
+"""A submission's manifest: which index is which trial, frozen when it is submitted. Loads no torch.
+
+Jobs get the manifest's path and an index, never a closure: what a queued job will do can be read, and does not change
+when the YAML does. What trials share is written once, so that a job of ten thousand trials reads a short file.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.config import Config, Resources, digest, features_of, images_of
+from pipeline.disk.layout import ExperimentDir, read_json, write_json, write_text
+from pipeline.disk.provenance import now
+from pipeline.errors import UserError
+from pipeline.experiments.cluster import Profile
+from pipeline.experiments.reading import Experiment, Tree, Trial
+from pipeline.launch.manifest.snapshot import take_snapshot
+
+SCHEMA_VERSION = 2
+REFUSED = ".refused"
+"""Ending of a manifest whose jobs Slurm did not take: it plans nothing, and keeps its number from being used again."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a submission is queued: by which profile, how many tasks an array may have, how many trials share a task."""
+
+    profile: Profile = field(default_factory=Profile)
+    array_size: int | None = None
+    """Longer arrays are queued in chunks of so many tasks, each counting from 0; None: one array holds all."""
+    pack: int = 1
+    max_parallel: int | None = None
+    """Tasks of each array that may run at once; None: all."""
+    argv: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One trial in a manifest: its name, which features it reads (trials of one number share them), its own sections."""
+
+    name: str
+    features: int
+    differs: Tree
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The trials of one submission, and the extractions that they need."""
+
+    path: Path
+    common: Tree
+    """The first trial's configuration; an entry says in which sections its own differs."""
+    entries: list[Entry]
+    extractions: list[tuple[int, int, int]]
+    """For each task of the extraction's array: the number of the features that it makes, task, number of tasks."""
+    terms: Terms
+    code: Path
+    """The snapshot of the code that its jobs run."""
+    source: Path
+    """The YAML that it was made from, and the overrides."""
+    overrides: tuple[str, ...]
+    written: str
+
+    @property
+    def experiment(self) -> ExperimentDir:
+        return ExperimentDir(self.path.parent.parent)
+
+    @property
+    def number(self) -> str:
+        return self.path.stem
+
+    @property
+    def array_size(self) -> int:
+        return self.terms.array_size or max(len(self.entries), len(self.extractions))
+
+    @cached_property
+    def tasks(self) -> list[range]:
+        """For each task of training and of evaluation: the indices of its trials."""
+        return _packs(len(self.entries), self.terms.pack)
+
+    def section(self, entry: Entry, name: str) -> Any:
+        """One section of a trial's configuration, as plain JSON values."""
+        return entry.differs.get(name, self.common[name])
+
+    def trial(self, index: int) -> Trial:
+        """Trial `index`, with its whole configuration."""
+        entry = self.entries[index]
+        try:
+            config = Config.model_validate(self.common | entry.differs)
+        except ValidationError as error:
+            raise UserError(
+                f"{self.path}: {entry.name} was submitted with another version of carabid: `carabid submit` with its YAML "
+                "makes a new submission"
+            ) from error
+        return Trial(entry.name, config)
+
+    @property
+    def names(self) -> list[str]:
+        return [entry.name for entry in self.entries]
+
+    @property
+    def resources(self) -> Resources:
+        """What its jobs ask for: all trials of a submission ask for the same."""
+        return Resources.model_validate(self.common["resources"])
+
+    def reading(self, features: int) -> list[Trial]:
+        """The trials that read these features."""
+        return [self.trial(i) for i, entry in enumerate(self.entries) if entry.features == features]
+
+
+def _packs(n: int, size: int) -> list[range]:
+    return [range(first, min(first + size, n)) for first in range(0, n, size)]
+
+
+def make_manifest(experiment: Experiment, trials: Sequence[Trial], terms: Terms | None = None) -> Manifest:
+    """Write the manifest of a new submission, a snapshot of the code, and the experiment's record beside it."""
+    directory = experiment.dir
+    values = _values(experiment, trials, terms or Terms())
+    path = _write_numbered(directory, values | {"code": take_snapshot(directory).name})
+    with suppress(OSError):  # a YAML that is gone: its record of the first submission stays
+        write_text(directory.record, experiment.source.read_text(encoding="utf-8"))
+    directory.logs.mkdir(parents=True, exist_ok=True)
+    return load_manifest(path)
+
+
+def record_plan(experiment: Experiment, job: str, array: Sequence[int]) -> None:
+    """Leave a record of a job that was submitted by hand: its trials, and how the tasks of its array share them out.
+
+    `array` is the first index, the step and the number of tasks. Trials that never start are known as missing by it.
+    """
+    values = _values(experiment, experiment.trials, Terms(argv=tuple(sys.argv)))
+    write_json(experiment.dir.submission(f"job-{job}"), values | {"array": list(array), "code": ""})
+
+
+def preview_manifest(experiment: Experiment, trials: Sequence[Trial], terms: Terms) -> Manifest:
+    """What `make_manifest` would make next, for a dry run. Nothing is written."""
+    directory = experiment.dir
+    path = directory.submission(_next_number(directory.submissions))
+    return _manifest(path, _values(experiment, trials, terms) | {"code": "<code>"})
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Read a manifest. Raises OSError, ValueError, KeyError or TypeError if it is not there or damaged."""
+    return _manifest(path, read_json(path))
+
+
+def _manifest(path: Path, values: Tree) -> Manifest:
+    profile = Profile.model_validate(values["cluster"])
+    return Manifest(
+        path=path,
+        common=values["common"],
+        entries=[Entry(trial["name"], trial["features"], trial["differs"]) for trial in values["trials"]],
+        extractions=[(features, task, n) for features, task, n in values["extractions"]],
+        terms=Terms(profile, values["array_size"], values["pack"], values["max_parallel"], tuple(values["argv"])),
+        code=ExperimentDir(path.parent.parent).code(values["code"]),
+        source=Path(values["source"]),
+        overrides=tuple(values["overrides"]),
+        written=values["written"],
+    )
+
+
+def sharing_features(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """Trials grouped by the features they read, in order."""
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(_features_identity(trial.config), []).append(trial)
+    return list(groups.values())
+
+
+def _values(experiment: Experiment, trials: Sequence[Trial], terms: Terms) -> Tree:
+    groups = sharing_features(trials)
+    numbers = {id(trial): number for number, group in enumerate(groups) for trial in group}
+    configs = [trial.config.model_dump(mode="json") for trial in trials]
+    common = configs[0]
+    counts = [group[0].config.resources.extract_tasks for group in groups]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "written": now(),
+        "argv": list(terms.argv),
+        "source": str(experiment.source),
+        "overrides": list(experiment.overrides),
+        "cluster": terms.profile.model_dump(mode="json"),
+        "array_size": terms.array_size,
+        "pack": terms.pack,
+        "max_parallel": terms.max_parallel,
+        "extractions": [(number, task, n) for number, n in enumerate(counts) for task in range(n)],
+        "common": common,
+        "trials": [
+            {"name": trial.name, "features": numbers[id(trial)], "differs": _differing(config, common)}
+            for trial, config in zip(trials, configs, strict=True)
+        ],
+    }
+
+
+def _differing(config: Tree, common: Tree) -> Tree:
+    return {section: value for section, value in config.items() if value != common[section]}
+
+
+def _features_identity(config: Config) -> str:
+    return digest([*images_of(config.data), *features_of(config)])
+
+
+def _next_number(folder: Path) -> int:
+    taken = (path.stem for path in folder.glob("*") if path.suffix in (".json", REFUSED))
+    return max((int(stem) for stem in taken if stem.isdecimal()), default=0) + 1
+
+
+def _write_numbered(directory: ExperimentDir, values: dict[str, Any]) -> Path:
+    """Take the next free number; two submissions at once get different ones."""
+    directory.submissions.mkdir(parents=True, exist_ok=True)
+    number = _next_number(directory.submissions)
+    while True:
+        path = directory.submission(number)
+        number += 1
+        try:
+            os.close(os.open(path.with_suffix(".claim"), os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            continue
+        # The claim is ours, but its former owner may have written the file and gone since we looked.
+        if is_mine := not path.exists():
+            write_json(path, values)
+        path.with_suffix(".claim").unlink()
+        if is_mine:
+            return path

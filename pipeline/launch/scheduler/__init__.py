@@ -1,0 +1,1 @@
+"""What Slurm says: its queue, its accounting, its nodes and limits."""

@@ -1,0 +1,183 @@
+"""What became of each task by Slurm's accounting: one call of sacct for all of them. Loads no torch.
+
+sacct of Slurm 22.05 knows no number of restarts. `--duplicates` lists what ended before a job was queued again as lines of
+their own: the last line of a job is what became of it, those before it are counted.
+"""
+
+from __future__ import annotations
+
+import pwd
+import re
+import subprocess
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from pipeline.errors import WorkError
+from pipeline.launch.scheduler.queue import outside_environment
+
+TIMEOUT = 30
+"""Seconds. sacct itself tries for 45 where the database does not answer."""
+WORDS_A_CALL = 500
+"""Job names are some sixty characters; an argument may have 128 KiB."""
+STATES = "CA,CD,F,NF,BF,OOM,PR,TO,DL,RQ,R,S,PD"
+"""All of them. Named, or sacct leaves out what was cancelled before it could have begun, as jobs after a failed one are."""
+FIELDS = "JobID,Submit,State,ExitCode,DerivedExitCode,Start,End,ElapsedRaw,AllocTRES,ReqMem,NodeList,Reason,JobName"
+"""The name comes last: it alone may hold a |."""
+N_FIELDS = FIELDS.count(",") + 1
+DISABLED = "accounting storage is disabled"
+OF_SHELLS = {4, 6, 7, 8, 9, 11, 12, 15}
+"""Signals whose 128 + n a shell reports of a command they killed; sacct takes the 128 away. (Our commands end with 0, 1 or 2.)"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The last attempt of a task, or of a job without an array."""
+
+    job: str
+    """`41_3`, or `41` outside arrays."""
+    name: str
+    state: str
+    """Slurm's word, upper case: COMPLETED, FAILED, OUT_OF_MEMORY, … RUNNING."""
+    exit_code: int
+    signal: int
+    """What killed the script or a command in it; 0: nothing did."""
+    restarts: int
+    """How often it was queued again."""
+    seconds: int
+    """How long the last attempt took."""
+    gpus: int
+    node: str
+    """Empty if it never ran."""
+    reason: str = ""
+    """Why it waited, in Slurm's word; empty if nothing held it."""
+    mem: str = ""
+    """What it asked for, as Slurm writes it."""
+    by: str = ""
+    """Who cancelled it; empty where Slurm did."""
+    start: float | None = None
+    end: float | None = None
+    """Seconds since 1970, by the controller's clock."""
+
+
+def outcomes(names: Collection[str], since: str, jobs: Collection[str] = ()) -> list[Outcome] | None:
+    """What became of the tasks of my jobs with these names, or ids, run or ended since then (as `provenance.now` writes it).
+
+    Tasks that wait, for the first time or again, are left out: squeue tells more of them. None where nothing can be known:
+    there is no accounting, or no sacct; or it fails or does not answer, which is said on stderr.
+    """
+    wanted = [f"--name={','.join(some)}" for some in batched(sorted(names))]
+    wanted += [f"--jobs={','.join(some)}" for some in batched(sorted(jobs))]
+    try:
+        found = [line for option in wanted for line in _sacct(option, since)]
+    except _NoAccounting:
+        return None
+    except WorkError as error:
+        print(f"carabid: {error}: going by logs and records alone", file=sys.stderr)
+        return None
+    return _last_attempts(found)
+
+
+class _NoAccounting(Exception):
+    """This cluster keeps none, or this is no cluster."""
+
+
+def batched(words: Sequence[str]) -> Iterator[Sequence[str]]:
+    """As many at once as one argument of a command may hold."""
+    return (words[begin : begin + WORDS_A_CALL] for begin in range(0, len(words), WORDS_A_CALL))
+
+
+def _sacct(wanted: str, since: str) -> list[list[str]]:
+    """The fields of each line. Raises WorkError if sacct fails."""
+    begin = datetime.fromisoformat(since).astimezone().strftime("%Y-%m-%dT%H:%M:%S")  # sacct knows no other time zones
+    window = [f"--starttime={begin}", "--endtime=now+365days", f"--state={STATES}"]
+    options = ["--allocations", "--duplicates", "--parsable2", "--noheader", f"--format={FIELDS}", *window]
+    environ = {
+        **outside_environment(),
+        "SLURM_TIME_FORMAT": "%s",
+        "SLURM_BITSTR_LEN": "0",
+    }  # seconds; lists of tasks in full
+    command = ["sacct", *options, wanted]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, env=environ)
+    except FileNotFoundError:
+        raise _NoAccounting from None
+    except subprocess.TimeoutExpired as error:
+        raise WorkError(f"sacct did not answer within {TIMEOUT} s") from error
+    except OSError as error:
+        raise WorkError(f"sacct cannot be called: {error}") from error
+    if DISABLED in done.stderr:
+        raise _NoAccounting
+    if done.returncode != 0:
+        raise WorkError(f"sacct failed: {' '.join(done.stderr.split())}")
+    lines = (line.split("|", N_FIELDS - 1) for line in done.stdout.splitlines())
+    return [fields for fields in lines if len(fields) == N_FIELDS]
+
+
+def _last_attempts(lines: Sequence[Sequence[str]]) -> list[Outcome]:
+    attempts: dict[str, list[Sequence[str]]] = {}
+    for line in sorted(lines, key=lambda line: _number(line[1])):
+        for job in _jobs(line[0]):
+            attempts.setdefault(job, []).append(line)
+    found = [_outcome(job, rows[-1], len(rows) - 1) for job, rows in attempts.items()]
+    return [outcome for outcome in found if outcome.state != "PENDING"]
+
+
+def _jobs(job: str) -> Iterator[str]:
+    """`41_3` → itself; tasks that never began stand in one line: `41_[0,4-8:2%2]` → 41_0, 41_4, 41_6, 41_8."""
+    array = re.fullmatch(r"(\d+)_\[([^]%]*).*", job)
+    if array is None:
+        yield job
+        return
+    for first, last, step in re.findall(r"(\d+)(?:-(\d+))?(?::(\d+))?", array[2]):
+        yield from (f"{array[1]}_{index}" for index in range(int(first), int(last or first) + 1, int(step or 1)))
+
+
+def _outcome(job: str, line: Sequence[str], restarts: int) -> Outcome:
+    _, _, state, own, derived, start, end, seconds, tres, mem, node, reason, name = line
+    word, _, by = state.partition(" by ")
+    exit_code, signal = _exit(own, derived)
+    return Outcome(
+        job=job,
+        name=name,
+        state=word.strip().upper(),
+        exit_code=exit_code,
+        signal=signal,
+        restarts=restarts,
+        seconds=_number(seconds),
+        gpus=_gpus(tres),
+        node="" if node.startswith("None") else node,
+        reason="" if reason == "None" else reason,
+        mem=mem,
+        by=_user(by),
+        start=float(start) if start.isdecimal() else None,
+        end=float(end) if end.isdecimal() else None,
+    )
+
+
+def _user(number: str) -> str:
+    """The name of a user id, the id itself where this node knows no such user."""
+    try:
+        return pwd.getpwuid(int(number)).pw_name
+    except (KeyError, ValueError, OverflowError):
+        return number
+
+
+def _exit(own: str, derived: str) -> tuple[int, int]:
+    """Exit code and signal from `code:signal` of the script, and of the worst of its steps."""
+    code, signal = (_number(part) for part in f"{own}:".split(":")[:2])
+    code -= 128 if code > 128 else 0
+    if signal == 0 and code in OF_SHELLS:
+        return 0, code
+    return code, signal or (_number(derived.partition(":")[2]) if code else 0)
+
+
+def _gpus(tres: str) -> int:
+    """From `billing=4,cpu=4,gres/gpu:a100=2,gres/gpu=2,…`: all of them, else the sum over their types."""
+    counts = {kind: int(n) for kind, n in re.findall(r"gres/gpu(:[^=,]+)?=(\d+)", tres)}
+    return counts.get("", sum(counts.values()))
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() else 0

@@ -1,0 +1,165 @@
+"""What Slurm says of its queue and its limits: one call each, never repeated while anything waits. Loads no torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.disk.layout import ExperimentDir
+from pipeline.errors import WorkError
+from pipeline.experiments.reading import Tree, Trial
+from pipeline.launch.manifest.job_names import Parts
+
+MAX_ARRAY_SIZE = 1001
+"""Slurm's default, where it cannot be asked."""
+TIMEOUT = 60
+STUCK = "DependencyNeverSatisfied"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job of mine, or a task of an array, that waits or runs."""
+
+    name: str
+    array: str
+    """Id of the job, or of the array."""
+    index: int | None
+    state: str
+    reason: str
+
+    @property
+    def id(self) -> str:
+        return self.array if self.index is None else f"{self.array}_{self.index}"
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it will never begin, because what it depends on has failed."""
+        return self.reason == STUCK
+
+
+@dataclass(frozen=True)
+class Queued:
+    """What waits or runs of a trial: stage, job (`41_3`) and Slurm's word for its state; `evaluate` is how it evaluates."""
+
+    name: str
+    evaluate: Tree
+    stage: str
+    job: str
+    state: str
+
+    def will_do(self, trial: Trial) -> bool:
+        """Whether it ends with the results asked for: the name tells the model, not how that is evaluated."""
+        return self.name == trial.name and self.evaluate == trial.config.evaluate.model_dump(mode="json")
+
+
+def queued_trials(parts: Parts, tasks: Sequence[Task]) -> dict[str, Queued]:
+    """Trials of an experiment whose training or evaluation waits or runs, by name: from job names, indices and manifests.
+
+    Jobs that are stuck do not count.
+    """
+    found: dict[str, Queued] = {}
+    for task in tasks:
+        part = None if task.stuck else parts.of(task.name, task.array, task.index)
+        if part and part.stage in ("train", "evaluate"):
+            for entry in part.entries():
+                if part.stage == "train" or entry.name not in found:  # its evaluation waits behind it
+                    evaluate = part.manifest.section(entry, "evaluate")
+                    found[entry.name] = Queued(entry.name, evaluate, part.stage, task.id, task.state.lower())
+    return found
+
+
+def my_tasks() -> list[Task]:
+    """Each of my tasks that waits or runs; what completes has ended. None where there is no Slurm.
+
+    Raises WorkError if it does not answer.
+    """
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%j|%F|%K|%T|%r"]
+    try:
+        done = ask(command)
+    except FileNotFoundError:
+        return []
+    lines = [fields for line in done.splitlines() if len(fields := line.strip().split("|")) == 5]
+    tasks = [
+        Task(name, job, int(index) if index.isdecimal() else None, state, reason)
+        for name, job, index, state, reason in lines
+    ]
+    return [task for task in tasks if task.state != "COMPLETING"]
+
+
+def max_array_size() -> int:
+    """How many tasks an array may have here: their indices count from 0, and this is above the highest."""
+    try:
+        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask(["scontrol", "show", "config"]), re.M)
+    except (FileNotFoundError, WorkError):
+        found = None
+    return max(1, int(found[1])) if found else MAX_ARRAY_SIZE
+
+
+def ask(command: Sequence[str]) -> str:
+    """What a command of Slurm prints. Raises FileNotFoundError if there is none, WorkError if it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=outside_environment())
+    except subprocess.TimeoutExpired as error:
+        raise WorkError(f"{command[0]} did not answer within {TIMEOUT} s") from error
+    if done.returncode != 0:
+        raise WorkError(f"{command[0]} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def outside_environment() -> dict[str, str]:
+    """The environment without the variables of a job that we may be in, and without those that Slurm's commands read.
+
+    A nested sbatch would inherit the job's limits; SQUEUE_FORMAT and the like would change what is read here.
+    """
+    return {name: value for name, value in os.environ.items() if not is_slurms(name)}
+
+
+def is_slurms(name: str) -> bool:
+    """Whether an environment variable is one that Slurm set for a job, or that its commands would read as an option."""
+    prefixes = ("SLURM_", "SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SRUN_")
+    return name.startswith(prefixes) and name != "SLURM_CONF"
+
+
+def find_job(name: str) -> tuple[str, set[str]] | None:
+    """A job or array of mine with this name that still waits or runs: its id and the indices of its tasks ("" if none).
+
+    One that has ended, or was cancelled because its training failed, does not count: nothing will come of it.
+    """
+    command = ["squeue", "--me", "--noheader", "--array", f"--name={name}", "--format=%F %K"]
+    try:
+        tasks = [line.split() for line in ask(command).splitlines() if line.strip()]
+    except (OSError, WorkError) as error:
+        raise WorkError(f"squeue cannot be called on this node: {error}") from error
+    return (tasks[-1][0], {index for job, index in tasks if job == tasks[-1][0]}) if tasks else None
+
+
+def is_queued(job: str) -> bool:
+    """Whether a job or array still waits or runs. A squeue that does not answer says nothing: then it is taken to."""
+    try:
+        return bool(ask(["squeue", "--noheader", f"--jobs={job}", "--format=%T"]).strip())
+    except (OSError, WorkError) as error:
+        return "Invalid job id" not in str(error)
+
+
+def cancel_stuck(experiment: ExperimentDir) -> list[str]:
+    """Cancel the experiment's jobs that will never begin, because what they depend on has failed; their ids.
+
+    (Jobs are queued with --kill-on-invalid-dep; some sites overrule it, and Slurm itself can miss one.)
+    """
+    parts = Parts(experiment)
+    stuck = [task.id for task in my_tasks() if task.stuck and parts.of(task.name, task.array, task.index)]
+    if stuck:
+        cancel(stuck)
+    return stuck
+
+
+def cancel(ids: Sequence[str]) -> None:
+    """scancel jobs or tasks. Raises WorkError if Slurm refuses."""
+    try:
+        for begin in range(0, len(ids), 500):  # a command line has its limits
+            ask(["scancel", *ids[begin : begin + 500]])
+    except FileNotFoundError:
+        raise WorkError("there is no scancel here: cancel on the cluster's login node") from None

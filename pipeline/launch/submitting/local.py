@@ -1,0 +1,162 @@
+"""The chain on this machine: the same stages, in worker processes that outlive a trial (so torch is loaded once each)."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from pipeline.disk.attempts import SHARED_BY
+from pipeline.errors import Interrupted
+from pipeline.launch.jobs import jobs
+from pipeline.launch.manifest.manifest import Manifest, load_manifest
+
+Report = Callable[[str], None]
+
+
+def run(manifests: Sequence[Manifest], workers: int, report: Report = print) -> bool:
+    """Extract, train, evaluate and collect; an evaluation starts when its own training has ended well.
+
+    Returns whether every trial was evaluated. A trial that fails, or whose features cannot be made, leaves the others
+    alone. Raises Interrupted on Ctrl-C and SIGTERM: running trainings write a checkpoint, what waits is not begun.
+    """
+    with _pool(workers) as pool:
+        try:
+            _extract(pool, manifests, report)
+            evaluated = _train_and_evaluate(pool, manifests, report)
+        except BrokenProcessPool:  # its other work has been reported already
+            report("not run: what was left, because a worker process was killed (out of memory?)")
+            evaluated = 0
+    for manifest in manifests:
+        jobs.collect(str(manifest.path))
+    return evaluated == sum(len(manifest.entries) for manifest in manifests)
+
+
+def _extract(pool: ProcessPoolExecutor, manifests: Sequence[Manifest], report: Report) -> None:
+    futures = [pool.submit(_work, m.path, "extract", i) for m in manifests for i in range(len(m.extractions))]
+    for future in as_completed(futures):
+        _ended_well(future, "extract", report)
+
+
+def _train_and_evaluate(pool: ProcessPoolExecutor, manifests: Sequence[Manifest], report: Report) -> int:
+    cells = [(manifest, i) for manifest in manifests for i in range(len(manifest.entries))]
+    running = {pool.submit(_work, m.path, "train", i): ("train", m, i) for m, i in cells}
+    evaluated = 0
+    while running:
+        future = next(as_completed(running))
+        stage, manifest, index = running.pop(future)
+        if not _ended_well(future, f"{stage} {manifest.experiment.path.name}/{manifest.entries[index].name}", report):
+            continue
+        if stage == "evaluate":
+            evaluated += 1
+            continue
+        try:
+            running[pool.submit(_work, manifest.path, "evaluate", index)] = ("evaluate", manifest, index)
+        except BrokenProcessPool:
+            report(f"evaluate {manifest.entries[index].name}: not run: a worker process was killed")
+    return evaluated
+
+
+def _ended_well(future: Future[None], what: str, report: Report) -> bool:
+    try:
+        future.result()
+    except BrokenProcessPool:
+        report(f"{what}: failed: a worker process was killed (out of memory?)")
+        return False
+    except Exception as error:
+        report(f"{what}: failed: {error}")
+        return False
+    report(f"{what}: done")
+    return True
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes; if we are told to stop, they are too, and nothing that waits is begun."""
+    # spawn: a forked copy of a process that has started threads (torch, Arrow) may hang
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(os.getpid(), workers))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield pool
+    except KeyboardInterrupt:
+        print("interrupted: running trainings write a checkpoint …", flush=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise Interrupted("interrupted; the same command goes on from here") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _begin_worker(parent: int, workers: int) -> None:
+    """In each worker: with how many it shares a GPU, and whom it follows."""
+    os.environ[SHARED_BY] = str(workers)
+    _follow_parent(parent)
+
+
+def _follow_parent(parent: int) -> None:
+    """End this worker when the process that started it is gone; a training writes its checkpoint first.
+
+    Ctrl-C reaches workers too, but ending them is the parent's to do; a training listens by itself.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while True:
+            time.sleep(1)
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _work(manifest_path: Path, stage: str, index: int) -> None:
+    """One stage for one index, in a worker; what it prints goes to the experiment's logs."""
+    manifest = load_manifest(manifest_path)
+    log = manifest.experiment.own_log(manifest.number, stage, index)
+    with _output_to(log):
+        try:
+            getattr(jobs, stage)(str(manifest_path), index)
+            return
+        except SystemExit as ended:
+            if isinstance(ended.__cause__, Interrupted):
+                sys.stdout.flush()
+                os._exit(1)  # told to stop: the pool has handed this worker its next work already
+        except Exception:
+            traceback.print_exc()
+    raise RuntimeError(_last_words(log))
+
+
+@contextlib.contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Everything this process writes to its standard streams, by libraries too, appended to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = os.dup(1), os.dup(2)
+    with path.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, old in enumerate(before, 1):
+            os.dup2(old, number)
+            os.close(old)
+
+
+def _last_words(log: Path) -> str:
+    lines = [line for line in log.read_text().splitlines() if line.strip()]
+    return f"{lines[-1].removeprefix('carabid: ') if lines else 'it said nothing'} (log: {log})"

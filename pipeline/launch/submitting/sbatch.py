@@ -1,0 +1,353 @@
+"""Talking to Slurm: through submitit for a whole submission, through sbatch for a job's own dependent evaluation.
+
+Loads no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths
+from submitit.slurm.slurm import SlurmExecutor
+
+from pipeline import hub
+from pipeline.amounts import parse_time, scale_memory
+from pipeline.config import Config, Job
+from pipeline.disk.layout import PROJECT, features_root, root
+from pipeline.disk.lease import Lease
+from pipeline.errors import REQUEUE_STATUS, UserError, WorkError
+from pipeline.experiments.cluster import gpu_option, python_command, setup_lines
+from pipeline.experiments.reading import Experiment
+from pipeline.launch.jobs import jobs
+from pipeline.launch.manifest.job_names import chunk_names, job_name
+from pipeline.launch.manifest.manifest import Manifest
+from pipeline.launch.scheduler.queue import find_job, is_slurms, outside_environment
+from pipeline.signals import warning_seconds
+
+LEASE_SECONDS = 60
+PLAIN = ("partition", "account", "qos", "constraint")
+PAUSES = (5.0, 20.0)
+TRANSIENT = r"(?i)timed out|unable to contact|connect|temporarily|try again|too many requests|busy"
+"""What sbatch says when it is not the request that is wrong."""
+REQUEUE = [
+    "status=$?",
+    f'if [ "$status" -eq {REQUEUE_STATUS} ]; then  # out of time, with a checkpoint',
+    '  scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"',
+    "fi",
+    'exit "$status"',
+    "",
+]
+Entry = Callable[[str, int], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One job or array of the chain: `indices` of `entry`, after `dependency` (afterok, aftercorr, afterany) on `after`.
+
+    `name` is its kind (extract, train, evaluate, collect); from the second chunk of a large array on with its number.
+    """
+
+    name: str
+    kind: str
+    entry: Entry
+    indices: range
+    dependency: str = ""
+    after: tuple[str, ...] = ()
+
+
+def chain(manifest: Manifest, extract: bool = True) -> list[Stage]:
+    """Extract → train → evaluate (each after its own training) → collect (whatever became of the others).
+
+    Arrays longer than Slurm allows become several; what follows waits for all of them, an evaluation for its own.
+    """
+    extractions = _chunks(manifest, "extract", jobs.extract, len(manifest.extractions) if extract else 0)
+    trainings = [
+        # afterany: features that could not be made fail the trials that need them (`jobs.extract`), and no others.
+        replace(stage, dependency="afterany", after=tuple(e.name for e in extractions))
+        for stage in _chunks(manifest, "train", jobs.train, len(manifest.tasks))
+    ]
+    evaluations = [
+        # Between two plain jobs Slurm has nothing to correspond: a single trial depends on its training as a whole.
+        replace(stage, dependency="aftercorr" if len(stage.indices) > 1 else "afterok", after=(training.name,))
+        for stage, training in zip(
+            _chunks(manifest, "evaluate", jobs.evaluate, len(manifest.tasks)), trainings, strict=True
+        )
+    ]
+    last = Stage("collect", "collect", jobs.collect, range(1), "afterany", tuple(e.name for e in evaluations))
+    return [*extractions, *trainings, *evaluations, last]
+
+
+def _chunks(manifest: Manifest, kind: str, entry: Entry, n: int) -> list[Stage]:
+    size = manifest.array_size
+    parts = [range(begin, min(begin + size, n)) for begin in range(0, n, size)]
+    return [Stage(name, kind, entry, part) for name, part in zip(chunk_names(kind, n, size), parts, strict=False)]
+
+
+def submit(manifest: Manifest, stages: Sequence[Stage]) -> dict[str, str]:
+    """Queue the chain; returns stage → Slurm job id. Raises WorkError if Slurm refuses; nothing is queued then."""
+    check_paths(manifest)
+    ids: dict[str, str] = {}
+    with scrubbed_environment():
+        try:
+            for stage in stages:
+                ids[stage.name] = _queue(manifest, stage, ids)
+        except WorkError as error:
+            became = "were cancelled" if _cancel(manifest, stages) else "could not be cancelled: see squeue"
+            before = f" Jobs {', '.join(ids.values())}, queued before it, {became}." if ids else ""
+            raise WorkError(f"{error}{before}") from error
+        except BaseException:  # Ctrl-C between two of them: half a chain is of no use
+            _cancel(manifest, stages)
+            print("carabid: what was queued of this submission is cancelled", file=sys.stderr, flush=True)
+            raise
+    return ids
+
+
+def _cancel(manifest: Manifest, stages: Sequence[Stage]) -> bool:
+    """Take a chain back, by name: an sbatch that failed may have queued its job all the same. False if scancel failed."""
+    ended_well = True
+    for stage in stages:
+        command = ["scancel", "--me", f"--name={job_name(manifest, stage.name)}"]
+        try:
+            ended_well &= subprocess.run(command, check=False, capture_output=True, timeout=60).returncode == 0
+        except (OSError, subprocess.TimeoutExpired):
+            ended_well = False
+    return ended_well
+
+
+def scripts(manifest: Manifest, stages: Sequence[Stage]) -> Iterator[tuple[str, str]]:
+    """Stage → the sbatch script that `submit` would queue; dependencies show the stage's name where its id will stand."""
+    check_paths(manifest)
+    ids = {stage.name: f"<{stage.name}>" for stage in stages}
+    for stage in stages:
+        executor = _executor(manifest, stage, ids)
+        if len(stage.indices) > 1:
+            executor.parameters["map_count"] = len(stage.indices)
+        yield stage.name, executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
+
+
+def script_of(manifest: Manifest, stage: Stage, module: str, argument: Path) -> str:
+    """A stage's sbatch script with another command: a module that its Python runs. (It is given here, not pickled.)"""
+    executor = _executor(manifest, stage, {})
+    return str(executor._make_submission_file_text(f"{executor.python} -u -m {module} {quote(str(argument))}", module))
+
+
+def refusal(script: str) -> str | None:
+    """Why Slurm would not queue this script (`sbatch --test-only`); None if it would."""
+    try:
+        _sbatch(["--test-only"], script)
+    except WorkError as error:
+        return str(error)
+    return None
+
+
+def queue_script(script: str) -> str:
+    """Queue a script as it stands; returns its job id. Raises WorkError if Slurm refuses."""
+    return _sbatch(["--parsable"], script).partition(";")[0]
+
+
+@contextmanager
+def scrubbed_environment() -> Iterator[None]:
+    """Without the SLURM_* and SBATCH_* variables of a job that we may be in: a nested sbatch would inherit its limits."""
+    inherited = {name: value for name, value in os.environ.items() if is_slurms(name)}
+    for name in inherited:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(inherited)
+
+
+def own_job() -> str | None:
+    """Id of the Slurm job or array that this process is part of."""
+    return os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
+
+
+def queue_evaluation(experiment: Experiment, arguments: Sequence[str]) -> str:
+    """From inside a training job: queue jobs/evaluate.sh for the whole job or array, once; returns its job id.
+
+    Each task of the evaluation's array waits for the same task of the training's (aftercorr). A task that comes later,
+    or again after a requeue, finds the evaluation by its name; tasks that come together take turns. Raises WorkError
+    where this node may not call sbatch.
+    """
+    job = own_job()
+    if job is None:
+        raise WorkError("there is no Slurm job here whose evaluation could wait for it")
+    name = f"carabid-evaluate-{job}"
+    script = str(PROJECT / "jobs" / "evaluate.sh")
+    with Lease(experiment.dir.evaluation_lease(job), LEASE_SECONDS).hold():
+        found = find_job(name)
+        if found and found[1] & {os.environ.get("SLURM_ARRAY_TASK_ID", "N/A"), "N/A"}:
+            return found[0]
+        return _sbatch(["--parsable", *_evaluation_options(job, name), script, *arguments]).partition(";")[0]
+
+
+def _evaluation_options(job: str, name: str) -> list[str]:
+    options = [f"--job-name={name}", "--kill-on-invalid-dep=yes", *_like_this_job()]
+    if "SLURM_ARRAY_JOB_ID" not in os.environ:
+        return [*options, f"--dependency=afterok:{job}"]
+    low, high, step = (os.environ[f"SLURM_ARRAY_TASK_{part}"] for part in ("MIN", "MAX", "STEP"))
+    return [*options, f"--dependency=aftercorr:{job}", f"--array={low}-{high}:{step}"]
+
+
+def _like_this_job() -> list[str]:
+    """What this job was given, as options: a command line's `--partition` or `--gpus-per-node=0` holds for both."""
+    given = {"partition": "JOB_PARTITION", "account": "JOB_ACCOUNT", "qos": "JOB_QOS"}
+    options = [
+        f"--{option}={os.environ[f'SLURM_{name}']}" for option, name in given.items() if os.environ.get(f"SLURM_{name}")
+    ]
+    return [*options, f"--gpus-per-node={os.environ.get('SLURM_GPUS_ON_NODE', '0')}"]
+
+
+def _sbatch(arguments: Sequence[str], script: str = "") -> str:
+    """What sbatch prints; `script` is one that stands in no file."""
+    command = ["sbatch", *arguments]
+    try:
+        done = subprocess.run(
+            command, input=script, capture_output=True, text=True, timeout=120, env=outside_environment()
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise WorkError(f"sbatch cannot be called on this node: {error}") from error
+    if done.returncode != 0:
+        raise WorkError(f"sbatch refused on this node: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+class _Executor(SlurmExecutor):  # type: ignore[misc]
+    @classmethod
+    def affinity(cls) -> int:
+        """submitit refuses to begin without srun; a dry run needs none, and a real one says what sbatch says."""
+        return 2
+
+
+def _queue(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> str:
+    """Queue one stage; returns its job's id. An sbatch that failed may have queued it all the same: then that job is it.
+
+    A controller that does not answer is asked again; a request that it refuses is not.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            return _map_array(manifest, stage, ids)
+        except (FailedJobError, OSError) as error:
+            transient = re.search(TRANSIENT, str(error))
+            if transient:  # what it has queued may be seen a little later only
+                time.sleep(pause or 0)
+            refused = f"sbatch did not take the {stage.name} job: {str(error).strip()}."
+            try:
+                job = _adopt(manifest, stage)
+            except WorkError as blind:
+                raise WorkError(f"{refused} Whether it is queued all the same cannot be seen: {blind}.") from error
+            if job:
+                return job
+            if pause is None or not transient:
+                raise WorkError(refused) from error
+            print(
+                f"carabid: {stage.name}: {last_line(str(error)) or 'sbatch failed'}: trying again",
+                file=sys.stderr,
+                flush=True,
+            )
+    raise AssertionError  # the last turn returns or raises
+
+
+def last_line(text: str) -> str:
+    """The last line that says something; empty if none does."""
+    return ([line.strip() for line in text.splitlines() if line.strip()] or [""])[-1]
+
+
+def _map_array(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> str:
+    executor = _executor(manifest, stage, ids)
+    queued = executor.map_array(stage.entry, [str(manifest.path)] * len(stage.indices), stage.indices)
+    return str(queued[0].job_id).partition("_")[0]
+
+
+def _adopt(manifest: Manifest, stage: Stage) -> str | None:
+    """The job that an sbatch queued before it failed, with the pickles that it will look for; None if there is none."""
+    found = find_job(job_name(manifest, stage.name))
+    if found is None:
+        return None
+    folder = manifest.experiment.stage_logs(manifest.number, stage.name)
+    for place, index in enumerate(stage.indices):
+        job = f"{found[0]}_{place}" if len(stage.indices) > 1 else found[0]
+        DelayedSubmission(stage.entry, str(manifest.path), index).dump(JobPaths(folder, job).submitted_pickle)
+    return found[0]
+
+
+def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> SlurmExecutor:
+    profile, code = manifest.terms.profile, manifest.code
+    job: Job = getattr(manifest.resources, stage.kind)
+    cpus, memory = _for_pack(manifest, stage, job)
+    executor = _Executor(
+        folder=manifest.experiment.stage_logs(manifest.number, stage.name),
+        python=python_command(profile, code, _folders(manifest) if profile.environment.kind == "apptainer" else []),
+    )
+    executor.update_parameters(
+        job_name=job_name(manifest, stage.name),
+        signal_delay_s=warning_seconds(parse_time(job.time)),
+        stderr_to_stdout=True,
+        array_parallelism=min(len(stage.indices), manifest.terms.max_parallel or len(stage.indices)),
+        wckey=None,  # submitit's own; sites that check such keys would refuse it
+        cpus_per_task=cpus,
+        srun_args=[f"--cpus-per-task={cpus}"],  # since Slurm 22.05 srun does not inherit it
+        setup=setup_lines(profile, code, root()),
+        teardown=REQUEUE,
+        additional_parameters=_more_options(stage, ids) | gpu_option(profile, job),
+        **{key: value for key in PLAIN if (value := getattr(job, key)) is not None},
+    )
+    executor.parameters |= {"mem": memory, "time": job.time}
+    return executor
+
+
+def _for_pack(manifest: Manifest, stage: Stage, job: Job) -> tuple[int, str]:
+    """CPUs and memory of a task: each of the trials that train side by side gets what it would have alone."""
+    pack = manifest.terms.pack if stage.kind == "train" else 1
+    return job.cpus_per_task * pack, scale_memory(job.mem, f"{pack}x")
+
+
+def _folders(manifest: Manifest) -> list[Path]:
+    """What a container must see: code, results, features, the Hub's cache, and data and weights in folders."""
+    trials = [
+        manifest.trial(index) for index in {entry.features: i for i, entry in enumerate(manifest.entries)}.values()
+    ]
+    named = [name for trial in trials for name in _places(trial.config) if os.path.isabs(name)]
+    config = trials[0].config
+    return [
+        manifest.code,
+        root(),
+        manifest.experiment.path,
+        features_root(config),
+        hub.cache(),
+        *map(Path, sorted(set(named))),
+    ]
+
+
+def _places(config: Config) -> list[str]:
+    """What a configuration names that may be a path."""
+    backbone: dict[str, Any] = config.backbone.model_dump()
+    names = [config.data.source, config.data.images, backbone.get("name"), backbone.get("pretrained")]
+    return [name.removeprefix("local-dir:") for name in names if name]
+
+
+def _more_options(stage: Stage, ids: dict[str, str]) -> dict[str, Any]:
+    options: dict[str, Any] = {"requeue": True, "export": "ALL"}
+    if stage.after:
+        after = ":".join(ids[name] for name in stage.after)
+        options |= {"dependency": f"{stage.dependency}:{after}", "kill-on-invalid-dep": "yes"}
+    return options
+
+
+def check_paths(manifest: Manifest) -> None:
+    """Raises UserError for a path that Slurm cannot take: logs lie there, and Slurm reads %, \\ and line ends its own way."""
+    if found := re.search(r"[%\\\x00-\x1f\x7f]", f"{manifest.path}{manifest.code}"):
+        raise UserError(
+            f"{str(manifest.path)!r}: Slurm cannot write logs into a folder with {found[0]!r} in its name. Set CARABID_ROOT or "
+            "paths.trained to another one."
+        )

@@ -1,0 +1,171 @@
+"""`carabid submit`: find the trials without results, freeze them in a manifest, and queue or run the chain. Loads no torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from pipeline.config import Config
+from pipeline.data.sources import open_source
+from pipeline.disk.layout import ExperimentDir
+from pipeline.disk.lease import Lease
+from pipeline.errors import WorkError
+from pipeline.experiments.cluster import Profile
+from pipeline.experiments.reading import Experiment, Trial
+from pipeline.features.hashes import known_feature_key
+from pipeline.features.store import is_complete
+from pipeline.launch.manifest.job_names import Parts
+from pipeline.launch.manifest.manifest import (
+    REFUSED,
+    Manifest,
+    Terms,
+    make_manifest,
+    preview_manifest,
+    sharing_features,
+)
+from pipeline.launch.scheduler.queue import Queued, cancel_stuck, is_queued, max_array_size, my_tasks, queued_trials
+from pipeline.launch.submitting import sbatch as slurm
+from pipeline.launch.watching.history import History
+from pipeline.launch.watching.plan import missing_trials
+
+POLL_SECONDS = 10.0
+LEASE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """How to submit, as the command line says it."""
+
+    profile: Profile = field(default_factory=Profile)
+    dry_run: bool = False
+    wait: bool = False
+    workers: int = 1
+    max_parallel: int | None = None
+    pack: int = 1
+    argv: tuple[str, ...] = ()
+
+    @property
+    def local(self) -> bool:
+        """Whether the stages run on this machine."""
+        return self.profile.scheduler == "local"
+
+    def terms(self, n: int) -> Terms:
+        """What a manifest of n trials freezes of it; a worker on this machine trains one trial at a time."""
+        if self.local:
+            return Terms(self.profile, argv=self.argv)
+        return Terms(self.profile, max_array_size(), min(self.pack, n), self.max_parallel, self.argv)
+
+
+def submit(experiment: Experiment, request: Request) -> None:
+    """Queue what is missing and print the job ids, or run it here; say so if there is nothing to do."""
+    if request.dry_run:
+        if todo := _todo(experiment, request):
+            show_scripts(experiment, todo, request)
+        return
+    with one_at_a_time(experiment.dir, request):
+        todo = _todo(experiment, request)
+        for data in {trial.config.data for trial in todo}:
+            open_source(data)  # a mistyped path is refused now, and not by jobs that have waited in the queue
+        queued = queue_trials(experiment, todo, request) if todo else None
+    if queued and request.wait:
+        wait_until_done(experiment, *queued)
+
+
+@contextmanager
+def one_at_a_time(directory: ExperimentDir, request: Request) -> Iterator[None]:
+    """Of several submissions at once each looks when the one before has queued, or the same trials would be queued twice."""
+    if request.local:  # the leases of the trials keep these apart, for as long as they run
+        yield
+        return
+    with Lease(directory.submitting, LEASE_SECONDS).hold():
+        yield
+
+
+def queue_trials(experiment: Experiment, trials: list[Trial], request: Request) -> tuple[Manifest, str] | None:
+    """Freeze these trials in a manifest and queue their chain, whose last job is returned; or run it here."""
+    extract = needs_extraction(trials)
+    slurm.check_paths(preview_manifest(experiment, trials, Terms()))
+    manifest = make_manifest(experiment, trials, request.terms(len(trials)))
+    print(f"{len(trials)} of {len(experiment.trials)} trials, submission {manifest.path}", flush=True)
+    if request.local:
+        _run_here(manifest, request.workers)
+        return None
+    return manifest, _queue(manifest, request, extract)
+
+
+def wait_until_done(experiment: Experiment, manifest: Manifest, last: str) -> None:
+    """Return when the last job has ended. Raises WorkError if a trial has no results then."""
+    print(f"waiting for job {last}; Ctrl-C ends the waiting, and not the jobs", flush=True)
+    while is_queued(last):
+        time.sleep(POLL_SECONDS)
+    _check_all_done(experiment, manifest)
+
+
+def _todo(experiment: Experiment, request: Request) -> list[Trial]:
+    """Trials without current results that no job is going to do; says what is left out, and if nothing remains."""
+    queued = _queue_of(experiment, request)  # before the disk: what ends in between is seen there
+    missing = missing_trials(experiment)
+    todo = [trial for trial in missing if not (trial.name in queued and queued[trial.name].will_do(trial))]
+    if n_queued := len(missing) - len(todo):
+        print(f"{n_queued} trials are queued or running already (`carabid plan` shows their jobs)", flush=True)
+    elif not todo:
+        name = experiment.dir.path.name
+        print(f"nothing to do: all {len(experiment.trials)} trials have results (`carabid results {name}`)")
+    return todo
+
+
+def _queue_of(experiment: Experiment, request: Request) -> dict[str, Queued]:
+    """What jobs of earlier submissions will do. Raises WorkError where that cannot be seen, and would be queued again."""
+    if request.local:
+        return {}
+    if request.dry_run:
+        return History(experiment.dir).queued
+    if stuck := cancel_stuck(experiment.dir):
+        print(f"cancelled {', '.join(stuck)}: what they waited for has failed", flush=True)
+    return queued_trials(Parts(experiment.dir), my_tasks())
+
+
+def _check_all_done(experiment: Experiment, manifest: Manifest) -> None:
+    mine = set(manifest.names)
+    if left := [trial.name for trial in missing_trials(experiment) if trial.name in mine]:
+        where = f"see `carabid status` and {manifest.experiment.logs}"
+        raise WorkError(f"{len(left)} of {len(mine)} trials have no results: {', '.join(left[:5])}; {where}")
+
+
+def show_scripts(experiment: Experiment, todo: list[Trial], request: Request) -> None:
+    """Print every script that would be queued. Nothing is written."""
+    manifest = preview_manifest(experiment, todo, request.terms(len(todo)))
+    for stage, script in slurm.scripts(manifest, slurm.chain(manifest, needs_extraction(todo))):
+        print(f"──── {stage}\n{script}")
+    names = ", ".join(trial.name for trial in todo[:5]) + (f" and {len(todo) - 5} more" if len(todo) > 5 else "")
+    print(f"dry run: {len(todo)} of {len(experiment.trials)} trials would be queued: {names}")
+
+
+def needs_extraction(trials: list[Trial]) -> bool:
+    """Whether a submission of these trials begins with extraction: not where all their features are there."""
+    return not all(_has_features(sharing[0].config) for sharing in sharing_features(trials))
+
+
+def _has_features(config: Config) -> bool:
+    key = known_feature_key(config)
+    return key is not None and is_complete(config, key)
+
+
+def _run_here(manifest: Manifest, workers: int) -> None:
+    from pipeline.launch.submitting import local
+
+    if not local.run([manifest], workers):
+        raise WorkError(f"some trials did not finish; their logs are in {manifest.experiment.logs}")
+
+
+def _queue(manifest: Manifest, request: Request, extract: bool) -> str:
+    try:
+        ids = slurm.submit(manifest, slurm.chain(manifest, extract))
+    except BaseException:  # nothing is queued: no trial is planned, and the number is not used again
+        manifest.path.rename(manifest.path.with_suffix(REFUSED))
+        raise
+    for stage, job in ids.items():
+        print(f"{stage:<9} job {job}", flush=True)
+    return ids["collect"]

@@ -1,0 +1,1 @@
+"""What became of jobs, what is still to be done, and what it will cost."""

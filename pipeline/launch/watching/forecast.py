@@ -1,0 +1,201 @@
+"""How long the trials that are still to be done will take, told from past trials on disk. Loads no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from statistics import fmean
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.config import Config, token_kind
+from pipeline.disk.layout import ExperimentDir, TrialDir, folders_in, read_json
+from pipeline.experiments.reading import Experiment, saved_science
+from pipeline.reporting.state import TrialState
+
+MAX_READ = 24
+"""Past trials that are read: more would tell little more, and a plan of ten thousand trials must not wait for them."""
+MAX_OF_OTHER = 3
+"""Trials that are looked at in each other experiment."""
+Kind = tuple[Any, ...]
+Schedule = tuple[int, int | None]
+"""Epochs and patience that are asked for."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a trial still needs, as far as its time depends on it; many trials need the same."""
+
+    kind: Kind
+    schedule: Schedule
+    gpus: tuple[int, int]
+    """GPUs of training and of evaluation."""
+    is_trained: bool
+
+
+@dataclass(frozen=True)
+class _Past:
+    """What a past trial took, in seconds: its training, what lay around that, its evaluation (None: not evaluated)."""
+
+    training: float
+    around: float
+    evaluation: float | None
+    epochs: int
+    """Epochs that were run."""
+    schedule: Schedule
+    device: str
+
+    def seconds(self, schedule: Schedule) -> float:
+        """What training by this schedule would have taken: as long if it is the same, else as long an epoch."""
+        if schedule == self.schedule:
+            return self.around + self.training
+        return self.around + self.training / max(self.epochs, 1) * schedule[0]
+
+
+def forecast(experiment: Experiment, states: Sequence[TrialState]) -> str:
+    """GPU-hours of training and evaluation of the trials that are not done, in one line; empty if all are.
+
+    `states` are those that the disk shows. A trial that was interrupted counts as a whole; extraction does not count.
+    """
+    pairs = zip(experiment.trials, states, strict=True)
+    todo = Counter(_work(t.config, state.state == "trained") for t, state in pairs if state.state != "done")
+    if not todo:
+        return ""
+    past = _past(experiment, states, {work.kind for work in todo})
+    known = {work: n for work, n in todo.items() if work.kind in past}
+    if not known:
+        return "forecast: no past trial to tell from"
+    rest = todo.total() - sum(known.values())
+    more = f"; no past trial to tell from for {_count(rest, 'more trial')}" if rest else ""
+    return f"forecast: {_in_words(known, past)}{more}"
+
+
+def _in_words(todo: dict[_Work, int], past: dict[Kind, list[_Past]]) -> str:
+    hours, gpu_hours = 0.0, 0.0
+    for work, n in todo.items():
+        training, evaluation = _hours(work, past[work.kind])
+        hours += n * (training + evaluation)
+        gpu_hours += n * (training * work.gpus[0] + evaluation * work.gpus[1])
+    used = [one for kind in {work.kind for work in todo} for one in past[kind]]
+    devices = " and ".join(sorted({one.device for one in used}))
+    total = f"{_rounded(gpu_hours)} GPU-hours" if gpu_hours else f"{_rounded(hours)} hours without a GPU"
+    n = sum(todo.values())
+    return (
+        f"{_count(n, 'trial')} × {_rounded(hours / n)} h = {total} to train and evaluate "
+        f"(from {_count(len(used), 'past trial')} on {devices})"
+    )
+
+
+def _hours(work: _Work, past: list[_Past]) -> tuple[float, float]:
+    """Hours of training and of evaluation, the mean of what past trials tell."""
+    training = 0.0 if work.is_trained else fmean(one.seconds(work.schedule) for one in past)
+    evaluations = [one.evaluation for one in past if one.evaluation is not None]
+    return training / 3600, (fmean(evaluations) if evaluations else 0.0) / 3600
+
+
+def _rounded(hours: float) -> str:
+    if hours < 0.001:
+        return "less than 0.001"
+    return f"{hours:.2g}" if hours < 10 else f"{hours:.0f}"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
+# ---------------------------------------------------------------- what takes equally long
+def _work(config: Config, is_trained: bool) -> _Work:
+    resources = config.resources
+    gpus = resources.train.gpus_per_node, resources.evaluate.gpus_per_node
+    return _Work(_kind(config), _schedule(config), gpus, is_trained)
+
+
+def _kind(config: Config) -> Kind:
+    """What two trials must share for one to tell how long an epoch of the other takes."""
+    model = config.model
+    return config.task, config.data.source, config.backbone, model.encoder.kind, token_kind(config), model.head.kind
+
+
+def _schedule(config: Config) -> Schedule:
+    """Epochs and patience; one and the same for all that is not trained by gradient descent."""
+    return (0, None) if config.model.head.kind != "mlp" else (config.train.epochs, config.train.patience)
+
+
+# ---------------------------------------------------------------- past trials
+def _past(experiment: Experiment, states: Sequence[TrialState], wanted: set[Kind]) -> dict[Kind, list[_Past]]:
+    """Past trials of each kind: of this plan, else of this experiment, else of another one beside it."""
+    found: dict[Kind, list[_Past]] = {}
+    for candidates in (_of_plan(experiment, states), _of_experiment(experiment), _of_others(experiment)):
+        if left := wanted - found.keys():
+            found |= _read(candidates, left, max(1, MAX_READ // len(wanted)))
+    return found
+
+
+def _read(candidates: Iterable[tuple[TrialDir, Config]], wanted: set[Kind], most: int) -> dict[Kind, list[_Past]]:
+    found: dict[Kind, list[_Past]] = {}
+    for folder, config in candidates:
+        kind = _kind(config)
+        is_wanted = kind in wanted and len(found.get(kind, ())) < most
+        if is_wanted and (one := _read_past(folder, config)):
+            found.setdefault(kind, []).append(one)
+    return found
+
+
+def _read_past(folder: TrialDir, config: Config) -> _Past | None:
+    """What a trial took, by the records of its training and evaluation; None if it was not trained."""
+    try:
+        record = read_json(folder.trained)
+        took, epochs = record["provenance"], int(record["epochs"])
+        training = float(took["training_seconds"])
+        # Each of its attempts began anew; of those of an old record, only the last one's time stands there.
+        around = max(0.0, float(took["seconds"]) - training) / max(1, len(took.get("attempts", ())))
+        device = took["device"].get("gpu") or "CPU"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return _Past(training, around, _evaluation(folder), epochs, _schedule(config), device)
+
+
+def _evaluation(folder: TrialDir) -> float | None:
+    try:
+        return float(read_json(folder.provenance)["evaluate"]["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _of_plan(experiment: Experiment, states: Sequence[TrialState]) -> Iterator[tuple[TrialDir, Config]]:
+    """Trials of the plan that have been trained, done or not."""
+    directory = experiment.dir
+    there = directory.folders()
+    for trial, state in zip(experiment.trials, states, strict=True):
+        if state.state in ("done", "trained", "stale") and trial.name in there:
+            yield directory.trial(trial.name), trial.config
+
+
+def _of_experiment(experiment: Experiment) -> Iterator[tuple[TrialDir, Config]]:
+    named = {trial.name for trial in experiment.trials}
+    return _saved(experiment.dir, experiment.dir.folders() - named, MAX_READ)
+
+
+def _of_others(experiment: Experiment) -> Iterator[tuple[TrialDir, Config]]:
+    own = experiment.dir.path
+    others = [ExperimentDir(own.parent / name) for name in sorted(folders_in(own.parent) - {own.name})]
+    each = (pair for other in others for pair in _saved(other, other.folders(), MAX_OF_OTHER))
+    return islice(each, MAX_READ)
+
+
+def _saved(experiment: ExperimentDir, names: set[str], most: int) -> Iterator[tuple[TrialDir, Config]]:
+    """The first trials of these names whose configuration can be read."""
+    pairs = ((folder, _saved_config(folder)) for folder in map(experiment.trial, sorted(names)))
+    return islice(((folder, config) for folder, config in pairs if config), most)
+
+
+def _saved_config(folder: TrialDir) -> Config | None:
+    """A trial's science as a configuration; None if it cannot be read."""
+    try:
+        values = saved_science(folder.config)
+        return Config.model_validate({**values, "experiment": "past"}) if values else None
+    except ValidationError:
+        return None

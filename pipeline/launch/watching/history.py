@@ -1,0 +1,223 @@
+"""What became of an experiment's trials: folders, Slurm's queue, its accounting, records and logs, joined. Loads no torch.
+
+One squeue for all trials, and one sacct for those that have neither results nor a job.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.disk.layout import ExperimentDir, read_json
+from pipeline.errors import WorkError
+from pipeline.experiments.reading import Trial
+from pipeline.launch.manifest.job_names import Part, Parts, chunk_names, job_names
+from pipeline.launch.manifest.manifest import Manifest
+from pipeline.launch.scheduler.accounting import Outcome, outcomes
+from pipeline.launch.scheduler.queue import Queued, Task, my_tasks, queued_trials
+from pipeline.launch.watching.failures import Failure, classify
+from pipeline.reporting.state import TrialState
+
+TYPED = "job-"
+"""What the record of a job typed by hand is called by, before the job's id."""
+LOG_END = 64_000
+"""Bytes of a log that are looked at for why its job ended."""
+Attempt = tuple[Part, Outcome]
+
+
+@dataclass(frozen=True)
+class View:
+    """A trial as it is shown: its state with the reason, and how it failed, at which stage, if it did."""
+
+    name: str
+    state: TrialState
+    stage: str = ""
+    failure: Failure | None = None
+
+
+class History:
+    """What is known of one experiment's jobs; read when it is first asked for."""
+
+    def __init__(self, experiment: ExperimentDir) -> None:
+        self.experiment = experiment
+        self.parts = Parts(experiment)
+        self._listed: dict[str, dict[tuple[str, str], list[Path]]] = {}
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """What Slurm has queued, to be shown: nothing, and a word on stderr, where it does not answer."""
+        try:
+            return my_tasks()
+        except WorkError as error:
+            print(f"carabid: what is queued is not known: {str(error).splitlines()[0]}", file=sys.stderr)
+            return []
+
+    @cached_property
+    def queued(self) -> dict[str, Queued]:
+        """What Slurm has queued, by trial."""
+        return queued_trials(self.parts, self.tasks)
+
+    @cached_property
+    def submissions(self) -> list[Manifest]:
+        """Every submission that can be read, oldest first."""
+        return sorted(self._read(), key=lambda m: (m.written, int(m.number.removeprefix(TYPED))))
+
+    @cached_property
+    def last(self) -> dict[str, tuple[Manifest, int]]:
+        """Trial → the last submission that names it, and its index there."""
+        return {entry.name: (m, index) for m in self.submissions for index, entry in enumerate(m.entries)}
+
+    @cached_property
+    def attempts(self) -> dict[tuple[str, str], Attempt]:
+        """(Trial, stage) → the last job or task that did it, and what became of that by Slurm's accounting.
+
+        (Accounting knows nothing of a task that is stuck; the queue does.)
+        """
+        found: dict[tuple[str, str], Attempt] = {}
+        stuck = [Outcome(t.id, t.name, t.state, 0, 0, 0, 0, 0, "", t.reason) for t in self.tasks if t.stuck]
+        for outcome in sorted([*self._outcomes(), *stuck], key=lambda outcome: int(outcome.job.partition("_")[0])):
+            array, _, index = outcome.job.partition("_")
+            if part := self.parts.of(outcome.name, array, int(index) if index else None):
+                for key in ((entry.name, part.stage) for entry in part.entries()):
+                    found[key] = _what_counts(found.get(key), (part, outcome))
+        return found
+
+    def view(self, name: str, state: TrialState, trial: Trial | None = None) -> View:
+        """A trial whose folder is in this state, with what queue, accounting and logs say of it.
+
+        With `trial`, a job that evaluates it in another way than asked for does not count.
+        """
+        job = self.queued.get(name)
+        if state.state != "done" and job and (trial is None or job.will_do(trial)):
+            return View(name, _queued_state(job), job.stage)
+        if state.state in ("done", "running") or (state.state in ("missing", "stale") and name not in self.last):
+            return View(name, state)
+        stage, failure = self.failure(name)
+        if failure is None:
+            return View(name, state)
+        return View(name, TrialState("failed", f"{failure.kind}: {stage}: {failure.what}"), stage, failure)
+
+    def failure(self, name: str) -> tuple[str, Failure | None]:
+        """At which stage a trial's last attempt failed, and how; what failed because of an earlier stage is that one's."""
+        record = _record(self.experiment.trial(name).failure)
+        stage = record["stage"] if record else "evaluate" if self.experiment.trial(name).trained.exists() else "train"
+        failure = self._classify(name, stage, record)
+        may_be_older = stage == "train" and (failure is None or failure.kind == "dependency")
+        of_extraction = self._classify(name, "extract", None) if may_be_older else None
+        return ("extract", of_extraction) if of_extraction else (stage, failure)
+
+    def log(self, name: str, stage: str) -> Path | None:
+        """The log of a stage's last attempt at a trial; None if there is none, or it is not ours to know (typed by hand)."""
+        if name not in self.last:
+            return None
+        manifest, index = self.last[name]
+        found = _own_logs(manifest, index, stage)
+        found = _latest(self._task_logs(manifest, index, stage) if found is None else found)
+        return found[0] if found else None
+
+    def _task_logs(self, manifest: Manifest, index: int, stage: str) -> list[Path]:
+        """The logs of the Slurm tasks that do a stage of a trial, of all their attempts."""
+        if manifest.number not in self._listed:
+            self._listed[manifest.number] = _list_logs(self.experiment, manifest.number)
+        if not (listed := self._listed[manifest.number]):
+            return []
+        wanted = _folders_and_places(manifest, index, stage)
+        return [path for folder, place in wanted for path in listed.get((folder, place), [])]
+
+    def _classify(self, name: str, stage: str, record: Mapping[str, Any] | None) -> Failure | None:
+        _, outcome = self.attempts.get((name, stage), (None, None))
+        logs = self._logs_of(name, stage, outcome)
+        return classify(record, outcome, "\n".join(map(_end, logs)))
+
+    def _logs_of(self, name: str, stage: str, outcome: Outcome | None) -> list[Path]:
+        """What tells why an attempt ended: the log of its task, and of a trial that shares a task its own."""
+        if name not in self.last:
+            return []
+        manifest, index = self.last[name]
+        of_tasks, own = self._task_logs(manifest, index, stage), _own_logs(manifest, index, stage)
+        meant = [path for path in of_tasks if outcome and path.name == f"{outcome.job}_0_log.out"]
+        return [*(meant or _latest(of_tasks)), *(own or [])]
+
+    def _read(self) -> Iterator[Manifest]:
+        for path in self.experiment.submissions.glob("*.json"):
+            if manifest := self.parts.manifest(path.stem):
+                yield manifest
+
+    def _outcomes(self) -> list[Outcome]:
+        submitted = [m for m in self.submissions if m.number.isdecimal() and m.terms.profile.scheduler == "slurm"]
+        typed = [m.number.removeprefix(TYPED) for m in self.submissions if m.number.startswith(TYPED)]
+        names = [name for m in submitted for name in job_names(m)] + [f"carabid-evaluate-{job}" for job in typed]
+        return (outcomes(names, self.submissions[0].written, typed) or []) if names else []
+
+
+def _queued_state(job: Queued) -> TrialState:
+    return TrialState("running" if job.state == "running" else "queued", f"{job.stage}: job {job.job}, {job.state}")
+
+
+def _what_counts(before: Attempt | None, now: Attempt) -> Attempt:
+    """The later job; of the tasks of one array that share a trial (its features' extraction), one that did not end well."""
+    if before and _array(before) == _array(now) and before[1].state != "COMPLETED":
+        return before
+    return now
+
+
+def _array(attempt: Attempt) -> str:
+    return attempt[1].job.partition("_")[0]
+
+
+def _latest(paths: Iterable[Path]) -> list[Path]:
+    """The one that was written last, if there is any."""
+    return sorted(paths, key=lambda path: path.stat().st_mtime)[-1:]
+
+
+def _list_logs(experiment: ExperimentDir, number: str) -> dict[tuple[str, str], list[Path]]:
+    """The logs of a submission's Slurm tasks by folder and place in the array ("" outside one)."""
+    listed: dict[tuple[str, str], list[Path]] = {}
+    for path in experiment.logs.glob(f"{number}-*/*_0_log.out"):
+        place = re.fullmatch(r"\d+(?:_(\d+))?_0_log\.out", path.name)
+        if place:
+            listed.setdefault((path.parent.name, place[1] or ""), []).append(path)
+    return listed
+
+
+def _own_logs(manifest: Manifest, index: int, stage: str) -> list[Path] | None:
+    """The log of a trial that is not that of a Slurm task: of one that shares a task, or ran on this machine. None: it is."""
+    local, packed = manifest.terms.profile.scheduler == "local", stage == "train" and manifest.terms.pack > 1
+    if not local and not packed:
+        return None
+    features = [number for number, *_ in manifest.extractions]
+    place = features.index(manifest.entries[index].features) if stage == "extract" else index
+    path = manifest.experiment.own_log(manifest.number, stage, place)
+    return [path] if path.exists() else []
+
+
+def _folders_and_places(manifest: Manifest, index: int, stage: str) -> Iterator[tuple[str, str]]:
+    """Folder, and place in its array ("": a job without one), of each task that does a stage of a trial."""
+    tasks, n = [index // manifest.terms.pack], len(manifest.tasks)
+    if stage == "extract":
+        features, n = manifest.entries[index].features, len(manifest.extractions)
+        tasks = [task for task, (number, *_) in enumerate(manifest.extractions) if number == features]
+    names = chunk_names(stage, n, manifest.array_size)
+    for task in tasks:
+        chunk, place = divmod(task, manifest.array_size)
+        alone = min(n - chunk * manifest.array_size, manifest.array_size) == 1
+        yield manifest.experiment.stage_logs(manifest.number, names[chunk]).name, "" if alone else str(place)
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    try:
+        record = read_json(path)
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and {"stage", "message"} <= record.keys() else None
+
+
+def _end(log: Path) -> str:
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - LOG_END))
+        return file.read().decode(errors="replace")

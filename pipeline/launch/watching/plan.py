@@ -1,0 +1,121 @@
+"""Which trials are done, which wait in Slurm's queue, and why the others are not done. Loads no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import flatten, science
+from pipeline.data.sources import open_source
+from pipeline.disk.layout import TrialDir
+from pipeline.errors import UserError
+from pipeline.experiments.reading import Experiment, Trial, differences, saved_science, written
+from pipeline.launch.watching.forecast import forecast
+from pipeline.launch.watching.history import History
+from pipeline.reporting.results import REPLICATES
+from pipeline.reporting.state import TrialState, trial_states
+
+MAX_KEYS = 3
+"""A trial that differs in more keys is another one, and no earlier form of this one."""
+MAX_COMPARED = 20_000
+"""Older trials that are read, and pairs of trials that are compared: about a second. Where there are more, none is."""
+
+
+@dataclass(frozen=True)
+class _Older:
+    """A trial of the experiment that the plan does not name: its folder, its science, and when that was written."""
+
+    folder: TrialDir
+    science: dict[str, Any]
+    time: float
+
+
+def plan(experiment: Experiment) -> list[TrialState]:
+    """The state of each of an experiment's trials, with what is known of their jobs.
+
+    A trial without results whose configuration has an earlier form with results is stale, with the keys that changed.
+    """
+    return _plan(experiment)[1]
+
+
+def _plan(experiment: Experiment) -> tuple[list[TrialState], list[TrialState]]:
+    """The states that the disk shows, and those with what is known of jobs."""
+    history = History(experiment.dir)
+    _ = history.tasks  # before the disk: what ends in between is seen there
+    states = _compare(experiment, trial_states(experiment))
+    pairs = zip(experiment.trials, states, strict=True)
+    return states, [history.view(trial.name, state, trial).state for trial, state in pairs]
+
+
+def lines(experiment: Experiment) -> Iterator[str]:
+    """What `carabid plan` prints: each trial with its state and the reason, how many are in each state, and the forecast."""
+    on_disk, states = _plan(experiment)
+    for trial, state in zip(experiment.trials, states, strict=True):
+        yield f"{state.state:<12}{trial.name}{'  ' + state.reason if state.reason else ''}"
+    counts = Counter(state.state for state in states).most_common()
+    summary = ", ".join(f"{n} {state}" for state, n in counts)
+    yield f"{len(states)} trial{'s' * (len(states) > 1)}: {summary} (in {experiment.dir.path})"
+    if line := forecast(experiment, on_disk):
+        yield line
+    yield from _to_download(experiment)
+
+
+def _to_download(experiment: Experiment) -> Iterator[str]:
+    """A line for each data set whose images are still to be downloaded."""
+    for data in {trial.config.data.source: trial.config.data for trial in experiment.trials}.values():
+        with suppress(UserError, OSError, ValueError):  # data that cannot be read: who reads them says so
+            if data.download and not open_source(data).is_here():
+                todo = "run `carabid fetch` (the same arguments) where there is internet"
+                yield f"data {data.source}: its images are not all here: {todo}"
+
+
+def missing_trials(experiment: Experiment) -> list[Trial]:
+    """Trials without current results, queued or not."""
+    states = trial_states(experiment)
+    return [trial for trial, state in zip(experiment.trials, states, strict=True) if state.state != "done"]
+
+
+# ---------------------------------------------------------------- earlier forms of a trial
+def _compare(experiment: Experiment, states: list[TrialState]) -> list[TrialState]:
+    """The states, with the reason of missing trials that were done before some keys of their configuration changed."""
+    missing = [i for i, state in enumerate(states) if state.state == "missing"]
+    older = _older_trials(experiment) if missing else {}
+    wanted = {i: science(experiment.trials[i].config) for i in missing} if older else {}
+    pairs = {i: older.get(_repetition(values), []) for i, values in wanted.items()}
+    if sum(map(len, pairs.values())) > MAX_COMPARED:
+        return states
+    found = {i: _change(wanted[i], candidates) for i, candidates in pairs.items()}
+    return [found.get(i) or state for i, state in enumerate(states)]
+
+
+def _older_trials(experiment: Experiment) -> dict[str, list[_Older]]:
+    """The trials in an experiment's folder that it does not name, by what tells repetitions apart."""
+    directory = experiment.dir
+    names = directory.folders() - {trial.name for trial in experiment.trials}
+    found: dict[str, list[_Older]] = {}
+    for folder in map(directory.trial, sorted(names) if len(names) <= MAX_COMPARED else ()):
+        with suppress(OSError):
+            if values := saved_science(folder.config):
+                older = _Older(folder, values, folder.config.stat().st_mtime)
+                found.setdefault(_repetition(values), []).append(older)
+    return found
+
+
+def _repetition(values: dict[str, Any]) -> str:
+    """Seed and fold: a trial of another seed is one more repetition, not an earlier form."""
+    flat = flatten(values)
+    return str([flat.get(key) for key in REPLICATES])
+
+
+def _change(values: dict[str, Any], candidates: list[_Older]) -> TrialState | None:
+    """What has changed since the nearest of older trials (of those equally near the latest); None if none is near."""
+    pairs = [(differences(older.science, values), older) for older in candidates]
+    near = [(keys, older) for keys, older in pairs if 0 < len(keys) <= MAX_KEYS]
+    if not near:
+        return None
+    keys, older = min(near, key=lambda pair: (len(pair[0]), -pair[1].time))
+    words = ", ".join(f"{key} {written(old)} → {written(new)}" for key, (old, new) in keys.items())
+    return TrialState("stale" if older.folder.results.exists() else "missing", f"config changed: {words}")

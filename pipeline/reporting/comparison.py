@@ -1,0 +1,366 @@
+"""Methods on the images that all of them tested: which was chosen on validation, and by how much it is better than each.
+
+A method is what its trials share beside hyperparameters, seed and fold: backbone, encoder and head. In each fold the trial with
+the best validation figure stands for it, and of all methods the best one is the chosen one: test figures choose nothing.
+Loads no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from textwrap import shorten
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import digest
+from pipeline.disk.layout import ExperimentDir, TrialDir, read_json
+from pipeline.errors import UserError
+from pipeline.experiments.reading import saved_science
+from pipeline.metrics.classification import FIGURES, Array, drawn, figure
+from pipeline.metrics.intervals import central, draws
+from pipeline.metrics.selection import LOWER_IS_BETTER
+from pipeline.reporting.results import cells_to_markdown, hash_results, print_cells
+
+DRAWS = 1000
+CHOSEN = "chosen on validation"
+HEADER = ("method", "validation", "test", "folds", "chosen − this", "95 % interval")
+Folds = dict[int, "Candidate"]
+"""Fold → the trial that stands for a method, or for all, in it."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trial with results of classes: what it was, and how good on validation."""
+
+    name: str
+    """experiment/trial"""
+    trial: TrialDir
+    method: str
+    fold: int
+    metric: str
+    """What candidates are chosen by, and its value on validation."""
+    value: float
+    classes: tuple[str, ...]
+    chosen_on: str
+    """What the value is of: validation, or cross-validation inside the trial."""
+    split: str
+    """Where its figures are from; `optimistic` if it was chosen there."""
+    optimistic: bool
+    results_hash: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method: its means over folds, and how much better the chosen ones are in the same folds."""
+
+    method: str
+    validation: float
+    test: float | None
+    sd: float | None
+    trials: dict[int, str]
+    """Fold → the trial that stands for it."""
+    missing_folds: list[int]
+    difference: float | None = None
+    """The chosen trials' figure minus this method's, and its 95 % interval."""
+    interval: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All methods, best on validation first."""
+
+    figure: str
+    metric: str
+    split: str
+    folds: list[int]
+    n: int
+    n_events: int
+    draws: int
+    chosen: Line
+    lines: list[Line]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """What a trial said of its test images, in the order of their names: truth and probabilities [N, C]."""
+
+    index: list[tuple[str, str]]
+    """Name and event of each."""
+    truth: Array
+    p: Array
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A figure of a trial's test images, and of each draw of them [D]."""
+
+    value: float | None
+    drawn: Array
+
+
+# ---------------------------------------------------------------- who takes part
+def candidates(experiments: Iterable[ExperimentDir]) -> list[Candidate]:
+    """The trials that have results of classes which tell by what they were chosen; not those of permuted targets."""
+    found = (_candidate(experiment, trial) for experiment in experiments for trial in experiment.trials())
+    return [candidate for candidate in found if candidate]
+
+
+def _candidate(experiment: ExperimentDir, trial: TrialDir) -> Candidate | None:
+    try:
+        results = read_json(trial.results)
+        summary = results["summary"]
+        if "roc_auc" not in summary:
+            return None
+        science = saved_science(trial.config)
+        if not science or results["config_hash"] != digest(science) or science["data"]["permute_targets"]:
+            return None
+        return Candidate(
+            name=f"{experiment.path.name}/{trial.path.name}",
+            trial=trial,
+            method=method_of(science),
+            fold=science["data"]["split"].get("fold", 0),
+            metric=summary["selection"]["metric"],
+            value=float(summary["selection"]["value"]),
+            classes=tuple(summary["classes"]),
+            chosen_on=results["selected_on"],
+            split=results["split"],
+            optimistic=results["split"] == results["selected_on"],
+            results_hash=hash_results(trial),
+        )
+    except (OSError, ValueError, LookupError, TypeError):  # where they are damaged, `carabid results` says so
+        return None
+
+
+def method_of(science: Mapping[str, Any]) -> str:
+    """`timm resnet18, end_to_end, mlp`: backbone, encoder unless it is frozen, head."""
+    model = science["model"]
+    encoder = [kind for kind in [model["encoder"]["kind"]] if kind != "frozen"]
+    return ", ".join([_backbone(science["backbone"]), *encoder, model["head"]["kind"]])
+
+
+def _backbone(block: Mapping[str, Any]) -> str:
+    """Kind and the last part of the name, or the size; of a backbone made of several, theirs."""
+    if "parts" in block:
+        return " + ".join(map(_backbone, block["parts"]))
+    name = str(block.get("name", block.get("size", ""))).rstrip("/").rpartition("/")[2]
+    return f"{block['kind']} {name.removeprefix('local-dir:')}".strip()
+
+
+# ---------------------------------------------------------------- the comparison
+def compare(found: Sequence[Candidate], name: str = "roc_auc") -> Comparison:
+    """Compare methods by one of FIGURES on what they tested; images of a event are drawn together.
+
+    Raises UserError if there is no such figure, or nobody to compare; if trials were chosen by different figures; or if those of
+    a fold did not test the same images.
+    """
+    _check(found, name)
+    methods = _best(found)
+    chosen = {fold: min(them, key=_rank) for fold, them in _by_fold(methods).items()}
+    tested = {trial: _read(trial) for trials in methods.values() for trial in trials.values()}
+    for them in _by_fold(methods).values():
+        _check_same_images({trial: tested[trial] for trial in them})
+    figures = _figures(name, tested)
+    lines = [_line(method, trials, chosen, figures) for method, trials in methods.items()]
+    groups = [group for trial in chosen.values() for _, group in tested[trial].index]
+    return Comparison(
+        figure=name,
+        metric=found[0].metric,
+        split=found[0].split,
+        folds=list(chosen),
+        n=len(groups),
+        n_events=len(set(groups)),
+        draws=DRAWS,
+        chosen=_line(CHOSEN, chosen, chosen, figures),
+        lines=sorted(lines, key=lambda line: _order(found[0].metric, line.validation, line.method)),
+        warnings=_warnings(tested, lines),
+    )
+
+
+def _check(found: Sequence[Candidate], name: str) -> None:
+    if name not in FIGURES:
+        near = difflib.get_close_matches(name, FIGURES, n=1) or [", ".join(FIGURES)]
+        raise UserError(f"--figure {name}: there is no such figure of classes; choose {near[0]}")
+    if not found:
+        raise UserError(
+            "nothing to compare: no trial has results of classes (a task with a label) that say by what it was chosen"
+        )
+    for what, values in (
+        ("were chosen by different figures", {trial.metric: trial.name for trial in found}),
+        ("were chosen on different images", {trial.chosen_on: trial.name for trial in found}),
+        ("were evaluated on different splits", {trial.split: trial.name for trial in found}),
+        ("tell different classes apart", {", ".join(trial.classes): trial.name for trial in found}),
+    ):
+        if len(values) > 1:
+            examples = "; ".join(f"{shorten(value, 80)}: {trial}" for value, trial in list(values.items())[:3])
+            raise UserError(f"the trials cannot be compared: they {what} ({examples}). Name experiments that share it.")
+
+
+def _best(found: Iterable[Candidate]) -> dict[str, Folds]:
+    """Of each method and fold the trial that is best on validation."""
+    best: dict[str, Folds] = {}
+    for trial in sorted(found, key=_rank):
+        best.setdefault(trial.method, {}).setdefault(trial.fold, trial)
+    return best
+
+
+def _rank(trial: Candidate) -> tuple[float, str]:
+    return _order(trial.metric, trial.value, trial.name)
+
+
+def _order(metric: str, value: float, name: str) -> tuple[float, str]:
+    """The best first; equals by name."""
+    return value if metric in LOWER_IS_BETTER else -value, name
+
+
+def _by_fold(methods: Mapping[str, Folds]) -> dict[int, list[Candidate]]:
+    found: dict[int, list[Candidate]] = {}
+    for fold, trial in sorted((item for trials in methods.values() for item in trials.items()), key=lambda i: i[0]):
+        found.setdefault(fold, []).append(trial)
+    return found
+
+
+def _read(trial: Candidate) -> _Tested:
+    """What a trial said, from its predictions.parquet. Raises UserError if that is damaged or names a image twice."""
+    import pandas as pd  # not on a login node's every command
+
+    path = trial.trial.predictions
+    try:
+        frame = pd.read_parquet(path, columns=["id", "group", "target", "truth", "prediction"])
+        frame["class"] = frame["target"].str.partition("=")[2]
+        frame["nth"] = frame.groupby(["id", "group", "class"]).cumcount()  # (an id may be an individual's)
+        wide = frame.pivot(index=["id", "group", "nth"], columns="class", values=["truth", "prediction"])
+        truth, p = (wide[name][list(trial.classes)].to_numpy("float64") for name in ("truth", "prediction"))
+    except (OSError, ValueError, LookupError) as error:
+        raise UserError(f"{path}: cannot be compared: {error}. Evaluate {trial.name} again.") from error
+    return _Tested([(f"{name} {nth}", str(group)) for name, group, nth in wide.index], truth, p)
+
+
+def _check_same_images(tested: Mapping[Candidate, _Tested]) -> None:
+    """Of one fold: without the same images, of the same classes, a difference says nothing."""
+    first, *others = tested
+    expected = tested[first]
+    for trial in others:
+        them = tested[trial]
+        if them.index != expected.index or not np.array_equal(them.truth, expected.truth):
+            n = len(set(them.index) ^ set(expected.index))
+            what = f"{n} images were tested by one of them alone" if n else "their true classes are others"
+            raise UserError(f"fold {trial.fold}: {first.name} and {trial.name} did not test the same: {what}")
+
+
+def _figures(name: str, tested: Mapping[Candidate, _Tested]) -> dict[Candidate, _Figure]:
+    """The figure of each trial, and of draws of events from all folds together: each draw is the same for all trials."""
+    indices = {trial.fold: them.index for trial, them in tested.items()}
+    folds = sorted(indices)
+    _check_apart(indices)
+    ends = np.cumsum([len(indices[fold]) for fold in folds])
+    parts: dict[Candidate, list[Array]] = {trial: [] for trial in tested}
+    for weights in draws([group for fold in folds for _, group in indices[fold]], seed=0, n=DRAWS):
+        of_fold = dict(zip(folds, np.split(weights, ends[:-1]), strict=True))
+        for trial, them in tested.items():
+            parts[trial].append(drawn(name, them.truth, them.p, of_fold[trial.fold]))
+    return {
+        trial: _Figure(figure(name, them.truth, them.p), np.concatenate(parts[trial])) for trial, them in tested.items()
+    }
+
+
+def _check_apart(indices: Mapping[int, Sequence[tuple[str, str]]]) -> None:
+    """UserError where an image is tested in two folds: they are not of one cross-validation."""
+    seen: dict[tuple[str, str], int] = {}
+    for fold, index in indices.items():
+        for image in index:
+            if seen.setdefault(image, fold) != fold:
+                raise UserError(
+                    f"the trials cannot be compared: image {image[0]} is tested in fold {seen[image]} and in fold {fold}, so "
+                    "these are not folds of one cross-validation (data.split.n, data.split.seed). Name experiments that share it."
+                )
+
+
+def _line(method: str, trials: Folds, chosen: Folds, figures: Mapping[Candidate, _Figure]) -> Line:
+    """A method's means over its folds; what it is compared with are the chosen trials of these folds."""
+    folds = [fold for fold in chosen if fold in trials]
+    mine, best = ([figures[them[fold]] for fold in folds] for them in (trials, chosen))
+    values = [each.value for each in mine if each.value is not None]
+    better = _mean(best) if method != CHOSEN else None
+    test = _mean(mine)
+    gaps = np.mean([b.drawn - m.drawn for b, m in zip(best, mine, strict=True)], axis=0)
+    found = central(gaps) if better is not None else None
+    return Line(
+        method=method,
+        validation=statistics.fmean(trials[fold].value for fold in folds),
+        test=test,
+        sd=statistics.stdev(values) if len(values) == len(mine) > 1 else None,
+        trials={fold: trials[fold].name for fold in folds},
+        missing_folds=[fold for fold in chosen if fold not in trials],
+        difference=better - test if better is not None and test is not None else None,
+        interval=[found.low, found.high] if found else None,
+    )
+
+
+def _mean(figures: Sequence[_Figure]) -> float | None:
+    values = [each.value for each in figures if each.value is not None]
+    return statistics.fmean(values) if len(values) == len(figures) else None
+
+
+def _warnings(trials: Iterable[Candidate], lines: Iterable[Line]) -> list[str]:
+    """What makes figures less than they seem."""
+    found = [
+        f"{line.method} has no results of fold {', '.join(map(str, line.missing_folds))}: its figures are of the others"
+        for line in lines
+        if line.missing_folds
+    ]
+    if any(trial.optimistic for trial in trials):
+        found.append(
+            "figures are of the split that trials were chosen on: they are optimistic (set evaluate.split=test)"
+        )
+    return found
+
+
+# ---------------------------------------------------------------- as text
+def cells(found: Comparison) -> list[tuple[str, ...]]:
+    """A row for the chosen trials, then one for each method, under HEADER."""
+    return [_cells(line) for line in (found.chosen, *found.lines)]
+
+
+def _cells(line: Line) -> tuple[str, ...]:
+    test = _number(line.test) + (f" ± {line.sd:.3f}" if line.sd is not None else "")
+    without = f" (not {', '.join(map(str, line.missing_folds))})" if line.missing_folds else ""
+    interval = f"{line.interval[0]:+.3f} to {line.interval[1]:+.3f}" if line.interval else "–"
+    difference = _number(line.difference, "+.3f")
+    return line.method, _number(line.validation), test, f"{len(line.trials)}{without}", difference, interval
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "–" if value is None else format(value, form)
+
+
+def notes(found: Comparison) -> list[str]:
+    """What the table is of, in sentences; which trial was chosen in each fold; warnings."""
+    chosen = [f"Chosen in fold {fold}: {name}." for fold, name in found.chosen.trials.items()]
+    return [
+        f"Validation: {found.metric}. Test: {found.figure} on {found.split}, mean ± sd over folds, of {found.n} images of "
+        f"{found.n_events} events. Intervals: {found.draws} draws of events, the same for both sides.",
+        *chosen,
+        *(f"Note: {warning}." for warning in found.warnings),
+    ]
+
+
+def print_table(found: Comparison) -> None:
+    """The table for a terminal."""
+    print_cells(HEADER, cells(found))
+    print("\n".join(notes(found)))
+
+
+def to_markdown(found: Comparison) -> str:
+    """The table in Markdown."""
+    return cells_to_markdown(HEADER, cells(found)) + "\n" + "\n".join(f"- {note}" for note in notes(found)) + "\n"
+
+
+def to_json(found: Comparison) -> str:
+    """All that is known, as an object."""
+    return json.dumps(asdict(found), indent=1, ensure_ascii=False, allow_nan=False)

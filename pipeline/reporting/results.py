@@ -1,0 +1,327 @@
+"""Reading results: every trial of every experiment as a row, and every ensemble; means over seeds; tables. Loads no torch."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from pipeline.config import Config, flatten, science
+from pipeline.disk.layout import ExperimentDir, TrialDir, read_json, trained_root
+from pipeline.errors import UserError
+from pipeline.reporting.state import damaged, planned_trials, trial_config, trial_state
+
+REPLICATES = ("seed", "data.split.fold")
+"""Trials that differ in these alone are repetitions of one another: the table shows their mean ± sd."""
+PARTS = ("", "in_domain", "out_of_domain")
+FIGURES = ("r2", "MAE", "RMSE")
+CLASS_FIGURES = (
+    "roc_auc", "average_precision", "balanced_accuracy", "accuracy", "log_loss", "brier", "calibration_error",
+)  # fmt: skip
+LOWER_IS_BETTER = ("MAE", "RMSE", "CRPS", "rms", "log_loss", "brier", "calibration_error")
+Figures = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial, or one ensemble. `figures` are keyed `r2`, `in_domain.r2`, `SPEI_30d.r2`, …"""
+
+    experiment: str
+    trial: str
+    """Name of its folder within the experiment's."""
+    state: str
+    reason: str = ""
+    group: str = ""
+    split: str = ""
+    optimistic: bool = False
+    figures: Figures = field(default_factory=dict)
+    members: tuple[str, ...] = ()
+    """The trials that an ensemble is of; none: it is a trial."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: the repetitions of one configuration, or a trial without results."""
+
+    experiment: str
+    name: str
+    state: str
+    n: int
+    split: str
+    optimistic: bool
+    means: Figures
+    sds: Figures
+
+
+def collect(experiments: Iterable[ExperimentDir]) -> list[Row]:
+    """A row for each trial that was ever planned, with or without results, and behind them one for each ensemble."""
+    rows = []
+    for experiment in experiments:
+        rows += [_row(experiment, name) for name in planned_trials(experiment)]
+        rows += _ensembles(experiment)
+    return rows
+
+
+def hash_results(trial: TrialDir) -> str:
+    """What tells a trial's results from others. Raises OSError if there are none."""
+    return hashlib.sha256(trial.results.read_bytes()).hexdigest()
+
+
+def sorts(tables: Mapping[Look, Sequence[Row]], wanted: str | None) -> dict[Look, str]:
+    """The figure that each table is sorted by: the one that is wanted, where its results have it, else its own.
+
+    Raises UserError if no result of any has a figure of that name.
+    """
+    if wanted is not None:
+        _check_figure([row for rows in tables.values() for row in rows], wanted)
+    has = {look: any(wanted in row.figures for row in rows) for look, rows in tables.items()}
+    return {look: wanted if wanted is not None and has[look] else look.sort for look in tables}
+
+
+def summarize(rows: Sequence[Row], sort: str) -> list[Line]:
+    """Repetitions joined to lines, best first by `sort`; trials without results last, by name.
+
+    Raises UserError if no result has a figure of that name.
+    """
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(
+            (row.experiment, row.split + row.group if row.state == "done" else f"{row.trial} {row.state}"), []
+        ).append(row)
+    _check_figure(rows, sort)
+    lines = [_line(members) for members in groups.values()]
+    return sorted(lines, key=lambda line: _order(sort, line.state, line.means, line.name))
+
+
+def sort_rows(rows: Sequence[Row], sort: str) -> list[Row]:
+    """Trials in the order of `summarize`: best first by `sort`, those without results last, by name.
+
+    Raises UserError if no result has a figure of that name.
+    """
+    _check_figure(rows, sort)
+    return sorted(rows, key=lambda row: _order(sort, row.state, row.figures, row.trial))
+
+
+def _check_figure(rows: Sequence[Row], sort: str) -> None:
+    names = sorted({name for row in rows for name in row.figures})
+    if names and sort not in names:
+        raise UserError(f"--sort {sort}: no result has that figure; there are: {', '.join(names)}")
+
+
+def _order(sort: str, state: str, figures: Figures, name: str) -> tuple[bool, bool, float, str]:
+    """Where it stands: results with the figure first, the best of them first; equals by name."""
+    value, lower_is_better = figures.get(sort), sort.endswith(LOWER_IS_BETTER)
+    return state != "done", value is None, (value or 0) * (1 if lower_is_better else -1), name
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """One line per trial or ensemble with every figure; `members` is of how many trials an ensemble is."""
+    names = sorted({name for row in rows for name in row.figures})
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["experiment", "trial", "members", "state", "reason", "split", "optimistic", *names])
+    for row in rows:
+        values = [row.figures.get(name) for name in names]
+        name = [row.experiment, row.trial, len(row.members) or ""]
+        writer.writerow([*name, row.state, row.reason, row.split, row.optimistic, *values])
+    return buffer.getvalue()
+
+
+def to_json(rows: Sequence[Row]) -> str:
+    """The same as a list of objects."""
+    return json.dumps([vars(row) for row in rows], indent=1, allow_nan=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What a table shows: the figures in its columns, their titles, and by which one it is sorted if nobody says."""
+
+    columns: dict[str, str]
+    sort: str
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        return ("experiment", "trial", "n", "split", *self.columns.values())
+
+    def cells(self, line: Line) -> tuple[str, ...]:
+        """A line's cells under the header."""
+        if line.state != "done":
+            return (line.experiment, line.name, "", "", line.state, *[""] * (len(self.columns) - 1))
+        split = line.split + (" (optimistic)" if line.optimistic else "")
+        return (line.experiment, line.name, str(line.n), split, *(_cell(line, name) for name in self.columns))
+
+
+NUMBERS = Look(
+    {"r2": "R²", "in_domain.r2": "R² in-domain", "out_of_domain.r2": "R² out-of-domain", "MAE": "MAE", "rms": "rms"},
+    "r2",
+)
+"""Of trials that predict numbers; the figures are means over the targets."""
+CLASSES = Look(
+    {
+        "roc_auc": "ROC AUC", "average_precision": "average precision", "balanced_accuracy": "balanced accuracy",
+        "log_loss": "log loss", "selection": "validation",
+    },
+    "roc_auc",
+)  # fmt: skip
+"""Of trials that predict classes; the last column is what they were chosen by."""
+
+
+def by_look(rows: Sequence[Row]) -> dict[Look, list[Row]]:
+    """Rows that one table can show: those of experiments that predict classes, and the others (with those without results)."""
+    classes = {row.experiment for row in rows if CLASSES.sort in row.figures}
+    parts = {
+        look: [row for row in rows if (row.experiment in classes) == (look is CLASSES)] for look in (NUMBERS, CLASSES)
+    }
+    return {look: some for look, some in parts.items() if some}
+
+
+def no_trials(trained: Path | None = None) -> str:
+    """What to say in place of an empty table."""
+    return f"no trials yet under {trained or trained_root()}"
+
+
+def print_tables(tables: Mapping[Look, Sequence[Line]], trained: Path | None = None) -> None:
+    """The tables for a terminal, or a sentence where there is nothing yet."""
+    for look, lines in tables.items():
+        print_cells(look.header, map(look.cells, lines))
+    if not tables:
+        print(no_trials(trained))
+
+
+def print_cells(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table for a terminal, or 160 columns wide for a file; what is too long for its column goes on below."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    table = Table(*(Column(title, overflow="fold") for title in header))
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def to_markdown(tables: Mapping[Look, Sequence[Line]]) -> str:
+    """The tables in Markdown."""
+    return "\n".join(cells_to_markdown(look.header, map(look.cells, lines)) for look, lines in tables.items())
+
+
+def cells_to_markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def _row(experiment: ExperimentDir, name: str) -> Row:
+    trial = experiment.trial(name)
+    config, state = trial_config(trial), trial_state(trial)
+    row = Row(experiment.path.name, name, state.state, state.reason)
+    if state.state != "done":
+        return row
+    if config is None:  # which repetitions it belongs with cannot be told
+        why = "config.yaml is damaged: `carabid train` with this trial's configuration writes it again"
+        return replace(row, state="failed", reason=why)
+    try:
+        return _with_results(row, read_json(trial.results), _group(name, config))
+    except (OSError, ValueError, KeyError, TypeError):
+        return replace(row, state="failed", reason=damaged(trial.results))
+
+
+def _ensembles(experiment: ExperimentDir) -> Iterator[Row]:
+    """Rows of the ensembles; one whose members have other results by now waits, out of sight, for the next collection."""
+    for folder in experiment.ensembles():
+        try:
+            results = read_json(folder.results)
+            members = tuple(results["members"])
+            if results["made_from"] != {name: hash_results(experiment.trial(name)) for name in members}:
+                continue
+            row = Row(experiment.path.name, f"ensembles/{folder.path.name}", "done", members=members)
+            group = _group(folder.path.name, trial_config(experiment.trial(members[0])))
+            yield _with_results(row, results, f"ensemble of {len(members)}: {group}")
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, LookupError, TypeError):
+            why = "is damaged: not shown; delete it, and `carabid collect` makes it again"
+            print(f"carabid: {folder.results} {why}", file=sys.stderr)
+
+
+def _with_results(row: Row, results: dict[str, Any], group: str) -> Row:
+    optimistic = results["split"] == results["selected_on"]
+    return replace(row, group=group, split=results["split"], optimistic=optimistic, figures=_figures(results))
+
+
+def _figures(results: dict[str, Any]) -> Figures:
+    if "classes" in results:
+        return _class_figures(results)
+    figures: Figures = {}
+    targets = [key for key, value in results.items() if isinstance(value, dict) and "r2" in value and key != "summary"]
+    for prefix, block in [("", results["summary"]), *((f"{target}.", results[target]) for target in targets)]:
+        for part in PARTS:
+            values = block[part] if part else block
+            figures |= {f"{prefix}{part}{'.' if part else ''}{name}": values[name] for name in FIGURES}
+            figures[f"{prefix}{part}{'.' if part else ''}CRPS"] = values.get(
+                "CRPS"
+            )  # results of before there were forecasts
+    figures["rms"] = results["summary"].get("rms")
+    figures["mean_predictor.in_domain.r2"] = results["summary"]["mean_predictor"]["in_domain"]["r2"]
+    figures["mean_predictor.rms"] = results["summary"]["mean_predictor"].get("rms")
+    return figures
+
+
+def _class_figures(results: dict[str, Any]) -> Figures:
+    """Those of all images, each class's and, for butterflies, the challenge's."""
+    summary = results["summary"]
+    figures: Figures = {name: summary[name] for name in CLASS_FIGURES} | {"selection": summary["selection"]["value"]}
+    figures |= {f"by_event.{name}": value for name, value in summary["by_event"].items()}
+    figures |= {f"{name}.recall": of["recall"] for name, of in results["classes"].items()}
+    figures |= results.get("challenge", {})
+    return figures
+
+
+def _group(name: str, config: Config | None) -> str:
+    """The trial's configuration without what repetitions differ in; shown as its name without seed and hash."""
+    if config is None:
+        return name
+    values = {key: value for key, value in flatten(science(config)).items() if key not in REPLICATES}
+    return json.dumps(values, sort_keys=True)
+
+
+def _line(rows: Sequence[Row]) -> Line:
+    first = rows[0]
+    columns = {name: [row.figures[name] for row in rows] for name in first.figures}
+    numbers = {name: [v for v in values if v is not None] for name, values in columns.items()}
+    means: Figures = {name: statistics.fmean(v) if len(v) == len(rows) else None for name, v in numbers.items()}
+    sds: Figures = {name: statistics.stdev(v) if len(v) == len(rows) > 1 else None for name, v in numbers.items()}
+    name = _line_name(rows)
+    state = first.state + (
+        f": {shorten(first.reason, 160, placeholder=' … (`carabid status`)')}" if first.reason else ""
+    )
+    return Line(first.experiment, name, state, len(rows), first.split, first.optimistic, means, sds)
+
+
+def _line_name(rows: Sequence[Row]) -> str:
+    first, shared = rows[0], common_name([row.trial.rpartition("/")[2] for row in rows])
+    if first.members:
+        return f"ensemble of {len(first.members)}: {shared}"
+    return first.trial if first.state != "done" or len(rows) == 1 else shared
+
+
+def common_name(names: Sequence[str]) -> str:
+    """What the names of repetitions share: `lr=1e-3,seed=0-5f2c9a` and `lr=1e-3,seed=1-0ab3de` → `lr=1e-3`."""
+    parts = [name.rpartition("-")[0].split(",") for name in names]
+    shared = [part for part in parts[0] if all(part in other for other in parts)]
+    return ",".join(shared) or "defaults"
+
+
+def _cell(line: Line, name: str) -> str:
+    mean, sd = line.means.get(name), line.sds.get(name)
+    if mean is None:
+        return "–"
+    return f"{mean:.3f}" + (f" ± {sd:.3f}" if sd is not None else "")

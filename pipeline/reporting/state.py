@@ -1,0 +1,179 @@
+"""A trial's state, read from its folder alone. Loads no torch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.config import Backbone, Config, Data, Features, config_hash, digest, images_of, token_kind
+from pipeline.data.dataset import known_signature
+from pipeline.disk.layout import ExperimentDir, TrialDir, read_json
+from pipeline.disk.lease import is_gone, owner
+from pipeline.errors import UserError
+from pipeline.experiments.reading import Experiment, load_config
+from pipeline.features.hashes import Basis, basis_change, known_feature_key
+
+State = Literal["done", "stale", "queued", "trained", "running", "interrupted", "failed", "missing"]
+Reads = tuple[Data, Backbone, Features, tuple[str, int]]
+"""What a trial's features are made from."""
+
+
+class _Damaged(Exception):
+    """A file of a trial that is there and does not hold what it should; the text names it."""
+
+
+@dataclass(frozen=True)
+class TrialState:
+    """What is known of a trial: `state`, and `reason` in words where there is something to say."""
+
+    state: State
+    reason: str = ""
+
+
+NOT_RUN = TrialState("missing", "not run")
+
+
+class Sources:
+    """What data and features look like now, looked up once for all trials that share them."""
+
+    def __init__(self) -> None:
+        self._signatures: dict[str, str | None] = {}
+        self._now: dict[Reads, Basis] = {}
+        self._words: dict[tuple[Reads, Basis], str] = {}
+
+    def changed(self, results: dict[str, Any], config: Config) -> str:
+        """What has changed since these results, in words; empty if nothing has, or if it cannot be told from here."""
+        reads = config.data, config.backbone, config.features, token_kind(config)
+        then = Basis(results.get("data_signature"), results.get("feature_key"))
+        if (reads, then) not in self._words:
+            if reads not in self._now:
+                self._now[reads] = self._look(config)
+            self._words[reads, then] = basis_change(config, then, self._now[reads])
+        return self._words[reads, then]
+
+    def _look(self, config: Config) -> Basis:
+        images = digest(images_of(config.data))
+        if images not in self._signatures:
+            self._signatures[images] = known_signature(config.data)
+        looks = self._signatures[images]
+        # Data that are not on this machine tell nothing: their results stand.
+        return Basis(looks, known_feature_key(config, looks) if looks else None)
+
+
+def trial_states(experiment: Experiment) -> list[TrialState]:
+    """The state of each of an experiment's trials, results of data that have changed since among them."""
+    sources, directory = Sources(), experiment.dir
+    there = directory.folders()
+    return [
+        trial_state(directory.trial(t.name), t.config, sources) if t.name in there else NOT_RUN
+        for t in experiment.trials
+    ]
+
+
+def trial_state(trial: TrialDir, config: Config | None = None, sources: Sources | None = None) -> TrialState:
+    """State of a trial's folder; with `config`, results of another configuration or evaluation do not count.
+
+    done: results.json is there; stale: so it is, but (with `sources`) the data have changed since; trained: a model is,
+    results are not; running: a job renews its lease; interrupted: a checkpoint waits for the next attempt; failed: the
+    last attempt ended with an error, or a file is damaged; missing: nothing yet. (`launch.plan` knows more: what is
+    queued, and that a missing trial is stale, because one with results differs in few keys.)
+    """
+    try:
+        return _state(trial, config, sources)
+    except _Damaged as error:
+        return TrialState("failed", str(error))
+
+
+def damaged(path: Path) -> str:
+    """The reason of a trial whose file cannot be used."""
+    return f"{path.name} is damaged: delete {path} and submit the trial again"
+
+
+def _state(trial: TrialDir, config: Config | None, sources: Sources | None) -> TrialState:
+    results = _read(trial.results, "evaluation", "config_hash")
+    if results and _is_current(results, config):
+        changed = sources.changed(results, config) if sources and config else ""
+        return TrialState("stale", changed) if changed else TrialState("done")
+    failure = _read(trial.failure, "stage", "message")
+    if failure:
+        after = {"extract": "; not trained", "train": "; not evaluated"}.get(failure["stage"], "")
+        message = next(iter(str(failure["message"]).splitlines()), "no reason given")
+        return TrialState("failed", f"{failure['stage']}: {message}{after}")
+    if _is_held(trial):
+        return TrialState("running")
+    record = _read(trial.trained, "config_hash")
+    if record and (config is None or record["config_hash"] == config_hash(config)):
+        return TrialState("trained", "evaluation has not run" if not results else "evaluated in another way")
+    if trial.checkpoint.is_dir():
+        return TrialState("interrupted", "a checkpoint waits; running it again goes on from there")
+    return NOT_RUN
+
+
+def planned_trials(experiment: ExperimentDir) -> list[str]:
+    """Names of all trials that any submission of this experiment named, or that have a folder, in order."""
+    names: dict[str, None] = {}
+    for path in sorted(experiment.submissions.glob("*.json"), key=lambda path: (len(path.stem), path.stem)):
+        names |= dict.fromkeys(_planned(path))
+    return list(names | dict.fromkeys(trial.path.name for trial in experiment.trials()))
+
+
+def _planned(submission: Path) -> list[str]:
+    """Names of a submission's trials; a record that is damaged is said on stderr, and must not hide all others."""
+    try:
+        return [str(trial["name"]) for trial in read_json(submission)["trials"]]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError, KeyError):
+        print(f"carabid: {submission} is damaged: trials that stand in it alone are not shown", file=sys.stderr)
+        return []
+
+
+def trial_config(trial: TrialDir) -> Config | None:
+    """The configuration in a trial's folder, or None if there is none that can be read."""
+    try:
+        return load_config(trial.config) if trial.config.exists() else None
+    except UserError:
+        return None
+
+
+def _is_current(results: dict[str, Any], config: Config | None) -> bool:
+    if config is None:
+        return True
+    same_evaluation = results["evaluation"] == config.evaluate.model_dump(mode="json")
+    return bool(results["config_hash"] == config_hash(config)) and same_evaluation
+
+
+def _read(path: Path, *keys: str) -> dict[str, Any] | None:
+    """A JSON object that has these keys; None if it is not there, or no longer: a job may be at work in the folder."""
+    try:
+        content = read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        raise _Damaged(damaged(path)) from None
+    if not isinstance(content, dict) or not content.keys() >= set(keys):
+        raise _Damaged(damaged(path))
+    return content
+
+
+def _is_held(trial: TrialDir) -> bool:
+    """Whether somebody renewed the trial's lease lately. Only for display: waiting jobs trust no clock but their own."""
+    found = owner(trial.lease)
+    if found is None or is_gone(found):
+        return False
+    config = trial_config(trial)
+    return time.time() - _last_change(trial.lease) < (config.resources.lease_seconds if config else 120)
+
+
+def _last_change(folder: Path) -> float:
+    """When a file of the folder was last written; 0 if there is none: whoever finishes a trial removes its lease."""
+    times = [0.0]
+    with suppress(OSError):
+        for path in folder.iterdir():
+            with suppress(OSError):
+                times.append(path.stat().st_mtime)
+    return max(times)

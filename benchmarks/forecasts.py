@@ -4,7 +4,7 @@
 
 For each seed (default 0 1 2) beetles are generated, and every method is trained with each fold of domains left out, on this
 machine, through the command line as a person would do it; what is there already is not done again. Then each method's `rms`
-is compared with those of the calibrated ones fold by fold, and coverage is pooled over all events of domains never seen.
+is compared with those of the calibrated ones fold by fold, and coverage is pooled over all groups of domains never seen.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Method:
 MUST_BEAT = {
     "forecast": Method("linear mean and sigma by CRPS, calibrated", "forecast", PIXELS),
     "ridge": Method("ridge, calibrated", "pixels", ("data.colour_card=true",)),
-    "point": Method("the first as points, spread over specimens", "forecast", (*PIXELS, "loss.kind=mse", SPREAD)),
-    "ridge-spread": Method("ridge, spread over specimens", "pixels", ("data.colour_card=true", SPREAD)),
-    "sample": Method("sample code's head, spread over specimens", "frozen", (*PIXELS, SPREAD)),
+    "point": Method("the first as points, spread over images", "forecast", (*PIXELS, "loss.kind=mse", SPREAD)),
+    "ridge-spread": Method("ridge, spread over images", "pixels", ("data.colour_card=true", SPREAD)),
+    "sample": Method("sample code's head, spread over images", "frozen", (*PIXELS, SPREAD)),
     # 150 of the sample code's 500 epochs: the best of all 500 comes before, and they would take hours on a CPU.
     "sample-ft-did": Method(
         "sample code's ft-did on a tiny CLIP, spread", "baseline", ("backbone.name=CLIP", "train.epochs=150", SPREAD)
@@ -66,7 +66,7 @@ VARIANTS = {
     "species": Method(
         "with the species", "forecast", (*PIXELS, "model.species_embedding=true", "augment.species_dropout=0.3")
     ),
-    "events": Method("trained on events", "forecast", (*PIXELS, "train.sample=events", "train.batch_size=16")),
+    "groups": Method("trained on groups", "forecast", (*PIXELS, "train.sample=groups", "train.batch_size=16")),
     "precision": Method("`model.pool=precision`", "forecast", (*PIXELS, "model.pool=precision")),
     "seeds": Method("ensemble of three seeds", "forecast", (*PIXELS, "seed=0,1,2")),
     "hidden": Method("a hidden layer of 64", "forecast", PERCEPTRON),
@@ -74,9 +74,9 @@ VARIANTS = {
     "coral": Method("… and `risk.kind=coral`", "forecast", (*PERCEPTRON, "risk.kind=coral")),
     "group-dro": Method("… and `risk.kind=group_dro`", "forecast", (*PERCEPTRON, "risk.kind=group_dro")),
     "attention": Method(
-        "… and attention, trained on events",
+        "… and attention, trained on groups",
         "forecast",
-        (*PERCEPTRON, "train.sample=events", "train.batch_size=16", "model.pool=attention"),
+        (*PERCEPTRON, "train.sample=groups", "train.batch_size=16", "model.pool=attention"),
     ),
 }
 Methods = dict[str, Method]
@@ -155,22 +155,22 @@ def _mean(values: NDArray[np.float64], form: str = ".3f") -> str:
 
 
 def pooled_coverage(folder: Path, seeds: list[int], methods: Methods) -> list[list[str]]:
-    """A line for each method: how many events of new domains there are, and how many of their targets lie in each interval."""
+    """A line for each method: how many groups of new domains there are, and how many of their targets lie in each interval."""
     lines = []
     for name, method in methods.items():
-        events = pd.concat([_new_events(path.parent) for seed in seeds for _, path in results(folder, seed, name)])
-        truth, mu, sigma = (events[column].to_numpy("float64") for column in ("truth", "mu", "sigma"))
-        n = len(events) // events["target"].nunique()
+        groups = pd.concat([_new_groups(path.parent) for seed in seeds for _, path in results(folder, seed, name)])
+        truth, mu, sigma = (groups[column].to_numpy("float64") for column in ("truth", "mu", "sigma"))
+        n = len(groups) // groups["target"].nunique()
         lines.append([method.label, str(n), *(f"{coverage(truth, mu, sigma, level):.3f}" for level in LEVELS)])
     return lines
 
 
-def _new_events(folder: Path) -> pd.DataFrame:
-    """Forecasts, of a trial or an ensemble, for the events of domains that were not trained on."""
-    events = pd.read_parquet(folder / "events.parquet")
+def _new_groups(folder: Path) -> pd.DataFrame:
+    """Forecasts, of a trial or an ensemble, for the groups of domains that were not trained on."""
+    groups = pd.read_parquet(folder / "groups.parquet")
     members = read_json(folder / "results.json").get("members")
     trained = folder.parent.parent / members[0] if members else folder
-    return events[~events["domain"].isin(read_json(trained / "trained.json")["train_domains"])]
+    return groups[~groups["domain"].isin(read_json(trained / "trained.json")["train_domains"])]
 
 
 def main() -> None:
@@ -179,7 +179,7 @@ def main() -> None:
         run(folder, seed)
     for methods, against in ((MUST_BEAT, ("forecast", "ridge")), (VARIANTS, ("forecast",))):
         print(cells_to_markdown(*compare(scores(folder, seeds, methods), methods, against)))
-        header = ("method", "new events", *(f"within {100 * level:g} %" for level in LEVELS))
+        header = ("method", "new groups", *(f"within {100 * level:g} %" for level in LEVELS))
         print(cells_to_markdown(header, pooled_coverage(folder, seeds, methods)))
 
 

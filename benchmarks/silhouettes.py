@@ -1,4 +1,4 @@
-"""Shape measures of specimen silhouettes, as a data set for the chain: a CSV whose targets can be checked by hand.
+"""Shape measures of image silhouettes, as a data set for the chain: a CSV whose targets can be checked by hand.
 
     python benchmarks/silhouettes.py IMAGES OUT.csv
 

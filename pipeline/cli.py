@@ -60,7 +60,7 @@ def demo(
 def generate(
     task: Annotated[str, typer.Argument(help="The scientific problem: beetles or butterflies.")],
     out: Annotated[Path, typer.Option(help="New folder for the data set.")],
-    seed: Annotated[int, typer.Option(help="Another seed draws other specimens.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed draws other images.")] = 0,
     scale: Annotated[float, typer.Option(min=0.01, help="Size of the data set; 1: about 2,500 images.")] = 1.0,
     form: Annotated[
         str | None,
@@ -324,12 +324,12 @@ def _show(form: str, table: Callable[[], None], texts: Mapping[str, Callable[[],
 def compare(
     experiments: Annotated[list[str], typer.Argument(metavar="EXPERIMENT …", help="Their names.")],
     figure: Annotated[
-        str, typer.Option(help="Figure of the test photographs: roc_auc, balanced_accuracy, log_loss, …")
+        str, typer.Option(help="Figure of the test images: roc_auc, balanced_accuracy, log_loss, …")
     ] = "roc_auc",
     form: Annotated[str, typer.Option("--format", help="table, markdown or json.")] = "table",
     trained: TrainedFolder = None,
 ) -> None:
-    """Classifying methods on the photographs that all of them tested: the one chosen on validation against each."""
+    """Classifying methods on the images that all of them tested: the one chosen on validation against each."""
     from pipeline.reporting import comparison as module
 
     found = module.compare(module.candidates(_experiments(experiments, trained)), figure)
@@ -346,8 +346,8 @@ def predict(
         list[str] | None, typer.Option(help="Scientific name of all of them, or (repeated) of each; default: unknown.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cuda or cpu; default: the trial's.")] = None,
-    event: Annotated[
-        bool, typer.Option("--event", help="Take them as specimens of one event: print mean ± sigma.")
+    group: Annotated[
+        bool, typer.Option("--group", help="Take them as images of one group: print mean ± sigma.")
     ] = False,
     colour_card: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Image of the colour card photographed with them.")
@@ -356,12 +356,12 @@ def predict(
         Path | None, typer.Option(metavar="FILE", help="Image of the scale bar photographed with them.")
     ] = None,
 ) -> None:
-    """Print a trained model's predictions for new images, or its forecast of the event that they are of."""
-    from pipeline.stages.predict import Origin, predict_event, predict_files
+    """Print a trained model's predictions for new images, or its forecast of the group that they are of."""
+    from pipeline.stages.predict import Origin, predict_files, predict_group
 
     origin = Origin(domain, tuple(species or ()), colour_card, scale_bar)
-    if event:
-        found = predict_event(trial, images, origin, device)
+    if group:
+        found = predict_group(trial, images, origin, device)
         texts = {
             name: f"{mu:.4f}" + (f" ± {sigma:.4f}" if sigma is not None else "") for name, (mu, sigma) in found.items()
         }
@@ -433,7 +433,7 @@ def export(
             help="With --check: beetles or butterflies; default: what an exported submission says, else beetles."
         ),
     ] = None,
-    largest: Annotated[int, typer.Option(min=1, help="With --check: specimens of the largest event of beetles.")] = 500,
+    largest: Annotated[int, typer.Option(min=1, help="With --check: images of the largest group of beetles.")] = 500,
     gpu: Annotated[
         bool,
         typer.Option("--gpu", help="With --check: let it see the GPUs; default: none, as the platform may have none."),

@@ -65,7 +65,7 @@ def prepare(place: Path) -> None:
 
 
 def experiments(place: Path) -> list[tuple[str, tuple[str, ...]]]:
-    """Every experiment of the demo: YAML and overrides. The last one is a control: targets dealt to other events."""
+    """Every experiment of the demo: YAML and overrides. The last one is a control: targets dealt to other groups."""
     data, clip, dino = (
         f"data.source={place / 'data'}",
         f"backbone.name=local-dir:{place / 'backbones' / 'clip'}",
@@ -86,7 +86,7 @@ def show() -> None:
     print_tables({NUMBERS: summarize(rows, "in_domain.r2")})
     chance = next((r2 for row in rows if (r2 := row.figures.get("mean_predictor.in_domain.r2")) is not None), None)
     if chance is not None:
-        print(f"The mean predictor, which always says the training events' mean: R² in-domain {chance:.3f}")
+        print(f"The mean predictor, which always says the training groups' mean: R² in-domain {chance:.3f}")
 
 
 def _manifest(name: str, overrides: tuple[str, ...]) -> Manifest | None:

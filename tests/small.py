@@ -43,7 +43,7 @@ def small_config(table: Path, clip: Path, root: Path, **sections: Any) -> Config
     """A config on these data and a tiny open_clip backbone; `sections` are merged into it."""
     values: dict[str, Any] = {
         "experiment": "small",
-        "data": {"source": str(table), "columns": {"event": "eventID", "domain": "domainID"}},
+        "data": {"source": str(table), "columns": {"group": "eventID", "domain": "domainID"}},
         "backbone": {"kind": "open_clip", "name": f"local-dir:{clip}"},
         "features": {"dtype": "fp32", "shard_size": 8},
         "device": "cpu",

@@ -33,16 +33,16 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-# ---------------------------------------------------------------- dropping specimens
+# ---------------------------------------------------------------- dropping images
 @given(st.integers(1, 30), st.floats(0, 1), st.integers(0, 99))
-def test_at_least_one_specimen_stays_and_those_that_stay_keep_their_order(n: int, p: float, seed: int) -> None:
+def test_at_least_one_image_stays_and_those_that_stay_keep_their_order(n: int, p: float, seed: int) -> None:
     indices = torch.arange(100, 100 + n)
     kept = Batch(indices).thinned(p, rng(seed)).indices.tolist()
     assert kept and kept == sorted(set(kept)) and set(kept) <= set(indices.tolist())
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.floats(0, 1), st.integers(0, 99))
-def test_every_event_of_a_step_keeps_a_specimen_and_each_keeps_its_event(sizes: list[int], p: float, seed: int) -> None:
+def test_every_group_of_a_step_keeps_a_image_and_each_keeps_its_group(sizes: list[int], p: float, seed: int) -> None:
     numbers = np.repeat(np.arange(len(sizes)), sizes)
     whole = Batch(torch.arange(len(numbers)) + 7, numbers)
     thin = whole.thinned(p, rng(seed))
@@ -51,7 +51,7 @@ def test_every_event_of_a_step_keeps_a_specimen_and_each_keeps_its_event(sizes: 
     assert thin.indices.tolist() == sorted(set(thin.indices.tolist())) and (p > 0 or thin is whole)
 
 
-def test_specimens_are_dropped_with_the_given_probability() -> None:
+def test_images_are_dropped_with_the_given_probability() -> None:
     kept = len(Batch(torch.arange(20_000)).thinned(0.25, rng()).indices)
     assert kept / 20_000 == pytest.approx(0.75, abs=0.01)
 
@@ -59,8 +59,8 @@ def test_specimens_are_dropped_with_the_given_probability() -> None:
 def test_the_one_that_stays_of_a_batch_that_would_vanish_may_be_any() -> None:
     survivors = {Batch(torch.arange(4)).thinned(1.0, rng(seed)).indices.item() for seed in range(60)}
     assert survivors == {0, 1, 2, 3}
-    of_events = [tuple(np.flatnonzero(keep_some(np.array([0, 0, 1, 1]), 1.0, rng(seed)))) for seed in range(60)]
-    assert set(of_events) == {(0, 2), (0, 3), (1, 2), (1, 3)}
+    of_groups = [tuple(np.flatnonzero(keep_some(np.array([0, 0, 1, 1]), 1.0, rng(seed)))) for seed in range(60)]
+    assert set(of_groups) == {(0, 2), (0, 3), (1, 2), (1, 3)}
 
 
 # ---------------------------------------------------------------- mixup
@@ -68,12 +68,12 @@ def test_one_lambda_and_one_permutation_mix_features_targets_and_domains_alike()
     """Mistake 4: the domain was left unmixed."""
     mix = make_mix(6, 0.4, rng(3))
     assert mix is not None
-    eye = mix(torch.eye(6))  # row i shows the weights of all specimens in specimen i
+    eye = mix(torch.eye(6))  # row i shows the weights of all images in image i
     torch.testing.assert_close(eye.sum(1), torch.ones(6))
     for rows in (torch.randn(6, 3), torch.randn(6, 5, 4), torch.randn(6)):
         torch.testing.assert_close(mix(rows), torch.tensordot(eye, rows, dims=1))
     shares = {round(v, 5) for v in eye[eye > 0].tolist()}
-    assert len(shares) in (2, 3)  # λ, 1 − λ, and 1 where a specimen is mixed with itself
+    assert len(shares) in (2, 3)  # λ, 1 − λ, and 1 where a image is mixed with itself
 
 
 @given(st.integers(1, 9), st.floats(1e-6, 5), st.integers(0, 999))
@@ -175,7 +175,7 @@ def with_species(n: int) -> tuple[Metadata, SpeciesEmbedding]:
     return of_rows(rows, species=rows, genus=rows), SpeciesEmbedding(3, 2, 4)
 
 
-def test_each_specimen_loses_its_species_on_its_own_and_some_of_these_their_genus() -> None:
+def test_each_image_loses_its_species_on_its_own_and_some_of_these_their_genus() -> None:
     metadata, known = with_species(20_000)
     dropped = drop_species(metadata, 0.3, known, rng())
     lost, of_genus = dropped.species == 3, dropped.genus == 2

@@ -46,18 +46,18 @@ def samples_of(table: pd.DataFrame, facts: Facts) -> Samples:
 
 
 # ---------------------------------------------------------------- climatology
-def make_events(n: int, seed: int, unknown: float = 0.1) -> pd.DataFrame:
-    """Specimens of n events at four sites in two domains, on days around the new year; some names and days unknown."""
+def make_groups(n: int, seed: int, unknown: float = 0.1) -> pd.DataFrame:
+    """Specimens of n groups at four sites in two domains, on days around the new year; some names and days unknown."""
     rng = np.random.default_rng(seed)
     site = rng.integers(0, 4, n)
     days = [(date(2018 + i % 3, 12, 1) + timedelta(int(d))).isoformat() for i, d in enumerate(rng.integers(0, 80, n))]
-    events = pd.DataFrame({"event": [f"e{i}" for i in range(n)], "site": [f"S{s}" for s in site], "date": days})
-    events["domain"] = [f"D{s // 2}" for s in site]
-    events["species"] = None
+    groups = pd.DataFrame({"group": [f"e{i}" for i in range(n)], "site": [f"S{s}" for s in site], "date": days})
+    groups["domain"] = [f"D{s // 2}" for s in site]
+    groups["species"] = None
     for name in ("site", "domain", "date"):
-        events[name] = events[name].astype(object).where(rng.random(n) >= unknown, None)
-    events["y"], events["z"] = rng.normal(site, 1), rng.normal(1000, 0.01, n)
-    return events.loc[np.repeat(np.arange(n), rng.integers(1, 4, n))].reset_index(drop=True)
+        groups[name] = groups[name].astype(object).where(rng.random(n) >= unknown, None)
+    groups["y"], groups["z"] = rng.normal(site, 1), rng.normal(1000, 0.01, n)
+    return groups.loc[np.repeat(np.arange(n), rng.integers(1, 4, n))].reset_index(drop=True)
 
 
 def day_number(day: str | None) -> float:
@@ -65,15 +65,15 @@ def day_number(day: str | None) -> float:
 
 
 def by_pandas(train_table: pd.DataFrame, row: Any, window: int, least: int) -> list[float]:
-    """Mean and sd of each target as the docstring says, in a loop over training events."""
-    events = train_table.drop_duplicates("event")
-    days = events["date"].map(day_number)
+    """Mean and sd of each target as the docstring says, in a loop over training groups."""
+    groups = train_table.drop_duplicates("group")
+    days = groups["date"].map(day_number)
     apart = (days - day_number(row.date)).abs()
     near = np.minimum(apart, 365.25 - apart) <= window
-    for alike in ((events["site"] == row.site) & near, events["domain"] == row.domain):
+    for alike in ((groups["site"] == row.site) & near, groups["domain"] == row.domain):
         if alike.sum() >= least:
-            return [figure for t in TARGETS for figure in (events.loc[alike, t].mean(), events.loc[alike, t].std())]
-    return [figure for t in TARGETS for figure in (events[t].mean(), events[t].std())]
+            return [figure for t in TARGETS for figure in (groups.loc[alike, t].mean(), groups.loc[alike, t].std())]
+    return [figure for t in TARGETS for figure in (groups[t].mean(), groups[t].std())]
 
 
 @settings(max_examples=15)
@@ -81,10 +81,10 @@ def by_pandas(train_table: pd.DataFrame, row: Any, window: int, least: int) -> l
 def test_climatology_is_that_of_the_site_and_season_else_of_the_domain_else_of_all(
     seed: int, window: int, least: int
 ) -> None:
-    table, new = make_events(60, seed), make_events(20, seed + 1, unknown=0.3)
+    table, new = make_groups(60, seed), make_groups(20, seed + 1, unknown=0.3)
     new.loc[0, ["site", "domain"]] = ["never seen", "D0"]
     new.loc[1, ["site", "domain"]] = ["never seen", "never seen"]
-    facts, config = facts_of(table), make_config("climatology", window=window, min_events=least)
+    facts, config = facts_of(table), make_config("climatology", window=window, min_groups=least)
     model = make_model(config, facts, None)
     assert isinstance(model, Climatology)
     fit_climatology(model, samples_of(table, facts), samples_of(table, facts), config)
@@ -101,13 +101,13 @@ def test_climatology_is_that_of_the_site_and_season_else_of_the_domain_else_of_a
     [
         ("A", "1", "2021-01-03", 1),  # around the new year, in another year
         ("A", "1", "2020-12-29", 1),
-        ("A", "1", "2021-07-01", 4),  # no event of the season: the domain
+        ("A", "1", "2021-07-01", 4),  # no group of the season: the domain
         ("A", "2", "2021-07-01", 9),
         ("A", "1", None, 4),
         (None, "1", "2021-01-03", 4),
         ("C", "1", "2021-01-03", 4),
         ("C", None, "2021-01-03", 5.2),  # of all, those of which nothing is known too
-        ("C", "3", "2021-01-03", 5.2),  # a new domain is not the one that some events lack
+        ("C", "3", "2021-01-03", 5.2),  # a new domain is not the one that some groups lack
     ],
 )
 def test_climatology_falls_back_step_by_step(
@@ -121,9 +121,9 @@ def test_climatology_falls_back_step_by_step(
     ]
     rows += [("D", "2", None, 9), ("D", "2", None, 9)] + [(None, None, "2019-01-02", 4.5)] * 4  # type: ignore[list-item]
     table = pd.DataFrame(rows, columns=["site", "domain", "date", "y"], dtype=object)
-    table["event"], table["species"], table["z"] = [str(i) for i in range(len(rows))], None, 0.0
+    table["group"], table["species"], table["z"] = [str(i) for i in range(len(rows))], None, 0.0
     table["y"] = table["y"].astype(float)
-    facts, config = facts_of(table), make_config("climatology", window=7, min_events=2)
+    facts, config = facts_of(table), make_config("climatology", window=7, min_groups=2)
     model = make_model(config, facts, None)
     assert isinstance(model, Climatology)
     progress = fit_climatology(model, samples_of(table, facts), samples_of(table, facts), config)
@@ -138,7 +138,7 @@ def planted(n: int, seed: int) -> pd.DataFrame:
     """Events whose y depends on domain and season and whose z on the species, with some names unknown."""
     rng = np.random.default_rng(seed)
     domain, species, day = rng.integers(0, 3, n), rng.integers(0, 4, n), rng.integers(1, 365, n)
-    table = pd.DataFrame({"event": [f"e{i}" for i in range(n)], "site": None})
+    table = pd.DataFrame({"group": [f"e{i}" for i in range(n)], "site": None})
     table["domain"] = pd.Series([f"D{d}" for d in domain], dtype=object)
     table["species"] = pd.Series([f"Carabus {s}" for s in species], dtype=object)
     table["date"] = [(date(2019, 1, 1) + timedelta(int(d) - 1)).isoformat() for d in day]
@@ -185,17 +185,17 @@ def test_names_and_days_that_are_not_known_are_missing_values_and_predicted() ->
     assert model.columns(known)[0].tolist()[:2] == [2, 1] and model.columns(known)[0, 3] == 32
 
 
-def test_every_event_counts_once_however_many_specimens_it_has() -> None:
-    """A thousand specimens of one event would otherwise drown the others."""
+def test_every_group_counts_once_however_many_images_it_has() -> None:
+    """A thousand images of one group would otherwise drown the others."""
     few = planted(60, 3)
     many = pd.concat([few, few.iloc[[0] * 1000]], ignore_index=True)
-    many.loc[many["event"] == "e0", "y"] = 100.0
+    many.loc[many["group"] == "e0", "y"] = 100.0
     config = make_config("boosting", rounds=1, lr=1.0, leaves=2, min_leaf=2000)
     facts = facts_of(many)
     model = make_model(config, facts, None)
     assert isinstance(model, Boosting)
     fit_boosting(model, samples_of(many, facts), samples_of(many, facts), config)  # no split is allowed: the mean
-    expected = many.drop_duplicates("event")["y"].mean()
+    expected = many.drop_duplicates("group")["y"].mean()
     assert predict(model, samples_of(few, facts)).mean[:, 0] == pytest.approx(expected, rel=1e-3)
 
 
@@ -217,7 +217,7 @@ def test_more_than_ten_targets_keep_their_order_when_they_are_loaded(tmp_path: P
 
 # ---------------------------------------------------------------- on disk
 def climate() -> tuple[Climatology, Facts, Config]:
-    table, config = make_events(60, 0), make_config("climatology")
+    table, config = make_groups(60, 0), make_config("climatology")
     facts = facts_of(table)
     model = make_model(config, facts, None)
     assert isinstance(model, Climatology)
@@ -233,7 +233,7 @@ def test_a_baseline_predicts_the_same_when_it_is_loaded_and_is_saved_as_tensors_
     save_model(model, facts, TrialDir(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
-    new = samples_of(pd.concat([make_events(30, 5, 0.3), planted(30, 5)], ignore_index=True), facts)
+    new = samples_of(pd.concat([make_groups(30, 5, 0.3), planted(30, 5)], ignore_index=True), facts)
     one, other = (vars(predict(each, new)) for each in (model, load_model(config, TrialDir(tmp_path), None)))
     assert all((one[name] == other[name]).all() for name in one)
 
@@ -259,6 +259,6 @@ def test_a_baseline_is_trained_evaluated_and_asked_like_any_trial(
     dataset = load_task("beetles").load(config.data)
     dataset.image(0).save(tmp_path / "beetle.png")
     asked = ["predict", str(trial.path), str(tmp_path / "beetle.png"), "--domain", str(dataset.table["domain"][0])]
-    for more in ([], ["--event"]):
+    for more in ([], ["--group"]):
         done = CliRunner().invoke(app, [*asked, *more], catch_exceptions=False)
         assert done.exit_code == 0 and done.stdout.count("=") == 3 and "nan" not in done.stdout

@@ -27,7 +27,7 @@ from pipeline.metrics.classification import roc_auc
 from pipeline.models.plain import spread
 from pipeline.reporting.results import CLASSES, by_look, collect
 from pipeline.stages import evaluate, extract, train
-from pipeline.stages.predict import Origin, predict_event, predict_files
+from pipeline.stages.predict import Origin, predict_files, predict_group
 from pipeline.tasks import load_task
 from tests.conftest import Assets, carabid
 from tests.test_export import MODELS
@@ -155,11 +155,11 @@ def test_classifiers_find_hybrids_among_generated_butterflies(trained: dict[str,
     assert min(scores.values()) > 0.6, scores
 
 
-def test_photographs_of_a_specimen_are_on_one_side(table: Path) -> None:
+def test_photographs_of_a_image_are_on_one_side(table: Path) -> None:
     experiment = load(table, *TRIALS["lda"])
     found = load_task("butterflies").load(experiment.config.data).table
-    assert found["event"].duplicated().any() and found.groupby("event")["split"].nunique().max() == 1
-    hybrids = found[found["hybrid_stat=hybrid"] == 1].groupby("split")["event"].nunique()
+    assert found["group"].duplicated().any() and found.groupby("group")["split"].nunique().max() == 1
+    hybrids = found[found["hybrid_stat=hybrid"] == 1].groupby("split")["group"].nunique()
     assert abs(hybrids["test"] - hybrids["validation"]) <= 1 and abs(hybrids["train"] - 3 * hybrids["test"]) <= 3
 
 
@@ -174,16 +174,14 @@ def test_held_out_images_are_those_that_the_trial_was_chosen_by(trained: dict[st
     for name, splits in {"svc": ["train", "validation"], "lda": ["validation"]}.items():
         held_out = pd.read_parquet(trained[name].validation)
         learnt = found[found["split"].isin(splits)]
-        assert set(held_out["group"]) == set(learnt["event"])
+        assert set(held_out["group"]) == set(learnt["group"])
         said = held_out.set_index("group")["hybrid_stat=hybrid_mean"]
-        truth = learnt.groupby("event")["hybrid_stat=hybrid"].first()
+        truth = learnt.groupby("group")["hybrid_stat=hybrid"].first()
         chosen_by = read_json(trained[name].trained)["best_metric"]
         assert roc_auc(truth.to_numpy() == 1, said[truth.index].to_numpy()) == pytest.approx(chosen_by, abs=0.05), name
 
 
-def test_folds_of_its_own_are_refused_where_a_specimen_is_on_both_sides(
-    table: Path, root: Path, tmp_path: Path
-) -> None:
+def test_folds_of_its_own_are_refused_where_a_image_is_on_both_sides(table: Path, root: Path, tmp_path: Path) -> None:
     rows = pd.read_csv(table, dtype=str)
     doubled = pd.concat(
         [rows.assign(split="train"), rows[:40].assign(split="validation"), rows[40:60].assign(split="test")]
@@ -198,7 +196,7 @@ def test_folds_of_its_own_are_refused_where_a_specimen_is_on_both_sides(
         }
     )
     extract.ensure(config)
-    with pytest.raises(UserError, match="cannot keep an event in one fold"):
+    with pytest.raises(UserError, match="cannot keep an group in one fold"):
         train.run(config, TrialDir(tmp_path / "trial"))
 
 
@@ -263,8 +261,8 @@ def test_predict_says_the_probability_of_each_class(trained: dict[str, TrialDir]
     for name in ("mlp", "lda"):
         (said,) = predict_files(trained[name].path, photographs[:1], Origin(), "cpu")
         assert list(said) == ["hybrid_stat=hybrid", "hybrid_stat=non-hybrid"] and sum(said.values()) == pytest.approx(1)
-        event = predict_event(trained[name].path, photographs[:2], Origin(), "cpu")
-        assert event["hybrid_stat=hybrid"][1] is None and 0 <= event["hybrid_stat=hybrid"][0] <= 1
+        group = predict_group(trained[name].path, photographs[:2], Origin(), "cpu")
+        assert group["hybrid_stat=hybrid"][1] is None and 0 <= group["hybrid_stat=hybrid"][0] <= 1
 
 
 # ---------------------------------------------------------------- the submission

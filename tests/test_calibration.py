@@ -1,4 +1,4 @@
-"""Scores of forecasts, against a library and against what they must obey, and calibration, on events whose truth is known."""
+"""Scores of forecasts, against a library and against what they must obey, and calibration, on groups whose truth is known."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_what_is_calibrated_has_a_flat_pit_and_the_coverage_that_it_says() -> No
     assert too_sure[0] > 2 * counts[0] and too_sure[-1] > 2 * counts[-1]
 
 
-def test_coverage_of_no_event_is_not_defined_and_ends_of_the_pit_are_counted() -> None:
+def test_coverage_of_no_group_is_not_defined_and_ends_of_the_pit_are_counted() -> None:
     assert coverage([], [], [], 0.8) is None
     assert pit_histogram(np.array([0.0, 1.0])) == [1, *[0] * 8, 1]
 
@@ -89,36 +89,36 @@ def test_rms_is_the_root_of_the_mean_square_and_not_defined_without_scores() -> 
 
 
 # ---------------------------------------------------------------- calibration
-def simulate(shared: float, own: float, n_events: int, seed: int) -> tuple[Array, Forecast]:
-    """Truth and forecasts of events of 1 to 50 specimens, off by what they share and by what is each one's own."""
+def simulate(shared: float, own: float, n_groups: int, seed: int) -> tuple[Array, Forecast]:
+    """Truth and forecasts of groups of 1 to 50 images, off by what they share and by what is each one's own."""
     rng = np.random.default_rng(seed)
-    n = rng.integers(1, 51, n_events).astype("float64")
-    variance = rng.uniform(0.5, 2, n_events)
-    mean = rng.normal(0, 1, n_events)
-    off = np.sqrt(variance) * (shared * rng.normal(size=n_events) + own * rng.normal(size=n_events) / np.sqrt(n))
+    n = rng.integers(1, 51, n_groups).astype("float64")
+    variance = rng.uniform(0.5, 2, n_groups)
+    mean = rng.normal(0, 1, n_groups)
+    off = np.sqrt(variance) * (shared * rng.normal(size=n_groups) + own * rng.normal(size=n_groups) / np.sqrt(n))
     return mean + off, forecast_of(mean, variance, n)
 
 
 def forecast_of(mean: Array, variance: Array, n: Array) -> Forecast:
-    """A forecast whose spread over specimens is not asked for."""
+    """A forecast whose spread over images is not asked for."""
     return Forecast(mean, variance, n, np.full(len(mean), np.nan))
 
 
 @pytest.mark.parametrize(("shared", "own"), [(0.5, 1.5), (0.2, 2.0), (1.0, 0.5), (0.6, 1.0)])
-def test_what_specimens_share_is_told_from_what_is_each_ones_own(shared: float, own: float) -> None:
+def test_what_images_share_is_told_from_what_is_each_ones_own(shared: float, own: float) -> None:
     fitted = fit_calibration(*simulate(shared, own, 5000, 1))
     assert fitted.shared == pytest.approx(shared, rel=0.1)
     assert fitted.own == pytest.approx(own, rel=0.2)
-    assert fitted.events == 5000
+    assert fitted.groups == 5000
 
 
-def test_where_errors_are_shared_sigma_does_not_shrink_with_the_number_of_specimens() -> None:
+def test_where_errors_are_shared_sigma_does_not_shrink_with_the_number_of_images() -> None:
     fitted = fit_calibration(*simulate(1.0, 0.0, 2000, 2))
     _, sigma = fitted(forecast_of(np.zeros(2), np.ones(2), np.array([1.0, 500.0])))
     assert sigma[1] > 0.8 * sigma[0]
 
 
-def test_a_calibration_holds_on_events_that_it_was_not_fitted_to() -> None:
+def test_a_calibration_holds_on_groups_that_it_was_not_fitted_to() -> None:
     fitted = fit_calibration(*simulate(0.4, 1.0, 500, 3))
     truth, forecast = simulate(0.4, 1.0, 5000, 4)
     assert coverage(truth, *fitted(forecast), 0.8) == pytest.approx(0.8, abs=0.03)
@@ -134,7 +134,7 @@ def test_emos_takes_back_forecasts_that_are_too_bold() -> None:
     assert corrected < 0.5 * plain
 
 
-def test_emos_of_forecasts_that_do_not_vary_is_the_mean_of_the_events() -> None:
+def test_emos_of_forecasts_that_do_not_vary_is_the_mean_of_the_groups() -> None:
     truth = np.random.default_rng(6).normal(0.5, 1, 200)
     fitted = fit_calibration(truth, forecast_of(np.full(200, 9.0), np.ones(200), np.ones(200)), "emos")
     mu, sigma = fitted(forecast_of(np.array([9.0]), np.ones(1), np.ones(1)))
@@ -144,9 +144,9 @@ def test_emos_of_forecasts_that_do_not_vary_is_the_mean_of_the_events() -> None:
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.sampled_from(["scale", "emos"]), st.sampled_from([1e-6, 1.0, 1e4]))
 def test_sigma_is_finite_and_never_below_what_the_platform_can_write(
-    seed: int, n_events: int, kind: str, scale: float
+    seed: int, n_groups: int, kind: str, scale: float
 ) -> None:
-    truth, forecast = simulate(0.5, 1.0, n_events, seed)
+    truth, forecast = simulate(0.5, 1.0, n_groups, seed)
     fitted = fit_calibration(scale * truth, forecast_of(scale * forecast.mean, forecast.variance, forecast.n), kind)  # type: ignore[arg-type]
     mu, sigma = fitted(forecast)
     assert np.isfinite(mu).all() and np.isfinite(sigma).all() and (sigma >= MIN_SIGMA).all()
@@ -154,13 +154,13 @@ def test_sigma_is_finite_and_never_below_what_the_platform_can_write(
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10**6), st.floats(0.05, 5), st.floats(0.05, 5))
-def test_no_other_scale_scores_better_on_the_events_it_was_fitted_to(seed: int, shared: float, own: float) -> None:
+def test_no_other_scale_scores_better_on_the_groups_it_was_fitted_to(seed: int, shared: float, own: float) -> None:
     truth, forecast = simulate(0.5, 1.0, 60, seed)
     score = crps(truth, *fit_calibration(truth, forecast)(forecast)).mean()
     assert score <= crps(truth, *Calibration(shared, own)(forecast)).mean() + 1e-6
 
 
-def test_events_of_new_domains_are_calibrated_apart_where_there_are_enough() -> None:
+def test_groups_of_new_domains_are_calibrated_apart_where_there_are_enough() -> None:
     known, new = simulate(0.2, 0.5, 300, 7), simulate(1.5, 0.5, 300, 8)
     truth = np.concatenate([known[0], new[0]])
     forecast = Forecast(
@@ -170,30 +170,30 @@ def test_events_of_new_domains_are_calibrated_apart_where_there_are_enough() -> 
     parts = fit_parts(truth, forecast, ~is_new, is_new, "scale")
     assert parts["out_of_domain"].shared > 3 * parts["in_domain"].shared
     few = np.arange(600) >= 600 - MIN_EVENTS + 1
-    assert fit_parts(truth, forecast, ~few, few, "scale")["out_of_domain"].events == 600
+    assert fit_parts(truth, forecast, ~few, few, "scale")["out_of_domain"].groups == 600
 
 
-def test_a_calibration_needs_events() -> None:
-    with pytest.raises(ValueError, match="held-out events"):
+def test_a_calibration_needs_groups() -> None:
+    with pytest.raises(ValueError, match="held-out groups"):
         fit_calibration(np.zeros(0), forecast_of(np.zeros(0), np.zeros(0), np.zeros(0)))
 
 
 # ---------------------------------------------------------------- spread: what calibration is compared with
 def spreads(*values: float) -> Forecast:
-    """Forecasts of 1 of events whose specimens differ by so much."""
+    """Forecasts of 1 of groups whose images differ by so much."""
     n = len(values)
     return Forecast(np.ones(n), np.full(n, 7.0), np.full(n, 3.0), np.array(values))
 
 
-def test_the_spread_of_specimens_is_their_sd_and_a_single_one_gets_the_usual_one() -> None:
-    """(mistake 9: NaN for a single specimen)"""
+def test_the_spread_of_images_is_their_sd_and_a_single_one_gets_the_usual_one() -> None:
+    """(mistake 9: NaN for a single image)"""
     fitted = fit_spread(np.zeros(4), spreads(0.2, 0.6, np.nan, 0.4))
-    assert fitted.alone == pytest.approx(0.4) and fitted.events == 4
+    assert fitted.alone == pytest.approx(0.4) and fitted.groups == 4
     mu, sigma = fitted(spreads(0.7, np.nan, 0.0))
     assert mu.tolist() == [1, 1, 1] and sigma == pytest.approx([0.7, 0.4, MIN_SIGMA])
 
 
-def test_where_every_held_out_event_has_one_specimen_their_errors_tell_what_is_usual() -> None:
+def test_where_every_held_out_group_has_one_image_their_errors_tell_what_is_usual() -> None:
     assert fit_spread(np.array([1.0, 3.0]), spreads(np.nan, np.nan)).alone == pytest.approx(np.sqrt(2))
 
 
@@ -212,7 +212,7 @@ def test_a_calibration_is_the_same_after_it_was_written_as_json(calibration: Cal
 
 
 @pytest.mark.parametrize("n", [1.0, 5.0])
-def test_where_all_held_out_events_have_equally_many_specimens_sigma_does_not_shrink_with_their_number(
+def test_where_all_held_out_groups_have_equally_many_images_sigma_does_not_shrink_with_their_number(
     n: float,
 ) -> None:
     """Nothing tells then what is shared from what is each one's own."""
@@ -221,7 +221,7 @@ def test_where_all_held_out_events_have_equally_many_specimens_sigma_does_not_sh
     assert fitted.own == 0 and fitted.shared == pytest.approx(0.5, rel=0.2)
 
 
-def test_of_a_handful_of_events_no_line_is_told() -> None:
+def test_of_a_handful_of_groups_no_line_is_told() -> None:
     truth, forecast = simulate(0.5, 0.5, 3, 4)
     known = np.array([True, True, False])
     for calibration in fit_parts(truth, forecast, known, ~known, "emos").values():

@@ -34,7 +34,7 @@ ROWS = [
 def load(folder: Path, rows: list[str] = ROWS, header: str = HEADER, **more: Any) -> Dataset:
     (folder / "data.csv").write_text("\n".join([header, *rows]) + "\n")
     Image.new("L", (4, 4)).save(folder / "a.png")
-    columns = Columns(**{"image": "img", "id": None, "event": "group", **more.pop("columns", {})})
+    columns = Columns(**{"image": "img", "id": None, "group": "group", **more.pop("columns", {})})
     return load_dataset_table(Data(**{"source": str(folder / "data.csv"), "columns": columns, "label": "kind", **more}))
 
 
@@ -81,7 +81,7 @@ def test_permuted_classes_keep_their_numbers_and_move_with_their_auxiliary_label
         ([row.replace("hybrid", "pure") for row in ROWS], {}, r"\(data\.label\) holds 'pure' alone"),
         (ROWS, {"positive": "hybird"}, r"no class 'hybird' \(data\.positive\)\. The nearest is 'hybrid'"),
         ([*ROWS, "a.png,third,,,9,train"], {"positive": "pure"}, "tells two classes apart, and column kind has 3"),
-        (["a.png,pure,,,1,train", *ROWS], {}, "line 3: event 1 is hybrid here, but pure at .*line 2"),
+        (["a.png,pure,,,1,train", *ROWS], {}, "line 3: group 1 is hybrid here, but pure at .*line 2"),
         (ROWS[1:2] + ROWS[3:], {}, "all training images are of the class pure"),
         (ROWS, {"label": "knd"}, r"no column 'knd' \(data\.label\)\. The nearest is 'kind'"),
         (ROWS, {"columns": {"auxiliary": ("off",)}}, r"no column 'off' \(data\.columns\.auxiliary\)"),
@@ -94,9 +94,9 @@ def test_a_table_that_cannot_be_right_is_refused_with_its_place(
         load(tmp_path, rows, **more)
 
 
-def test_rows_of_one_image_are_one_event_whose_class_they_share(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"event a\.png is pure here, but hybrid"):
-        load(tmp_path, columns={"event": None})
+def test_rows_of_one_image_are_one_group_whose_class_they_share(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"group a\.png is pure here, but hybrid"):
+        load(tmp_path, columns={"group": None})
 
 
 def test_numbers_are_not_taken_for_classes(tmp_path: Path) -> None:
@@ -124,10 +124,10 @@ def test_a_class_that_nothing_is_trained_on_is_told(tmp_path: Path) -> None:
     assert "no training image is of third" in warning
 
 
-def test_folds_keep_photographs_of_a_specimen_together(tmp_path: Path) -> None:
+def test_folds_keep_photographs_of_a_image_together(tmp_path: Path) -> None:
     rows = [f"a.png,{'hybrid' if i % 4 else 'pure'},,,{i // 2 if i % 4 else 100 + i},train" for i in range(40)]
     table = load(tmp_path, rows, split=FoldSplit(kind="folds", n=4)).table
-    assert table.groupby("event")["split"].nunique().max() == 1
+    assert table.groupby("group")["split"].nunique().max() == 1
 
 
 @pytest.mark.parametrize(

@@ -141,14 +141,14 @@ def test_selection_knows_of_which_figures_less_is_better() -> None:
 # ---------------------------------------------------------------- draws
 @settings(max_examples=20)
 @given(st.lists(st.sampled_from("abcdef"), min_size=4, max_size=30), st.integers(0, 9))
-def test_weights_are_the_draws_of_the_bootstrap(specimens: list[str], seed: int) -> None:
-    truth, p = made_up(len(specimens), 2, seed, ties=True)
+def test_weights_are_the_draws_of_the_bootstrap(images: list[str], seed: int) -> None:
+    truth, p = made_up(len(images), 2, seed, ties=True)
 
     def of_rows(rows: Rows) -> float | None:
         return figure("roc_auc", truth[rows], p[rows])
 
-    found = np.concatenate([drawn("roc_auc", truth, p, weights) for weights in draws(specimens, seed, 30)])
-    expected, interval = bootstrap(of_rows, specimens, seed, n=30), central(found)
+    found = np.concatenate([drawn("roc_auc", truth, p, weights) for weights in draws(images, seed, 30)])
+    expected, interval = bootstrap(of_rows, images, seed, n=30), central(found)
     assert len(found) == 30 and (expected is None) == (interval is None)
     if expected and interval:
         assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
@@ -168,7 +168,7 @@ SPECIES = tuple(f"species={name}" for name in ("erato", "melpomene", "cydno"))
 
 
 def table(targets: tuple[str, ...], n: int = 90, seed: int = 0) -> pd.DataFrame:
-    """Three photographs a specimen, in two domains, of two species and an unknown one."""
+    """Three photographs a image, in two domains, of two species and an unknown one."""
     rng = np.random.default_rng(seed)
     truth, p = (
         np.repeat(np.eye(len(targets))[rng.integers(len(targets), size=n // 3)], 3, axis=0),
@@ -221,7 +221,7 @@ def test_a_report_of_many_classes_has_each_against_the_rest() -> None:
     assert "confusion" not in report(table(many), many, (1 / 51,) * 51)["summary"]
 
 
-def test_intervals_hold_their_figure_and_photographs_of_one_specimen_make_them_no_narrower() -> None:
+def test_intervals_hold_their_figure_and_photographs_of_one_image_make_them_no_narrower() -> None:
     once = table(STAT, 300, 3)
     alone = once.assign(group=once["id"])
     twice = pd.concat([alone, alone], ignore_index=True)
@@ -231,12 +231,12 @@ def test_intervals_hold_their_figure_and_photographs_of_one_specimen_make_them_n
         assert low < narrow[name] < high
 
 
-def test_photographs_of_a_specimen_are_averaged_before_its_class_is_said() -> None:
+def test_photographs_of_a_image_are_averaged_before_its_class_is_said() -> None:
     frame = table(STAT, 6).assign(**{STAT[0]: [1.0] * 3 + [0.0] * 3, STAT[1]: [0.0] * 3 + [1.0] * 3})
     p = np.array([0.1, 0.9, 0.9, 0.6, 0.2, 0.45])
     found = report(frame.assign(**{f"{STAT[0]}_prediction": p, f"{STAT[1]}_prediction": 1 - p}), STAT)["summary"]
     assert found["accuracy"] == pytest.approx(4 / 6) and found["roc_auc"] < 1
-    assert (found["by_event"]["accuracy"], found["by_event"]["roc_auc"], found["by_event"]["n"]) == (1, 1, 2)
+    assert (found["by_group"]["accuracy"], found["by_group"]["roc_auc"], found["by_group"]["n"]) == (1, 1, 2)
 
 
 def test_always_saying_the_most_frequent_class_is_the_measure_to_beat() -> None:

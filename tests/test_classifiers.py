@@ -66,13 +66,13 @@ def make_config(kind: str, folds: int | None = None, metric: str = "roc_auc", se
 
 
 def make_rows(n: int = 90, width: int = 4, n_classes: int = 2, seed: int = 0, apart: float = 1.0) -> Rows:
-    """Photographs, two of each specimen, of classes whose means lie apart; features of unlike scales."""
+    """Photographs, two of each image, of classes whose means lie apart; features of unlike scales."""
     rng = np.random.default_rng(seed)
-    events = np.arange(n) // 2
-    labels = events % n_classes
+    groups = np.arange(n) // 2
+    labels = groups % n_classes
     x = (rng.normal(size=(n, width)) + apart * labels[:, None]) * np.logspace(-2, 2, width) + 5
-    parents = np.where(labels == 0, -1, events % 3)
-    return Rows(x.astype("float32").astype("float64"), np.eye(n_classes)[labels], parents, events)
+    parents = np.where(labels == 0, -1, groups % 3)
+    return Rows(x.astype("float32").astype("float64"), np.eye(n_classes)[labels], parents, groups)
 
 
 def fit(kind: str, rows: Rows, **head: Any) -> tuple[Any, Any]:
@@ -84,7 +84,7 @@ def make_samples(rows: Rows, auxiliary: Any = None) -> Samples:
     targets = rows.truth if auxiliary is None else np.hstack([rows.truth, auxiliary])
     bank = TensorBank(torch.tensor(rows.x, dtype=torch.float32), CPU, "device")
     names = Names().metadata({"domain": [None] * len(rows)})
-    return Samples(bank, torch.tensor(targets, dtype=torch.float32), names, rows.events, rows.truth.shape[1])
+    return Samples(bank, torch.tensor(targets, dtype=torch.float32), names, rows.groups, rows.truth.shape[1])
 
 
 # ---------------------------------------------------------------- plain arrays
@@ -209,13 +209,13 @@ def test_what_is_far_is_more_probably_positive_even_where_positives_are_not(kind
     assert (np.diff(plain.log_odds(kind, plain_arrays(estimator, made), x)[order]) > 0).all()
 
 
-def test_the_line_of_a_one_class_score_is_of_distances_to_other_specimens() -> None:
-    """Two photographs of a specimen are all but the same: among those fitted on, each would be at home."""
+def test_the_line_of_a_one_class_score_is_of_distances_to_other_images() -> None:
+    """Two photographs of a image are all but the same: among those fitted on, each would be at home."""
     rng = np.random.default_rng(0)
-    events = np.arange(200) // 2
-    x = rng.normal(size=(100, 20))[events] + 1e-3 * rng.normal(size=(200, 20))
-    labels = (events >= 20).astype(int)  # and positives are like the others
-    rows = Rows(x, np.eye(2)[labels], np.full(200, -1), events)
+    groups = np.arange(200) // 2
+    x = rng.normal(size=(100, 20))[groups] + 1e-3 * rng.normal(size=(200, 20))
+    labels = (groups >= 20).astype(int)  # and positives are like the others
+    rows = Rows(x, np.eye(2)[labels], np.full(200, -1), groups)
     _, estimator = fit("knn_distance", rows, k=1)
     other = Rows(rng.normal(size=(300, 20)), np.eye(2)[np.ones(300, int)], np.full(300, -1), np.arange(300))
     assert abs(estimator.predict_proba(other.x)[:, 0].mean() - 0.2) < 0.1
@@ -224,7 +224,7 @@ def test_the_line_of_a_one_class_score_is_of_distances_to_other_specimens() -> N
 def test_images_without_a_parent_are_no_parent_class() -> None:
     rows = make_rows()
     told = np.where(np.arange(len(rows)) < 10, -1, rows.parents)
-    made, estimator = fit("mahalanobis", Rows(rows.x, rows.truth, told, rows.events))
+    made, estimator = fit("mahalanobis", Rows(rows.x, rows.truth, told, rows.groups))
     assert plain_arrays(estimator, made)["centres"].shape == (3, 4)
 
 
@@ -232,7 +232,7 @@ def test_images_without_a_parent_are_no_parent_class() -> None:
 def test_without_parents_all_that_is_not_positive_is_one_class(parents: str) -> None:
     rows = make_rows()
     told = np.full(len(rows), -1) if parents == "unknown" else np.arange(len(rows))
-    made, estimator = fit("mahalanobis", Rows(rows.x, rows.truth, told, rows.events))
+    made, estimator = fit("mahalanobis", Rows(rows.x, rows.truth, told, rows.groups))
     assert plain_arrays(estimator, made)["centres"].shape == (1, 4)
     np.testing.assert_allclose(plain_arrays(estimator, made)["centres"], 0, atol=1e-9)
 
@@ -289,24 +289,24 @@ def test_with_folds_both_splits_are_fitted_on_and_what_is_said_of_each_image_is_
     truth = np.vstack([train.truth, validation.truth])
     assert progress.best_metric == pytest.approx(figure("roc_auc", truth, said))
     both = Rows(
-        np.vstack([train.x, validation.x]), truth, np.full(90, -1), np.r_[train.events, 1000 + validation.events]
+        np.vstack([train.x, validation.x]), truth, np.full(90, -1), np.r_[train.groups, 1000 + validation.groups]
     )
     whole = fit_path(config.model.head, both, "ab", 0)[progress.best_epoch]  # type: ignore[arg-type]
-    if kind == "logistic":  # (its fit does not depend on the numbers of events)
+    if kind == "logistic":  # (its fit does not depend on the numbers of groups)
         np.testing.assert_allclose(model.estimator.predict_proba(both.x), whole.predict_proba(both.x), atol=1e-6)
     assert np.abs(said - model.estimator.predict_proba(both.x)).max() > 1e-3
 
 
-def test_no_image_is_fitted_on_with_another_of_its_specimen_left_out() -> None:
+def test_no_image_is_fitted_on_with_another_of_its_image_left_out() -> None:
     """Labels without any rule: who has seen the other photograph knows, and nobody else does."""
     rng = np.random.default_rng(0)
-    events = np.arange(120) // 2
-    x = rng.normal(size=(60, 8))[events]
-    rows = Rows(x, np.eye(2)[rng.integers(0, 2, 60)[events]], np.full(120, -1), events)
+    groups = np.arange(120) // 2
+    x = rng.normal(size=(60, 8))[groups]
+    rows = Rows(x, np.eye(2)[rng.integers(0, 2, 60)[groups]], np.full(120, -1), groups)
     config = make_config("knn", folds=5, k=1)
     model = Classifier(config.model.head, "ab", normalize=False)  # type: ignore[arg-type]
     half = rows[np.arange(60)], rows[np.arange(60, 120)]
-    halves = [Rows(part.x, part.truth, part.parents, part.events - part.events.min()) for part in half]
+    halves = [Rows(part.x, part.truth, part.parents, part.groups - part.groups.min()) for part in half]
     progress, _ = fit_classifier(model, *(make_samples(part) for part in halves), config)
     assert progress.best_metric is not None and progress.best_metric < 0.75
 
@@ -325,16 +325,16 @@ def test_another_seed_draws_other_folds() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 9), st.integers(2, 30), st.integers(2, 8), st.integers(0, 999))
-def test_folds_keep_specimens_together_and_leave_every_class_in(few: int, many: int, n: int, seed: int) -> None:
+def test_folds_keep_images_together_and_leave_every_class_in(few: int, many: int, n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels = np.r_[np.zeros(few, int), np.ones(many, int)]
-    events = np.repeat(np.arange(few + many), rng.integers(1, 4, few + many))
-    rows = Rows(np.zeros((len(events), 1)), np.eye(2)[labels[events]], events, events)
+    groups = np.repeat(np.arange(few + many), rng.integers(1, 4, few + many))
+    rows = Rows(np.zeros((len(groups), 1)), np.eye(2)[labels[groups]], groups, groups)
     folds = grouped_folds(rows, ("few", "many"), n, seed)
     assert 2 <= len(folds) <= min(n, few, many)
-    assert sorted(np.concatenate([left for _, left in folds])) == list(range(len(events)))
+    assert sorted(np.concatenate([left for _, left in folds])) == list(range(len(groups)))
     for kept, left in folds:
-        assert not set(events[kept]) & set(events[left]) and set(rows.labels[kept]) == {0, 1}
+        assert not set(groups[kept]) & set(groups[left]) and set(rows.labels[kept]) == {0, 1}
 
 
 def test_auxiliary_columns_are_parents_and_no_classes() -> None:
@@ -353,7 +353,7 @@ def test_embeddings_are_normalised_in_training_and_in_prediction_alike() -> None
     config = make_config("logistic", Cs=(1.0,))
     model = Classifier(config.model.head, "ab", normalize=True)  # type: ignore[arg-type]
     fit_classifier(model, make_samples(rows), make_samples(rows), config)
-    longer = Rows(rows.x * 7, rows.truth, rows.parents, rows.events)
+    longer = Rows(rows.x * 7, rows.truth, rows.parents, rows.groups)
     first, second = (predict(model, make_samples(part)) for part in (rows, longer))  # type: ignore[arg-type]
     np.testing.assert_allclose(first.mean, second.mean, atol=1e-5)
     x = rows.x / np.linalg.norm(rows.x, axis=1, keepdims=True)
@@ -369,8 +369,8 @@ def few_positives(n: int) -> Rows:
 
 
 @pytest.mark.parametrize("kind", ["svc", "sgd", "mahalanobis"])
-def test_a_class_of_one_specimen_cannot_be_calibrated_on_and_is_named(kind: str) -> None:
-    with pytest.raises(UserError, match=r"hybrid has too few specimens .* \(1\)"):
+def test_a_class_of_one_image_cannot_be_calibrated_on_and_is_named(kind: str) -> None:
+    with pytest.raises(UserError, match=r"hybrid has too few images .* \(1\)"):
         fit_path(make_head(kind), few_positives(1), ("hybrid", "parent"), 0)
     fit_path(make_head(kind), few_positives(2), ("hybrid", "parent"), 0)
 

@@ -347,7 +347,7 @@ def test_collecting_writes_the_csv_of_the_experiment(type_in: Callable[..., Said
 SLOW_PLAN = """
 import time
 from pipeline import cli
-from pipeline.launch import plan
+from pipeline.launch.watching import plan
 def lines(experiment):
     print("on", flush=True)
     time.sleep(60)

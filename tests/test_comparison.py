@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("root")
 
 
 def images(fold: int, n: int = 40) -> pd.DataFrame:
-    """Two images a event; the events of a fold are no other fold's."""
+    """Two images a group; the groups of a fold are no other fold's."""
     rng = np.random.default_rng(fold)
     names = [f"f{fold}-{i}" for i in range(n)]
     groups = [f"f{fold}-s{i // 2}" for i in range(n)]
@@ -185,7 +185,7 @@ def test_figures_are_those_of_the_trials_and_their_mean_over_folds() -> None:
         assert (line.test, line.sd) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
 
 
-def test_the_interval_is_that_of_the_mean_difference_over_draws_of_events_from_all_folds(
+def test_the_interval_is_that_of_the_mean_difference_over_draws_of_groups_from_all_folds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("pipeline.reporting.comparison.DRAWS", 60)
@@ -335,7 +335,7 @@ def test_collecting_writes_a_comparison_where_there_are_several_methods() -> Non
     worse = finish(RIDGE, 0, 0.8, 0.1)
     collect.run(config)
     written = read_json(directory.comparison_json)
-    assert written == json.loads(to_json(compare(candidates([directory])))) and written["n_events"] == 20
+    assert written == json.loads(to_json(compare(candidates([directory])))) and written["n_groups"] == 20
     text = directory.comparison_md.read_text()
     assert text == to_markdown(compare(candidates([directory])))
     assert (

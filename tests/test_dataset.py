@@ -25,7 +25,7 @@ from pipeline.data.dataset import (
 )
 from pipeline.errors import UserError
 
-HEADER = "img,name,event,domain,y,z,split"
+HEADER = "img,name,group,domain,y,z,split"
 ROWS = [
     "a.png,A,1,7,0.5,1,train",
     "a.png,B,1,7,0.5,1,train",
@@ -43,7 +43,7 @@ def write(folder: Path, rows: list[str], header: str = HEADER, **more: Any) -> D
     (folder / "data.csv").write_text("\n".join([header, *rows]) + "\n")
     for value, name in enumerate(("a.png", "b.png")):
         Image.fromarray(np.full((40, 30), value, np.uint8)).save(folder / name)
-    columns = Columns(**{"image": "img", "id": "name", "event": "event", "domain": "domain", **more.pop("columns", {})})
+    columns = Columns(**{"image": "img", "id": "name", "group": "group", "domain": "domain", **more.pop("columns", {})})
     return Data(**{"source": str(folder / "data.csv"), "columns": columns, "targets": ("y", "z"), **more})
 
 
@@ -54,17 +54,17 @@ def test_the_table_has_the_rows_of_train_validation_and_test_in_this_order(tmp_p
     assert table["split"].tolist() == ["train"] * 3 + ["validation", "test"]
     assert table["id"].tolist() == ["C", "B", "A", "D", "E"]
     assert table["row"].tolist() == [0, 1, 2, 0, 0]
-    assert table["event"].tolist() == ["2", "1", "1", "3", "4"]
+    assert table["group"].tolist() == ["2", "1", "1", "3", "4"]
     assert table["domain"].tolist() == [None, "7", "7", "9", "7"]
     assert table["y"].tolist() == [-1, 0.5, 0.5, 2, 1] and table["z"].dtype == np.float64
     assert np.asarray(data.image(0)).max() == 1 and len(data) == 5
 
 
-def test_without_event_and_domain_columns_each_image_is_an_event_of_the_unknown_domain(tmp_path: Path) -> None:
+def test_without_group_and_domain_columns_each_image_is_an_group_of_the_unknown_domain(tmp_path: Path) -> None:
     write(tmp_path, ROWS)
     unnamed = Data(source=str(tmp_path / "data.csv"), columns=Columns(image="img"), targets=("y", "z"))
     data = load_dataset_table(unnamed)
-    assert data.table["event"].tolist() == [
+    assert data.table["group"].tolist() == [
         "a.png",
         "a.png",
         "train:2",
@@ -112,7 +112,7 @@ def test_a_label_reads_the_same_however_it_is_stored(values: list[Any], names: l
     [
         ({"targets": ("y", "zz")}, r"no column 'zz' \(data\.targets\)"),
         ({"columns": {"image": "image"}}, r"no column 'image' \(data\.columns\.image\)"),
-        ({"columns": {"event": "evnt"}}, r"'evnt' \(data\.columns\.event\)\. The nearest is 'event'"),
+        ({"columns": {"group": "grup"}}, r"'grup' \(data\.columns\.group\)\. The nearest is 'group'"),
         ({"columns": {"domain": "area"}}, r"Set data\.columns\.domain to one of them, or null if"),
         (
             {"columns": {"species": "nme"}},
@@ -126,7 +126,7 @@ def test_a_missing_column_is_named_with_its_key_and_those_there_are(
 ) -> None:
     with pytest.raises(UserError, match=message) as error:
         load(tmp_path, **change)
-    assert "row" in str(error.value) or "There are: img, name, event, domain, y, z, split" in str(error.value)
+    assert "row" in str(error.value) or "There are: img, name, group, domain, y, z, split" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -137,30 +137,30 @@ def test_a_target_that_is_no_number_is_refused_with_file_line_and_column(tmp_pat
         load(tmp_path, [*ROWS[:2], f"b.png,C,2,,-1,{cell},train", *ROWS[3:]])
 
 
-def test_two_specimens_of_one_event_with_different_targets_are_both_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.csv, line 3: event 1 has z 9\.0 here, but 1\.0 at .*data\.csv, line 2"):
+def test_two_images_of_one_group_with_different_targets_are_both_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.csv, line 3: group 1 has z 9\.0 here, but 1\.0 at .*data\.csv, line 2"):
         load(tmp_path, [ROWS[0], "a.png,B,1,7,0.5,9,train", *ROWS[2:]])
 
 
-def test_an_empty_event_is_refused_with_its_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.csv, line 2: column event \(data\.columns\.event\) is empty"):
+def test_an_empty_group_is_refused_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.csv, line 2: column group \(data\.columns\.group\) is empty"):
         load(tmp_path, ["a.png,A,,7,0.5,1,train", *ROWS[1:]])
 
 
-def test_event_numbers_may_start_again_in_each_split_unless_folds_pool_them(tmp_path: Path) -> None:
+def test_group_numbers_may_start_again_in_each_split_unless_folds_pool_them(tmp_path: Path) -> None:
     rows = [*ROWS[:4], "a.png,E,1,7,9,9,test"]
     assert len(load(tmp_path, rows)) == 5
-    with pytest.raises(UserError, match="event 1 has y"):
+    with pytest.raises(UserError, match="group 1 has y"):
         load(tmp_path, rows, split=FoldSplit(kind="folds", n=3))
 
 
-def test_an_event_that_stands_in_two_splits_is_pointed_out(tmp_path: Path) -> None:
+def test_an_group_that_stands_in_two_splits_is_pointed_out(tmp_path: Path) -> None:
     data = load(tmp_path, [*ROWS[:4], "a.png,E,1,7,0.5,1,test", "a.png,F,3,9,2,3,test", "a.png,G,2,9,2,3,test"])
     first, second = data.warnings
-    assert first.startswith("1 event is in train and in test") and "line 2" in first and "line 6" in first
-    assert second.startswith("1 event is in validation and in test with the same targets (event 3:")
+    assert first.startswith("1 group is in train and in test") and "line 2" in first and "line 6" in first
+    assert second.startswith("1 group is in validation and in test with the same targets (group 3:")
     assert load(tmp_path, ROWS).warnings == ()
-    assert data.table["split"][data.table["event"] == "1"].tolist() == ["train", "train", "test"]
+    assert data.table["split"][data.table["group"] == "1"].tolist() == ["train", "train", "test"]
 
 
 # ---------------------------------------------------------------- images
@@ -230,29 +230,29 @@ def test_folds_and_permutation_leave_the_order_of_the_rows(tmp_path: Path) -> No
         for fold in range(3)
     ]
     for table in tables[1:]:
-        assert table[["source_split", "row", "id", "event"]].equals(tables[0][["source_split", "row", "id", "event"]])
+        assert table[["source_split", "row", "id", "group"]].equals(tables[0][["source_split", "row", "id", "group"]])
     assert tables[0]["source_split"].tolist() == ["test", "train", "train", "train", "validation"]
 
 
 # ---------------------------------------------------------------- the control
 @given(st.lists(st.tuples(st.sampled_from(["train", "test"]), st.integers(0, 12)), min_size=1, max_size=60))
-def test_permuted_targets_move_between_events_of_a_split_as_whole_vectors(rows: list[tuple[str, int]]) -> None:
+def test_permuted_targets_move_between_groups_of_a_split_as_whole_vectors(rows: list[tuple[str, int]]) -> None:
     table = pd.DataFrame(rows, columns=["split", "number"])
-    table["event"] = table["number"].astype(str)
+    table["group"] = table["number"].astype(str)
     table["y"] = table["number"] + 100.0 * (table["split"] == "test")
     table["z"] = -table["y"]
     permuted = permuted_targets(table, ("y", "z"))
     assert (permuted[:, 0] == -permuted[:, 1]).all()
     table["new"] = permuted[:, 0]
     for _, part in table.groupby("split"):
-        given_to = part.groupby("event")["new"].nunique()
+        given_to = part.groupby("group")["new"].nunique()
         assert (given_to == 1).all()
-        assert sorted(part.groupby("event")["new"].first()) == sorted(part.groupby("event")["y"].first())
+        assert sorted(part.groupby("group")["new"].first()) == sorted(part.groupby("group")["y"].first())
         assert len(given_to) == 1 or (part["new"] != part["y"]).all()
 
 
 def test_permuted_targets_do_not_depend_on_the_order_of_rows() -> None:
-    table = pd.DataFrame({"split": "train", "event": [str(i) for i in range(20)], "y": np.arange(20.0)})
+    table = pd.DataFrame({"split": "train", "group": [str(i) for i in range(20)], "y": np.arange(20.0)})
     forward, back = permuted_targets(table, ("y",)), permuted_targets(table[::-1].reset_index(drop=True), ("y",))
     assert (forward == back[::-1]).all()
 
@@ -264,7 +264,7 @@ def test_permuted_data_have_the_same_targets_dealt_otherwise(tmp_path: Path) -> 
 
 
 # ---------------------------------------------------------------- sites and dates
-DATED = "img,name,event,domain,site,day,y,z,split"
+DATED = "img,name,group,domain,site,day,y,z,split"
 DATES = [
     "a.png,A,1,7,BART,2017-07-11,1,1,train",
     "b.png,B,2,7,BART,2021-04-14 04:00:00,2,2,validation",
@@ -290,7 +290,7 @@ def test_scientific_names_are_read_from_their_column_and_an_empty_one_is_unknown
     assert table["species"].tolist() == ["Carabus a", None, "Carabus b", "Carabus a", None]
 
 
-def test_a_time_of_day_with_an_offset_moves_no_event_into_another_year(tmp_path: Path) -> None:
+def test_a_time_of_day_with_an_offset_moves_no_group_into_another_year(tmp_path: Path) -> None:
     rows = [*DATES, "a.png,D,4,9,HARV,2019-12-31T20:00:00-05:00,3,3,train"]
     assert load(tmp_path, rows, DATED, **WITH_SITES).table["date"].tolist()[2] == "2019-12-31"
 
@@ -302,11 +302,11 @@ def test_what_is_no_date_is_unknown_and_named_where_it_is_needed(tmp_path: Path)
         load(tmp_path, rows, DATED, split=GroupSplit(kind="years", n=3), **WITH_SITES)
 
 
-def test_events_without_site_or_date_are_held_out_with_a_warning(tmp_path: Path) -> None:
+def test_groups_without_site_or_date_are_held_out_with_a_warning(tmp_path: Path) -> None:
     rows = [f"a.png,n{i},{i},{i % 4},S,{'' if i < 3 else f'2010-01-{i + 1:02d}'},{i},1,train" for i in range(30)]
     split = DomainSplit(kind="domains", n=4)
     (warning,) = load(tmp_path, rows, DATED, split=split, **WITH_SITES).warnings
-    assert warning.startswith("3 events have no site or no date")
+    assert warning.startswith("3 groups have no site or no date")
 
 
 @pytest.mark.parametrize("name", ["date", "species", "n", "group", "y_mean", "y_weight", "y_spread", "y_sigma"])

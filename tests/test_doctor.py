@@ -244,11 +244,11 @@ def test_the_size_of_features_is_known_to_the_byte(
 SETS = {
     "model": {"species_embedding": True, "domain_embedding": False, "pool": "attention"},
     "data": {"columns": {"species": "name"}},
-    "train": {"sample": "events", "max_specimens": 8, "precision": "fp32"},
+    "train": {"sample": "groups", "max_images": 8, "precision": "fp32"},
 }
 
 
-@pytest.mark.parametrize("sets", [False, True], ids=["specimens", "sets"])
+@pytest.mark.parametrize("sets", [False, True], ids=["images", "sets"])
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_the_number_of_trained_parameters_is_estimated_within_a_tenth(
     case: Any, backbone: Backbone, encoder: str, sets: bool
@@ -316,10 +316,10 @@ def test_more_images_a_batch_and_more_blocks_need_more_memory(case: Any) -> None
     assert estimates.training_bytes(large, weights, 1) > estimates.training_bytes(small, weights, 1)
 
 
-def test_a_batch_of_events_is_as_large_as_that_of_all_their_specimens(case: Any) -> None:
-    events, weights = case("tail", train=SETS["train"] | {"batch_size": 512})
-    specimens, _ = case("tail", train={"batch_size": 4096, "precision": "fp32"})
-    assert estimates.training_bytes(events, weights, 1) == estimates.training_bytes(specimens, weights, 1)
+def test_a_batch_of_groups_is_as_large_as_that_of_all_their_images(case: Any) -> None:
+    groups, weights = case("tail", train=SETS["train"] | {"batch_size": 512})
+    images, _ = case("tail", train={"batch_size": 4096, "precision": "fp32"})
+    assert estimates.training_bytes(groups, weights, 1) == estimates.training_bytes(images, weights, 1)
 
 
 # ---------------------------------------------------------------- quotas

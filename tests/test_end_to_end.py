@@ -97,7 +97,7 @@ def test_the_network_learns_from_images(make: Callable[..., Config], own: Path) 
     targets = ["SPEI_30d", "SPEI_1y", "SPEI_2y"]
     table[targets] = np.random.default_rng(0).standard_normal((len(table), 3))
     table.to_csv(own, index=False)
-    data = {"source": str(own), "columns": {"event": None}}
+    data = {"source": str(own), "columns": {"group": None}}
     config = make(data=data, train={"epochs": 40}, augment={"images": {}}, optim={"lr": 3e-3})
     losses = [epoch["loss"] for epoch in epochs_of(run(config))]
     assert losses[-1] < 0.4 * losses[0]
@@ -139,12 +139,12 @@ def test_images_are_augmented_as_they_are_learned_from_and_each_strength_is_anot
 
 
 def test_bf16_and_mixup_and_noise_work_on_the_cpu(make: Callable[..., Config]) -> None:
-    augment = {"images": AUGMENTED, "mixup_alpha": 0.2, "noise": 0.1, "specimen_dropout": 0.3, "warmup": 0.5}
+    augment = {"images": AUGMENTED, "mixup_alpha": 0.2, "noise": 0.1, "image_dropout": 0.3, "warmup": 0.5}
     config = make(train={"precision": "bf16"}, augment=augment, features={"dtype": "bf16"})
     assert all(np.isfinite(epoch["loss"]) for epoch in epochs_of(run(config)))
 
 
-def test_a_last_batch_of_one_specimen_is_learned_from(make: Callable[..., Config]) -> None:
+def test_a_last_batch_of_one_image_is_learned_from(make: Callable[..., Config]) -> None:
     """20 images; at 32 pixels the last stage has one cell, of which batch norm alone could make nothing."""
     config = make(train={"batch_size": 19, "epochs": 1})
     assert len(epochs_of(run(config))) == 1

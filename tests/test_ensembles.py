@@ -22,8 +22,8 @@ from pipeline.disk.layout import PROJECT, TrialDir, read_json, write_json, write
 from pipeline.errors import WorkError
 from pipeline.experiments.reading import Experiment, load_experiment, saved_science
 from pipeline.metrics.calibration import Calibration, Forecast
-from pipeline.metrics.ensembles import combine, combine_specimens
-from pipeline.metrics.events import SAID, SAID_OF_SPECIMENS, events_long_form, fit_calibrations, wide_form
+from pipeline.metrics.ensembles import combine, combine_images
+from pipeline.metrics.groups import SAID, SAID_OF_SPECIMENS, fit_calibrations, groups_long_form, wide_form
 from pipeline.reporting import cost
 from pipeline.reporting.results import collect as collect_rows
 from pipeline.reporting.state import planned_trials
@@ -35,15 +35,15 @@ ENDS = [f"{target}_{end}" for target in TARGETS for end in SAID]
 
 
 # ---------------------------------------------------------------- what members say together
-def event_tables(n_members: int, seed: int, n_events: int = 9) -> list[pd.DataFrame]:
-    """Event tables of models that tell of the same events."""
+def group_tables(n_members: int, seed: int, n_groups: int = 9) -> list[pd.DataFrame]:
+    """Event tables of models that tell of the same groups."""
     rng = np.random.default_rng(seed)
-    events = pd.DataFrame({"group": [f"e{i}" for i in range(n_events)], "n": rng.integers(1, 9, n_events)})
-    events["domain"] = pd.Series([("1", "2", None)[i % 3] for i in range(n_events)], dtype=object)
-    events = events.assign(**{target: rng.normal(size=n_events) for target in TARGETS})
-    values = rng.normal(size=(n_members, len(ENDS), n_events))
+    groups = pd.DataFrame({"group": [f"e{i}" for i in range(n_groups)], "n": rng.integers(1, 9, n_groups)})
+    groups["domain"] = pd.Series([("1", "2", None)[i % 3] for i in range(n_groups)], dtype=object)
+    groups = groups.assign(**{target: rng.normal(size=n_groups) for target in TARGETS})
+    values = rng.normal(size=(n_members, len(ENDS), n_groups))
     return [
-        events.assign(**{e: v if e.endswith("_mean") else np.exp(v) for e, v in zip(ENDS, of, strict=True)})
+        groups.assign(**{e: v if e.endswith("_mean") else np.exp(v) for e, v in zip(ENDS, of, strict=True)})
         for of in values
     ]
 
@@ -54,26 +54,26 @@ def same(one: pd.DataFrame, other: pd.DataFrame) -> None:
 
 @given(st.integers(0, 10**6))
 def test_one_member_is_itself(seed: int) -> None:
-    (table,) = event_tables(1, seed)
+    (table,) = group_tables(1, seed)
     same(combine([table], TARGETS), table)
 
 
 @given(st.integers(0, 10**6), st.integers(2, 6))
 def test_equal_members_say_what_each_of_them_says(seed: int, n: int) -> None:
-    (table,) = event_tables(1, seed)
+    (table,) = group_tables(1, seed)
     same(combine([table] * n, TARGETS), table)
 
 
 @given(st.integers(0, 10**6), st.permutations(range(4)))
 def test_the_order_of_members_does_not_matter(seed: int, order: Sequence[int]) -> None:
-    tables = event_tables(4, seed)
+    tables = group_tables(4, seed)
     same(combine([tables[i] for i in order], TARGETS), combine(tables, TARGETS))
 
 
 @given(st.integers(0, 10**6), st.integers(2, 6))
 def test_disagreement_adds_to_the_variance_just_as_the_law_of_total_variance_says(seed: int, n: int) -> None:
     """(Lakshminarayanan et al. 2017, section 2.4: σ*² = mean of (σ² + μ²) − μ*².)"""
-    tables = event_tables(n, seed)
+    tables = group_tables(n, seed)
     together = combine(tables, TARGETS)
     for target in TARGETS:
         means, variances = (
@@ -86,36 +86,36 @@ def test_disagreement_adds_to_the_variance_just_as_the_law_of_total_variance_say
 
 
 @given(st.integers(0, 10**6), st.permutations(range(9)))
-def test_events_are_matched_whatever_their_order(seed: int, order: Sequence[int]) -> None:
-    first, second = event_tables(2, seed)
+def test_groups_are_matched_whatever_their_order(seed: int, order: Sequence[int]) -> None:
+    first, second = group_tables(2, seed)
     same(combine([first, second.iloc[list(order)].reset_index(drop=True)], TARGETS), combine([first, second], TARGETS))
 
 
 @pytest.mark.parametrize(("column", "value"), [("group", "another"), ("a", 7.0), ("n", 99), ("domain", "7")])
-def test_members_that_tell_of_other_events_are_refused(column: str, value: Any) -> None:
-    first, second = event_tables(2, 0)
+def test_members_that_tell_of_other_groups_are_refused(column: str, value: Any) -> None:
+    first, second = group_tables(2, 0)
     second.loc[0, column] = value
     for tables in ([first, second], [first, first.iloc[1:]]):
-        with pytest.raises(WorkError, match="same events"):
+        with pytest.raises(WorkError, match="same groups"):
             combine(tables, TARGETS)
 
 
-def test_predictions_for_specimens_are_means_and_other_specimens_are_refused() -> None:
+def test_predictions_for_images_are_means_and_other_images_are_refused() -> None:
     table = pd.DataFrame({"id": ["x", "y"], "group": ["e", "e"], "domain": ["1", None], "a": [0.5, 0.5]})
     first, second = (
         table.assign(**{f"a_{end}": values for end in SAID_OF_SPECIMENS}) for values in ([1.0, 2.0], [3.0, 5.0])
     )
-    assert combine_specimens([first, second], ["a"])["a_prediction"].tolist() == [2.0, 3.5]
-    with pytest.raises(WorkError, match="same specimens"):
-        combine_specimens([first, second.iloc[::-1]], ["a"])
+    assert combine_images([first, second], ["a"])["a_prediction"].tolist() == [2.0, 3.5]
+    with pytest.raises(WorkError, match="same images"):
+        combine_images([first, second.iloc[::-1]], ["a"])
 
 
-def test_events_come_back_from_their_long_form() -> None:
-    events = event_tables(1, 1)[0].assign(a_mu=0.0, a_sigma=1.0, b_mu=2.0, b_sigma=3.0)
+def test_groups_come_back_from_their_long_form() -> None:
+    groups = group_tables(1, 1)[0].assign(a_mu=0.0, a_sigma=1.0, b_mu=2.0, b_sigma=3.0)
     ends = (*SAID, "mu", "sigma")
-    same(wide_form(events_long_form(events, TARGETS), ends), events)
+    same(wide_form(groups_long_form(groups, TARGETS), ends), groups)
     with pytest.raises(ValueError, match="equally many"):
-        wide_form(events_long_form(events, TARGETS).iloc[1:], ends)
+        wide_form(groups_long_form(groups, TARGETS).iloc[1:], ends)
 
 
 # ---------------------------------------------------------------- from trials to an ensemble
@@ -168,19 +168,19 @@ def ensemble_of(experiment: Experiment, fold: int = 0) -> TrialDir:
 
 
 def tables(trials: Sequence[TrialDir], which: str) -> list[pd.DataFrame]:
-    """Members' event tables, of validation or of what was evaluated, events in one order."""
+    """Members' group tables, of validation or of what was evaluated, groups in one order."""
     if which == "validation":
         return [pd.read_parquet(trial.validation).sort_values("group", ignore_index=True) for trial in trials]
-    long = [pd.read_parquet(trial.events) for trial in trials]
+    long = [pd.read_parquet(trial.groups) for trial in trials]
     return [table.sort_values(["target", "group"], ignore_index=True) for table in long]
 
 
 def test_training_keeps_what_its_calibration_was_fitted_to(experiment: Experiment) -> None:
     trial, config = members(experiment)[0], experiment.config
-    record, events = read_json(trial.trained), pd.read_parquet(trial.validation)
+    record, groups = read_json(trial.trained), pd.read_parquet(trial.validation)
     ends = [f"{target}_{end}" for target in config.data.targets for end in SAID]
-    assert set(events.columns) == {"group", "domain", "n", *config.data.targets, *ends}
-    again = fit_calibrations(events, config.data.targets, record["train_domains"], "scale")
+    assert set(groups.columns) == {"group", "domain", "n", *config.data.targets, *ends}
+    again = fit_calibrations(groups, config.data.targets, record["train_domains"], "scale")
     stands = {
         t: {p: Calibration(**values) for p, values in parts.items()} for t, parts in record["calibration"].items()
     }
@@ -229,7 +229,7 @@ def test_its_figures_can_be_computed_from_its_members_files(experiment: Experime
     """Independently: means and variances by the paper's formula, sigma by the calibration that stands in results.json."""
     collect.run(experiment.config)
     found, trials = ensemble_of(experiment), members(experiment)
-    results, each = read_json(found.results), tables(trials, "events")
+    results, each = read_json(found.results), tables(trials, "groups")
     known = set(read_json(trials[0].trained)["train_domains"])
     mean = np.mean([table["mean"] for table in each], axis=0)
     variance = np.mean([table["variance"] + table["mean"] ** 2 for table in each], axis=0) - mean**2
@@ -241,17 +241,17 @@ def test_its_figures_can_be_computed_from_its_members_files(experiment: Experime
         sigma = np.sqrt(rows["variance"] * (fit["shared"] ** 2 + fit["own"] ** 2 / rows["n"]))
         expected = scoringrules.crps_normal(rows["truth"], rows["mean"], sigma).mean()
         assert results[target][part]["CRPS"] == pytest.approx(expected)
-    written = tables([found], "events")[0]
+    written = tables([found], "groups")[0]
     for name in ("mean", "variance"):
         np.testing.assert_allclose(written[name], frame[name])
-    specimens = [pd.read_parquet(trial.predictions) for trial in trials]
-    errors = np.mean([table["prediction"] for table in specimens], axis=0) - specimens[0]["truth"]
-    for target, rows in errors.abs().groupby(specimens[0]["target"]):
+    images = [pd.read_parquet(trial.predictions) for trial in trials]
+    errors = np.mean([table["prediction"] for table in images], axis=0) - images[0]["truth"]
+    for target, rows in errors.abs().groupby(images[0]["target"]):
         assert results[target]["MAE"] == pytest.approx(rows.mean())
 
 
-def test_it_is_calibrated_on_its_own_forecasts_of_the_validation_events(experiment: Experiment) -> None:
-    """No shared or own near those in results.json gives a lower CRPS on the events that they were fitted to."""
+def test_it_is_calibrated_on_its_own_forecasts_of_the_validation_groups(experiment: Experiment) -> None:
+    """No shared or own near those in results.json gives a lower CRPS on the groups that they were fitted to."""
     collect.run(experiment.config)
     trials = members(experiment)
     results, each = read_json(ensemble_of(experiment).results), tables(trials, "validation")
@@ -267,7 +267,7 @@ def test_it_is_calibrated_on_its_own_forecasts_of_the_validation_events(experime
             truth, forecast = each[0][target].to_numpy()[rows], whole[rows]
             near = [fit, *({**fit, name: fit[name] * by} for name in ("shared", "own") for by in (0.8, 1.25))]
             best, *others = (scoringrules.crps_normal(truth, *Calibration(**one)(forecast)).mean() for one in near)
-            assert fit["events"] == len(truth) and best <= min(others) + 1e-9
+            assert fit["groups"] == len(truth) and best <= min(others) + 1e-9
 
 
 def test_points_make_an_ensemble_too(assets: Assets, root: Path) -> None:
@@ -278,12 +278,12 @@ def test_points_make_an_ensemble_too(assets: Assets, root: Path) -> None:
     finish(points)
     collect.run(points.config)
     (found,) = points.dir.ensembles()
-    each = tables([points.dir.trial(trial.name) for trial in points.trials], "events")
+    each = tables([points.dir.trial(trial.name) for trial in points.trials], "groups")
     sds = read_json(points.dir.trial(points.trials[0].name).trained)["train_sds"]
     assert each[0]["variance"].round(9).nunique() == 3
     np.testing.assert_allclose(each[0]["variance"], each[0]["target"].map(sds) ** 2, rtol=1e-5)
     expected = each[0]["variance"] + ((each[0]["mean"] - each[1]["mean"]) / 2) ** 2
-    np.testing.assert_allclose(tables([found], "events")[0]["variance"], expected)
+    np.testing.assert_allclose(tables([found], "groups")[0]["variance"], expected)
 
 
 # ---------------------------------------------------------------- when it is made again
@@ -293,8 +293,8 @@ def written(experiment: Experiment) -> dict[str, tuple[int, bytes]]:
 
 
 def become(trial: TrialDir, other: TrialDir) -> None:
-    """Make a trial's results those of another model of the same events, as if it had been trained again."""
-    for name in ("validation", "events", "predictions"):
+    """Make a trial's results those of another model of the same groups, as if it had been trained again."""
+    for name in ("validation", "groups", "predictions"):
         shutil.copy(getattr(other, name), getattr(trial, name))
     own = read_json(trial.config.parent / "trained.json")["config_hash"]
     write_json(trial.results, read_json(other.results) | {"config_hash": own})
@@ -403,19 +403,19 @@ def test_a_damaged_file_of_a_member_is_said_once_and_the_others_are_an_ensemble(
     assert len(read_json(found.results)["members"]) == 3
 
 
-@pytest.mark.parametrize("name", ["events", "predictions", "trained"])
+@pytest.mark.parametrize("name", ["groups", "predictions", "trained"])
 def test_any_file_may_be_damaged_or_of_an_older_form(
     experiment: Experiment, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     first, second, third = members(experiment)
     path: Path = getattr(first, name)
     path.write_text("{}")
-    if name == "events":  # as evaluation wrote it before it kept mean and variance
-        write_table(second.events, pd.read_parquet(third.events).drop(columns=["mean", "variance"]))
+    if name == "groups":  # as evaluation wrote it before it kept mean and variance
+        write_table(second.groups, pd.read_parquet(third.groups).drop(columns=["mean", "variance"]))
     collect.run(experiment.config)
     said = capsys.readouterr().err
     assert str(path) in said and "delete the trial's folder and submit it again" in said
-    assert len(experiment.dir.ensembles()) == (1 if name == "events" else 2)
+    assert len(experiment.dir.ensembles()) == (1 if name == "groups" else 2)
     assert experiment.dir.results_csv.exists()
 
 

@@ -82,8 +82,8 @@ def test_the_reported_figures_can_be_computed_again_from_predictions_parquet(con
     trial = finished(config)
     results = evaluate.run(config, trial)
     for target, rows in pd.read_parquet(trial.predictions).groupby("target"):
-        events = rows.groupby("group")[["truth", "prediction"]].mean()
-        assert results[target]["r2"] == pytest.approx(r2_score(events["truth"], events["prediction"]))
+        groups = rows.groupby("group")[["truth", "prediction"]].mean()
+        assert results[target]["r2"] == pytest.approx(r2_score(groups["truth"], groups["prediction"]))
         assert results[target]["MAE"] == pytest.approx(mean_absolute_error(rows["truth"], rows["prediction"]))
 
 
@@ -121,12 +121,12 @@ def test_predict_prints_what_evaluation_predicts(
 POOLS = {
     "mean": ("loss.kind=mse",),
     "precision": ("loss.kind=crps",),
-    "attention": ("loss.kind=crps", "train.sample=events", "optim.lr=1e-2", "model.species_embedding=true"),
+    "attention": ("loss.kind=crps", "train.sample=groups", "optim.lr=1e-2", "model.species_embedding=true"),
 }
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_predict_forecasts_an_event_as_evaluation_does(config_of: MakeConfig, tmp_path: Path, pool: str) -> None:
+def test_predict_forecasts_an_group_as_evaluation_does(config_of: MakeConfig, tmp_path: Path, pool: str) -> None:
     from pipeline.tasks import load_task
 
     config = config_of("baseline", *SMALL, f"model.pool={pool}", *POOLS[pool])
@@ -134,23 +134,23 @@ def test_predict_forecasts_an_event_as_evaluation_does(config_of: MakeConfig, tm
     evaluate.run(config, trial)
     table = load_task("beetles").load(config.data)
     test = table.table[table.table["split"] == "test"]
-    event = test["event"].value_counts().index[0]
+    group = test["group"].value_counts().index[0]
     files: list[Path] = []
-    for row in test.index[test["event"] == event]:
+    for row in test.index[test["group"] == group]:
         files.append(tmp_path / f"{row}.png")
         table.image(row).save(files[-1])
-    rows = test[test["event"] == event][::-1]
+    rows = test[test["group"] == group][::-1]
     species = [option for name in rows["species"] for option in ("--species", name)]
-    arguments = ["predict", "--event", str(trial.path), *map(str, files[::-1]), "--domain", rows["domain"].iloc[0]]
+    arguments = ["predict", "--group", str(trial.path), *map(str, files[::-1]), "--domain", rows["domain"].iloc[0]]
     done = CliRunner().invoke(app, [*arguments, *species], catch_exceptions=False)
     printed = {name: (mu, sigma) for name, mu, sigma in re.findall(r"(\w+)=(-?[\d.]+) ± ([\d.]+)", done.stdout)}
-    expected = pd.read_parquet(trial.events).query("group == @event")
+    expected = pd.read_parquet(trial.groups).query("group == @group")
     assert expected["n"].tolist() == [len(files)] * 3 and len(files) > 1
     for target, *values in expected[["target", "mu", "sigma"]].itertuples(index=False):
         assert [float(value) for value in printed[target]] == pytest.approx(values, abs=1e-3)
 
 
-def test_without_calibration_sigma_is_the_spread_of_specimens_and_the_usual_one_of_a_single(
+def test_without_calibration_sigma_is_the_spread_of_images_and_the_usual_one_of_a_single(
     config_of: MakeConfig,
 ) -> None:
     config = config_of("baseline", *SMALL, "calibrate.kind=spread")
@@ -158,11 +158,11 @@ def test_without_calibration_sigma_is_the_spread_of_specimens_and_the_usual_one_
     warnings = evaluate.run(config, trial)["summary"]["warnings"]
     usual = {target: parts["in_domain"]["alone"] for target, parts in read_json(trial.trained)["calibration"].items()}
     said = pd.read_parquet(trial.predictions).groupby(["group", "target"])["prediction"].std(ddof=1)
-    events = pd.read_parquet(trial.events)
-    assert {1, 2} <= set(events["n"]) and not any("sigma in new domains" in warning for warning in warnings)
-    for event in events.itertuples():
-        expected = usual[event.target] if event.n == 1 else max(said[event.group, event.target], 1e-3)
-        assert event.sigma == pytest.approx(expected, rel=1e-5)
+    groups = pd.read_parquet(trial.groups)
+    assert {1, 2} <= set(groups["n"]) and not any("sigma in new domains" in warning for warning in warnings)
+    for group in groups.itertuples():
+        expected = usual[group.target] if group.n == 1 else max(said[group.group, group.target], 1e-3)
+        assert group.sigma == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_sigma_that_new_domains_borrow_from_known_ones_is_said_and_one_of_their_own_is_not(
@@ -179,11 +179,11 @@ def test_a_sigma_that_new_domains_borrow_from_known_ones_is_said_and_one_of_thei
     assert not any("sigma in new" in w for w in evaluate.run(config, trial)["summary"]["warnings"])
 
 
-def test_the_reported_scores_can_be_computed_again_from_events_parquet(config_of: MakeConfig) -> None:
+def test_the_reported_scores_can_be_computed_again_from_groups_parquet(config_of: MakeConfig) -> None:
     config = config_of("baseline", *SMALL)
     trial = finished(config)
     results = evaluate.run(config, trial)
-    for target, rows in pd.read_parquet(trial.events).groupby("target"):
+    for target, rows in pd.read_parquet(trial.groups).groupby("target"):
         assert len(rows) == results["n_events"] and (rows["sigma"] > 0).all()
         scores = scoringrules.crps_normal(rows["truth"], rows["mu"], rows["sigma"])
         assert results[target]["CRPS"] == pytest.approx(scores.mean())
@@ -211,7 +211,7 @@ def test_unreadable_images_stop_the_chain_or_are_recorded_in_the_results(
     (folder / "7.png").write_bytes((folder / "7.png").read_bytes()[:100])
     table = tmp_path / "table.csv"
     table.write_text("\n".join(rows) + "\n")
-    columns = "data.columns={image: name, id: name, event: null, domain: null, species: null, site: null, date: null}"
+    columns = "data.columns={image: name, id: name, group: null, domain: null, species: null, site: null, date: null}"
     common = (columns, "data.targets=[y]", f"data.images={folder}", "train.epochs=1")
     source = tuple(o for o in assets.overrides("frozen") if not o.startswith("data.source"))
     from pipeline.experiments.reading import load_experiment

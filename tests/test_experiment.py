@@ -187,9 +187,9 @@ def test_brackets_and_quotes_protect_commas() -> None:
 
 
 def test_null_and_an_empty_value_switch_a_key_off() -> None:
-    assert only(LORA, "data.columns.domain=null", "data.columns.event=").data.columns.model_dump(
-        include={"domain", "event"}
-    ) == {"domain": None, "event": None}
+    assert only(LORA, "data.columns.domain=null", "data.columns.group=").data.columns.model_dump(
+        include={"domain", "group"}
+    ) == {"domain": None, "group": None}
 
 
 def test_a_value_may_hold_equals_signs() -> None:
@@ -418,7 +418,7 @@ def test_a_name_that_would_be_too_long_is_cut_but_keeps_seed_and_hash() -> None:
         ("seeds", "seed"),
         ("modle.encoder.r", "model.encoder.r"),
         ("model.encodr.targts", "model.encoder.targets"),
-        ("datta.columns.evnt", "data.columns.event"),
+        ("datta.columns.grup", "data.columns.group"),
     ],
 )
 def test_a_mistyped_key_is_refused_with_the_nearest_name_that_exists(key: str, nearest: str) -> None:

@@ -29,7 +29,7 @@ from pipeline.models.learner import Learner
 from pipeline.models.metadata import Metadata, Names
 from pipeline.models.saved import Facts, make_model, save_model
 from pipeline.stages import collect
-from pipeline.stages.predict import Origin, predict_event
+from pipeline.stages.predict import Origin, predict_group
 from tests.conftest import Assets
 from tests.test_ensembles import MLP, finish
 from tests.test_fetch import in_cache
@@ -40,7 +40,7 @@ EVENTS: dict[str, tuple[str | None, int, str | None]] = {
     "single": ("1", 1, "Carabus nemoralis"),
     "new": ("99", 4, None),
 }
-"""Event → domain, number of specimens, scientific name."""
+"""Event → domain, number of images, scientific name."""
 
 MODELS = """
 import importlib, json, sys
@@ -58,19 +58,19 @@ def models(folders):
 """The models of exported folders, each loaded as the platform does."""
 
 DRIVER = f"""{MODELS}
-folders, events, said = json.load(open(sys.argv[1])), json.load(open(sys.argv[2])), {{}}
+folders, groups, said = json.load(open(sys.argv[1])), json.load(open(sys.argv[2])), {{}}
 for folder, model in models(folders):
     said[folder] = {{}}
-    for event, (domain, files, species) in events.items():
+    for group, (domain, files, species) in groups.items():
         known = {{"domainID": domain and int(domain), "scientificName": float("nan") if species is None else species}}
         cards = {{"colorpicker_img": Image.open(sys.argv[4]), "scalebar_img": Image.open(sys.argv[5])}}
         points = [{{"relative_img": Image.open(f), **cards, **known}} for f in files]
-        said[folder][event] = model.predict(points)
-        assert all(type(v) is float for each in said[folder][event].values() for v in each.values())
+        said[folder][group] = model.predict(points)
+        assert all(type(v) is float for each in said[folder][group].values() for v in each.values())
 assert not {{"pipeline", "peft"}} & set(sys.modules)
 json.dump(said, open(sys.argv[3], "w"))
 """
-"""Lets exported folders forecast the events."""
+"""Lets exported folders forecast the groups."""
 
 TABLE_DRIVER = """
 import io, json
@@ -80,10 +80,10 @@ from model import Model
 model, said = Model(), {}
 model.load()
 def read(cell): return Image.open(io.BytesIO(cell["bytes"]))
-for event, rows in pd.read_parquet(sys.argv[2]).groupby("eventID"):
+for group, rows in pd.read_parquet(sys.argv[2]).groupby("eventID"):
     points = [{"relative_img": read(row.file_path), "colorpicker_img": read(row.colorpicker_full_path), "scalebar_img": None,
                "scientificName": row.scientificName, "domainID": row.domainID} for row in rows.itertuples()]
-    said[str(event)] = model.predict(points)
+    said[str(group)] = model.predict(points)
 json.dump(said, open(sys.argv[3], "w"))
 """
 """The same of a table in the challenge's schema."""
@@ -164,16 +164,16 @@ def clean() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
-    """Images of each event, in the modes that people save."""
+    """Images of each group, in the modes that people save."""
     folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
     modes, found, i = ["RGB", "RGBA", "L", "P", "RGB"], {}, 0
-    for event, (_, n, _) in EVENTS.items():
-        found[event] = []
+    for group, (_, n, _) in EVENTS.items():
+        found[group] = []
         for _ in range(n):
             pixels = rng.integers(0, 255, (90 + 7 * i, 80, 3)).astype("uint8")
             file = folder / f"{i}.png"
             Image.fromarray(pixels).convert(modes[i % len(modes)]).save(file)
-            found[event].append(file)
+            found[group].append(file)
             i += 1
     return found
 
@@ -195,7 +195,7 @@ METHODS = {
     "lora": ("loss.kind=quantiles", "model.encoder.blocks=3", "model.encoder.r=4"),
     "dinov2": ("loss.kind=nll",),
     "mean_rgb": ("calibrate.kind=spread", "data.targets=[SPEI_2y,SPEI_30d,SPEI_1y]"),
-    "pixels": ("model.head.kind=mlp", "train.sample=events", "model.pool=attention", "loss.kind=crps"),
+    "pixels": ("model.head.kind=mlp", "train.sample=groups", "model.pool=attention", "loss.kind=crps"),
     "augmentation": ("data.colour_card=true", "data.scale_bar=true", "loss.kind=crps"),
     "forecast": (),
     "climatology": (),
@@ -204,13 +204,13 @@ METHODS = {
 
 
 def forecasts(trials: list[TrialDir], photographs: dict[str, list[Path]]) -> dict[str, dict[str, tuple[float, float]]]:
-    """What `carabid predict --event` says; of several trials the equal mixture."""
+    """What `carabid predict --group` says; of several trials the equal mixture."""
     said = {}
-    for event, (domain, _, species) in EVENTS.items():
-        card, bar = beside(photographs[event][0].parent)
+    for group, (domain, _, species) in EVENTS.items():
+        card, bar = beside(photographs[group][0].parent)
         origin = Origin(domain, () if species is None else (species,), card, bar)
-        members = [predict_event(trial.path, photographs[event], origin, "cpu") for trial in trials]
-        said[event] = {target: mixture([member[target] for member in members]) for target in members[0]}
+        members = [predict_group(trial.path, photographs[group], origin, "cpu") for trial in trials]
+        said[group] = {target: mixture([member[target] for member in members]) for target in members[0]}
     return said
 
 
@@ -223,13 +223,13 @@ def submitted(
     folders: list[Path], photographs: dict[str, list[Path]], python: Path, environ: dict[str, str] | None = None
 ) -> dict[str, Any]:
     """What exported folders say, in a process of its own."""
-    events = {
-        event: (EVENTS[event][0], [str(f) for f in files], EVENTS[event][2]) for event, files in photographs.items()
+    groups = {
+        group: (EVENTS[group][0], [str(f) for f in files], EVENTS[group][2]) for group, files in photographs.items()
     }
     here = folders[0].parent
     (here / "folders.json").write_text(json.dumps([str(folder) for folder in folders]))
-    (here / "events.json").write_text(json.dumps(events))
-    files = [str(here / name) for name in ("folders.json", "events.json", "answer.json")]
+    (here / "groups.json").write_text(json.dumps(groups))
+    files = [str(here / name) for name in ("folders.json", "groups.json", "answer.json")]
     files += map(str, beside(next(iter(photographs.values()))[0].parent))
     command = [str(python), "-c", DRIVER, *files]
     done = subprocess.run(
@@ -263,16 +263,16 @@ def test_a_submission_forecasts_what_predict_does(
     }
     found = submitted(list(folders.values()), photographs, clean)
     for name, members in trials.items():
-        for event, targets in forecasts(members, photographs).items():
+        for group, targets in forecasts(members, photographs).items():
             for target, (mu, sigma) in targets.items():
                 expected = pytest.approx({"mu": mu, "sigma": sigma}, abs=1e-5)
-                assert found[str(folders[name])][event][target] == expected, (name, event, target)
+                assert found[str(folders[name])][group][target] == expected, (name, group, target)
 
 
 def test_an_exported_ensemble_forecasts_what_was_evaluated_and_passes_the_check(
     assets: Assets, root: Path, tmp_path: Path, clean: Path
 ) -> None:
-    """The whole way, on the tested events themselves: train, evaluate, collect, export, check."""
+    """The whole way, on the tested groups themselves: train, evaluate, collect, export, check."""
     overrides = ("features.dtype=fp32", "data.colour_card=true", "loss.kind=crps", *MLP, "seed=0,1")
     experiment = load_experiment("configs/beetles/pixels.yaml", (*assets.overrides("pixels"), *overrides))
     finish(experiment)
@@ -283,18 +283,18 @@ def test_an_exported_ensemble_forecasts_what_was_evaluated_and_passes_the_check(
         "one": [experiment.dir.trial(experiment.trials[0].name).path],
     }.items():
         folder = export(paths, tmp_path / name, zipped=False, with_backbone=False)
-        evaluated = pd.read_parquet(paths[0] / "events.parquet")
-        found = submitted_events(folder, assets.data, clean)
+        evaluated = pd.read_parquet(paths[0] / "groups.parquet")
+        found = submitted_groups(folder, assets.data, clean)
         for row in evaluated.itertuples():
             said = found[str(row.group)][str(row.target)]
             assert said == pytest.approx({"mu": row.mu, "sigma": row.sigma}, abs=1e-4), (name, row)
     lines = check(folder, largest=20)
-    assert any("the largest event has 20)" in line for line in lines), lines
+    assert any("the largest group has 20)" in line for line in lines), lines
     assert not any(line.startswith("note") for line in lines), lines
 
 
-def submitted_events(folder: Path, data: Path, python: Path) -> dict[str, Any]:
-    """What an exported folder says of the tested events, from the challenge's own table."""
+def submitted_groups(folder: Path, data: Path, python: Path) -> dict[str, Any]:
+    """What an exported folder says of the tested groups, from the challenge's own table."""
     (table,) = (data / "data").glob("test-*.parquet")
     program = "import sys; sys.path.append(sys.argv[1])\n" + TABLE_DRIVER
     command = [
@@ -343,9 +343,9 @@ def test_a_submission_without_its_backbone_fetches_the_very_weights_that_were_tr
     assert torch.load(folder / "weights.pt", weights_only=True)["backbone"] == {}
     environ = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     found = submitted([folder], photographs, clean, environ)[str(folder)]
-    for event, targets in forecasts([trial], photographs).items():
+    for group, targets in forecasts([trial], photographs).items():
         for target, (mu, sigma) in targets.items():
-            assert found[event][target] == pytest.approx({"mu": mu, "sigma": sigma}, abs=1e-5), (event, target)
+            assert found[group][target] == pytest.approx({"mu": mu, "sigma": sigma}, abs=1e-5), (group, target)
     spec = json.loads((folder / "submission.json").read_text())
     spec["backbone"]["fingerprint"] = "of other weights"
     (folder / "submission.json").write_text(json.dumps(spec))

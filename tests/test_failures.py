@@ -58,8 +58,8 @@ def named(failure: Failure | None) -> tuple[str, str] | None:
 BY_SLURM: list[tuple[dict[str, Any], str, str, str]] = [
     ({"state": "OUT_OF_MEMORY", "exit_code": 0, "signal": 125}, "", "oom", "more memory than it had on n1 (it asked for 4G)"),
     ({"state": "FAILED", "signal": 9}, "slurmstepd-n1: error: Exceeded job memory limit\n", "oom", "asked for 4G"),
-    ({"state": "FAILED", "signal": 9}, "slurmstepd: error: Detected 1 oom_kill event in StepId=4.0.", "oom", "memory"),
-    ({"state": "FAILED"}, "slurmstepd: error: Detected 2 oom-kill event(s) in step 4.0 cgroup.", "oom", "memory"),
+    ({"state": "FAILED", "signal": 9}, "slurmstepd: error: Detected 1 oom_kill group in StepId=4.0.", "oom", "memory"),
+    ({"state": "FAILED"}, "slurmstepd: error: Detected 2 oom-kill group(s) in step 4.0 cgroup.", "oom", "memory"),
     ({"state": "CANCELLED", "by": "0"}, "slurmstepd: error: Exceeded step memory limit at some point.", "oom", "memory"),
     ({"state": "FAILED", "signal": 9}, "", "killed", "killed by SIGKILL: often memory that nobody measured"),
     ({"state": "FAILED", "signal": 9}, "srun: error: n2: task 0: Killed\n", "killed", "killed by SIGKILL"),

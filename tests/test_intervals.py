@@ -1,4 +1,4 @@
-"""Bootstrap intervals: of specimens, not of photographs; the same for the same seed; as wide as theory says."""
+"""Bootstrap intervals: of images, not of photographs; the same for the same seed; as wide as theory says."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_interval_of_a_mean_is_about_as_wide_as_its_standard_error_says() ->
     assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.05)
 
 
-def test_photographs_of_one_specimen_make_it_no_surer() -> None:
+def test_photographs_of_one_image_make_it_no_surer() -> None:
     values = np.random.default_rng(0).normal(size=50)
     names = [str(i) for i in range(50)]
     once, often = (bootstrap(mean_of(np.repeat(values, k)), np.repeat(names, k).tolist(), seed=2) for k in (1, 7))
@@ -32,19 +32,19 @@ def test_photographs_of_one_specimen_make_it_no_surer() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=20), st.integers(0, 99))
-def test_every_draw_has_whole_specimens_and_as_many_as_there_are(specimens: list[str], seed: int) -> None:
-    of = np.array(specimens)
-    sizes = {name: specimens.count(name) for name in specimens}
+def test_every_draw_has_whole_images_and_as_many_as_there_are(images: list[str], seed: int) -> None:
+    of = np.array(images)
+    sizes = {name: images.count(name) for name in images}
 
     def whole(rows: Rows) -> float:
-        counts = {name: int((of[rows] == name).sum()) for name in set(specimens)}
+        counts = {name: int((of[rows] == name).sum()) for name in set(images)}
         assert all(count % sizes[name] == 0 for name, count in counts.items())
         assert sum(count // sizes[name] for name, count in counts.items()) == len(sizes)
         return 1.0
 
-    assert bootstrap(whole, specimens, seed, n=20) == Interval(1, 1, 0.95, 20)
-    assert bootstrap(mean_of(np.arange(len(of))), specimens, seed, n=20) == bootstrap(
-        mean_of(np.arange(len(of))), specimens, seed, n=20
+    assert bootstrap(whole, images, seed, n=20) == Interval(1, 1, 0.95, 20)
+    assert bootstrap(mean_of(np.arange(len(of))), images, seed, n=20) == bootstrap(
+        mean_of(np.arange(len(of))), images, seed, n=20
     )
 
 

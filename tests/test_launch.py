@@ -36,7 +36,8 @@ from pipeline.errors import (
 from pipeline.experiments.reading import Experiment, Trial, dump_config, load_experiment
 from pipeline.launch.jobs import jobs
 from pipeline.launch.manifest import job_names as parts
-from pipeline.launch.manifest.manifest import Manifest, Terms, load_manifest, make_manifest, manifest, preview_manifest
+from pipeline.launch.manifest import manifest
+from pipeline.launch.manifest.manifest import Manifest, Terms, load_manifest, make_manifest, preview_manifest
 from pipeline.launch.manifest.sharding import array_rank, my_share
 from pipeline.launch.scheduler import queue
 from pipeline.launch.submitting import local, submit
@@ -511,7 +512,7 @@ import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as submitit does: it swallows SIGTERM
 signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 from pathlib import Path
-from pipeline.launch import jobs
+from pipeline.launch.jobs import jobs
 from pipeline.disk.layout import root, write_text
 from pipeline.stages import collect, evaluate, extract
 def work(*_, **__):

@@ -51,7 +51,7 @@ class Watched(Learner):
         return super().forward(features, metadata, mix)
 
     def point(self, features: Tensor, domains: Tensor) -> Tensor:
-        """What it says of specimens of these domains [B, n_targets]."""
+        """What it says of images of these domains [B, n_targets]."""
         parameters: Tensor = self(features, of_domains(domains)).parameters
         return parameters[..., 0]
 
@@ -115,8 +115,8 @@ def test_a_batch_whose_domain_is_dropped_reaches_the_model_with_the_unknown_row(
     assert model.calls[0][1].tolist() == [UNKNOWN] * 10
 
 
-def test_dropped_specimens_take_features_targets_and_domains_with_them(samples: Samples) -> None:
-    model, config = Watched(), make_config(augment=Augment(specimen_dropout=0.5))
+def test_dropped_images_take_features_targets_and_domains_with_them(samples: Samples) -> None:
+    model, config = Watched(), make_config(augment=Augment(image_dropout=0.5))
     loss, n = one_batch(model, samples, config, 0)
     kept = Batch(torch.arange(10)).thinned(0.5, aug.epoch_streams(0, 0, CPU).choices).indices
     features, domains, _ = model.calls[0]
@@ -133,7 +133,7 @@ def test_noise_is_added_to_the_features_alone(samples: Samples) -> None:
 
 
 def test_progressive_augmentation_begins_with_none_and_grows(samples: Samples) -> None:
-    full = Augment(specimen_dropout=0.5, mixup_alpha=0.4, domain_dropout=1.0, noise=0.5, warmup=0.5)
+    full = Augment(image_dropout=0.5, mixup_alpha=0.4, domain_dropout=1.0, noise=0.5, warmup=0.5)
     model, config = Watched(), make_config(augment=full)
     one_batch(model, samples, config, 0)
     features, domains, mix = model.calls[0]
@@ -172,7 +172,7 @@ def test_standardised_targets_are_learned_scaled_and_predicted_in_their_own_unit
 
 
 # ---------------------------------------------------------------- one epoch
-def test_an_epoch_sees_every_specimen_once_in_an_order_of_its_own(samples: Samples) -> None:
+def test_an_epoch_sees_every_image_once_in_an_order_of_its_own(samples: Samples) -> None:
     seen = []
     for epoch in (0, 1):
         model, config = Watched(), make_config()

@@ -1,4 +1,4 @@
-"""Metrics: what sklearn says, per event where the challenge says so, and None instead of NaN."""
+"""Metrics: what sklearn says, per group where the challenge says so, and None instead of NaN."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
-from pipeline.metrics.events import event_table
-from pipeline.metrics.regression import event_means, event_r2, mae, r2, rmse
+from pipeline.metrics.groups import group_table
+from pipeline.metrics.regression import group_means, group_r2, mae, r2, rmse
 from pipeline.metrics.report import Training, regression_report
 from pipeline.metrics.selection import selection_metric
 
@@ -27,8 +27,8 @@ def columns(n: int, width: int = 2, dtype: str = "float64") -> st.SearchStrategy
 
 
 pairs = st.integers(2, 12).flatmap(columns)
-# Specimens of a few events: (event numbers, targets, predictions).
-specimens = st.integers(1, 12).flatmap(lambda n: st.tuples(arrays("int64", n, elements=st.integers(0, 4)), columns(n)))
+# Specimens of a few groups: (group numbers, targets, predictions).
+images = st.integers(1, 12).flatmap(lambda n: st.tuples(arrays("int64", n, elements=st.integers(0, 4)), columns(n)))
 
 
 def varies(values: Any) -> bool:
@@ -81,57 +81,57 @@ def test_float32_predictions_are_judged_in_double_precision() -> None:
     assert r2(truth, prediction) == pytest.approx(r2_score(truth.astype("float64"), prediction.astype("float64")))
 
 
-# ---------------------------------------------------------------- events
-@given(specimens)
-def test_event_means_are_those_of_a_group_by(sample: Any) -> None:
-    events, values = sample
-    expected = pd.DataFrame(values.T).groupby(events).mean().to_numpy()
-    np.testing.assert_allclose(event_means(values.T, events), expected, atol=1e-9)
-    np.testing.assert_allclose(event_means(values[0], events), expected[:, 0], atol=1e-9)
+# ---------------------------------------------------------------- groups
+@given(images)
+def test_group_means_are_those_of_a_group_by(sample: Any) -> None:
+    groups, values = sample
+    expected = pd.DataFrame(values.T).groupby(groups).mean().to_numpy()
+    np.testing.assert_allclose(group_means(values.T, groups), expected, atol=1e-9)
+    np.testing.assert_allclose(group_means(values[0], groups), expected[:, 0], atol=1e-9)
 
 
-@given(specimens, st.integers(0, 99))
-def test_weighted_event_means_are_those_of_numpys_average(sample: Any, seed: int) -> None:
-    events, values = sample
+@given(images, st.integers(0, 99))
+def test_weighted_group_means_are_those_of_numpys_average(sample: Any, seed: int) -> None:
+    groups, values = sample
     log_weights = np.random.default_rng(seed).normal(0, 3, values.T.shape)
-    means = event_means(values.T, events, log_weights)
-    for row, event in zip(means, np.unique(events), strict=True):
-        chosen = events == event
+    means = group_means(values.T, groups, log_weights)
+    for row, group in zip(means, np.unique(groups), strict=True):
+        chosen = groups == group
         for target in range(2):
             some = np.average(values[target][chosen], weights=np.exp(log_weights[chosen, target]))
             assert row[target] == pytest.approx(some, rel=1e-9, abs=1e-9)
     np.testing.assert_allclose(
-        event_means(values.T, events, np.full(values.T.shape, 1e30)), event_means(values.T, events)
+        group_means(values.T, groups, np.full(values.T.shape, 1e30)), group_means(values.T, groups)
     )
 
 
-def test_r2_counts_events_not_specimens() -> None:
-    """A hundred specimens of one event weigh as much as the single one of another."""
-    events = np.array([0] * 100 + [1, 2])
+def test_r2_counts_groups_not_images() -> None:
+    """A hundred images of one group weigh as much as the single one of another."""
+    groups = np.array([0] * 100 + [1, 2])
     truth = np.array([0.0] * 100 + [1.0, 2.0])
     rng = np.random.default_rng(0)
     noise = rng.normal(size=100)
     prediction = np.array([*(noise - noise.mean()), 1.0, 2.0])
-    assert event_r2(truth, prediction, events) == pytest.approx(1)
-    specimen_r2 = r2(truth, prediction)
-    assert specimen_r2 is not None and specimen_r2 < 0
+    assert group_r2(truth, prediction, groups) == pytest.approx(1)
+    image_r2 = r2(truth, prediction)
+    assert image_r2 is not None and image_r2 < 0
 
 
-@given(specimens, st.randoms(use_true_random=False))
-def test_the_order_of_specimens_does_not_matter(sample: Any, random: Any) -> None:
-    events, (truth, prediction) = sample
-    order = list(range(len(events)))
+@given(images, st.randoms(use_true_random=False))
+def test_the_order_of_images_does_not_matter(sample: Any, random: Any) -> None:
+    groups, (truth, prediction) = sample
+    order = list(range(len(groups)))
     random.shuffle(order)
-    if varies(event_means(truth, events)):
-        assert event_r2(truth[order], prediction[order], events[order]) == pytest.approx(
-            event_r2(truth, prediction, events), abs=1e-6
+    if varies(group_means(truth, groups)):
+        assert group_r2(truth[order], prediction[order], groups[order]) == pytest.approx(
+            group_r2(truth, prediction, groups), abs=1e-6
         )
 
 
-def test_events_with_the_same_target_have_no_r2_whatever_their_sizes() -> None:
-    """Means of 0.1 over 3 and over 7 specimens differ in the last bit: that is no variation to explain."""
-    events = np.repeat([0, 1, 2], [3, 7, 1])
-    assert event_r2(np.full(11, 0.1), np.linspace(0, 1, 11), events) is None
+def test_groups_with_the_same_target_have_no_r2_whatever_their_sizes() -> None:
+    """Means of 0.1 over 3 and over 7 images differ in the last bit: that is no variation to explain."""
+    groups = np.repeat([0, 1, 2], [3, 7, 1])
+    assert group_r2(np.full(11, 0.1), np.linspace(0, 1, 11), groups) is None
 
 
 # ---------------------------------------------------------------- selection
@@ -142,42 +142,42 @@ def targets_and_predictions() -> tuple[Any, Any, Any]:
 
 
 def test_the_best_epoch_is_chosen_by_the_mean_over_targets() -> None:
-    truth, prediction, events = targets_and_predictions()
-    per_event = [
-        r2_score(event_means(t, events), event_means(p, events)) for t, p in zip(truth.T, prediction.T, strict=True)
+    truth, prediction, groups = targets_and_predictions()
+    per_group = [
+        r2_score(group_means(t, groups), group_means(p, groups)) for t, p in zip(truth.T, prediction.T, strict=True)
     ]
-    assert selection_metric("r2", truth, prediction, events) == pytest.approx(np.mean(per_event), abs=1e-6)
-    assert selection_metric("mae", truth, prediction, events) == pytest.approx(
+    assert selection_metric("r2", truth, prediction, groups) == pytest.approx(np.mean(per_group), abs=1e-6)
+    assert selection_metric("mae", truth, prediction, groups) == pytest.approx(
         np.abs(truth - prediction).mean(), abs=1e-6
     )
 
 
-def test_the_best_epoch_is_chosen_by_events_as_they_are_pooled_and_by_each_specimens_error() -> None:
-    truth, prediction, events = targets_and_predictions()
+def test_the_best_epoch_is_chosen_by_groups_as_they_are_pooled_and_by_each_images_error() -> None:
+    truth, prediction, groups = targets_and_predictions()
     weights = np.random.default_rng(2).normal(0, 2, truth.shape).astype("float32")
-    pooled = event_means(prediction, events, weights)
-    expected = np.mean([r2_score(t, p) for t, p in zip(event_means(truth, events).T, pooled.T, strict=True)])
-    assert selection_metric("r2", truth, prediction, events, weights) == pytest.approx(expected, abs=1e-6)
-    assert selection_metric("r2", truth, prediction, events) != pytest.approx(expected, abs=1e-3)
-    by_error = [selection_metric("mae", truth, prediction, events, *some) for some in ((), (weights,))]
+    pooled = group_means(prediction, groups, weights)
+    expected = np.mean([r2_score(t, p) for t, p in zip(group_means(truth, groups).T, pooled.T, strict=True)])
+    assert selection_metric("r2", truth, prediction, groups, weights) == pytest.approx(expected, abs=1e-6)
+    assert selection_metric("r2", truth, prediction, groups) != pytest.approx(expected, abs=1e-3)
+    by_error = [selection_metric("mae", truth, prediction, groups, *some) for some in ((), (weights,))]
     assert by_error[0] == by_error[1]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("metric", ["r2", "mae"])
 def test_an_epoch_that_predicts_nonsense_has_no_metric(metric: str, bad: float) -> None:
-    truth, prediction, events = targets_and_predictions()
+    truth, prediction, groups = targets_and_predictions()
     weights = np.zeros_like(prediction)
     weights[4, 1] = bad
-    assert selection_metric(metric, truth, prediction, events, weights) is None
+    assert selection_metric(metric, truth, prediction, groups, weights) is None
     prediction[4, 1] = bad
-    assert selection_metric(metric, truth, prediction, events) is None
+    assert selection_metric(metric, truth, prediction, groups) is None
 
 
 def test_a_target_that_does_not_vary_leaves_no_mean_of_the_others() -> None:
-    truth, prediction, events = targets_and_predictions()
+    truth, prediction, groups = targets_and_predictions()
     truth[:, 2] = 0.1
-    assert selection_metric("r2", truth, prediction, events) is None
+    assert selection_metric("r2", truth, prediction, groups) is None
 
 
 # ---------------------------------------------------------------- the report
@@ -186,23 +186,23 @@ MEANS = {"a": 0.5, "b": -1.0}
 
 
 def make_frame(n: int = 40, seed: int = 0) -> pd.DataFrame:
-    """Specimens of ten events in domains 1 and 2, which were trained on, 99, which was not, and an unknown one."""
+    """Specimens of ten groups in domains 1 and 2, which were trained on, 99, which was not, and an unknown one."""
     rng = np.random.default_rng(seed)
-    events = np.arange(n) % 10
+    groups = np.arange(n) % 10
     frame = pd.DataFrame(
-        {"group": [f"e{e}" for e in events], "domain": [["1", "2", "99", None][e % 4] for e in events]}
+        {"group": [f"e{e}" for e in groups], "domain": [["1", "2", "99", None][e % 4] for e in groups]}
     )
     for target in TARGETS:
-        frame[target] = rng.normal(size=10)[events]
+        frame[target] = rng.normal(size=10)[groups]
         frame[f"{target}_prediction"] = frame[target] + rng.normal(size=n)
         frame[f"{target}_weight"] = 0.0
     return frame
 
 
 def report_of(frame: pd.DataFrame, domains: list[str], means: dict[str, float]) -> dict[str, Any]:
-    """The report of specimens, whose events are pooled from them."""
-    events = event_table(frame.assign(**{f"{target}_variance": 1.0 for target in TARGETS}), TARGETS)
-    return regression_report(frame, events, TARGETS, Training(domains, means, {}))
+    """The report of images, whose groups are pooled from them."""
+    groups = group_table(frame.assign(**{f"{target}_variance": 1.0 for target in TARGETS}), TARGETS)
+    return regression_report(frame, groups, TARGETS, Training(domains, means, {}))
 
 
 def expected(frame: pd.DataFrame, target: str) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def test_each_target_has_its_figures_and_those_of_known_and_new_domains_apart() 
         assert report[target]["out_of_domain"] == expected(frame[frame["domain"] == "99"], target)
 
 
-def test_r2_is_of_events_as_they_are_pooled() -> None:
+def test_r2_is_of_groups_as_they_are_pooled() -> None:
     frame = make_frame()
     frame["a_weight"] = np.random.default_rng(5).normal(0, 2, len(frame))
     report = report_of(frame, ["1", "2"], MEANS)
@@ -242,7 +242,7 @@ def test_r2_is_of_events_as_they_are_pooled() -> None:
     assert report["a"]["MAE"] == pytest.approx(mean_absolute_error(frame["a"], frame["a_prediction"]))
 
 
-def test_a_specimen_whose_domain_is_not_known_is_neither_in_nor_out_of_domain() -> None:
+def test_a_image_whose_domain_is_not_known_is_neither_in_nor_out_of_domain() -> None:
     frame = make_frame().assign(domain=None)
     report = report_of(frame, ["1", "2"], MEANS)
     assert report["a"]["in_domain"]["n"] == report["a"]["out_of_domain"]["n"] == 0
@@ -271,7 +271,7 @@ def test_every_result_stands_beside_that_of_always_predicting_the_training_mean(
 @given(st.integers(1, 40), st.randoms(use_true_random=False))
 @settings(max_examples=20, deadline=None)
 def test_batches_of_unequal_size_cannot_change_a_figure(size: int, random: Any) -> None:
-    """Figures are of all specimens at once, whatever order and pieces the predictions came in (mistake 7)."""
+    """Figures are of all images at once, whatever order and pieces the predictions came in (mistake 7)."""
     frame = make_frame()
     order = list(range(len(frame)))
     random.shuffle(order)
@@ -287,7 +287,7 @@ def test_all_domains_known_leaves_null_out_of_domain_with_the_reason() -> None:
     report = report_of(make_frame().assign(domain="1"), ["1"], MEANS)
     assert report["a"]["out_of_domain"] == {"MAE": None, "r2": None, "RMSE": None, "n": 0, "n_events": 0}
     assert report["summary"]["out_of_domain"]["r2"] is None
-    assert "a, out_of_domain: no specimens" in report["summary"]["warnings"]
+    assert "a, out_of_domain: no images" in report["summary"]["warnings"]
     assert report["summary"]["r2"] is not None
 
 
@@ -312,11 +312,11 @@ def test_weights_that_are_not_finite_are_like_predictions_that_are_not() -> None
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
-def test_one_event_has_an_error_but_no_r2_and_says_why() -> None:
+def test_one_group_has_an_error_but_no_r2_and_says_why() -> None:
     frame = make_frame(3).assign(group="e0", a=0.1, b=0.2)
     report = report_of(frame, ["1", "2"], MEANS)
     assert report["a"]["MAE"] is not None and report["a"]["r2"] is None
-    assert "a, all: R² is not defined for 1 event(s) with the same target" in report["summary"]["warnings"]
+    assert "a, all: R² is not defined for 1 group(s) with the same target" in report["summary"]["warnings"]
 
 
 def test_a_complete_report_has_no_warnings() -> None:

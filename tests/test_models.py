@@ -32,7 +32,7 @@ from pipeline.training.optimiser import make_optimizer, without_gradient
 
 METHODS = ("frozen", "finetune", "baseline", "dinov2", "augmentation", "lora", "combined", "baseline of sets")
 SMALL_LORA = ("model.encoder.r=4", "model.encoder.alpha=4")
-OF_SETS = ("model.species_embedding=true", "model.pool=attention", "train.sample=events", "loss.kind=crps")
+OF_SETS = ("model.species_embedding=true", "model.pool=attention", "train.sample=groups", "loss.kind=crps")
 """A method with every part that another method lacks."""
 DOMAINS = ("1", "3", "7")
 SPECIES = ("Carabus nemoralis", "Harpalus affinis", "Harpalus rufipes")
@@ -72,7 +72,7 @@ def said(model: Learner, features: Tensor, metadata: Metadata | None = None) -> 
 
 
 def loss_of(model: Learner, features: Tensor, metadata: Metadata | None) -> Tensor:
-    """Of two events of three specimens each."""
+    """Of two groups of three images each."""
     sets = Sets(torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 3]))
     return model.losses(model(features, metadata), torch.ones(6, 3), sets).mean()
 
@@ -343,7 +343,7 @@ def test_a_trained_state_round_trips(config_of: MakeConfig) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in trained_state(model).items())
 
 
-def test_standardised_features_reach_the_head_with_mean_0_and_sd_1_of_the_training_specimens_alone(
+def test_standardised_features_reach_the_head_with_mean_0_and_sd_1_of_the_training_images_alone(
     config_of: MakeConfig, root: Path
 ) -> None:
     from pipeline.stages import extract

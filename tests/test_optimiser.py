@@ -103,7 +103,7 @@ def rates_of(found: dict[str, float], part: str) -> set[float]:
 
 
 METHODS = ("frozen", "finetune", "baseline", "dinov2", "augmentation", "lora", "combined")
-OF_SETS = ("model.species_embedding=true", "model.pool=attention", "train.sample=events")
+OF_SETS = ("model.species_embedding=true", "model.pool=attention", "train.sample=groups")
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -101,7 +101,7 @@ def test_losses_gradients_and_moments_are_finite_whatever_a_head_says(
 
 
 @pytest.mark.parametrize("output", OUTPUTS, ids=NAMES)
-def test_a_specimens_loss_is_the_mean_over_its_targets(output: Output) -> None:
+def test_a_images_loss_is_the_mean_over_its_targets(output: Output) -> None:
     raw, targets = draw(output, 7)
     one_by_one = [losses(output, raw[:, i * output.n :][:, : output.n], targets[:, i : i + 1]) for i in range(3)]
     assert losses(output, raw, targets).shape == (7,)
@@ -114,7 +114,7 @@ def test_a_specimens_loss_is_the_mean_over_its_targets(output: Output) -> None:
 def test_mean_and_sd_of_a_weighted_mean_of_parameters_are_the_weighted_means_of_theirs(
     output: Output, weights: list[float], seed: int
 ) -> None:
-    """So an event that training pools by parameters is the one that evaluation pools by moments."""
+    """So an group that training pools by parameters is the one that evaluation pools by moments."""
     raw = draw(output, len(weights), seed)[0].unflatten(-1, (3, -1)).sort(-1).values.flatten(1)  # no quantiles cross
     parameters = output.parameters(raw)
     shares = (torch.tensor(weights) / sum(weights))[:, None]
@@ -132,7 +132,7 @@ def test_the_moments_of_normal_quantiles_are_those_of_the_normal_distribution() 
     assert float(skewed[0]) == pytest.approx(1.5, rel=1e-5) and float(skewed[1]) == pytest.approx(0.49, rel=1e-5)
 
 
-def test_an_untrained_head_says_about_the_spread_of_the_training_events() -> None:
+def test_an_untrained_head_says_about_the_spread_of_the_training_groups() -> None:
     _, variance = moments(Gaussian("crps"), torch.zeros(1, 2))
     assert float(variance) == pytest.approx(1.0, rel=1e-5)
 

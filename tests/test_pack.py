@@ -175,7 +175,7 @@ def test_one_that_is_killed_leaves_its_sibling_at_work_which_is_told_of_the_wall
 ) -> None:
     made = manifest("seed=0,1", epochs=100_000)
     extract.ensure(made.trial(0).config)
-    code = f"from pipeline.launch import jobs; jobs.train({str(made.path)!r}, 0)"
+    code = f"from pipeline.launch.jobs import jobs; jobs.train({str(made.path)!r}, 0)"
     task = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.DEVNULL)
     try:
         wait_until(lambda: all(n_epochs(made, index) for index in range(2)))

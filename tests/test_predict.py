@@ -166,11 +166,11 @@ def test_one_name_is_of_all_images_and_several_are_of_each(of_species: TrialDir,
     assert said_of(of_species, tmp_path, 1)[0] not in (first, second)
 
 
-@pytest.mark.parametrize("event", [False, True])
-def test_another_number_of_names_than_of_images_is_refused(trial: TrialDir, tmp_path: Path, event: bool) -> None:
+@pytest.mark.parametrize("group", [False, True])
+def test_another_number_of_names_than_of_images_is_refused(trial: TrialDir, tmp_path: Path, group: bool) -> None:
     (tmp_path / "x.png").write_bytes(encoded("PNG"))
     with pytest.raises(UserError, match="2 names for 3 images: give one --species for all, or one for each"):
-        how = predict.predict_event if event else predict.predict_files
+        how = predict.predict_group if group else predict.predict_files
         list(how(trial.path, [tmp_path / "x.png"] * 3, Origin(species=("Carabus a", "Carabus b")), "cpu"))
 
 

@@ -21,7 +21,7 @@ BATCHES = st.lists(st.integers(0, 3), min_size=1, max_size=30)
 
 
 def draw(domains: list[int], seed: int = 0, width: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses [N], hidden layer [N, width] and domains [N] of specimens."""
+    """Losses [N], hidden layer [N, width] and domains [N] of images."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(len(domains), width, generator=generator) * 2 + 5
     return torch.rand(len(domains), generator=generator) * 3, hidden, torch.tensor(domains)
@@ -84,7 +84,7 @@ def test_weights_start_equal_for_every_training_domain_and_for_none() -> None:
 
 # ---------------------------------------------------------------- CORAL
 def by_pairs(hidden: Tensor, domains: Tensor) -> float:
-    """Means and covariances of each two domains with at least two specimens, by numpy."""
+    """Means and covariances of each two domains with at least two images, by numpy."""
     x, of = hidden.double().numpy(), domains.numpy()
     parts = [x[of == d] for d in np.unique(of) if (of == d).sum() >= 2]
     apart = [
@@ -117,7 +117,7 @@ def test_coral_tells_domains_apart_by_their_means_and_by_their_covariances() -> 
     )
 
 
-def test_coral_leaves_out_a_domain_with_one_specimen() -> None:
+def test_coral_leaves_out_a_domain_with_one_image() -> None:
     _, hidden, of = draw([0, 0, 0, 1, 1, 2])
     far = hidden.clone()
     far[5] = 1e3
@@ -155,12 +155,12 @@ def test_with_a_single_domain_each_is_the_mean_loss(kind: Any) -> None:
     assert logs.tolist() == [0]
 
 
-def test_losses_of_events_are_weighed_by_the_domains_of_events_and_coral_looks_at_specimens() -> None:
+def test_losses_of_groups_are_weighed_by_the_domains_of_groups_and_coral_looks_at_images() -> None:
     _, hidden, of = draw([0, 0, 0, 1, 1])
-    of_events, losses = torch.tensor([0, 1]), torch.tensor([1.0, 3.0])
-    found = risk(CORAL, losses, hidden.bfloat16(), (of_events, of), start_log_weights(of))
+    of_groups, losses = torch.tensor([0, 1]), torch.tensor([1.0, 3.0])
+    found = risk(CORAL, losses, hidden.bfloat16(), (of_groups, of), start_log_weights(of))
     assert float(found) == pytest.approx(2 + 2 * by_pairs(hidden.bfloat16().float(), of), rel=1e-3)
     logs = start_log_weights(of)
     expected, q = by_algorithm_1([1.0, 3.0], [0, 1], [0.5, 0.5], 0.5)
-    assert float(risk(DRO, losses, hidden, (of_events, of), logs)) == pytest.approx(expected, rel=1e-5)
+    assert float(risk(DRO, losses, hidden, (of_groups, of), logs)) == pytest.approx(expected, rel=1e-5)
     assert logs.exp().tolist() == pytest.approx(q, rel=1e-5)

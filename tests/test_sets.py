@@ -1,4 +1,4 @@
-"""Training on events: which specimens of which events a step learns from, and that a resumed run draws and weighs alike."""
+"""Training on groups: which images of which groups a step learns from, and that a resumed run draws and weighs alike."""
 
 from __future__ import annotations
 
@@ -34,33 +34,33 @@ CPU, N, WIDTH = torch.device("cpu"), 60, 6
 NAMES = Names(("1", "3", "7"), ("Carabus a", "Carabus b", "Harpalus c"))
 
 
-def of_events(events: Any, batch_size: int, most: int, seed: int, epoch: int = 0) -> list[Batch]:
-    train = Train(sample="events", batch_size=batch_size, max_specimens=most)
-    return list(draw_batches(np.asarray(events, "int64"), train, aug.epoch_streams(seed, epoch, CPU).choices))
+def of_groups(groups: Any, batch_size: int, most: int, seed: int, epoch: int = 0) -> list[Batch]:
+    train = Train(sample="groups", batch_size=batch_size, max_images=most)
+    return list(draw_batches(np.asarray(groups, "int64"), train, aug.epoch_streams(seed, epoch, CPU).choices))
 
 
 # ---------------------------------------------------------------- what is drawn
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=50), st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
-def test_every_event_is_seen_once_an_epoch_with_as_many_of_its_specimens_as_may_be(
+def test_every_group_is_seen_once_an_epoch_with_as_many_of_its_images_as_may_be(
     labels: list[int], batch_size: int, most: int, seed: int
 ) -> None:
-    events = np.unique(labels, return_inverse=True)[1]
-    sizes, seen = np.bincount(events), []
-    batches = of_events(events, batch_size, most, seed)
+    groups = np.unique(labels, return_inverse=True)[1]
+    sizes, seen = np.bincount(groups), []
+    batches = of_groups(groups, batch_size, most, seed)
     for batch in batches:
         assert batch.numbers is not None and (np.diff(batch.numbers) >= 0).all()
         for number in range(batch.numbers[-1] + 1):
             drawn = batch.indices.numpy()[batch.numbers == number]
-            (event,) = set(events[drawn])
-            assert len(drawn) == len(set(drawn)) == min(sizes[event], most)
-            seen.append(event)
+            (group,) = set(groups[drawn])
+            assert len(drawn) == len(set(drawn)) == min(sizes[group], most)
+            seen.append(group)
     assert sorted(seen) == list(range(len(sizes)))
     of_batch = [int(batch.numbers[-1]) + 1 for batch in batches if batch.numbers is not None]
     assert of_batch[:-1] == [batch_size] * (len(of_batch) - 1) and 0 < of_batch[-1] <= batch_size
 
 
 @given(st.integers(1, 50), st.integers(1, 20), st.integers(0, 99))
-def test_an_epoch_of_specimens_sees_each_once_and_knows_no_events(n: int, batch_size: int, seed: int) -> None:
+def test_an_epoch_of_images_sees_each_once_and_knows_no_groups(n: int, batch_size: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     batches = list(draw_batches(np.zeros(n, "int64"), Train(batch_size=batch_size), rng))
     assert sorted(torch.cat([batch.indices for batch in batches]).tolist()) == list(range(n))
@@ -68,13 +68,13 @@ def test_an_epoch_of_specimens_sees_each_once_and_knows_no_events(n: int, batch_
 
 
 def drawn(seed: int, epoch: int) -> list[tuple[list[int], list[int]]]:
-    events = np.repeat(np.arange(12), 5)
+    groups = np.repeat(np.arange(12), 5)
     return [
-        (b.indices.tolist(), b.numbers.tolist()) for b in of_events(events, 4, 2, seed, epoch) if b.numbers is not None
+        (b.indices.tolist(), b.numbers.tolist()) for b in of_groups(groups, 4, 2, seed, epoch) if b.numbers is not None
     ]
 
 
-def test_specimens_are_drawn_anew_in_each_epoch_and_are_a_function_of_seed_and_epoch() -> None:
+def test_images_are_drawn_anew_in_each_epoch_and_are_a_function_of_seed_and_epoch() -> None:
     first = drawn(3, 0)
     drawn(4, 7)
     assert drawn(3, 0) == first
@@ -83,7 +83,7 @@ def test_specimens_are_drawn_anew_in_each_epoch_and_are_a_function_of_seed_and_e
     assert {i for epoch in range(30) for indices, _ in drawn(3, epoch) for i in indices} == set(range(60))
 
 
-def test_events_of_a_step_are_told_apart_where_the_model_pools_them() -> None:
+def test_groups_of_a_step_are_told_apart_where_the_model_pools_them() -> None:
     sets = Batch(torch.tensor([7, 3, 9, 1]), np.array([0, 0, 1, 2])).sets(CPU)
     assert sets is not None and (sets.numbers.tolist(), sets.firsts.tolist()) == ([0, 0, 1, 2], [0, 2, 3])
 
@@ -94,8 +94,8 @@ EVERYTHING: dict[str, Any] = {
     "model": {"pool": "attention", "species_embedding": True, "domain_embedding": True},
     "loss": {"kind": "crps"},
     "risk": {"kind": "group_dro", "step": 0.5},
-    "augment": {"species_dropout": 0.4, "specimen_dropout": 0.3, "domain_dropout": 0.3, "noise": 0.05, "warmup": 0.5},
-    "train": {"sample": "events", "max_specimens": 3, "batch_size": 5, "epochs": 8, "precision": "fp32"},
+    "augment": {"species_dropout": 0.4, "image_dropout": 0.3, "domain_dropout": 0.3, "noise": 0.05, "warmup": 0.5},
+    "train": {"sample": "groups", "max_images": 3, "batch_size": 5, "epochs": 8, "precision": "fp32"},
     "optim": {"lr": 0.001},
 }
 
@@ -117,39 +117,39 @@ def make_model(config: Config) -> Learner:
 
 @pytest.fixture
 def samples() -> Samples:
-    """Events of 1 to 7 specimens, in three domains that differ."""
+    """Events of 1 to 7 images, in three domains that differ."""
     rng = np.random.default_rng(0)
-    events = np.sort(rng.integers(0, 15, N))
-    events = np.unique(events, return_inverse=True)[1]
-    domains = [NAMES.domains[event % 3] for event in events]
+    groups = np.sort(rng.integers(0, 15, N))
+    groups = np.unique(groups, return_inverse=True)[1]
+    domains = [NAMES.domains[group % 3] for group in groups]
     metadata = NAMES.metadata({"domain": domains, "species": [NAMES.species[i] for i in rng.integers(0, 3, N)]})
-    targets = rng.normal(size=(events.max() + 1, 3))[events] + 3 * (events % 3 == 2)[:, None]
+    targets = rng.normal(size=(groups.max() + 1, 3))[groups] + 3 * (groups % 3 == 2)[:, None]
     features = torch.from_numpy(rng.normal(size=(N, WIDTH))).float()
     return Samples(
-        TensorBank(features, CPU, "device"), torch.from_numpy(targets).float(), metadata, events, targets.shape[1]
+        TensorBank(features, CPU, "device"), torch.from_numpy(targets).float(), metadata, groups, targets.shape[1]
     )
 
 
-def test_the_loss_of_a_step_is_of_its_events_each_once(samples: Samples) -> None:
-    config = make_config(train={"sample": "events", "precision": "fp32"})
+def test_the_loss_of_a_step_is_of_its_groups_each_once(samples: Samples) -> None:
+    config = make_config(train={"sample": "groups", "precision": "fp32"})
     model = make_model(config)
     batch = Batch(torch.tensor([3, 0, 1, 2, 30, 40, 41]), np.array([0, 1, 1, 1, 2, 3, 3]))
     loss, n = loop.batch_loss(model, samples, batch, config, 0, aug.epoch_streams(0, 0, CPU), torch.ones(3) / 3)
     features, targets, metadata = samples.select(batch.indices)
     said = model(features, metadata).parameters[..., 0]
-    events = [torch.tensor(batch.numbers == number) for number in range(4)]
-    by_hand = torch.stack([(said[rows].mean(0) - targets[rows][0]).square().mean() for rows in events])
+    groups = [torch.tensor(batch.numbers == number) for number in range(4)]
+    by_hand = torch.stack([(said[rows].mean(0) - targets[rows][0]).square().mean() for rows in groups])
     torch.testing.assert_close(loss, by_hand.mean())
     assert n == 4
 
 
-def test_the_validation_loss_is_of_events_where_training_is(samples: Samples) -> None:
-    for sample, expected in (("specimens", N), ("events", int(samples.events.max()) + 1)):
+def test_the_validation_loss_is_of_groups_where_training_is(samples: Samples) -> None:
+    for sample, expected in (("images", N), ("groups", int(samples.groups.max()) + 1)):
         config = make_config(train={"sample": sample, "precision": "fp32"})
         model = make_model(config)
         said = model(samples.bank.gather(torch.arange(N)), samples.metadata).parameters[..., 0].detach()
         rows = (
-            [torch.tensor(samples.events == e) for e in range(expected)] if sample == "events" else torch.eye(N).bool()
+            [torch.tensor(samples.groups == e) for e in range(expected)] if sample == "groups" else torch.eye(N).bool()
         )
         errors = [(said[each].mean(0) - samples.targets[each][0]).square().mean() for each in rows]
         assert len(errors) == expected
@@ -182,9 +182,9 @@ def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     [
         {},
         {"risk": {"kind": "coral", "weight": 2.0}, "model": {"pool": "precision"}},
-        {"train": {"sample": "specimens"}, "model": {"pool": "mean"}},
+        {"train": {"sample": "images"}, "model": {"pool": "mean"}},
     ],
-    ids=["events, attention, group DRO", "events, precision, CORAL", "specimens, group DRO"],
+    ids=["groups, attention, group DRO", "groups, precision, CORAL", "images, group DRO"],
 )
 def test_a_resumed_run_ends_with_the_bits_and_the_domain_weights_of_an_undisturbed_one(
     samples: Samples, tmp_path: Path, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -205,7 +205,7 @@ def test_a_resumed_run_ends_with_the_bits_and_the_domain_weights_of_an_undisturb
 def test_sets_and_attention_train_in_bf16_with_weights_and_losses_in_fp32(samples: Samples) -> None:
     config = make_config(**merged(EVERYTHING, {"train": {"precision": "bf16"}}))
     model, weights = make_model(config), torch.zeros(3)
-    batch = next(draw_batches(samples.events, config.train, np.random.default_rng(0)))
+    batch = next(draw_batches(samples.groups, config.train, np.random.default_rng(0)))
     loss, _ = loop.batch_loss(model, samples, batch, config, 0, aug.epoch_streams(0, 0, CPU), weights)
     loss.backward()
     assert loss.dtype == weights.dtype == torch.float32

@@ -232,7 +232,7 @@ SILHOUETTES = PROJECT.parent / "shared" / "data" / "neon-beetles" / "images"
 
 
 @pytest.mark.skipif(not SILHOUETTES.is_dir(), reason="the real silhouettes (../shared/data/neon-beetles) are not here")
-def test_shape_of_real_specimens_is_learned_and_permuted_targets_are_not(assets: Assets, environ: Path) -> None:
+def test_shape_of_real_images_is_learned_and_permuted_targets_are_not(assets: Assets, environ: Path) -> None:
     """181 real silhouettes as a CSV with an image folder, three shape measures, five folds, on the real slurmctld."""
     from benchmarks.silhouettes import write_csv
 

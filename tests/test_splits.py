@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.config import Columns, Data, DomainSplit, FoldSplit, GroupSplit
-from pipeline.data.splits import Folded, assign, deal_events, deal_groups, joined, rare_strata, site_dates
+from pipeline.data.splits import Folded, assign, deal_groups, deal_units, joined, rare_strata, site_dates
 from pipeline.errors import UserError
 
 Sides = dict[str, set[Any]]
@@ -33,65 +33,65 @@ def are_apart(them: Sides) -> bool:
 # ---------------------------------------------------------------- tables
 @st.composite
 def tables(draw: st.DrawFn) -> pd.DataFrame:
-    """Specimens of events at sites of domains on days of years; some events are seen at two sites of their domain."""
+    """Specimens of groups at sites of domains on days of years; some groups are seen at two sites of their domain."""
     n_domains = draw(st.integers(3, 7))
-    events = draw(
+    groups = draw(
         st.lists(
             st.tuples(st.integers(0, n_domains - 1), st.integers(0, 2), st.integers(0, 5)), min_size=1, max_size=40
         )
     )
     # Enough of everything for three folds, whatever else was drawn.
-    events += [(domain, site, day) for domain in range(n_domains) for site in (0, 1) for day in range(4)]
+    groups += [(domain, site, day) for domain in range(n_domains) for site in (0, 1) for day in range(4)]
     rows = [
-        {"event": f"e{i}", "domain": f"D{domain}", "site": f"D{domain}-S{site}", "date": f"20{10 + day}-05-0{1 + day}"}
-        for i, (domain, site, day) in enumerate(events)
+        {"group": f"e{i}", "domain": f"D{domain}", "site": f"D{domain}-S{site}", "date": f"20{10 + day}-05-0{1 + day}"}
+        for i, (domain, site, day) in enumerate(groups)
         for _ in range(draw(st.integers(1, 3)))
     ]
-    twin, day = draw(st.integers(0, len(events) - 1)), rows[-1]["date"]
-    domain = f"D{events[twin][0]}"
-    rows.append({"event": f"e{twin}", "domain": domain, "site": f"{domain}-S0", "date": day})
+    twin, day = draw(st.integers(0, len(groups) - 1)), rows[-1]["date"]
+    domain = f"D{groups[twin][0]}"
+    rows.append({"group": f"e{twin}", "domain": domain, "site": f"{domain}-S0", "date": day})
     return pd.DataFrame(rows)
 
 
-# ---------------------------------------------------------------- folds over events
+# ---------------------------------------------------------------- folds over groups
 EVENTS = st.lists(st.text("abcdef0123456789", min_size=1, max_size=4), min_size=1, max_size=60)
 
 
 @given(EVENTS, st.integers(3, 8), st.integers(0, 10))
-def test_folds_test_each_event_once_and_never_share_one(events: list[str], n: int, seed: int) -> None:
-    events += [f"more {i}" for i in range(n)]
-    table = pd.DataFrame({"event": events})
+def test_folds_test_each_group_once_and_never_share_one(groups: list[str], n: int, seed: int) -> None:
+    groups += [f"more {i}" for i in range(n)]
+    table = pd.DataFrame({"group": groups})
     tested: list[str] = []
     for fold in range(n):
-        them = sides(table, assign(table, folds(n, fold, seed)), "event")
+        them = sides(table, assign(table, folds(n, fold, seed)), "group")
         assert are_apart(them) and all(them.values())
         tested += them["test"]
-    assert sorted(tested) == sorted(set(events))
+    assert sorted(tested) == sorted(set(groups))
 
 
 @given(EVENTS, st.integers(3, 8), st.randoms(use_true_random=False))
-def test_folds_are_balanced_and_independent_of_the_order_of_rows(events: list[str], n: int, random: Any) -> None:
-    events += [f"more {i}" for i in range(n)]
-    dealt = deal_events(events, folds(n))
+def test_folds_are_balanced_and_independent_of_the_order_of_rows(groups: list[str], n: int, random: Any) -> None:
+    groups += [f"more {i}" for i in range(n)]
+    dealt = deal_groups(groups, folds(n))
     sizes = np.bincount(list(dealt.values()), minlength=n)
     assert sizes.max() - sizes.min() <= 1
-    random.shuffle(events)
-    assert deal_events(events, folds(n)) == dealt
+    random.shuffle(groups)
+    assert deal_groups(groups, folds(n)) == dealt
 
 
-def test_the_seed_changes_the_folds_and_too_few_events_are_refused() -> None:
-    events = [str(i) for i in range(30)]
-    assert deal_events(events, folds(5)) != deal_events(events, folds(5, seed=1))
-    with pytest.raises(UserError, match="there are 2 events"):
-        deal_events(["a", "b", "a"], folds(3))
+def test_the_seed_changes_the_folds_and_too_few_groups_are_refused() -> None:
+    groups = [str(i) for i in range(30)]
+    assert deal_groups(groups, folds(5)) != deal_groups(groups, folds(5, seed=1))
+    with pytest.raises(UserError, match="there are 2 groups"):
+        deal_groups(["a", "b", "a"], folds(3))
 
 
 # ---------------------------------------------------------------- folds of each class alike
 def of_classes(sizes: list[int], photographs: int) -> tuple[pd.DataFrame, list[str]]:
-    """Rows of so many events of each class, some with several photographs; the class of each row."""
+    """Rows of so many groups of each class, some with several photographs; the class of each row."""
     classes = [f"class {c}" for c, n in enumerate(sizes) for _ in range(n)]
-    events = [f"e{i}" for i in range(len(classes)) for _ in range(1 + i % photographs)]
-    return pd.DataFrame({"event": events}), [classes[int(event[1:])] for event in events]
+    groups = [f"e{i}" for i in range(len(classes)) for _ in range(1 + i % photographs)]
+    return pd.DataFrame({"group": groups}), [classes[int(group[1:])] for group in groups]
 
 
 CLASS_SIZES = st.lists(st.integers(1, 25), min_size=1, max_size=6).filter(lambda sizes: sum(sizes) >= 8)
@@ -103,14 +103,14 @@ def test_stratified_folds_are_balanced_in_each_class_and_in_all(
 ) -> None:
     table, classes = of_classes(sizes, photographs)
     dealt, of = (
-        deal_events(table["event"].tolist(), folds(n, seed=seed), classes),
-        dict(zip(table["event"], classes, strict=True)),
+        deal_groups(table["group"].tolist(), folds(n, seed=seed), classes),
+        dict(zip(table["group"], classes, strict=True)),
     )
-    for chosen in [set(of), *({event for event in of if of[event] == name} for name in set(classes))]:
-        counts = np.bincount([dealt[event] for event in chosen], minlength=n)
+    for chosen in [set(of), *({group for group in of if of[group] == name} for name in set(classes))]:
+        counts = np.bincount([dealt[group] for group in chosen], minlength=n)
         assert counts.max() - counts.min() <= 1
     for fold in range(n):
-        assert are_apart(sides(table, assign(table, folds(n, fold, seed), classes), "event"))
+        assert are_apart(sides(table, assign(table, folds(n, fold, seed), classes), "group"))
 
 
 @given(CLASS_SIZES, st.randoms(use_true_random=False))
@@ -124,32 +124,32 @@ def test_stratified_folds_do_not_depend_on_the_order_of_rows(sizes: list[int], r
 
 
 def test_folds_of_one_stratum_are_those_without_strata_which_stay_as_they_were() -> None:
-    events = [f"e{i}" for i in range(12)]
+    groups = [f"e{i}" for i in range(12)]
     dealt = {f"e{e}": i % 3 for i, e in enumerate([11, 2, 0, 6, 7, 4, 3, 8, 10, 1, 5, 9])}
-    assert deal_events(events, folds(3)) == deal_events(events, folds(3), ["all"] * 12) == dealt
-    assert deal_events(events, folds(3), ["a", "b"] * 6) != dealt
+    assert deal_groups(groups, folds(3)) == deal_groups(groups, folds(3), ["all"] * 12) == dealt
+    assert deal_groups(groups, folds(3), ["a", "b"] * 6) != dealt
 
 
 def test_strata_are_nothing_to_a_split_by_domains() -> None:
     table = pd.DataFrame(
-        {"event": list("abcdef"), "domain": list("xxyyzz"), "site": list("abcdef"), "date": ["2020"] * 6}
+        {"group": list("abcdef"), "domain": list("xxyyzz"), "site": list("abcdef"), "date": ["2020"] * 6}
     )
     split = DomainSplit(kind="domains", n=3, held_out=0)
     assert assign(table, split, list("ststst")) == assign(table, split)
 
 
-def test_an_event_of_two_classes_is_refused_and_a_rare_class_is_warned_of() -> None:
-    with pytest.raises(UserError, match="event b is of both moth and fly"):
-        deal_events(list("abbc"), folds(3), ["moth", "moth", "fly", "fly"])
-    events, classes = list("abcdefgg"), ["moth"] * 4 + ["fly"] * 2 + ["bee"] * 2
-    assert rare_strata(events, folds(7), ["moth"] * 8) == []
-    assert rare_strata(events, folds(3), classes) == [
-        "2 of 3 classes have fewer events than data.split.n = 3: bee (1), fly (2). In some folds these are not tested, not "
+def test_an_group_of_two_classes_is_refused_and_a_rare_class_is_warned_of() -> None:
+    with pytest.raises(UserError, match="group b is of both moth and fly"):
+        deal_groups(list("abbc"), folds(3), ["moth", "moth", "fly", "fly"])
+    groups, classes = list("abcdefgg"), ["moth"] * 4 + ["fly"] * 2 + ["bee"] * 2
+    assert rare_strata(groups, folds(7), ["moth"] * 8) == []
+    assert rare_strata(groups, folds(3), classes) == [
+        "2 of 3 classes have fewer groups than data.split.n = 3: bee (1), fly (2). In some folds these are not tested, not "
         "validated or not trained on."
     ]
-    many = rare_strata(events, folds(3), list("abcdefgg"))
+    many = rare_strata(groups, folds(3), list("abcdefgg"))
     assert many[0].startswith("7 of 7 classes") and "e (1), …. In" in many[0]
-    assert set(assign(pd.DataFrame({"event": events}), folds(3), classes)) == {"train", "validation", "test"}
+    assert set(assign(pd.DataFrame({"group": groups}), folds(3), classes)) == {"train", "validation", "test"}
 
 
 # ---------------------------------------------------------------- whole domains, sites and years left out
@@ -159,7 +159,7 @@ def test_no_domain_that_is_left_out_is_trained_on_and_no_site_date_is_on_two_sid
 ) -> None:
     roles = assign(table, DomainSplit(kind="domains", n=3, fold=fold, seed=seed))
     domains = sides(table, roles, "domain")
-    assert are_apart(sides(table, roles, "event"))
+    assert are_apart(sides(table, roles, "group"))
     assert are_apart(sides(table.assign(place=site_dates(table)), roles, "place"))
     for role in ("validation", "test"):
         assert domains[role] - domains["train"], "there are new domains"
@@ -179,10 +179,10 @@ def test_every_domain_is_new_in_one_fold(table: pd.DataFrame, seed: int) -> None
 @given(tables(), st.sampled_from(["sites", "years"]), st.integers(0, 2), st.integers(0, 5))
 def test_no_site_and_no_date_is_on_two_sides(table: pd.DataFrame, kind: Any, fold: int, seed: int) -> None:
     split = GroupSplit(kind=kind, n=3, fold=fold, seed=seed)
-    units = joined(table["event"], table["site"] if kind == "sites" else [date[:4] for date in table["date"]])
+    units = joined(table["group"], table["site"] if kind == "sites" else [date[:4] for date in table["date"]])
     assume(len(set(units)) >= 3)
     roles = assign(table, split)
-    assert are_apart(sides(table, roles, "event"))
+    assert are_apart(sides(table, roles, "group"))
     assert are_apart(sides(table, roles, "site" if kind == "sites" else "date"))
     assert set(roles) == {"train", "validation", "test"}
 
@@ -206,7 +206,7 @@ def test_splits_do_not_depend_on_the_order_of_rows(table: pd.DataFrame, split: F
 
 def test_a_share_of_the_training_domains_site_dates_is_held_out_for_each_of_test_and_validation() -> None:
     rows = [(f"e{d}-{i}", f"D{d}", f"S{d}", f"2015-01-{1 + i // 2:02d}") for d in range(4) for i in range(40)]
-    table = pd.DataFrame(rows, columns=["event", "domain", "site", "date"])  # two events a site-date
+    table = pd.DataFrame(rows, columns=["group", "domain", "site", "date"])  # two groups a site-date
     for held_out, n in ((0.1, 4), (0.25, 10), (0.0, 0)):
         roles = assign(table, DomainSplit(kind="domains", n=4, held_out=held_out))
         known = table["domain"].isin(sides(table, roles, "domain")["train"])
@@ -220,7 +220,7 @@ def test_a_share_of_the_training_domains_site_dates_is_held_out_for_each_of_test
 def test_a_domain_is_trained_on_or_new_on_one_side_alone(
     table: pd.DataFrame, fold: int, seed: int, held_out: float
 ) -> None:
-    small = pd.DataFrame([("x", "D0", "D0-only", "2010-01-01")], columns=["event", "domain", "site", "date"])
+    small = pd.DataFrame([("x", "D0", "D0-only", "2010-01-01")], columns=["group", "domain", "site", "date"])
     table = pd.concat([table[table["domain"] != "D0"], small], ignore_index=True)
     try:
         roles = assign(table, DomainSplit(kind="domains", n=3, fold=fold, seed=seed, held_out=held_out))
@@ -232,7 +232,7 @@ def test_a_domain_is_trained_on_or_new_on_one_side_alone(
 
 def test_holding_out_so_much_that_nothing_is_left_is_refused() -> None:
     table = pd.DataFrame(
-        [(f"e{d}", f"D{d}", None, None) for d in range(4)], columns=["event", "domain", "site", "date"], dtype=object
+        [(f"e{d}", f"D{d}", None, None) for d in range(4)], columns=["group", "domain", "site", "date"], dtype=object
     )
     with pytest.raises(
         UserError, match=r"held_out = 0\.1: of 2 site-dates in the training domains 2 would be held out"
@@ -244,13 +244,13 @@ def test_holding_out_so_much_that_nothing_is_left_is_refused() -> None:
 def test_groups_are_dealt_so_that_no_fold_exceeds_another_by_more_than_its_largest_group(
     sizes: dict[str, int], seed: int
 ) -> None:
-    dealt = deal_groups(sizes, GroupSplit(kind="sites", n=3, seed=seed))
+    dealt = deal_units(sizes, GroupSplit(kind="sites", n=3, seed=seed))
     load = [sum(n for group, n in sizes.items() if dealt[group] == fold) for fold in range(3)]
     assert max(load) - min(load) <= max(sizes.values()) and set(dealt.values()) == {0, 1, 2}
 
 
 def test_too_few_domains_are_refused_with_their_number() -> None:
-    table = pd.DataFrame({"event": ["1", "2"], "domain": ["a", "b"], "site": [None, None], "date": [None, None]})
+    table = pd.DataFrame({"group": ["1", "2"], "domain": ["a", "b"], "site": [None, None], "date": [None, None]})
     with pytest.raises(UserError, match=r"data\.split\.n = 5, but there are 2 domains"):
         assign(table, DomainSplit(kind="domains"))
 
@@ -264,12 +264,12 @@ def test_a_split_whose_column_is_not_named_is_refused_by_the_configuration(kind:
 
 # ---------------------------------------------------------------- what belongs together
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=40))
-def test_rows_are_joined_as_a_graph_of_events_and_labels_is_connected(pairs: list[tuple[int, int]]) -> None:
+def test_rows_are_joined_as_a_graph_of_groups_and_labels_is_connected(pairs: list[tuple[int, int]]) -> None:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    events, labels = zip(*pairs, strict=True)
-    graph = coo_array((np.ones(len(pairs)), (events, [10 + label for label in labels])), shape=(20, 20))
-    expected = connected_components(graph, directed=False)[1][list(events)]
-    found = pd.factorize(np.array(joined([f"e{e}" for e in events], [f"l{label}" for label in labels])))[0]
+    groups, labels = zip(*pairs, strict=True)
+    graph = coo_array((np.ones(len(pairs)), (groups, [10 + label for label in labels])), shape=(20, 20))
+    expected = connected_components(graph, directed=False)[1][list(groups)]
+    found = pd.factorize(np.array(joined([f"e{e}" for e in groups], [f"l{label}" for label in labels])))[0]
     assert (found == pd.factorize(expected)[0]).all()

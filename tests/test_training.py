@@ -187,7 +187,7 @@ def test_an_epoch_that_cannot_be_chosen_by_r2_is_refused_before_training(
     config = load_experiment(f"configs/beetles/{method}.yaml", overrides).config
     trial = experiment_dir(config).trial("trial")
     extract.ensure(config)
-    with pytest.raises(UserError, match=r"y is the same for all 10 validation events.*select\.metric=mae"):
+    with pytest.raises(UserError, match=r"y is the same for all 10 validation groups.*select\.metric=mae"):
         train.run(config, trial)
     by_error = config.model_copy(update={"select": Select(metric="mae")})
     train.run(by_error, trial)
@@ -205,12 +205,12 @@ def test_a_trained_trial_is_not_trained_again(
 
 
 OF_SETS = (
-    "train.sample=events", "train.max_specimens=3", "train.batch_size=16", "model.pool=attention", "risk.kind=group_dro",
+    "train.sample=groups", "train.max_images=3", "train.batch_size=16", "model.pool=attention", "risk.kind=group_dro",
     "risk.step=0.1", "model.species_embedding=true", "augment.mixup_alpha=0", "augment.species_dropout=0.3", "loss.kind=crps",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("more", [(), OF_SETS], ids=["specimens", "sets"])
+@pytest.mark.parametrize("more", [(), OF_SETS], ids=["images", "sets"])
 def test_told_to_stop_it_writes_a_checkpoint_and_goes_on_to_the_same_end(
     config_of: MakeConfig, more: tuple[str, ...]
 ) -> None:
@@ -306,7 +306,7 @@ def test_changed_targets_are_noticed_the_trial_is_trained_again_and_old_results_
     first = trial.model.read_bytes()
     numbers_csv(tmp_path, 1)
     extract.ensure(config)
-    with pytest.raises(WorkError, match="targets, events or splits changed"):
+    with pytest.raises(WorkError, match="targets, groups or splits changed"):
         evaluate.run(config, trial)
     train.run(config, trial)
     assert trial.model.read_bytes() != first
@@ -336,21 +336,21 @@ def test_results_of_data_that_have_changed_since_are_stale_and_done_again(root: 
     assert carabid("plan", *command, root=root).stdout.startswith("done"), "data that are not here tell nothing"
 
 
-def test_events_in_two_splits_are_told_in_the_results(root: Path, tmp_path: Path) -> None:
+def test_groups_in_two_splits_are_told_in_the_results(root: Path, tmp_path: Path) -> None:
     table = numbers_csv(tmp_path, 0)
     lines = table.read_text().splitlines()
     shared = [f"{line},{1 if i in (1, 3) else i + 100}" for i, line in enumerate(lines[1:])]
-    lines = [f"{lines[0]},event", *(line.replace(",1,", ",3,") if line.endswith(",1") else line for line in shared)]
+    lines = [f"{lines[0]},group", *(line.replace(",1,", ",3,") if line.endswith(",1") else line for line in shared)]
     table.write_text("\n".join(lines) + "\n")
-    columns = "data.columns={image: name, id: name, event: event, domain: null, species: null, site: null, date: null}"
+    columns = "data.columns={image: name, id: name, group: group, domain: null, species: null, site: null, date: null}"
     config = load_experiment(
         "configs/beetles/pixels.yaml", (f"data.source={table}", "device=cpu", columns, "data.targets=[y]")
     ).config
     trial = experiment_dir(config).trial("trial")
     extract.ensure(config)
     train.run(config, trial)
-    (warning,) = (w for w in evaluate.run(config, trial)["summary"]["warnings"] if "not of new events" in w)
-    assert warning.startswith("1 event is in ")
+    (warning,) = (w for w in evaluate.run(config, trial)["summary"]["warnings"] if "not of new groups" in w)
+    assert warning.startswith("1 group is in ")
 
 
 # ---------------------------------------------------------------- files that somebody or something has damaged
@@ -392,7 +392,7 @@ def test_a_byte_that_changed_on_the_disk_is_not_learned_from(config_of: MakeConf
 
 
 CSV = (
-    "data.columns={image: name, id: name, event: null, domain: null, species: null, site: null, date: null}",
+    "data.columns={image: name, id: name, group: null, domain: null, species: null, site: null, date: null}",
     "data.targets=[y]",
 )
 

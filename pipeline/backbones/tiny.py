@@ -135,7 +135,7 @@ def _fill(parameter: Tensor, values: Tensor) -> None:
 def _patch_filters(draw: Draw, n: int, side: int) -> Tensor:
     """[n, 3, side, side]: random mixtures of the nine slowest cosines; an image of ones gives about 1."""
     waves = _waves(side)
-    gains = (1 + torch.arange(3)[:, None] + torch.arange(3)).sqrt()  # photographs have less of the faster ones
+    gains = (1 + torch.arange(3)[:, None] + torch.arange(3)).sqrt()  # images have less of the faster ones
     return torch.einsum("ncuv,uv,ui,vj->ncij", draw(n, 3, 3, 3), gains, waves, waves) / side**2
 
 

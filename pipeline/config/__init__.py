@@ -44,8 +44,8 @@ class Columns(Section):
     """Column with the image (bytes, an `Image` feature, or a path relative to the data's folder)."""
     id: str | None = "public_id"
     """Column that names a row to people, in predictions and errors; null or absent: the image's path, else `split:row`."""
-    event: str | None = None
-    """Column that groups specimens of one sampling event; null: each image is an event of its own."""
+    group: str | None = None
+    """Column that groups images of one sampling group; null: each image is a group of its own."""
     domain: str | None = None
     """Column with the domain (NEON eco-domain); null: every image has the unknown domain."""
     species: str | None = None
@@ -102,7 +102,7 @@ class _Folds(Section):
 
 
 class FoldSplit(_Folds):
-    """Cross-validation over events."""
+    """Cross-validation over groups."""
 
     kind: Literal["folds"]
 
@@ -136,9 +136,9 @@ class Data(Section):
     """Download the images of a CSV that are not there, or not whole; `{}` for the usual columns; null: all are there."""
     columns: Columns = Columns()
     targets: tuple[str, ...] = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
-    """Numeric columns to predict; all rows of one event share them. None where a label is."""
+    """Numeric columns to predict; all rows of one group share them. None where a label is."""
     label: str | None = None
-    """Column with the class to predict, instead of numbers; all rows of one event share it."""
+    """Column with the class to predict, instead of numbers; all rows of one group share it."""
     positive: str | None = None
     """Of two classes the one that scores are of (`hybrid`); null: the first one by name."""
     split: Annotated[SourceSplit | FoldSplit | GroupSplit | DomainSplit, Field(discriminator="kind")] = SourceSplit()
@@ -151,7 +151,7 @@ class Data(Section):
     canvas: float = Field(5.0, gt=0)
     """Side of that canvas in periods of the scale bar, a dark and a light stretch each; what does not fit is cut off."""
     permute_targets: bool = False
-    """Control: deal the events' targets out to other events of the same split, so that nothing is left to learn."""
+    """Control: deal the groups' targets out to other groups of the same split, so that nothing is left to learn."""
 
     @model_validator(mode="after")
     def _split_has_its_column(self) -> Data:
@@ -385,13 +385,13 @@ class RidgeHead(Section):
 
 
 class ClimatologyHead(Section):
-    """No image: mean and spread of the training events of a site and day of the year; else of the domain; else of all."""
+    """No image: mean and spread of the training groups of a site and day of the year; else of the domain; else of all."""
 
     kind: Literal["climatology"]
     window: Annotated[int, Field(ge=0, le=183)] = 30
     """Days before and after that day of the year, in any year, that count as that day."""
-    min_events: Annotated[int, Field(ge=2)] = 5
-    """With fewer training events than these the domain is asked, then all."""
+    min_groups: Annotated[int, Field(ge=2)] = 5
+    """With fewer training groups than these the domain is asked, then all."""
 
 
 class BoostingHead(Section):
@@ -407,7 +407,7 @@ class BoostingHead(Section):
     leaves: Annotated[int, Field(ge=2)] = 15
     """Leaves of a tree."""
     min_leaf: Positive = 20
-    """Specimens in a leaf, at least."""
+    """Images in a leaf, at least."""
 
 
 # Classifiers of scikit-learn on the frozen embedding, solved at once; all but trees on standardised features.
@@ -543,17 +543,17 @@ class Model(Section):
     normalize: bool = True
     """L2-normalise the embedding before the head."""
     standardize_features: bool = False
-    """Scale each dimension of the (normalised) frozen embedding by the training specimens' mean and sd."""
+    """Scale each dimension of the (normalised) frozen embedding by the training images' mean and sd."""
     domain_embedding: bool = False
     """Add a learned embedding of the domain to the (normalised) image embedding."""
     species_embedding: bool = False
     """Add a learned embedding of the scientific name and one of its genus, by which names never seen are known."""
     head: Head = MlpHead()
     pool: Literal["mean", "precision", "attention"] = "mean"
-    """An event's forecast from its specimens': their mean, weighted by 1 / variance (which a probabilistic loss learns), or by
-    an attention that learns from events (`train.sample: events`)."""
+    """A group's forecast from its images': their mean, weighted by 1 / variance (which a probabilistic loss learns), or by
+    an attention that learns from groups (`train.sample: groups`)."""
     standardize_targets: bool = False
-    """Learn targets scaled by the training events' mean and sd; predictions come back in the targets' own units."""
+    """Learn targets scaled by the training groups' mean and sd; predictions come back in the targets' own units."""
 
     @model_validator(mode="after")
     def _only_perceptrons_descend(self) -> Model:
@@ -584,7 +584,7 @@ class PlainLoss(Section):
 
 
 class StudentTLoss(Section):
-    """Negative log-likelihood of a Student-t distribution: an outlier among specimens counts for less."""
+    """Negative log-likelihood of a Student-t distribution: an outlier among images counts for less."""
 
     kind: Literal["student_t"]
     df: float = Field(5.0, gt=2)
@@ -654,8 +654,8 @@ class ImageAugment(Section):
 class Augment(Section):
     """Augmentations of what the encoder reads, applied in this order; 0 turns one off."""
 
-    specimen_dropout: BelowOne = 0.0
-    """Probability that a specimen is left out of its batch, or of its event (at least one stays)."""
+    image_dropout: BelowOne = 0.0
+    """Probability that an image is left out of its batch, or of its group (at least one stays)."""
     images: ImageAugment = ImageAugment()
     """Of images, where these are what it reads."""
     mixup_alpha: float = Field(0.0, ge=0)
@@ -663,7 +663,7 @@ class Augment(Section):
     domain_dropout: Fraction = 0.0
     """Probability that a whole batch's domain becomes unknown."""
     species_dropout: Fraction = 0.0
-    """Probability that a specimen's species becomes unknown; of these, the same share lose their genus too."""
+    """Probability that an image's species becomes unknown; of these, the same share lose their genus too."""
     noise: float = Field(0.0, ge=0)
     """Standard deviation of Gaussian noise on the features."""
     warmup: Fraction = 0.0
@@ -701,11 +701,11 @@ class Train(Section):
 
     epochs: Positive = 500
     batch_size: Positive = 64
-    """Specimens, or with `sample: events` events, a step."""
-    sample: Literal["specimens", "events"] = "specimens"
-    """What is drawn and what the loss is of: specimens, or events, each forecast from a set of its specimens."""
-    max_specimens: Positive = 16
-    """With `sample: events`: how many specimens of an event are drawn at most, anew in each epoch."""
+    """Images, or with `sample: groups` groups, a step."""
+    sample: Literal["images", "groups"] = "images"
+    """What is drawn and what the loss is of: images, or groups, each forecast from a set of its images."""
+    max_images: Positive = 16
+    """With `sample: groups`: how many images of a group are drawn at most, anew in each epoch."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: forward and backward under autocast, weights and optimiser in fp32. Evaluation is always fp32."""
     patience: Positive | None = None
@@ -741,22 +741,22 @@ class Select(Section):
     """Which epoch's weights are kept, and by what the best is known."""
 
     epoch: Literal["best", "last"] = "best"
-    """best: by `metric` on validation. last: none is chosen, and validation events, which calibrate, are not fitted to."""
+    """best: by `metric` on validation. last: none is chosen, and validation groups, which calibrate, are not fitted to."""
     metric: Literal["r2", "mae", "roc_auc", "average_precision", "balanced_accuracy", "log_loss"] = "r2"
-    """On validation, of numbers: mean over targets of the event R², or of the specimen MAE. Of classes, of images: area under the
+    """On validation, of numbers: mean over targets of the group R², or of the image MAE. Of classes, of images: area under the
     ROC or the precision-recall curve, balanced accuracy, or mean log loss. Of mae and log_loss lower is better. Default: r2, of
     classes roc_auc."""
     folds: Annotated[int, Field(ge=2)] | None = None
     """Of heads that are classifiers: fit on training and validation images together, and choose and score by predictions for
-    images left out, in so many folds grouped by event and stratified by class. null: choose and score on validation."""
+    images left out, in so many folds grouped by group and stratified by class. null: choose and score on validation."""
 
 
 class Calibrate(Section):
-    """How an event's sigma comes about: fitted to the CRPS of validation events, in-domain and out-of-domain apart."""
+    """How a group's sigma comes about: fitted to the CRPS of validation groups, in-domain and out-of-domain apart."""
 
     kind: Literal["scale", "emos", "spread"] = "scale"
-    """scale: sigma alone, from what specimens of an event share and what is each one's own; emos: the mean by a line as well;
-    spread: not calibrated, the sd over specimens, as the challenge's sample code does, to compare with."""
+    """scale: sigma alone, from what images of a group share and what is each one's own; emos: the mean by a line as well;
+    spread: not calibrated, the sd over images, as the challenge's sample code does, to compare with."""
 
 
 class Evaluate(Section):
@@ -915,7 +915,7 @@ class Config(Section):
     def _only_perceptrons_have_another_loss(self) -> Config:
         head, usual_loss = self.model.head.kind, "mse" if self.data.label is None else "cross_entropy"
         others = {"loss.kind": self.loss.kind, "risk.kind": self.risk.kind, "train.sample": self.train.sample}
-        for key, usual in zip(others, (usual_loss, "mean", "specimens"), strict=True):
+        for key, usual in zip(others, (usual_loss, "mean", "images"), strict=True):
             if head != "mlp" and others[key] != usual:
                 raise ValueError(f"model.head.kind {head} has no use for {key} {others[key]}: it needs head.kind mlp")
         if head != "mlp" and self.augment != Augment():
@@ -943,14 +943,14 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sets_fit(self) -> Config:
-        if self.model.pool == "attention" and self.train.sample != "events":
-            raise ValueError("model.pool attention learns from sets of specimens: set train.sample=events")
+        if self.model.pool == "attention" and self.train.sample != "groups":
+            raise ValueError("model.pool attention learns from sets of images: set train.sample=groups")
         if self.model.pool == "precision" and self.loss.kind in ("mse", "cross_entropy"):
             raise ValueError(
-                f"model.pool precision needs a variance of each specimen, which loss.kind {self.loss.kind} does not learn"
+                f"model.pool precision needs a variance of each image, which loss.kind {self.loss.kind} does not learn"
             )
-        if self.augment.mixup_alpha and self.train.sample == "events":
-            raise ValueError("augment.mixup_alpha mixes specimens: it needs train.sample specimens")
+        if self.augment.mixup_alpha and self.train.sample == "groups":
+            raise ValueError("augment.mixup_alpha mixes images: it needs train.sample images")
         return self
 
     @model_validator(mode="after")
@@ -1052,7 +1052,7 @@ def config_hash(config: Config) -> str:
 
 
 def image_columns(data: Data) -> tuple[str, ...]:
-    """Columns of the images that one input is made of: the specimen's, then its card's and its bar's where they are used."""
+    """Columns of the images that one input is made of: the image's, then its card's and its bar's where they are used."""
     used = [(True, data.columns.image), (data.colour_card, data.columns.colour_card)]
     used.append((data.scale_bar, data.columns.scale_bar))
     return tuple(column for on, column in used if on and column is not None)

@@ -1,4 +1,4 @@
-"""What a photograph's colour card and scale bar correct in the images cut out of it, before a backbone's own transform.
+"""What an image's colour card and scale bar correct in the images cut out of it, before a backbone's own transform.
 
 Pure functions on Pillow images. This file imports numpy and Pillow only, and nothing of the package: a submission that
 may not import the package holds a copy of it.

@@ -1,4 +1,4 @@
-"""The data set of a trial: one row per image with its split, event, domain and targets, checked, and its images.
+"""The data set of a trial: one row per image with its split, group, domain and targets, checked, and its images.
 
 `sources/` reads files; this module gives the columns their meaning, permutes targets for the
 control, and refuses what cannot be right, naming file, row and column. It loads no torch and, to find faults in the
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pipeline.data.correction import Gains
 
 Read = TypeVar("Read")
-OWN_COLUMNS = ("split", "source_split", "row", "id", "event", "domain", "species", "site", "date", "label")
+OWN_COLUMNS = ("split", "source_split", "row", "id", "group", "domain", "species", "site", "date", "label")
 OWN_ENDS = ("prediction", "variance", "weight", "mean", "spread", "mu", "sigma")
 """What follows a target's name in the columns of predictions and forecasts."""
 OFFSET = r"(?:Z|[+-]\d\d:?\d\d)$"
@@ -53,7 +53,7 @@ class Dataset:
     Images come corrected by the card and the bar that were photographed with them, where the columns of these are given.
 
     `table` has one row per image, in the order of the source (position i is position i in the feature store), with the
-    columns `split` (train, validation or test), `source_split`, `row` (within the source's split), `id`, `event`,
+    columns `split` (train, validation or test), `source_split`, `row` (within the source's split), `id`, `group`,
     `domain`, `species`, `site`, `date` (an ISO day; these four None where unknown) and one float64 column per target. Folds and
     permutation never change the order.
 
@@ -95,7 +95,7 @@ class Dataset:
         return tuple(self.image_bytes(i, column) for column in self.image_columns)
 
     def image_bytes(self, i: int, column: str | None = None) -> bytes:
-        """One image of row i as it is encoded, the specimen's by default; safe from several threads. Raises BadImage."""
+        """One image of row i as it is encoded, the image's by default; safe from several threads. Raises BadImage."""
         column = self.image_column if column is None else column
         try:
             return self.source.image_bytes(*self._place(i), column)
@@ -220,13 +220,13 @@ def load_dataset_table(data: Data) -> Dataset:
     if data.label is not None:
         table, targets, others = class_columns(table, data)
         dataset = replace(dataset, table=table, targets=targets, auxiliary=others)
-    dataset = replace(dataset, warnings=_check_events(dataset, data))
+    dataset = replace(dataset, warnings=_check_groups(dataset, data))
     if not isinstance(data.split, SourceSplit):
-        dataset = replace(dataset, warnings=(*dataset.warnings, *_check_groups(dataset, data)))
+        dataset = replace(dataset, warnings=(*dataset.warnings, *_check_dealing(dataset, data)))
         strata = None if data.label is None else table["label"].tolist()
         table["split"] = assign(table, data.split, strata)
         if strata and data.split.kind == "folds":
-            rare = rare_strata(table["event"].tolist(), data.split, strata)
+            rare = rare_strata(table["group"].tolist(), data.split, strata)
             dataset = replace(dataset, warnings=(*dataset.warnings, *rare))
     if data.permute_targets:
         learnt = (*dataset.targets, *dataset.auxiliary)
@@ -256,7 +256,7 @@ def _signature(source: Source, splits: tuple[str, ...], columns: tuple[str, ...]
 
 
 def _check_names(data: Data) -> None:
-    own = {*OWN_COLUMNS, "group", "n", *(f"{target}_{end}" for target in data.targets for end in OWN_ENDS)}
+    own = {*OWN_COLUMNS, "n", *(f"{target}_{end}" for target in data.targets for end in OWN_ENDS)}
     if taken := [name for name in data.targets if name in own]:
         raise UserError(f"data.targets: {taken[0]!r} is a name Carabid itself uses. Rename the column.")
 
@@ -276,12 +276,12 @@ def choose_splits(exist: list[str], data: Data) -> dict[str, str]:
         if wanted[key] not in exist:
             raise UserError(
                 f"data.source {data.source} has no split {wanted[key]!r}; it has: {', '.join(exist) or 'none'}. "
-                f"Name it with data.split.{key}=…, or let events be dealt to folds with data.split.kind=folds."
+                f"Name it with data.split.{key}=…, or let groups be dealt to folds with data.split.kind=folds."
             )
     return {name: key for key, name in wanted.items() if name in exist}
 
 
-def _check_groups(dataset: Dataset, data: Data) -> tuple[str, ...]:
+def _check_dealing(dataset: Dataset, data: Data) -> tuple[str, ...]:
     """Warnings; raises UserError at the first row without the domain, site or date by which it is dealt to folds."""
     name = {"domains": "domain", "sites": "site", "years": "date"}.get(data.split.kind)
     if name is None:
@@ -294,38 +294,38 @@ def _check_groups(dataset: Dataset, data: Data) -> tuple[str, ...]:
             f"{len(empty)} rows in all: data.split.kind={data.split.kind} cannot tell on which side they belong. Fill it in, "
             "or choose another split."
         )
-    alone = table.loc[table["site"].isna() | table["date"].isna(), "event"].nunique() if name == "domain" else 0
+    alone = table.loc[table["site"].isna() | table["date"].isna(), "group"].nunique() if name == "domain" else 0
     if not alone or not isinstance(data.split, DomainSplit) or not data.split.held_out:
         return ()
     return (
-        f"{alone} events have no site or no date (data.columns.site, date): they are held out one by one, and another event of "
+        f"{alone} groups have no site or no date (data.columns.site, date): they are held out one by one, and another group of "
         "their site and day may be trained on",
     )
 
 
 def permuted_targets(table: pd.DataFrame, targets: tuple[str, ...], seed: int = 0) -> NDArray[np.float64]:
-    """Targets [rows, targets] with each event's dealt to another event of its split: nothing is left to learn.
+    """Targets [rows, targets] with each group's dealt to another group of its split: nothing is left to learn.
 
-    Events are shuffled into a ring and each takes its neighbour's targets: every event keeps one target vector for all
-    its specimens, each vector is used once, and none stays where it was (unless it is the split's only one).
+    Groups are shuffled into a ring and each takes its neighbour's targets: every group keeps one target vector for all
+    its images, each vector is used once, and none stays where it was (unless it is the split's only one).
     """
     import numpy as np
 
     values = table[list(targets)].to_numpy(dtype=np.float64)
     result = values.copy()
     for split in sorted(set(table["split"])):
-        rows = _rows_by_event(table, split)
+        rows = _rows_by_group(table, split)
         ring = shuffled(rows, seed)
-        for event, giver in zip(ring, ring[1:] + ring[:1], strict=True):
-            result[rows[event]] = values[rows[giver][0]]
+        for group, giver in zip(ring, ring[1:] + ring[:1], strict=True):
+            result[rows[group]] = values[rows[giver][0]]
     return result
 
 
-def _rows_by_event(table: pd.DataFrame, split: str) -> dict[str, list[int]]:
+def _rows_by_group(table: pd.DataFrame, split: str) -> dict[str, list[int]]:
     rows: dict[str, list[int]] = {}
-    for i, (of, event) in enumerate(zip(table["split"], table["event"], strict=True)):
+    for i, (of, group) in enumerate(zip(table["split"], table["group"], strict=True)):
         if of == split:
-            rows.setdefault(event, []).append(i)
+            rows.setdefault(group, []).append(i)
     return rows
 
 
@@ -341,7 +341,7 @@ def _split_table(source: Source, data: Data, name: str, split: str) -> pd.DataFr
     rows = range(len(cells))
     table = pd.DataFrame({"split": split, "source_split": name, "row": rows})
     table["id"] = _ids(source, data, name, cells)
-    table["event"] = _events(source, data, name, cells)
+    table["group"] = _groups(source, data, name, cells)
     table["domain"] = _names(cells, data.columns.domain, "data.columns.domain")
     table["species"] = _names(cells, data.columns.species, "data.columns.species")
     table["site"] = _names(cells, data.columns.site, "data.columns.site")
@@ -360,8 +360,8 @@ def _check_columns(source: Source, data: Data, split: str) -> None:
     columns = data.columns
     exist = source.columns(split)
     wanted = [("data.columns.image", columns.image, "")]
-    if columns.event is not None:
-        wanted.append(("data.columns.event", columns.event, ", or null if each image is an event of its own"))
+    if columns.group is not None:
+        wanted.append(("data.columns.group", columns.group, ", or null if each image is a group of its own"))
     for name in ("domain", "species", "site", "date"):
         if (column := getattr(columns, name)) is not None:
             wanted.append((f"data.columns.{name}", column, f", or null if the {name} is unknown"))
@@ -392,14 +392,14 @@ def _ids(source: Source, data: Data, split: str, cells: pd.DataFrame) -> list[st
     return [a or b or f"{split}:{row}" for row, (a, b) in enumerate(zip(given, names, strict=True))]
 
 
-def _events(source: Source, data: Data, split: str, cells: pd.DataFrame) -> list[str]:
-    """The event of each row; without an event column each image is one, however many rows it has."""
-    column = data.columns.event
+def _groups(source: Source, data: Data, split: str, cells: pd.DataFrame) -> list[str]:
+    """The group of each row; without a group column each image is one, however many rows it has."""
+    column = data.columns.group
     if column is None:
         names = source.image_names(split, data.columns.image)
         rows_of = Counter(names)
         return [f"{name}" if name and rows_of[name] > 1 else f"{split}:{row}" for row, name in enumerate(names)]
-    return _filled(source, split, _plain(cells, column, "data.columns.event"), "data.columns.event", "event")
+    return _filled(source, split, _plain(cells, column, "data.columns.group"), "data.columns.group", "group")
 
 
 def _filled(source: Source, split: str, column: pd.Series, key: str, what: str) -> list[str]:
@@ -470,51 +470,51 @@ def _describe(cell: Any) -> str:
     return f"holds {str(cell)!r}, which is not a finite number"
 
 
-# ---------------------------------------------------------------- events
-def _check_events(dataset: Dataset, data: Data) -> tuple[str, ...]:
-    """All specimens of an event share its targets; events that stand in several splits are what the warnings are of."""
+# ---------------------------------------------------------------- groups
+def _check_groups(dataset: Dataset, data: Data) -> tuple[str, ...]:
+    """All images of a group share its targets; groups that stand in several splits are what the warnings are of."""
     table = dataset.table
-    # Folds pool the splits, so there an event is one event wherever it stands.
+    # Folds pool the splits, so there a group is one group wherever it stands.
     pooled = not isinstance(data.split, SourceSplit)
     scope = [""] * len(table) if pooled else list(table["split"])
     first: dict[tuple[str, str], int] = {}
     values = table[list(dataset.targets)].to_numpy()
-    for i, key in enumerate(zip(scope, table["event"], strict=True)):
+    for i, key in enumerate(zip(scope, table["group"], strict=True)):
         j = first.setdefault(key, i)
         if (values[i] != values[j]).any():
             _raise_disagreement(dataset, key[1], j, i)
-    return () if pooled else tuple(_shared_events(dataset, first, values))
+    return () if pooled else tuple(_shared_groups(dataset, first, values))
 
 
-def _raise_disagreement(dataset: Dataset, event: str, i: int, j: int) -> None:
+def _raise_disagreement(dataset: Dataset, group: str, i: int, j: int) -> None:
     if "label" in dataset.table:
         one, other = dataset.table["label"].iat[j], dataset.table["label"].iat[i]
         raise UserError(
-            f"{dataset.where(j)}: event {event} is {one} here, but {other} at {dataset.where(i)}. Images of one event share "
-            "its class: correct one of the rows, or name the column that tells events apart as data.columns.event (null: each "
-            "image is an event of its own)."
+            f"{dataset.where(j)}: group {group} is {one} here, but {other} at {dataset.where(i)}. Images of one group share "
+            "its class: correct one of the rows, or name the column that tells groups apart as data.columns.group (null: each "
+            "image is a group of its own)."
         )
     values: dict[str, NDArray[np.float64]] = {t: dataset.table[t].to_numpy() for t in dataset.targets}
     target = next(name for name, column in values.items() if column[i] != column[j])
     raise UserError(
-        f"{dataset.where(j)}: event {event} has {target} {values[target][j]} here, but {values[target][i]} at "
-        f"{dataset.where(i)}. Specimens of one event share its targets: correct one of the rows, or name the column "
-        "that tells events apart as data.columns.event (null: each image is an event of its own)."
+        f"{dataset.where(j)}: group {group} has {target} {values[target][j]} here, but {values[target][i]} at "
+        f"{dataset.where(i)}. Images of one group share its targets: correct one of the rows, or name the column "
+        "that tells groups apart as data.columns.group (null: each image is a group of its own)."
     )
 
 
-def _shared_events(dataset: Dataset, first: dict[tuple[str, str], int], values: NDArray[np.float64]) -> Iterator[str]:
-    """A warning for each pair of splits with the same events (the same targets too: numbers may start again)."""
+def _shared_groups(dataset: Dataset, first: dict[tuple[str, str], int], values: NDArray[np.float64]) -> Iterator[str]:
+    """A warning for each pair of splits with the same groups (the same targets too: numbers may start again)."""
     seen: dict[str, int] = {}
     shared: dict[tuple[str, str], list[int]] = {}
-    splits, events = dataset.table["split"].tolist(), dataset.table["event"].tolist()
-    for (split, event), i in first.items():
-        j = seen.setdefault(event, i)
+    splits, groups = dataset.table["split"].tolist(), dataset.table["group"].tolist()
+    for (split, group), i in first.items():
+        j = seen.setdefault(group, i)
         if j != i and (values[i] == values[j]).all():
             shared.setdefault((splits[j], split), []).append(i)
     for (one, other), rows in shared.items():
-        event, n = events[rows[0]], len(rows)
+        group, n = groups[rows[0]], len(rows)
         yield (
-            f"{n} {'event is' if n == 1 else 'events are'} in {one} and in {other} with the same targets (event {event}: "
-            f"{dataset.where(seen[event])}, {dataset.where(rows[0])}): figures on {other} are not of new events alone"
+            f"{n} {'group is' if n == 1 else 'groups are'} in {one} and in {other} with the same targets (group {group}: "
+            f"{dataset.where(seen[group])}, {dataset.where(rows[0])}): figures on {other} are not of new groups alone"
         )

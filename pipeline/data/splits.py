@@ -1,6 +1,6 @@
-"""Which rows train, validate and test: events dealt to folds (of each class alike), or whole domains, sites or years left out.
+"""Which rows train, validate and test: groups dealt to folds (of each class alike), or whole domains, sites or years left out.
 
-Everything here depends on the set of events, never on the order of rows, and on a seed through hashes: the same on every
+Everything here depends on the set of groups, never on the order of rows, and on a seed through hashes: the same on every
 platform and with every numpy. Loads no torch.
 """
 
@@ -26,22 +26,22 @@ Folded = FoldSplit | DomainSplit | GroupSplit
 def assign(table: pd.DataFrame, split: Folded, strata: Sequence[str] | None = None) -> list[str]:
     """The split of each row: fold k tests, fold (k + 1) mod n validates, the others train.
 
-    `table` has the columns event, domain, site and date. What is dealt to folds are events (`folds`), or domains, sites or
-    years with all that hangs on them: rows that share an event are never parted. With `domains`, a share of the training
+    `table` has the columns group, domain, site and date. What is dealt to folds are groups (`folds`), or domains, sites or
+    years with all that hangs on them: rows that share a group are never parted. With `domains`, a share of the training
     domains' site-dates tests too, and an equal share validates, so that both known and new domains do.
 
     `strata` names each row's stratum (its class), which `folds` deals out evenly; other kinds make no use of it.
-    Raises UserError if there are fewer of them than folds, too few site-dates to hold some out, or an event of two strata.
+    Raises UserError if there are fewer of them than folds, too few site-dates to hold some out, or a group of two strata.
     """
-    units = joined(table["event"], table["event"] if split.kind == "folds" else _labels(table, split.kind))
-    folds = deal_events(units, split, strata) if split.kind == "folds" else deal_groups(_sizes(table, units), split)
+    units = joined(table["group"], table["group"] if split.kind == "folds" else _labels(table, split.kind))
+    folds = deal_groups(units, split, strata) if split.kind == "folds" else deal_units(_sizes(table, units), split)
     roles = {split.fold: "test", (split.fold + 1) % split.n: "validation"}
     chosen = [roles.get(folds[unit], "train") for unit in units]
     return _hold_out(table, chosen, split) if isinstance(split, DomainSplit) else chosen
 
 
-def joined(events: Iterable[str], labels: Iterable[str]) -> list[str]:
-    """A name for each row, equal where rows share an event or a label, or are linked by rows that do (the least label)."""
+def joined(groups: Iterable[str], labels: Iterable[str]) -> list[str]:
+    """A name for each row, equal where rows share a group or a label, or are linked by rows that do (the least label)."""
     leader: dict[tuple[str, str], tuple[str, str]] = {}
 
     def find(node: tuple[str, str]) -> tuple[str, str]:
@@ -50,54 +50,54 @@ def joined(events: Iterable[str], labels: Iterable[str]) -> list[str]:
             node = up
         return node
 
-    pairs = [(("event", event), ("label", label)) for event, label in zip(events, labels, strict=True)]
-    for event, label in dict.fromkeys(pairs):
-        ends = sorted((find(event), find(label)), key=lambda node: (node[0] != "label", node[1]))
+    pairs = [(("group", group), ("label", label)) for group, label in zip(groups, labels, strict=True)]
+    for group, label in dict.fromkeys(pairs):
+        ends = sorted((find(group), find(label)), key=lambda node: (node[0] != "label", node[1]))
         leader[ends[1]] = ends[0]
     return [find(label)[1] for _, label in pairs]
 
 
-def deal_events(events: Sequence[str], split: Folded, strata: Sequence[str] | None = None) -> dict[str, int]:
-    """The fold of each event: shuffled by the seed, then dealt out, so that folds differ by one event at most.
+def deal_groups(groups: Sequence[str], split: Folded, strata: Sequence[str] | None = None) -> dict[str, int]:
+    """The fold of each group: shuffled by the seed, then dealt out, so that folds differ by one group at most.
 
-    With `strata`, a name beside each of the events, one stratum is dealt out after another, each from where the one before
-    it has ended: so folds differ by one event at most in each of them as well.
-    Raises UserError for fewer events than folds, or an event of two strata.
+    With `strata`, a name beside each of the groups, one stratum is dealt out after another, each from where the one before
+    it has ended: so folds differ by one group at most in each of them as well.
+    Raises UserError for fewer groups than folds, or a group of two strata.
     """
-    order = shuffled(events, split.seed)
+    order = shuffled(groups, split.seed)
     _check_number(len(order), split)
     if strata is not None:
-        order = sorted(order, key=stratum_of(events, strata).__getitem__)
-    return {event: i % split.n for i, event in enumerate(order)}
+        order = sorted(order, key=stratum_of(groups, strata).__getitem__)
+    return {group: i % split.n for i, group in enumerate(order)}
 
 
-def stratum_of(events: Sequence[str], strata: Sequence[str]) -> dict[str, str]:
-    """The stratum of each event. Raises UserError if rows of one event are of two."""
+def stratum_of(groups: Sequence[str], strata: Sequence[str]) -> dict[str, str]:
+    """The stratum of each group. Raises UserError if rows of one group are of two."""
     found: dict[str, str] = {}
-    for event, stratum in zip(events, strata, strict=True):
-        if found.setdefault(event, stratum) != stratum:
+    for group, stratum in zip(groups, strata, strict=True):
+        if found.setdefault(group, stratum) != stratum:
             raise UserError(
-                f"event {event} is of both {found[event]} and {stratum}: the images of an event share its class. Correct the "
-                "data, or data.columns.event."
+                f"group {group} is of both {found[group]} and {stratum}: the images of a group share its class. Correct the "
+                "data, or data.columns.group."
             )
     return found
 
 
-def rare_strata(events: Sequence[str], split: Folded, strata: Sequence[str]) -> list[str]:
-    """A warning if some strata have fewer events than there are folds, naming the rarest; else none."""
-    counts = Counter(stratum_of(events, strata).values())
+def rare_strata(groups: Sequence[str], split: Folded, strata: Sequence[str]) -> list[str]:
+    """A warning if some strata have fewer groups than there are folds, naming the rarest; else none."""
+    counts = Counter(stratum_of(groups, strata).values())
     rare = sorted((n, stratum) for stratum, n in counts.items() if n < split.n)
     if not rare:
         return []
     names = ", ".join(f"{stratum} ({n})" for n, stratum in rare[:NAMED]) + (", …" if len(rare) > NAMED else "")
     return [
-        f"{len(rare)} of {len(counts)} classes have fewer events than data.split.n = {split.n}: {names}. In some folds these are "
+        f"{len(rare)} of {len(counts)} classes have fewer groups than data.split.n = {split.n}: {names}. In some folds these are "
         "not tested, not validated or not trained on."
     ]
 
 
-def deal_groups(sizes: Mapping[str, int], split: Folded) -> dict[str, int]:
-    """The fold of each group, of `sizes` events: the largest first, each to the fold that has the fewest events yet.
+def deal_units(sizes: Mapping[str, int], split: Folded) -> dict[str, int]:
+    """The fold of each group, of `sizes` groups: the largest first, each to the fold that has the fewest groups yet.
 
     Groups of one size come in an order drawn by the seed. Raises UserError for fewer groups than folds.
     """
@@ -117,7 +117,7 @@ def shuffled(names: Iterable[str], seed: int) -> list[str]:
 
 def _check_number(n: int, split: Folded) -> None:
     if n < split.n:
-        what = "events" if split.kind == "folds" else split.kind
+        what = "groups" if split.kind == "folds" else split.kind
         raise UserError(f"data.split.n = {split.n}, but there are {n} {what}. Choose at most that many folds.")
 
 
@@ -129,17 +129,17 @@ def _labels(table: pd.DataFrame, kind: str) -> Sequence[str]:
 
 
 def _sizes(table: pd.DataFrame, units: Sequence[str]) -> dict[str, int]:
-    """How many events each unit has."""
-    events = table["event"].groupby(list(units)).nunique()
-    return {str(unit): int(n) for unit, n in events.items()}
+    """How many groups each unit has."""
+    groups = table["group"].groupby(list(units)).nunique()
+    return {str(unit): int(n) for unit, n in groups.items()}
 
 
 def _hold_out(table: pd.DataFrame, chosen: list[str], split: DomainSplit) -> list[str]:
-    """Some site-dates of the training domains go to test, as many to validation: whole ones, with all their events.
+    """Some site-dates of the training domains go to test, as many to validation: whole ones, with all their groups.
 
     One of each domain stays: a domain of which nothing is trained on would be a new one, on both sides.
     """
-    units = joined(table["event"], site_dates(table))
+    units = joined(table["group"], site_dates(table))
     domain_of = {u: d for u, d, role in zip(units, table["domain"], chosen, strict=True) if role == "train"}
     order = shuffled(domain_of, split.seed)
     staying = {domain_of[unit]: unit for unit in order}  # the last one of each domain
@@ -155,6 +155,6 @@ def _hold_out(table: pd.DataFrame, chosen: list[str], split: DomainSplit) -> lis
 
 
 def site_dates(table: pd.DataFrame) -> list[str]:
-    """`SITE 2017-07-11` for each row, or its event where site or date is not known."""
-    cells = zip(table["site"], table["date"], table["event"], strict=True)
-    return [f"{site} {date}" if site and date else f"event {event}" for site, date, event in cells]
+    """`SITE 2017-07-11` for each row, or its group where site or date is not known."""
+    cells = zip(table["site"], table["date"], table["group"], strict=True)
+    return [f"{site} {date}" if site and date else f"group {group}" for site, date, group in cells]

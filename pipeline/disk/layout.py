@@ -131,7 +131,7 @@ class ExperimentDir:
 
     @property
     def comparison_json(self) -> Path:
-        """Methods on the same photographs; there if trials of several have results."""
+        """Methods on the same images; there if trials of several have results."""
         return self.path / "comparison.json"
 
     @property
@@ -150,7 +150,7 @@ class ExperimentDir:
         return [TrialDir(p.parent) for p in sorted(self.path.glob("*/config.yaml"))]
 
     def ensemble(self, name: str) -> TrialDir:
-        """The folder of an ensemble of trials: it has `results.json` and `events.parquet`, as theirs do, and nothing else."""
+        """The folder of an ensemble of trials: it has `results.json` and `groups.parquet`, as theirs do, and nothing else."""
         return TrialDir(self.path / "ensembles" / name)
 
     def ensembles(self) -> list[TrialDir]:
@@ -206,7 +206,7 @@ class TrialDir:
 
     @property
     def validation(self) -> Path:
-        """What training says of the validation events, for an ensemble to calibrate itself on."""
+        """What training says of the validation groups, for an ensemble to calibrate itself on."""
         return self.path / "validation.parquet"
 
     @property
@@ -223,8 +223,8 @@ class TrialDir:
         return self.path / "predictions.parquet"
 
     @property
-    def events(self) -> Path:
-        return self.path / "events.parquet"
+    def groups(self) -> Path:
+        return self.path / "groups.parquet"
 
     @property
     def results(self) -> Path:

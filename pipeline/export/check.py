@@ -1,4 +1,4 @@
-"""Whether a submission will get through: its files looked at, then the platform's protocol run on events that are hard.
+"""Whether a submission will get through: its files looked at, then the platform's protocol run on groups that are hard.
 
 The challenge's protocol (`beetles_protocol`, `butterflies_protocol`) runs in processes that cannot import this package
 (`clean`), on inputs that are the same every time (`inputs`).
@@ -40,7 +40,7 @@ def check(
 ) -> list[str]:
     """Check a submission, a folder or a zip; lines that say what was done and found.
 
-    `python` is the interpreter of an environment of one's own to run it in; `largest` the specimens of the largest event;
+    `python` is the interpreter of an environment of one's own to run it in; `largest` the images of the largest group;
     `gpu` lets it see this machine's GPUs; `challenge` (beetles, butterflies) is by default what submission.json says, else
     beetles. Raises WorkError that says what is wrong with the submission, and UserError if there is none, for a challenge that
     there is not, and for an environment that is of no use.

@@ -197,7 +197,7 @@ def _copy_code(folder: Path, challenge: str) -> None:
 
 
 def _scores(members: Sequence[Member]) -> Spec:
-    """Among which log odds an image's are told: ascending quantiles, each once, of the members' means for the validation events;
+    """Among which log odds an image's are told: ascending quantiles, each once, of the members' means for the validation groups;
     and the neutral score, that of their median."""
     columns = []
     for member in members:
@@ -339,7 +339,7 @@ def _member_spec(member: Member, backbone: Backbone) -> Spec:
     if classifier:
         return spec | {"classifier": head.kind, "normalize": member.config.model.normalize}
     if head.kind == "climatology":
-        return spec | {"min_events": head.min_events}
+        return spec | {"min_groups": head.min_groups}
     return spec if head.kind == "boosting" else spec | _network_spec(member, backbone)
 
 

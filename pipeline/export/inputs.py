@@ -31,32 +31,32 @@ Row = tuple[str, str, str, str, int, int]
 
 
 def make_inputs(folder: Path, most: int) -> list[Row]:
-    """Write images and input.csv; the rows. The largest event has `most` specimens."""
+    """Write images and input.csv; the rows. The largest group has `most` images."""
     (folder / "images").mkdir(parents=True)
-    photographs = [_photograph(number) for number in range(SEVERAL)]
+    images = [_image(number) for number in range(SEVERAL)]
     ordinary = [f"images/beetle-{number}.jpg" for number in range(SEVERAL)]
-    for name, photograph in zip(ordinary, photographs, strict=True):
-        photograph.save(folder / name, quality=92)
+    for name, image in zip(ordinary, images, strict=True):
+        image.save(folder / name, quality=92)
     odd = [f"images/{name}" for name in ODD]
     for name, write in ODD.items():
-        write(photographs[0], folder / "images" / name)
-    rows = [row for event, rows in enumerate(_events(ordinary, odd, most), FIRST_EVENT) for row in _rows(rows, event)]
+        write(images[0], folder / "images" / name)
+    rows = [row for group, rows in enumerate(_groups(ordinary, odd, most), FIRST_EVENT) for row in _rows(rows, group)]
     write_table(folder, rows)
     return rows
 
 
 def make_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Write photographs, images of every odd kind, broken ones and what is no image, as a folder of the butterflies' platform.
+    """Write images, images of every odd kind, broken ones and what is no image, as a folder of the butterflies' platform.
 
     Returns the names of the images that decode, and of those that open and do not.
     """
     folder.mkdir(parents=True)
-    photographs = [_photograph(number) for number in range(SEVERAL)]
+    images = [_image(number) for number in range(SEVERAL)]
     ordinary = [f"{1000 + number}_CAM{number:06}_d.JPG" for number in range(SEVERAL)]
-    for name, photograph in zip(ordinary, photographs, strict=True):
-        photograph.save(folder / name, "JPEG", quality=92)
+    for name, image in zip(ordinary, images, strict=True):
+        image.save(folder / name, "JPEG", quality=92)
     for name, write in ODD.items():
-        write(photographs[0], folder / name)
+        write(images[0], folder / name)
     for name, source in BROKEN.items():
         whole = (folder / source).read_bytes()
         (folder / name).write_bytes(whole[: len(whole) // 2])
@@ -87,8 +87,8 @@ def modes(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _events(ordinary: list[str], odd: list[str], most: int) -> Iterator[list[tuple[str, str, int]]]:
-    """Each event's specimens as (image, name, domain)."""
+def _groups(ordinary: list[str], odd: list[str], most: int) -> Iterator[list[tuple[str, str, int]]]:
+    """Each group's images as (image, name, domain)."""
     known, name = KNOWN_DOMAINS, SPECIES[0]
     yield [(ordinary[0], name, known[0])]
     yield from ([(image, name, known[0])] for image in odd)
@@ -101,13 +101,13 @@ def _events(ordinary: list[str], odd: list[str], most: int) -> Iterator[list[tup
     yield [(ordinary[i * SEVERAL // most], name, known[3]) for i in range(most)]
 
 
-def _rows(specimens: list[tuple[str, str, int]], event: int) -> Iterator[Row]:
-    """Rows of input.csv. The colour card and scale bar are as odd as the specimen: they are its own image again."""
-    for image, name, domain in specimens:
-        yield image, image, image, name, domain, event
+def _rows(images: list[tuple[str, str, int]], group: int) -> Iterator[Row]:
+    """Rows of input.csv. The colour card and scale bar are as odd as the image: they are its own image again."""
+    for image, name, domain in images:
+        yield image, image, image, name, domain, group
 
 
-def _photograph(number: int) -> Image.Image:
+def _image(number: int) -> Image.Image:
     rng = np.random.default_rng(number)
     domain = make_domains(0)[0][number]
     pixels = draw_specimen(rng, make_look(rng, domain, rng.normal(0, 1, 3), number), make_light(rng, domain))
@@ -115,7 +115,7 @@ def _photograph(number: int) -> Image.Image:
 
 
 def _saved(change: Callable[[Image.Image], Image.Image], **options: Any) -> Callable[[Image.Image, Path], None]:
-    return lambda photograph, path: change(photograph).save(path, **options)
+    return lambda image, path: change(image).save(path, **options)
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:
@@ -140,6 +140,6 @@ ODD: dict[str, Callable[[Image.Image, Path], None]] = {
     "tiny.png": _saved(lambda image: image.resize(TINY)),
     "large.jpg": _saved(lambda image: image.resize(LARGE)),
 }
-"""How each image that is not an ordinary photograph is written."""
+"""How each image that is not an ordinary image is written."""
 BROKEN = {"cut-short.JPG": "1001_CAM000001_d.JPG", "cut-short.png": "alpha.png"}
 """Each file that ends in the middle, and what it is half of: PIL opens it, and fails where it is decoded."""

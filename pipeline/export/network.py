@@ -28,9 +28,9 @@ from torch.nn import functional as F
 HERE = Path(__file__).resolve().parent
 
 Point = Mapping[str, Any]
-"""One specimen, as the beetles' platform hands it over; of butterflies the image alone is known."""
+"""One image, as the beetles' platform hands it over; of butterflies the image alone is known."""
 Said = tuple[Any, Any, Any]
-"""Of specimens, arrays [B, n_targets]: mean, variance, log weight."""
+"""Of images, arrays [B, n_targets]: mean, variance, log weight."""
 
 
 def load() -> tuple[dict[str, Any], Backbone, list[Member]]:
@@ -63,7 +63,7 @@ def rows(names: Sequence[str | None], known: Sequence[str]) -> Tensor:
 
 # ---------------------------------------------------------------- members
 class Batch:
-    """Some specimens of an event: their images are embedded once, however many members read them."""
+    """Some images of a group: their images are embedded once, however many members read them."""
 
     def __init__(self, datapoints: Sequence[Point], backbone: Backbone) -> None:
         self.datapoints, self.backbone = datapoints, backbone
@@ -102,7 +102,7 @@ class Member(ABC):
 
     @abstractmethod
     def say(self, batch: Batch) -> Said:
-        """What it says of specimens."""
+        """What it says of images."""
 
 
 class ImageMember(Member):
@@ -142,7 +142,7 @@ class NetworkMember(ImageMember):
 
 
 class ClimatologyMember(Member):
-    """Mean and spread of the training events of the domain, else of all (site and date are hidden)."""
+    """Mean and spread of the training groups of the domain, else of all (site and date are hidden)."""
 
     def __init__(self, spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
         super().__init__(spec)
@@ -155,7 +155,7 @@ class ClimatologyMember(Member):
 
     def _moments(self, row: int) -> tuple[Any, Any]:
         alike = (self.domain == row) & (row < len(self.spec["names"]["domains"]))
-        chosen = self.targets[alike] if alike.sum() >= self.spec["min_events"] else self.targets
+        chosen = self.targets[alike] if alike.sum() >= self.spec["min_groups"] else self.targets
         return chosen.mean(0), chosen.var(0, ddof=1).clip(1e-6)
 
 
@@ -278,7 +278,7 @@ class Named(nn.Module):
 
 
 class Attention(nn.Module):
-    """Gated attention's score of a specimen [B, 1]."""
+    """Gated attention's score of an image [B, 1]."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -336,11 +336,11 @@ class Backbone(ABC):
         self.device = device
 
     def transform(self, datapoints: Sequence[Point]) -> Tensor:
-        """Specimens → the network's input [B, 3, H, W]."""
+        """Images → the network's input [B, 3, H, W]."""
         return torch.stack([self.to_input(to_rgb(self._corrected(point))) for point in datapoints]).to(self.device)
 
     def _corrected(self, point: Point) -> Image.Image:
-        """A specimen's image, by the card and the bar that were photographed with it, where the members learned so."""
+        """An image's image, by the card and the bar that were photographed with it, where the members learned so."""
         image: Image.Image = point["relative_img"]
         try:
             image = balance(image, point["colorpicker_img"]) if self.correction["colour_card"] else image
@@ -352,7 +352,7 @@ class Backbone(ABC):
         except (
             AttributeError,
             OSError,
-        ):  # no card, or none that can be read: the specimen is worth more than its colour
+        ):  # no card, or none that can be read: the image is worth more than its colour
             return image
 
     def put(self, tail: Mapping[str, Tensor]) -> None:

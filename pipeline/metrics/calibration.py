@@ -1,11 +1,11 @@
-"""Post-hoc calibration of event forecasts: how far off a mean of n specimens really is, told from held-out events.
+"""Post-hoc calibration of group forecasts: how far off a mean of n images really is, told from held-out groups.
 
-A model's forecast of an event is a mean and a variance of one specimen, both in the targets' units. What specimens of an event
+A model's forecast of a group is a mean and a variance of one image, both in the targets' units. What images of a group
 share (its light, its species, the model's own error) does not average out over them, what is each one's own does. So
 
     sigma² = variance · (shared² + own² / n)
 
-with two numbers that are fitted to the CRPS of held-out events: sigma shrinks with n only as far as they show it should. With
+with two numbers that are fitted to the CRPS of held-out groups: sigma shrinks with n only as far as they show it should. With
 `emos` the mean is corrected by a line as well (Gneiting et al. 2005, "Calibrated probabilistic forecasting using ensemble
 model output statistics and minimum CRPS estimation").
 """
@@ -25,14 +25,14 @@ Array = NDArray[np.float64]
 Line = Literal["scale", "emos"]
 Kind = Literal["scale", "emos", "spread"]
 MIN_EVENTS = 20
-"""Fewer tell too little: then all held-out events are asked."""
+"""Fewer tell too little: then all held-out groups are asked."""
 EQUAL = 1e-7
 """CRPS nearer than the search for its minimum tells apart."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a model says of N events: mean [N], variance of one specimen [N], number of specimens [N], and the sd [N] of what it
+    """What a model says of N groups: mean [N], variance of one image [N], number of images [N], and the sd [N] of what it
     says of them (NaN of one)."""
 
     mean: Array
@@ -46,16 +46,16 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Turns a forecast of events into N(mu, sigma²)."""
+    """Turns a forecast of groups into N(mu, sigma²)."""
 
     shared: float
     own: float
     bias: float = 0.0
     slope: float = 1.0
-    events: int = 0
-    """How many held-out events it was fitted to."""
+    groups: int = 0
+    """How many held-out groups it was fitted to."""
     of_all: bool = False
-    """Whether these were not events of its own kind of domain alone, because there were too few."""
+    """Whether these were not groups of its own kind of domain alone, because there were too few."""
 
     def __call__(self, forecast: Forecast) -> tuple[Array, Array]:
         """mu [N] and sigma [N], at least MIN_SIGMA."""
@@ -65,13 +65,13 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Spread:
-    """The challenge's sample code's sigma, to compare with: the sd of what is said of an event's specimens.
+    """The challenge's sample code's sigma, to compare with: the sd of what is said of a group's images.
 
-    That of a single specimen is not defined; it gets what is usual (`alone`), which the sample code does not grant it.
+    That of a single image is not defined; it gets what is usual (`alone`), which the sample code does not grant it.
     """
 
     alone: float
-    events: int = 0
+    groups: int = 0
     of_all: bool = False
 
     def __call__(self, forecast: Forecast) -> tuple[Array, Array]:
@@ -84,7 +84,7 @@ AnyCalibration = Calibration | Spread
 
 
 def fit_spread(truth: Array, forecast: Forecast) -> Spread:
-    """Mean spread of held-out events of several specimens; where there is none, how far off their forecasts are (rms)."""
+    """Mean spread of held-out groups of several images; where there is none, how far off their forecasts are (rms)."""
     several = forecast.spread[np.isfinite(forecast.spread)]
     usual = several.mean() if len(several) else np.sqrt(np.mean(np.square(truth - forecast.mean)))
     return Spread(float(usual), len(truth))
@@ -96,12 +96,12 @@ def load_calibration(values: Mapping[str, Any]) -> AnyCalibration:
 
 
 def fit_calibration(truth: Array, forecast: Forecast, kind: Line = "scale") -> Calibration:
-    """The calibration with the lowest mean CRPS on held-out events: truth [N]. Raises ValueError for none.
+    """The calibration with the lowest mean CRPS on held-out groups: truth [N]. Raises ValueError for none.
 
-    Where a sigma that does not shrink with the number of specimens is as good, as for events of equally many, it does not.
+    Where a sigma that does not shrink with the number of images is as good, as for groups of equally many, it does not.
     """
     if not len(truth):
-        raise ValueError("a calibration is fitted to held-out events, and there are none")
+        raise ValueError("a calibration is fitted to held-out groups, and there are none")
     bias, slope = _line(truth, forecast.mean) if kind == "emos" else (0.0, 1.0)
     error = max(float(np.sqrt(np.mean(np.square(truth - bias - slope * forecast.mean) / forecast.variance))), MIN_SIGMA)
     few = float(np.sqrt(forecast.n.mean()))
@@ -116,7 +116,7 @@ def fit_calibration(truth: Array, forecast: Forecast, kind: Line = "scale") -> C
 
 
 def _scores(truth: Array, forecast: Forecast, calibration: Calibration) -> Array:
-    """CRPS of each event [N]."""
+    """CRPS of each group [N]."""
     return crps(truth, *calibration(forecast))
 
 
@@ -140,9 +140,9 @@ def _search(truth: Array, forecast: Forecast, start: Sequence[float], shrinks: b
 def fit_parts(
     truth: Array, forecast: Forecast, is_known: NDArray[np.bool_], is_new: NDArray[np.bool_], kind: Kind
 ) -> dict[str, AnyCalibration]:
-    """A calibration for events of domains that were trained on, and one for those of any other.
+    """A calibration for groups of domains that were trained on, and one for those of any other.
 
-    A part with fewer than MIN_EVENTS events is calibrated on all of them; of fewer than those in all, no line is told.
+    A part with fewer than MIN_EVENTS groups is calibrated on all of them; of fewer than those in all, no line is told.
     """
     parts = {"in_domain": is_known, "out_of_domain": is_new}
     if kind == "spread":

@@ -1,6 +1,6 @@
 """The figures in results.json of a task whose targets are classes: of all images, of each class, species and domain.
 
-A class is a target `<label column>=<class>`, 1 or 0; of two classes the first is the positive one. Intervals are over events:
+A class is a target `<label column>=<class>`, 1 or 0; of two classes the first is the positive one. Intervals are over groups:
 their images are not independent.
 """
 
@@ -36,25 +36,25 @@ class _Said:
         return _Said(self.truth[rows], self.p[rows])
 
 
-def classification_report(specimens: pd.DataFrame, targets: Sequence[str], train: Training) -> Figures:
-    """Figures of classes, from a table with a row per image: `group` (its event), `domain`, `species`, each target (1 or
+def classification_report(groups: pd.DataFrame, targets: Sequence[str], train: Training) -> Figures:
+    """Figures of classes, from a table with a row per image: `group` (its group), `domain`, `species`, each target (1 or
     0) and as `<target>_prediction` its probability.
 
-    `summary` has those of all images, with 95 % bootstrap intervals; `by_event` those after averaging the images of
-    each specimen; `majority` those of always saying how frequent each class is among the training events. `classes` has each
+    `summary` has those of all images, with 95 % bootstrap intervals; `by_group` those after averaging the images of
+    each group; `majority` those of always saying how frequent each class is among the training groups. `classes` has each
     class against the rest. `by_species` and `by_domain` are there where these are known.
     """
-    classes, said = [class_name(target) for target in targets], _said(specimens, targets)
-    summary: Figures = figures(said.truth, said.p) | {"n": len(specimens)}
-    summary["intervals"] = _intervals(said, specimens["group"].tolist())
+    classes, said = [class_name(target) for target in targets], _said(groups, targets)
+    summary: Figures = figures(said.truth, said.p) | {"n": len(groups)}
+    summary["intervals"] = _intervals(said, groups["group"].tolist())
     summary |= {"positive": classes[0] if len(classes) == 2 else None, "classes": classes}
-    summary["by_event"] = _by_event(specimens, targets)
+    summary["by_group"] = _by_group(groups, targets)
     summary["majority"] = _majority(said.truth, [train.means[target] for target in targets], classes)
     if len(classes) <= LARGEST_CONFUSION:
         summary["confusion"] = _confusion(said)
     summary["warnings"] = _warnings(said, classes)
     report = {"summary": summary, "classes": {name: _of_class(said, i) for i, name in enumerate(classes)}}
-    parts = {f"by_{column}": _by(specimens, column, said) for column in ("species", "domain")}
+    parts = {f"by_{column}": _by(groups, column, said) for column in ("species", "domain")}
     return report | {name: part for name, part in parts.items() if part}
 
 
@@ -73,7 +73,7 @@ def _intervals(said: _Said, groups: Sequence[str]) -> dict[str, list[float] | No
     return {name: [interval.low, interval.high] if interval else None for name, interval in found.items()}
 
 
-def _by_event(table: pd.DataFrame, targets: Sequence[str]) -> Figures:
+def _by_group(table: pd.DataFrame, targets: Sequence[str]) -> Figures:
     columns = [f"{target}{end}" for target in targets for end in ("", "_prediction")]
     means = table.groupby("group", sort=True)[columns].mean(skipna=False)
     said = _said(means, targets)

@@ -1,4 +1,4 @@
-"""Bootstrap confidence intervals of any figure, resampling specimens: photographs of one specimen are not independent."""
+"""Bootstrap confidence intervals of any figure, resampling groups: images of one group are not independent."""
 
 from __future__ import annotations
 
@@ -26,15 +26,13 @@ class Interval:
     n: int
 
 
-def bootstrap(
-    figure: Figure, specimens: Sequence[str], seed: int, n: int = 2000, level: float = 0.95
-) -> Interval | None:
-    """Percentile interval (Efron and Tibshirani 1993, chapter 13) of a figure of rows, over `n` draws of as many specimens as
+def bootstrap(figure: Figure, groups: Sequence[str], seed: int, n: int = 2000, level: float = 0.95) -> Interval | None:
+    """Percentile interval (Efron and Tibshirani 1993, chapter 13) of a figure of rows, over `n` draws of as many groups as
     there are, with all rows of each; None if it was defined for none of them.
 
     Of a difference between two models on the same rows this is the paired interval: each draw asks both of the same rows.
     """
-    numbers = _numbers(specimens)
+    numbers = _numbers(groups)
     rows = np.split(np.argsort(numbers, kind="stable"), np.cumsum(np.bincount(numbers))[:-1])
     rng = np.random.default_rng(seed)
     drawn = (np.concatenate([rows[i] for i in rng.integers(len(rows), size=len(rows))]) for _ in range(n))
@@ -42,9 +40,9 @@ def bootstrap(
     return central(np.array(values, "float64"), level)
 
 
-def draws(specimens: Sequence[str], seed: int, n: int = 1000) -> Iterator[Weights]:
+def draws(groups: Sequence[str], seed: int, n: int = 1000) -> Iterator[Weights]:
     """The same draws as how often each has each row, in blocks [N, d] of all `n`: for figures of weighted rows."""
-    numbers = _numbers(specimens)
+    numbers = _numbers(groups)
     k, at_once = int(numbers.max()) + 1, max(1, AT_ONCE // len(numbers))
     rng = np.random.default_rng(seed)
     for first in range(0, n, at_once):
@@ -62,6 +60,6 @@ def central(values: NDArray[np.floating], level: float = 0.95) -> Interval | Non
     return Interval(float(low), float(high), level, len(defined))
 
 
-def _numbers(specimens: Sequence[str]) -> NDArray[np.int64]:
-    """The number of each row's specimen."""
-    return np.unique(np.asarray(specimens), return_inverse=True)[1]
+def _numbers(groups: Sequence[str]) -> NDArray[np.int64]:
+    """The number of each row's group."""
+    return np.unique(np.asarray(groups), return_inverse=True)[1]

@@ -1,4 +1,4 @@
-"""Regression metrics, per specimen and per event. A figure that is not defined is None, never NaN."""
+"""Regression metrics, per image and per group. A figure that is not defined is None, never NaN."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ Array = NDArray[np.floating]
 
 
 def mae(targets: Array, predictions: Array) -> float | None:
-    """Mean absolute error over specimens [N]."""
+    """Mean absolute error over images [N]."""
     return float(np.abs(targets - predictions).mean()) if len(targets) else None
 
 
 def rmse(targets: Array, predictions: Array) -> float | None:
-    """Root mean squared error over specimens [N]."""
+    """Root mean squared error over images [N]."""
     return float(np.sqrt(np.square(targets - predictions).mean())) if len(targets) else None
 
 
@@ -24,18 +24,18 @@ def r2(targets: Array, predictions: Array) -> float | None:
     Equals sklearn.metrics.r2_score wherever it is defined.
     """
     targets, predictions = targets.astype("float64"), predictions.astype("float64")
-    # Means of equal targets over events of unequal size differ in their last bits: that is no variation.
+    # Means of equal targets over groups of unequal size differ in their last bits: that is no variation.
     varied = len(targets) > 1 and np.ptp(targets) > 1e-12 * np.abs(targets).max()
     total = float(np.square(targets - targets.mean()).sum()) if varied else 0.0
     return 1 - float(np.square(targets - predictions).sum()) / total if total > 0 else None
 
 
-def event_means(values: Array, events: NDArray[np.int64], log_weights: Array | None = None) -> NDArray[np.float64]:
-    """Mean of each event's specimens: [N, …] and event numbers [N] → [n_events, …], in the order of the numbers.
+def group_means(values: Array, groups: NDArray[np.int64], log_weights: Array | None = None) -> NDArray[np.float64]:
+    """Mean of each group's images: [N, …] and group numbers [N] → [n_groups, …], in the order of the numbers.
 
-    With `log_weights`, of the values' shape: weighted by their softmax over the event's specimens.
+    With `log_weights`, of the values' shape: weighted by their softmax over the group's images.
     """
-    numbers, inverse = np.unique(events, return_inverse=True)
+    numbers, inverse = np.unique(groups, return_inverse=True)
     weights = np.ones(values.shape) if log_weights is None else _weights(log_weights, inverse, len(numbers))
     sums, total = np.zeros((2, len(numbers), *values.shape[1:]))
     np.add.at(sums, inverse, weights * values)
@@ -44,16 +44,16 @@ def event_means(values: Array, events: NDArray[np.int64], log_weights: Array | N
     return means
 
 
-def _weights(log_weights: Array, events: NDArray[np.int64], n: int) -> NDArray[np.float64]:
-    """Weights [N, …] up to a factor of each event; its largest is 1, so that none overflows."""
+def _weights(log_weights: Array, groups: NDArray[np.int64], n: int) -> NDArray[np.float64]:
+    """Weights [N, …] up to a factor of each group; its largest is 1, so that none overflows."""
     highest = np.full((n, *log_weights.shape[1:]), -np.inf)
-    np.maximum.at(highest, events, log_weights)
-    weights: NDArray[np.float64] = np.exp(log_weights - highest[events])
+    np.maximum.at(highest, groups, log_weights)
+    weights: NDArray[np.float64] = np.exp(log_weights - highest[groups])
     return weights
 
 
-def event_r2(
-    targets: Array, predictions: Array, events: NDArray[np.int64], log_weights: Array | None = None
+def group_r2(
+    targets: Array, predictions: Array, groups: NDArray[np.int64], log_weights: Array | None = None
 ) -> float | None:
-    """R² of events: after averaging targets and (weighted) predictions [N] per event."""
-    return r2(event_means(targets, events), event_means(predictions, events, log_weights))
+    """R² of groups: after averaging targets and (weighted) predictions [N] per group."""
+    return r2(group_means(targets, groups), group_means(predictions, groups, log_weights))

@@ -1,6 +1,6 @@
 """The figures in results.json: of each target, in-domain and out-of-domain apart, and their means over targets.
 
-Those of points (MAE, RMSE per specimen, R² per event), and those of forecasts (CRPS, coverage, PIT, sigma per event).
+Those of points (MAE, RMSE per image, R² per group), and those of forecasts (CRPS, coverage, PIT, sigma per group).
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ PARTS = ("in_domain", "out_of_domain")
 
 @dataclass(frozen=True)
 class Training:
-    """What was trained on: its domains, and each target's mean and sd over its events."""
+    """What was trained on: its domains, and each target's mean and sd over its groups."""
 
     domains: Sequence[str]
     means: Mapping[str, float]
     sds: Mapping[str, float]
 
 
-def make_report(specimens: pd.DataFrame, events: pd.DataFrame, targets: Sequence[str], train: Training) -> Figures:
-    """Figures of points from a row per specimen, and of forecasts from a row per event, in one block for each target.
+def make_report(images: pd.DataFrame, groups: pd.DataFrame, targets: Sequence[str], train: Training) -> Figures:
+    """Figures of points from a row per image, and of forecasts from a row per group, in one block for each target.
 
     `summary.rms` is the challenge's score: over the mean CRPS of each target, in-domain and out-of-domain.
     """
-    report = regression_report(specimens, events, targets, train)
-    forecasts = {target: _forecast_target(events, target, train) for target in targets}
+    report = regression_report(images, groups, targets, train)
+    forecasts = {target: _forecast_target(groups, target, train) for target in targets}
     for target in targets:
         _merge(report[target], forecasts[target])
     summary = report["summary"]
@@ -63,17 +63,15 @@ def _dig(block: Figures, path: Sequence[str]) -> Figures:
     return block
 
 
-def regression_report(
-    specimens: pd.DataFrame, events: pd.DataFrame, targets: Sequence[str], train: Training
-) -> Figures:
+def regression_report(images: pd.DataFrame, groups: pd.DataFrame, targets: Sequence[str], train: Training) -> Figures:
     """Figures of points of each target, and their means over the targets under `summary`.
 
-    `specimens` has a row per specimen: `group` (its event), `domain` (None: unknown), and for each target its true value and as
-    `<target>_prediction` the predicted one; `events` a row per event, with `<target>_mean`. In-domain are the training's
+    `images` has a row per image: `group` (its group), `domain` (None: unknown), and for each target its true value and as
+    `<target>_prediction` the predicted one; `groups` a row per group, with `<target>_mean`. In-domain are the training's
     domains, out-of-domain any other; one that is not known is neither. Every result stands beside that of always predicting
-    the training events' mean.
+    the training groups' mean.
     """
-    whole = _Tables(specimens, events)
+    whole = _Tables(images, groups)
     parts = whole.parts(train)
     report: Figures = {target: _target(whole, parts, target, train.means[target]) for target in targets}
     per_target = [report[target] for target in targets]
@@ -87,22 +85,20 @@ def regression_report(
 
 @dataclass(frozen=True)
 class _Tables:
-    """Specimens and their events."""
+    """Images and their groups."""
 
-    specimens: pd.DataFrame
-    events: pd.DataFrame
+    images: pd.DataFrame
+    groups: pd.DataFrame
 
     def parts(self, train: Training) -> dict[str, _Tables]:
         """Those of domains that were trained on, and those of others."""
-        inside, outside = zip(
-            *(_inside_and_outside(table, train) for table in (self.specimens, self.events)), strict=True
-        )
+        inside, outside = zip(*(_inside_and_outside(table, train) for table in (self.images, self.groups)), strict=True)
         return {"in_domain": _Tables(*inside), "out_of_domain": _Tables(*outside)}
 
     def guessing(self, target: str, value: float) -> _Tables:
         """The same with one prediction for all."""
         guess = {f"{target}_prediction": value, f"{target}_mean": value}
-        return _Tables(self.specimens.assign(**guess), self.events.assign(**guess))
+        return _Tables(self.images.assign(**guess), self.groups.assign(**guess))
 
 
 def _inside_and_outside(table: pd.DataFrame, train: Training) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -118,13 +114,13 @@ def _target(whole: _Tables, parts: Mapping[str, _Tables], target: str, train_mea
 
 
 def _figures(tables: _Tables, target: str) -> Figures:
-    """MAE and RMSE per specimen, R² per event, counts. A figure that is not defined is None."""
-    truth, prediction = (tables.specimens[name].to_numpy("float64") for name in (target, f"{target}_prediction"))
-    of_events, mean = (tables.events[name].to_numpy("float64") for name in (target, f"{target}_mean"))
+    """MAE and RMSE per image, R² per group, counts. A figure that is not defined is None."""
+    truth, prediction = (tables.images[name].to_numpy("float64") for name in (target, f"{target}_prediction"))
+    of_groups, mean = (tables.groups[name].to_numpy("float64") for name in (target, f"{target}_mean"))
     finite = bool(np.isfinite(prediction).all())
     return {
         "MAE": mae(truth, prediction) if finite else None,
-        "r2": r2(of_events, mean) if np.isfinite(mean).all() else None,
+        "r2": r2(of_groups, mean) if np.isfinite(mean).all() else None,
         "RMSE": rmse(truth, prediction) if finite else None,
         "n": len(truth),
         "n_events": len(mean),
@@ -149,30 +145,30 @@ def _warnings(target: str, figures: Figures) -> list[str]:
         ("out_of_domain", figures["out_of_domain"]),
     ):
         if part["n"] == 0:
-            lines.append(f"{target}, {name}: no specimens")
+            lines.append(f"{target}, {name}: no images")
         elif part["MAE"] is None:
             lines.append(f"{target}, {name}: predictions are not finite")
         elif part["r2"] is None:
-            lines.append(f"{target}, {name}: R² is not defined for {part['n_events']} event(s) with the same target")
+            lines.append(f"{target}, {name}: R² is not defined for {part['n_events']} group(s) with the same target")
     return lines
 
 
-# ---------------------------------------------------------------- forecasts of events
-def _forecast_target(events: pd.DataFrame, target: str, train: Training) -> Figures:
-    """A target's figures over all events and in each part, and those of always forecasting the training events' spread."""
-    guess = events.assign(**{f"{target}_mu": train.means[target], f"{target}_sigma": max(train.sds[target], MIN_SIGMA)})
-    figures = _forecast_parts(events, target, train)
+# ---------------------------------------------------------------- forecasts of groups
+def _forecast_target(groups: pd.DataFrame, target: str, train: Training) -> Figures:
+    """A target's figures over all groups and in each part, and those of always forecasting the training groups' spread."""
+    guess = groups.assign(**{f"{target}_mu": train.means[target], f"{target}_sigma": max(train.sds[target], MIN_SIGMA)})
+    figures = _forecast_parts(groups, target, train)
     return figures | {"mean_predictor": _forecast_parts(guess, target, train)}
 
 
-def _forecast_parts(events: pd.DataFrame, target: str, train: Training) -> Figures:
-    parts = dict(zip(PARTS, _inside_and_outside(events, train), strict=True))
-    return _forecast_figures(events, target) | {name: _forecast_figures(part, target) for name, part in parts.items()}
+def _forecast_parts(groups: pd.DataFrame, target: str, train: Training) -> Figures:
+    parts = dict(zip(PARTS, _inside_and_outside(groups, train), strict=True))
+    return _forecast_figures(groups, target) | {name: _forecast_figures(part, target) for name, part in parts.items()}
 
 
-def _forecast_figures(events: pd.DataFrame, target: str) -> Figures:
+def _forecast_figures(groups: pd.DataFrame, target: str) -> Figures:
     """CRPS, mean sigma, coverage of central intervals and histogram of PIT values; None where they are not defined."""
-    truth, mu, sigma = (events[f"{target}{end}"].to_numpy("float64") for end in ("", "_mu", "_sigma"))
+    truth, mu, sigma = (groups[f"{target}{end}"].to_numpy("float64") for end in ("", "_mu", "_sigma"))
     if not len(truth) or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         return {"CRPS": None, "sigma": None, "coverage": None, "PIT": None}
     return {

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.metrics.classification import LOWER, figure
-from pipeline.metrics.regression import event_r2, mae
+from pipeline.metrics.regression import group_r2, mae
 
 Array = NDArray[np.floating]
 LOWER_IS_BETTER = ("mae", *LOWER)
@@ -18,10 +18,10 @@ def selection_metric(
     metric: str,
     targets: Array,
     predictions: Array,
-    events: NDArray[np.int64],
+    groups: NDArray[np.int64],
     log_weights: Array | None = None,
 ) -> float | None:
-    """Of numbers the mean over targets [N, n_targets] of the event R², or of the specimen MAE; of classes a figure of images.
+    """Of numbers the mean over targets [N, n_targets] of the group R², or of the image MAE; of classes a figure of images.
 
     None if it is not defined for one of them, or if a prediction or its weight is not finite.
     """
@@ -31,6 +31,6 @@ def selection_metric(
     if metric not in ("r2", "mae"):
         return figure(metric, targets, predictions)
     columns: Iterator[tuple[Array, Array, Array]] = zip(targets.T, predictions.T, weights.T, strict=True)
-    values = [event_r2(t, p, events, w) if metric == "r2" else mae(t, p) for t, p, w in columns]
+    values = [group_r2(t, p, groups, w) if metric == "r2" else mae(t, p) for t, p, w in columns]
     defined = [value for value in values if value is not None]
     return float(np.mean(defined)) if len(defined) == len(values) else None

@@ -35,13 +35,13 @@ class Baseline(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, features: Tensor, metadata: Metadata) -> Predicted:
-        """What it says of B specimens, whatever their features are."""
+        """What it says of B images, whatever their features are."""
 
 
 class Climatology(Baseline):
-    """Mean and spread of the training events of a site around that day of the year; else of the domain; else of all.
+    """Mean and spread of the training groups of a site around that day of the year; else of the domain; else of all.
 
-    The organisers' first baseline. Its buffers are the training events: `domain`, `site`, `day` [M], `targets` [M, n_targets].
+    The organisers' first baseline. Its buffers are the training groups: `domain`, `site`, `day` [M], `targets` [M, n_targets].
     """
 
     domain: Tensor
@@ -51,34 +51,34 @@ class Climatology(Baseline):
 
     def __init__(self, head: ClimatologyHead, names: Names) -> None:
         super().__init__()
-        self.window, self.min_events = head.window, head.min_events
+        self.window, self.min_groups = head.window, head.min_groups
         self.unknown_domain, self.unknown_site = len(names.domains), len(names.sites)
 
     def learn(self, metadata: Metadata, targets: Tensor) -> None:
-        """Remember the training events [M] and their targets [M, n_targets]."""
+        """Remember the training groups [M] and their targets [M, n_targets]."""
         self.remember({"domain": metadata.domain, "site": metadata.site, "day": metadata.day, "targets": targets})
 
     def predict(self, features: Tensor, metadata: Metadata) -> Predicted:
         mean, variance = self._moments(torch.ones(len(metadata), len(self.domain), device=self.domain.device))
         for alike in (self._same_domain(metadata), self._same_season(metadata)):
-            enough = (alike.sum(1) >= self.min_events)[:, None]
+            enough = (alike.sum(1) >= self.min_groups)[:, None]
             found = self._moments(alike)
             mean, variance = torch.where(enough, found[0], mean), torch.where(enough, found[1], variance)
         return Predicted(mean, variance, torch.zeros_like(mean))
 
     def _same_domain(self, metadata: Metadata) -> Tensor:
-        """[B, M]: 1 where the training event is of the same domain; what is unknown is like nothing."""
+        """[B, M]: 1 where the training group is of the same domain; what is unknown is like nothing."""
         return ((metadata.domain[:, None] == self.domain) & (self.domain != self.unknown_domain)).float()
 
     def _same_season(self, metadata: Metadata) -> Tensor:
-        """[B, M]: 1 where the training event is of the same site and within `window` days of that day of any year."""
+        """[B, M]: 1 where the training group is of the same site and within `window` days of that day of any year."""
         apart = (metadata.day[:, None] - self.day).abs().float()
         near = torch.minimum(apart, DAYS - apart) <= self.window
         known = (metadata.day != UNKNOWN_DAY)[:, None] & (self.day != UNKNOWN_DAY) & (self.site != self.unknown_site)
         return ((metadata.site[:, None] == self.site) & near & known).float()
 
     def _moments(self, alike: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and unbiased variance [B, n_targets] of the training events with a 1 in `alike` [B, M]."""
+        """Mean and unbiased variance [B, n_targets] of the training groups with a 1 in `alike` [B, M]."""
         alike, targets = alike.double(), self.targets.double()  # squares far from 0 cancel
         n = alike.sum(1, keepdim=True).clamp_min(1)
         mean = alike @ targets / n

@@ -114,7 +114,7 @@ def _trees(head: HistGradientBoostingHead, random: int) -> Any:
         max_leaf_nodes=head.leaves,
         min_samples_leaf=head.min_leaf,
         l2_regularization=head.l2,
-        early_stopping=False,  # it would hold images out that are not grouped by specimen
+        early_stopping=False,  # it would hold images out that are not grouped by group
         class_weight=_weights(head),
         random_state=random,
     )

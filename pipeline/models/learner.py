@@ -21,19 +21,19 @@ Mix = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model makes of B specimens, in standardised units."""
+    """What a model makes of B images, in standardised units."""
 
     parameters: Tensor
     """[B, n_targets, output.n]: of each target's distribution (see `models/outputs.py`)."""
     log_weights: Tensor
-    """[B, n_targets]: how much a specimen counts among those of its event, up to a constant (`models/pooling.py`)."""
+    """[B, n_targets]: how much an image counts among those of its group, up to a constant (`models/pooling.py`)."""
     hidden: Tensor
     """[B, H]: what the head's last layer reads."""
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a model says of B specimens, in the targets' own units, each [B, n_targets]."""
+    """What a model says of B images, in the targets' own units, each [B, n_targets]."""
 
     mean: Tensor
     variance: Tensor
@@ -137,7 +137,7 @@ class Learner(nn.Module):
         self.register_buffer("feature_scale", torch.ones(n_features))
 
     def forward(self, features: Tensor, metadata: Metadata | None = None, mix: Mix | None = None) -> Answer:
-        """features [B, E] or [B, T, D] and what is known of the specimens (None: nothing) → what the model says of them.
+        """features [B, E] or [B, T, D] and what is known of the images (None: nothing) → what the model says of them.
 
         With mixup the features come mixed, domains and species do not: `mix` mixes their embeddings by the same λ.
         """
@@ -162,7 +162,7 @@ class Learner(nn.Module):
         return embedding
 
     def predict(self, features: Tensor, metadata: Metadata | None = None) -> Predicted:
-        """What the model says of each specimen in the targets' own units."""
+        """What the model says of each image in the targets' own units."""
         return self.in_units(self(features, metadata))
 
     def in_units(self, answer: Answer) -> Predicted:
@@ -173,9 +173,9 @@ class Learner(nn.Module):
         )
 
     def losses(self, answer: Answer, targets: Tensor, sets: Sets | None = None) -> Tensor:
-        """Mean loss over targets of each specimen [B], for targets [B, n_targets] in their own units.
+        """Mean loss over targets of each image [B], for targets [B, n_targets] in their own units.
 
-        With `sets`: of each event [n_events], whose forecast is pooled from its specimens'.
+        With `sets`: of each group [n_groups], whose forecast is pooled from its images'.
         """
         parameters, targets = answer.parameters, self.standardize(targets)
         if sets is not None:

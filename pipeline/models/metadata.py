@@ -1,4 +1,4 @@
-"""What is known of specimens beside their images, as the row numbers that a model knows it by."""
+"""What is known of images beside their images, as the row numbers that a model knows it by."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNKNOWN_DAY = -1
 
 @dataclass(frozen=True)
 class Metadata:
-    """Of B specimens, each field [B], int64: rows of a model's names, of which the one after the last stands for any other."""
+    """Of B images, each field [B], int64: rows of a model's names, of which the one after the last stands for any other."""
 
     domain: Tensor
     species: Tensor
@@ -59,7 +59,7 @@ class Names:
         return _known(map(genus, self.species))
 
     def metadata(self, table: Mapping[str, Sequence[str | None]], device: torch.device | str = "cpu") -> Metadata:
-        """Columns of specimens, COLUMNS of them or some, as rows; a name that training had not, or none, is unknown."""
+        """Columns of images, COLUMNS of them or some, as rows; a name that training had not, or none, is unknown."""
         n = max((len(column) for column in table.values()), default=0)
         domain, species, site, days = (list(table.get(column, [None] * n)) for column in COLUMNS)
         return Metadata(

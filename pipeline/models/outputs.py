@@ -1,7 +1,7 @@
-"""What a head's numbers mean: a point, or a distribution of a specimen's targets, with the loss that trains it.
+"""What a head's numbers mean: a point, or a distribution of an image's targets, with the loss that trains it.
 
 A head gives `n` numbers for each target, in standardised units. `parameters` reads them as those of a distribution (a location
-and a scale, quantiles), whose weighted means over specimens are an event's. `losses` scores them, `moments` tells mean and
+and a scale, quantiles), whose weighted means over images are a group's. `losses` scores them, `moments` tells mean and
 variance (`metrics/calibration.py` finds the scale of the variance).
 """
 
@@ -22,7 +22,7 @@ MIN_SCALE = 1e-3
 NEARLY = 1e-6
 """The least that a probability is taken to differ from 1 in a power below 1, whose slope at 0 is infinite."""
 START = math.log(math.expm1(1 - MIN_SCALE))
-"""Softplus of this and MIN_SCALE make 1: an untrained head says about the spread of the training events."""
+"""Softplus of this and MIN_SCALE make 1: an untrained head says about the spread of the training groups."""
 
 
 class Output(ABC):
@@ -123,7 +123,7 @@ class Categorical(Output):
     """Probabilities of classes, and behind them those of auxiliary labels: each group's numbers by a softmax.
 
     Trained by cross-entropy: classes weighted by `class_weights` [n_classes], and by (1 − p)^focal (Lin et al. 2017, equation
-    4); the auxiliary labels, of which a specimen may have none (all 0), by `auxiliary`.
+    4); the auxiliary labels, of which an image may have none (all 0), by `auxiliary`.
     """
 
     def __init__(self, loss: cfg.CrossEntropy, n_classes: int) -> None:
@@ -131,7 +131,7 @@ class Categorical(Output):
         self.balanced, self.class_weights = loss.balanced, torch.ones(n_classes)
 
     def balance(self, targets: Tensor) -> None:
-        """Weights that give the classes of these training specimens [N, n_classes + …] equal sums, if that is asked for."""
+        """Weights that give the classes of these training images [N, n_classes + …] equal sums, if that is asked for."""
         if self.balanced:
             shares = targets[:, : self.n_classes].mean(0).cpu()
             self.class_weights = torch.where(shares > 0, 1 / (self.n_classes * shares), 1.0)

@@ -1,7 +1,7 @@
-"""From specimens to their event: a weighted mean of what is said of each, whose weights do not depend on their order.
+"""From images to their group: a weighted mean of what is said of each, whose weights do not depend on their order.
 
-Each specimen has a log weight; a softmax over an event's specimens makes weights of them. So any number of specimens can be
-pooled, specimens can be predicted in batches that know nothing of events, and what is said of one specimen keeps its meaning.
+Each image has a log weight; a softmax over a group's images makes weights of them. So any number of images can be
+pooled, images can be predicted in batches that know nothing of groups, and what is said of one image keeps its meaning.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ HIDDEN = 64
 
 
 class Pooling(nn.Module):
-    """The log weight of a specimen: the same for all (mean), or by how sure the model is of it (precision)."""
+    """The log weight of an image: the same for all (mean), or by how sure the model is of it (precision)."""
 
     def __init__(self, kind: Kind = "mean") -> None:
         super().__init__()
         self.kind = kind
 
     def forward(self, embedding: Tensor, variance: Tensor) -> Tensor:
-        """Embedding [B, E] and variance [B, n_targets] of specimens → log weights [B, n_targets]."""
+        """Embedding [B, E] and variance [B, n_targets] of images → log weights [B, n_targets]."""
         return -variance.log() if self.kind == "precision" else torch.zeros_like(variance)
 
 
@@ -45,25 +45,25 @@ class AttentionPooling(Pooling):
 
 
 def make_pooling(kind: Kind, width: int) -> Pooling:
-    """The pooling of specimens whose embeddings are `width` wide."""
+    """The pooling of images whose embeddings are `width` wide."""
     return AttentionPooling(width) if kind == "attention" else Pooling(kind)
 
 
 @dataclass(frozen=True)
 class Sets:
-    """Which of B specimens are of one event."""
+    """Which of B images are of one group."""
 
     numbers: Tensor
-    """[B]: each one's event, from 0."""
+    """[B]: each one's group, from 0."""
     firsts: Tensor
-    """[n_events]: the position of one specimen of each event, for what its specimens share."""
+    """[n_groups]: the position of one image of each group, for what its images share."""
 
     def to(self, device: torch.device) -> Sets:
         return Sets(self.numbers.to(device), self.firsts.to(device))
 
 
 def pool(parameters: Tensor, log_weights: Tensor, sets: Sets) -> Tensor:
-    """Weighted means over each event's specimens: [B, n_targets, n] and log weights [B, n_targets] → [n_events, n_targets, n]."""
+    """Weighted means over each group's images: [B, n_targets, n] and log weights [B, n_targets] → [n_groups, n_targets, n]."""
     n, numbers = len(sets.firsts), sets.numbers
     highest = log_weights.new_full((n, log_weights.shape[1]), -torch.inf)
     highest = highest.scatter_reduce(0, numbers[:, None].expand_as(log_weights), log_weights.detach(), "amax")

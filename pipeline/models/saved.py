@@ -36,7 +36,7 @@ class Facts:
 
     targets: tuple[str, ...]
     names: Names
-    """What training specimens were called, in the order of the embeddings' rows."""
+    """What training images were called, in the order of the embeddings' rows."""
     embed_dim: int
     """Width of the backbone's pooled embedding."""
     base_weights: str

@@ -79,7 +79,7 @@ class Comparison:
     split: str
     folds: list[int]
     n: int
-    n_events: int
+    n_groups: int
     draws: int
     chosen: Line
     lines: list[Line]
@@ -91,7 +91,7 @@ class _Tested:
     """What a trial said of its test images, in the order of their names: truth and probabilities [N, C]."""
 
     index: list[tuple[str, str]]
-    """Name and event of each."""
+    """Name and group of each."""
     truth: Array
     p: Array
 
@@ -154,7 +154,7 @@ def _backbone(block: Mapping[str, Any]) -> str:
 
 # ---------------------------------------------------------------- the comparison
 def compare(found: Sequence[Candidate], name: str = "roc_auc") -> Comparison:
-    """Compare methods by one of FIGURES on what they tested; images of a event are drawn together.
+    """Compare methods by one of FIGURES on what they tested; images of a group are drawn together.
 
     Raises UserError if there is no such figure, or nobody to compare; if trials were chosen by different figures; or if those of
     a fold did not test the same images.
@@ -174,7 +174,7 @@ def compare(found: Sequence[Candidate], name: str = "roc_auc") -> Comparison:
         split=found[0].split,
         folds=list(chosen),
         n=len(groups),
-        n_events=len(set(groups)),
+        n_groups=len(set(groups)),
         draws=DRAWS,
         chosen=_line(CHOSEN, chosen, chosen, figures),
         lines=sorted(lines, key=lambda line: _order(found[0].metric, line.validation, line.method)),
@@ -254,10 +254,10 @@ def _check_same_images(tested: Mapping[Candidate, _Tested]) -> None:
 
 
 def _figures(name: str, tested: Mapping[Candidate, _Tested]) -> dict[Candidate, _Figure]:
-    """The figure of each trial, and of draws of events from all folds together: each draw is the same for all trials."""
+    """The figure of each trial, and of draws of groups from all folds together: each draw is the same for all trials."""
     indices = {trial.fold: them.index for trial, them in tested.items()}
     folds = sorted(indices)
-    _check_apart(indices)
+    _check_apart({fold: indices[fold] for fold in folds})
     ends = np.cumsum([len(indices[fold]) for fold in folds])
     parts: dict[Candidate, list[Array]] = {trial: [] for trial in tested}
     for weights in draws([group for fold in folds for _, group in indices[fold]], seed=0, n=DRAWS):
@@ -344,7 +344,7 @@ def notes(found: Comparison) -> list[str]:
     chosen = [f"Chosen in fold {fold}: {name}." for fold, name in found.chosen.trials.items()]
     return [
         f"Validation: {found.metric}. Test: {found.figure} on {found.split}, mean ± sd over folds, of {found.n} images of "
-        f"{found.n_events} events. Intervals: {found.draws} draws of events, the same for both sides.",
+        f"{found.n_groups} groups. Intervals: {found.draws} draws of groups, the same for both sides.",
         *chosen,
         *(f"Note: {warning}." for warning in found.warnings),
     ]

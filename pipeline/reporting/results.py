@@ -279,7 +279,7 @@ def _class_figures(results: dict[str, Any]) -> Figures:
     """Those of all images, each class's and, for butterflies, the challenge's."""
     summary = results["summary"]
     figures: Figures = {name: summary[name] for name in CLASS_FIGURES} | {"selection": summary["selection"]["value"]}
-    figures |= {f"by_event.{name}": value for name, value in summary["by_event"].items()}
+    figures |= {f"by_group.{name}": value for name, value in summary["by_group"].items()}
     figures |= {f"{name}.recall": of["recall"] for name, of in results["classes"].items()}
     figures |= results.get("challenge", {})
     return figures

@@ -1,6 +1,6 @@
 """Ensembles of trials that differ in the seed alone: results of their own, made when results are collected. Loads no torch.
 
-What members say of each event is combined (`metrics/ensembles.py`) and calibrated anew, on the validation events that
+What members say of each group is combined (`metrics/ensembles.py`) and calibrated anew, on the validation groups that
 calibrated them. An ensemble's folder is replaced as a whole. Its results.json says of which results of its members it was made:
 where these are others now, or there are other members, it is made again, and in no other case.
 """
@@ -20,13 +20,13 @@ from pipeline.config import digest
 from pipeline.disk.layout import ExperimentDir, TrialDir, atomic_folder, read_json, write_json, write_table
 from pipeline.errors import WorkError
 from pipeline.experiments.reading import HASH_DIGITS, saved_science
-from pipeline.metrics.ensembles import combine, combine_specimens
-from pipeline.metrics.events import (
+from pipeline.metrics.ensembles import combine, combine_images
+from pipeline.metrics.groups import (
     SAID,
     SAID_OF_SPECIMENS,
     add_forecasts,
-    events_long_form,
     fit_calibrations,
+    groups_long_form,
     wide_form,
 )
 from pipeline.metrics.report import Training
@@ -64,12 +64,12 @@ class _Member:
 
 @dataclass(frozen=True)
 class _Tables:
-    """What a member says: of the validation events, of those evaluated, of their specimens; and OF_TRAINING."""
+    """What a member says: of the validation groups, of those evaluated, of their images; and OF_TRAINING."""
 
     training: dict[str, Any]
     validation: pd.DataFrame
-    events: pd.DataFrame
-    specimens: pd.DataFrame
+    groups: pd.DataFrame
+    images: pd.DataFrame
 
 
 def update_ensembles(experiment: ExperimentDir) -> bool:
@@ -171,14 +171,14 @@ def _read_tables(member: _Member, say: Say) -> _Tables | None:
     """What a member says; None, and a word on stderr, if a file of it cannot be used."""
     trial, targets = member.trial, member.science["data"]["targets"]
     ends = [f"{target}_{end}" for target in targets for end in SAID]
-    event = ["group", "domain", "n"]
+    group = ["group", "domain", "n"]
     try:
         record = read_json(path := trial.trained)
         training = {key: record[key] for key in OF_TRAINING}
-        validation = pd.read_parquet(path := trial.validation, columns=[*event, *targets, *ends])
-        long = pd.read_parquet(path := trial.events, columns=[*event, "target", "truth", *SAID])
-        events = wide_form(long, SAID)
-        specimens = wide_form(pd.read_parquet(path := trial.predictions), SAID_OF_SPECIMENS)
+        validation = pd.read_parquet(path := trial.validation, columns=[*group, *targets, *ends])
+        long = pd.read_parquet(path := trial.groups, columns=[*group, "target", "truth", *SAID])
+        groups = wide_form(long, SAID)
+        images = wide_form(pd.read_parquet(path := trial.predictions), SAID_OF_SPECIMENS)
     except Exception as error:  # of damaged files, pyarrow raises errors of many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         say(
@@ -186,24 +186,24 @@ def _read_tables(member: _Member, say: Say) -> _Tables | None:
             "and submit it again"
         )
         return None
-    return _Tables(training, validation, events, specimens)
+    return _Tables(training, validation, groups, images)
 
 
 def _evaluate(members: Sequence[_Member], tables: Sequence[_Tables]) -> tuple[dict[str, Any], pd.DataFrame]:
-    """The figures of an ensemble with its calibrations, and its events with forecasts. Raises WorkError if members differ."""
+    """The figures of an ensemble with its calibrations, and its groups with forecasts. Raises WorkError if members differ."""
     science, training = members[0].science, tables[0].training
     if any(table.training != training for table in tables):
-        raise WorkError("they were trained on different targets, events or splits")
+        raise WorkError("they were trained on different targets, groups or splits")
     targets = science["data"]["targets"]
     train = Training(*(training[key] for key in ("train_domains", "train_means", "train_sds")))
     held_out = combine([table.validation for table in tables], targets)
     fitted = fit_calibrations(held_out, targets, train.domains, science["calibrate"]["kind"])
-    events = add_forecasts(combine([table.events for table in tables], targets), fitted, train.domains, targets)
-    specimens = combine_specimens([table.specimens for table in tables], targets)
-    report: dict[str, Any] = load_task(science["task"]).evaluate(specimens, events, targets, train)
+    groups = add_forecasts(combine([table.groups for table in tables], targets), fitted, train.domains, targets)
+    images = combine_images([table.images for table in tables], targets)
+    report: dict[str, Any] = load_task(science["task"]).evaluate(images, groups, targets, train)
     report["summary"] |= _shared_summary(members, report["summary"]["warnings"])
     calibration = {target: {part: asdict(one) for part, one in parts.items()} for target, parts in fitted.items()}
-    return report | {"n_images": len(specimens), "n_events": len(events), "calibration": calibration}, events
+    return report | {"n_images": len(images), "n_events": len(groups), "calibration": calibration}, groups
 
 
 def _shared_summary(members: Sequence[_Member], warnings: Sequence[str]) -> dict[str, Any]:
@@ -213,12 +213,12 @@ def _shared_summary(members: Sequence[_Member], warnings: Sequence[str]) -> dict
     return {key: summaries[0][key] for key in SHARED_IN_SUMMARY} | {"warnings": list(lines)}
 
 
-def _write(folder: TrialDir, members: Sequence[_Member], figures: dict[str, Any], events: pd.DataFrame) -> None:
+def _write(folder: TrialDir, members: Sequence[_Member], figures: dict[str, Any], groups: pd.DataFrame) -> None:
     science = members[0].science
     facts = {key: members[0].results[key] for key in SHARED} | {"config_hash": digest(science)}
     results = figures | facts | {"members": _names(members), "made_from": _hashes(members)}
     with atomic_folder(folder.path, replace=True) as new:
-        write_table(TrialDir(new).events, events_long_form(events, science["data"]["targets"]))
+        write_table(TrialDir(new).groups, groups_long_form(groups, science["data"]["targets"]))
         write_json(TrialDir(new).results, results)
 
 

@@ -19,19 +19,19 @@ from pipeline.disk.layout import TrialDir, atomic_path, write_json, write_text
 from pipeline.disk.provenance import loaded_code, provenance
 from pipeline.errors import WorkError
 from pipeline.features.bank import make_bank
-from pipeline.metrics.events import Prediction, events_long_form, specimen_table
-from pipeline.metrics.regression import event_r2
+from pipeline.metrics.groups import Prediction, groups_long_form, image_table
+from pipeline.metrics.regression import group_r2
 from pipeline.metrics.report import Training
 from pipeline.models.saved import Facts, Model, load_facts, load_model, read_trained
 from pipeline.stages.inputs import Inputs, Split, differences, load_inputs
-from pipeline.stages.predict import Models, forecast_events, predict_images
+from pipeline.stages.predict import Models, forecast_groups, predict_images
 from pipeline.tasks import load_task
 from pipeline.training.samples import make_samples, predict
 
 SCHEMA_VERSION = 1
 Predictions = NDArray[np.float32]
 Tables = tuple[pd.DataFrame, pd.DataFrame]
-"""A row per specimen, and a row per event."""
+"""A row per image, and a row per group."""
 
 
 def run(config: Config, trial: TrialDir) -> dict[str, Any]:
@@ -52,13 +52,13 @@ def run(config: Config, trial: TrialDir) -> dict[str, Any]:
     device = choose_device(config.device)
     model = load_model(config, trial, _backbone(inputs)).to(device)
     frame, difference = _predict_split(config, inputs, model, load_facts(trial), split, device)
-    events = forecast_events(frame, inputs.dataset.targets, record, _train_domains(inputs))
-    results = make_results(config, inputs, (frame, events), split, record)
+    groups = forecast_groups(frame, inputs.dataset.targets, record, _train_domains(inputs))
+    results = make_results(config, inputs, (frame, groups), split, record)
     if difference is not None:
         results["summary"]["features_difference"] = difference
     attempt = this_attempt(gpu_name(device), time.monotonic() - started)
     write_evaluation(
-        trial, (frame, events), results, {"train": record["provenance"], "evaluate": provenance(**spent([attempt]))}
+        trial, (frame, groups), results, {"train": record["provenance"], "evaluate": provenance(**spent([attempt]))}
     )
     return results
 
@@ -80,12 +80,12 @@ def choose_split(config: Config, inputs: Inputs) -> Split:
 
 def make_results(config: Config, inputs: Inputs, tables: Tables, split: str, record: dict[str, Any]) -> dict[str, Any]:
     """The content of results.json: the task's figures for each target, and what they are figures of."""
-    frame, events = tables
+    frame, groups = tables
     train = Training(_train_domains(inputs), record["train_means"], record["train_sds"])
-    report: dict[str, Any] = load_task(config.task).evaluate(frame, events, inputs.dataset.targets, train)
+    report: dict[str, Any] = load_task(config.task).evaluate(frame, groups, inputs.dataset.targets, train)
     bad = inputs.dataset.table.loc[sorted(inputs.store.bad), "id"].tolist()
     report["summary"]["warnings"] += inputs.dataset.warnings
-    report["summary"]["warnings"] += _borrowed(record, events, train.domains)
+    report["summary"]["warnings"] += _borrowed(record, groups, train.domains)
     report["summary"] |= {"inputs": config.evaluate.inputs, "features_dtype": config.features.dtype}
     report["summary"]["selection"] = {"metric": config.select.metric, "value": record["best_metric"]}
     report["summary"] |= {"n_bad_images": len(bad), "bad_images": bad, "permuted_targets": config.data.permute_targets}
@@ -106,10 +106,10 @@ def _train_domains(inputs: Inputs) -> list[str]:
     return sorted(set(inputs.table("train")["domain"].dropna()))
 
 
-def _borrowed(record: dict[str, Any], events: pd.DataFrame, train_domains: Sequence[str]) -> list[str]:
-    """A warning where known or new domains are forecast and too few validation events of theirs told how far off that is."""
-    known = events["domain"].isin(list(train_domains))
-    new = events["domain"].notna() & ~known
+def _borrowed(record: dict[str, Any], groups: pd.DataFrame, train_domains: Sequence[str]) -> list[str]:
+    """A warning where known or new domains are forecast and too few validation groups of theirs told how far off that is."""
+    known = groups["domain"].isin(list(train_domains))
+    new = groups["domain"].notna() & ~known
     words = {
         "in_domain": (known, "known", "data.split.held_out holds more of them out"),
         "out_of_domain": (new, "new", "data.split.kind=domains validates on new ones"),
@@ -118,7 +118,7 @@ def _borrowed(record: dict[str, Any], events: pd.DataFrame, train_domains: Seque
     if fitted is None:  # classes
         return []
     return [
-        f"sigma in {what} domains is that of all {fitted[part]['events']} validation events, because too few of them are of "
+        f"sigma in {what} domains is that of all {fitted[part]['groups']} validation groups, because too few of them are of "
         f"{what} domains: it may be too small ({remedy})"
         for part, (there, what, remedy) in words.items()
         if there.any() and fitted[part]["of_all"]
@@ -126,23 +126,23 @@ def _borrowed(record: dict[str, Any], events: pd.DataFrame, train_domains: Seque
 
 
 def write_evaluation(trial: TrialDir, tables: Tables, results: dict[str, Any], origin: dict[str, Any]) -> None:
-    """predictions.parquet, events.parquet, provenance.json, README.md, and last results.json; older results go first."""
-    frame, events = tables
+    """predictions.parquet, groups.parquet, provenance.json, README.md, and last results.json; older results go first."""
+    frame, groups = tables
     if trial.results.exists():
         print(f"{trial.results} is there already: evaluated again, replaced", flush=True)
         trial.results.unlink()
     targets = [key.removesuffix("_prediction") for key in frame.columns if key.endswith("_prediction")]
     with atomic_path(trial.predictions) as temporary:
         long_form(frame, targets).to_parquet(temporary, index=False)
-    with atomic_path(trial.events) as temporary:
-        events_long_form(events, targets).to_parquet(temporary, index=False)
+    with atomic_path(trial.groups) as temporary:
+        groups_long_form(groups, targets).to_parquet(temporary, index=False)
     write_json(trial.provenance, origin)
     write_text(trial.card, model_card(trial, results, targets))
     write_json(trial.results, results)
 
 
 def long_form(frame: pd.DataFrame, targets: list[str]) -> pd.DataFrame:
-    """One row per specimen and target: id, group (event), domain, species, target, truth, prediction."""
+    """One row per image and target: id, group (group), domain, species, target, truth, prediction."""
     known = frame[[name for name in ("id", "group", "domain", "species") if name in frame]]
     parts = [known.assign(target=t, truth=frame[t], prediction=frame[f"{t}_prediction"]) for t in targets]
     return pd.concat(parts, ignore_index=True)
@@ -182,7 +182,7 @@ def _card_of_numbers(results: dict[str, Any], targets: list[str]) -> list[str]:
     for target in targets:
         parts = [results[target][part] if part else results[target] for _, part in figures]
         lines.append(f"| {target} | " + " | ".join(f"{_figure(p['r2'])} | {_figure(p['MAE'])}" for p in parts) + " |")
-    return [*lines, "", "MAE per specimen, R² after averaging each event's specimens."]
+    return [*lines, "", "MAE per image, R² after averaging each group's images."]
 
 
 def _figure(value: float | None) -> str:
@@ -211,11 +211,11 @@ def _predict_split(
     table = inputs.table(split)
     cached = _from_features(config, inputs, model, facts, split, device)
     if config.evaluate.inputs == "features":
-        return specimen_table(table, facts.targets, cached), None
+        return image_table(table, facts.targets, cached), None
     images = predict_images(config, Models(model, inputs.backbone.to(device), device), facts, inputs.dataset, table)
     difference = {"max_abs": float(np.abs(images.mean - cached.mean).max())}
     r2s = {} if config.data.label is not None else _r2_difference(table, facts, images.mean, cached.mean)
-    return specimen_table(table, facts.targets, images), {**difference, **r2s}
+    return image_table(table, facts.targets, images), {**difference, **r2s}
 
 
 def _from_features(
@@ -226,9 +226,9 @@ def _from_features(
 
 
 def _r2_difference(table: pd.DataFrame, facts: Facts, a: Predictions, b: Predictions) -> dict[str, float | None]:
-    events, out = pd.factorize(table["event"])[0].astype("int64"), {}
+    groups, out = pd.factorize(table["group"])[0].astype("int64"), {}
     for i, target in enumerate(facts.targets):
         truth = table[target].to_numpy("float64")
-        first, second = event_r2(truth, a[:, i], events), event_r2(truth, b[:, i], events)
+        first, second = group_r2(truth, a[:, i], groups), group_r2(truth, b[:, i], groups)
         out[f"{target}_r2"] = None if first is None or second is None else abs(first - second)
     return out

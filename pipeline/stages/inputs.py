@@ -111,6 +111,6 @@ def differences(record: Mapping[str, Any], inputs: Inputs) -> list[str]:
     words = {
         "config_hash": "the configuration",
         "feature_key": "the features",
-        "table_hash": "targets, events or splits",
+        "table_hash": "targets, groups or splits",
     }
     return [words[key] for key, value in identity(inputs).items() if record.get(key) != value]

@@ -1,4 +1,4 @@
-"""Predictions from images through the whole model (decode, transform, trunk, tail, head), and forecasts of their events."""
+"""Predictions from images through the whole model (decode, transform, trunk, tail, head), and forecasts of their groups."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.experiments.reading import load_config
 from pipeline.features.forward import compute_features
 from pipeline.metrics.calibration import load_calibration
-from pipeline.metrics.events import Prediction, add_forecasts, event_table, specimen_table
+from pipeline.metrics.groups import Prediction, add_forecasts, group_table, image_table
 from pipeline.models.learner import Predicted
 from pipeline.models.metadata import Metadata
 from pipeline.models.saved import Facts, Model, load_facts, load_model, read_trained
@@ -57,31 +57,31 @@ def predict_images(config: Config, models: Models, facts: Facts, dataset: Datase
     return joined(parts)
 
 
-def forecast_events(
-    specimens: pd.DataFrame, targets: Sequence[str], record: dict[str, Any], train_domains: Sequence[str]
+def forecast_groups(
+    images: pd.DataFrame, targets: Sequence[str], record: dict[str, Any], train_domains: Sequence[str]
 ) -> pd.DataFrame:
-    """The events of these specimens, of numbers with calibrated forecasts."""
+    """The groups of these images, of numbers with calibrated forecasts."""
     if not record["calibration"]:
-        return event_table(specimens, targets)
+        return group_table(images, targets)
     calibrations = {
         target: {part: load_calibration(values) for part, values in parts.items()}
         for target, parts in record["calibration"].items()
     }
-    return add_forecasts(event_table(specimens, targets), calibrations, train_domains, targets)
+    return add_forecasts(group_table(images, targets), calibrations, train_domains, targets)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known of new images beside what they show: one event's domain, and the scientific name of each, or of all."""
+    """What is known of new images beside what they show: one group's domain, and the scientific name of each, or of all."""
 
     domain: str | None = None
     species: tuple[str, ...] = ()
     colour_card: Path | None = None
-    """The image of what was photographed beside the specimens, as is `scale_bar`."""
+    """The image of what was photographed beside the images, as is `scale_bar`."""
     scale_bar: Path | None = None
 
     def columns(self, n: int) -> dict[str, list[str | None]]:
-        """The columns of `n` specimens. Raises UserError for another number of names."""
+        """The columns of `n` images. Raises UserError for another number of names."""
         if len(self.species) not in (0, 1, n):
             raise UserError(f"{len(self.species)} names for {n} images: give one --species for all, or one for each")
         given: list[str | None] = [*self.species] or [None]
@@ -104,26 +104,26 @@ def predict_files(
         yield dict(zip(targets, said.mean[0].tolist(), strict=False))  # behind them stand auxiliary labels
 
 
-def predict_event(
+def predict_group(
     folder: Path, files: Sequence[Path], origin: Origin, device: str | None
 ) -> dict[str, tuple[float, float | None]]:
-    """A trained trial's forecast, target → (mu, sigma), of one event whose specimens these image files show; of classes,
+    """A trained trial's forecast, target → (mu, sigma), of one group whose images these image files show; of classes,
     class → (probability, None).
 
     Raises what `predict_files` raises, and UserError for no file.
     """
     if not files:
-        raise UserError("an event is forecast from the images of its specimens: name at least one")
+        raise UserError("a group is forecast from its images: name at least one")
     trial = find_trial(folder)
     config, facts = trained_config(trial), load_facts(trial)
     predicted = joined(list(_predict_each(trial, config, files, origin, device)))
-    rows = pd.DataFrame({"id": list(map(str, files)), "event": "", **dict.fromkeys(facts.targets, math.nan)})
+    rows = pd.DataFrame({"id": list(map(str, files)), "group": "", **dict.fromkeys(facts.targets, math.nan)})
     rows["domain"] = pd.Series([origin.domain] * len(files), dtype=object)
-    specimens = specimen_table(rows, facts.targets, predicted)
-    event = forecast_events(specimens, facts.targets, read_trained(trial), facts.domains).iloc[0]
+    images = image_table(rows, facts.targets, predicted)
+    group = forecast_groups(images, facts.targets, read_trained(trial), facts.domains).iloc[0]
     if config.data.label is not None:
-        return {target: (float(event[f"{target}_mean"]), None) for target in facts.targets}
-    return {target: (float(event[f"{target}_mu"]), float(event[f"{target}_sigma"])) for target in facts.targets}
+        return {target: (float(group[f"{target}_mean"]), None) for target in facts.targets}
+    return {target: (float(group[f"{target}_mu"]), float(group[f"{target}_sigma"])) for target in facts.targets}
 
 
 def _predict_each(

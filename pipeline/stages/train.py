@@ -21,7 +21,7 @@ from pipeline.disk.provenance import loaded_code, provenance
 from pipeline.errors import TakenOver, UserError, WorkError
 from pipeline.experiments.reading import dump_config
 from pipeline.features.bank import make_bank
-from pipeline.metrics.events import Prediction, event_table, fit_calibrations, specimen_table
+from pipeline.metrics.groups import Prediction, fit_calibrations, group_table, image_table
 from pipeline.models.baselines import Boosting, Climatology
 from pipeline.models.classifiers import Classifier
 from pipeline.models.learner import Learner
@@ -92,7 +92,7 @@ def _forget_outdated(trial: TrialDir) -> None:
             "trained again, results removed",
             flush=True,
         )
-    for path in (trial.trained, trial.results, trial.predictions, trial.events, trial.provenance, trial.card):
+    for path in (trial.trained, trial.results, trial.predictions, trial.groups, trial.provenance, trial.card):
         path.unlink(missing_ok=True)
     trial.validation.unlink(missing_ok=True)
     for path in (trial.model, trial.adapter, trial.classifier, trial.validation, trial.resume_state, trial.attempts):
@@ -147,7 +147,7 @@ def _check_names(inputs: Inputs) -> None:
 
 
 def _check_folds(inputs: Inputs) -> None:
-    """UserError where a trial that folds by itself would have one event in two folds, or leave nothing to evaluate on."""
+    """UserError where a trial that folds by itself would have one group in two folds, or leave nothing to evaluate on."""
     if inputs.config.select.folds is None:
         return
     if not len(inputs.positions("test")):
@@ -155,36 +155,36 @@ def _check_folds(inputs: Inputs) -> None:
             "select.folds fits validation images too, and there is no test split: nothing would be left to evaluate on. Name one "
             "(data.split), or set select.folds=null"
         )
-    both = set(inputs.table("train")["event"]) & set(inputs.table("validation")["event"])
+    both = set(inputs.table("train")["group"]) & set(inputs.table("validation")["group"])
     if both:
         raise UserError(
-            f"select.folds cannot keep an event in one fold that is in train and in validation: {sorted(both)[0]} "
-            f"({len(both)} in all). Let folds be dealt by event (data.split.kind=folds), or set select.folds=null"
+            f"select.folds cannot keep a group in one fold that is in train and in validation: {sorted(both)[0]} "
+            f"({len(both)} in all). Let folds be dealt by group (data.split.kind=folds), or set select.folds=null"
         )
 
 
 def _held_out(
     model: Model, validation: Samples, inputs: Inputs, facts: Facts, left_out: NDArray[np.float64] | None = None
 ) -> pd.DataFrame:
-    """Events that the model was not fitted to, and what it says of them: those of validation, or, if it was fitted to these too,
+    """Groups that the model was not fitted to, and what it says of them: those of validation, or, if it was fitted to these too,
     all of them, with what was said of each when it was `left_out` [N, C]."""
     if left_out is None:
         said, table = predict(model, validation), inputs.table("validation")
     else:
         said = Prediction(left_out, np.ones_like(left_out), np.zeros_like(left_out))
         table = pd.concat([inputs.table("train"), inputs.table("validation")])
-    return event_table(specimen_table(table, facts.targets, said), facts.targets)
+    return group_table(image_table(table, facts.targets, said), facts.targets)
 
 
-def _calibrate(events: pd.DataFrame, inputs: Inputs, facts: Facts, trial: TrialDir) -> dict[str, Any]:
-    """Calibrations of each target, as JSON, from held-out events; these stay in the folder, for ensembles and exports.
+def _calibrate(groups: pd.DataFrame, inputs: Inputs, facts: Facts, trial: TrialDir) -> dict[str, Any]:
+    """Calibrations of each target, as JSON, from held-out groups; these stay in the folder, for ensembles and exports.
 
     Of classes none: a probability says itself how sure it is.
     """
-    write_table(trial.validation, events)
+    write_table(trial.validation, groups)
     if inputs.config.data.label is not None:
         return {}
-    fitted = fit_calibrations(events, facts.targets, facts.domains, inputs.config.calibrate.kind)
+    fitted = fit_calibrations(groups, facts.targets, facts.domains, inputs.config.calibrate.kind)
     return {target: {part: asdict(one) for part, one in parts.items()} for target, parts in fitted.items()}
 
 
@@ -225,7 +225,7 @@ def _describe(model: Model, train: Samples, validation: Samples) -> str:
 
 
 def _record(facts: Facts, inputs: Inputs, progress: Progress, attempts: Attempts) -> dict[str, Any]:
-    train = inputs.table("train").groupby("event")[list(facts.targets)].first()
+    train = inputs.table("train").groupby("group")[list(facts.targets)].first()
     return identity(inputs) | {
         "selected_on": "validation" if inputs.config.select.folds is None else "cross-validation",
         "best_epoch": progress.best_epoch,

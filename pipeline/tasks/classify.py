@@ -19,8 +19,8 @@ def load(data: Data) -> Dataset:
     return load_classes(data)
 
 
-def evaluate(specimens: pd.DataFrame, events: pd.DataFrame, targets: Sequence[str], train: Training) -> dict[str, Any]:
+def evaluate(images: pd.DataFrame, groups: pd.DataFrame, targets: Sequence[str], train: Training) -> dict[str, Any]:
     """Figures of images, with intervals, per class, and per species and domain where these are known."""
     from pipeline.metrics.classification_report import classification_report
 
-    return classification_report(specimens, targets, train)
+    return classification_report(images, targets, train)

@@ -19,8 +19,8 @@ def load(data: Data) -> Dataset:
     return load_numbers(data)
 
 
-def evaluate(specimens: pd.DataFrame, events: pd.DataFrame, targets: Sequence[str], train: Training) -> dict[str, Any]:
-    """MAE per image, R² and CRPS per event, those of domains trained on and of others apart."""
+def evaluate(images: pd.DataFrame, groups: pd.DataFrame, targets: Sequence[str], train: Training) -> dict[str, Any]:
+    """MAE per image, R² and CRPS per group, those of domains trained on and of others apart."""
     from pipeline.metrics.report import make_report
 
-    return make_report(specimens, events, targets, train)
+    return make_report(images, groups, targets, train)

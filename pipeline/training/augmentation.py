@@ -1,4 +1,4 @@
-"""The augmentations of cached features, in their order: specimen dropout (`sets.py`), images
+"""The augmentations of cached features, in their order: image dropout (`sets.py`), images
 (`image_augmentation.py`), mixup, domain and species dropout, noise.
 
 What they decide is drawn on the CPU from one generator per epoch, so that a resumed run draws what an undisturbed one
@@ -61,7 +61,7 @@ def make_mix(n: int, alpha: float, rng: np.random.Generator, device: torch.devic
 def drop_names(
     metadata: Metadata, model: Learner, augment: Augment, share: float, rng: np.random.Generator
 ) -> Metadata:
-    """Domains of a whole batch and species of specimens become unknown with the probabilities of `augment` times `share`.
+    """Domains of a whole batch and species of images become unknown with the probabilities of `augment` times `share`.
 
     Nothing is drawn for what the model does not read.
     """
@@ -82,7 +82,7 @@ def drop_domain(domains: Tensor, probability: float, unknown: int, rng: np.rando
 
 
 def drop_species(metadata: Metadata, probability: float, known: SpeciesEmbedding, rng: np.random.Generator) -> Metadata:
-    """Each specimen's species becomes unknown with `probability`; of those that do the same share lose their genus too, so
+    """Each image's species becomes unknown with `probability`; of those that do the same share lose their genus too, so
     that a genus learns what to say of a species never seen, and the unknown genus of any other."""
     if probability == 0:
         return metadata

@@ -1,4 +1,4 @@
-"""Fitting what looks at no image: climatology remembers the training events, boosting grows trees on their metadata."""
+"""Fitting what looks at no image: climatology remembers the training groups, boosting grows trees on their metadata."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ CATEGORIES = [0, 1, 2]
 
 
 def fit_climatology(model: Climatology, train: Samples, validation: Samples, config: Config) -> Progress:
-    """Remember each training event once."""
-    firsts = torch.from_numpy(np.unique(train.events, return_index=True)[1]).to(train.targets.device)
+    """Remember each training group once."""
+    firsts = torch.from_numpy(np.unique(train.groups, return_index=True)[1]).to(train.targets.device)
     model.learn(train.metadata[firsts], train.targets[firsts])
     return _progress(model, validation, config, 1, 1)
 
@@ -25,7 +25,7 @@ def fit_climatology(model: Climatology, train: Samples, validation: Samples, con
 def fit_boosting(model: Boosting, train: Samples, validation: Samples, config: Config) -> Progress:
     """A model for each target; how many trees it has is chosen on validation, by squared error.
 
-    Each event counts once, however many specimens it has.
+    Each group counts once, however many images it has.
     """
     import lightgbm  # nothing else needs it
 
@@ -33,7 +33,7 @@ def fit_boosting(model: Boosting, train: Samples, validation: Samples, config: C
     assert isinstance(head, BoostingHead)
     sets = []
     for samples in (train, validation):
-        weights = 1 / np.bincount(samples.events)[samples.events]
+        weights = 1 / np.bincount(samples.groups)[samples.groups]
         sets.append((model.columns(samples.metadata), samples.targets.cpu().numpy(), weights))
     texts, grown, kept = [], 0, 0
     for target in range(train.targets.shape[1]):
@@ -69,5 +69,5 @@ def _parameters(head: BoostingHead, seed: int) -> dict[str, object]:
 def _progress(model: Boosting | Climatology, validation: Samples, config: Config, grown: int, kept: int) -> Progress:
     """What a training run would report: of the model with most trees, how many were grown and how many kept."""
     said = predict(model, validation)
-    metric = selection_metric(config.select.metric, validation.truth, said.mean, validation.events)
+    metric = selection_metric(config.select.metric, validation.truth, said.mean, validation.groups)
     return Progress(epoch=grown, best_epoch=kept - 1, best_metric=metric)

@@ -33,7 +33,7 @@ from pipeline.training.one_class import UNKNOWN, fit_one_class
 from pipeline.training.samples import Samples, embeddings
 
 CALIBRATION_FOLDS = 5
-"""That probabilities are calibrated on, or fewer where a class has not so many specimens."""
+"""That probabilities are calibrated on, or fewer where a class has not so many groups."""
 MOST_OF_A_PROCESS = 4000
 """Images that a Gaussian process is fitted to: time grows with their cube, memory with their square (128 MB a matrix)."""
 Labels = NDArray[np.int64]
@@ -49,8 +49,8 @@ class Rows:
     """Classes as zeros and a one [N, C]."""
     parents: Labels
     """Auxiliary class of each [N], UNKNOWN where none is told."""
-    events: Labels
-    """Number of each one's specimen [N]."""
+    groups: Labels
+    """Number of each one's group [N]."""
 
     @property
     def labels(self) -> Labels:
@@ -73,7 +73,7 @@ def fit_classifier(
     scored by what they say of the images that a fold leaves out, which is returned as well: probabilities [N, C] of the images of
     `train`, then of `validation`. The Progress' `epoch` counts the candidates; `best_epoch` is the best one's place in `Cs`.
 
-    Raises UserError if a class has too few images or specimens, or if the head does not fit their number or the classes'.
+    Raises UserError if a class has too few images or groups, or if the head does not fit their number or the classes'.
     """
     head, folds = config.model.head, config.select.folds
     metric: str = config.select.metric
@@ -117,15 +117,15 @@ def make_rows(model: Classifier, samples: Samples) -> Rows:
     parents = np.full(len(x), UNKNOWN)
     if auxiliary.shape[1]:
         parents = np.where(auxiliary.max(1) > 0, auxiliary.argmax(1), UNKNOWN)
-    return Rows(x, truth, parents, samples.events)
+    return Rows(x, truth, parents, samples.groups)
 
 
 def _joined(first: Rows, second: Rows) -> Rows:
-    """Both; events are numbered from 0 in each, and no specimen is in two splits."""
+    """Both; groups are numbered from 0 in each, and no group is in two splits."""
     parts = ([getattr(rows, field.name) for rows in (first, second)] for field in fields(Rows))
     x, truth, parents, (before, after) = parts
-    events = np.concatenate([before, after + before.max() + 1])
-    return Rows(np.concatenate(x), np.concatenate(truth), np.concatenate(parents), events)
+    groups = np.concatenate([before, after + before.max() + 1])
+    return Rows(np.concatenate(x), np.concatenate(truth), np.concatenate(parents), groups)
 
 
 def _out_of_fold(head: ClassifierHead, rows: Rows, classes: Sequence[str], n: int, seed: int) -> list[Array]:
@@ -195,18 +195,18 @@ def _check(head: ClassifierHead, rows: Rows, classes: Sequence[str]) -> None:
 
 # ---------------------------------------------------------------- folds
 def grouped_folds(rows: Rows, classes: Sequence[str], n: int, seed: int) -> Folds:
-    """Folds stratified by class, no specimen in two of them: n, or fewer where a class has not so many specimens.
+    """Folds stratified by class, no group in two of them: n, or fewer where a class has not so many groups.
 
-    Raises UserError if a class has only one specimen, or shares its specimens with others so that no two folds have all.
+    Raises UserError if a class has only one group, or shares its groups with others so that no two folds have all.
     """
-    counts = [len(np.unique(rows.events[rows.labels == row])) for row in range(len(classes))]
+    counts = [len(np.unique(rows.groups[rows.labels == row])) for row in range(len(classes))]
     for folds in range(min(n, *counts), 1, -1):
         found = _folds(rows, folds, seed)
         if all(len(np.unique(rows.labels[kept])) == len(classes) for kept, _ in found):
             return found
     fewest = int(np.argmin(counts))
     raise UserError(
-        f"{classes[fewest]} has too few specimens to leave some out and fit on the others ({counts[fewest]}): it takes two "
+        f"{classes[fewest]} has too few groups to leave some out and fit on the others ({counts[fewest]}): it takes two "
         "at least, and one more with select.folds; add some, or choose a head that is not calibrated (logistic, lda, knn)"
     )
 
@@ -215,4 +215,4 @@ def _folds(rows: Rows, n: int, seed: int) -> Folds:
     from sklearn.model_selection import StratifiedGroupKFold  # scikit-learn takes a second to import
 
     splitter = StratifiedGroupKFold(n, shuffle=True, random_state=seed % 2**32)
-    return list(splitter.split(rows.x, rows.labels, rows.events))
+    return list(splitter.split(rows.x, rows.labels, rows.groups))

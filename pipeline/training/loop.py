@@ -125,7 +125,7 @@ def train_epoch(
     streams = aug.epoch_streams(config.seed, epoch, samples.targets.device)
     losses, counts = [], []
     model.train()
-    for number, batch in enumerate(draw_batches(samples.events, config.train, streams.choices)):
+    for number, batch in enumerate(draw_batches(samples.groups, config.train, streams.choices)):
         loss, count = batch_loss(model, samples, batch, config, epoch, streams, log_weights)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -149,10 +149,10 @@ def batch_loss(
     streams: aug.Streams,
     log_weights: Tensor,
 ) -> tuple[Tensor, int]:
-    """The loss of one augmented batch, and of how many specimens or events it is."""
+    """The loss of one augmented batch, and of how many images or groups it is."""
     augment, rng = config.augment, streams.choices
     share = aug.strength(augment, epoch, config.train.epochs)
-    batch = batch.thinned(share * augment.specimen_dropout, rng)
+    batch = batch.thinned(share * augment.image_dropout, rng)
     mix = aug.make_mix(len(batch.indices), share * augment.mixup_alpha, rng, samples.targets.device)
     features, targets, metadata = samples.select(batch.indices)
     domains = metadata.domain
@@ -170,12 +170,12 @@ def batch_loss(
 
 
 def validate(model: Learner, samples: Samples, config: Config) -> tuple[float | None, float]:
-    """The selection metric (None where it is not defined) and the mean loss of a specimen, or of an event."""
+    """The selection metric (None where it is not defined) and the mean loss of an image, or of a group."""
     answer = answers(model, samples)
     said, targets = model.in_units(answer), samples.targets
     mean, weights = (each[:, : samples.n_targets].cpu().numpy() for each in (said.mean, said.log_weights))
-    metric = selection_metric(config.select.metric, samples.truth, mean, samples.events, weights)
-    sets = whole_sets(samples.events, targets.device) if config.train.sample == "events" else None
+    metric = selection_metric(config.select.metric, samples.truth, mean, samples.groups, weights)
+    sets = whole_sets(samples.groups, targets.device) if config.train.sample == "groups" else None
     return metric, float(model.losses(answer, targets, sets).mean())
 
 

@@ -1,4 +1,4 @@
-"""Ridge regression in closed form, as a head: the penalty is chosen on validation events."""
+"""Ridge regression in closed form, as a head: the penalty is chosen on validation groups."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fit_ridge(model: Learner, train: Samples, validation: Samples, config: Confi
     progress, truth = Progress(), validation.truth
     for number, (weights, bias) in enumerate(solve(inputs, targets, head.alphas)):
         set_linear(model, weights, bias)
-        metric = selection_metric(config.select.metric, truth, predict(model, validation).mean, validation.events)
+        metric = selection_metric(config.select.metric, truth, predict(model, validation).mean, validation.groups)
         progress.keep_best(number, metric, lower=config.select.metric in LOWER_IS_BETTER, state=trained_state(model))
     progress.epoch = len(head.alphas)
     load_trained_state(model, progress.best_state)

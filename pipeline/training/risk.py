@@ -11,7 +11,7 @@ from pipeline import config as cfg
 
 
 def risk(kind: cfg.Risk, losses: Tensor, hidden: Tensor, domains: tuple[Tensor, Tensor], log_weights: Tensor) -> Tensor:
-    """The loss of a batch from `losses` [N] of its specimens or events and `hidden` [B, H] of its specimens.
+    """The loss of a batch from `losses` [N] of its images or groups and `hidden` [B, H] of its images.
 
     `domains` are the rows of the former [N] and of the latter [B]; `log_weights` [n_domains] are group DRO's, brought up to
     date in place.
@@ -40,7 +40,7 @@ def coral(hidden: Tensor, domains: Tensor, n_domains: int) -> Tensor:
     """Mean squared difference of means and of covariances between each two domains of a batch; hidden [B, H], domains [B].
 
     Sun and Saenko 2016, equation 1, over pairs of training domains and with the means too, as in DomainBed (Gulrajani and
-    Lopez-Paz 2021). A domain with fewer than two specimens in the batch is left out; 0 where there is no pair.
+    Lopez-Paz 2021). A domain with fewer than two images in the batch is left out; 0 where there is no pair.
     """
     rows = torch.nn.functional.one_hot(domains, n_domains).to(hidden)  # [B, D]
     n = rows.sum(0)

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.features.bank import Bank
-from pipeline.metrics.events import Prediction
-from pipeline.metrics.regression import event_r2
+from pipeline.metrics.groups import Prediction
+from pipeline.metrics.regression import group_r2
 from pipeline.metrics.selection import selection_metric
 from pipeline.models.classifiers import Classifier
 from pipeline.models.learner import Answer, Learner, Predicted
@@ -31,13 +31,13 @@ Said = TypeVar("Said")
 
 @dataclass(frozen=True)
 class Samples:
-    """N specimens: `bank` holds their features, `targets` [N, n_targets or more] and `metadata` [N] lie on the device; `events`
+    """N images: `bank` holds their features, `targets` [N, n_targets or more] and `metadata` [N] lie on the device; `groups`
     [N] are numbers from 0."""
 
     bank: Bank
     targets: Tensor
     metadata: Metadata
-    events: NDArray[np.int64]
+    groups: NDArray[np.int64]
     n_targets: int
     """How many of the columns of `targets` are predicted; auxiliary labels behind them are only learnt."""
 
@@ -51,7 +51,7 @@ class Samples:
         return len(self.targets)
 
     def select(self, indices: Tensor) -> tuple[Tensor, Tensor, Metadata]:
-        """Of specimens `indices` [B] (on the CPU): features [B, …] in fp32, targets [B, n_targets], metadata [B]."""
+        """Of images `indices` [B] (on the CPU): features [B, …] in fp32, targets [B, n_targets], metadata [B]."""
         there = to_device(indices, self.targets.device)
         features = self.bank.gather(there if self.bank.residence == "device" else indices)
         return features.float(), self.targets[there], self.metadata[there]
@@ -61,12 +61,12 @@ def make_samples(bank: Bank, table: pd.DataFrame, facts: Facts, device: torch.de
     """The rows of `table`, whose features `bank` holds in the same order."""
     targets = torch.tensor(table[list(facts.learnt)].to_numpy("float32"), device=device)
     metadata = facts.names.metadata(columns(table), device)
-    events = pd.factorize(table["event"])[0].astype("int64")
-    return Samples(bank, targets, metadata, events, len(facts.targets))
+    groups = pd.factorize(table["group"])[0].astype("int64")
+    return Samples(bank, targets, metadata, groups, len(facts.targets))
 
 
 def columns(table: pd.DataFrame) -> dict[str, list[str | None]]:
-    """What a table tells of its specimens beside their images, by column."""
+    """What a table tells of its images beside their images, by column."""
     return {name: table[name].tolist() for name in COLUMNS if name in table}
 
 
@@ -79,7 +79,7 @@ def check_selection(config: Config, validation: Samples) -> None:
         or config.model.head.kind in ("climatology", "boosting")
     ):
         return
-    if config.data.label is not None and selection_metric(metric, truth, truth, validation.events) is None:
+    if config.data.label is not None and selection_metric(metric, truth, truth, validation.groups) is None:
         raise UserError(
             f"{config.data.source}: the validation images are all of one class, so nothing can be chosen by {metric}: choose "
             "another split (data.split), or select.metric=log_loss."
@@ -87,24 +87,24 @@ def check_selection(config: Config, validation: Samples) -> None:
     if metric != "r2":
         return
     for target, column in zip(config.data.targets, truth.T, strict=True):
-        if event_r2(column, column, validation.events) is None:
+        if group_r2(column, column, validation.groups) is None:
             raise UserError(
-                f"{config.data.source}: {target} is the same for all {len(set(validation.events))} validation events, so "
+                f"{config.data.source}: {target} is the same for all {len(set(validation.groups))} validation groups, so "
                 "the best epoch cannot be chosen by R²: set select.metric=mae, or choose another validation split."
             )
 
 
 def target_scale(table: pd.DataFrame, targets: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and sd [n_targets] over training events, each event counted once."""
-    events = table.groupby("event")[list(targets)].first()
-    sd = events.std(ddof=0).to_numpy("float32")
-    return torch.from_numpy(events.mean().to_numpy("float32")), torch.from_numpy(
+    """Mean and sd [n_targets] over training groups, each group counted once."""
+    groups = table.groupby("group")[list(targets)].first()
+    sd = groups.std(ddof=0).to_numpy("float32")
+    return torch.from_numpy(groups.mean().to_numpy("float32")), torch.from_numpy(
         np.where(sd > 0, sd, 1).astype("float32")
     )
 
 
 def embeddings(model: Learner | Classifier, samples: Samples) -> NDArray[np.float32]:
-    """The frozen embeddings of every specimen, as the head sees them before they are standardised [N, E]."""
+    """The frozen embeddings of every image, as the head sees them before they are standardised [N, E]."""
     features = samples.bank.gather(torch.arange(len(samples))).float()
     out: NDArray[np.float32] = (F.normalize(features, dim=-1) if model.normalize else features).cpu().numpy()
     return out
@@ -118,13 +118,13 @@ def feature_scale(embedded: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
 
 
 def predict(model: Model, samples: Samples) -> Prediction:
-    """What the model says of each specimen in the targets' units: evaluation mode, fp32."""
+    """What the model says of each image in the targets' units: evaluation mode, fp32."""
     model.eval()
     return joined(_by_batches(model.predict, samples))
 
 
 def answers(model: Learner, samples: Samples) -> Answer:
-    """What the model makes of every specimen, on the device: evaluation mode, fp32."""
+    """What the model makes of every image, on the device: evaluation mode, fp32."""
     model.eval()
     parts = _by_batches(model.forward, samples)
     fields = ((part.parameters, part.log_weights, part.hidden) for part in parts)
@@ -132,7 +132,7 @@ def answers(model: Learner, samples: Samples) -> Answer:
 
 
 def _by_batches(say: Callable[[Tensor, Metadata], Said], samples: Samples) -> list[Said]:
-    """What is said of all specimens, in their order, PREDICTION_BATCH at a time."""
+    """What is said of all images, in their order, PREDICTION_BATCH at a time."""
     with torch.inference_mode():
         selected = map(samples.select, torch.arange(len(samples)).split(PREDICTION_BATCH))
         return [say(features, metadata) for features, _, metadata in selected]

@@ -1,4 +1,4 @@
-"""What one step learns from: some specimens, or some events with a set of specimens of each."""
+"""What one step learns from: some images, or some groups with a set of images of each."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batch:
-    """Specimens of one step: `indices` [B] into the samples, on the CPU, and where the step is of events, each one's number [B]
+    """Images of one step: `indices` [B] into the samples, on the CPU, and where the step is of groups, each one's number [B]
     in the batch, in ascending order."""
 
     indices: Tensor
     numbers: Integers | None = None
 
     def thinned(self, probability: float, rng: np.random.Generator) -> Batch:
-        """Leave each specimen out with `probability`; at least one stays, of every event if the step is of events."""
+        """Leave each image out with `probability`; at least one stays, of every group if the step is of groups."""
         if probability == 0:
             return self
         groups = np.zeros(len(self.indices), "int64") if self.numbers is None else self.numbers
@@ -34,7 +34,7 @@ class Batch:
         return Batch(self.indices[torch.from_numpy(kept)], None if self.numbers is None else self.numbers[kept])
 
     def sets(self, device: torch.device) -> Sets | None:
-        """Which specimens are of one event, on the device; None where the step is of specimens."""
+        """Which images are of one group, on the device; None where the step is of images."""
         return None if self.numbers is None else _sets(self.numbers, device)
 
 
@@ -48,27 +48,27 @@ def keep_some(groups: Integers, probability: float, rng: np.random.Generator) ->
     return keep
 
 
-def draw_batches(events: Integers, train: Train, rng: np.random.Generator) -> Iterator[Batch]:
-    """One pass over the specimens, or over the events with a new draw of their specimens, in an order drawn from `rng`.
+def draw_batches(groups: Integers, train: Train, rng: np.random.Generator) -> Iterator[Batch]:
+    """One pass over the images, or over the groups with a new draw of their images, in an order drawn from `rng`.
 
-    `events` [N] is each specimen's event, by number from 0.
+    `groups` [N] is each image's group, by number from 0.
     """
-    if train.sample == "specimens":
-        order = torch.from_numpy(rng.permutation(len(events)))
+    if train.sample == "images":
+        order = torch.from_numpy(rng.permutation(len(groups)))
         yield from map(Batch, order.split(train.batch_size))
         return
-    members = np.split(np.argsort(events, kind="stable"), np.cumsum(np.bincount(events))[:-1])
+    members = np.split(np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups))[:-1])
     for chosen in np.array_split(
         rng.permutation(len(members)), range(train.batch_size, len(members), train.batch_size)
     ):
-        drawn = [rng.permutation(members[event])[: train.max_specimens] for event in chosen]
+        drawn = [rng.permutation(members[group])[: train.max_images] for group in chosen]
         numbers = np.repeat(np.arange(len(drawn)), [len(some) for some in drawn])
         yield Batch(torch.from_numpy(np.concatenate(drawn)), numbers)
 
 
-def whole_sets(events: Integers, device: torch.device) -> Sets:
-    """All specimens [N] as sets."""
-    return _sets(events, device)
+def whole_sets(groups: Integers, device: torch.device) -> Sets:
+    """All images [N] as sets."""
+    return _sets(groups, device)
 
 
 def _sets(numbers: Integers, device: torch.device) -> Sets:

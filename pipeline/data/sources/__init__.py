@@ -1,7 +1,7 @@
 """Where data come from, and the choice among them: a Hub data set, a `save_to_disk` folder, Parquet files or CSV files.
 
 A source knows split names, tables without images, and the encoded bytes of one image; it knows nothing of targets,
-events or folds (`data/dataset.py`). `base.Source` says what each kind offers: `csv_files`, `parquet`, and `hugging_face` for
+groups or folds (`data/dataset.py`). `base.Source` says what each kind offers: `csv_files`, `parquet`, and `hugging_face` for
 the Hub and `save_to_disk`. `names` tells splits from file names, `arrow` is what Parquet and `datasets` have in common,
 `downloads` brings the images of a CSV that names their addresses.
 The package loads no torch, and pandas, pyarrow and datasets only where they are needed.

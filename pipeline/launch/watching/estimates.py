@@ -129,7 +129,7 @@ def _whole_pass(config: Config, weights: WeightsRecord) -> int:
 
 def _images_a_step(train: Train) -> int:
     """At most."""
-    return train.batch_size * (train.max_specimens if train.sample == "events" else 1)
+    return train.batch_size * (train.max_images if train.sample == "groups" else 1)
 
 
 def extraction_bytes(config: Config, weights: WeightsRecord) -> int:

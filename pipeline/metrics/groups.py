@@ -1,0 +1,134 @@
+"""From predictions for images to calibrated forecasts of their groups, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.errors import WorkError
+from pipeline.metrics.calibration import AnyCalibration, Forecast, Kind, fit_parts
+from pipeline.metrics.regression import group_means
+
+Array = NDArray[np.float64]
+Calibrations = Mapping[str, Mapping[str, AnyCalibration]]
+"""Target → part (in_domain, out_of_domain) → calibration."""
+SAID_OF_SPECIMENS = ("prediction",)
+"""What is kept of each image and target, as `<target>_<…>`: all that figures of images start from."""
+SAID = ("mean", "variance", "spread")
+"""What a group's images say of each target, as `<target>_<…>`: all that calibrating and ensembles start from."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of N images, each [N, n_targets]: mean and variance in the targets' units, and how much each counts
+    among those of its group (log weights, up to a constant)."""
+
+    mean: NDArray[np.floating]
+    variance: NDArray[np.floating]
+    log_weights: NDArray[np.floating]
+
+
+def image_table(table: pd.DataFrame, targets: Sequence[str], predicted: Prediction) -> pd.DataFrame:
+    """A row per image: id, group (its group), domain, species if the table has it, each target, and of each
+    `<target>_prediction`, `<target>_variance` and `<target>_weight` (its log weight)."""
+    known = [name for name in ("id", "group", "domain", "species") if name in table]
+    frame = table[[*known, *targets]]
+    said = {"prediction": predicted.mean, "variance": predicted.variance, "weight": predicted.log_weights}
+    columns = {
+        f"{target}_{end}": values[:, i].astype("float64")
+        for i, target in enumerate(targets)
+        for end, values in said.items()
+    }
+    return pd.concat([frame, pd.DataFrame(columns, index=frame.index)], axis=1)
+
+
+def group_table(images: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
+    """A row per group, in the order in which they appear: group, domain, n (images), each target, and of each its pooled
+    `<target>_mean`, `<target>_variance` (that of one image) and `<target>_spread` (sd over images; NaN of one)."""
+    together = images.groupby("group", sort=False)
+    groups = together[["domain", *targets]].first().assign(n=together.size()).reset_index()
+    numbers = pd.factorize(images["group"])[0].astype("int64")
+    pooled: dict[str, Any] = {}
+    for target in targets:
+        said, variance, weight = (
+            images[f"{target}_{of}"].to_numpy("float64") for of in ("prediction", "variance", "weight")
+        )
+        pooled[f"{target}_mean"], pooled[f"{target}_variance"] = pool_groups(said, variance, weight, numbers)
+        pooled[f"{target}_spread"] = together[f"{target}_prediction"].std(ddof=1).to_numpy("float64")
+    return pd.concat([groups, pd.DataFrame(pooled, index=groups.index)], axis=1)
+
+
+def pool_groups(mean: Array, variance: Array, log_weights: Array, groups: NDArray[np.int64]) -> tuple[Array, Array]:
+    """Mean and variance of images [N, …] → a group's mean and the variance of one of its images [n_groups, …].
+
+    Means weighted by the softmax of `log_weights` over a group's images, of the means and of the sds: as a model that is
+    trained on groups pools its distribution (`models/pooling.py`). A value that is not finite makes its group's so.
+    """
+    return group_means(mean, groups, log_weights), np.square(group_means(np.sqrt(variance), groups, log_weights))
+
+
+def fit_calibrations(
+    groups: pd.DataFrame, targets: Sequence[str], train_domains: Sequence[str], kind: Kind
+) -> dict[str, dict[str, AnyCalibration]]:
+    """Calibrations of each target from held-out groups. Raises WorkError if no prediction for them is finite."""
+    known = groups["domain"].isin(list(train_domains)).to_numpy()
+    new = ~known & groups["domain"].notna().to_numpy()
+    fitted: dict[str, dict[str, AnyCalibration]] = {}
+    for target in targets:
+        forecast, truth = _forecast(groups, target), groups[target].to_numpy("float64")
+        rows = np.isfinite(forecast.mean) & np.isfinite(forecast.variance)
+        if not rows.any():
+            raise WorkError(f"no prediction of {target} for the validation groups is finite: lower optim.lr")
+        fitted[target] = fit_parts(truth[rows], forecast[rows], known[rows], new[rows], kind)
+    return fitted
+
+
+def add_forecasts(
+    groups: pd.DataFrame, calibrations: Calibrations, train_domains: Sequence[str], targets: Sequence[str]
+) -> pd.DataFrame:
+    """`groups` with `<target>_mu` and `<target>_sigma`; a group whose domain was not trained on, or is not known, is new."""
+    known = groups["domain"].isin(list(train_domains)).to_numpy()
+    added: dict[str, Any] = {}
+    for target in targets:
+        forecast, parts = _forecast(groups, target), calibrations[target]
+        inside, outside = parts["in_domain"](forecast), parts["out_of_domain"](forecast)
+        added[f"{target}_mu"] = np.where(known, inside[0], outside[0])
+        added[f"{target}_sigma"] = np.where(known, inside[1], outside[1])
+    return groups.assign(**added)
+
+
+def groups_long_form(groups: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
+    """One row per group and target: group (group), domain, n (images), target, truth, what its images say (SAID), and
+    of numbers the calibrated forecast (mu, sigma)."""
+    ends = [end for end in (*SAID, "mu", "sigma") if f"{targets[0]}_{end}" in groups]
+    parts = [
+        groups[["group", "domain", "n"]].assign(
+            target=t, truth=groups[t], **{end: groups[f"{t}_{end}"] for end in ends}
+        )
+        for t in targets
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def wide_form(long: pd.DataFrame, ends: Sequence[str]) -> pd.DataFrame:
+    """A long form's way back: a row per image or group, with each target's truth as `<target>`, and the columns `ends` as
+    `<target>_<end>`. Raises KeyError without one of them, ValueError if targets have not equally many rows.
+    """
+    parts = {str(target): rows.reset_index(drop=True) for target, rows in long.groupby("target", sort=False)}
+    if len({len(rows) for rows in parts.values()}) != 1:
+        raise ValueError("its targets have not equally many rows")
+    same = next(iter(parts.values())).drop(columns=["target", "truth", *ends])
+    columns = {t: rows["truth"] for t, rows in parts.items()}
+    return same.assign(**columns, **{f"{t}_{end}": rows[end] for t, rows in parts.items() for end in ends})
+
+
+def _forecast(groups: pd.DataFrame, target: str) -> Forecast:
+    columns = (
+        groups[name].to_numpy("float64") for name in (f"{target}_mean", f"{target}_variance", "n", f"{target}_spread")
+    )
+    return Forecast(*columns)

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pipeline.config import Config, Train
+from pipeline.config.training import Train
+from pipeline.config.trial import Config
 from pipeline.features.bank import TensorBank
 from pipeline.models.learner import Learner, make_mlp
 from pipeline.models.metadata import Names

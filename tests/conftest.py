@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT
 from pipeline.experiments.reading import load_experiment
 from tests.cluster.cluster import Cluster

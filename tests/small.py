@@ -14,7 +14,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.synthetic.beetles import IMAGE_COLUMNS
 
 SHARDS = 5

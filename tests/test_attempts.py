@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.disk.attempts import Attempt, Attempts, read_attempts, restarts, spent, this_attempt
 from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir, read_json
 from pipeline.errors import Interrupted, WorkError

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.config import Augment
+from pipeline.config.augment import Augment
 from pipeline.models.learner import DomainEmbedding, Learner, SpeciesEmbedding, make_mlp
 from pipeline.models.metadata import Metadata, Names
 from pipeline.training.augmentation import (
@@ -73,7 +73,7 @@ def test_one_lambda_and_one_permutation_mix_features_targets_and_domains_alike()
     for rows in (torch.randn(6, 3), torch.randn(6, 5, 4), torch.randn(6)):
         torch.testing.assert_close(mix(rows), torch.tensordot(eye, rows, dims=1))
     shares = {round(v, 5) for v in eye[eye > 0].tolist()}
-    assert len(shares) in (2, 3)  # λ, 1 − λ, and 1 where a image is mixed with itself
+    assert len(shares) in (2, 3)  # λ, 1 − λ, and 1 where an image is mixed with itself
 
 
 @given(st.integers(1, 9), st.floats(1e-6, 5), st.integers(0, 999))

@@ -31,12 +31,12 @@ from transformers import (
     Dinov2WithRegistersModel,
 )
 
-from pipeline import config
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone, Tail
 from pipeline.backbones.dinov2 import Dinov2Backbone
 from pipeline.backbones.open_clip import OpenClipBackbone
 from pipeline.backbones.tiny import write_tiny_dinov2, write_tiny_open_clip
+from pipeline.config import backbone as config
 from pipeline.errors import UserError
 
 TEXT = {"context_length": 4, "vocab_size": 16, "width": 8, "heads": 1, "layers": 1}

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir, experiment_dir, read_json
 from pipeline.features.bank import TensorBank
 from pipeline.models.baselines import Boosting, Climatology

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.config import SourceSplit
+from pipeline.config.data import SourceSplit
 from pipeline.disk.layout import ExperimentDir, TrialDir, read_json
 from pipeline.errors import UserError, WorkError
 from pipeline.experiments.reading import Experiment, load_experiment
@@ -196,7 +196,7 @@ def test_folds_of_its_own_are_refused_where_a_image_is_on_both_sides(table: Path
         }
     )
     extract.ensure(config)
-    with pytest.raises(UserError, match="cannot keep an group in one fold"):
+    with pytest.raises(UserError, match="cannot keep a group in one fold"):
         train.run(config, TrialDir(tmp_path / "trial"))
 
 

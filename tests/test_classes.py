@@ -14,7 +14,9 @@ from PIL import Image
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from pipeline.config import Columns, Config, CrossEntropy, Data, FoldSplit
+from pipeline.config.data import Columns, Data, FoldSplit
+from pipeline.config.loss import CrossEntropy
+from pipeline.config.trial import Config
 from pipeline.data.classes import class_name
 from pipeline.data.dataset import Dataset, load_dataset_table
 from pipeline.errors import UserError

@@ -168,7 +168,7 @@ SPECIES = tuple(f"species={name}" for name in ("erato", "melpomene", "cydno"))
 
 
 def table(targets: tuple[str, ...], n: int = 90, seed: int = 0) -> pd.DataFrame:
-    """Three photographs a image, in two domains, of two species and an unknown one."""
+    """Three photographs an image, in two domains, of two species and an unknown one."""
     rng = np.random.default_rng(seed)
     truth, p = (
         np.repeat(np.eye(len(targets))[rng.integers(len(targets), size=n // 3)], 3, axis=0),

@@ -22,7 +22,8 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.config import CLASSIFIER_KINDS, Config
+from pipeline.config.head import CLASSIFIER_KINDS
+from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import UserError, WorkError
 from pipeline.features.bank import TensorBank
@@ -210,7 +211,7 @@ def test_what_is_far_is_more_probably_positive_even_where_positives_are_not(kind
 
 
 def test_the_line_of_a_one_class_score_is_of_distances_to_other_images() -> None:
-    """Two photographs of a image are all but the same: among those fitted on, each would be at home."""
+    """Two photographs of an image are all but the same: among those fitted on, each would be at home."""
     rng = np.random.default_rng(0)
     groups = np.arange(200) // 2
     x = rng.normal(size=(100, 20))[groups] + 1e-3 * rng.normal(size=(200, 20))

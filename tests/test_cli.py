@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pipeline import __version__, cli
-from pipeline.config import config_hash
+from pipeline.config.identity import config_hash
 from pipeline.disk.layout import PROJECT, write_json, write_text
 from pipeline.errors import Interrupted, WorkError
 from pipeline.experiments.reading import dump_config, load_experiment

@@ -12,24 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.config import (
-    CLASSIFIER_KINDS,
-    NOT_SCIENCE,
-    TASKS,
-    Config,
-    EndToEnd,
-    FineTuned,
-    FoldSplit,
-    Frozen,
-    Job,
-    Lora,
-    OpenClip,
-    PatchConvs,
-    config_hash,
-    digest,
-    science,
-    token_kind,
-)
+from pipeline.config.backbone import OpenClip
+from pipeline.config.data import FoldSplit
+from pipeline.config.encoder import EndToEnd, FineTuned, Frozen, Lora, PatchConvs
+from pipeline.config.head import CLASSIFIER_KINDS
+from pipeline.config.identity import NOT_SCIENCE, config_hash, digest, science, token_kind
+from pipeline.config.resources import Job
+from pipeline.config.trial import TASKS, Config
 from pipeline.disk.layout import PROJECT
 from pipeline.experiments.reading import flatten, load_experiment
 
@@ -460,7 +449,10 @@ def test_every_scientific_key_of_every_kind_has_another_value_in_one_of_the_base
     kinds = {value for key, value in found if key.endswith("kind")}
     for _, key, value in CHANGES:
         kinds |= set(value.values()) if isinstance(value, dict) else {value} if key.endswith("kind") else set()
-    named = re.findall(r"    kind: Literal\[(.*?)\]", (PROJECT / "pipeline" / "config" / "__init__.py").read_text())
+    named = re.findall(
+        r"    kind: Literal\[(.*?)\]",
+        "".join(path.read_text() for path in (PROJECT / "pipeline" / "config").glob("*.py")),
+    )
     assert len(named) > 15 and {kind for names in named for kind in re.findall(r"\w+", names)} - kinds == set()
 
 

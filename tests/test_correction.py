@@ -18,7 +18,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipeline.backbones import load_backbone
-from pipeline.config import Config, config_hash
+from pipeline.config.identity import config_hash
+from pipeline.config.trial import Config
 from pipeline.data import correction, dataset
 from pipeline.data.correction import CANVAS, GREY, balance, measure_gains, measure_period, place, rescale
 from pipeline.disk.layout import TrialDir, write_json, write_text

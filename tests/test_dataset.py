@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.config import Columns, Data, DomainSplit, FoldSplit, GroupSplit
+from pipeline.config.data import Columns, Data, DomainSplit, FoldSplit, GroupSplit
 from pipeline.data.dataset import (
     BadImage,
     Dataset,

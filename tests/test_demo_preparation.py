@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.backbones import load_backbone
-from pipeline.config import Dinov2, OpenClip
+from pipeline.config.backbone import Dinov2, OpenClip
 from pipeline.demo import prepare
 from pipeline.synthetic.beetles import Size
 

@@ -15,7 +15,8 @@ import torch
 from pipeline.amounts import format_bytes
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
-from pipeline.config import Config, Job
+from pipeline.config.resources import Job
+from pipeline.config.trial import Config
 from pipeline.disk.layout import read_json, write_json
 from pipeline.experiments.cluster import Profile
 from pipeline.experiments.reading import load_experiment

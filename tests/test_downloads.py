@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import Config, Download
+from pipeline.config.data import Download
+from pipeline.config.trial import Config
 from pipeline.data.dataset import known_signature, load_dataset_table
 from pipeline.data.sources import downloads, open_source
 from pipeline.disk.layout import PROJECT
@@ -372,7 +373,7 @@ def test_data_of_another_form_have_no_addresses(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- interrupted
 BRING = """
 import sys
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.stages import fetch
 fetch._download(Config.model_validate_json(sys.argv[1]))
 """

@@ -21,7 +21,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from pipeline import cli
-from pipeline.config import Config, Dinov2, OpenClip, Pixels
+from pipeline.config.backbone import Dinov2, OpenClip, Pixels
+from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT
 from pipeline.errors import UserError
 from pipeline.stages import embed, extract

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.backbones import load_backbone
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir, experiment_dir, read_json
 from pipeline.errors import Interrupted
 from pipeline.features.hashes import weights_record

@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir, experiment_dir, read_json, write_json
 from pipeline.errors import UserError, WorkError
 from pipeline.stages import evaluate, extract, train

@@ -13,7 +13,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import pipeline.experiments.reading as experiment_module
-from pipeline.config import RESULT_KEYS, Config, changes, config_hash, science
+from pipeline.config.data import RESULT_KEYS
+from pipeline.config.identity import changes, config_hash, science
+from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT, write_text
 from pipeline.errors import UserError
 from pipeline.experiments.reading import (

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from pipeline.backbones import load_backbone
-from pipeline.config import Config, config_hash
+from pipeline.config.identity import config_hash
+from pipeline.config.trial import Config
 from pipeline.disk.layout import ExperimentDir, TrialDir, write_json, write_text
 from pipeline.errors import UserError, WorkError
 from pipeline.experiments.reading import dump_config, load_experiment

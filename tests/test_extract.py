@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pipeline.backbones import load_backbone
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.disk.layout import read_json
 from pipeline.errors import UserError, WorkError
 from pipeline.features.hashes import known_feature_key

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.disk.layout import StoreDir, read_json
 from pipeline.errors import UserError, WorkError
 from pipeline.features.hashes import DataRecord, WeightsRecord, ingredients

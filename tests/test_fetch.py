@@ -16,9 +16,10 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from pipeline import config as configuration
 from pipeline.backbones import load_backbone, weights_files
-from pipeline.config import Config
+from pipeline.config import backbone as configuration
+from pipeline.config.data import Data
+from pipeline.config.trial import Config
 from pipeline.data.sources import open_source
 from pipeline.disk.layout import PROJECT
 from pipeline.errors import NotFetched, UserError, WorkError
@@ -219,9 +220,9 @@ def test_data_that_are_not_in_the_cache_are_named_with_what_to_do(
 ) -> None:
     nothing_cached(tmp_path, monkeypatch)
     with pytest.raises(NotFetched, match=r"^data\.source imageomics/sentinel-beetles .*not all of it is in the cache"):
-        open_source(configuration.Data()).splits()
+        open_source(Data()).splits()
     with pytest.raises(NotFetched, match=r", revision v1: not all of it"):
-        open_source(configuration.Data(revision="v1")).splits()
+        open_source(Data(revision="v1")).splits()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.config import Columns, Data
+from pipeline.config.data import Columns, Data
 from pipeline.data.dataset import Dataset, signature
 from pipeline.errors import UserError
 from pipeline.synthetic import beetles as drawing

@@ -18,7 +18,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.data.sources import open_source
 from pipeline.errors import UserError
 from pipeline.stages import fetch

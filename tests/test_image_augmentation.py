@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config import ImageAugment
+from pipeline.config.augment import ImageAugment
 from pipeline.training.image_augmentation import AREAS, RATIO, Maps, augment_images, inverse_matrices
 
 STILL = Maps(*(np.zeros(1) for _ in range(5)))

@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pipeline.stages
-from pipeline.config import Config, config_hash
+from pipeline.config.identity import config_hash
+from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT, TrialDir, features_root, read_json, write_json, write_text
 from pipeline.disk.lease import Lease
 from pipeline.errors import (

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.disk.layout import (
     PROJECT,
     ExperimentDir,

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import Augment, Config, Optim, Resources, Schedule, Select, Train
+from pipeline.config.augment import Augment
+from pipeline.config.resources import Resources
+from pipeline.config.training import Optim, Schedule, Select, Train
+from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import Interrupted, TakenOver
 from pipeline.features.bank import TensorBank

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
-from pipeline.config import Config, token_kind
+from pipeline.config.identity import token_kind
+from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir, write_text
 from pipeline.errors import UserError, WorkError
 from pipeline.features.forward import compute_features

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from pipeline.backbones import load_backbone, weights_files
 from pipeline.backbones.base import Backbone
-from pipeline.config import Backbone as BackboneConfig
-from pipeline.config import Concat, Config, Dinov2, OpenClip, Pixels, Timm, backbone_name
+from pipeline.config.backbone import Backbone as BackboneConfig
+from pipeline.config.backbone import Concat, Dinov2, OpenClip, Pixels, Timm, backbone_name
+from pipeline.config.trial import Config
 from pipeline.errors import NotFetched, UserError
 from pipeline.experiments.reading import load_experiment
 from pipeline.features.hashes import known_feature_key, weights_signature

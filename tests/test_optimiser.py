@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pipeline.backbones.base import Tail
-from pipeline.config import Config, Lora, Optim, Schedule
+from pipeline.config.encoder import Lora
+from pipeline.config.training import Optim, Schedule
+from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT
 from pipeline.experiments.reading import load_experiment
 from pipeline.models.encoders import PatchConvs

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import ndtri
 
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.models.outputs import Gaussian, Output, Point, Quantiles, StudentT, make_output
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -114,7 +114,7 @@ def test_a_images_loss_is_the_mean_over_its_targets(output: Output) -> None:
 def test_mean_and_sd_of_a_weighted_mean_of_parameters_are_the_weighted_means_of_theirs(
     output: Output, weights: list[float], seed: int
 ) -> None:
-    """So an group that training pools by parameters is the one that evaluation pools by moments."""
+    """So a group that training pools by parameters is the one that evaluation pools by moments."""
     raw = draw(output, len(weights), seed)[0].unflatten(-1, (3, -1)).sort(-1).values.flatten(1)  # no quantiles cross
     parameters = output.parameters(raw)
     shares = (torch.tensor(weights) / sum(weights))[:, None]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor, nn
 
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
 from pipeline.features.bank import TensorBank
 from pipeline.metrics.groups import group_table, image_table, pool_groups
@@ -105,7 +105,7 @@ def test_a_set_of_one_is_itself(kind: Any) -> None:
 
 @pytest.mark.parametrize("size", [1e3, 1e30, -1e30])
 def test_log_weights_of_any_size_neither_overflow_nor_vanish(size: float) -> None:
-    """Of one group they are large, of the other small: what counts are differences within an group."""
+    """Of one group they are large, of the other small: what counts are differences within a group."""
     mean, sd, _, groups = draw([0, 0, 1, 1], "mean", 1)
     weights = torch.tensor([[size], [size], [-size], [-size]]).expand(4, 2).clone().requires_grad_()
     for pooled in (by_torch, by_numpy):

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from pipeline.backbones import load_backbone
 from pipeline.cli import app
-from pipeline.config import Config, config_hash
+from pipeline.config.identity import config_hash
+from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir, write_json, write_text
 from pipeline.errors import UserError, WorkError
 from pipeline.experiments.reading import dump_config

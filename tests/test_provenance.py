@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.disk import provenance
 from pipeline.disk.layout import experiment_dir, read_json, write_json
 from pipeline.disk.provenance import code_version, installed_version, loaded_code

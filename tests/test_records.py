@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pipeline.backbones import load_backbone
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset, known_signature
 from pipeline.disk.layout import read_json, store_dir, write_json, write_text
 from pipeline.errors import UserError
@@ -176,7 +176,7 @@ def test_the_key_is_known_without_torch_and_quickly(table: Path, clip: Path, tmp
     config = small_config(table, clip, tmp_path)
     expected = key(config)
     script = (
-        "import sys; from pipeline.config import Config; from pipeline.features.hashes import known_feature_key; "
+        "import sys; from pipeline.config.trial import Config; from pipeline.features.hashes import known_feature_key; "
         "print(known_feature_key(Config.model_validate_json(sys.argv[1])), 'torch' in sys.modules)"
     )
     command = [sys.executable, "-c", script, config.model_dump_json()]

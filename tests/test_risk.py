@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline import config as cfg
+from pipeline.config import loss as cfg
 from pipeline.training.risk import coral, group_dro, risk, start_log_weights
 
 DRO, CORAL = cfg.GroupDro(kind="group_dro", step=0.5), cfg.Coral(kind="coral", weight=2.0)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import hub as hub_module
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.disk import provenance
 from pipeline.disk.secrets import HIDDEN, hide
 from pipeline.errors import UserError

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.config import Config, Train
+from pipeline.config.training import Train
+from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import Interrupted
 from pipeline.features.bank import TensorBank

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.config import Columns, Data
+from pipeline.config.data import Columns, Data
 from pipeline.data.dataset import _signature, choose_splits, known_signature
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import Source
@@ -379,7 +379,7 @@ def test_importing_sources_loads_no_heavy_library_and_a_csv_signature_needs_none
     table = write_csv(tmp_path, "img,y\n0.png,1\n")
     assert isinstance(make_source(table), CsvSource)
     code = (
-        "import sys; from pipeline.config import Data; from pipeline.data.sources import open_source;"
+        "import sys; from pipeline.config.data import Data; from pipeline.data.sources import open_source;"
         f"open_source(Data(source={str(table)!r})).signature();"
         "print([m for m in ('torch', 'pandas', 'pyarrow', 'datasets', 'PIL') if m in sys.modules])"
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.disk.layout import StoreDir
 from pipeline.errors import MissingFeatures, UserError
 from pipeline.experiments.reading import load_experiment

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from pipeline.backbones import load_backbone
-from pipeline.config import Paths, Resources, config_hash
+from pipeline.config.identity import config_hash
+from pipeline.config.resources import Paths, Resources
 from pipeline.data.dataset import known_signature
 from pipeline.disk.layout import PROJECT, ExperimentDir, TrialDir, write_json, write_text
 from pipeline.disk.lease import Lease

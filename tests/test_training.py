@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.config import Config, Select
+from pipeline.config.training import Select
+from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir, read_json
 from pipeline.errors import Interrupted, MissingFeatures, UserError, WorkError
 from pipeline.experiments.reading import load_experiment

@@ -12,7 +12,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import Config, config_hash
+from pipeline.config.identity import config_hash
+from pipeline.config.trial import Config
 from pipeline.disk.layout import write_text
 from pipeline.errors import UserError
 from pipeline.experiments.reading import Experiment, dump_config, load_config, load_experiment

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-from pipeline import config as configuration
 from pipeline import hub
 from pipeline.backbones.base import Backbone, Network, Tail, check_native, seeded
+from pipeline.config import backbone as blocks
 from pipeline.data.correction import to_rgb
 from pipeline.errors import UserError, WorkError
 
@@ -155,14 +155,14 @@ def _layers(model: nn.Module) -> nn.ModuleList:
 
 
 # ---------------------------------------------------------------- loading
-def load_dinov2(config: configuration.Dinov2) -> Dinov2Backbone:
+def load_dinov2(config: blocks.Dinov2) -> Dinov2Backbone:
     """The model and processor of a Hub name or a local folder."""
     with seeded(0):  # transformers may draw random weights before it loads
         model, processor = _read(config)
     return Dinov2Backbone(model, processor, f"DINOv2 {config.name}", config.pooling).freeze()
 
 
-def _read(config: configuration.Dinov2) -> tuple[nn.Module, Any]:
+def _read(config: blocks.Dinov2) -> tuple[nn.Module, Any]:
     name = str(_checked_folder(config.name)) if _is_folder(config.name) else config.name
     try:
         kind = AutoConfig.from_pretrained(name, revision=config.revision).model_type
@@ -200,7 +200,7 @@ def _checked_folder(name: str) -> Path:
     return folder
 
 
-def _failure(config: configuration.Dinov2, error: Exception) -> UserError | WorkError:
+def _failure(config: blocks.Dinov2, error: Exception) -> UserError | WorkError:
     if _is_folder(config.name):
         return UserError(f"The model in {config.name} is damaged or incomplete: {hub.in_short(error)}")
     of = f"{config.name}, revision {config.revision}" if config.revision else config.name

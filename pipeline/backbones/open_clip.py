@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import Compose
 
-from pipeline import config as configuration
 from pipeline import hub
 from pipeline.backbones.base import Backbone, Tail, check_native, seeded
+from pipeline.config import backbone as blocks
 from pipeline.data.correction import to_rgb
 from pipeline.errors import UserError, WorkError
 
@@ -239,7 +239,7 @@ class OpenClipBackbone(Backbone):
 
 
 # ---------------------------------------------------------------- loading
-def load_open_clip(config: configuration.OpenClip) -> OpenClipBackbone:
+def load_open_clip(config: blocks.OpenClip) -> OpenClipBackbone:
     """The image tower of `hf-hub:owner/name`, `local-dir:/a/folder`, or an architecture with or without a pretrained tag."""
     name = _checked_name(config)
     with seeded(config.seed):
@@ -270,7 +270,7 @@ def _tag_options(name: str, pretrained: str | None) -> dict[str, bool]:
     return {"force_quick_gelu": True} if known.get("quick_gelu") else {}
 
 
-def _checked_name(config: configuration.OpenClip) -> str:
+def _checked_name(config: blocks.OpenClip) -> str:
     """The name as open_clip takes it; UserError for what is wrong with it before anything is loaded."""
     if config.name.startswith((LOCAL, HUB)):
         if config.pretrained is not None:
@@ -307,7 +307,7 @@ def _checked_folder(name: str) -> str:
     return f"{LOCAL}{folder}"
 
 
-def architecture(config: configuration.OpenClip) -> dict[str, Any]:
+def architecture(config: blocks.OpenClip) -> dict[str, Any]:
     """What open_clip builds this image tower from, as in the `model_cfg` of its config files, with the smallest text tower that
     it takes: nothing has to be fetched for it."""
     whole = _whole_architecture(config)
@@ -320,7 +320,7 @@ def architecture(config: configuration.OpenClip) -> dict[str, Any]:
     }
 
 
-def _whole_architecture(config: configuration.OpenClip) -> dict[str, Any]:
+def _whole_architecture(config: blocks.OpenClip) -> dict[str, Any]:
     if config.name.startswith(LOCAL):
         file = Path(config.name.removeprefix(LOCAL)).expanduser() / CONFIG_FILE
     elif config.name.startswith(HUB):

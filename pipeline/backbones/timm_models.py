@@ -16,9 +16,9 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
-from pipeline import config as configuration
 from pipeline import hub
 from pipeline.backbones.base import Backbone, seeded
+from pipeline.config import backbone as blocks
 from pipeline.data.correction import to_rgb
 from pipeline.errors import UserError, WorkError
 
@@ -83,7 +83,7 @@ def _settings(model: nn.Module) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- loading
-def load_timm(config: configuration.Timm) -> TimmBackbone:
+def load_timm(config: blocks.Timm) -> TimmBackbone:
     """The network of an architecture name, `hf-hub:owner/name`, or `local-dir:/a/folder`."""
     name = _checked_name(config)
     with seeded(config.seed):
@@ -95,7 +95,7 @@ def load_timm(config: configuration.Timm) -> TimmBackbone:
     return TimmBackbone(model, size, label).freeze()
 
 
-def _create(name: str, config: configuration.Timm) -> nn.Module:
+def _create(name: str, config: blocks.Timm) -> nn.Module:
     loads = config.pretrained or name.startswith((LOCAL, HUB))
     try:
         return cast(nn.Module, timm.create_model(name, pretrained=loads, num_classes=0))
@@ -113,7 +113,7 @@ def _resize(model: nn.Module, size: int, label: str) -> None:
         raise UserError(f"{label} cannot be made to read {size} × {size} pixels: {hub.in_short(error)}") from error
 
 
-def _checked_name(config: configuration.Timm) -> str:
+def _checked_name(config: blocks.Timm) -> str:
     """The name as timm takes it; UserError for what is wrong with it before anything is loaded."""
     name = config.name
     if name.startswith((LOCAL, HUB)):

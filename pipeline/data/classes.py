@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.config import Data
+from pipeline.config.data import Data
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:

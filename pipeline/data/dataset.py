@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.config import Data, DomainSplit, SourceSplit, image_columns
+from pipeline.config.data import Data, DomainSplit, SourceSplit
+from pipeline.config.identity import image_columns
 from pipeline.data.classes import auxiliary_column, class_columns, unseen_classes
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import Source

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.config import DomainSplit, FoldSplit, GroupSplit
+from pipeline.config.data import DomainSplit, FoldSplit, GroupSplit
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:

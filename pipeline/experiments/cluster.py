@@ -20,7 +20,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from pipeline.config import Job, Section
+from pipeline.config.resources import Job
+from pipeline.config.section import Section
 from pipeline.disk.layout import PROJECT
 from pipeline.errors import UserError
 from pipeline.experiments.reading import Layer, read_yaml

@@ -13,7 +13,8 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from pipeline.config import Config, flatten
+from pipeline.config.identity import flatten
+from pipeline.config.trial import Config
 
 
 def explain(error: ErrorDetails, places: dict[str, str], path: Path) -> str:

@@ -28,7 +28,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import Config, Part, changes, digest, flatten, only_science, science
+from pipeline.config.backbone import Part
+from pipeline.config.identity import changes, digest, flatten, only_science, science
+from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT, ExperimentDir, experiment_dir, root
 from pipeline.disk.secrets import hide
 from pipeline.errors import UserError

@@ -25,8 +25,11 @@ from torch import Tensor
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone, Network, Tail
 from pipeline.backbones.concat import ConcatBackbone
-from pipeline.config import Backbone as BackboneConfig
-from pipeline.config import ClassifierHead, Concat, Config, Dinov2, OpenClip, Pixels, Timm, token_kind
+from pipeline.config.backbone import Backbone as BackboneConfig
+from pipeline.config.backbone import Concat, Dinov2, OpenClip, Pixels, Timm
+from pipeline.config.head import ClassifierHead
+from pipeline.config.identity import token_kind
+from pipeline.config.trial import Config
 from pipeline.data import correction
 from pipeline.disk.layout import ExperimentDir, TrialDir, atomic_folder, atomic_path, read_json, write_json, write_text
 from pipeline.errors import UserError, WorkError

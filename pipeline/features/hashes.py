@@ -16,7 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.config import Backbone, Concat, Config, Data, digest, token_kind
+from pipeline.config.backbone import Backbone, Concat
+from pipeline.config.data import Data
+from pipeline.config.identity import digest, token_kind
+from pipeline.config.trial import Config
 from pipeline.data.dataset import BadImage, Dataset, content_of, known_signature
 from pipeline.disk.layout import PROJECT, read_json, record_path, store_dir, write_json
 from pipeline.disk.lease import Lease

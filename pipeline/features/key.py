@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pipeline.config import digest
+from pipeline.config.identity import digest
 
 FORMAT = 1
 """Version of what a store's files mean and of how features are computed; a change of either makes new stores."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.amounts import format_bytes
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.disk.layout import StoreDir, atomic_path, sweep
 from pipeline.disk.lease import Lease
 from pipeline.errors import UserError

@@ -18,7 +18,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.disk.layout import StoreDir, atomic_path, read_json, store_dir, write_json, write_tensors
 from pipeline.errors import MissingFeatures, UserError
 from pipeline.features.key import FORMAT, Ingredients

@@ -13,8 +13,8 @@ from pathlib import Path
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 
-from pipeline import config as cfg
 from pipeline.backbones.base import Tail
+from pipeline.config import encoder as cfg
 from pipeline.disk.layout import atomic_folder, write_json
 
 

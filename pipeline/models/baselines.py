@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.config import ClimatologyHead
+from pipeline.config.head import ClimatologyHead
 from pipeline.models.learner import Predicted
 from pipeline.models.metadata import UNKNOWN_DAY, Metadata, Names
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import (
+from pipeline.config.head import (
     ClassifierHead,
     GaussianProcessHead,
     HistGradientBoostingHead,

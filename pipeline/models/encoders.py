@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pipeline import config as cfg
 from pipeline.backbones.base import Backbone
+from pipeline.config import encoder as cfg
 from pipeline.errors import UserError
 
 

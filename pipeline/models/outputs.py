@@ -15,7 +15,7 @@ from scipy.special import ndtri
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import config as cfg
+from pipeline.config import loss as cfg
 
 MIN_SCALE = 1e-3
 """In standardised units: a scale that vanishes would make the likelihood infinite."""

@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline.backbones.base import Backbone
-from pipeline.config import ClassifierHead, Config
+from pipeline.config.head import ClassifierHead
+from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir, read_json, write_tensors
 from pipeline.errors import WorkError
 from pipeline.models.baselines import Boosting, Climatology

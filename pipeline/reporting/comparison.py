@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import digest
+from pipeline.config.identity import digest
 from pipeline.disk.layout import ExperimentDir, TrialDir, read_json
 from pipeline.errors import UserError
 from pipeline.experiments.reading import saved_science
@@ -226,7 +226,7 @@ def _by_fold(methods: Mapping[str, Folds]) -> dict[int, list[Candidate]]:
 
 
 def _read(trial: Candidate) -> _Tested:
-    """What a trial said, from its predictions.parquet. Raises UserError if that is damaged or names a image twice."""
+    """What a trial said, from its predictions.parquet. Raises UserError if that is damaged or names an image twice."""
     import pandas as pd  # not on a login node's every command
 
     path = trial.trial.predictions

@@ -14,7 +14,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from pipeline.config import Config, flatten, science
+from pipeline.config.identity import flatten, science
+from pipeline.config.trial import Config
 from pipeline.disk.layout import ExperimentDir, TrialDir, read_json, trained_root
 from pipeline.errors import UserError
 from pipeline.reporting.state import damaged, planned_trials, trial_config, trial_state

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config import Backbone, Config, Data, Features, config_hash, digest, images_of, token_kind
+from pipeline.config.backbone import Backbone
+from pipeline.config.data import Data
+from pipeline.config.evaluation import Features
+from pipeline.config.identity import config_hash, digest, images_of, token_kind
+from pipeline.config.trial import Config
 from pipeline.data.dataset import known_signature
 from pipeline.disk.layout import ExperimentDir, TrialDir, read_json
 from pipeline.disk.lease import is_gone, owner

@@ -3,7 +3,7 @@ several methods tell classes apart, a comparison of them."""
 
 from __future__ import annotations
 
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.disk.layout import ExperimentDir, experiment_dir, write_text
 from pipeline.errors import UserError
 from pipeline.progress import say

@@ -34,7 +34,10 @@ from torch import Tensor
 from pipeline import __version__
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone as LoadedBackbone
-from pipeline.config import Backbone, Config, Dinov2, OpenClip, Pixels, Resources, Timm, digest
+from pipeline.config.backbone import Backbone, Dinov2, OpenClip, Pixels, Timm
+from pipeline.config.identity import digest
+from pipeline.config.resources import Resources
+from pipeline.config.trial import Config
 from pipeline.data.dataset import BadImage, decode, in_short
 from pipeline.data.images import Batch, blank_for, prepare_batches
 from pipeline.device import choose_device, gpu_name, set_threads

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.config import digest
+from pipeline.config.identity import digest
 from pipeline.disk.layout import ExperimentDir, TrialDir, atomic_folder, read_json, write_json, write_table
 from pipeline.errors import WorkError
 from pipeline.experiments.reading import HASH_DIGITS, saved_science

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.backbones.base import Backbone
-from pipeline.config import Config, config_hash
+from pipeline.config.identity import config_hash
+from pipeline.config.trial import Config
 from pipeline.device import choose_device, gpu_name, make_deterministic, set_threads
 from pipeline.disk.attempts import spent, this_attempt
 from pipeline.disk.layout import TrialDir, atomic_path, write_json, write_text

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.images import Batch, ChangedImage, load_batches
 from pipeline.device import choose_device, set_threads

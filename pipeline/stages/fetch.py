@@ -14,7 +14,9 @@ from pathlib import Path
 
 from pipeline.amounts import format_bytes
 from pipeline.backbones import load_backbone, weights_files
-from pipeline.config import Config, backbone_name, digest, images_of
+from pipeline.config.backbone import backbone_name
+from pipeline.config.identity import digest, images_of
+from pipeline.config.trial import Config
 from pipeline.data.dataset import BadImage, Dataset
 from pipeline.data.sources import open_source
 from pipeline.data.sources.csv_files import CsvSource

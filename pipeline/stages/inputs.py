@@ -12,7 +12,8 @@ import pandas as pd
 
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
-from pipeline.config import Config, config_hash
+from pipeline.config.identity import config_hash
+from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.features.hashes import data_record, ingredients, known_feature_key, weights_record

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
-from pipeline.config import Config, config_hash, token_kind
+from pipeline.config.identity import config_hash, token_kind
+from pipeline.config.trial import Config
 from pipeline.data.correction import balance, rescale
 from pipeline.data.dataset import Dataset, decode
 from pipeline.data.images import load_batches

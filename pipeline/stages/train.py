@@ -12,7 +12,9 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config import CLASSIFIER_KINDS, Config, digest
+from pipeline.config.head import CLASSIFIER_KINDS
+from pipeline.config.identity import digest
+from pipeline.config.trial import Config
 from pipeline.device import choose_device, device_name, gpu_name, make_deterministic, set_threads
 from pipeline.disk.attempts import Attempts, spent, this_attempt
 from pipeline.disk.layout import TrialDir, sweep, write_json, write_table, write_text

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from types import ModuleType
 
-from pipeline.config import TASKS
+from pipeline.config.trial import TASKS
 from pipeline.errors import UserError
 
 

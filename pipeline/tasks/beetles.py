@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.config import Data
+from pipeline.config.data import Data
 from pipeline.data.dataset import Dataset, load_numbers
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.config import Data
+from pipeline.config.data import Data
 from pipeline.data.classes import class_name
 from pipeline.data.dataset import Dataset, load_classes
 from pipeline.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Data
+from pipeline.config.data import Data
 from pipeline.data.dataset import Dataset, load_numbers
 
 if TYPE_CHECKING:

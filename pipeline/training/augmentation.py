@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import Augment
+from pipeline.config.augment import Augment
 from pipeline.models.learner import Learner, Mix, SpeciesEmbedding
 from pipeline.models.metadata import Metadata
 

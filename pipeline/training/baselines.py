@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pipeline.config import BoostingHead, Config
+from pipeline.config.head import BoostingHead
+from pipeline.config.trial import Config
 from pipeline.metrics.selection import selection_metric
 from pipeline.models.baselines import Boosting, Climatology
 from pipeline.training.checkpoint import Progress

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import (
+from pipeline.config.head import (
     ClassifierHead,
-    Config,
     GaussianProcessHead,
     KnnHead,
     LogisticHead,
@@ -23,6 +22,7 @@ from pipeline.config import (
     SgdHead,
     SvcHead,
 )
+from pipeline.config.trial import Config
 from pipeline.errors import UserError
 from pipeline.metrics.classification import figure
 from pipeline.metrics.selection import LOWER_IS_BETTER

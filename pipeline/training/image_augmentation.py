@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config import ImageAugment
+from pipeline.config.augment import ImageAugment
 from pipeline.training.augmentation import to_device
 
 AREAS, RATIO = (0.02, 0.2), 0.3

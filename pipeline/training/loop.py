@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.amounts import parse_time
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir, write_text
 from pipeline.errors import Interrupted, TakenOver, WorkError
 from pipeline.metrics.selection import LOWER_IS_BETTER, selection_metric

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import MahalanobisHead, OneClassHead
+from pipeline.config.head import MahalanobisHead, OneClassHead
 from pipeline.errors import UserError
 from pipeline.models import plain
 from pipeline.models.classifiers import Array, Arrays, Folds, OneClass

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config import Config, Optim, Schedule
+from pipeline.config.training import Optim, Schedule
+from pipeline.config.trial import Config
 from pipeline.models.learner import Learner
 
 

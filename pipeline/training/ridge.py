@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.config import Config, RidgeHead
+from pipeline.config.head import RidgeHead
+from pipeline.config.trial import Config
 from pipeline.metrics.selection import LOWER_IS_BETTER, selection_metric
 from pipeline.models.learner import Learner, load_trained_state, trained_state
 from pipeline.training.checkpoint import Progress

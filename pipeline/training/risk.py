@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pipeline import config as cfg
+from pipeline.config import loss as cfg
 
 
 def risk(kind: cfg.Risk, losses: Tensor, hidden: Tensor, domains: tuple[Tensor, Tensor], log_weights: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.errors import UserError
 from pipeline.features.bank import Bank
 from pipeline.metrics.groups import Prediction

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config import Train
+from pipeline.config.training import Train
 from pipeline.models.pooling import Sets
 from pipeline.training.augmentation import to_device
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pipeline.config import Data
+from pipeline.config.data import Data
 from pipeline.data.sources.base import Source
 from pipeline.data.sources.csv_files import CsvSource
 from pipeline.data.sources.hugging_face import DiskSource, HubSource

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Data
+from pipeline.config.data import Data
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Data, image_columns
+from pipeline.config.data import Data
+from pipeline.config.identity import image_columns
 from pipeline.data.sources.base import Source, encoded, named_files
 from pipeline.errors import UserError
 

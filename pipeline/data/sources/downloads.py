@@ -30,7 +30,9 @@ from urllib.parse import quote, urlsplit
 
 from pipeline import __version__
 from pipeline.amounts import format_bytes
-from pipeline.config import Config, Download, digest
+from pipeline.config.data import Download
+from pipeline.config.identity import digest
+from pipeline.config.trial import Config
 from pipeline.data.sources.csv_files import CsvSource
 from pipeline.disk.layout import read_json, record_path, sync, write_json
 from pipeline.disk.lease import Lease

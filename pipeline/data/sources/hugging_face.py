@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import hub
-from pipeline.config import Data, image_columns
+from pipeline.config.data import Data
+from pipeline.config.identity import image_columns
 from pipeline.data.sources.arrow import is_plain, names_in, to_frame
 from pipeline.data.sources.base import Source, encoded, named_files
 from pipeline.errors import NotFetched, UserError

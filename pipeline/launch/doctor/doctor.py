@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from pipeline.amounts import format_bytes
-from pipeline.config import Job, backbone_name
+from pipeline.config.backbone import backbone_name
+from pipeline.config.resources import Job
 from pipeline.data.sources import open_source
 from pipeline.disk.layout import features_root, trained_root
 from pipeline.errors import UserError, WorkError

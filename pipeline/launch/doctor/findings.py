@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from pipeline.config import Job
+from pipeline.config.resources import Job
 from pipeline.experiments.cluster import Profile
 from pipeline.experiments.reading import Experiment, Trial
 from pipeline.launch.doctor import probe

@@ -22,7 +22,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pipeline.amounts import format_memory, parse_memory
-from pipeline.config import Config, Job
+from pipeline.config.resources import Job
+from pipeline.config.trial import Config
 from pipeline.data.dataset import known_signature
 from pipeline.disk.layout import PROJECT, ExperimentDir, features_root, read_json, write_bytes, write_json
 from pipeline.disk.provenance import PACKAGES, installed_version

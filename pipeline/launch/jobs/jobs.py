@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.amounts import parse_time
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir, features_root, read_json, write_json, write_text
 from pipeline.disk.provenance import job_id, now
 from pipeline.disk.secrets import hide

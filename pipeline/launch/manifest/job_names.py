@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.config import digest
+from pipeline.config.identity import digest
 from pipeline.disk.layout import ExperimentDir, read_json
 from pipeline.launch.manifest.manifest import Entry, Manifest, load_manifest
 

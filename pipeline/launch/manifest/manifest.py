@@ -17,7 +17,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.config import Config, Resources, digest, features_of, images_of
+from pipeline.config.identity import digest, features_of, images_of
+from pipeline.config.resources import Resources
+from pipeline.config.trial import Config
 from pipeline.disk.layout import ExperimentDir, read_json, write_json, write_text
 from pipeline.disk.provenance import now
 from pipeline.errors import UserError

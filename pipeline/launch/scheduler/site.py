@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.amounts import format_memory, format_time, parse_memory, parse_time
-from pipeline.config import Job
+from pipeline.config.resources import Job
 from pipeline.errors import WorkError
 from pipeline.launch.scheduler.queue import ask
 

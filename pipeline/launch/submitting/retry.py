@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.amounts import scale_memory, scale_time
-from pipeline.config import Config, Job
+from pipeline.config.resources import Job
+from pipeline.config.trial import Config
 from pipeline.disk.layout import ExperimentDir
 from pipeline.errors import UserError
 from pipeline.experiments.cluster import Profile

@@ -22,7 +22,8 @@ from submitit.slurm.slurm import SlurmExecutor
 
 from pipeline import hub
 from pipeline.amounts import parse_time, scale_memory
-from pipeline.config import Config, Job
+from pipeline.config.resources import Job
+from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT, features_root, root
 from pipeline.disk.lease import Lease
 from pipeline.errors import REQUEUE_STATUS, UserError, WorkError

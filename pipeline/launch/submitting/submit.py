@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from pipeline.config import Config
+from pipeline.config.trial import Config
 from pipeline.data.sources import open_source
 from pipeline.disk.layout import ExperimentDir
 from pipeline.disk.lease import Lease

@@ -10,7 +10,10 @@ import itertools
 import re
 from math import isqrt
 
-from pipeline.config import Config, Lora, Train, token_kind
+from pipeline.config.encoder import Lora
+from pipeline.config.identity import token_kind
+from pipeline.config.training import Train
+from pipeline.config.trial import Config
 from pipeline.features.hashes import WeightsRecord
 from pipeline.features.memory import SHARE
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.config import Config, token_kind
+from pipeline.config.identity import token_kind
+from pipeline.config.trial import Config
 from pipeline.disk.layout import ExperimentDir, TrialDir, folders_in, read_json
 from pipeline.experiments.reading import Experiment, saved_science
 from pipeline.reporting.state import TrialState

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import flatten, science
+from pipeline.config.identity import flatten, science
 from pipeline.data.sources import open_source
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import UserError

@@ -1,0 +1,175 @@
+"""The block `data`: images, their targets and their splits."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.section import Section, Seed
+
+RESULT_KEYS = {
+    "summary", "split", "selected_on", "n_images", "n_events", "config_hash", "feature_key", "data_signature",
+    "evaluation", "schema_version", "classes", "challenge", "by_species", "by_domain",
+}  # fmt: skip
+
+
+class Columns(Section):
+    """Which column of the data holds what."""
+
+    image: str = "file_path"
+    """Column with the image (bytes, an `Image` feature, or a path relative to the data's folder)."""
+    id: str | None = "public_id"
+    """Column that names a row to people, in predictions and errors; null or absent: the image's path, else `split:row`."""
+    group: str | None = None
+    """Column that groups images of one sampling group; null: each image is a group of its own."""
+    domain: str | None = None
+    """Column with the domain (NEON eco-domain); null: every image has the unknown domain."""
+    species: str | None = None
+    """Column with the scientific name; null: unknown."""
+    site: str | None = None
+    """Column with the site; null: unknown."""
+    date: str | None = None
+    """Column with the date of collection, with or without a time; null: unknown."""
+    colour_card: str | None = None
+    """Column with the image of the colour card that was photographed with each image; read if data.colour_card is set."""
+    scale_bar: str | None = None
+    """Column with the image of the scale bar that was photographed with each image; read if data.scale_bar is set."""
+    auxiliary: tuple[str, ...] = ()
+    """Columns with names that are learnt beside data.label (a subspecies, a hybrid's two parents): one label, shared equally
+    by the names that a row has; a row with none says nothing. See loss.auxiliary."""
+
+
+class Download(Section):
+    """Which columns of a CSV say where its images are fetched from (`carabid fetch`), into the folder data.images."""
+
+    url: str = "file_url"
+    """Column with an image's address, http or https."""
+    md5: str | None = "md5"
+    """Column with the md5 of its content; null: there is none, and what arrives is not checked."""
+
+
+class SourceSplit(Section):
+    """The splits that the data set itself names."""
+
+    kind: Literal["source"] = "source"
+    train: str = "train"
+    """Name of the training split in the source."""
+    validation: str = "validation"
+    """Name of the validation split in the source."""
+    test: str = "test"
+    """Name of the test split in the source; it may be absent."""
+
+
+class _Folds(Section):
+    """Cross-validation: fold `fold` is tested, the next one validates, the others train."""
+
+    n: Annotated[int, Field(ge=3)] = 5
+    """Number of folds."""
+    fold: Annotated[int, Field(ge=0)] = 0
+    """The fold that is tested."""
+    seed: Seed = 0
+    """Seed of the assignment to folds."""
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> _Folds:
+        if self.fold >= self.n:
+            raise ValueError(f"fold {self.fold} does not exist: with n = {self.n} folds count from 0 to {self.n - 1}")
+        return self
+
+
+class FoldSplit(_Folds):
+    """Cross-validation over groups."""
+
+    kind: Literal["folds"]
+
+
+class GroupSplit(_Folds):
+    """Cross-validation over sites or years, so that none is on two sides: figures are of new ones."""
+
+    kind: Literal["sites", "years"]
+
+
+class DomainSplit(_Folds):
+    """Cross-validation over domains: what is tested and what validates are domains never trained on, and some site-dates
+    of those that are."""
+
+    kind: Literal["domains"]
+    held_out: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    """Share of the training domains' site-dates that test too; as many validate. They give the in-domain figures."""
+
+
+class Data(Section):
+    """The images, their targets and their splits."""
+
+    source: str = "imageomics/sentinel-beetles"
+    """Hub data set (`owner/name`), a `save_to_disk` folder, a Parquet file or a folder of them, or a CSV file."""
+    revision: str | None = None
+    """Commit, tag or branch of a Hub data set."""
+    images: str | None = None
+    """Folder that image paths of a CSV are relative to, a relative one beside the CSV or else in the current folder; null: the
+    CSV's own folder."""
+    download: Download | None = None
+    """Download the images of a CSV that are not there, or not whole; `{}` for the usual columns; null: all are there."""
+    columns: Columns = Columns()
+    targets: tuple[str, ...] = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
+    """Numeric columns to predict; all rows of one group share them. None where a label is."""
+    label: str | None = None
+    """Column with the class to predict, instead of numbers; all rows of one group share it."""
+    positive: str | None = None
+    """Of two classes the one that scores are of (`hybrid`); null: the first one by name."""
+    split: Annotated[SourceSplit | FoldSplit | GroupSplit | DomainSplit, Field(discriminator="kind")] = SourceSplit()
+    on_bad_image: Literal["error", "skip"] = "error"
+    """An unreadable image: stop and name it, or go on without it and record it in the results."""
+    colour_card: bool = False
+    """Correct each image's colours by its colour card (columns.colour_card), so that all are as under one light."""
+    scale_bar: bool = False
+    """Bring each image to one scale by its scale bar (columns.scale_bar), on a canvas of one size: body size shows."""
+    canvas: float = Field(5.0, gt=0)
+    """Side of that canvas in periods of the scale bar, a dark and a light stretch each; what does not fit is cut off."""
+    permute_targets: bool = False
+    """Control: deal the groups' targets out to other groups of the same split, so that nothing is left to learn."""
+
+    @model_validator(mode="after")
+    def _split_has_its_column(self) -> Data:
+        column = {"domains": "domain", "sites": "site", "years": "date"}.get(self.split.kind)
+        if column and getattr(self.columns, column) is None:
+            raise ValueError(f"split.kind {self.split.kind} needs columns.{column}: name the column that holds it")
+        return self
+
+    @model_validator(mode="after")
+    def _corrections_have_their_columns(self) -> Data:
+        for name in ("colour_card", "scale_bar"):
+            if getattr(self, name) and getattr(self.columns, name) is None:
+                raise ValueError(f"{name} true needs columns.{name}: name the column that holds these images")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_label_stands_instead_of_targets(cls, values: Any) -> Any:
+        labelled = isinstance(values, dict) and values.get("label") is not None
+        return {"targets": (), **values} if labelled else values
+
+    @model_validator(mode="after")
+    def _a_label_or_numbers(self) -> Data:
+        if self.label is not None and self.targets:
+            raise ValueError("label and targets exclude one another: set targets to [] to predict the label")
+        if self.label is not None and "=" in self.label:
+            raise ValueError(
+                "label: a column whose name has no = in it, which stands between it and a class in results"
+            )
+        if len({self.label, *self.columns.auxiliary}) <= len(self.columns.auxiliary):
+            raise ValueError("columns.auxiliary names labels beside the label: each column once, and not the label's")
+        if self.label is None and (self.positive is not None or self.columns.auxiliary):
+            raise ValueError("positive and columns.auxiliary are of classes: name the column of these as label")
+        return self
+
+    @model_validator(mode="after")
+    def _targets_named_once(self) -> Data:
+        if (not self.targets and self.label is None) or len(set(self.targets)) != len(self.targets):
+            raise ValueError("targets must name at least one column, and none of them twice")
+        if taken := RESULT_KEYS & set(self.targets):
+            raise ValueError(
+                f"a target cannot be called {', '.join(sorted(taken))}: results.json has a key of that name"
+            )
+        return self

@@ -1,0 +1,33 @@
+"""The blocks `features`, `calibrate` and `evaluate`: the store's format, and what is done with a trained model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pipeline.config.section import Positive, Section
+
+
+class Features(Section):
+    """The feature store's format, part of its key."""
+
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    """Number format on disk."""
+    shard_size: Positive = 1024
+    """Images a shard."""
+
+
+class Calibrate(Section):
+    """How a group's sigma comes about: fitted to the CRPS of validation groups, in-domain and out-of-domain apart."""
+
+    kind: Literal["scale", "emos", "spread"] = "scale"
+    """scale: sigma alone, from what images of a group share and what is each one's own; emos: the mean by a line as well;
+    spread: not calibrated, the sd over images, as the challenge's sample code does, to compare with."""
+
+
+class Evaluate(Section):
+    """What is evaluated."""
+
+    split: Literal["auto", "validation", "test"] = "auto"
+    """auto: test where the data have one, else validation (which selected the epoch: marked as optimistic)."""
+    inputs: Literal["features", "images"] = "features"
+    """Predict from cached features, or from the images through the whole model."""

@@ -1,0 +1,50 @@
+"""The block `model`: what stands between features and predictions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from pipeline.config.encoder import Encoder, Frozen
+from pipeline.config.head import Head, MlpHead
+from pipeline.config.section import Section
+
+
+class Model(Section):
+    """What stands between features and predictions."""
+
+    encoder: Encoder = Frozen()
+    normalize: bool = True
+    """L2-normalise the embedding before the head."""
+    standardize_features: bool = False
+    """Scale each dimension of the (normalised) frozen embedding by the training images' mean and sd."""
+    domain_embedding: bool = False
+    """Add a learned embedding of the domain to the (normalised) image embedding."""
+    species_embedding: bool = False
+    """Add a learned embedding of the scientific name and one of its genus, by which names never seen are known."""
+    head: Head = MlpHead()
+    pool: Literal["mean", "precision", "attention"] = "mean"
+    """A group's forecast from its images': their mean, weighted by 1 / variance (which a probabilistic loss learns), or by
+    an attention that learns from groups (`train.sample: groups`)."""
+    standardize_targets: bool = False
+    """Learn targets scaled by the training groups' mean and sd; predictions come back in the targets' own units."""
+
+    @model_validator(mode="after")
+    def _only_perceptrons_descend(self) -> Model:
+        embeddings = self.domain_embedding or self.species_embedding
+        if self.head.kind != "mlp" and (self.encoder.kind != "frozen" or embeddings or self.pool != "mean"):
+            raise ValueError(
+                f"head.kind {self.head.kind} is not trained by gradient descent: it needs encoder.kind frozen, pool mean and "
+                "neither domain_embedding nor species_embedding"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _only_frozen_features_are_standardised(self) -> Model:
+        if self.standardize_features and (self.encoder.kind != "frozen" or self.head.kind != "mlp"):
+            raise ValueError(
+                "standardize_features scales what does not learn, for heads that do not scale it themselves: it needs "
+                "encoder.kind frozen and head.kind mlp"
+            )
+        return self

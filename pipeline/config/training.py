@@ -1,0 +1,65 @@
+"""The blocks `optim`, `schedule`, `train`, `select`: how a model learns, and which epoch's weights are kept."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.config.section import BelowOne, Fraction, Positive, Section
+
+
+class Optim(Section):
+    """Optimiser."""
+
+    kind: Literal["adam", "adamw"] = "adam"
+    lr: float = Field(1e-4, gt=0)
+    """Base learning rate; parts of the model scale it (`encoder.lr_scale`, `head.lr_scale`, …)."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled with adamw, L2 with adam."""
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    """Decay rates of the moments."""
+    clip: float | None = Field(None, gt=0)
+    """Clip the gradient's global norm to this."""
+
+
+class Schedule(Section):
+    """Learning rate over the epochs: linear warm-up, hold, then constant or cosine."""
+
+    kind: Literal["constant", "cosine"] = "constant"
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Epochs of linear warm-up."""
+    hold: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
+    """Epochs at the full rate before the cosine; auto: min(10, epochs // 10)."""
+    floor: Fraction = 0.01
+    """The cosine ends at floor·`optim.lr`, the same value for every parameter group."""
+
+
+class Train(Section):
+    """The training loop."""
+
+    epochs: Positive = 500
+    batch_size: Positive = 64
+    """Images, or with `sample: groups` groups, a step."""
+    sample: Literal["images", "groups"] = "images"
+    """What is drawn and what the loss is of: images, or groups, each forecast from a set of its images."""
+    max_images: Positive = 16
+    """With `sample: groups`: how many images of a group are drawn at most, anew in each epoch."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16: forward and backward under autocast, weights and optimiser in fp32. Evaluation is always fp32."""
+    patience: Positive | None = None
+    """Stop after this many epochs without a better validation metric; null: train to the end."""
+
+
+class Select(Section):
+    """Which epoch's weights are kept, and by what the best is known."""
+
+    epoch: Literal["best", "last"] = "best"
+    """best: by `metric` on validation. last: none is chosen, and validation groups, which calibrate, are not fitted to."""
+    metric: Literal["r2", "mae", "roc_auc", "average_precision", "balanced_accuracy", "log_loss"] = "r2"
+    """On validation, of numbers: mean over targets of the group R², or of the image MAE. Of classes, of images: area under the
+    ROC or the precision-recall curve, balanced accuracy, or mean log loss. Of mae and log_loss lower is better. Default: r2, of
+    classes roc_auc."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Of heads that are classifiers: fit on training and validation images together, and choose and score by predictions for
+    images left out, in so many folds grouped by group and stratified by class. null: choose and score on validation."""

@@ -42,7 +42,7 @@ def test_at_least_one_image_stays_and_those_that_stay_keep_their_order(n: int, p
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.floats(0, 1), st.integers(0, 99))
-def test_every_group_of_a_step_keeps_a_image_and_each_keeps_its_group(sizes: list[int], p: float, seed: int) -> None:
+def test_every_group_of_a_step_keeps_an_image_and_each_keeps_its_group(sizes: list[int], p: float, seed: int) -> None:
     numbers = np.repeat(np.arange(len(sizes)), sizes)
     whole = Batch(torch.arange(len(numbers)) + 7, numbers)
     thin = whole.thinned(p, rng(seed))

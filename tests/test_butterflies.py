@@ -155,7 +155,7 @@ def test_classifiers_find_hybrids_among_generated_butterflies(trained: dict[str,
     assert min(scores.values()) > 0.6, scores
 
 
-def test_photographs_of_a_image_are_on_one_side(table: Path) -> None:
+def test_images_of_a_group_are_on_one_side(table: Path) -> None:
     experiment = load(table, *TRIALS["lda"])
     found = load_task("butterflies").load(experiment.config.data).table
     assert found["group"].duplicated().any() and found.groupby("group")["split"].nunique().max() == 1
@@ -181,7 +181,7 @@ def test_held_out_images_are_those_that_the_trial_was_chosen_by(trained: dict[st
         assert roc_auc(truth.to_numpy() == 1, said[truth.index].to_numpy()) == pytest.approx(chosen_by, abs=0.05), name
 
 
-def test_folds_of_its_own_are_refused_where_a_image_is_on_both_sides(table: Path, root: Path, tmp_path: Path) -> None:
+def test_folds_of_its_own_are_refused_where_a_group_is_on_both_sides(table: Path, root: Path, tmp_path: Path) -> None:
     rows = pd.read_csv(table, dtype=str)
     doubled = pd.concat(
         [rows.assign(split="train"), rows[:40].assign(split="validation"), rows[40:60].assign(split="test")]

@@ -126,7 +126,7 @@ def test_a_class_that_nothing_is_trained_on_is_told(tmp_path: Path) -> None:
     assert "no training image is of third" in warning
 
 
-def test_folds_keep_photographs_of_a_image_together(tmp_path: Path) -> None:
+def test_folds_keep_images_of_a_group_together(tmp_path: Path) -> None:
     rows = [f"a.png,{'hybrid' if i % 4 else 'pure'},,,{i // 2 if i % 4 else 100 + i},train" for i in range(40)]
     table = load(tmp_path, rows, split=FoldSplit(kind="folds", n=4)).table
     assert table.groupby("group")["split"].nunique().max() == 1

@@ -231,7 +231,7 @@ def test_intervals_hold_their_figure_and_photographs_of_one_image_make_them_no_n
         assert low < narrow[name] < high
 
 
-def test_photographs_of_a_image_are_averaged_before_its_class_is_said() -> None:
+def test_images_of_a_group_are_averaged_before_its_class_is_said() -> None:
     frame = table(STAT, 6).assign(**{STAT[0]: [1.0] * 3 + [0.0] * 3, STAT[1]: [0.0] * 3 + [1.0] * 3})
     p = np.array([0.1, 0.9, 0.9, 0.6, 0.2, 0.45])
     found = report(frame.assign(**{f"{STAT[0]}_prediction": p, f"{STAT[1]}_prediction": 1 - p}), STAT)["summary"]

@@ -60,7 +60,7 @@ def test_the_table_has_the_rows_of_train_validation_and_test_in_this_order(tmp_p
     assert np.asarray(data.image(0)).max() == 1 and len(data) == 5
 
 
-def test_without_group_and_domain_columns_each_image_is_an_group_of_the_unknown_domain(tmp_path: Path) -> None:
+def test_without_group_and_domain_columns_each_image_is_a_group_of_the_unknown_domain(tmp_path: Path) -> None:
     write(tmp_path, ROWS)
     unnamed = Data(source=str(tmp_path / "data.csv"), columns=Columns(image="img"), targets=("y", "z"))
     data = load_dataset_table(unnamed)
@@ -154,7 +154,7 @@ def test_group_numbers_may_start_again_in_each_split_unless_folds_pool_them(tmp_
         load(tmp_path, rows, split=FoldSplit(kind="folds", n=3))
 
 
-def test_an_group_that_stands_in_two_splits_is_pointed_out(tmp_path: Path) -> None:
+def test_a_group_that_stands_in_two_splits_is_pointed_out(tmp_path: Path) -> None:
     data = load(tmp_path, [*ROWS[:4], "a.png,E,1,7,0.5,1,test", "a.png,F,3,9,2,3,test", "a.png,G,2,9,2,3,test"])
     first, second = data.warnings
     assert first.startswith("1 group is in train and in test") and "line 2" in first and "line 6" in first

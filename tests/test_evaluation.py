@@ -126,7 +126,7 @@ POOLS = {
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_predict_forecasts_an_group_as_evaluation_does(config_of: MakeConfig, tmp_path: Path, pool: str) -> None:
+def test_predict_forecasts_a_group_as_evaluation_does(config_of: MakeConfig, tmp_path: Path, pool: str) -> None:
     from pipeline.tasks import load_task
 
     config = config_of("baseline", *SMALL, f"model.pool={pool}", *POOLS[pool])

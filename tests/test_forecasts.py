@@ -67,7 +67,7 @@ def report(rows: pd.DataFrame, predicted: Any) -> dict[str, Any]:
     return make_report(*forecasts(rows, predicted), TARGETS, TRAIN)
 
 
-def test_an_group_of_one_image_has_a_sigma_and_many_images_do_not_make_it_vanish() -> None:
+def test_a_group_of_one_image_has_a_sigma_and_many_images_do_not_make_it_vanish() -> None:
     """(mistake 9: the spread over images is NaN for one and far too small for many)"""
     rows = pd.concat(
         [table(1, 0).iloc[[0]], pd.DataFrame({"id": range(500), "group": "many", "domain": "1", "a": 0.0, "b": 0.0})]
@@ -96,7 +96,7 @@ def test_a_forecast_does_not_depend_on_the_order_of_images(random: Any) -> None:
         np.testing.assert_allclose(together[name], together[f"{name}_other"], rtol=1e-9)
 
 
-def test_an_group_has_the_mean_and_sd_of_its_images_and_what_weighs_more_counts_more() -> None:
+def test_a_group_has_the_mean_and_sd_of_its_images_and_what_weighs_more_counts_more() -> None:
     rows = table(1, 0).iloc[[0, 0, 0]].assign(group=["one", "two", "two"])
     predicted = Prediction(
         *(
@@ -135,7 +135,7 @@ def test_a_good_forecast_scores_better_than_the_spread_of_the_training_groups() 
     assert found["a"]["mean_predictor"]["CRPS"] == pytest.approx(expected)
 
 
-def test_an_group_whose_domain_is_not_known_is_forecast_like_one_of_a_new_domain() -> None:
+def test_a_group_whose_domain_is_not_known_is_forecast_like_one_of_a_new_domain() -> None:
     rows = table(3, 7, domains=(None, "99"))
     _, groups = forecasts(rows, said(np.zeros((len(rows), 2), "float32")))
     _, twins = forecasts(rows.assign(domain="1234"), said(np.zeros((len(rows), 2), "float32")))

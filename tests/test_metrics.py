@@ -242,7 +242,7 @@ def test_r2_is_of_groups_as_they_are_pooled() -> None:
     assert report["a"]["MAE"] == pytest.approx(mean_absolute_error(frame["a"], frame["a_prediction"]))
 
 
-def test_a_image_whose_domain_is_not_known_is_neither_in_nor_out_of_domain() -> None:
+def test_an_image_whose_domain_is_not_known_is_neither_in_nor_out_of_domain() -> None:
     frame = make_frame().assign(domain=None)
     report = report_of(frame, ["1", "2"], MEANS)
     assert report["a"]["in_domain"]["n"] == report["a"]["out_of_domain"]["n"] == 0

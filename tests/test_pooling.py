@@ -124,7 +124,7 @@ def test_the_gradient_of_pooling_is_that_of_a_softmax() -> None:
     torch.testing.assert_close(pool(mean.unsqueeze(-1), weights, sets)[0, :, 0], expected)
 
 
-def test_a_image_that_is_sure_counts_for_more_where_precision_weighs() -> None:
+def test_an_image_that_is_sure_counts_for_more_where_precision_weighs() -> None:
     mean, variance, groups = np.array([[0.0], [10.0]]), np.array([[1.0], [4.0]]), np.array([0, 0])
     assert pool_groups(mean, variance, np.zeros((2, 1)), groups)[0] == pytest.approx(5)
     weights = Pooling("precision")(torch.zeros(2, 1), torch.from_numpy(variance)).numpy()

@@ -138,7 +138,7 @@ def test_strata_are_nothing_to_a_split_by_domains() -> None:
     assert assign(table, split, list("ststst")) == assign(table, split)
 
 
-def test_an_group_of_two_classes_is_refused_and_a_rare_class_is_warned_of() -> None:
+def test_a_group_of_two_classes_is_refused_and_a_rare_class_is_warned_of() -> None:
     with pytest.raises(UserError, match="group b is of both moth and fly"):
         deal_groups(list("abbc"), folds(3), ["moth", "moth", "fly", "fly"])
     groups, classes = list("abcdefgg"), ["moth"] * 4 + ["fly"] * 2 + ["bee"] * 2

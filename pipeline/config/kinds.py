@@ -1,0 +1,55 @@
+"""Blocks that come in kinds: a family, the kinds that have joined it, and the field that takes any of them.
+
+A family is a direct subclass of `Kind`; a subclass of a family that says `kind: Literal["name"]` joins it by being defined, in this
+package or in a lab's own file. So nothing lists the kinds, and what a kind can do stands on its class.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
+
+from pydantic import BeforeValidator, SerializeAsAny
+from pydantic_core import PydanticKnownError
+
+from pipeline.config.section import Section
+
+F = TypeVar("F", bound="Kind")
+
+
+class Kind(Section):
+    """A block whose `kind` says which of its family it is."""
+
+    kinds: ClassVar[dict[str, type[Any]]]
+    """Of a family: name → the class that has it."""
+    kind: str
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        if Kind in cls.__bases__:
+            cls.kinds = {}
+        for name in get_args(cls.model_fields["kind"].annotation):
+            if (other := cls.kinds.get(name)) and (other.__module__, other.__qualname__) != (
+                cls.__module__,
+                cls.__qualname__,
+            ):
+                raise TypeError(
+                    f"{cls.__module__}.{cls.__qualname__}: kind {name!r} is {other.__module__}.{other.__qualname__}'s"
+                )
+            cls.kinds[name] = cls
+
+    @classmethod
+    def parse(cls, value: Any) -> Any:
+        """A mapping as a block of the kind that it names; anything else as it is, for pydantic to refuse."""
+        if not isinstance(value, dict):
+            return value
+        if (found := cls.kinds.get(str(value.get("kind")))) is None:
+            names = ", ".join(f"'{name}'" for name in cls.kinds)
+            context = {"discriminator": "'kind'", "tag": str(value.get("kind")), "expected_tags": names}
+            raise PydanticKnownError("union_tag_invalid", context)
+        return found.model_validate(value)
+
+
+def kind_of(family: type[F]) -> Any:
+    """What a field of a family is annotated with: `Annotated[Backbone, *kind_of(Backbone)]` takes a block of any kind that there is
+    when it is read, and writes all of its keys."""
+    return SerializeAsAny(), BeforeValidator(family.parse)

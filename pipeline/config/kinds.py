@@ -1,19 +1,17 @@
 """Blocks that come in kinds: a family, the kinds that have joined it, and the field that takes any of them.
 
-A family is a direct subclass of `Kind`; a subclass of a family that says `kind: Literal["name"]` joins it by being defined, in this
-package or in a lab's own file. So nothing lists the kinds, and what a kind can do stands on its class.
+A family is a direct subclass of `Kind`; a subclass of a family that says `kind: Literal["name"]` joins it by being defined, in
+this package or in a lab's own file. So nothing lists the kinds, and what a kind can do stands on its class.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, TypeVar, get_args
+from typing import Any, ClassVar, get_args
 
 from pydantic import BeforeValidator, SerializeAsAny
 from pydantic_core import PydanticKnownError
 
 from pipeline.config.section import Section
-
-F = TypeVar("F", bound="Kind")
 
 
 class Kind(Section):
@@ -28,13 +26,9 @@ class Kind(Section):
         if Kind in cls.__bases__:
             cls.kinds = {}
         for name in get_args(cls.model_fields["kind"].annotation):
-            if (other := cls.kinds.get(name)) and (other.__module__, other.__qualname__) != (
-                cls.__module__,
-                cls.__qualname__,
-            ):
-                raise TypeError(
-                    f"{cls.__module__}.{cls.__qualname__}: kind {name!r} is {other.__module__}.{other.__qualname__}'s"
-                )
+            mine, other = (f"{each.__module__}.{each.__qualname__}" for each in (cls, cls.kinds.get(name, cls)))
+            if mine != other:
+                raise TypeError(f"{mine}: there is a kind {name!r} already, {other}")
             cls.kinds[name] = cls
 
     @classmethod
@@ -49,7 +43,8 @@ class Kind(Section):
         return found.model_validate(value)
 
 
-def kind_of(family: type[F]) -> Any:
-    """What a field of a family is annotated with: `Annotated[Backbone, *kind_of(Backbone)]` takes a block of any kind that there is
-    when it is read, and writes all of its keys."""
-    return SerializeAsAny(), BeforeValidator(family.parse)
+def kind_of(family: type[Kind]) -> tuple[Any, Any]:
+    """What a field of a family is annotated with: `Annotated[Backbone, *kind_of(Backbone)]` takes a block of any kind that there
+    is when it is read, and writes all of its keys."""
+    serialized: Any = SerializeAsAny
+    return serialized(), BeforeValidator(family.parse)

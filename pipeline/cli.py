@@ -324,12 +324,12 @@ def _show(form: str, table: Callable[[], None], texts: Mapping[str, Callable[[],
 def compare(
     experiments: Annotated[list[str], typer.Argument(metavar="EXPERIMENT …", help="Their names.")],
     figure: Annotated[
-        str, typer.Option(help="Figure of the test images: roc_auc, balanced_accuracy, log_loss, …")
-    ] = "roc_auc",
+        str | None, typer.Option(help="Figure of what was tested (roc_auc, r2, …); default: the task's first.")
+    ] = None,
     form: Annotated[str, typer.Option("--format", help="table, markdown or json.")] = "table",
     trained: TrainedFolder = None,
 ) -> None:
-    """Classifying methods on the images that all of them tested: the one chosen on validation against each."""
+    """Methods on the images that all of them tested: the one chosen on validation against each."""
     from pipeline.reporting import comparison as module
 
     found = module.compare(module.candidates(_experiments(experiments, trained)), figure)

@@ -12,7 +12,7 @@ from pipeline.experiments.reading import load_experiment
 from pipeline.launch.manifest.manifest import Manifest, Terms, make_manifest
 from pipeline.launch.submitting import local
 from pipeline.launch.watching.plan import missing_trials
-from pipeline.reporting.results import NUMBERS, collect, print_tables, summarize
+from pipeline.reporting.results import by_look, collect, print_tables, sorts, summarize
 
 # A tiny random backbone on some thousand small images wants higher rates, smaller adapters and far fewer epochs than
 # BioCLIP-2 on the real data, and a CPU wants fp32. Beside these overrides configs/beetles/ is used as it stands.
@@ -83,7 +83,9 @@ def experiments(place: Path) -> list[tuple[str, tuple[str, ...]]]:
 def show() -> None:
     """The table of everything under the root, and below it what knowing nothing but the training targets gives."""
     rows = collect(all_experiments())
-    print_tables({NUMBERS: summarize(rows, "in_domain.r2")})
+    tables = by_look(rows)
+    by = sorts(tables, "in_domain.r2")
+    print_tables({look: summarize(some, by[look]) for look, some in tables.items()})
     chance = next((r2 for row in rows if (r2 := row.figures.get("mean_predictor.in_domain.r2")) is not None), None)
     if chance is not None:
         print(f"The mean predictor, which always says the training groups' mean: R² in-domain {chance:.3f}")

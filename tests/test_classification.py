@@ -24,7 +24,7 @@ from pipeline.metrics.classification import (
 from pipeline.metrics.classification_report import classification_report
 from pipeline.metrics.hybrids import challenge_scores, hybrid_report
 from pipeline.metrics.intervals import Rows, bootstrap, central, draws
-from pipeline.metrics.report import Training
+from pipeline.metrics.regression_report import Training
 
 SCORES = st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=50)
 

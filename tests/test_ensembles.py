@@ -23,7 +23,7 @@ from pipeline.errors import WorkError
 from pipeline.experiments.reading import Experiment, load_experiment, saved_science
 from pipeline.metrics.calibration import Calibration, Forecast
 from pipeline.metrics.ensembles import combine, combine_images
-from pipeline.metrics.groups import SAID, SAID_OF_SPECIMENS, fit_calibrations, groups_long_form, wide_form
+from pipeline.metrics.groups import SAID, SAID_OF_IMAGES, fit_calibrations, groups_long_form, wide_form
 from pipeline.reporting import cost
 from pipeline.reporting.results import collect as collect_rows
 from pipeline.reporting.state import planned_trials
@@ -103,7 +103,7 @@ def test_members_that_tell_of_other_groups_are_refused(column: str, value: Any) 
 def test_predictions_for_images_are_means_and_other_images_are_refused() -> None:
     table = pd.DataFrame({"id": ["x", "y"], "group": ["e", "e"], "domain": ["1", None], "a": [0.5, 0.5]})
     first, second = (
-        table.assign(**{f"a_{end}": values for end in SAID_OF_SPECIMENS}) for values in ([1.0, 2.0], [3.0, 5.0])
+        table.assign(**{f"a_{end}": values for end in SAID_OF_IMAGES}) for values in ([1.0, 2.0], [3.0, 5.0])
     )
     assert combine_images([first, second], ["a"])["a_prediction"].tolist() == [2.0, 3.5]
     with pytest.raises(WorkError, match="same images"):

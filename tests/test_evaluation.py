@@ -54,7 +54,7 @@ def test_with_bf16_features_the_difference_is_reported_and_small(config_of: Make
     results = evaluated(config, finished(config), inputs="images")
     difference = results["summary"]["features_difference"]  # type: ignore[index]
     assert difference["max_abs"] > 0
-    assert all(difference[f"{target}_r2"] < 0.01 for target in config.data.targets)
+    assert all(difference[f"{target}.r2"] < 0.01 for target in config.data.targets)
 
 
 def test_results_have_the_schema_and_are_valid_json(config_of: MakeConfig) -> None:

@@ -23,7 +23,7 @@ from pipeline.metrics.groups import (
     group_table,
     image_table,
 )
-from pipeline.metrics.report import Training, make_report
+from pipeline.metrics.regression_report import Training, make_report
 
 TARGETS = ("a", "b")
 TRAIN = Training(["1", "2"], {"a": 0.0, "b": 0.5}, {"a": 1.0, "b": 2.0})

@@ -16,7 +16,7 @@ from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_err
 
 from pipeline.metrics.groups import group_table
 from pipeline.metrics.regression import group_means, group_r2, mae, r2, rmse
-from pipeline.metrics.report import Training, regression_report
+from pipeline.metrics.regression_report import Training, regression_report
 from pipeline.metrics.selection import selection_metric
 
 numbers = st.floats(-1e3, 1e3, width=32)

@@ -18,8 +18,9 @@ from pipeline.config.resources import Paths, Resources
 from pipeline.config.section import NAME_PATTERN, Section, Seed
 from pipeline.config.training import Optim, Schedule, Select, Train
 
-# A task is a file; listing them imports none.
-TASKS = sorted(p.stem for p in (Path(__file__).parents[1] / "tasks").glob("[a-z]*.py"))
+# A task is a file; listing them imports none. Those that others are built on are none themselves.
+STOCK = {"base", "numbers", "classes"}
+TASKS = sorted({p.stem for p in (Path(__file__).parents[1] / "tasks").glob("[a-z]*.py")} - STOCK)
 
 
 class Config(Section):

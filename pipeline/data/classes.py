@@ -1,54 +1,38 @@
-"""Classes as targets: a column for each class, 1 where an image is of it and else 0, and the same for auxiliary labels.
-
-So what learns, pools, mixes and predicts numbers does the same with classes. Loads no torch.
-"""
+"""Classes: what the names in a label's column, and in the columns of auxiliary labels, are as whole numbers. Loads no torch."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.config.data import Data
+from pipeline.data.truth import AUXILIARY, LABEL, Labels
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
-    from numpy.typing import NDArray
-
-RAW = "auxiliary "
-"""What the names of auxiliary labels are kept under, by number, until they have columns of their own."""
-Columns = dict[str, "NDArray[np.float64]"]
 
 
-def auxiliary_column(i: int) -> str:
-    """Where the names in data.columns.auxiliary number `i` are kept."""
-    return f"{RAW}{i}"
-
-
-def class_name(target: str) -> str:
-    """The class that a target's column is of: `hybrid_stat=hybrid` → `hybrid`."""
-    return target.partition("=")[2]
-
-
-def class_columns(table: pd.DataFrame, data: Data) -> tuple[pd.DataFrame, tuple[str, ...], tuple[str, ...]]:
-    """The table with a column for each class of its `label` and each auxiliary name, and the names of both kinds of columns.
+def number_classes(table: pd.DataFrame, data: Data) -> tuple[pd.DataFrame, Labels]:
+    """The table with its `label` and its auxiliary names as numbers too, and what these stand for.
 
     Of two classes the positive one comes first, else they are in the order of their names. Raises UserError for fewer than two
     classes, or a positive class that there is not.
     """
-    import pandas as pd
-
     assert data.label is not None
-    classes = {
-        f"{data.label}={name}": (table["label"] == name).to_numpy("float64") for name in _classes(table["label"], data)
+    classes, columns = _classes(table["label"], data), [f"{AUXILIARY}{i}" for i in range(len(data.columns.auxiliary))]
+    names = sorted({name for column in columns for name in table[column].dropna()})
+    numbers = {LABEL: _numbers(table["label"], classes)} | {
+        column: _numbers(table[column], names) for column in columns
     }
-    names = data.columns.auxiliary
-    others = _shares([table[auxiliary_column(i)] for i in range(len(names))], names[0]) if names else {}
-    kept = table[[name for name in table if not str(name).startswith(RAW)]]
-    wide = pd.concat([kept, pd.DataFrame(classes | others, index=table.index)], axis=1)
-    return wide, tuple(classes), tuple(others)
+    others = tuple(f"{data.columns.auxiliary[0]}={name}" for name in names)
+    return table.assign(**numbers), Labels(tuple(f"{data.label}={name}" for name in classes), others, len(columns))
+
+
+def _numbers(column: pd.Series, names: list[str]) -> pd.Series:
+    """The place of each cell among the names; -1 for an empty one."""
+    place = {name: i for i, name in enumerate(names)}
+    return column.map(place).fillna(-1).astype("int64")
 
 
 def _classes(column: pd.Series, data: Data) -> list[str]:
@@ -76,16 +60,6 @@ def _classes(column: pd.Series, data: Data) -> list[str]:
             f"{', '.join(classes)}. Set it to null."
         )
     return sorted(classes, key=lambda name: name != data.positive)
-
-
-def _shares(raw: Sequence[pd.Series], prefix: str) -> Columns:
-    """Each name's share of each row: what stands for it in one column or several, by how many names the row has."""
-    import numpy as np
-
-    names = sorted({name for column in raw for name in column.dropna()})
-    counts = {name: np.sum([(column == name).to_numpy("float64") for column in raw], axis=0) for name in names}
-    total = np.maximum(np.sum([column.notna().to_numpy("float64") for column in raw], axis=0), 1)
-    return {f"{prefix}={name}": count / total for name, count in counts.items()}
 
 
 def unseen_classes(table: pd.DataFrame, data: Data) -> list[str]:

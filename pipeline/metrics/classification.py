@@ -1,8 +1,8 @@
-"""Figures of classifiers, from true classes and probabilities; a figure that is not defined is None, never NaN.
+"""Figures of classifiers, from labels and probabilities; a figure that is not defined is None, never NaN.
 
-`truth` [N, C] has a 1.0 in each row's class, `p` [N, C] the probabilities; of two classes the first is the positive one. Inside,
-a figure is computed for many weightings of the rows at once, `weights` [N, D] → [D], NaN where it is not defined: how often
-each draw of a bootstrap has each row (`intervals.draws`). A thousand draws cost one sort. Pure functions.
+`labels` [N] are the places of the true classes, `p` [N, C] the probabilities; of two classes the first is the positive one.
+Inside, a figure is computed for many weightings of the rows at once, `weights` [N, D] → [D], NaN where it is not defined: how
+often each draw of a bootstrap has each row (`intervals.draws`). A thousand draws cost one sort. Pure functions.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.metrics.figures import Figure
+
 Array = NDArray[np.floating]
 Flags = NDArray[np.bool_]
-Figure = Callable[[Array, Array, Array], Array]
+Labels = NDArray[np.int64]
+Weighted = Callable[[Labels, Array, Array], Array]
 Detection = Callable[[Flags, Array, Array], Array]
 BINS = 15
 """Of the calibration error, equally wide (Guo et al. 2017, section 4)."""
@@ -23,25 +26,6 @@ SMALLEST = float(np.finfo("float64").eps)
 
 
 # ---------------------------------------------------------------- for all rows
-def figures(truth: Array, p: Array) -> dict[str, float | None]:
-    """All of FIGURES for truth and probabilities [N, C]."""
-    return {name: figure(name, truth, p) for name in FIGURES}
-
-
-def figure(name: str, truth: Array, p: Array) -> float | None:
-    """One of FIGURES; None if there are no rows, or a probability is not finite."""
-    if not len(truth) or not np.isfinite(p).all():
-        return None
-    return _number(FIGURES[name](truth, p.astype("float64"), np.ones((len(truth), 1))))
-
-
-def drawn(name: str, truth: Array, p: Array, weights: Array) -> Array:
-    """One of FIGURES [D] for each weighting of the rows [N, D]; NaN where it is not defined."""
-    if not len(truth) or not np.isfinite(p).all():
-        return np.full(weights.shape[1], np.nan)
-    return FIGURES[name](truth, p.astype("float64"), weights)
-
-
 def roc_auc(is_positive: Flags, scores: Array) -> float | None:
     """Area under the ROC curve of scores [N]: how often a positive scores above a negative, where equal half (Hanley and
     McNeil 1982). None without a positive or without a negative."""
@@ -87,47 +71,55 @@ def _average_precision(is_positive: Flags, scores: Array, weights: Array) -> Arr
     return _share((steps * precision).sum(axis=0), found[-1])
 
 
-def _one_against_rest(of: Detection) -> Figure:
+def _one_against_rest(of: Detection) -> Weighted:
     """A figure of two classes' first; of more classes its mean over those for which it is defined."""
 
-    def mean(truth: Array, p: Array, weights: Array) -> Array:
-        n = 1 if truth.shape[1] == 2 else truth.shape[1]
-        return _mean_of_defined(np.stack([of(truth[:, i] > 0.5, p[:, i], weights) for i in range(n)]))
+    def mean(labels: Labels, p: Array, weights: Array) -> Array:
+        n = 1 if p.shape[1] == 2 else p.shape[1]
+        return _mean_of_defined(np.stack([of(labels == i, p[:, i], weights) for i in range(n)]))
 
     return mean
 
 
-def _accuracy(truth: Array, p: Array, weights: Array) -> Array:
-    return _weighted_mean(is_right(truth, p), weights)
+def _accuracy(labels: Labels, p: Array, weights: Array) -> Array:
+    return _weighted_mean(is_right(labels, p), weights)
 
 
-def _balanced_accuracy(truth: Array, p: Array, weights: Array) -> Array:
+def _balanced_accuracy(labels: Labels, p: Array, weights: Array) -> Array:
     """The mean over the classes that are there of how many of them are recognised."""
-    right = truth * is_right(truth, p)[:, None]
+    truth = one_hot(labels, p.shape[1])
+    right = truth * is_right(labels, p)[:, None]
     return _mean_of_defined(_share(_sums(right, weights), _sums(truth, weights)))
 
 
-def _log_loss(truth: Array, p: Array, weights: Array) -> Array:
-    return _weighted_mean(-np.log(np.clip((truth * p).sum(axis=1), SMALLEST, 1)), weights)
+def _log_loss(labels: Labels, p: Array, weights: Array) -> Array:
+    return _weighted_mean(-np.log(np.clip(p[np.arange(len(p)), labels], SMALLEST, 1)), weights)
 
 
-def _brier(truth: Array, p: Array, weights: Array) -> Array:
+def _brier(labels: Labels, p: Array, weights: Array) -> Array:
     """Squared error of the positive class's probability; of more than two classes summed over them (Brier 1950)."""
-    errors = np.square(p - truth)
-    return _weighted_mean(errors[:, 0] if truth.shape[1] == 2 else errors.sum(axis=1), weights)
+    errors = np.square(p - one_hot(labels, p.shape[1]))
+    return _weighted_mean(errors[:, 0] if p.shape[1] == 2 else errors.sum(axis=1), weights)
 
 
-def _calibration_error(truth: Array, p: Array, weights: Array) -> Array:
+def _calibration_error(labels: Labels, p: Array, weights: Array) -> Array:
     """Expected calibration error: how far accuracy and confidence are apart, over bins of the confidence."""
-    confidence, right = p.max(axis=1), is_right(truth, p)
+    confidence, right = p.max(axis=1), is_right(labels, p)
     bins = np.clip(np.ceil(confidence * BINS).astype("int64") - 1, 0, BINS - 1)
     gaps = _sums(np.eye(BINS)[bins] * (right - confidence)[:, None], weights)
     return _share(np.abs(gaps).sum(axis=0), weights.sum(axis=0))
 
 
-def is_right(truth: Array, p: Array) -> Array:
+def is_right(labels: Labels, p: Array) -> Array:
     """1.0 for each row [N] whose most probable class (of equal ones the first) is the true one, else 0.0."""
-    return np.asarray(truth.argmax(axis=1) == p.argmax(axis=1), "float64")
+    return np.asarray(labels == p.argmax(axis=1), "float64")
+
+
+def one_hot(labels: Labels, n: int) -> Array:
+    """Labels [N] of `n` classes → [N, C], 1.0 in each row's class."""
+    rows: Array = np.zeros((len(labels), n))
+    rows[np.arange(len(labels)), labels] = 1
+    return rows
 
 
 def _sums(rows: Array, weights: Array) -> Array:
@@ -152,13 +144,11 @@ def _mean_of_defined(values: Array) -> Array:
 
 
 FIGURES: dict[str, Figure] = {
-    "roc_auc": _one_against_rest(_roc_auc),
-    "average_precision": _one_against_rest(_average_precision),
-    "accuracy": _accuracy,
-    "balanced_accuracy": _balanced_accuracy,
-    "log_loss": _log_loss,
-    "brier": _brier,
-    "calibration_error": _calibration_error,
+    "roc_auc": Figure("ROC AUC", selectable=True, weighted=_one_against_rest(_roc_auc)),
+    "average_precision": Figure("average precision", selectable=True, weighted=_one_against_rest(_average_precision)),
+    "balanced_accuracy": Figure("balanced accuracy", selectable=True, weighted=_balanced_accuracy),
+    "accuracy": Figure("accuracy", selectable=True, weighted=_accuracy),
+    "log_loss": Figure("log loss", lower_is_better=True, selectable=True, weighted=_log_loss),
+    "brier": Figure("Brier score", lower_is_better=True, selectable=True, weighted=_brier),
+    "calibration_error": Figure("calibration error", lower_is_better=True, weighted=_calibration_error),
 }
-LOWER = {"log_loss", "brier", "calibration_error"}
-"""Figures of which less is better."""

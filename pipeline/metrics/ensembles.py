@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.errors import WorkError
-from pipeline.metrics.groups import SAID, SAID_OF_SPECIMENS
+from pipeline.metrics.groups import SAID, SAID_OF_IMAGES
 
 
 def combine(tables: Sequence[pd.DataFrame], targets: Sequence[str]) -> pd.DataFrame:
@@ -28,13 +28,13 @@ def combine(tables: Sequence[pd.DataFrame], targets: Sequence[str]) -> pd.DataFr
 
 
 def combine_images(tables: Sequence[pd.DataFrame], targets: Sequence[str]) -> pd.DataFrame:
-    """Members' predictions for images → their means: id, group, domain, each target, and SAID_OF_SPECIMENS of each.
+    """Members' predictions for images → their means: id, group, domain, each target, and SAID_OF_IMAGES of each.
 
     Raises WorkError if they are not of the same images in the same order.
     """
     same = ["id", "group", "domain", *targets]
     _check_same(tables, same, "images")
-    ends = [f"{target}_{end}" for target in targets for end in SAID_OF_SPECIMENS]
+    ends = [f"{target}_{end}" for target in targets for end in SAID_OF_IMAGES]
     return tables[0][same].assign(**{end: _stack(tables, end).mean(axis=0) for end in ends})
 
 

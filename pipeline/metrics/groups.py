@@ -17,7 +17,7 @@ from pipeline.metrics.regression import group_means
 Array = NDArray[np.float64]
 Calibrations = Mapping[str, Mapping[str, AnyCalibration]]
 """Target → part (in_domain, out_of_domain) → calibration."""
-SAID_OF_SPECIMENS = ("prediction",)
+SAID_OF_IMAGES = ("prediction",)
 """What is kept of each image and target, as `<target>_<…>`: all that figures of images start from."""
 SAID = ("mean", "variance", "spread")
 """What a group's images say of each target, as `<target>_<…>`: all that calibrating and ensembles start from."""
@@ -32,35 +32,43 @@ class Prediction:
     variance: NDArray[np.floating]
     log_weights: NDArray[np.floating]
 
+    def only(self, n: int) -> Prediction:
+        """Of the first `n` targets; what a model learns beside them is left out."""
+        return Prediction(self.mean[:, :n], self.variance[:, :n], self.log_weights[:, :n])
+
 
 def image_table(table: pd.DataFrame, targets: Sequence[str], predicted: Prediction) -> pd.DataFrame:
-    """A row per image: id, group (its group), domain, species if the table has it, each target, and of each
+    """A row per image: id, group, domain, species, and each target, as far as the table has them, and of each target
     `<target>_prediction`, `<target>_variance` and `<target>_weight` (its log weight)."""
-    known = [name for name in ("id", "group", "domain", "species") if name in table]
-    frame = table[[*known, *targets]]
+    known = [name for name in ("id", "group", "domain", "species", *targets) if name in table]
     said = {"prediction": predicted.mean, "variance": predicted.variance, "weight": predicted.log_weights}
-    columns = {
-        f"{target}_{end}": values[:, i].astype("float64")
-        for i, target in enumerate(targets)
-        for end, values in said.items()
-    }
-    return pd.concat([frame, pd.DataFrame(columns, index=frame.index)], axis=1)
+    parts = [_wide(values, targets, end, table.index) for end, values in said.items()]
+    return pd.concat([table[known], *parts], axis=1)
 
 
 def group_table(images: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
-    """A row per group, in the order in which they appear: group, domain, n (images), each target, and of each its pooled
-    `<target>_mean`, `<target>_variance` (that of one image) and `<target>_spread` (sd over images; NaN of one)."""
+    """A row per group, in the order in which they appear: group, domain, n (images), each target that is known, and of each its
+    pooled `<target>_mean`, `<target>_variance` (that of one image) and `<target>_spread` (sd over images; NaN of one)."""
     together = images.groupby("group", sort=False)
-    groups = together[["domain", *targets]].first().assign(n=together.size()).reset_index()
+    known = [name for name in ("domain", *targets) if name in images]
+    groups = together[known].first().assign(n=together.size()).reset_index()
     numbers = pd.factorize(images["group"])[0].astype("int64")
-    pooled: dict[str, Any] = {}
-    for target in targets:
-        said, variance, weight = (
-            images[f"{target}_{of}"].to_numpy("float64") for of in ("prediction", "variance", "weight")
-        )
-        pooled[f"{target}_mean"], pooled[f"{target}_variance"] = pool_groups(said, variance, weight, numbers)
-        pooled[f"{target}_spread"] = together[f"{target}_prediction"].std(ddof=1).to_numpy("float64")
-    return pd.concat([groups, pd.DataFrame(pooled, index=groups.index)], axis=1)
+    said, variance, weights = (
+        images[[f"{target}_{end}" for target in targets]].to_numpy("float64")
+        for end in ("prediction", "variance", "weight")
+    )
+    spread = together[[f"{target}_prediction" for target in targets]].std(ddof=1).to_numpy("float64")
+    pooled = {
+        **dict(zip(("mean", "variance"), pool_groups(said, variance, weights, numbers), strict=True)),
+        "spread": spread,
+    }
+    return pd.concat([groups, *(_wide(values, targets, end, groups.index) for end, values in pooled.items())], axis=1)
+
+
+def _wide(values: NDArray[np.floating], targets: Sequence[str], end: str, index: pd.Index) -> pd.DataFrame:
+    """[N, n_targets] as columns `<target>_<end>`."""
+    columns = [f"{target}_{end}" for target in targets]
+    return pd.DataFrame(values[:, : len(targets)].astype("float64"), index=index, columns=columns)
 
 
 def pool_groups(mean: Array, variance: Array, log_weights: Array, groups: NDArray[np.int64]) -> tuple[Array, Array]:
@@ -100,6 +108,13 @@ def add_forecasts(
         added[f"{target}_mu"] = np.where(known, inside[0], outside[0])
         added[f"{target}_sigma"] = np.where(known, inside[1], outside[1])
     return groups.assign(**added)
+
+
+def images_long_form(images: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
+    """One row per image and target: id, group, domain, species, target, truth, prediction."""
+    known = images[[name for name in ("id", "group", "domain", "species") if name in images]]
+    parts = [known.assign(target=t, truth=images[t], prediction=images[f"{t}_prediction"]) for t in targets]
+    return pd.concat(parts, ignore_index=True)
 
 
 def groups_long_form(groups: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:

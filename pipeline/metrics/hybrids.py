@@ -7,13 +7,13 @@ least 95 % of the species' non-hybrids do not exceed. Pure functions on arrays. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.metrics.classification import average_precision
+from pipeline.metrics.figures import Figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,21 +23,25 @@ Flags = NDArray[np.bool_]
 SPECIFICITY = 0.95
 """Share of non-hybrids that must not be called hybrids."""
 KINDS = ("major", "minor", "mimic")
+FIGURES = {
+    name: Figure(name.replace("_", " "))
+    for name in (
+        "A_score_major_recall", "A_score_minor_recall", "mimic_recall", "A_PRC_AUC", "A_PRC_AUC_major", "A_PRC_AUC_minor",
+        "mimic_PRC_AUC", "challenge_score",
+    )
+}  # fmt: skip
+"""Of the organisers' scores.json; the last is the challenge's headline."""
 
 
-def hybrid_report(specimens: pd.DataFrame, targets: Sequence[str]) -> dict[str, float | None]:
-    """The challenge's scores of a table with a row per photograph, whose `domain` says of which kind it is.
+def hybrid_report(images: pd.DataFrame, is_hybrid: Flags, scores: Array) -> dict[str, float | None]:
+    """The challenge's scores of a table with a row per image, whose `domain` says of which kind it is.
 
-    The first of `targets` is the hybrid's class; `<target>_prediction` is its probability. Empty where the domains are no
-    kinds; all None where a prediction is not finite.
+    Empty where the domains are no kinds; all None where a score is not finite.
     """
-    kinds = specimens["domain"].fillna("").to_numpy(str)
+    kinds = images["domain"].fillna("").to_numpy(str)
     if not set(kinds) <= {*KINDS, ""} or not any(kinds):
         return {}
-    scores = specimens[f"{targets[0]}_prediction"].to_numpy("float64")
-    if not np.isfinite(scores).all():
-        return dict.fromkeys(challenge_scores(np.zeros(1), np.ones(1, bool), np.array(["none"])))
-    return challenge_scores(scores, specimens[targets[0]].to_numpy("float64") > 0.5, kinds)
+    return challenge_scores(scores, is_hybrid, kinds) if np.isfinite(scores).all() else dict.fromkeys(FIGURES)
 
 
 def challenge_scores(scores: Array, is_hybrid: Flags, kinds: NDArray[np.str_]) -> dict[str, float | None]:

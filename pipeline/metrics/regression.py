@@ -1,4 +1,7 @@
-"""Regression metrics, per image and per group. A figure that is not defined is None, never NaN."""
+"""Regression metrics, per image and per group. A figure that is not defined is None, never NaN.
+
+Those that end in `_drawn` compute one for D weightings of the rows [N, D] at once, [D], as `figures.Figure.weighted` says.
+"""
 
 from __future__ import annotations
 
@@ -57,3 +60,27 @@ def group_r2(
 ) -> float | None:
     """R² of groups: after averaging targets and (weighted) predictions [N] per group."""
     return r2(group_means(targets, groups), group_means(predictions, groups, log_weights))
+
+
+def mae_drawn(targets: Array, predictions: Array, weights: Array) -> NDArray[np.float64]:
+    """`mae` of rows [N] for each weighting [N, D]: [D]."""
+    return _weighted_mean(np.abs(targets - predictions), weights)
+
+
+def rmse_drawn(targets: Array, predictions: Array, weights: Array) -> NDArray[np.float64]:
+    """`rmse` of rows [N] for each weighting [N, D]: [D]."""
+    return np.sqrt(_weighted_mean(np.square(targets - predictions), weights))
+
+
+def r2_drawn(targets: Array, predictions: Array, weights: Array) -> NDArray[np.float64]:
+    """`r2` of rows [N] for each weighting [N, D]: [D], NaN where the targets do not vary."""
+    centred = targets.astype("float64") - targets.mean()  # what is far from 0 would cancel
+    total = _weighted_mean(np.square(centred), weights) - np.square(_weighted_mean(centred, weights))
+    left = _weighted_mean(np.square(targets - predictions), weights)
+    return 1 - np.divide(left, total, out=np.full_like(left, np.nan), where=total > 1e-12 * np.square(centred).max())
+
+
+def _weighted_mean(values: Array, weights: Array) -> NDArray[np.float64]:
+    """Means [D] of values [N] for each weighting [N, D]."""
+    means: NDArray[np.float64] = values.astype("float64") @ weights.astype("float64") / weights.sum(axis=0)
+    return means

@@ -7,7 +7,6 @@ Loads no torch.
 
 from __future__ import annotations
 
-import difflib
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,10 +20,10 @@ from pipeline.config.identity import digest
 from pipeline.disk.layout import ExperimentDir, TrialDir, read_json
 from pipeline.errors import UserError
 from pipeline.experiments.reading import saved_science
-from pipeline.metrics.classification import FIGURES, Array, drawn, figure
 from pipeline.metrics.intervals import central, draws
-from pipeline.metrics.selection import LOWER_IS_BETTER
 from pipeline.reporting.results import cells_to_markdown, hash_results, print_cells
+from pipeline.tasks import load_task
+from pipeline.tasks.base import Array, Tested
 
 DRAWS = 1000
 CHOSEN = "chosen on validation"
@@ -35,7 +34,7 @@ Folds = dict[int, "Candidate"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A trial with results of classes: what it was, and how good on validation."""
+    """A trial with results: what it was, and how good on validation."""
 
     name: str
     """experiment/trial"""
@@ -45,7 +44,11 @@ class Candidate:
     metric: str
     """What candidates are chosen by, and its value on validation."""
     value: float
-    classes: tuple[str, ...]
+    lower_is_better: bool
+    """Of that figure."""
+    task: str
+    figure: str
+    """The first of its headline."""
     chosen_on: str
     """What the value is of: validation, or cross-validation inside the trial."""
     split: str
@@ -87,16 +90,6 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class _Tested:
-    """What a trial said of its test images, in the order of their names: truth and probabilities [N, C]."""
-
-    index: list[tuple[str, str]]
-    """Name and group of each."""
-    truth: Array
-    p: Array
-
-
-@dataclass(frozen=True)
 class _Figure:
     """A figure of a trial's test images, and of each draw of them [D]."""
 
@@ -106,7 +99,7 @@ class _Figure:
 
 # ---------------------------------------------------------------- who takes part
 def candidates(experiments: Iterable[ExperimentDir]) -> list[Candidate]:
-    """The trials that have results of classes which tell by what they were chosen; not those of permuted targets."""
+    """The trials that have results which tell by what they were chosen; not those of permuted targets."""
     found = (_candidate(experiment, trial) for experiment in experiments for trial in experiment.trials())
     return [candidate for candidate in found if candidate]
 
@@ -115,8 +108,6 @@ def _candidate(experiment: ExperimentDir, trial: TrialDir) -> Candidate | None:
     try:
         results = read_json(trial.results)
         summary = results["summary"]
-        if "roc_auc" not in summary:
-            return None
         science = saved_science(trial.config)
         if not science or results["config_hash"] != digest(science) or science["data"]["permute_targets"]:
             return None
@@ -127,7 +118,9 @@ def _candidate(experiment: ExperimentDir, trial: TrialDir) -> Candidate | None:
             fold=science["data"]["split"].get("fold", 0),
             metric=summary["selection"]["metric"],
             value=float(summary["selection"]["value"]),
-            classes=tuple(summary["classes"]),
+            lower_is_better=summary["selection"]["metric"] in results["lower_is_better"],
+            task=science["task"],
+            figure=next(iter(results["headline"])).rpartition(".")[2],
             chosen_on=results["selected_on"],
             split=results["split"],
             optimistic=results["split"] == results["selected_on"],
@@ -153,16 +146,18 @@ def _backbone(block: Mapping[str, Any]) -> str:
 
 
 # ---------------------------------------------------------------- the comparison
-def compare(found: Sequence[Candidate], name: str = "roc_auc") -> Comparison:
-    """Compare methods by one of FIGURES on what they tested; images of a group are drawn together.
+def compare(found: Sequence[Candidate], name: str | None = None) -> Comparison:
+    """Compare methods by a figure of their task, if no other is named the first of its headline, on what they tested; images of a
+    group are drawn together.
 
     Raises UserError if there is no such figure, or nobody to compare; if trials were chosen by different figures; or if those of
     a fold did not test the same images.
     """
-    _check(found, name)
+    _check(found)
+    name = name or found[0].figure
     methods = _best(found)
     chosen = {fold: min(them, key=_rank) for fold, them in _by_fold(methods).items()}
-    tested = {trial: _read(trial) for trials in methods.values() for trial in trials.values()}
+    tested = {trial: _read(trial, name) for trials in methods.values() for trial in trials.values()}
     for them in _by_fold(methods).values():
         _check_same_images({trial: tested[trial] for trial in them})
     figures = _figures(name, tested)
@@ -177,24 +172,19 @@ def compare(found: Sequence[Candidate], name: str = "roc_auc") -> Comparison:
         n_groups=len(set(groups)),
         draws=DRAWS,
         chosen=_line(CHOSEN, chosen, chosen, figures),
-        lines=sorted(lines, key=lambda line: _order(found[0].metric, line.validation, line.method)),
+        lines=sorted(lines, key=lambda line: _order(found[0].lower_is_better, line.validation, line.method)),
         warnings=_warnings(tested, lines),
     )
 
 
-def _check(found: Sequence[Candidate], name: str) -> None:
-    if name not in FIGURES:
-        near = difflib.get_close_matches(name, FIGURES, n=1) or [", ".join(FIGURES)]
-        raise UserError(f"--figure {name}: there is no such figure of classes; choose {near[0]}")
+def _check(found: Sequence[Candidate]) -> None:
     if not found:
-        raise UserError(
-            "nothing to compare: no trial has results of classes (a task with a label) that say by what it was chosen"
-        )
+        raise UserError("nothing to compare: no trial has results that say by what it was chosen")
     for what, values in (
         ("were chosen by different figures", {trial.metric: trial.name for trial in found}),
         ("were chosen on different images", {trial.chosen_on: trial.name for trial in found}),
         ("were evaluated on different splits", {trial.split: trial.name for trial in found}),
-        ("tell different classes apart", {", ".join(trial.classes): trial.name for trial in found}),
+        ("are of different tasks", {trial.task: trial.name for trial in found}),
     ):
         if len(values) > 1:
             examples = "; ".join(f"{shorten(value, 80)}: {trial}" for value, trial in list(values.items())[:3])
@@ -210,12 +200,12 @@ def _best(found: Iterable[Candidate]) -> dict[str, Folds]:
 
 
 def _rank(trial: Candidate) -> tuple[float, str]:
-    return _order(trial.metric, trial.value, trial.name)
+    return _order(trial.lower_is_better, trial.value, trial.name)
 
 
-def _order(metric: str, value: float, name: str) -> tuple[float, str]:
+def _order(lower_is_better: bool, value: float, name: str) -> tuple[float, str]:
     """The best first; equals by name."""
-    return value if metric in LOWER_IS_BETTER else -value, name
+    return value if lower_is_better else -value, name
 
 
 def _by_fold(methods: Mapping[str, Folds]) -> dict[int, list[Candidate]]:
@@ -225,35 +215,31 @@ def _by_fold(methods: Mapping[str, Folds]) -> dict[int, list[Candidate]]:
     return found
 
 
-def _read(trial: Candidate) -> _Tested:
-    """What a trial said, from its predictions.parquet. Raises UserError if that is damaged or names an image twice."""
-    import pandas as pd  # not on a login node's every command
-
-    path = trial.trial.predictions
+def _read(trial: Candidate, figure: str) -> Tested:
+    """What a trial said. Raises UserError if that is damaged, or if the figure cannot be compared."""
     try:
-        frame = pd.read_parquet(path, columns=["id", "group", "target", "truth", "prediction"])
-        frame["class"] = frame["target"].str.partition("=")[2]
-        frame["nth"] = frame.groupby(["id", "group", "class"]).cumcount()  # (an id may be an individual's)
-        wide = frame.pivot(index=["id", "group", "nth"], columns="class", values=["truth", "prediction"])
-        truth, p = (wide[name][list(trial.classes)].to_numpy("float64") for name in ("truth", "prediction"))
+        return load_task(trial.task).tested(trial.trial, figure)
     except (OSError, ValueError, LookupError) as error:
-        raise UserError(f"{path}: cannot be compared: {error}. Evaluate {trial.name} again.") from error
-    return _Tested([(f"{name} {nth}", str(group)) for name, group, nth in wide.index], truth, p)
+        raise UserError(f"{trial.trial.path}: cannot be compared: {error}. Evaluate {trial.name} again.") from error
 
 
-def _check_same_images(tested: Mapping[Candidate, _Tested]) -> None:
+def _check_same_images(tested: Mapping[Candidate, Tested]) -> None:
     """Of one fold: without the same images, of the same classes, a difference says nothing."""
     first, *others = tested
     expected = tested[first]
     for trial in others:
         them = tested[trial]
-        if them.index != expected.index or not np.array_equal(them.truth, expected.truth):
+        if (
+            them.index != expected.index
+            or them.names != expected.names
+            or not np.array_equal(them.truth, expected.truth)
+        ):
             n = len(set(them.index) ^ set(expected.index))
-            what = f"{n} images were tested by one of them alone" if n else "their true classes are others"
+            what = f"{n} images were tested by one of them alone" if n else "what is true of them is another thing"
             raise UserError(f"fold {trial.fold}: {first.name} and {trial.name} did not test the same: {what}")
 
 
-def _figures(name: str, tested: Mapping[Candidate, _Tested]) -> dict[Candidate, _Figure]:
+def _figures(name: str, tested: Mapping[Candidate, Tested]) -> dict[Candidate, _Figure]:
     """The figure of each trial, and of draws of groups from all folds together: each draw is the same for all trials."""
     indices = {trial.fold: them.index for trial, them in tested.items()}
     folds = sorted(indices)
@@ -263,9 +249,10 @@ def _figures(name: str, tested: Mapping[Candidate, _Tested]) -> dict[Candidate, 
     for weights in draws([group for fold in folds for _, group in indices[fold]], seed=0, n=DRAWS):
         of_fold = dict(zip(folds, np.split(weights, ends[:-1]), strict=True))
         for trial, them in tested.items():
-            parts[trial].append(drawn(name, them.truth, them.p, of_fold[trial.fold]))
+            parts[trial].append(load_task(trial.task).drawn(name, them, of_fold[trial.fold]))
     return {
-        trial: _Figure(figure(name, them.truth, them.p), np.concatenate(parts[trial])) for trial, them in tested.items()
+        trial: _Figure(load_task(trial.task).value(name, them), np.concatenate(parts[trial]))
+        for trial, them in tested.items()
     }
 
 

@@ -22,18 +22,12 @@ from pipeline.reporting.state import damaged, planned_trials, trial_config, tria
 
 REPLICATES = ("seed", "data.split.fold")
 """Trials that differ in these alone are repetitions of one another: the table shows their mean ± sd."""
-PARTS = ("", "in_domain", "out_of_domain")
-FIGURES = ("r2", "MAE", "RMSE")
-CLASS_FIGURES = (
-    "roc_auc", "average_precision", "balanced_accuracy", "accuracy", "log_loss", "brier", "calibration_error",
-)  # fmt: skip
-LOWER_IS_BETTER = ("MAE", "RMSE", "CRPS", "rms", "log_loss", "brier", "calibration_error")
 Figures = dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One trial, or one ensemble. `figures` are keyed `r2`, `in_domain.r2`, `SPEI_30d.r2`, …"""
+    """One trial, or one ensemble. `figures` are keyed `r2`, `in_domain.r2`, `SPEI_30d.r2`, …, as its task names them."""
 
     experiment: str
     trial: str
@@ -46,6 +40,14 @@ class Row:
     figures: Figures = field(default_factory=dict)
     members: tuple[str, ...] = ()
     """The trials that an ensemble is of; none: it is a trial."""
+    headline: dict[str, str] = field(default_factory=dict)
+    """The figures that tables show, with their titles; the first sorts them."""
+    lower_is_better: tuple[str, ...] = ()
+    """Last parts of the names of figures of which less is better."""
+
+    def rank(self, sort: str, value: float | None) -> float:
+        """Lowest for the best value of a figure."""
+        return (value or 0) * (1 if sort.rpartition(".")[2] in self.lower_is_better else -1)
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,8 @@ def summarize(rows: Sequence[Row], sort: str) -> list[Line]:
             (row.experiment, row.split + row.group if row.state == "done" else f"{row.trial} {row.state}"), []
         ).append(row)
     _check_figure(rows, sort)
-    lines = [_line(members) for members in groups.values()]
-    return sorted(lines, key=lambda line: _order(sort, line.state, line.means, line.name))
+    lines = [(members[0], _line(members)) for members in groups.values()]
+    return [line for _, line in sorted(lines, key=lambda each: _order(sort, each[0], each[1].means, each[1].name))]
 
 
 def sort_rows(rows: Sequence[Row], sort: str) -> list[Row]:
@@ -108,7 +110,7 @@ def sort_rows(rows: Sequence[Row], sort: str) -> list[Row]:
     Raises UserError if no result has a figure of that name.
     """
     _check_figure(rows, sort)
-    return sorted(rows, key=lambda row: _order(sort, row.state, row.figures, row.trial))
+    return sorted(rows, key=lambda row: _order(sort, row, row.figures, row.trial))
 
 
 def _check_figure(rows: Sequence[Row], sort: str) -> None:
@@ -117,10 +119,10 @@ def _check_figure(rows: Sequence[Row], sort: str) -> None:
         raise UserError(f"--sort {sort}: no result has that figure; there are: {', '.join(names)}")
 
 
-def _order(sort: str, state: str, figures: Figures, name: str) -> tuple[bool, bool, float, str]:
+def _order(sort: str, row: Row, figures: Figures, name: str) -> tuple[bool, bool, float, str]:
     """Where it stands: results with the figure first, the best of them first; equals by name."""
-    value, lower_is_better = figures.get(sort), sort.endswith(LOWER_IS_BETTER)
-    return state != "done", value is None, (value or 0) * (1 if lower_is_better else -1), name
+    value = figures.get(sort)
+    return row.state != "done", value is None, row.rank(sort, value), name
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -141,47 +143,43 @@ def to_json(rows: Sequence[Row]) -> str:
     return json.dumps([vars(row) for row in rows], indent=1, allow_nan=False)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Look:
-    """What a table shows: the figures in its columns, their titles, and by which one it is sorted if nobody says."""
+    """What a table shows: the figures in its columns with their titles, of which the first sorts it if nobody says another."""
 
-    columns: dict[str, str]
-    sort: str
+    columns: tuple[tuple[str, str], ...]
+
+    @property
+    def sort(self) -> str:
+        return self.columns[0][0]
 
     @property
     def header(self) -> tuple[str, ...]:
-        return ("experiment", "trial", "n", "split", *self.columns.values())
+        return ("experiment", "trial", "n", "split", *(title for _, title in self.columns))
 
     def cells(self, line: Line) -> tuple[str, ...]:
         """A line's cells under the header."""
         if line.state != "done":
             return (line.experiment, line.name, "", "", line.state, *[""] * (len(self.columns) - 1))
         split = line.split + (" (optimistic)" if line.optimistic else "")
-        return (line.experiment, line.name, str(line.n), split, *(_cell(line, name) for name in self.columns))
+        return (line.experiment, line.name, str(line.n), split, *(_cell(line, name) for name, _ in self.columns))
 
 
-NUMBERS = Look(
-    {"r2": "R²", "in_domain.r2": "R² in-domain", "out_of_domain.r2": "R² out-of-domain", "MAE": "MAE", "rms": "rms"},
-    "r2",
-)
-"""Of trials that predict numbers; the figures are means over the targets."""
-CLASSES = Look(
-    {
-        "roc_auc": "ROC AUC", "average_precision": "average precision", "balanced_accuracy": "balanced accuracy",
-        "log_loss": "log loss", "selection": "validation",
-    },
-    "roc_auc",
-)  # fmt: skip
-"""Of trials that predict classes; the last column is what they were chosen by."""
+NO_RESULTS = Look((("", "state"),))
+"""Of trials of which none has results."""
 
 
 def by_look(rows: Sequence[Row]) -> dict[Look, list[Row]]:
-    """Rows that one table can show: those of experiments that predict classes, and the others (with those without results)."""
-    classes = {row.experiment for row in rows if CLASSES.sort in row.figures}
-    parts = {
-        look: [row for row in rows if (row.experiment in classes) == (look is CLASSES)] for look in (NUMBERS, CLASSES)
-    }
-    return {look: some for look, some in parts.items() if some}
+    """Rows that one table can show: of experiments with the same headline figures; trials without results stand among them."""
+    looks: dict[str, Look] = {}
+    for row in rows:
+        if row.headline:
+            looks.setdefault(row.experiment, Look(tuple(row.headline.items())))
+    fallback = next(iter(looks.values()), NO_RESULTS)
+    tables: dict[Look, list[Row]] = {look: [] for look in looks.values()}
+    for row in rows:
+        tables.setdefault(looks.get(row.experiment, fallback), []).append(row)
+    return tables
 
 
 def no_trials(trained: Path | None = None) -> str:
@@ -255,35 +253,15 @@ def _ensembles(experiment: ExperimentDir) -> Iterator[Row]:
 
 def _with_results(row: Row, results: dict[str, Any], group: str) -> Row:
     optimistic = results["split"] == results["selected_on"]
-    return replace(row, group=group, split=results["split"], optimistic=optimistic, figures=_figures(results))
-
-
-def _figures(results: dict[str, Any]) -> Figures:
-    if "classes" in results:
-        return _class_figures(results)
-    figures: Figures = {}
-    targets = [key for key, value in results.items() if isinstance(value, dict) and "r2" in value and key != "summary"]
-    for prefix, block in [("", results["summary"]), *((f"{target}.", results[target]) for target in targets)]:
-        for part in PARTS:
-            values = block[part] if part else block
-            figures |= {f"{prefix}{part}{'.' if part else ''}{name}": values[name] for name in FIGURES}
-            figures[f"{prefix}{part}{'.' if part else ''}CRPS"] = values.get(
-                "CRPS"
-            )  # results of before there were forecasts
-    figures["rms"] = results["summary"].get("rms")
-    figures["mean_predictor.in_domain.r2"] = results["summary"]["mean_predictor"]["in_domain"]["r2"]
-    figures["mean_predictor.rms"] = results["summary"]["mean_predictor"].get("rms")
-    return figures
-
-
-def _class_figures(results: dict[str, Any]) -> Figures:
-    """Those of all images, each class's and, for butterflies, the challenge's."""
-    summary = results["summary"]
-    figures: Figures = {name: summary[name] for name in CLASS_FIGURES} | {"selection": summary["selection"]["value"]}
-    figures |= {f"by_group.{name}": value for name, value in summary["by_group"].items()}
-    figures |= {f"{name}.recall": of["recall"] for name, of in results["classes"].items()}
-    figures |= results.get("challenge", {})
-    return figures
+    return replace(
+        row,
+        group=group,
+        split=results["split"],
+        optimistic=optimistic,
+        figures=dict(results["figures"]),
+        headline=dict(results["headline"]),
+        lower_is_better=tuple(results["lower_is_better"]),
+    )
 
 
 def _group(name: str, config: Config | None) -> str:

@@ -13,6 +13,7 @@ from pipeline.config.backbone import Backbone
 from pipeline.config.data import Data
 from pipeline.config.evaluation import Features
 from pipeline.config.identity import config_hash, digest, images_of, token_kind
+from pipeline.config.own import content_hash
 from pipeline.config.trial import Config
 from pipeline.data.dataset import known_signature
 from pipeline.disk.layout import ExperimentDir, TrialDir, read_json
@@ -48,9 +49,12 @@ class Sources:
         self._signatures: dict[str, str | None] = {}
         self._now: dict[Reads, Basis] = {}
         self._words: dict[tuple[Reads, Basis], str] = {}
+        self._tasks: dict[str, str | None] = {}
 
     def changed(self, results: dict[str, Any], config: Config) -> str:
         """What has changed since these results, in words; empty if nothing has, or if it cannot be told from here."""
+        if results.get("task_hash") != self._task(config.task):
+            return f"the task's file {config.task} has changed since it was trained"
         reads = config.data, config.backbone, config.features, token_kind(config)
         then = Basis(results.get("data_signature"), results.get("feature_key"))
         if (reads, then) not in self._words:
@@ -58,6 +62,11 @@ class Sources:
                 self._now[reads] = self._look(config)
             self._words[reads, then] = basis_change(config, then, self._now[reads])
         return self._words[reads, then]
+
+    def _task(self, name: str) -> str | None:
+        if name not in self._tasks:
+            self._tasks[name] = content_hash(name)
+        return self._tasks[name]
 
     def _look(self, config: Config) -> Basis:
         images = digest(images_of(config.data))

@@ -1,5 +1,5 @@
 """The collecting stage: all results of one experiment in results.csv, ensembles of its trials over their seeds, and where
-several methods tell classes apart, a comparison of them."""
+there are several methods, a comparison of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(config: Config) -> None:
 
 
 def _compare(experiment: ExperimentDir) -> None:
-    """Write the comparison of methods, if there are several with results of classes; else there is none.
+    """Write the comparison of methods, if there are several with results; else there is none.
 
     It looks again after it has written, as `_write` does. Trials that cannot be compared are said on stderr, and are no error:
     they have their results without it.

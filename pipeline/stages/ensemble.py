@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
@@ -18,21 +18,13 @@ import pandas as pd
 
 from pipeline.config.identity import digest
 from pipeline.disk.layout import ExperimentDir, TrialDir, atomic_folder, read_json, write_json, write_table
-from pipeline.errors import WorkError
+from pipeline.errors import UserError, WorkError
 from pipeline.experiments.reading import HASH_DIGITS, saved_science
-from pipeline.metrics.ensembles import combine, combine_images
-from pipeline.metrics.groups import (
-    SAID,
-    SAID_OF_SPECIMENS,
-    add_forecasts,
-    fit_calibrations,
-    groups_long_form,
-    wide_form,
-)
-from pipeline.metrics.report import Training
+from pipeline.metrics.regression_report import Training
 from pipeline.progress import say
 from pipeline.reporting.results import common_name, hash_results
 from pipeline.tasks import load_task
+from pipeline.tasks.base import Kept, Task
 
 Say = Callable[[str], None]
 SHARED = ("evaluation", "split", "selected_on", "feature_key", "data_signature", "schema_version")
@@ -57,6 +49,10 @@ class _Member:
         return self.trial.path.name
 
     @cached_property
+    def task(self) -> Task[Any]:
+        return load_task(self.science["task"])
+
+    @cached_property
     def kind(self) -> str:
         """Equal for trials that are one ensemble."""
         return digest([self.science, *(self.results.get(key) for key in SHARED)])
@@ -64,12 +60,10 @@ class _Member:
 
 @dataclass(frozen=True)
 class _Tables:
-    """What a member says: of the validation groups, of those evaluated, of their images; and OF_TRAINING."""
+    """What a member says, and OF_TRAINING."""
 
     training: dict[str, Any]
-    validation: pd.DataFrame
-    groups: pd.DataFrame
-    images: pd.DataFrame
+    kept: Kept
 
 
 def update_ensembles(experiment: ExperimentDir) -> bool:
@@ -116,10 +110,10 @@ def _read_member(trial: TrialDir) -> _Member | None:
     """A trial with results of the configuration that stands beside them; None if it has none."""
     try:
         science, results = saved_science(trial.config), read_json(trial.results)
-        if not science or results["config_hash"] != digest(science) or science["data"].get("label") is not None:
+        if not science or results["config_hash"] != digest(science) or not load_task(science["task"]).ensembles:
             return None
         return _Member(trial, {k: v for k, v in science.items() if k != "seed"}, results, hash_results(trial))
-    except (OSError, ValueError, KeyError, TypeError):  # where they are damaged, the trial's own row says so
+    except (UserError, OSError, ValueError, KeyError, TypeError):  # where they are damaged, the trial's own row says so
         return None
 
 
@@ -169,16 +163,12 @@ def _hashes(members: Sequence[_Member]) -> dict[str, str]:
 
 def _read_tables(member: _Member, say: Say) -> _Tables | None:
     """What a member says; None, and a word on stderr, if a file of it cannot be used."""
-    trial, targets = member.trial, member.science["data"]["targets"]
-    ends = [f"{target}_{end}" for target in targets for end in SAID]
-    group = ["group", "domain", "n"]
+    path = member.trial.trained
     try:
-        record = read_json(path := trial.trained)
+        record = read_json(path)
         training = {key: record[key] for key in OF_TRAINING}
-        validation = pd.read_parquet(path := trial.validation, columns=[*group, *targets, *ends])
-        long = pd.read_parquet(path := trial.groups, columns=[*group, "target", "truth", *SAID])
-        groups = wide_form(long, SAID)
-        images = wide_form(pd.read_parquet(path := trial.predictions), SAID_OF_SPECIMENS)
+        path = member.trial.path
+        return _Tables(training, member.task.kept(member.trial))
     except Exception as error:  # of damaged files, pyarrow raises errors of many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         say(
@@ -186,24 +176,21 @@ def _read_tables(member: _Member, say: Say) -> _Tables | None:
             "and submit it again"
         )
         return None
-    return _Tables(training, validation, groups, images)
 
 
 def _evaluate(members: Sequence[_Member], tables: Sequence[_Tables]) -> tuple[dict[str, Any], pd.DataFrame]:
-    """The figures of an ensemble with its calibrations, and its groups with forecasts. Raises WorkError if members differ."""
-    science, training = members[0].science, tables[0].training
+    """An ensemble's results with its calibration, and the content of its groups.parquet. Raises WorkError if members differ."""
+    science, task, training = members[0].science, members[0].task, tables[0].training
     if any(table.training != training for table in tables):
         raise WorkError("they were trained on different targets, groups or splits")
-    targets = science["data"]["targets"]
-    train = Training(*(training[key] for key in ("train_domains", "train_means", "train_sds")))
-    held_out = combine([table.validation for table in tables], targets)
-    fitted = fit_calibrations(held_out, targets, train.domains, science["calibrate"]["kind"])
-    groups = add_forecasts(combine([table.groups for table in tables], targets), fitted, train.domains, targets)
-    images = combine_images([table.images for table in tables], targets)
-    report: dict[str, Any] = load_task(science["task"]).evaluate(images, groups, targets, train)
-    report["summary"] |= _shared_summary(members, report["summary"]["warnings"])
-    calibration = {target: {part: asdict(one) for part, one in parts.items()} for target, parts in fitted.items()}
-    return report | {"n_images": len(images), "n_events": len(groups), "calibration": calibration}, groups
+    together, train = task.combine(
+        [table.kept for table in tables], Training.of(training), science["calibrate"]["kind"]
+    )
+    blocks = task.report(together, train)
+    blocks["summary"] |= _shared_summary(members, blocks["summary"]["warnings"])
+    counts = {"n_images": len(together.images), "n_events": int(together.images["group"].nunique())}
+    results = blocks | task.describe(blocks) | counts | {"calibration": train.calibration}
+    return results, task.tables(together)[1]
 
 
 def _shared_summary(members: Sequence[_Member], warnings: Sequence[str]) -> dict[str, Any]:
@@ -218,7 +205,7 @@ def _write(folder: TrialDir, members: Sequence[_Member], figures: dict[str, Any]
     facts = {key: members[0].results[key] for key in SHARED} | {"config_hash": digest(science)}
     results = figures | facts | {"members": _names(members), "made_from": _hashes(members)}
     with atomic_folder(folder.path, replace=True) as new:
-        write_table(TrialDir(new).groups, groups_long_form(groups, science["data"]["targets"]))
+        write_table(TrialDir(new).groups, groups)
         write_json(TrialDir(new).results, results)
 
 

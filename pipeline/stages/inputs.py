@@ -13,6 +13,7 @@ import pandas as pd
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
 from pipeline.config.identity import config_hash
+from pipeline.config.own import content_hash
 from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
@@ -22,7 +23,8 @@ from pipeline.features.store import FeatureStore, open_key
 from pipeline.models.metadata import Names
 from pipeline.models.saved import Facts
 from pipeline.progress import say
-from pipeline.tasks import load_task
+from pipeline.tasks import check, load_task
+from pipeline.tasks.base import Task
 from pipeline.training.samples import columns
 
 Split = Literal["train", "validation", "test"]
@@ -41,6 +43,10 @@ class Inputs:
         """The backbone, loaded when it is first asked for: seconds, and gigabytes."""
         return load_backbone(self.config.backbone)
 
+    @cached_property
+    def task(self) -> Task[Any]:
+        return load_task(self.config.task)
+
     @property
     def encoder_backbone(self) -> Backbone | None:
         """The backbone if the encoder is built from it; None for one that reads the embedding as it is."""
@@ -58,6 +64,7 @@ class Inputs:
 def load_inputs(config: Config) -> Inputs:
     """Read the table and open the features, which must be there; this node's copy of them where `paths.stage` asks for it."""
     dataset = load_task(config.task).load(config.data)
+    check(config)
     for warning in dataset.warnings:
         say(f"{config.data.source}: {warning}")
     store = staged(open_key(config, feature_key(config, dataset)), config)
@@ -91,7 +98,7 @@ def make_facts(inputs: Inputs) -> Facts:
         base_weights=inputs.store.ingredients.weights,
         cut=cut,
         feature_key=inputs.store.ingredients.key(),
-        auxiliary=inputs.dataset.auxiliary,
+        auxiliary=inputs.dataset.truth.auxiliary,
     )
 
 
@@ -100,18 +107,21 @@ def identity(inputs: Inputs) -> dict[str, str]:
     table = inputs.dataset.table
     learned_from = table[table["split"].isin(["train", "validation"])]
     text = learned_from.to_csv(index=False, float_format="%.17g")
-    return {
+    known = {
         "config_hash": config_hash(inputs.config),
         "feature_key": inputs.store.ingredients.key(),
         "table_hash": hashlib.sha256(text.encode()).hexdigest(),
     }
+    task = content_hash(inputs.config.task)
+    return known | ({"task_hash": task} if task else {})
 
 
-def differences(record: Mapping[str, Any], inputs: Inputs) -> list[str]:
+def changed(record: Mapping[str, Any], inputs: Inputs) -> list[str]:
     """What has changed since a model with this record was trained, in words; nothing if the record holds."""
     words = {
         "config_hash": "the configuration",
         "feature_key": "the features",
         "table_hash": "targets, groups or splits",
+        "task_hash": "the task's file",
     }
     return [words[key] for key, value in identity(inputs).items() if record.get(key) != value]

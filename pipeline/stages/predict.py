@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -27,11 +26,12 @@ from pipeline.disk.layout import TrialDir, read_json, root, trained_root
 from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.experiments.reading import load_config
 from pipeline.features.forward import compute_features
-from pipeline.metrics.calibration import load_calibration
-from pipeline.metrics.groups import Prediction, add_forecasts, group_table, image_table
+from pipeline.metrics.groups import Prediction
+from pipeline.metrics.regression_report import Training
 from pipeline.models.learner import Predicted
 from pipeline.models.metadata import Metadata
 from pipeline.models.saved import Facts, Model, load_facts, load_model, read_trained
+from pipeline.tasks import load_task
 from pipeline.training.samples import columns, joined
 
 
@@ -56,19 +56,6 @@ def predict_images(config: Config, models: Models, facts: Facts, dataset: Datase
         for batch, start in zip(batches, starts, strict=True)
     ]
     return joined(parts)
-
-
-def forecast_groups(
-    images: pd.DataFrame, targets: Sequence[str], record: dict[str, Any], train_domains: Sequence[str]
-) -> pd.DataFrame:
-    """The groups of these images, of numbers with calibrated forecasts."""
-    if not record["calibration"]:
-        return group_table(images, targets)
-    calibrations = {
-        target: {part: load_calibration(values) for part, values in parts.items()}
-        for target, parts in record["calibration"].items()
-    }
-    return add_forecasts(group_table(images, targets), calibrations, train_domains, targets)
 
 
 @dataclass(frozen=True)
@@ -118,13 +105,10 @@ def predict_group(
     trial = find_trial(folder)
     config, facts = trained_config(trial), load_facts(trial)
     predicted = joined(list(_predict_each(trial, config, files, origin, device)))
-    rows = pd.DataFrame({"id": list(map(str, files)), "group": "", **dict.fromkeys(facts.targets, math.nan)})
-    rows["domain"] = pd.Series([origin.domain] * len(files), dtype=object)
-    images = image_table(rows, facts.targets, predicted)
-    group = forecast_groups(images, facts.targets, read_trained(trial), facts.domains).iloc[0]
-    if config.data.label is not None:
-        return {target: (float(group[f"{target}_mean"]), None) for target in facts.targets}
-    return {target: (float(group[f"{target}_mu"]), float(group[f"{target}_sigma"])) for target in facts.targets}
+    table = pd.DataFrame({"id": list(map(str, files)), "group": ""})
+    table["domain"] = pd.Series([origin.domain] * len(files), dtype=object)
+    task, training = load_task(config.task), Training.of(read_trained(trial))
+    return task.answer(task.forecast(task.predictions(table, None, facts.targets, predicted), training))
 
 
 def _predict_each(

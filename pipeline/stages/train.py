@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -23,14 +22,14 @@ from pipeline.disk.provenance import loaded_code, provenance
 from pipeline.errors import TakenOver, UserError, WorkError
 from pipeline.experiments.reading import dump_config
 from pipeline.features.bank import make_bank
-from pipeline.metrics.groups import Prediction, fit_calibrations, group_table, image_table
+from pipeline.metrics.groups import Prediction
 from pipeline.models.baselines import Boosting, Climatology
 from pipeline.models.classifiers import Classifier
 from pipeline.models.learner import Learner
 from pipeline.models.outputs import Categorical
 from pipeline.models.saved import Facts, Model, is_whole, make_model, read_trained, save_model
 from pipeline.signals import StopFlag
-from pipeline.stages.inputs import Inputs, Split, differences, identity, load_inputs, make_facts
+from pipeline.stages.inputs import Inputs, Split, changed, identity, load_inputs, make_facts
 from pipeline.training.baselines import fit_boosting, fit_climatology
 from pipeline.training.checkpoint import Progress, remove_checkpoint
 from pipeline.training.classifiers import fit_classifier
@@ -38,13 +37,14 @@ from pipeline.training.loop import Run, Stop, fit
 from pipeline.training.ridge import fit_ridge
 from pipeline.training.samples import (
     Samples,
-    check_selection,
     embeddings,
     feature_scale,
     make_samples,
     predict,
     target_scale,
 )
+
+NO_CHOICE = ("climatology", "boosting")
 
 
 def run(config: Config, trial: TrialDir, flag: StopFlag | None = None) -> None:
@@ -75,7 +75,7 @@ def run(config: Config, trial: TrialDir, flag: StopFlag | None = None) -> None:
 def is_trained(trial: TrialDir, inputs: Inputs) -> bool:
     """Whether the folder holds a whole model of just this configuration, features, splits and targets."""
     try:
-        same = not differences(read_trained(trial), inputs)
+        same = not changed(read_trained(trial), inputs)
     except FileNotFoundError:
         return False
     except WorkError as error:
@@ -121,7 +121,8 @@ def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts
     model = make_model(config, facts, inputs.encoder_backbone).to(device)
     train, validation = (_samples(inputs, facts, split, device) for split in ("train", "validation"))
     print(f"training {run.trial.path.name}: {_describe(model, train, validation)}, on {run.machine}", flush=True)
-    check_selection(config, validation)
+    if config.select.epoch == "best" and config.select.folds is None and config.model.head.kind not in NO_CHOICE:
+        run.choice.check(config, validation)
     _check_names(inputs)
     _standardize(model, train, inputs, facts)
     if isinstance(model, Classifier):
@@ -138,7 +139,7 @@ def _check_names(inputs: Inputs) -> None:
     """UserError where a name that the model reads tells the class by itself: it would learn that, and no image."""
     model, columns, table = inputs.config.model, inputs.config.data.columns, inputs.table("train")
     for name, read in (("species", model.species_embedding), ("domain", model.domain_embedding)):
-        if not read or inputs.config.data.label is None:
+        if not read or inputs.dataset.truth.widths is None:
             continue
         classes = table.groupby(table[name].fillna(""))["label"].nunique()
         if classes.max() == 1 and len(classes) < len(table) / 2:
@@ -167,27 +168,22 @@ def _check_folds(inputs: Inputs) -> None:
 
 def _held_out(
     model: Model, validation: Samples, inputs: Inputs, facts: Facts, left_out: NDArray[np.float64] | None = None
-) -> pd.DataFrame:
-    """Groups that the model was not fitted to, and what it says of them: those of validation, or, if it was fitted to these too,
+) -> Any:
+    """Images that the model was not fitted to, and what it says of them: those of validation, or, if it was fitted to these too,
     all of them, with what was said of each when it was `left_out` [N, C]."""
     if left_out is None:
         said, table = predict(model, validation), inputs.table("validation")
     else:
         said = Prediction(left_out, np.ones_like(left_out), np.zeros_like(left_out))
         table = pd.concat([inputs.table("train"), inputs.table("validation")])
-    return group_table(image_table(table, facts.targets, said), facts.targets)
+    return inputs.task.predictions(table, inputs.dataset.truth.of(table), facts.targets, said)
 
 
-def _calibrate(groups: pd.DataFrame, inputs: Inputs, facts: Facts, trial: TrialDir) -> dict[str, Any]:
-    """Calibrations of each target, as JSON, from held-out groups; these stay in the folder, for ensembles and exports.
-
-    Of classes none: a probability says itself how sure it is.
-    """
-    write_table(trial.validation, groups)
-    if inputs.config.data.label is not None:
-        return {}
-    fitted = fit_calibrations(groups, facts.targets, facts.domains, inputs.config.calibrate.kind)
-    return {target: {part: asdict(one) for part, one in parts.items()} for target, parts in fitted.items()}
+def _calibrate(held_out: Any, inputs: Inputs, facts: Facts, trial: TrialDir) -> dict[str, Any]:
+    """Calibrations as JSON, from what is said of held-out images; that stays in the folder, for ensembles and exports."""
+    if (table := inputs.task.validation_table(held_out)) is not None:
+        write_table(trial.validation, table)
+    return inputs.task.calibrate(held_out, facts.domains, inputs.config.calibrate.kind)
 
 
 def _standardize(model: Model, train: Samples, inputs: Inputs, facts: Facts) -> None:
@@ -203,12 +199,12 @@ def _standardize(model: Model, train: Samples, inputs: Inputs, facts: Facts) -> 
         model.feature_mean.copy_(mean)
         model.feature_scale.copy_(scale)
     if isinstance(model, Learner) and isinstance(model.output, Categorical):
-        model.output.balance(train.targets)
+        model.output.balance(train.targets.dense())
 
 
 def _samples(inputs: Inputs, facts: Facts, split: Split, device: torch.device) -> Samples:
     bank = make_bank(inputs.store, inputs.positions(split).to_numpy(), device, inputs.config.resources.residence)
-    return make_samples(bank, inputs.table(split), facts, device)
+    return make_samples(bank, inputs.table(split), facts, inputs.dataset.truth, device)
 
 
 def _fit(model: Learner | Climatology | Boosting, train: Samples, validation: Samples, run: Run) -> Progress:
@@ -227,15 +223,15 @@ def _describe(model: Model, train: Samples, validation: Samples) -> str:
 
 
 def _record(facts: Facts, inputs: Inputs, progress: Progress, attempts: Attempts) -> dict[str, Any]:
-    train = inputs.table("train").groupby("group")[list(facts.targets)].first()
+    training = inputs.task.training(inputs.dataset, inputs.table("train"))
     return identity(inputs) | {
         "selected_on": "validation" if inputs.config.select.folds is None else "cross-validation",
         "best_epoch": progress.best_epoch,
         "best_metric": progress.best_metric,
         "epochs": progress.epoch,
         "train_domains": list(facts.domains),
-        "train_means": {target: float(train[target].mean()) for target in facts.targets},
-        "train_sds": {target: float(train[target].std(ddof=0)) for target in facts.targets},
+        "train_means": training.means,
+        "train_sds": training.sds,
         "n_train": len(inputs.table("train")),
         "provenance": provenance(
             **spent(attempts.all()),

@@ -1,13 +1,18 @@
-"""Scientific problems, one module each: its schema and targets, how it loads, how it is scored, how it is generated."""
+"""Scientific problems, a file each: what it loads, predicts, is scored by, and generates. A lab's own file is one as well.
+
+A module of this folder, or a file that a configuration names by its path, has one `TASK`, an object of `base.Task`.
+"""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from types import ModuleType
+from typing import Any
 
-from pipeline.config.trial import TASKS
+from pipeline.config.own import load_file
+from pipeline.config.trial import TASKS, Config
 from pipeline.errors import UserError
+from pipeline.tasks.base import Task
 
 
 def available() -> list[str]:
@@ -15,17 +20,33 @@ def available() -> list[str]:
     return list(TASKS)
 
 
-def load_task(name: str) -> ModuleType:
-    """The module of a task. Raises UserError, listing the tasks, for a name that is none."""
+def load_task(name: str) -> Task[Any]:
+    """A task by its name, or by the path of a lab's own file. Raises UserError for a name that is none, or a file without one."""
+    if name.endswith(".py"):
+        found = getattr(load_file(name), "TASK", None)
+        if not isinstance(found, Task):
+            raise UserError(
+                f"{name}: a task's file has one `TASK = …`, an object of a subclass of pipeline.tasks.base.Task"
+            )
+        return found
     if name not in available():
         raise UserError(f"There is no task {name!r}. There are: {', '.join(available())}.")
-    return importlib.import_module(f"{__name__}.{name}")
+    task: Task[Any] = importlib.import_module(f"{__name__}.{name}").TASK
+    return task
+
+
+def check(config: Config) -> None:
+    """What the task can say of a configuration before any data are read. Raises UserError."""
+    load_task(config.task).metric(config.select.metric)
 
 
 def generator(name: str) -> Callable[..., dict[str, int]]:
     """What writes a task's made-up data. Raises UserError, listing the tasks that have one, for a task that has none."""
-    if (found := getattr(load_task(name), "generate", None)) is not None:
-        made: Callable[..., dict[str, int]] = found
-        return made
-    able = [task for task in available() if hasattr(load_task(task), "generate")]
+    if _generates(task := load_task(name)):
+        return task.generate
+    able = [other for other in available() if _generates(load_task(other))]
     raise UserError(f"The task {name} takes your own images, and none are made up. Made up are: {', '.join(able)}.")
+
+
+def _generates(task: Task[Any]) -> bool:
+    return type(task).generate is not Task.generate

@@ -7,10 +7,9 @@ import torch
 
 from pipeline.config.head import BoostingHead
 from pipeline.config.trial import Config
-from pipeline.metrics.selection import selection_metric
 from pipeline.models.baselines import Boosting, Climatology
 from pipeline.training.checkpoint import Progress
-from pipeline.training.samples import Samples, predict
+from pipeline.training.samples import Choice, Samples, predict
 
 CATEGORIES = [0, 1, 2]
 """Columns of `Boosting.columns` that are names."""
@@ -35,9 +34,9 @@ def fit_boosting(model: Boosting, train: Samples, validation: Samples, config: C
     sets = []
     for samples in (train, validation):
         weights = 1 / np.bincount(samples.groups)[samples.groups]
-        sets.append((model.columns(samples.metadata), samples.targets.cpu().numpy(), weights))
+        sets.append((model.columns(samples.metadata), samples.targets.dense().cpu().numpy(), weights))
     texts, grown, kept = [], 0, 0
-    for target in range(train.targets.shape[1]):
+    for target in range(train.n_targets):
         fit, held_out = (
             lightgbm.Dataset(x, y[:, target], weight=w, categorical_feature=CATEGORIES, params={"verbose": -1})
             for x, y, w in sets
@@ -69,6 +68,5 @@ def _parameters(head: BoostingHead, seed: int) -> dict[str, object]:
 
 def _progress(model: Boosting | Climatology, validation: Samples, config: Config, grown: int, kept: int) -> Progress:
     """What a training run would report: of the model with most trees, how many were grown and how many kept."""
-    said = predict(model, validation)
-    metric = selection_metric(config.select.metric, validation.truth, said.mean, validation.groups)
+    metric = Choice.of(config).score(validation, predict(model, validation))
     return Progress(epoch=grown, best_epoch=kept - 1, best_metric=metric)

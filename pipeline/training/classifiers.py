@@ -24,13 +24,12 @@ from pipeline.config.head import (
 )
 from pipeline.config.trial import Config
 from pipeline.errors import UserError
-from pipeline.metrics.classification import figure
-from pipeline.metrics.selection import LOWER_IS_BETTER
+from pipeline.metrics.classification import FIGURES
 from pipeline.models.classifiers import Array, Classifier, Folds, make_estimator
 from pipeline.progress import say
 from pipeline.training.checkpoint import Progress
 from pipeline.training.one_class import UNKNOWN, fit_one_class
-from pipeline.training.samples import Samples, embeddings
+from pipeline.training.samples import Choice, Samples, embeddings
 
 CALIBRATION_FOLDS = 5
 """That probabilities are calibrated on, or fewer where a class has not so many groups."""
@@ -45,17 +44,12 @@ class Rows:
 
     x: Array
     """Embeddings [N, E]."""
-    truth: Array
-    """Classes as zeros and a one [N, C]."""
+    labels: Labels
+    """Place of each one's class [N]."""
     parents: Labels
     """Auxiliary class of each [N], UNKNOWN where none is told."""
     groups: Labels
     """Number of each one's group [N]."""
-
-    @property
-    def labels(self) -> Labels:
-        out: Labels = self.truth.argmax(1)
-        return out
 
     def __len__(self) -> int:
         return len(self.x)
@@ -76,7 +70,7 @@ def fit_classifier(
     Raises UserError if a class has too few images or groups, or if the head does not fit their number or the classes'.
     """
     head, folds = config.model.head, config.select.folds
-    metric: str = config.select.metric
+    choice = Choice.of(config)
     assert isinstance(head, ClassifierHead)
     rows, held_out = make_rows(model, train), make_rows(model, validation)
     if folds is not None:
@@ -87,17 +81,17 @@ def fit_classifier(
             scored = [fit.predict_proba(held_out.x) for fit in fits]
         else:
             scored = _out_of_fold(head, rows, model.classes, folds, config.seed)
-    values = [figure(metric, held_out.truth, said) for said in scored]
-    best = min(range(len(fits)), key=lambda i: _rank(metric, values[i], held_out.truth, scored[i]))
+    values = [choice.task.score(choice.metric, held_out.labels, said, held_out.groups) for said in scored]
+    best = min(range(len(fits)), key=lambda i: _rank(choice, values[i], held_out.labels, scored[i]))
     progress = Progress(epoch=len(fits), best_epoch=best, best_metric=values[best])
     model.estimator = fits[best]
     return progress, None if folds is None else scored[progress.best_epoch]
 
 
-def _rank(metric: str, value: float | None, truth: Array, said: Array) -> tuple[float, float]:
+def _rank(choice: Choice, value: float | None, labels: Labels, said: Array) -> tuple[float, float]:
     """Lowest for the best candidate; of those that tell classes apart alike, for the one with the better probabilities."""
-    sign = 1 if metric in LOWER_IS_BETTER else -1
-    return (math.inf if value is None else sign * value), figure("log_loss", truth, said) or 0.0
+    sign = 1 if choice.lower_is_better else -1
+    return (math.inf if value is None else sign * value), FIGURES["log_loss"].value(labels, said) or 0.0
 
 
 @contextmanager
@@ -111,27 +105,27 @@ def _warnings_said_once(kind: str) -> Iterator[None]:
 
 
 def make_rows(model: Classifier, samples: Samples) -> Rows:
-    """Samples as a classifier takes them; columns of their targets after the classes' are of auxiliary labels."""
-    x, targets = embeddings(model, samples).astype("float64"), samples.targets.cpu().numpy().astype("float64")
-    truth, auxiliary = np.split(targets, [len(model.classes)], axis=1)
+    """Samples as a classifier takes them; the auxiliary name that an image has the largest share of is its parent class."""
+    x = embeddings(model, samples).astype("float64")
+    auxiliary = samples.targets.dense()[:, samples.n_targets :].cpu().numpy()
     parents = np.full(len(x), UNKNOWN)
     if auxiliary.shape[1]:
         parents = np.where(auxiliary.max(1) > 0, auxiliary.argmax(1), UNKNOWN)
-    return Rows(x, truth, parents, samples.groups)
+    return Rows(x, samples.truth, parents, samples.groups)
 
 
 def _joined(first: Rows, second: Rows) -> Rows:
-    """Both; groups are numbered from 0 in each, and no group is in two splits."""
+    """Both; groups are numbered from 0 in each, and none is in two splits."""
     parts = ([getattr(rows, field.name) for rows in (first, second)] for field in fields(Rows))
-    x, truth, parents, (before, after) = parts
+    x, labels, parents, (before, after) = map(list, parts)
     groups = np.concatenate([before, after + before.max() + 1])
-    return Rows(np.concatenate(x), np.concatenate(truth), np.concatenate(parents), groups)
+    return Rows(np.concatenate(x), np.concatenate(labels), np.concatenate(parents), groups)
 
 
 def _out_of_fold(head: ClassifierHead, rows: Rows, classes: Sequence[str], n: int, seed: int) -> list[Array]:
     """What each candidate says of every image when it was not fitted on it [N, C]."""
     n_candidates = len(head.Cs) if isinstance(head, LogisticHead) else 1
-    said = [np.zeros_like(rows.truth) for _ in range(n_candidates)]
+    said = [np.zeros((len(rows), len(classes))) for _ in range(n_candidates)]
     for kept, left_out in grouped_folds(rows, classes, n, seed):
         for each, fit in zip(said, fit_path(head, rows[kept], classes, seed), strict=True):
             each[left_out] = fit.predict_proba(rows.x[left_out])

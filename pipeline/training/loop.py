@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -16,7 +17,6 @@ from pipeline.amounts import parse_time
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir, write_text
 from pipeline.errors import Interrupted, TakenOver, WorkError
-from pipeline.metrics.selection import LOWER_IS_BETTER, selection_metric
 from pipeline.models.learner import Learner, load_trained_state, trained_state
 from pipeline.signals import StopFlag
 from pipeline.training import augmentation as aug
@@ -24,7 +24,7 @@ from pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpo
 from pipeline.training.image_augmentation import augment_images
 from pipeline.training.optimiser import make_optimizer, set_rates, without_gradient
 from pipeline.training.risk import risk, start_log_weights
-from pipeline.training.samples import Samples, answers
+from pipeline.training.samples import Choice, Samples, answers, joined
 from pipeline.training.sets import Batch, draw_batches, whole_sets
 
 
@@ -59,6 +59,11 @@ class Run:
     stop: Stop
     after_checkpoint: Callable[[], None] = lambda: None
     """Called when a checkpoint has been written."""
+
+    @cached_property
+    def choice(self) -> Choice:
+        """By what the best epoch is known."""
+        return Choice.of(self.config)
 
 
 def fit(model: Learner, train: Samples, validation: Samples, run: Run) -> Progress:
@@ -99,11 +104,11 @@ def fit_epoch(
     started, epoch, config = time.monotonic(), progress.epoch, run.config
     set_rates(optimizer, config.schedule, config.optim, epoch, config.train.epochs)
     loss = train_epoch(model, train, optimizer, config, epoch, progress.domain_log_weights, run.stop.check_batch)
-    metric, validation_loss = validate(model, validation, config)
+    metric, validation_loss = validate(model, validation, config, run.choice)
     if config.select.epoch == "last":
         progress.keep(epoch, metric, trained_state(model))
     else:
-        progress.keep_best(epoch, metric, lower=config.select.metric in LOWER_IS_BETTER, state=trained_state(model))
+        progress.keep_best(epoch, metric, lower=run.choice.lower_is_better, state=trained_state(model))
     progress.epoch, seconds = epoch + 1, time.monotonic() - started
     progress.seconds += seconds
     log.write(epoch=epoch, loss=loss, validation_loss=validation_loss, metric=metric, seconds=seconds)
@@ -169,14 +174,12 @@ def batch_loss(
     return risk(config.risk, losses, answer.hidden, (of_losses, domains), log_weights), len(losses)
 
 
-def validate(model: Learner, samples: Samples, config: Config) -> tuple[float | None, float]:
+def validate(model: Learner, samples: Samples, config: Config, choice: Choice) -> tuple[float | None, float]:
     """The selection metric (None where it is not defined) and the mean loss of an image, or of a group."""
-    answer = answers(model, samples)
-    said, targets = model.in_units(answer), samples.targets
-    mean, weights = (each[:, : samples.n_targets].cpu().numpy() for each in (said.mean, said.log_weights))
-    metric = selection_metric(config.select.metric, samples.truth, mean, samples.groups, weights)
+    answer, targets = answers(model, samples), samples.targets
+    metric = choice.score(samples, joined([model.in_units(answer)]))
     sets = whole_sets(samples.groups, targets.device) if config.train.sample == "groups" else None
-    return metric, float(model.losses(answer, targets, sets).mean())
+    return metric, float(model.losses(answer, targets.dense(), sets).mean())
 
 
 class EpochLog:

@@ -11,10 +11,9 @@ from torch import nn
 
 from pipeline.config.head import RidgeHead
 from pipeline.config.trial import Config
-from pipeline.metrics.selection import LOWER_IS_BETTER, selection_metric
 from pipeline.models.learner import Learner, load_trained_state, trained_state
 from pipeline.training.checkpoint import Progress
-from pipeline.training.samples import Samples, embeddings, predict
+from pipeline.training.samples import Choice, Samples, embeddings, predict
 
 Array = NDArray[np.float64]
 TINY = 1e-12
@@ -26,12 +25,12 @@ def fit_ridge(model: Learner, train: Samples, validation: Samples, config: Confi
     """Solve for every penalty, leave `model` with the best one; a Progress whose `epoch` counts the penalties tried."""
     head = config.model.head
     assert isinstance(head, RidgeHead)
-    inputs, targets = embeddings(model, train), model.standardize(train.targets).cpu().numpy()
-    progress, truth = Progress(), validation.truth
+    inputs, targets = embeddings(model, train), model.standardize(train.targets.dense()).cpu().numpy()
+    progress, choice = Progress(), Choice.of(config)
     for number, (weights, bias) in enumerate(solve(inputs, targets, head.alphas)):
         set_linear(model, weights, bias)
-        metric = selection_metric(config.select.metric, truth, predict(model, validation).mean, validation.groups)
-        progress.keep_best(number, metric, lower=config.select.metric in LOWER_IS_BETTER, state=trained_state(model))
+        metric = choice.score(validation, predict(model, validation))
+        progress.keep_best(number, metric, lower=choice.lower_is_better, state=trained_state(model))
     progress.epoch = len(head.alphas)
     load_trained_state(model, progress.best_state)
     return progress

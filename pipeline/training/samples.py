@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,15 +14,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.config.trial import Config
+from pipeline.data.truth import Truth
 from pipeline.errors import UserError
 from pipeline.features.bank import Bank
 from pipeline.metrics.groups import Prediction
-from pipeline.metrics.regression import group_r2
-from pipeline.metrics.selection import selection_metric
 from pipeline.models.classifiers import Classifier
 from pipeline.models.learner import Answer, Learner, Predicted
 from pipeline.models.metadata import COLUMNS, Metadata
 from pipeline.models.saved import Facts, Model
+from pipeline.tasks import load_task
+from pipeline.tasks.base import Task
 from pipeline.training.augmentation import to_device
 
 PREDICTION_BATCH = 512
@@ -30,22 +31,57 @@ Said = TypeVar("Said")
 
 
 @dataclass(frozen=True)
+class Targets:
+    """What is learnt of N images, on the device: numbers, or labels, which become shares of classes where they are asked for."""
+
+    codes: Tensor
+    """[N, T] in fp32, or a label and auxiliary labels [N, 1 + K] in int64, -1 for none."""
+    widths: tuple[int, int] | None = None
+    """Of labels: how many classes, and how many auxiliary names."""
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Of some images [B, W]: targets; or 1 in the column of the class, and behind the classes equal shares for the auxiliary
+        names that an image has."""
+        return self._dense(self.codes[rows])
+
+    def dense(self) -> Tensor:
+        """Of all images [N, W]."""
+        return self._dense(self.codes)
+
+    @property
+    def device(self) -> torch.device:
+        return self.codes.device
+
+    def _dense(self, codes: Tensor) -> Tensor:
+        if self.widths is None:
+            return codes
+        n_classes, n_names = self.widths
+        classes = F.one_hot(codes[:, 0], n_classes).float()
+        if not n_names:
+            return classes
+        counts = F.one_hot(codes[:, 1:] + 1, n_names + 1)[:, :, 1:].sum(1)
+        return torch.cat([classes, counts / counts.sum(1, keepdim=True).clamp_min(1)], 1)
+
+
+@dataclass(frozen=True)
 class Samples:
-    """N images: `bank` holds their features, `targets` [N, n_targets or more] and `metadata` [N] lie on the device; `groups`
-    [N] are numbers from 0."""
+    """N images: `bank` holds their features, `targets` and `metadata` [N] lie on the device, `groups` [N] are numbers from 0."""
 
     bank: Bank
-    targets: Tensor
+    targets: Targets
     metadata: Metadata
     groups: NDArray[np.int64]
     n_targets: int
     """How many of the columns of `targets` are predicted; auxiliary labels behind them are only learnt."""
 
     @property
-    def truth(self) -> NDArray[np.float32]:
-        """What is to be predicted [N, n_targets], on the CPU."""
-        out: NDArray[np.float32] = self.targets[:, : self.n_targets].cpu().numpy()
-        return out
+    def truth(self) -> NDArray[Any]:
+        """What is to be predicted, on the CPU: numbers [N, T], or labels [N]."""
+        codes: NDArray[Any] = self.targets.codes.cpu().numpy()
+        return codes if self.targets.widths is None else codes[:, 0]
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -57,9 +93,10 @@ class Samples:
         return features.float(), self.targets[there], self.metadata[there]
 
 
-def make_samples(bank: Bank, table: pd.DataFrame, facts: Facts, device: torch.device) -> Samples:
-    """The rows of `table`, whose features `bank` holds in the same order."""
-    targets = torch.tensor(table[list(facts.learnt)].to_numpy("float32"), device=device)
+def make_samples(bank: Bank, table: pd.DataFrame, facts: Facts, truth: Truth, device: torch.device) -> Samples:
+    """The rows of `table`, in which `truth` stands, and whose features `bank` holds in the same order."""
+    codes = table[list(truth.learnt)].to_numpy("float32" if truth.widths is None else "int64")
+    targets = Targets(torch.tensor(codes, device=device), truth.widths)
     metadata = facts.names.metadata(columns(table), device)
     groups = pd.factorize(table["group"])[0].astype("int64")
     return Samples(bank, targets, metadata, groups, len(facts.targets))
@@ -70,28 +107,40 @@ def columns(table: pd.DataFrame) -> dict[str, list[str | None]]:
     return {name: table[name].tolist() for name in COLUMNS if name in table}
 
 
-def check_selection(config: Config, validation: Samples) -> None:
-    """UserError where no epoch could be better than another: a figure that is not defined for these targets."""
-    metric, truth = config.select.metric, validation.truth
-    if (
-        config.select.epoch == "last"
-        or config.select.folds is not None
-        or config.model.head.kind in ("climatology", "boosting")
-    ):
-        return
-    if config.data.label is not None and selection_metric(metric, truth, truth, validation.groups) is None:
+@dataclass(frozen=True)
+class Choice:
+    """By what the best epoch, penalty or classifier is known: a figure of the task, on validation."""
+
+    task: Task[Any]
+    metric: str
+
+    @classmethod
+    def of(cls, config: Config) -> Choice:
+        task = load_task(config.task)
+        return cls(task, task.metric(config.select.metric))
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.task.figures[self.metric].lower_is_better
+
+    def score(self, samples: Samples, said: Prediction) -> float | None:
+        """The figure of what is said of all samples; None where it is not defined."""
+        some = said.only(samples.n_targets)
+        return self.task.score(self.metric, samples.truth, some.mean, samples.groups, some.log_weights)
+
+    def check(self, config: Config, validation: Samples) -> None:
+        """UserError where no epoch could be better than another: the figure is not defined, even of the truth itself."""
+        truth = validation.targets.dense()[:, : validation.n_targets].cpu().numpy()
+        said = Prediction(truth, truth, np.zeros_like(truth))
+        if self.score(validation, said) is not None:
+            return
+        figures = [name for name, figure in self.task.figures.items() if figure.selectable]
+        able = [name for name in figures if Choice(self.task, name).score(validation, said) is not None]
         raise UserError(
-            f"{config.data.source}: the validation images are all of one class, so nothing can be chosen by {metric}: choose "
-            "another split (data.split), or select.metric=log_loss."
+            f"{config.data.source}: the {len(set(validation.groups))} validation groups are too much alike for "
+            f"{self.task.figures[self.metric].title}, so nothing can be chosen by it: choose another split (data.split), or "
+            f"select.metric={' or '.join(able)}."
         )
-    if metric != "r2":
-        return
-    for target, column in zip(config.data.targets, truth.T, strict=True):
-        if group_r2(column, column, validation.groups) is None:
-            raise UserError(
-                f"{config.data.source}: {target} is the same for all {len(set(validation.groups))} validation groups, so "
-                "the best epoch cannot be chosen by R²: set select.metric=mae, or choose another validation split."
-            )
 
 
 def target_scale(table: pd.DataFrame, targets: tuple[str, ...]) -> tuple[Tensor, Tensor]:

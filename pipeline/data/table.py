@@ -1,0 +1,335 @@
+"""The table of a data set: which column holds what, what cannot be right, which rows train, validate and test.
+
+Names file, row and column of what is wrong; permutes targets for the control. Loads no torch and, to find faults, no image.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config.data import Data, DomainSplit, SourceSplit
+from pipeline.data.classes import number_classes, unseen_classes
+from pipeline.data.dataset import Dataset, choose_splits
+from pipeline.data.sources import open_source
+from pipeline.data.sources.base import Source
+from pipeline.data.splits import assign, rare_strata, shuffled
+from pipeline.data.truth import AUXILIARY, LABEL, Numbers, Truth
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+OWN_COLUMNS = ("split", "source_split", "row", "id", "group", "domain", "species", "site", "date", "label", LABEL)
+OWN_ENDS = ("prediction", "variance", "weight", "mean", "spread", "mu", "sigma")
+"""What follows a target's name in the columns of predictions and forecasts."""
+OFFSET = r"(?:Z|[+-]\d\d:?\d\d)$"
+WHOLE = re.compile(r"-?\d+(\.0+)?")
+
+
+def load_numbers(data: Data) -> Dataset:
+    """The data set of a task that predicts numbers, checked. Raises UserError naming file, row and column, also for a label."""
+    if data.label is not None:
+        raise UserError(
+            f"this task predicts numbers, and data.label {data.label} names classes: task=classify takes these"
+        )
+    return _permuted(_dealt(_read(data), data, None), data)
+
+
+def load_classes(data: Data) -> Dataset:
+    """The data set of a task that predicts classes, checked. Raises UserError naming file, row and column, also for no label."""
+    if data.label is None:
+        raise UserError("this task predicts classes: name their column as data.label (numbers are for task=regress)")
+    dataset = _read(data)
+    dataset = _permuted(_dealt(dataset, data, dataset.table["label"].tolist()), data)
+    return _warned(dataset, unseen_classes(dataset.table, data))
+
+
+def _read(data: Data) -> Dataset:
+    """All rows, each in the split that its source names."""
+    import pandas as pd
+
+    _check_names(data)
+    source = open_source(data)
+    chosen = choose_splits(source.splits(), data)
+    table = pd.concat([_split_table(source, data, name, split) for name, split in chosen.items()], ignore_index=True)
+    truth: Truth = Numbers(data.targets)
+    if data.label is not None:
+        table, truth = number_classes(table, data)
+    card = data.columns.colour_card if data.colour_card else None
+    bar = data.columns.scale_bar if data.scale_bar else None
+    dataset = Dataset(table, truth, source, data.columns.image, (), card, bar, data.canvas)
+    return _warned(dataset, _check_groups(dataset, data))
+
+
+def _warned(dataset: Dataset, warnings: Iterable[str]) -> Dataset:
+    return replace(dataset, warnings=(*dataset.warnings, *warnings))
+
+
+def _dealt(dataset: Dataset, data: Data, strata: list[str] | None) -> Dataset:
+    """With its groups dealt to folds, where the configuration asks for that; `strata` are the classes of its rows."""
+    if isinstance(data.split, SourceSplit):
+        return dataset
+    warnings = list(_check_dealing(dataset, data))
+    dataset.table["split"] = assign(dataset.table, data.split, strata)
+    if strata and data.split.kind == "folds":
+        warnings += rare_strata(dataset.table["group"].tolist(), data.split, strata)
+    return _warned(dataset, warnings)
+
+
+def _permuted(dataset: Dataset, data: Data) -> Dataset:
+    """With the truth dealt out to other groups, where the configuration asks for this control."""
+    if data.permute_targets:
+        columns = list(dataset.truth.learnt)
+        dataset.table[columns] = permuted_truth(dataset.table, columns)
+    return dataset
+
+
+def _check_names(data: Data) -> None:
+    own = {*OWN_COLUMNS, "n", *(f"{target}_{end}" for target in data.targets for end in OWN_ENDS)}
+    if taken := [name for name in data.targets if name in own]:
+        raise UserError(f"data.targets: {taken[0]!r} is a name Carabid itself uses. Rename the column.")
+
+
+# ---------------------------------------------------------------- splits
+def _check_dealing(dataset: Dataset, data: Data) -> tuple[str, ...]:
+    """Warnings; raises UserError at the first row without the domain, site or date by which it is dealt to folds."""
+    name = {"domains": "domain", "sites": "site", "years": "date"}.get(data.split.kind)
+    if name is None:
+        return ()
+    table, column = dataset.table, getattr(data.columns, name)
+    empty = table.index[table[name].isna()]
+    if len(empty):
+        raise UserError(
+            f"{dataset.where(int(empty[0]))}: column {column} (data.columns.{name}) is empty or holds no {name}, in "
+            f"{len(empty)} rows in all: data.split.kind={data.split.kind} cannot tell on which side they belong. Fill it in, "
+            "or choose another split."
+        )
+    alone = table.loc[table["site"].isna() | table["date"].isna(), "group"].nunique() if name == "domain" else 0
+    if not alone or not isinstance(data.split, DomainSplit) or not data.split.held_out:
+        return ()
+    return (
+        f"{alone} groups have no site or no date (data.columns.site, date): they are held out one by one, and another group of "
+        "their site and day may be trained on",
+    )
+
+
+def permuted_truth(table: pd.DataFrame, columns: Sequence[str], seed: int = 0) -> NDArray[Any]:
+    """These columns [rows, columns] with each group's dealt to another group of its split: nothing is left to learn.
+
+    Groups are shuffled into a ring and each takes its neighbour's truth: every group keeps one for all its images, each is
+    used once, and none stays where it was (unless it is the split's only one).
+    """
+    values = table[list(columns)].to_numpy()
+    result = values.copy()
+    for split in sorted(set(table["split"])):
+        rows = _rows_by_group(table, split)
+        ring = shuffled(rows, seed)
+        for group, giver in zip(ring, ring[1:] + ring[:1], strict=True):
+            result[rows[group]] = values[rows[giver][0]]
+    return result
+
+
+def _rows_by_group(table: pd.DataFrame, split: str) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for i, (of, group) in enumerate(zip(table["split"], table["group"], strict=True)):
+        if of == split:
+            rows.setdefault(group, []).append(i)
+    return rows
+
+
+# ---------------------------------------------------------------- columns
+def _split_table(source: Source, data: Data, name: str, split: str) -> pd.DataFrame:
+    """The rows of one source split in the data set's columns."""
+    import pandas as pd
+
+    _check_columns(source, data, name)
+    cells = source.table(name)
+    if cells.empty:
+        raise UserError(f"data.source {data.source}: the split {name!r} has no rows.")
+    rows = range(len(cells))
+    table = pd.DataFrame({"split": split, "source_split": name, "row": rows})
+    table["id"] = _ids(source, data, name, cells)
+    table["group"] = _groups(source, data, name, cells)
+    table["domain"] = _names(cells, data.columns.domain, "data.columns.domain")
+    table["species"] = _names(cells, data.columns.species, "data.columns.species")
+    table["site"] = _names(cells, data.columns.site, "data.columns.site")
+    table["date"] = _dates(data, cells)
+    for target in data.targets:
+        table[target] = _numbers(source, name, target, _plain(cells, target, "data.targets"))
+    if data.label is not None:
+        table["label"] = _filled(source, name, _plain(cells, data.label, "data.label"), "data.label", "class")
+    for i, column in enumerate(data.columns.auxiliary):
+        table[f"{AUXILIARY}{i}"] = _names(cells, column, "data.columns.auxiliary")
+    return table
+
+
+def _check_columns(source: Source, data: Data, split: str) -> None:
+    """Every column that the configuration names exists and can be read; only the id's may be absent."""
+    columns = data.columns
+    exist = source.columns(split)
+    wanted = [("data.columns.image", columns.image, "")]
+    if columns.group is not None:
+        wanted.append(("data.columns.group", columns.group, ", or null if each image is a group of its own"))
+    for name in ("domain", "species", "site", "date"):
+        if (column := getattr(columns, name)) is not None:
+            wanted.append((f"data.columns.{name}", column, f", or null if the {name} is unknown"))
+    for name in ("colour_card", "scale_bar"):
+        if getattr(data, name):
+            wanted.append((f"data.columns.{name}", getattr(columns, name), f", or data.{name} to false"))
+    wanted += [("data.targets", target, "") for target in data.targets]
+    wanted += [("data.label", data.label, "")] if data.label is not None else []
+    wanted += [("data.columns.auxiliary", column, ", or to []") for column in columns.auxiliary]
+    for key, column, otherwise in wanted:
+        if column not in exist:
+            near = difflib.get_close_matches(column, exist, 1, 0.6)
+            raise UserError(
+                f"data.source {data.source}, split {split}: there is no column {column!r} ({key}). "
+                f"{f'The nearest is {near[0]!r}. ' if near else ''}There are: {', '.join(exist)}. "
+                f"Set {key} to one of them{otherwise}."
+            )
+
+
+def _ids(source: Source, data: Data, split: str, cells: pd.DataFrame) -> list[str]:
+    """What names each row to people: the id column, where it is absent or empty the image's name, else `split:row`."""
+    column = data.columns.id
+    given = labels(cells[column]) if column is not None and column in cells else [None] * len(cells)
+    names = source.image_names(split, data.columns.image) if None in given else given
+    known = [name for name in names if name]
+    if len(set(known)) < len(known):
+        names = [None] * len(cells)  # a name shared by several images names none of them
+    return [a or b or f"{split}:{row}" for row, (a, b) in enumerate(zip(given, names, strict=True))]
+
+
+def _groups(source: Source, data: Data, split: str, cells: pd.DataFrame) -> list[str]:
+    """The group of each row; without a group column each image is one, however many rows it has."""
+    column = data.columns.group
+    if column is None:
+        names = source.image_names(split, data.columns.image)
+        rows_of = Counter(names)
+        return [f"{name}" if name and rows_of[name] > 1 else f"{split}:{row}" for row, name in enumerate(names)]
+    return _filled(source, split, _plain(cells, column, "data.columns.group"), "data.columns.group", "group")
+
+
+def _filled(source: Source, split: str, column: pd.Series, key: str, what: str) -> list[str]:
+    """The cells of a column as names. Raises UserError at the first that is empty."""
+    found = []
+    for row, name in enumerate(labels(column)):
+        if name is None:
+            raise UserError(
+                f"{source.where(split, row)}: column {column.name} ({key}) is empty. Give the row its {what}, or remove it."
+            )
+        found.append(name)
+    return found
+
+
+def _names(cells: pd.DataFrame, column: str | None, key: str) -> pd.Series:
+    """The cells of a column as names: str, or None where it is unknown."""
+    import pandas as pd
+
+    known = [None] * len(cells) if column is None else labels(_plain(cells, column, key))
+    return pd.Series(known, dtype=object)  # pandas' own text type would turn None into NaN
+
+
+def _dates(data: Data, cells: pd.DataFrame) -> pd.Series:
+    """Days as `2017-07-11`, as they are written: a time and its offset are left off. None for what is empty or no date."""
+    import pandas as pd
+
+    texts = _names(cells, data.columns.date, "data.columns.date")
+    days = pd.to_datetime(texts.astype(str).str.replace(OFFSET, "", regex=True), format="ISO8601", errors="coerce")
+    written = days.dt.strftime("%Y-%m-%d").astype(object)
+    return written.where(days.notna(), None)
+
+
+def _plain(cells: pd.DataFrame, column: str, key: str) -> pd.Series:
+    if column not in cells:
+        raise UserError(f"{key}: the column {column!r} holds bytes or nested values, not text or numbers.")
+    return cells[column]
+
+
+def labels(column: pd.Series) -> list[str | None]:
+    """Cells as names: whole numbers without '.0' however they are stored, None for an empty cell."""
+    import pandas as pd
+
+    cells = (None if cell is None or pd.isna(cell) else str(cell).strip() or None for cell in column)
+    # Cell by cell, so that domain 7 is '7' in a split stored as whole numbers and in one stored as floats or text.
+    return [cell.partition(".")[0] if cell and WHOLE.fullmatch(cell) else cell for cell in cells]
+
+
+def _numbers(source: Source, split: str, target: str, column: pd.Series) -> NDArray[np.float64]:
+    """A target's values [rows]. Raises UserError at the first cell that is empty, not a number or not finite."""
+    import numpy as np
+    import pandas as pd
+
+    values: NDArray[np.float64] = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        row = int(bad[0])
+        more = f" So are {len(bad) - 1} more rows of this split." if len(bad) > 1 else ""
+        raise UserError(
+            f"{source.where(split, row)}: column {target} (data.targets) {_describe(column.iat[row])}.{more} "
+            "Correct the data or remove such rows; a whole split without targets is left out by data.split.test=none."
+        )
+    return values
+
+
+def _describe(cell: Any) -> str:
+    if cell is None or str(cell).lower() in ("nan", "<na>", "nat"):
+        return "is empty or NaN"
+    return f"holds {str(cell)!r}, which is not a finite number"
+
+
+# ---------------------------------------------------------------- groups
+def _check_groups(dataset: Dataset, data: Data) -> tuple[str, ...]:
+    """All images of a group share its targets; groups that stand in several splits are what the warnings are of."""
+    table = dataset.table
+    # Folds pool the splits, so there a group is one group wherever it stands.
+    pooled = not isinstance(data.split, SourceSplit)
+    scope = [""] * len(table) if pooled else list(table["split"])
+    first: dict[tuple[str, str], int] = {}
+    values = table[list(dataset.truth.columns)].to_numpy()
+    for i, key in enumerate(zip(scope, table["group"], strict=True)):
+        j = first.setdefault(key, i)
+        if (values[i] != values[j]).any():
+            _raise_disagreement(dataset, key[1], j, i)
+    return () if pooled else tuple(_shared_groups(dataset, first, values))
+
+
+def _raise_disagreement(dataset: Dataset, group: str, i: int, j: int) -> None:
+    if "label" in dataset.table:
+        one, other = dataset.table["label"].iat[j], dataset.table["label"].iat[i]
+        raise UserError(
+            f"{dataset.where(j)}: group {group} is {one} here, but {other} at {dataset.where(i)}. Images of one group share "
+            "its class: correct one of the rows, or name the column that tells groups apart as data.columns.group (null: each "
+            "image is a group of its own)."
+        )
+    values: dict[str, NDArray[np.float64]] = {t: dataset.table[t].to_numpy() for t in dataset.targets}
+    target = next(name for name, column in values.items() if column[i] != column[j])
+    raise UserError(
+        f"{dataset.where(j)}: group {group} has {target} {values[target][j]} here, but {values[target][i]} at "
+        f"{dataset.where(i)}. Images of one group share its targets: correct one of the rows, or name the column "
+        "that tells groups apart as data.columns.group (null: each image is a group of its own)."
+    )
+
+
+def _shared_groups(dataset: Dataset, first: dict[tuple[str, str], int], values: NDArray[np.float64]) -> Iterator[str]:
+    """A warning for each pair of splits with the same groups (the same targets too: numbers may start again)."""
+    seen: dict[str, int] = {}
+    shared: dict[tuple[str, str], list[int]] = {}
+    splits, groups = dataset.table["split"].tolist(), dataset.table["group"].tolist()
+    for (split, group), i in first.items():
+        j = seen.setdefault(group, i)
+        if j != i and (values[i] == values[j]).all():
+            shared.setdefault((splits[j], split), []).append(i)
+    for (one, other), rows in shared.items():
+        group, n = groups[rows[0]], len(rows)
+        yield (
+            f"{n} {'group is' if n == 1 else 'groups are'} in {one} and in {other} with the same targets (group {group}: "
+            f"{dataset.where(seen[group])}, {dataset.where(rows[0])}): figures on {other} are not of new groups alone"
+        )

@@ -1,0 +1,89 @@
+"""What is true of each image, as the columns of a data set's table hold it: numeric targets, or the label of one of many classes.
+
+A label is one whole number, whatever number of classes there is; a column per class would be as wide as there are species.
+Loads no torch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LABEL = "class"
+"""The column with each image's label, the place of its class among all."""
+AUXILIARY = "auxiliary "
+"""What the columns of auxiliary labels begin with; a number follows. -1: the image has none."""
+
+
+@dataclass(frozen=True)
+class Truth(ABC):
+    """How the truth stands in a table."""
+
+    names: tuple[str, ...]
+    """What is predicted: targets, or classes as `<label's column>=<class>`, the positive one of two first."""
+    auxiliary: tuple[str, ...] = ()
+    """Names that are learnt beside a label, as `<column>=<name>`; each image has some of them or none."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """The table's columns with what is predicted; all images of a group share it."""
+
+    @property
+    def learnt(self) -> tuple[str, ...]:
+        """The table's columns with all that is learnt."""
+        return self.columns
+
+    @property
+    def widths(self) -> tuple[int, int] | None:
+        """Of labels: how many classes, and how many auxiliary names there are; None: numbers are learnt as they are."""
+        return None
+
+    def of(self, table: pd.DataFrame) -> NDArray[Any]:
+        """What is true of these rows: numbers [N, T] in float64, or labels [N] in int64."""
+        values: NDArray[Any] = table[list(self.columns)].to_numpy()
+        return values
+
+
+@dataclass(frozen=True)
+class Numbers(Truth):
+    """Numeric targets, a column each."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.names
+
+
+@dataclass(frozen=True)
+class Labels(Truth):
+    """A label, and columns of auxiliary ones."""
+
+    n_auxiliary_columns: int = 0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (LABEL,)
+
+    @property
+    def learnt(self) -> tuple[str, ...]:
+        return (LABEL, *(f"{AUXILIARY}{i}" for i in range(self.n_auxiliary_columns)))
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        return len(self.names), len(self.auxiliary)
+
+    def of(self, table: pd.DataFrame) -> NDArray[np.int64]:
+        labels: NDArray[np.int64] = table[LABEL].to_numpy("int64")
+        return labels
+
+
+def class_name(target: str) -> str:
+    """The class that a prediction is of: `hybrid_stat=hybrid` → `hybrid`."""
+    return target.partition("=")[2]

@@ -1,0 +1,52 @@
+"""Named figures: what people call one, which direction is better, what it is of, and how it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number that a report gives.
+
+    `compute` makes it of what is true and what was said of N images or groups, both in the same order: of numbers of one
+    target at a time, truth and prediction [N] (of forecasts mean and sigma [N] instead of a prediction), of classes of all at
+    once, labels [N] and probabilities [N, C]. It returns None where the figure is not defined. `weighted` does the same for D
+    weightings [N, D] of the rows at once, [D] with NaN where it is not defined; without it a bootstrap repeats rows, which
+    takes longer. A figure with neither is one that a report makes of others.
+    """
+
+    title: str
+    compute: Callable[..., float | None] | None = None
+    lower_is_better: bool = False
+    of: Literal["images", "groups", "forecasts"] = "images"
+    selectable: bool = False
+    """Whether it may choose the best epoch or classifier (`select.metric`)."""
+    weighted: Callable[..., Array] | None = None
+
+    def value(self, truth: Array, *said: Array) -> float | None:
+        """The figure of these rows; None where it is not defined, or what was said is not finite."""
+        if not len(truth) or not all(np.isfinite(each).all() for each in said):
+            return None
+        if self.compute is not None:
+            return self.compute(truth, *said)
+        assert self.weighted is not None, f"{self.title} is made by its report"
+        found = self.weighted(truth, *said, np.ones((len(truth), 1)))[0]
+        return float(found) if np.isfinite(found) else None
+
+    def drawn(self, truth: Array, *said: Array, weights: Array) -> Array:
+        """The figure [D] for each weighting of the rows [N, D], how often each draw has each row; NaN where not defined."""
+        if not len(truth) or not all(np.isfinite(each).all() for each in said):
+            return np.full(weights.shape[1], np.nan)
+        if self.weighted is not None:
+            return self.weighted(truth, *said, weights)
+        rows = (np.repeat(np.arange(len(truth)), draw.astype("int64")) for draw in weights.T)
+        values = (self.value(truth[some], *(each[some] for each in said)) for some in rows)
+        return np.array([np.nan if value is None else value for value in values], "float64")

@@ -1,0 +1,203 @@
+"""What a task is: all that is particular to a scientific problem, and that nothing outside of this folder asks a kind for.
+
+A stock task (`numbers.Numbers`, `classes.Classes`) does all of it; a problem's own file says what differs. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config.data import Data
+from pipeline.data.dataset import Dataset
+from pipeline.disk.layout import TrialDir
+from pipeline.errors import UserError
+from pipeline.metrics.figures import Figure
+from pipeline.metrics.regression_report import Training
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pipeline.metrics.calibration import Kind
+    from pipeline.metrics.groups import Prediction
+
+Array = NDArray[Any]
+Groups = NDArray[np.int64]
+
+
+class HasImages(Protocol):
+    """What a task keeps predictions in; who has them from it gives them back to it, and looks at the table of images alone."""
+
+    @property
+    def images(self) -> pd.DataFrame: ...
+
+
+P = TypeVar("P", bound=HasImages)
+UNNAMED = ("summary", "classes", "challenge")
+"""Blocks of results.json that do not stand in the names of the figures in them."""
+ASIDE = ("by_species", "by_domain", "majority", "intervals", "selection")
+"""Blocks whose figures stand in results.json alone, and in no table."""
+SCOPES = {"in_domain": "in-domain", "out_of_domain": "out-of-domain", "by_group": "by group"}
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What a trial said of what it was tested on: [N] images or groups, in the order of their names."""
+
+    index: list[tuple[str, str]]
+    """Name and group of each."""
+    truth: Array
+    """Numbers [N, T], or labels [N]."""
+    said: Array
+    """Predictions [N, T], or probabilities [N, C]."""
+    names: tuple[str, ...] = ()
+    """What is predicted."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a trained and evaluated trial says, read from its folder, for ensembles."""
+
+    names: tuple[str, ...]
+    validation: pd.DataFrame
+    groups: pd.DataFrame
+    images: pd.DataFrame
+
+
+class Task(ABC, Generic[P]):
+    """One scientific problem."""
+
+    figures: ClassVar[Mapping[str, Figure]]
+    """Every figure that its reports have, by name. The first that is selectable chooses models unless `select.metric` does."""
+    headline: ClassVar[Sequence[str]]
+    """What tables show, the first sorts them: names of figures, `in_domain.r2` of those in a block; `selection` is the figure on
+    validation that the model was chosen by."""
+    ensembles: ClassVar[bool] = False
+    """Whether trials that differ in the seed alone are taken together as well (`kept`, `combine`)."""
+    challenge: ClassVar[str | None] = None
+    """Whose platform `carabid export` writes for: a module of `export/`."""
+
+    # ---------------------------------------------------------------- data
+    @abstractmethod
+    def load(self, data: Data) -> Dataset:
+        """The data set that the configuration names, checked. Raises UserError naming file, row and column."""
+
+    def generate(
+        self, out: Path, seed: int = 0, scale: float = 1.0, form: Literal["parquet", "csv", "disk"] = "parquet"
+    ) -> dict[str, int]:
+        """Write made-up data in the task's schema to the folder `out`; the number of images per split.
+
+        Raises UserError where there are none for this task, and for a form, a seed or a scale that there is not.
+        """
+        raise NotImplementedError
+
+    @abstractmethod
+    def training(self, dataset: Dataset, table: pd.DataFrame) -> Training:
+        """What the training rows `table` of a data set are like."""
+
+    # ---------------------------------------------------------------- predictions
+    @abstractmethod
+    def predictions(self, table: pd.DataFrame, truth: Array | None, names: Sequence[str], said: Prediction) -> P:
+        """What a model says of the images of `table` ([N, T] each), beside what is true of them, where that is known."""
+
+    def calibrate(self, held_out: P, domains: Sequence[str], kind: Kind) -> dict[str, Any]:
+        """Calibrations as JSON, from predictions for images that the model was not fitted to; {}: nothing is calibrated."""
+        return {}
+
+    def forecast(self, predictions: P, training: Training) -> P:
+        """The predictions with calibrated forecasts of their groups."""
+        return predictions
+
+    @abstractmethod
+    def answer(self, predictions: P) -> dict[str, tuple[float, float | None]]:
+        """What is said of the first group of calibrated predictions: name → value, and its sd where it has one."""
+
+    @abstractmethod
+    def validation_table(self, predictions: P) -> pd.DataFrame | None:
+        """What is kept of held-out groups, for ensembles and exports; None: nothing."""
+
+    @abstractmethod
+    def tables(self, predictions: P) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The content of predictions.parquet and of groups.parquet."""
+
+    # ---------------------------------------------------------------- figures
+    @abstractmethod
+    def report(self, predictions: P, training: Training) -> dict[str, Any]:
+        """The task's blocks of results.json. `summary` must be there, with `warnings`; where a figure stands makes its name."""
+
+    @abstractmethod
+    def score(
+        self, metric: str, truth: Array, said: Array, groups: Groups, log_weights: Array | None = None
+    ) -> float | None:
+        """A figure of validation images [N], by which the best epoch is known; None where it is not defined.
+
+        `said` [N, T] and `log_weights` [N, T] are the model's, `groups` [N] numbers of the images' groups.
+        """
+
+    def metric(self, wanted: str | None) -> str:
+        """The figure that a model is chosen by. Raises UserError for one that none can be chosen by."""
+        able = [name for name, figure in self.figures.items() if figure.selectable]
+        if wanted is None or wanted in able:
+            return wanted or able[0]
+        near = difflib.get_close_matches(wanted, able, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(able)}"
+        raise UserError(f"select.metric: this task's models are not chosen by {wanted!r}; {hint}")
+
+    def describe(self, blocks: Mapping[str, Any]) -> dict[str, Any]:
+        """What tables need of results, for results.json: the figures by name, which of them are the headline with their titles,
+        and of which less is better."""
+        values = dict(self._named(blocks, "")) | {"selection": blocks["summary"].get("selection", {}).get("value")}
+        lower = [name for name, figure in self.figures.items() if figure.lower_is_better]
+        return {
+            "figures": values,
+            "headline": {name: self.title(name) for name in self.headline},
+            "lower_is_better": lower,
+        }
+
+    def title(self, name: str) -> str:
+        """What people call a figure: `in_domain.r2` → R² in-domain."""
+        *scopes, last = name.split(".")
+        if name == "selection":
+            return "validation"
+        return " ".join([self.figures[last].title, *(SCOPES.get(scope, scope) for scope in scopes)])
+
+    def _named(self, block: Mapping[str, Any], prefix: str) -> Any:
+        for key, value in block.items():
+            if key in self.figures and not isinstance(value, dict):
+                yield f"{prefix}{key}", value
+            elif isinstance(value, dict) and key not in ASIDE and not (key == "mean_predictor" and prefix):
+                yield from self._named(value, prefix if key in UNNAMED else f"{prefix}{key}.")
+
+    # ---------------------------------------------------------------- comparisons and ensembles
+    @abstractmethod
+    def tested(self, trial: TrialDir, figure: str) -> Tested:
+        """What a trial said, from its folder, for a figure that can be compared.
+
+        Raises OSError, ValueError or LookupError if a file is damaged, UserError if the figure cannot be compared.
+        """
+
+    @abstractmethod
+    def value(self, figure: str, tested: Tested) -> float | None:
+        """A figure of what was tested."""
+
+    @abstractmethod
+    def drawn(self, figure: str, tested: Tested, weights: Array) -> Array:
+        """The figure [D] for D weightings [N, D] of what was tested; NaN where it is not defined."""
+
+    def kept(self, trial: TrialDir) -> Kept:
+        """What ensembles are made of, from a trial's folder. Raises what pandas raises of damaged files."""
+        raise NotImplementedError
+
+    def combine(self, members: Sequence[Kept], training: Training, kind: Kind) -> tuple[P, Training]:
+        """What several models say together that differ in the seed alone, and the training with the calibration that is theirs.
+
+        Raises WorkError if they are not of the same images.
+        """
+        raise NotImplementedError

@@ -1,0 +1,209 @@
+"""Tasks that predict numbers: calibrated forecasts of groups, figures in-domain and out-of-domain apart, ensembles over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from pipeline.config.data import Data
+from pipeline.data.dataset import Dataset
+from pipeline.data.table import load_numbers
+from pipeline.disk.layout import TrialDir
+from pipeline.errors import UserError
+from pipeline.metrics.figures import Figure
+from pipeline.metrics.regression import group_means
+from pipeline.metrics.regression_report import FIGURES, Training, regression_report
+from pipeline.tasks.base import Array, Groups, Kept, Task, Tested
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pipeline.metrics.calibration import Kind
+    from pipeline.metrics.groups import Prediction
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Predictions of numbers, as `metrics/groups.py` has them: a row per image, and a row per group."""
+
+    names: tuple[str, ...]
+    images: pd.DataFrame
+    groups: pd.DataFrame
+
+
+class Numbers(Task[Tables]):
+    """Numeric targets, which the images of a group share."""
+
+    figures: ClassVar[Mapping[str, Figure]] = FIGURES
+    ensembles = True
+    headline: ClassVar[Sequence[str]] = ("r2", "in_domain.r2", "out_of_domain.r2", "MAE", "rms")
+
+    def load(self, data: Data) -> Dataset:
+        return load_numbers(data)
+
+    def training(self, dataset: Dataset, table: pd.DataFrame) -> Training:
+        groups = table.groupby("group")[list(dataset.targets)].first()
+        means = {name: float(groups[name].mean()) for name in dataset.targets}
+        sds = {name: float(groups[name].std(ddof=0)) for name in dataset.targets}
+        return Training(sorted(set(table["domain"].dropna())), means, sds)
+
+    # ---------------------------------------------------------------- predictions
+    def predictions(self, table: pd.DataFrame, truth: Array | None, names: Sequence[str], said: Prediction) -> Tables:
+        from pipeline.metrics.groups import group_table, image_table
+
+        known = table.assign(**dict(zip(names, truth.T, strict=True))) if truth is not None else table
+        images = image_table(known, names, said)
+        return Tables(tuple(names), images, group_table(images, names))
+
+    def calibrate(self, held_out: Tables, domains: Sequence[str], kind: Kind) -> dict[str, Any]:
+        from pipeline.metrics.groups import fit_calibrations
+
+        fitted = fit_calibrations(held_out.groups, held_out.names, domains, kind)
+        return {name: {part: asdict(one) for part, one in parts.items()} for name, parts in fitted.items()}
+
+    def forecast(self, predictions: Tables, training: Training) -> Tables:
+        from pipeline.metrics.calibration import load_calibration
+        from pipeline.metrics.groups import add_forecasts
+
+        assert training.calibration is not None
+        calibrations = {
+            name: {part: load_calibration(values) for part, values in parts.items()}
+            for name, parts in training.calibration.items()
+        }
+        groups = add_forecasts(predictions.groups, calibrations, training.domains, predictions.names)
+        return Tables(predictions.names, predictions.images, groups)
+
+    def answer(self, predictions: Tables) -> dict[str, tuple[float, float | None]]:
+        first = predictions.groups.iloc[0]
+        return {name: (float(first[f"{name}_mu"]), float(first[f"{name}_sigma"])) for name in predictions.names}
+
+    def validation_table(self, predictions: Tables) -> pd.DataFrame:
+        return predictions.groups
+
+    def tables(self, predictions: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
+        from pipeline.metrics.groups import groups_long_form, images_long_form
+
+        names = predictions.names
+        return images_long_form(predictions.images, names), groups_long_form(predictions.groups, names)
+
+    # ---------------------------------------------------------------- figures
+    def derive(self, targets: pd.DataFrame) -> pd.DataFrame:
+        """Further targets [N, K], computed from the targets [N, T] and in the same way from what is predicted for them; they have
+        figures of points, and no forecasts."""
+        return targets[[]]
+
+    def report(self, predictions: Tables, training: Training) -> dict[str, Any]:
+        everything, train = self._derived(predictions, training)
+        report = regression_report(everything.images, everything.groups, everything.names, train, self.figures)
+        report["summary"]["warnings"] += _borrowed(predictions.groups, training)
+        return report
+
+    def _derived(self, predictions: Tables, training: Training) -> tuple[Tables, Training]:
+        """Predictions and training with the derived targets behind the others."""
+        names, images, groups = list(predictions.names), predictions.images, predictions.groups
+        more = self.derive(images[names])
+        if more.empty:
+            return predictions, training
+        for end in ("", "_prediction"):
+            images = images.join(self._of(images, names, end))
+        for end in ("", "_mean"):
+            groups = groups.join(self._of(groups, names, end))
+        import pandas as pd
+
+        means = dict(training.means or {})
+        means |= {str(name): float(mean) for name, mean in self.derive(pd.DataFrame([means])).iloc[0].items()}
+        return Tables((*names, *more), images, groups), Training(
+            training.domains, means, training.sds, training.calibration
+        )
+
+    def _of(self, table: pd.DataFrame, names: Sequence[str], end: str) -> pd.DataFrame:
+        columns = {f"{name}{end}": name for name in names}
+        return self.derive(table[list(columns)].rename(columns=columns)).add_suffix(end)
+
+    def score(
+        self, metric: str, truth: Array, said: Array, groups: Groups, log_weights: Array | None = None
+    ) -> float | None:
+        """The mean over targets of the figure of images, or of groups after averaging (with weights) their images."""
+        figure, weights = self.figures[metric], np.zeros_like(said) if log_weights is None else log_weights
+        if not (np.isfinite(said).all() and np.isfinite(weights).all()):
+            return None
+        if figure.of == "groups":
+            truth, said = group_means(truth, groups), group_means(said, groups, weights)
+        return _mean(figure.value(t, p) for t, p in zip(truth.T, said.T, strict=True))
+
+    # ---------------------------------------------------------------- comparisons and ensembles
+    def tested(self, trial: TrialDir, figure: str) -> Tested:
+        import pandas as pd
+
+        if figure not in self.figures or self.figures[figure].of == "forecasts" or not _computed(self.figures[figure]):
+            able = [name for name, each in self.figures.items() if each.of != "forecasts" and _computed(each)]
+            raise UserError(f"--figure {figure}: numbers are compared by {', '.join(able)}")
+        of_groups = self.figures[figure].of == "groups"
+        path, column = (trial.groups, "mean") if of_groups else (trial.predictions, "prediction")
+        frame = pd.read_parquet(path)
+        frame["id"] = frame["group"] if of_groups else frame["id"]
+        frame["nth"] = frame.groupby(["id", "group", "target"]).cumcount()  # (an id may be an individual's)
+        names = tuple(dict.fromkeys(frame["target"]))
+        wide = frame.pivot(index=["id", "group", "nth"], columns="target", values=["truth", column])
+        truth, said = (wide[part][list(names)].to_numpy("float64") for part in ("truth", column))
+        return Tested([(f"{name} {nth}", str(group)) for name, group, nth in wide.index], truth, said, names)
+
+    def value(self, figure: str, tested: Tested) -> float | None:
+        return _mean(self.figures[figure].value(t, p) for t, p in zip(tested.truth.T, tested.said.T, strict=True))
+
+    def drawn(self, figure: str, tested: Tested, weights: Array) -> Array:
+        columns = zip(tested.truth.T, tested.said.T, strict=True)
+        drawn: Array = np.mean([self.figures[figure].drawn(t, p, weights=weights) for t, p in columns], axis=0)
+        return drawn
+
+    def kept(self, trial: TrialDir) -> Kept:
+        import pandas as pd
+
+        from pipeline.metrics.groups import SAID, SAID_OF_IMAGES, wide_form
+
+        long = pd.read_parquet(trial.groups, columns=["group", "domain", "n", "target", "truth", *SAID])
+        names = tuple(dict.fromkeys(long["target"]))
+        said = [f"{name}_{end}" for name in names for end in SAID]
+        validation = pd.read_parquet(trial.validation, columns=["group", "domain", "n", *names, *said])
+        images = wide_form(pd.read_parquet(trial.predictions), SAID_OF_IMAGES)
+        return Kept(names, validation, wide_form(long, SAID), images)
+
+    def combine(self, members: Sequence[Kept], training: Training, kind: Kind) -> tuple[Tables, Training]:
+        from pipeline.metrics.ensembles import combine, combine_images
+
+        names = members[0].names
+        images = combine_images([member.images for member in members], names)
+        held_out = Tables(names, images, combine([member.validation for member in members], names))
+        calibrated = replace(training, calibration=self.calibrate(held_out, training.domains, kind))
+        together = Tables(names, images, combine([member.groups for member in members], names))
+        return self.forecast(together, calibrated), calibrated
+
+
+def _computed(figure: Figure) -> bool:
+    return figure.compute is not None or figure.weighted is not None
+
+
+def _mean(values: Iterator[float | None]) -> float | None:
+    """The mean over targets; None where one is not defined."""
+    found = list(values)
+    defined = [value for value in found if value is not None]
+    return float(np.mean(defined)) if len(defined) == len(found) else None
+
+
+def _borrowed(groups: pd.DataFrame, training: Training) -> list[str]:
+    """A warning where known or new domains are forecast and too few validation groups of theirs told how far off that is."""
+    fitted = next(iter((training.calibration or {}).values()), None)
+    known = groups["domain"].isin(list(training.domains))
+    words = {
+        "in_domain": (known, "known", "data.split.held_out holds more of them out"),
+        "out_of_domain": (groups["domain"].notna() & ~known, "new", "data.split.kind=domains validates on new ones"),
+    }
+    return [
+        f"sigma in {what} domains is that of all {fitted[part]['groups']} validation groups, because too few of them are of "
+        f"{what} domains: it may be too small ({remedy})"
+        for part, (there, what, remedy) in words.items()
+        if fitted and there.any() and fitted[part]["of_all"]
+    ]

@@ -7,11 +7,17 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config.trial import Config
 from pipeline.metrics.classification import LOWER, figure
 from pipeline.metrics.regression import group_r2, mae
 
 Array = NDArray[np.floating]
-LOWER_IS_BETTER = ("mae", *LOWER)
+LOWER_IS_BETTER = ("MAE", *LOWER)
+
+
+def chosen_by(config: Config) -> str:
+    """The name of the figure that `select.metric` asks for: where it says nothing, R², or of classes the area under the ROC."""
+    return config.select.metric or ("r2" if config.data.label is None else "roc_auc")
 
 
 def selection_metric(
@@ -28,7 +34,7 @@ def selection_metric(
     weights = np.zeros_like(predictions) if log_weights is None else log_weights
     if not (np.isfinite(predictions).all() and np.isfinite(weights).all()):
         return None
-    if metric not in ("r2", "mae"):
+    if metric not in ("r2", "MAE"):
         return figure(metric, targets, predictions)
     columns: Iterator[tuple[Array, Array, Array]] = zip(targets.T, predictions.T, weights.T, strict=True)
     values = [group_r2(t, p, groups, w) if metric == "r2" else mae(t, p) for t, p, w in columns]

@@ -23,6 +23,7 @@ from pipeline.features.bank import make_bank
 from pipeline.metrics.groups import Prediction, groups_long_form, image_table
 from pipeline.metrics.regression import group_r2
 from pipeline.metrics.report import Training
+from pipeline.metrics.selection import chosen_by
 from pipeline.models.saved import Facts, Model, load_facts, load_model, read_trained
 from pipeline.stages.inputs import Inputs, Split, differences, load_inputs
 from pipeline.stages.predict import Models, forecast_groups, predict_images
@@ -88,7 +89,7 @@ def make_results(config: Config, inputs: Inputs, tables: Tables, split: str, rec
     report["summary"]["warnings"] += inputs.dataset.warnings
     report["summary"]["warnings"] += _borrowed(record, groups, train.domains)
     report["summary"] |= {"inputs": config.evaluate.inputs, "features_dtype": config.features.dtype}
-    report["summary"]["selection"] = {"metric": config.select.metric, "value": record["best_metric"]}
+    report["summary"]["selection"] = {"metric": chosen_by(config), "value": record["best_metric"]}
     report["summary"] |= {"n_bad_images": len(bad), "bad_images": bad, "permuted_targets": config.data.permute_targets}
     return report | {
         "split": split,

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.config.head import BoostingHead
 from pipeline.config.trial import Config
-from pipeline.metrics.selection import selection_metric
+from pipeline.metrics.selection import chosen_by, selection_metric
 from pipeline.models.baselines import Boosting, Climatology
 from pipeline.training.checkpoint import Progress
 from pipeline.training.samples import Samples, predict
@@ -70,5 +70,5 @@ def _parameters(head: BoostingHead, seed: int) -> dict[str, object]:
 def _progress(model: Boosting | Climatology, validation: Samples, config: Config, grown: int, kept: int) -> Progress:
     """What a training run would report: of the model with most trees, how many were grown and how many kept."""
     said = predict(model, validation)
-    metric = selection_metric(config.select.metric, validation.truth, said.mean, validation.groups)
+    metric = selection_metric(chosen_by(config), validation.truth, said.mean, validation.groups)
     return Progress(epoch=grown, best_epoch=kept - 1, best_metric=metric)

@@ -25,7 +25,7 @@ from pipeline.config.head import (
 from pipeline.config.trial import Config
 from pipeline.errors import UserError
 from pipeline.metrics.classification import figure
-from pipeline.metrics.selection import LOWER_IS_BETTER
+from pipeline.metrics.selection import LOWER_IS_BETTER, chosen_by
 from pipeline.models.classifiers import Array, Classifier, Folds, make_estimator
 from pipeline.progress import say
 from pipeline.training.checkpoint import Progress
@@ -76,7 +76,7 @@ def fit_classifier(
     Raises UserError if a class has too few images or groups, or if the head does not fit their number or the classes'.
     """
     head, folds = config.model.head, config.select.folds
-    metric: str = config.select.metric
+    metric = chosen_by(config)
     assert isinstance(head, ClassifierHead)
     rows, held_out = make_rows(model, train), make_rows(model, validation)
     if folds is not None:

@@ -16,7 +16,7 @@ from pipeline.amounts import parse_time
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir, write_text
 from pipeline.errors import Interrupted, TakenOver, WorkError
-from pipeline.metrics.selection import LOWER_IS_BETTER, selection_metric
+from pipeline.metrics.selection import LOWER_IS_BETTER, chosen_by, selection_metric
 from pipeline.models.learner import Learner, load_trained_state, trained_state
 from pipeline.signals import StopFlag
 from pipeline.training import augmentation as aug
@@ -103,7 +103,7 @@ def fit_epoch(
     if config.select.epoch == "last":
         progress.keep(epoch, metric, trained_state(model))
     else:
-        progress.keep_best(epoch, metric, lower=config.select.metric in LOWER_IS_BETTER, state=trained_state(model))
+        progress.keep_best(epoch, metric, lower=chosen_by(config) in LOWER_IS_BETTER, state=trained_state(model))
     progress.epoch, seconds = epoch + 1, time.monotonic() - started
     progress.seconds += seconds
     log.write(epoch=epoch, loss=loss, validation_loss=validation_loss, metric=metric, seconds=seconds)
@@ -174,7 +174,7 @@ def validate(model: Learner, samples: Samples, config: Config) -> tuple[float | 
     answer = answers(model, samples)
     said, targets = model.in_units(answer), samples.targets
     mean, weights = (each[:, : samples.n_targets].cpu().numpy() for each in (said.mean, said.log_weights))
-    metric = selection_metric(config.select.metric, samples.truth, mean, samples.groups, weights)
+    metric = selection_metric(chosen_by(config), samples.truth, mean, samples.groups, weights)
     sets = whole_sets(samples.groups, targets.device) if config.train.sample == "groups" else None
     return metric, float(model.losses(answer, targets, sets).mean())
 

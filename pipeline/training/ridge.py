@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.config.head import RidgeHead
 from pipeline.config.trial import Config
-from pipeline.metrics.selection import LOWER_IS_BETTER, selection_metric
+from pipeline.metrics.selection import LOWER_IS_BETTER, chosen_by, selection_metric
 from pipeline.models.learner import Learner, load_trained_state, trained_state
 from pipeline.training.checkpoint import Progress
 from pipeline.training.samples import Samples, embeddings, predict
@@ -27,11 +27,11 @@ def fit_ridge(model: Learner, train: Samples, validation: Samples, config: Confi
     head = config.model.head
     assert isinstance(head, RidgeHead)
     inputs, targets = embeddings(model, train), model.standardize(train.targets).cpu().numpy()
-    progress, truth = Progress(), validation.truth
+    progress, truth, name = Progress(), validation.truth, chosen_by(config)
     for number, (weights, bias) in enumerate(solve(inputs, targets, head.alphas)):
         set_linear(model, weights, bias)
-        metric = selection_metric(config.select.metric, truth, predict(model, validation).mean, validation.groups)
-        progress.keep_best(number, metric, lower=config.select.metric in LOWER_IS_BETTER, state=trained_state(model))
+        metric = selection_metric(name, truth, predict(model, validation).mean, validation.groups)
+        progress.keep_best(number, metric, lower=name in LOWER_IS_BETTER, state=trained_state(model))
     progress.epoch = len(head.alphas)
     load_trained_state(model, progress.best_state)
     return progress

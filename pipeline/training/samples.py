@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.features.bank import Bank
 from pipeline.metrics.groups import Prediction
 from pipeline.metrics.regression import group_r2
-from pipeline.metrics.selection import selection_metric
+from pipeline.metrics.selection import chosen_by, selection_metric
 from pipeline.models.classifiers import Classifier
 from pipeline.models.learner import Answer, Learner, Predicted
 from pipeline.models.metadata import COLUMNS, Metadata
@@ -72,7 +72,7 @@ def columns(table: pd.DataFrame) -> dict[str, list[str | None]]:
 
 def check_selection(config: Config, validation: Samples) -> None:
     """UserError where no epoch could be better than another: a figure that is not defined for these targets."""
-    metric, truth = config.select.metric, validation.truth
+    metric, truth = chosen_by(config), validation.truth
     if (
         config.select.epoch == "last"
         or config.select.folds is not None
@@ -90,7 +90,7 @@ def check_selection(config: Config, validation: Samples) -> None:
         if group_r2(column, column, validation.groups) is None:
             raise UserError(
                 f"{config.data.source}: {target} is the same for all {len(set(validation.groups))} validation groups, so "
-                "the best epoch cannot be chosen by R²: set select.metric=mae, or choose another validation split."
+                "the best epoch cannot be chosen by R²: set select.metric=MAE, or choose another validation split."
             )
 
 

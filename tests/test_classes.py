@@ -20,6 +20,7 @@ from pipeline.config.trial import Config
 from pipeline.data.classes import class_name
 from pipeline.data.dataset import Dataset, load_dataset_table
 from pipeline.errors import UserError
+from pipeline.metrics.selection import chosen_by
 from pipeline.models.outputs import Categorical
 from pipeline.tasks import load_task
 
@@ -163,8 +164,8 @@ def test_what_does_not_fit_classes_is_refused(change: dict[str, Any], message: s
 
 def test_classes_are_chosen_by_auc_unless_another_figure_is_named() -> None:
     base = {"experiment": "x", "data": {"label": "kind"}, "loss": {"kind": "cross_entropy"}}
-    chosen = [Config.model_validate({**base, "select": select}).select for select in ({}, {"metric": "log_loss"})]
-    assert [select.metric for select in chosen] == ["roc_auc", "log_loss"]
+    configs = [Config.model_validate({**base, "select": select}) for select in ({}, {"metric": "log_loss"})]
+    assert [chosen_by(config) for config in configs] == ["roc_auc", "log_loss"]
 
 
 # ---------------------------------------------------------------- the loss

@@ -152,7 +152,7 @@ def test_each_fold_chooses_for_itself_and_seeds_are_candidates() -> None:
     assert lines["pixels 32, mlp"].validation == pytest.approx((0.9 + 0.8 + 0.9) / 3)
 
 
-@pytest.mark.parametrize("metric", ["log_loss", "mae"])
+@pytest.mark.parametrize("metric", ["log_loss", "MAE"])
 def test_the_lowest_loss_is_chosen(metric: str) -> None:
     finish(PIXELS, 0, 0.2, 1.0, metric=metric)
     finish(RIDGE, 0, 0.4, 1.0, metric=metric)

@@ -102,7 +102,7 @@ FROZEN: Tree = {
     "train.precision": "bf16",
     "train.patience": None,
     "select.epoch": "best",
-    "select.metric": "r2",
+    "select.metric": None,
     "select.folds": None,
 }
 FINETUNE = FROZEN | {"model.encoder.kind": "finetuned", "model.encoder.blocks": 2, "model.encoder.lr_scale": 0.01}
@@ -341,7 +341,7 @@ OTHERS: Tree = {
     "train.precision": "fp32",
     "train.patience": 5,
     "select.epoch": "last",
-    "select.metric": "mae",
+    "select.metric": "MAE",
     "select.folds": 5,
     "model.head.kernel": "linear",
     "model.head.gamma": 0.5,

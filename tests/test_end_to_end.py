@@ -44,7 +44,7 @@ def make(table: Path, clip: Path, tmp_path: Path) -> Callable[..., Config]:
             "model": {"encoder": {"kind": "end_to_end"}, "head": {"kind": "mlp", "hidden": []}},
             "train": {"epochs": 2, "batch_size": 8, "precision": "fp32"},
             "optim": {"lr": 1e-3},
-            "select": {"metric": "mae"},
+            "select": {"metric": "MAE"},
             "augment": {"images": AUGMENTED},
             "paths": {"features": str(tmp_path / "features"), "trained": str(tmp_path / "trained")},
         }
@@ -169,7 +169,7 @@ def test_running_statistics_are_part_of_what_is_trained() -> None:
 
 def test_the_saved_model_has_the_statistics_of_its_epoch(make: Callable[..., Config]) -> None:
     """The figure on which the epoch was chosen is that of the model in the folder."""
-    config = make(train={"epochs": 4}, evaluate={"split": "validation"}, select={"metric": "mae"})
+    config = make(train={"epochs": 4}, evaluate={"split": "validation"}, select={"metric": "MAE"})
     trial = run(config)
     assert any(name.endswith("running_mean") for name in load_file(trial.model))
     results = evaluate.run(config, trial)

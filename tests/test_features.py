@@ -109,7 +109,7 @@ def test_data_and_backbone_change_the_key(change: dict[str, str]) -> None:
             "optim": {"lr": 1.0},
             "train": {"epochs": 3},
             "augment": {"noise": 0.5},
-            "select": {"metric": "mae"},
+            "select": {"metric": "MAE"},
         },
         {
             "device": "cpu",

@@ -113,7 +113,7 @@ def test_an_unreadable_image_is_named_in_the_state_of_the_trials_that_it_stops(
     whole = broken.read_bytes()
     broken.write_bytes(whole[:300])
     source = (f"data.source={own}", *(o for o in assets.overrides("frozen") if not o.startswith("data.source")))
-    overrides = (*source, "data.columns.group=null", "seed=0,1", "train.epochs=1", "select.metric=mae")
+    overrides = (*source, "data.columns.group=null", "seed=0,1", "train.epochs=1", "select.metric=MAE")
     carabid("submit", CONFIG, *overrides, "--cluster", "local", root=root, check=False)
     by_submit = carabid("status", root=root).stdout.splitlines()
     for stage in ("extract", "train"):

@@ -241,7 +241,7 @@ def test_the_best_epoch_is_kept_however_bad_it_is(values: list[float | None], lo
 
 
 def test_an_error_is_chosen_by_its_smallest_value_and_r2_by_its_largest(samples: Samples, tmp_path: Path) -> None:
-    for metric in ("r2", "mae"):
+    for metric in ("r2", "MAE"):
         config = make_config(select=Select(metric=metric), optim=Optim(lr=0.05))
         progress = loop.fit(Watched(), samples, samples, make_run(tmp_path / metric, config))
         lines = (tmp_path / metric / "metrics.jsonl").read_text().splitlines()

@@ -147,7 +147,7 @@ def test_the_best_epoch_is_chosen_by_the_mean_over_targets() -> None:
         r2_score(group_means(t, groups), group_means(p, groups)) for t, p in zip(truth.T, prediction.T, strict=True)
     ]
     assert selection_metric("r2", truth, prediction, groups) == pytest.approx(np.mean(per_group), abs=1e-6)
-    assert selection_metric("mae", truth, prediction, groups) == pytest.approx(
+    assert selection_metric("MAE", truth, prediction, groups) == pytest.approx(
         np.abs(truth - prediction).mean(), abs=1e-6
     )
 
@@ -159,12 +159,12 @@ def test_the_best_epoch_is_chosen_by_groups_as_they_are_pooled_and_by_each_image
     expected = np.mean([r2_score(t, p) for t, p in zip(group_means(truth, groups).T, pooled.T, strict=True)])
     assert selection_metric("r2", truth, prediction, groups, weights) == pytest.approx(expected, abs=1e-6)
     assert selection_metric("r2", truth, prediction, groups) != pytest.approx(expected, abs=1e-3)
-    by_error = [selection_metric("mae", truth, prediction, groups, *some) for some in ((), (weights,))]
+    by_error = [selection_metric("MAE", truth, prediction, groups, *some) for some in ((), (weights,))]
     assert by_error[0] == by_error[1]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("metric", ["r2", "mae"])
+@pytest.mark.parametrize("metric", ["r2", "MAE"])
 def test_an_epoch_that_predicts_nonsense_has_no_metric(metric: str, bad: float) -> None:
     truth, prediction, groups = targets_and_predictions()
     weights = np.zeros_like(prediction)

@@ -188,9 +188,9 @@ def test_an_epoch_that_cannot_be_chosen_by_r2_is_refused_before_training(
     config = load_experiment(f"configs/beetles/{method}.yaml", overrides).config
     trial = experiment_dir(config).trial("trial")
     extract.ensure(config)
-    with pytest.raises(UserError, match=r"y is the same for all 10 validation groups.*select\.metric=mae"):
+    with pytest.raises(UserError, match=r"y is the same for all 10 validation groups.*select\.metric=MAE"):
         train.run(config, trial)
-    by_error = config.model_copy(update={"select": Select(metric="mae")})
+    by_error = config.model_copy(update={"select": Select(metric="MAE")})
     train.run(by_error, trial)
     assert read_json(trial.trained)["best_metric"] > 0
 

@@ -56,10 +56,9 @@ class Select(Section):
 
     epoch: Literal["best", "last"] = "best"
     """best: by `metric` on validation. last: none is chosen, and validation groups, which calibrate, are not fitted to."""
-    metric: Literal["r2", "mae", "roc_auc", "average_precision", "balanced_accuracy", "log_loss"] = "r2"
-    """On validation, of numbers: mean over targets of the group R², or of the image MAE. Of classes, of images: area under the
-    ROC or the precision-recall curve, balanced accuracy, or mean log loss. Of mae and log_loss lower is better. Default: r2, of
-    classes roc_auc."""
+    metric: str | None = None
+    """A figure of the task, on validation. Of numbers: r2, the mean over targets of the group R², or MAE, of the images'. Of
+    classes, of images: roc_auc, average_precision, balanced_accuracy, log_loss. null: the task's first one (r2, roc_auc)."""
     folds: Annotated[int, Field(ge=2)] | None = None
     """Of heads that are classifiers: fit on training and validation images together, and choose and score by predictions for
     images left out, in so many folds grouped by group and stratified by class. null: choose and score on validation."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -58,13 +58,6 @@ class Config(Section):
             raise ValueError(f"there is no task {task!r}; the tasks are: {', '.join(TASKS)}")
         return task
 
-    @model_validator(mode="before")
-    @classmethod
-    def _classes_are_chosen_by_auc(cls, values: Any) -> Any:
-        data, select = (values.get(name, {}) for name in ("data", "select")) if isinstance(values, dict) else ({}, {})
-        label = data.get("label") if isinstance(data, dict) else getattr(data, "label", None)
-        return values | {"select": {"metric": "roc_auc", **select}} if label and isinstance(select, dict) else values
-
     @model_validator(mode="after")
     def _classes_and_numbers_have_their_own(self) -> Config:
         classes = self.data.label is not None
@@ -72,8 +65,8 @@ class Config(Section):
         if classes != (self.loss.kind == "cross_entropy"):
             other = "set loss.kind cross_entropy" if classes else "loss.kind cross_entropy needs data.label"
             raise ValueError(f"loss.kind {self.loss.kind} does not fit {what}: {other}")
-        if classes == (self.select.metric in ("r2", "mae")):
-            fitting = "roc_auc, average_precision, balanced_accuracy or log_loss" if classes else "r2 or mae"
+        if self.select.metric is not None and classes == (self.select.metric in ("r2", "MAE")):
+            fitting = "roc_auc, average_precision, balanced_accuracy or log_loss" if classes else "r2 or MAE"
             raise ValueError(f"select.metric {self.select.metric} does not fit {what}: choose {fitting}")
         if classes != (self.model.head.kind in CLASSIFIER_KINDS) and self.model.head.kind != "mlp":
             fitting = f"mlp, {', '.join(CLASSIFIER_KINDS)}" if classes else "mlp, ridge, climatology or boosting"

@@ -27,7 +27,7 @@ from pipeline.models.metadata import Names
 from pipeline.training.loop import train_epoch
 from pipeline.training.optimiser import make_optimizer
 from pipeline.training.risk import start_log_weights
-from pipeline.training.samples import Samples
+from pipeline.training.samples import Samples, Targets
 
 N, WIDTH, BATCH, WORKERS = 12_000, 768, 64, 4
 LAYERS = (WIDTH, 512, 128, 32, 3)
@@ -38,7 +38,9 @@ def carabid_epoch(features: Tensor, targets: Tensor) -> Callable[[], object]:
     model = Learner(nn.Identity(), make_mlp(LAYERS), None, True, 3)
     optimizer = make_optimizer(model, config)
     metadata = Names().metadata({"domain": [None] * N})
-    samples = Samples(TensorBank(features, features.device, "device"), targets, metadata, np.arange(N))
+    samples = Samples(
+        TensorBank(features, features.device, "device"), Targets(targets), metadata, np.arange(N), targets.shape[1]
+    )
     log_weights = start_log_weights(metadata.domain)
     return lambda: train_epoch(model, samples, optimizer, config, 0, log_weights, lambda: None)
 

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.config.trial import Config
+from pipeline.data.truth import Numbers
 from pipeline.disk.layout import TrialDir, experiment_dir, read_json
 from pipeline.features.bank import TensorBank
 from pipeline.models.baselines import Boosting, Climatology
@@ -42,7 +43,9 @@ def facts_of(table: pd.DataFrame) -> Facts:
 
 
 def samples_of(table: pd.DataFrame, facts: Facts) -> Samples:
-    return make_samples(TensorBank(torch.zeros(len(table), 1), CPU, "device"), table, facts, CPU)
+    return make_samples(
+        TensorBank(torch.zeros(len(table), 1), CPU, "device"), table, facts, Numbers(facts.targets), CPU
+    )
 
 
 # ---------------------------------------------------------------- climatology

@@ -17,12 +17,13 @@ from torch.nn import functional as F
 from pipeline.config.data import Columns, Data, FoldSplit
 from pipeline.config.loss import CrossEntropy
 from pipeline.config.trial import Config
-from pipeline.data.classes import class_name
-from pipeline.data.dataset import Dataset, load_dataset_table
+from pipeline.data.dataset import Dataset
+from pipeline.data.table import load_classes
+from pipeline.data.truth import class_name
 from pipeline.errors import UserError
-from pipeline.metrics.selection import chosen_by
 from pipeline.models.outputs import Categorical
 from pipeline.tasks import load_task
+from pipeline.training.samples import make_targets
 
 HEADER = "img,kind,of,other,group,split"
 ROWS = [
@@ -38,15 +39,16 @@ def load(folder: Path, rows: list[str] = ROWS, header: str = HEADER, **more: Any
     (folder / "data.csv").write_text("\n".join([header, *rows]) + "\n")
     Image.new("L", (4, 4)).save(folder / "a.png")
     columns = Columns(**{"image": "img", "id": None, "group": "group", **more.pop("columns", {})})
-    return load_dataset_table(Data(**{"source": str(folder / "data.csv"), "columns": columns, "label": "kind", **more}))
+    return load_classes(Data(**{"source": str(folder / "data.csv"), "columns": columns, "label": "kind", **more}))
 
 
 # ---------------------------------------------------------------- the table
-def test_a_class_is_a_column_that_is_1_or_0(tmp_path: Path) -> None:
+def test_a_label_is_the_place_of_its_class_and_learnt_as_a_1_among_0s(tmp_path: Path) -> None:
     data = load(tmp_path)
     assert data.targets == ("kind=hybrid", "kind=pure") and list(map(class_name, data.targets)) == ["hybrid", "pure"]
-    assert data.table["kind=hybrid"].tolist() == [1, 0, 1, 0, 1]
-    assert (data.table[list(data.targets)].sum(axis=1) == 1).all() and data.auxiliary == ()
+    assert data.truth.of(data.table).tolist() == [0, 1, 0, 1, 0]
+    assert make_targets(data.table, data.truth).dense()[:, 0].tolist() == [1, 0, 1, 0, 1]
+    assert (make_targets(data.table, data.truth).dense().sum(1) == 1).all() and data.truth.auxiliary == ()
 
 
 def test_of_two_classes_the_positive_one_is_the_first(tmp_path: Path) -> None:
@@ -55,9 +57,10 @@ def test_of_two_classes_the_positive_one_is_the_first(tmp_path: Path) -> None:
 
 def test_auxiliary_labels_are_shared_by_the_names_that_a_row_has_and_a_row_without_has_none(tmp_path: Path) -> None:
     data = load(tmp_path, columns={"auxiliary": ("of", "other")})
-    assert data.auxiliary == ("of=a", "of=b")
-    assert data.table[list(data.auxiliary)].to_numpy().tolist() == [[0, 0], [0, 1], [0.5, 0.5], [1, 0], [1, 0]]
-    assert not [name for name in data.table if str(name).startswith("auxiliary")]
+    assert data.truth.auxiliary == ("of=a", "of=b")
+    learnt = make_targets(data.table, data.truth)
+    assert learnt.dense()[:, 2:].tolist() == [[0, 0], [0, 1], [0.5, 0.5], [1, 0], [1, 0]]
+    assert learnt[torch.tensor([2, 4])].tolist() == learnt.dense()[[2, 4]].tolist()
 
 
 def test_numbers_written_as_decimals_are_the_same_classes(tmp_path: Path) -> None:
@@ -69,10 +72,10 @@ def test_permuted_classes_keep_their_numbers_and_move_with_their_auxiliary_label
     rows = [f"a.png,{'hybrid' if i % 3 else 'pure'},{'ab'[i % 2]},,{i},train" for i in range(30)] + ROWS[3:]
     columns = {"auxiliary": ("of",)}
     before, after = (load(tmp_path, rows, columns=columns, permute_targets=on) for on in (False, True))
-    learnt = [*before.targets, *before.auxiliary]
+    learnt = list(before.truth.learnt)
     assert (before.table[learnt] != after.table[learnt]).to_numpy().any()
     train = after.table["split"] == "train"
-    ordered = [np.sort(data.table.loc[train, learnt].to_numpy() @ [8, 4, 2, 1]) for data in (before, after)]
+    ordered = [np.sort(data.table.loc[train, learnt].to_numpy() @ [8, 1]) for data in (before, after)]
     assert (ordered[0] == ordered[1]).all()
 
 
@@ -165,7 +168,7 @@ def test_what_does_not_fit_classes_is_refused(change: dict[str, Any], message: s
 def test_classes_are_chosen_by_auc_unless_another_figure_is_named() -> None:
     base = {"experiment": "x", "data": {"label": "kind"}, "loss": {"kind": "cross_entropy"}}
     configs = [Config.model_validate({**base, "select": select}) for select in ({}, {"metric": "log_loss"})]
-    assert [chosen_by(config) for config in configs] == ["roc_auc", "log_loss"]
+    assert [load_task("classify").metric(config.select.metric) for config in configs] == ["roc_auc", "log_loss"]
 
 
 # ---------------------------------------------------------------- the loss

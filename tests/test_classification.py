@@ -12,21 +12,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from pipeline.metrics.classification import (
-    FIGURES,
-    LOWER,
-    average_precision,
-    drawn,
-    figure,
-    figures,
-    roc_auc,
-)
-from pipeline.metrics.classification_report import classification_report
+from pipeline.metrics.classification import FIGURES, average_precision, roc_auc
+from pipeline.metrics.classification_report import Said, classification_report
 from pipeline.metrics.hybrids import challenge_scores, hybrid_report
 from pipeline.metrics.intervals import Rows, bootstrap, central, draws
-from pipeline.metrics.regression_report import Training
 
 SCORES = st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=50)
+
+
+def figure(name: str, truth: np.ndarray, p: np.ndarray) -> float | None:
+    """One of FIGURES for classes as a 1 among 0s [N, C]."""
+    return FIGURES[name].value(truth.argmax(axis=1), p)
+
+
+def figures(truth: np.ndarray, p: np.ndarray) -> dict[str, float | None]:
+    return {name: figure(name, truth, p) for name in FIGURES}
+
+
+def drawn(name: str, truth: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return FIGURES[name].drawn(truth.argmax(axis=1), p, weights=weights)
 
 
 def made_up(n: int, n_classes: int, seed: int = 0, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +136,7 @@ def test_selection_knows_of_which_figures_less_is_better() -> None:
     truth, p = made_up(100, 2)
     for name in FIGURES:
         good, bad = figure(name, truth, 0.9 * truth + 0.05), figure(name, truth, 0.9 * (1 - truth) + 0.05)
-        assert good is not None and bad is not None and (good < bad) == (name in LOWER)
+        assert good is not None and bad is not None and (good < bad) == FIGURES[name].lower_is_better
     assert figure("roc_auc", truth.astype("float32"), p.astype("float32")) == pytest.approx(
         figures(truth, p)["roc_auc"]
     )
@@ -183,7 +187,13 @@ def table(targets: tuple[str, ...], n: int = 90, seed: int = 0) -> pd.DataFrame:
 
 
 def report(frame: pd.DataFrame, targets: tuple[str, ...], shares: tuple[float, ...] = (0.2, 0.8)) -> dict[str, Any]:
-    return classification_report(frame, targets, Training([], dict(zip(targets, shares, strict=True)), {}))
+    truth, p = (frame[[f"{target}{end}" for target in targets]].to_numpy("float64") for end in ("", "_prediction"))
+    classes = [target.partition("=")[2] for target in targets]
+    return classification_report(frame, Said(truth.argmax(axis=1), p), classes, shares)
+
+
+def hybrids(frame: pd.DataFrame) -> dict[str, float | None]:
+    return hybrid_report(frame, frame[STAT[0]].to_numpy() == 1, frame[f"{STAT[0]}_prediction"].to_numpy())
 
 
 def test_a_report_of_two_classes_has_the_figures_of_detection() -> None:
@@ -272,11 +282,11 @@ def test_a_class_without_images_is_warned_of_and_no_images_are_no_error() -> Non
 def test_the_challenges_scores_are_there_only_where_domains_are_kinds() -> None:
     frame = table(STAT)
     scores, truth = frame[f"{STAT[0]}_prediction"].to_numpy(), frame[STAT[0]].to_numpy() == 1
-    found = hybrid_report(frame, STAT)
+    found = hybrids(frame)
     assert found == challenge_scores(scores, truth, frame["domain"].to_numpy(str))
     assert found["A_score_major_recall"] is not None and found["A_score_minor_recall"] is None
-    assert hybrid_report(frame.assign(domain="D01"), STAT) == {} == hybrid_report(frame.assign(domain=None), STAT)
-    broken = hybrid_report(frame.assign(**{f"{STAT[0]}_prediction": np.nan}), STAT)
+    assert hybrids(frame.assign(domain="D01")) == {} == hybrids(frame.assign(domain=None))
+    broken = hybrids(frame.assign(**{f"{STAT[0]}_prediction": np.nan}))
     assert broken.keys() == found.keys() and set(broken.values()) == {None}
 
 
@@ -284,4 +294,4 @@ def test_no_tie_is_made_by_rounding() -> None:
     """What is submitted keeps the order of probabilities that both round to 1.0000."""
     frame = table(STAT, 6).assign(domain="minor", **{STAT[0]: [0.0, 0, 0, 0, 0, 1]})
     frame[f"{STAT[0]}_prediction"] = [0.1, 0.2, 0.3, 0.4, 0.99996, 0.99999]
-    assert hybrid_report(frame, STAT)["A_score_minor_recall"] == 1
+    assert hybrids(frame)["A_score_minor_recall"] == 1

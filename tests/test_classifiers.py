@@ -27,13 +27,13 @@ from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import UserError, WorkError
 from pipeline.features.bank import TensorBank
-from pipeline.metrics.classification import figure
+from pipeline.metrics.classification import FIGURES
 from pipeline.models import plain
 from pipeline.models.classifiers import Classifier, OneClass, load_classifier, plain_arrays, save_classifier
 from pipeline.models.metadata import Names
 from pipeline.training import classifiers as fitting
 from pipeline.training.classifiers import Rows, fit_classifier, fit_path, grouped_folds
-from pipeline.training.samples import Samples, predict
+from pipeline.training.samples import Samples, Targets, predict
 
 CPU = torch.device("cpu")
 ONE_CLASS = ("mahalanobis", "knn_distance")
@@ -57,6 +57,7 @@ def make_config(kind: str, folds: int | None = None, metric: str = "roc_auc", se
     return Config.model_validate(
         {
             "experiment": "x",
+            "task": "classify",
             "seed": seed,
             "data": {"label": "kind"},
             "loss": {"kind": "cross_entropy"},
@@ -73,19 +74,24 @@ def make_rows(n: int = 90, width: int = 4, n_classes: int = 2, seed: int = 0, ap
     labels = groups % n_classes
     x = (rng.normal(size=(n, width)) + apart * labels[:, None]) * np.logspace(-2, 2, width) + 5
     parents = np.where(labels == 0, -1, groups % 3)
-    return Rows(x.astype("float32").astype("float64"), np.eye(n_classes)[labels], parents, groups)
+    return Rows(x.astype("float32").astype("float64"), labels, parents, groups)
 
 
 def fit(kind: str, rows: Rows, **head: Any) -> tuple[Any, Any]:
     made = make_head(kind, **head)
-    return made, fit_path(made, rows, [f"class {i}" for i in range(rows.truth.shape[1])], 0)[-1]
+    return made, fit_path(made, rows, [f"class {i}" for i in range(n_classes(rows))], 0)[-1]
+
+
+def n_classes(rows: Rows) -> int:
+    return int(rows.labels.max()) + 1
 
 
 def make_samples(rows: Rows, auxiliary: Any = None) -> Samples:
-    targets = rows.truth if auxiliary is None else np.hstack([rows.truth, auxiliary])
+    codes = rows.labels[:, None] if auxiliary is None else np.column_stack([rows.labels, auxiliary])
+    n_names = 0 if auxiliary is None else int(np.max(auxiliary)) + 1
     bank = TensorBank(torch.tensor(rows.x, dtype=torch.float32), CPU, "device")
     names = Names().metadata({"domain": [None] * len(rows)})
-    return Samples(bank, torch.tensor(targets, dtype=torch.float32), names, rows.groups, rows.truth.shape[1])
+    return Samples(bank, Targets(torch.tensor(codes), (n_classes(rows), n_names)), names, rows.groups, n_classes(rows))
 
 
 # ---------------------------------------------------------------- plain arrays
@@ -216,16 +222,16 @@ def test_the_line_of_a_one_class_score_is_of_distances_to_other_images() -> None
     groups = np.arange(200) // 2
     x = rng.normal(size=(100, 20))[groups] + 1e-3 * rng.normal(size=(200, 20))
     labels = (groups >= 20).astype(int)  # and positives are like the others
-    rows = Rows(x, np.eye(2)[labels], np.full(200, -1), groups)
+    rows = Rows(x, labels, np.full(200, -1), groups)
     _, estimator = fit("knn_distance", rows, k=1)
-    other = Rows(rng.normal(size=(300, 20)), np.eye(2)[np.ones(300, int)], np.full(300, -1), np.arange(300))
+    other = Rows(rng.normal(size=(300, 20)), np.ones(300, int), np.full(300, -1), np.arange(300))
     assert abs(estimator.predict_proba(other.x)[:, 0].mean() - 0.2) < 0.1
 
 
 def test_images_without_a_parent_are_no_parent_class() -> None:
     rows = make_rows()
     told = np.where(np.arange(len(rows)) < 10, -1, rows.parents)
-    made, estimator = fit("mahalanobis", Rows(rows.x, rows.truth, told, rows.groups))
+    made, estimator = fit("mahalanobis", Rows(rows.x, rows.labels, told, rows.groups))
     assert plain_arrays(estimator, made)["centres"].shape == (3, 4)
 
 
@@ -233,7 +239,7 @@ def test_images_without_a_parent_are_no_parent_class() -> None:
 def test_without_parents_all_that_is_not_positive_is_one_class(parents: str) -> None:
     rows = make_rows()
     told = np.full(len(rows), -1) if parents == "unknown" else np.arange(len(rows))
-    made, estimator = fit("mahalanobis", Rows(rows.x, rows.truth, told, rows.groups))
+    made, estimator = fit("mahalanobis", Rows(rows.x, rows.labels, told, rows.groups))
     assert plain_arrays(estimator, made)["centres"].shape == (1, 4)
     np.testing.assert_allclose(plain_arrays(estimator, made)["centres"], 0, atol=1e-9)
 
@@ -269,14 +275,14 @@ def test_the_penalty_is_chosen_by_the_metric_on_validation(metric: str) -> None:
     model = Classifier(config.model.head, "ab", normalize=False)  # type: ignore[arg-type]
     progress, out_of_fold = fit_classifier(model, make_samples(train), make_samples(validation), config)
     fits = fit_path(config.model.head, train, "ab", 0)  # type: ignore[arg-type]
-    values = [figure(metric, validation.truth, fit.predict_proba(validation.x)) for fit in fits]
+    values = [FIGURES[metric].value(validation.labels, fit.predict_proba(validation.x)) for fit in fits]
     best = min(values) if metric == "log_loss" else max(values)  # type: ignore[type-var]
-    losses = [figure("log_loss", validation.truth, fit.predict_proba(validation.x)) or 0.0 for fit in fits]
+    losses = [FIGURES["log_loss"].value(validation.labels, fit.predict_proba(validation.x)) or 0.0 for fit in fits]
     tied = [i for i, value in enumerate(values) if value == best]  # of these, the one with the better probabilities
     assert (progress.epoch, progress.best_epoch, out_of_fold) == (3, min(tied, key=losses.__getitem__), None)
     assert progress.best_metric == pytest.approx(best)
     said = predict(model, make_samples(validation)).mean  # type: ignore[arg-type]
-    assert figure(metric, validation.truth, said) == pytest.approx(best, abs=1e-9)  # no ties by rounding
+    assert FIGURES[metric].value(validation.labels, said) == pytest.approx(best, abs=1e-9)  # no ties by rounding
 
 
 @pytest.mark.parametrize("kind", ["logistic", "svc", "knn_distance"])
@@ -287,8 +293,8 @@ def test_with_folds_both_splits_are_fitted_on_and_what_is_said_of_each_image_is_
     progress, said = fit_classifier(model, make_samples(train), make_samples(validation), config)
     assert said is not None and said.shape == (90, 2)
     np.testing.assert_allclose(said.sum(1), 1)
-    truth = np.vstack([train.truth, validation.truth])
-    assert progress.best_metric == pytest.approx(figure("roc_auc", truth, said))
+    truth = np.concatenate([train.labels, validation.labels])
+    assert progress.best_metric == pytest.approx(FIGURES["roc_auc"].value(truth, said))
     both = Rows(
         np.vstack([train.x, validation.x]), truth, np.full(90, -1), np.r_[train.groups, 1000 + validation.groups]
     )
@@ -303,11 +309,11 @@ def test_no_image_is_fitted_on_with_another_of_its_image_left_out() -> None:
     rng = np.random.default_rng(0)
     groups = np.arange(120) // 2
     x = rng.normal(size=(60, 8))[groups]
-    rows = Rows(x, np.eye(2)[rng.integers(0, 2, 60)[groups]], np.full(120, -1), groups)
+    rows = Rows(x, rng.integers(0, 2, 60)[groups], np.full(120, -1), groups)
     config = make_config("knn", folds=5, k=1)
     model = Classifier(config.model.head, "ab", normalize=False)  # type: ignore[arg-type]
     half = rows[np.arange(60)], rows[np.arange(60, 120)]
-    halves = [Rows(part.x, part.truth, part.parents, part.groups - part.groups.min()) for part in half]
+    halves = [Rows(part.x, part.labels, part.parents, part.groups - part.groups.min()) for part in half]
     progress, _ = fit_classifier(model, *(make_samples(part) for part in halves), config)
     assert progress.best_metric is not None and progress.best_metric < 0.75
 
@@ -330,7 +336,7 @@ def test_folds_keep_images_together_and_leave_every_class_in(few: int, many: int
     rng = np.random.default_rng(seed)
     labels = np.r_[np.zeros(few, int), np.ones(many, int)]
     groups = np.repeat(np.arange(few + many), rng.integers(1, 4, few + many))
-    rows = Rows(np.zeros((len(groups), 1)), np.eye(2)[labels[groups]], groups, groups)
+    rows = Rows(np.zeros((len(groups), 1)), labels[groups], groups, groups)
     folds = grouped_folds(rows, ("few", "many"), n, seed)
     assert 2 <= len(folds) <= min(n, few, many)
     assert sorted(np.concatenate([left for _, left in folds])) == list(range(len(groups)))
@@ -340,8 +346,8 @@ def test_folds_keep_images_together_and_leave_every_class_in(few: int, many: int
 
 def test_auxiliary_columns_are_parents_and_no_classes() -> None:
     rows = make_rows(n=60)
-    auxiliary = np.eye(3)[rows.parents] * (rows.parents >= 0)[:, None]
-    auxiliary[rows.labels == 0] = [0.5, 0.5, 0]
+    auxiliary = np.stack([rows.parents, np.full(len(rows), -1)], axis=1)
+    auxiliary[rows.labels == 0] = [0, 1]
     config = make_config("mahalanobis")
     model = Classifier(config.model.head, "ab", normalize=False)  # type: ignore[arg-type]
     fit_classifier(model, *(make_samples(rows, auxiliary),) * 2, config)
@@ -354,7 +360,7 @@ def test_embeddings_are_normalised_in_training_and_in_prediction_alike() -> None
     config = make_config("logistic", Cs=(1.0,))
     model = Classifier(config.model.head, "ab", normalize=True)  # type: ignore[arg-type]
     fit_classifier(model, make_samples(rows), make_samples(rows), config)
-    longer = Rows(rows.x * 7, rows.truth, rows.parents, rows.groups)
+    longer = Rows(rows.x * 7, rows.labels, rows.parents, rows.groups)
     first, second = (predict(model, make_samples(part)) for part in (rows, longer))  # type: ignore[arg-type]
     np.testing.assert_allclose(first.mean, second.mean, atol=1e-5)
     x = rows.x / np.linalg.norm(rows.x, axis=1, keepdims=True)
@@ -366,12 +372,12 @@ def test_embeddings_are_normalised_in_training_and_in_prediction_alike() -> None
 def few_positives(n: int) -> Rows:
     labels = np.r_[np.zeros(n, int), np.ones(20, int)]
     rng = np.random.default_rng(0)
-    return Rows(rng.normal(size=(n + 20, 3)), np.eye(2)[labels], np.full(n + 20, -1), np.arange(n + 20))
+    return Rows(rng.normal(size=(n + 20, 3)), labels, np.full(n + 20, -1), np.arange(n + 20))
 
 
 @pytest.mark.parametrize("kind", ["svc", "sgd", "mahalanobis"])
 def test_a_class_of_one_image_cannot_be_calibrated_on_and_is_named(kind: str) -> None:
-    with pytest.raises(UserError, match=r"hybrid has too few images .* \(1\)"):
+    with pytest.raises(UserError, match=r"hybrid has too few groups .* \(1\)"):
         fit_path(make_head(kind), few_positives(1), ("hybrid", "parent"), 0)
     fit_path(make_head(kind), few_positives(2), ("hybrid", "parent"), 0)
 
@@ -433,7 +439,9 @@ def test_a_file_of_types_that_no_classifier_has_is_not_loaded(tmp_path: Path) ->
     skops.io.dump({"estimator": Config}, trial.classifier)
     with zipfile.ZipFile(trial.classifier, "a") as file:
         file.writestr("carabid.json", json.dumps({"scikit-learn": sklearn.__version__}))
-    with pytest.raises(WorkError, match=r"no classifier of this project is made of \(pipeline\.config\.Config\)"):
+    with pytest.raises(
+        WorkError, match=r"no classifier of this project is made of \(pipeline\.config\.trial\.Config\)"
+    ):
         load_classifier(Classifier(make_head("logistic"), "ab", normalize=False), trial)
 
 

@@ -23,6 +23,7 @@ from pipeline.errors import Interrupted, WorkError
 from pipeline.experiments.reading import dump_config, load_experiment
 from pipeline.launch.jobs import jobs
 from pipeline.stages import collect as collect_stage
+from pipeline.tasks import load_task
 from tests.conftest import carabid, hear_ctrl_c
 
 LORA = "configs/beetles/lora.yaml"
@@ -281,7 +282,8 @@ def finished(root: Path) -> str:
     more = {"split": "test", "selected_on": "validation", "config_hash": config_hash(first.config)}
     evaluation = first.config.evaluate.model_dump(mode="json")
     summary = block | {"rms": 0.4, "mean_predictor": {"in_domain": figures, "rms": 0.5}}
-    write_json(folder.results, {"SPEI_1y": block, "summary": summary} | more | {"evaluation": evaluation})
+    blocks = {"SPEI_1y": block, "summary": summary}
+    write_json(folder.results, blocks | load_task("beetles").describe(blocks) | more | {"evaluation": evaluation})
     return first.name
 
 

@@ -18,7 +18,7 @@ from pipeline.config.trial import Config
 from pipeline.disk.layout import ExperimentDir, experiment_dir, read_json, write_json, write_table, write_text
 from pipeline.errors import UserError
 from pipeline.experiments.reading import dump_config
-from pipeline.metrics.classification import figures
+from pipeline.metrics.classification import FIGURES
 from pipeline.metrics.intervals import bootstrap
 from pipeline.reporting.comparison import (
     CHOSEN,
@@ -33,6 +33,7 @@ from pipeline.reporting.comparison import (
     to_markdown,
 )
 from pipeline.stages import collect
+from pipeline.tasks import load_task
 
 CLASSES = ("hybrid", "non-hybrid")
 PIXELS = {"backbone": {"kind": "pixels", "size": 32}}
@@ -40,7 +41,8 @@ NETWORK = {
     "backbone": {"kind": "open_clip", "name": "hf-hub:owner/small-net"},
     "model": {"encoder": {"kind": "finetuned"}},
 }
-RIDGE = PIXELS | {"model": {"head": {"kind": "ridge"}}}
+SVC = PIXELS | {"model": {"head": {"kind": "svc"}}}
+TASK = {"task": "classify", "loss": {"kind": "cross_entropy"}}
 pytestmark = pytest.mark.usefixtures("root")
 
 
@@ -73,20 +75,27 @@ def finish(
 ) -> Config:
     """Leave the files of an evaluated trial, as good as `skill` on test and `value` on validation."""
     table = images(fold) if table is None else table
-    values = {"experiment": name, "data": {"split": {"kind": "folds", "fold": fold}}} | method | more.get("values", {})
-    config = Config.model_validate(values)
+    values = (
+        {"experiment": name, **TASK, "data": {"label": "stat", "split": {"kind": "folds", "fold": fold}}}
+        | method
+        | more.get("values", {})
+    )
+    config = Config.model_validate(values | {"data": {"label": "stat"} | values["data"]})
     noise = np.random.default_rng(int(config_hash(config)[:8], 16)).random(len(table))
     p = (skill * table["truth"] + 3 * noise) / (3 + skill)
     trial = experiment_dir(config).trial(f"seed={config.seed}-{config_hash(config)[:8]}")
     write_text(trial.config, dump_config(config))
     write_table(trial.predictions, long_form(table, p.to_numpy()))
-    truth = np.stack([table["truth"], 1 - table["truth"]], axis=1)
-    summary = figures(truth, np.stack([p, 1 - p], axis=1)) | {"classes": list(CLASSES), "warnings": []}
+    labels, task = 1 - table["truth"].to_numpy("int64"), load_task("classify")
+    said = np.stack([p, 1 - p], axis=1)
+    summary: dict[str, Any] = {name: figure.value(labels, said) for name, figure in FIGURES.items()}
+    summary |= {"classes": list(CLASSES), "warnings": []}
     summary["selection"] = {"metric": more.get("metric", "roc_auc"), "value": value}
     write_json(
         trial.results,
         {
-            "summary": summary, "split": more.get("split", "test"), "selected_on": more.get("chosen_on", "validation"),
+            **task.describe({"summary": summary, "classes": {}}), "summary": summary,
+            "split": more.get("split", "test"), "selected_on": more.get("chosen_on", "validation"),
             "config_hash": config_hash(config), "evaluation": config.evaluate.model_dump(mode="json"),
         },
     )  # fmt: skip
@@ -115,9 +124,12 @@ def refusal(*names: str, figure: str = "roc_auc") -> str:
 
 # ---------------------------------------------------------------- methods
 def test_a_method_is_called_by_backbone_encoder_and_head() -> None:
-    configs = [Config.model_validate({"experiment": "x", **values}) for values in (PIXELS, NETWORK, RIDGE)]
+    configs = [
+        Config.model_validate({"experiment": "x", **TASK, "data": {"label": "stat"}, **values})
+        for values in (PIXELS, NETWORK, SVC)
+    ]
     assert [method_of(science(config)) for config in configs] == [
-        "pixels 32, mlp", "open_clip small-net, finetuned, mlp", "pixels 32, ridge",
+        "pixels 32, mlp", "open_clip small-net, finetuned, mlp", "pixels 32, svc",
     ]  # fmt: skip
     parts = [
         {"kind": "dinov2", "name": "a/dinov2-base"},
@@ -143,26 +155,26 @@ def test_validation_chooses_the_trial_of_a_method_and_the_method_and_test_never_
 
 
 def test_each_fold_chooses_for_itself_and_seeds_are_candidates() -> None:
-    better = [finish(PIXELS, 0, 0.9, 1.0), finish(RIDGE, 1, 0.9, 1.0), finish(PIXELS, 2, 0.9, 1.0, values={"seed": 7})]
-    for fold, config in enumerate((RIDGE, PIXELS, PIXELS)):
+    better = [finish(PIXELS, 0, 0.9, 1.0), finish(SVC, 1, 0.9, 1.0), finish(PIXELS, 2, 0.9, 1.0, values={"seed": 7})]
+    for fold, config in enumerate((SVC, PIXELS, PIXELS)):
         finish(config, fold, 0.8, 1.0)
-    finish(RIDGE, 2, 0.5, 1.0)
+    finish(SVC, 2, 0.5, 1.0)
     lines = by_method()
     assert lines[CHOSEN].trials == {f: f"x/seed={c.seed}-{config_hash(c)[:8]}" for f, c in enumerate(better)}
     assert lines["pixels 32, mlp"].validation == pytest.approx((0.9 + 0.8 + 0.9) / 3)
 
 
-@pytest.mark.parametrize("metric", ["log_loss", "MAE"])
+@pytest.mark.parametrize("metric", ["log_loss", "brier"])
 def test_the_lowest_loss_is_chosen(metric: str) -> None:
     finish(PIXELS, 0, 0.2, 1.0, metric=metric)
-    finish(RIDGE, 0, 0.4, 1.0, metric=metric)
-    assert list(by_method()) == [CHOSEN, "pixels 32, mlp", "pixels 32, ridge"]
+    finish(SVC, 0, 0.4, 1.0, metric=metric)
+    assert list(by_method()) == [CHOSEN, "pixels 32, mlp", "pixels 32, svc"]
     assert by_method()[CHOSEN].trials == by_method()["pixels 32, mlp"].trials
 
 
 def test_a_trial_without_what_is_needed_takes_no_part() -> None:
     finish(PIXELS, 0, 0.9, 1.0)
-    finish(RIDGE, 0, 0.99, 1.0, values={"data": {"permute_targets": True, "split": {"kind": "folds", "fold": 0}}})
+    finish(SVC, 0, 0.99, 1.0, values={"data": {"permute_targets": True, "split": {"kind": "folds", "fold": 0}}})
     config = finish(NETWORK, 0, 0.9, 1.0)
     trial = experiment().trial(f"seed=0-{config_hash(config)[:8]}")
     results = read_json(trial.results)
@@ -219,7 +231,7 @@ def test_a_method_differs_from_itself_by_nothing_and_the_order_of_rows_says_noth
     tmp_path_factory: pytest.TempPathFactory, n_folds: int, skill: float, random: Any
 ) -> None:
     trained = {"paths": {"trained": str(tmp_path_factory.mktemp("trained"))}}
-    configs = [finish(m, f, v, skill, values=trained) for f in range(n_folds) for m, v in ((PIXELS, 0.9), (RIDGE, 0.8))]
+    configs = [finish(m, f, v, skill, values=trained) for f in range(n_folds) for m, v in ((PIXELS, 0.9), (SVC, 0.8))]
     directory = experiment_dir(configs[0])
     before = compare(candidates([directory]))
     assert before.lines[0].difference == 0 and before.lines[0].interval == [0, 0]
@@ -234,22 +246,22 @@ def test_a_method_differs_from_itself_by_nothing_and_the_order_of_rows_says_noth
 def test_a_method_that_lacks_a_fold_says_so_and_is_compared_on_the_others() -> None:
     for fold in (0, 1, 2):
         finish(PIXELS, fold, 0.9, 2.0)
-    finish(RIDGE, 1, 0.8, 1.0)
+    finish(SVC, 1, 0.8, 1.0)
     found = compare(candidates([experiment()]))
     line = found.lines[1]
     assert line.missing_folds == [0, 2] and line.sd is None and line.trials.keys() == {1}
     chosen = results_of(finish(PIXELS, 1, 0.9, 2.0))["summary"]["roc_auc"]
     assert line.difference == pytest.approx(chosen - (line.test or 0))
     assert cells(found)[2][3] == "1 (not 0, 2)"
-    assert found.warnings == ["pixels 32, ridge has no results of fold 0, 2: its figures are of the others"]
+    assert found.warnings == ["pixels 32, svc has no results of fold 0, 2: its figures are of the others"]
 
 
 def test_experiments_that_tested_the_same_are_compared_and_one_split_is_one_fold() -> None:
     source = {"data": {"split": {"kind": "source"}}}
     finish(PIXELS, 0, 0.9, 1.0, "first", values=source)
-    finish(RIDGE, 0, 0.8, 1.0, "second", values=source)
+    finish(SVC, 0, 0.8, 1.0, "second", values=source)
     lines = by_method("roc_auc", "first", "second")
-    assert lines["pixels 32, mlp"].trials[0].startswith("first/") and lines["pixels 32, ridge"].trials[0].startswith(
+    assert lines["pixels 32, mlp"].trials[0].startswith("first/") and lines["pixels 32, svc"].trials[0].startswith(
         "second/"
     )
 
@@ -257,12 +269,12 @@ def test_experiments_that_tested_the_same_are_compared_and_one_split_is_one_fold
 def test_a_figure_that_is_not_defined_is_none() -> None:
     table = images(0).assign(truth=0.0)
     finish(PIXELS, 0, 0.9, 1.0, table=table)
-    finish(RIDGE, 0, 0.8, 1.0, table=table)
+    finish(SVC, 0, 0.8, 1.0, table=table)
     # (results.json has no area either: such trials still take part by another figure.)
     lines = by_method("roc_auc")
-    assert lines["pixels 32, ridge"].test is None and lines["pixels 32, ridge"].interval is None
+    assert lines["pixels 32, svc"].test is None and lines["pixels 32, svc"].interval is None
     assert "–" in cells(compare(candidates([experiment()])))[1]
-    assert by_method("accuracy")["pixels 32, ridge"].difference is not None
+    assert by_method("accuracy")["pixels 32, svc"].difference is not None
 
 
 # ---------------------------------------------------------------- what cannot be compared
@@ -271,12 +283,12 @@ def test_a_figure_that_is_not_defined_is_none() -> None:
     [
         (images(0)[2:], "2 images were tested by one of them alone"),
         (images(0).assign(group="other"), "80 images were tested by one of them alone"),
-        (images(0).assign(truth=1.0), "their true classes are others"),
+        (images(0).assign(truth=1.0), "what is true of them is another thing"),
     ],
 )
 def test_trials_that_tested_other_images_are_named(table: pd.DataFrame, says: str) -> None:
     names = [
-        f"x/seed=0-{config_hash(c)[:8]}" for c in (finish(PIXELS, 0, 0.9, 1.0), finish(RIDGE, 0, 0.8, 1.0, table=table))
+        f"x/seed=0-{config_hash(c)[:8]}" for c in (finish(PIXELS, 0, 0.9, 1.0), finish(SVC, 0, 0.8, 1.0, table=table))
     ]
     assert refusal() == f"fold 0: {names[0]} and {names[1]} did not test the same: {says}"
 
@@ -301,17 +313,17 @@ def test_trials_that_were_chosen_or_evaluated_in_other_ways_are_refused(
 
 
 def test_what_there_is_not_is_said() -> None:
-    assert "no trial has results of classes" in refusal()
-    assert refusal(figure="roc_acu") == "--figure roc_acu: there is no such figure of classes; choose roc_auc"
+    assert "no trial has results that say" in refusal()
     finish(PIXELS, 0, 0.9, 1.0)
+    assert refusal(figure="roc_acu") == "--figure roc_acu: there is no such figure to compare by; did you mean roc_auc?"
     (trial,) = experiment().trials()
     write_text(trial.predictions, "x")
-    assert refusal().startswith(f"{trial.predictions}: cannot be compared: ")
+    assert refusal().startswith(f"{trial.path}: cannot be compared: ")
 
 
 def test_images_that_share_an_id_are_told_apart_by_their_order() -> None:
     table = images(0).assign(id="individual")
-    for method, skill in ((PIXELS, 1.0), (RIDGE, 0.1)):
+    for method, skill in ((PIXELS, 1.0), (SVC, 0.1)):
         finish(method, 0, 0.9, skill, table=table)
     assert compare(candidates([experiment()])).n == len(table)
 
@@ -333,7 +345,7 @@ def test_collecting_writes_a_comparison_where_there_are_several_methods() -> Non
     directory = experiment()
     collect.run(config)
     assert not directory.comparison_json.exists()
-    worse = finish(RIDGE, 0, 0.8, 0.1)
+    worse = finish(SVC, 0, 0.8, 0.1)
     collect.run(config)
     written = read_json(directory.comparison_json)
     assert written == json.loads(to_json(compare(candidates([directory])))) and written["n_groups"] == 20
@@ -350,7 +362,7 @@ def test_collecting_writes_a_comparison_where_there_are_several_methods() -> Non
 
 def test_collecting_does_not_fail_where_methods_cannot_be_compared(capsys: pytest.CaptureFixture[str]) -> None:
     config = finish(PIXELS, 0, 0.9, 1.0)
-    finish(RIDGE, 0, 0.8, 0.1, table=images(1))
+    finish(SVC, 0, 0.8, 0.1, table=images(1))
     collect.run(config)
     assert "carabid: no comparison of methods: fold 0: x/" in capsys.readouterr().err
     assert not experiment().comparison_json.exists()
@@ -358,11 +370,11 @@ def test_collecting_does_not_fail_where_methods_cannot_be_compared(capsys: pytes
 
 def test_the_command_prints_a_table_json_or_markdown(capsys: pytest.CaptureFixture[str]) -> None:
     finish(PIXELS, 0, 0.9, 2.0)
-    finish(RIDGE, 0, 0.8, 0.1)
+    finish(SVC, 0, 0.8, 0.1)
     found = compare(candidates([experiment()]), "accuracy")
     cli.compare(["x"], "accuracy")
     shown = capsys.readouterr().out
-    assert all(note in shown for note in notes(found)) and CHOSEN in shown and "pixels 32, ridge" in shown
+    assert all(note in shown for note in notes(found)) and CHOSEN in shown and "pixels 32, svc" in shown
     for form, text in (("json", to_json(found)), ("markdown", to_markdown(found))):
         cli.compare(["x"], "accuracy", form)
         assert capsys.readouterr().out.strip() == text.strip()

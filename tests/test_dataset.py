@@ -18,11 +18,9 @@ from pipeline.data.dataset import (
     BadImage,
     Dataset,
     decode,
-    labels,
-    load_dataset_table,
-    permuted_targets,
     signature,
 )
+from pipeline.data.table import labels, load_numbers, permuted_truth
 from pipeline.errors import UserError
 
 HEADER = "img,name,group,domain,y,z,split"
@@ -36,7 +34,7 @@ ROWS = [
 
 
 def load(folder: Path, rows: list[str] | None = None, header: str = HEADER, **more: Any) -> Dataset:
-    return load_dataset_table(write(folder, rows or ROWS, header, **more))
+    return load_numbers(write(folder, rows or ROWS, header, **more))
 
 
 def write(folder: Path, rows: list[str], header: str = HEADER, **more: Any) -> Data:
@@ -63,7 +61,7 @@ def test_the_table_has_the_rows_of_train_validation_and_test_in_this_order(tmp_p
 def test_without_group_and_domain_columns_each_image_is_a_group_of_the_unknown_domain(tmp_path: Path) -> None:
     write(tmp_path, ROWS)
     unnamed = Data(source=str(tmp_path / "data.csv"), columns=Columns(image="img"), targets=("y", "z"))
-    data = load_dataset_table(unnamed)
+    data = load_numbers(unnamed)
     assert data.table["group"].tolist() == [
         "a.png",
         "a.png",
@@ -219,9 +217,9 @@ def test_a_column_of_cards_that_is_not_there_is_refused_only_where_cards_are_use
 # ---------------------------------------------------------------- identity
 def test_the_signature_is_the_same_with_and_without_the_table_and_blind_to_the_fold(tmp_path: Path) -> None:
     data = write(tmp_path, ROWS)
-    assert load_dataset_table(data).signature() == signature(data)
+    assert load_numbers(data).signature() == signature(data)
     folds = [data.model_copy(update={"split": FoldSplit(kind="folds", n=3, fold=k)}) for k in (0, 1)]
-    assert signature(folds[0]) == signature(folds[1]) == load_dataset_table(folds[0]).signature()
+    assert signature(folds[0]) == signature(folds[1]) == load_numbers(folds[0]).signature()
 
 
 def test_folds_and_permutation_leave_the_order_of_the_rows(tmp_path: Path) -> None:
@@ -241,7 +239,7 @@ def test_permuted_targets_move_between_groups_of_a_split_as_whole_vectors(rows: 
     table["group"] = table["number"].astype(str)
     table["y"] = table["number"] + 100.0 * (table["split"] == "test")
     table["z"] = -table["y"]
-    permuted = permuted_targets(table, ("y", "z"))
+    permuted = permuted_truth(table, ("y", "z"))
     assert (permuted[:, 0] == -permuted[:, 1]).all()
     table["new"] = permuted[:, 0]
     for _, part in table.groupby("split"):
@@ -253,7 +251,7 @@ def test_permuted_targets_move_between_groups_of_a_split_as_whole_vectors(rows: 
 
 def test_permuted_targets_do_not_depend_on_the_order_of_rows() -> None:
     table = pd.DataFrame({"split": "train", "group": [str(i) for i in range(20)], "y": np.arange(20.0)})
-    forward, back = permuted_targets(table, ("y",)), permuted_targets(table[::-1].reset_index(drop=True), ("y",))
+    forward, back = permuted_truth(table, ("y",)), permuted_truth(table[::-1].reset_index(drop=True), ("y",))
     assert (forward == back[::-1]).all()
 
 

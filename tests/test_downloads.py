@@ -24,8 +24,9 @@ from PIL import Image
 
 from pipeline.config.data import Download
 from pipeline.config.trial import Config
-from pipeline.data.dataset import known_signature, load_dataset_table
+from pipeline.data.dataset import known_signature
 from pipeline.data.sources import downloads, open_source
+from pipeline.data.table import load_numbers
 from pipeline.disk.layout import PROJECT
 from pipeline.errors import UserError, WorkError
 from pipeline.experiments.reading import load_experiment
@@ -441,7 +442,7 @@ def test_plan_doctor_and_an_image_that_is_missing_name_carabid_fetch(
         trials = experiment.trials
 
     findings: Any = Looked()
-    dataset = load_dataset_table(config.data)
+    dataset = load_numbers(config.data)
     with pytest.raises(UserError, match=r"line 3: .*b1\.png is not there; `carabid fetch` downloads it\. Replace"):
         dataset.image(0)
     assert any("`carabid fetch`" in line for line in plan.lines(experiment))

@@ -72,7 +72,7 @@ def test_results_have_the_schema_and_are_valid_json(config_of: MakeConfig) -> No
     assert len(predictions) == 3 * results["n_images"]
     provenance = json.loads(trial.provenance.read_text())
     assert provenance["train"]["device"]["threads"] == 1 and provenance["evaluate"]["packages"]["torch"]
-    assert "R² in domain" in trial.card.read_text()
+    assert "R² in-domain" in trial.card.read_text() and "| SPEI_30d.in_domain |" in trial.card.read_text()
 
 
 def test_the_reported_figures_can_be_computed_again_from_predictions_parquet(config_of: MakeConfig) -> None:

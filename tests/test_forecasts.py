@@ -23,7 +23,7 @@ from pipeline.metrics.groups import (
     group_table,
     image_table,
 )
-from pipeline.metrics.regression_report import Training, make_report
+from pipeline.metrics.regression_report import Training, regression_report
 
 TARGETS = ("a", "b")
 TRAIN = Training(["1", "2"], {"a": 0.0, "b": 0.5}, {"a": 1.0, "b": 2.0})
@@ -64,7 +64,7 @@ def fitted() -> Calibrations:
 
 
 def report(rows: pd.DataFrame, predicted: Any) -> dict[str, Any]:
-    return make_report(*forecasts(rows, predicted), TARGETS, TRAIN)
+    return regression_report(*forecasts(rows, predicted), TARGETS, TRAIN)
 
 
 def test_a_group_of_one_image_has_a_sigma_and_many_images_do_not_make_it_vanish() -> None:

@@ -29,7 +29,7 @@ from pipeline.training import loop
 from pipeline.training.checkpoint import Progress
 from pipeline.training.loop import EpochLog, Run, Stop
 from pipeline.training.optimiser import learning_rate, make_optimizer
-from pipeline.training.samples import Samples
+from pipeline.training.samples import Samples, Targets
 from pipeline.training.sets import Batch
 
 N, WIDTH, N_DOMAINS, UNKNOWN = 24, 6, 3, 3
@@ -73,7 +73,7 @@ def samples() -> Samples:
     generator = torch.Generator().manual_seed(1)
     features, targets = torch.randn(N, WIDTH, generator=generator), torch.randn(N, 3, generator=generator)
     metadata = of_domains(torch.arange(N) % N_DOMAINS)
-    return Samples(TensorBank(features, CPU, "device"), targets, metadata, np.arange(N) // 2, targets.shape[1])
+    return Samples(TensorBank(features, CPU, "device"), Targets(targets), metadata, np.arange(N) // 2, targets.shape[1])
 
 
 def one_batch(model: Watched, samples: Samples, config: Config, epoch: int) -> tuple[Tensor, int]:
@@ -166,7 +166,7 @@ def test_standardised_targets_are_learned_scaled_and_predicted_in_their_own_unit
     model, config = Watched(), make_config()
     model.target_mean.copy_(torch.tensor([1.0, -2.0, 3.0]))
     model.target_scale.copy_(torch.tensor([10.0, 0.5, 2.0]))
-    far = replace(samples, targets=samples.targets * model.target_scale + model.target_mean)
+    far = replace(samples, targets=Targets(samples.targets.dense() * model.target_scale + model.target_mean))
     (scaled, _), (plain, _) = one_batch(model, far, config, 0), one_batch(Watched(), samples, config, 0)
     torch.testing.assert_close(scaled, plain, rtol=1e-4, atol=0)
     features, _, metadata = far.select(torch.arange(4))

@@ -17,7 +17,7 @@ from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_err
 from pipeline.metrics.groups import group_table
 from pipeline.metrics.regression import group_means, group_r2, mae, r2, rmse
 from pipeline.metrics.regression_report import Training, regression_report
-from pipeline.metrics.selection import selection_metric
+from pipeline.tasks import load_task
 
 numbers = st.floats(-1e3, 1e3, width=32)
 
@@ -146,8 +146,8 @@ def test_the_best_epoch_is_chosen_by_the_mean_over_targets() -> None:
     per_group = [
         r2_score(group_means(t, groups), group_means(p, groups)) for t, p in zip(truth.T, prediction.T, strict=True)
     ]
-    assert selection_metric("r2", truth, prediction, groups) == pytest.approx(np.mean(per_group), abs=1e-6)
-    assert selection_metric("MAE", truth, prediction, groups) == pytest.approx(
+    assert load_task("regress").score("r2", truth, prediction, groups) == pytest.approx(np.mean(per_group), abs=1e-6)
+    assert load_task("regress").score("MAE", truth, prediction, groups) == pytest.approx(
         np.abs(truth - prediction).mean(), abs=1e-6
     )
 
@@ -157,9 +157,9 @@ def test_the_best_epoch_is_chosen_by_groups_as_they_are_pooled_and_by_each_image
     weights = np.random.default_rng(2).normal(0, 2, truth.shape).astype("float32")
     pooled = group_means(prediction, groups, weights)
     expected = np.mean([r2_score(t, p) for t, p in zip(group_means(truth, groups).T, pooled.T, strict=True)])
-    assert selection_metric("r2", truth, prediction, groups, weights) == pytest.approx(expected, abs=1e-6)
-    assert selection_metric("r2", truth, prediction, groups) != pytest.approx(expected, abs=1e-3)
-    by_error = [selection_metric("MAE", truth, prediction, groups, *some) for some in ((), (weights,))]
+    assert load_task("regress").score("r2", truth, prediction, groups, weights) == pytest.approx(expected, abs=1e-6)
+    assert load_task("regress").score("r2", truth, prediction, groups) != pytest.approx(expected, abs=1e-3)
+    by_error = [load_task("regress").score("MAE", truth, prediction, groups, *some) for some in ((), (weights,))]
     assert by_error[0] == by_error[1]
 
 
@@ -169,15 +169,15 @@ def test_an_epoch_that_predicts_nonsense_has_no_metric(metric: str, bad: float) 
     truth, prediction, groups = targets_and_predictions()
     weights = np.zeros_like(prediction)
     weights[4, 1] = bad
-    assert selection_metric(metric, truth, prediction, groups, weights) is None
+    assert load_task("regress").score(metric, truth, prediction, groups, weights) is None
     prediction[4, 1] = bad
-    assert selection_metric(metric, truth, prediction, groups) is None
+    assert load_task("regress").score(metric, truth, prediction, groups) is None
 
 
 def test_a_target_that_does_not_vary_leaves_no_mean_of_the_others() -> None:
     truth, prediction, groups = targets_and_predictions()
     truth[:, 2] = 0.1
-    assert selection_metric("r2", truth, prediction, groups) is None
+    assert load_task("regress").score("r2", truth, prediction, groups) is None
 
 
 # ---------------------------------------------------------------- the report

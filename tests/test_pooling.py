@@ -26,7 +26,7 @@ from pipeline.models.outputs import Quantiles, make_output
 from pipeline.models.pooling import AttentionPooling, Pooling, make_pooling, pool
 from pipeline.signals import StopFlag
 from pipeline.training.loop import Run, Stop, fit
-from pipeline.training.samples import Samples, answers, predict
+from pipeline.training.samples import Samples, Targets, answers, predict
 from pipeline.training.sets import whole_sets
 
 CPU, WIDTH, TARGETS = torch.device("cpu"), 4, ("a", "b", "c")
@@ -156,7 +156,7 @@ def make_model(loss: str, kind: Any) -> Learner:
 
 def make_samples(features: Tensor, targets: Tensor, groups: NDArray[np.int64]) -> Samples:
     metadata = Names().metadata({"domain": [None] * len(groups)})
-    return Samples(TensorBank(features, CPU, "device"), targets, metadata, groups, targets.shape[1])
+    return Samples(TensorBank(features, CPU, "device"), Targets(targets), metadata, groups, targets.shape[1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -169,7 +169,7 @@ def test_the_forecast_that_training_scores_is_the_one_that_evaluation_makes(loss
     answer = answers(model, samples)
     pooled = pool(answer.parameters, answer.log_weights, whole_sets(groups, CPU))
     mean, variance = model.output.moments(pooled)
-    scored = model.losses(answer, samples.targets, whole_sets(groups, CPU))
+    scored = model.losses(answer, samples.targets.dense(), whole_sets(groups, CPU))
     table = pd.DataFrame({"id": range(40), "group": groups, "domain": None, **dict.fromkeys(TARGETS, 0.0)})
     made = group_table(image_table(table, TARGETS, predict(model, samples)), TARGETS)
     ours, ours_variance = (made[[f"{t}_{of}" for t in TARGETS]].to_numpy() for of in ("mean", "variance"))
@@ -209,7 +209,7 @@ def learnt(kind: Any, folder: Path) -> tuple[float | None, float | None]:
         torch.manual_seed(0)
         model = Learner(nn.Identity(), make_mlp([2, 1]), None, False, 1, pooling=make_pooling(kind, 2))
     fit(model, train, held_out, Run(TrialDir(folder), "identity", "machine", config, Stop(StopFlag(), lambda: True)))
-    said, truth = predict(model, held_out), held_out.targets.numpy()[:, 0]
+    said, truth = predict(model, held_out), held_out.truth[:, 0]
     weighted = group_r2(truth, said.mean[:, 0], held_out.groups, said.log_weights[:, 0])
     return weighted, group_r2(truth, said.mean[:, 0], held_out.groups)
 

@@ -17,8 +17,8 @@ from pipeline.errors import UserError
 from pipeline.experiments.reading import Experiment, Trial, dump_config, load_experiment
 from pipeline.launch.manifest.manifest import make_manifest
 from pipeline.reporting.results import (
-    NUMBERS,
     Line,
+    Look,
     Row,
     by_look,
     collect,
@@ -30,7 +30,10 @@ from pipeline.reporting.results import (
     to_json,
     to_markdown,
 )
+from pipeline.tasks import load_task
 
+BEETLES = load_task("beetles")
+NUMBERS = Look(tuple((name, BEETLES.title(name)) for name in BEETLES.headline))
 LORA = PROJECT / "configs" / "beetles" / "lora.yaml"
 TARGETS = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
 pytestmark = pytest.mark.usefixtures("root")
@@ -53,7 +56,8 @@ def finish(trial: Trial, experiment: Experiment, r2: float | None, split: str = 
     summary = block(r2, error) | {"rms": error * 0.7, "warnings": [], "mean_predictor": chance}
     values = {target: block(r2, error) for target in TARGETS} | {"summary": summary}
     more = {"split": split, "selected_on": "validation", "config_hash": config_hash(trial.config)}
-    write_json(folder.results, values | more | {"evaluation": trial.config.evaluate.model_dump(mode="json")})
+    more |= BEETLES.describe(values) | {"evaluation": trial.config.evaluate.model_dump(mode="json")}
+    write_json(folder.results, values | more)
 
 
 def plan(*overrides: str, source: Path = LORA) -> Experiment:
@@ -135,7 +139,7 @@ def join(experiment: Experiment, trials: list[Trial], name: str, r2: float) -> N
     folders = [experiment.dir.trial(trial.name) for trial in trials]
     origin = {folder.path.name: hash_results(folder) for folder in folders}
     values = read_json(folders[0].results) | {"members": list(origin), "made_from": origin}
-    write_json(experiment.dir.ensemble(name).results, values | {"summary": values["summary"] | block(r2)})
+    write_json(experiment.dir.ensemble(name).results, values | {"figures": values["figures"] | figures(r2)})
 
 
 def test_an_ensemble_is_a_line_of_its_own_beside_the_mean_of_its_members() -> None:
@@ -304,7 +308,7 @@ def test_results_that_lack_a_figure_are_damaged() -> None:
     finish(experiment.trials[0], experiment, 0.5)
     file = experiment.dir.trial(experiment.trials[0].name).results
     values = read_json(file)
-    changes: list[dict[str, Any]] = [{"summary": {}}, {"summary": None}, {"SPEI_1y": {"r2": 0.5}}]
+    changes: list[dict[str, Any]] = [{"figures": {}}, {"figures": None}, {"headline": 3}, {"figures": {"r2": "high"}}]
     for change in changes:
         write_json(file, values | change)
         (row,) = collect(all_experiments())

@@ -27,7 +27,7 @@ from pipeline.training import augmentation as aug
 from pipeline.training import loop
 from pipeline.training.checkpoint import Progress
 from pipeline.training.loop import Run, Stop
-from pipeline.training.samples import Samples
+from pipeline.training.samples import Samples, Targets
 from pipeline.training.sets import Batch, draw_batches
 from tests.test_training import StopAfter
 
@@ -127,7 +127,11 @@ def samples() -> Samples:
     targets = rng.normal(size=(groups.max() + 1, 3))[groups] + 3 * (groups % 3 == 2)[:, None]
     features = torch.from_numpy(rng.normal(size=(N, WIDTH))).float()
     return Samples(
-        TensorBank(features, CPU, "device"), torch.from_numpy(targets).float(), metadata, groups, targets.shape[1]
+        TensorBank(features, CPU, "device"),
+        Targets(torch.from_numpy(targets).float()),
+        metadata,
+        groups,
+        targets.shape[1],
     )
 
 

@@ -253,15 +253,11 @@ def _ensembles(experiment: ExperimentDir) -> Iterator[Row]:
 
 def _with_results(row: Row, results: dict[str, Any], group: str) -> Row:
     optimistic = results["split"] == results["selected_on"]
-    return replace(
-        row,
-        group=group,
-        split=results["split"],
-        optimistic=optimistic,
-        figures=dict(results["figures"]),
-        headline=dict(results["headline"]),
-        lower_is_better=tuple(results["lower_is_better"]),
-    )
+    figures, headline = dict(results["figures"]), dict(results["headline"])
+    if not headline.keys() <= figures.keys() or not all(isinstance(v, float | int | None) for v in figures.values()):
+        raise ValueError("its figures are not those of its headline, or no numbers")
+    told = {"split": results["split"], "optimistic": optimistic, "lower_is_better": tuple(results["lower_is_better"])}
+    return replace(row, group=group, figures=figures, headline=headline, **told)
 
 
 def _group(name: str, config: Config | None) -> str:

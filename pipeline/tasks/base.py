@@ -183,6 +183,12 @@ class Task(ABC, Generic[P]):
         Raises OSError, ValueError or LookupError if a file is damaged, UserError if the figure cannot be compared.
         """
 
+    def refuse(self, figure: str, able: Sequence[str]) -> UserError:
+        """For a figure that trials cannot be compared by."""
+        near = difflib.get_close_matches(figure, able, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(able)}"
+        return UserError(f"--figure {figure}: there is no such figure to compare by; {hint}")
+
     @abstractmethod
     def value(self, figure: str, tested: Tested) -> float | None:
         """A figure of what was tested."""

@@ -12,7 +12,7 @@ from pipeline.config.data import Data
 from pipeline.data.dataset import Dataset
 from pipeline.data.table import load_classes
 from pipeline.data.truth import class_name
-from pipeline.disk.layout import TrialDir
+from pipeline.disk.layout import TrialDir, read_json
 from pipeline.errors import UserError
 from pipeline.metrics.classification import FIGURES, one_hot
 from pipeline.metrics.classification_report import MANY, Said, classification_report
@@ -136,8 +136,9 @@ class Classes(Task[Probabilities]):
     def tested(self, trial: TrialDir, figure: str) -> Tested:
         import pandas as pd
 
-        if figure not in self.figures or figure in OF_ONE_CLASS:
-            raise UserError(f"--figure {figure}: there is no such figure of classes; choose {', '.join(FIGURES)}")
+        able = [name for name, each in self.figures.items() if each.compute or each.weighted]
+        if figure not in able:
+            raise self.refuse(figure, able)
         frame = pd.read_parquet(trial.predictions, columns=["id", "group", "target", "truth", "prediction"])
         frame["nth"] = frame.groupby(["id", "group", "target"]).cumcount()  # (an id may be an individual's)
         wide = frame.pivot(index=["id", "group", "nth"], columns="target", values=["truth", "prediction"])
@@ -145,8 +146,8 @@ class Classes(Task[Probabilities]):
             raise UserError(
                 f"--figure {figure}: of so many classes only the first are kept; choose {', '.join(FROM_TOP)}"
             )
-        found = dict.fromkeys(frame["target"])
-        names = tuple(found if len(found) <= MANY else sorted(found))
+        place = {name: i for i, name in enumerate(read_json(trial.results)["summary"]["classes"])}
+        names = tuple(sorted(set(frame["target"]), key=lambda name: place[class_name(name)]))
         truth, p = (wide[part][list(names)].fillna(0).to_numpy("float64") for part in ("truth", "prediction"))
         return Tested(
             [(f"{name} {nth}", str(group)) for name, group, nth in wide.index], truth.argmax(axis=1), p, names

@@ -12,7 +12,6 @@ from pipeline.config.data import Data
 from pipeline.data.dataset import Dataset
 from pipeline.data.table import load_numbers
 from pipeline.disk.layout import TrialDir
-from pipeline.errors import UserError
 from pipeline.metrics.figures import Figure
 from pipeline.metrics.regression import group_means
 from pipeline.metrics.regression_report import FIGURES, Training, regression_report
@@ -138,9 +137,9 @@ class Numbers(Task[Tables]):
     def tested(self, trial: TrialDir, figure: str) -> Tested:
         import pandas as pd
 
-        if figure not in self.figures or self.figures[figure].of == "forecasts" or not _computed(self.figures[figure]):
-            able = [name for name, each in self.figures.items() if each.of != "forecasts" and _computed(each)]
-            raise UserError(f"--figure {figure}: numbers are compared by {', '.join(able)}")
+        able = [name for name, each in self.figures.items() if each.of != "forecasts" and _computed(each)]
+        if figure not in able:
+            raise self.refuse(figure, able)
         of_groups = self.figures[figure].of == "groups"
         path, column = (trial.groups, "mean") if of_groups else (trial.predictions, "prediction")
         frame = pd.read_parquet(path)

@@ -104,7 +104,7 @@ def fit_epoch(
     started, epoch, config = time.monotonic(), progress.epoch, run.config
     set_rates(optimizer, config.schedule, config.optim, epoch, config.train.epochs)
     loss = train_epoch(model, train, optimizer, config, epoch, progress.domain_log_weights, run.stop.check_batch)
-    metric, validation_loss = validate(model, validation, config, run.choice)
+    metric, validation_loss = validate(model, validation, config)
     if config.select.epoch == "last":
         progress.keep(epoch, metric, trained_state(model))
     else:
@@ -174,10 +174,10 @@ def batch_loss(
     return risk(config.risk, losses, answer.hidden, (of_losses, domains), log_weights), len(losses)
 
 
-def validate(model: Learner, samples: Samples, config: Config, choice: Choice) -> tuple[float | None, float]:
+def validate(model: Learner, samples: Samples, config: Config) -> tuple[float | None, float]:
     """The selection metric (None where it is not defined) and the mean loss of an image, or of a group."""
     answer, targets = answers(model, samples), samples.targets
-    metric = choice.score(samples, joined([model.in_units(answer)]))
+    metric = Choice.of(config).score(samples, joined([model.in_units(answer)]))
     sets = whole_sets(samples.groups, targets.device) if config.train.sample == "groups" else None
     return metric, float(model.losses(answer, targets.dense(), sets).mean())
 

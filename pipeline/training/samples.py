@@ -93,10 +93,15 @@ class Samples:
         return features.float(), self.targets[there], self.metadata[there]
 
 
+def make_targets(table: pd.DataFrame, truth: Truth, device: torch.device | str = "cpu") -> Targets:
+    """What is learnt of the rows of `table`, in which `truth` stands."""
+    codes = table[list(truth.learnt)].to_numpy("float32" if truth.widths is None else "int64")
+    return Targets(torch.tensor(codes, device=device), truth.widths)
+
+
 def make_samples(bank: Bank, table: pd.DataFrame, facts: Facts, truth: Truth, device: torch.device) -> Samples:
     """The rows of `table`, in which `truth` stands, and whose features `bank` holds in the same order."""
-    codes = table[list(truth.learnt)].to_numpy("float32" if truth.widths is None else "int64")
-    targets = Targets(torch.tensor(codes, device=device), truth.widths)
+    targets = make_targets(table, truth, device)
     metadata = facts.names.metadata(columns(table), device)
     groups = pd.factorize(table["group"])[0].astype("int64")
     return Samples(bank, targets, metadata, groups, len(facts.targets))

@@ -18,7 +18,8 @@ import pytest
 
 from pipeline import __version__, cli
 from pipeline.config.identity import config_hash
-from pipeline.disk.layout import PROJECT, write_json, write_text
+from pipeline.disk.layout import PROJECT
+from pipeline.disk.writing import write_json, write_text
 from pipeline.errors import Interrupted, WorkError
 from pipeline.experiments.reading import dump_config, load_experiment
 from pipeline.launch.jobs import jobs

@@ -15,7 +15,8 @@ from sklearn.metrics import roc_auc_score
 from pipeline import cli
 from pipeline.config.identity import config_hash, science
 from pipeline.config.trial import Config
-from pipeline.disk.layout import ExperimentDir, experiment_dir, read_json, write_json, write_table, write_text
+from pipeline.disk.layout import ExperimentDir, experiment_dir
+from pipeline.disk.writing import read_json, write_json, write_table, write_text
 from pipeline.errors import UserError
 from pipeline.experiments.reading import dump_config
 from pipeline.metrics.classification import figures

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.disk.layout import PROJECT, all_experiments, read_json, write_json, write_text
+from pipeline.disk.layout import PROJECT, all_experiments
+from pipeline.disk.writing import read_json, write_json, write_text
 from pipeline.errors import UserError, WorkError
 from pipeline.experiments.cluster import Profile
 from pipeline.experiments.reading import Experiment, load_experiment

@@ -17,7 +17,7 @@ from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
 from pipeline.config.resources import Job
 from pipeline.config.trial import Config
-from pipeline.disk.layout import read_json, write_json
+from pipeline.disk.writing import read_json, write_json
 from pipeline.experiments.cluster import Profile
 from pipeline.experiments.reading import load_experiment
 from pipeline.features.forward import compute_features

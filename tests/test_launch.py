@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 import pipeline.stages
 from pipeline.config.identity import config_hash
 from pipeline.config.trial import Config
-from pipeline.disk.layout import PROJECT, TrialDir, features_root, read_json, write_json, write_text
+from pipeline.disk.layout import PROJECT, TrialDir, features_root
 from pipeline.disk.lease import Lease
+from pipeline.disk.writing import read_json, write_json, write_text
 from pipeline.errors import (
     REQUEUE_STATUS,
     Interrupted,
@@ -514,7 +515,8 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as submitit does: it swallows S
 signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 from pathlib import Path
 from pipeline.launch.jobs import jobs
-from pipeline.disk.layout import root, write_text
+from pipeline.disk.layout import root
+from pipeline.disk.writing import write_text
 from pipeline.stages import collect, evaluate, extract
 def work(*_, **__):
     if "more" in sys.argv:

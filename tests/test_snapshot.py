@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.disk import provenance
-from pipeline.disk.layout import PROJECT, ExperimentDir, read_json
+from pipeline.disk.layout import PROJECT, ExperimentDir
+from pipeline.disk.writing import read_json
 from pipeline.launch.manifest import snapshot
 from pipeline.launch.manifest.snapshot import take_snapshot
 from tests.conftest import Assets

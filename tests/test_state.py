@@ -15,8 +15,9 @@ from pipeline.backbones import load_backbone
 from pipeline.config.identity import config_hash
 from pipeline.config.resources import Paths, Resources
 from pipeline.data.dataset import known_signature
-from pipeline.disk.layout import PROJECT, ExperimentDir, TrialDir, write_json, write_text
+from pipeline.disk.layout import PROJECT, ExperimentDir, TrialDir
 from pipeline.disk.lease import Lease
+from pipeline.disk.writing import write_json, write_text
 from pipeline.experiments.explain import field_names
 from pipeline.experiments.reading import Experiment, dump_config, load_experiment
 from pipeline.features.hashes import data_record, known_feature_key, weights_record

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.disk.layout import read_json, write_json
 from pipeline.disk.provenance import job_id
+from pipeline.disk.writing import read_json, write_json
 
 SHARED_BY = "CARABID_SHARED_BY"
 """Environment variable: how many trials run side by side on the GPUs of this process."""

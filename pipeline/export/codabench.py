@@ -31,7 +31,8 @@ from pipeline.config.head import ClassifierHead
 from pipeline.config.identity import token_kind
 from pipeline.config.trial import Config
 from pipeline.data import correction
-from pipeline.disk.layout import ExperimentDir, TrialDir, atomic_folder, atomic_path, read_json, write_json, write_text
+from pipeline.disk.layout import ExperimentDir, TrialDir
+from pipeline.disk.writing import atomic_folder, atomic_path, read_json, write_json, write_text
 from pipeline.errors import UserError, WorkError
 from pipeline.models import plain
 from pipeline.models.classifiers import Classifier, plain_arrays

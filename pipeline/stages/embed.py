@@ -41,13 +41,13 @@ from pipeline.config.trial import Config
 from pipeline.data.dataset import BadImage, decode, in_short
 from pipeline.data.images import Batch, blank_for, prepare_batches
 from pipeline.device import choose_device, gpu_name, set_threads
-from pipeline.disk.layout import atomic_path
 from pipeline.disk.lease import Lease
 from pipeline.disk.provenance import now
+from pipeline.disk.writing import atomic_path
 from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.features.forward import check_finite, compute_features
 from pipeline.features.hashes import WeightsRecord, weights_record
-from pipeline.progress import progress, say
+from pipeline.progress import log, progress
 
 FORMAT = 1
 """Version of what the files mean; another one is another identity."""
@@ -174,7 +174,7 @@ def parse_backbone(text: str) -> Backbone:
     if "dinov2" in text.lower():
         return Dinov2(kind="dinov2", name=text)
     if not colon:
-        say(f"--backbone {text}: without a tag its weights are random: write {text}:TAG for pretrained ones.")
+        log(f"--backbone {text}: without a tag its weights are random: write {text}:TAG for pretrained ones.")
     return OpenClip(name=prefix, pretrained=rest or None)
 
 
@@ -249,7 +249,7 @@ def _check_parts(work: Work) -> None:
     for path in _parts(work):
         about = _about(path)
         if about is None:
-            say(f"{path} is damaged: its images are embedded again")
+            log(f"{path} is damaged: its images are embedded again")
         elif about.get("identity") == work.identity:
             continue
         elif not work.request.overwrite:
@@ -358,11 +358,11 @@ def _embed_missing(work: Work, device: torch.device) -> None:
         raise WorkError(f"The weights of {work.request.backbone} are not those on record. Run this again.")
     n, size = len(fresh) + len(bad), work.request.batch_size
     place = gpu_name(device) or "the CPU"
-    say(f"embed: {n} of {len(work.files)} images, {work.request.backbone}, on {place}")
+    log(f"embed: {n} of {len(work.files)} images, {work.request.backbone}, on {place}")
     chunks = [todo[k : k + size] for todo in (fresh, bad) for k in range(0, len(todo), size)]
     began = time.monotonic()
     _embed(work, device, chunks, n)
-    say(f"embed: {n} images, {n / (time.monotonic() - began):.1f} images/s on {place}")
+    log(f"embed: {n} images, {n / (time.monotonic() - began):.1f} images/s on {place}")
 
 
 def _embed(work: Work, device: torch.device, chunks: list[list[int]], n: int) -> None:

@@ -16,8 +16,9 @@ from pipeline.config.identity import config_hash
 from pipeline.config.trial import Config
 from pipeline.device import choose_device, gpu_name, make_deterministic, set_threads
 from pipeline.disk.attempts import spent, this_attempt
-from pipeline.disk.layout import TrialDir, atomic_path, write_json, write_text
+from pipeline.disk.layout import TrialDir
 from pipeline.disk.provenance import loaded_code, provenance
+from pipeline.disk.writing import atomic_path, write_json, write_text
 from pipeline.errors import WorkError
 from pipeline.features.bank import make_bank
 from pipeline.metrics.groups import Prediction, groups_long_form, image_table

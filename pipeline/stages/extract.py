@@ -39,7 +39,7 @@ from pipeline.features.hashes import (
     weights_record,
 )
 from pipeline.features.store import FeatureStore, is_complete, open_key, refuse_bad
-from pipeline.progress import progress, say
+from pipeline.progress import log, progress
 from pipeline.tasks import load_task
 
 
@@ -125,7 +125,7 @@ def extract(work: Work, shards: Iterable[int], go_on: Callable[[], bool] = lambd
 def finish(work: Work) -> FeatureStore | None:
     """Write index and manifest if all shards are there, whoever made them; the complete store, or None."""
     if missing := work.store.missing():
-        say(f"features/{work.store.key}: {work.store.n_shards - len(missing)} of {work.store.n_shards} shards are done")
+        log(f"features/{work.store.key}: {work.store.n_shards - len(missing)} of {work.store.n_shards} shards are done")
         return None
     if not is_complete(work.config, work.store.key):
         about = {"embed_dim": work.weights.embed_dim, "provenance": provenance()}
@@ -142,7 +142,7 @@ def _clear(store: FeatureStore, shards: Iterable[int]) -> list[int]:
     for shard in shards:
         state = store.state(shard, thorough=True)
         if state == "damaged":
-            say(f"{store.path(shard)} is damaged: it is made again")
+            log(f"{store.path(shard)} is damaged: it is made again")
             store.discard(shard)
         if state != "done":
             todo.append(shard)
@@ -178,7 +178,7 @@ def _compute(work: Work, todo: Sequence[int]) -> Generator[Made]:
             times.append(time.monotonic())
             yield Made(shard, features, bad, times[-1] - times[-2])
     if n_made:
-        say(f"features/{work.store.key}: {n_made} images, {n_made / (times[-1] - times[0]):.1f} images/s")
+        log(f"features/{work.store.key}: {n_made} images, {n_made / (times[-1] - times[0]):.1f} images/s")
 
 
 def _chunks(store: FeatureStore, todo: Sequence[int], size: int) -> Iterator[Sequence[int]]:

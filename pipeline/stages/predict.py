@@ -23,7 +23,8 @@ from pipeline.data.correction import balance, rescale
 from pipeline.data.dataset import Dataset, decode
 from pipeline.data.images import load_batches
 from pipeline.device import choose_device, set_threads
-from pipeline.disk.layout import TrialDir, read_json, root, trained_root
+from pipeline.disk.layout import TrialDir, root, trained_root
+from pipeline.disk.writing import read_json
 from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.experiments.reading import load_config
 from pipeline.features.forward import compute_features

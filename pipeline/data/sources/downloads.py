@@ -34,11 +34,12 @@ from pipeline.config.data import Download
 from pipeline.config.identity import digest
 from pipeline.config.trial import Config
 from pipeline.data.sources.csv_files import CsvSource
-from pipeline.disk.layout import read_json, record_path, sync, write_json
+from pipeline.disk.layout import record_path
 from pipeline.disk.lease import Lease
 from pipeline.disk.secrets import hide
+from pipeline.disk.writing import read_json, sync, write_json
 from pipeline.errors import UserError, WorkError
-from pipeline.progress import progress, say
+from pipeline.progress import log, progress
 
 THREADS = 8
 ATTEMPTS = 5
@@ -102,7 +103,7 @@ def download(config: Config, source: CsvSource, columns: Download) -> None:
     with lease.hold():
         missing = _bring(config, wanted, folder)
     if missing and config.data.on_bad_image == "skip":
-        say(f"{_report(missing, len(wanted), folder)}They are left out, because data.on_bad_image is skip.")
+        log(f"{_report(missing, len(wanted), folder)}They are left out, because data.on_bad_image is skip.")
     elif missing:
         raise WorkError(
             f"{_report(missing, len(wanted), folder)}Run this again to try them once more; correct the rows, or go on "
@@ -196,7 +197,7 @@ def _bring(config: Config, wanted: Sequence[Wanted], folder: Path) -> list[tuple
                 if not outcome.why and one.md5:
                     seen[one.name] = [*_stat(folder / one.name), one.md5]
     except KeyboardInterrupt:
-        say(f"{folder}: what was downloaded is kept; the same command goes on from there")
+        log(f"{folder}: what was downloaded is kept; the same command goes on from there")
         raise
     finally:
         _write_seen(record, seen)
@@ -221,7 +222,7 @@ def _missing(wanted: Sequence[Wanted], folder: Path, seen: Seen) -> list[Wanted]
             advance(1)
     good = {one.name for one in here if one.md5 is None or seen[one.name][2] == one.md5}
     if len(good) < len(here):
-        say(f"{folder}: {len(here) - len(good)} images have another md5 than the data say: they are downloaded again")
+        log(f"{folder}: {len(here) - len(good)} images have another md5 than the data say: they are downloaded again")
     return [one for one in wanted if one.name not in good]
 
 

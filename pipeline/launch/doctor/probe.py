@@ -25,8 +25,9 @@ from pipeline.amounts import format_memory, parse_memory
 from pipeline.config.resources import Job
 from pipeline.config.trial import Config
 from pipeline.data.dataset import known_signature
-from pipeline.disk.layout import PROJECT, ExperimentDir, features_root, read_json, write_bytes, write_json
+from pipeline.disk.layout import PROJECT, ExperimentDir, features_root
 from pipeline.disk.provenance import PACKAGES, installed_version
+from pipeline.disk.writing import read_json, write_bytes, write_json
 from pipeline.errors import UserError, WorkError
 from pipeline.features.hashes import weights_signature
 from pipeline.features.memory import free_host_memory

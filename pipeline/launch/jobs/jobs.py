@@ -18,9 +18,10 @@ from typing import NoReturn
 
 from pipeline.amounts import parse_time
 from pipeline.config.trial import Config
-from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir, features_root, read_json, write_json, write_text
+from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir, features_root
 from pipeline.disk.provenance import job_id, now
 from pipeline.disk.secrets import hide
+from pipeline.disk.writing import read_json, write_json, write_text
 from pipeline.errors import (
     REQUEUE_STATUS,
     Interrupted,

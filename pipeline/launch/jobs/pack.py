@@ -16,7 +16,8 @@ from pathlib import Path
 from types import FrameType
 
 from pipeline.disk.attempts import SHARED_BY
-from pipeline.disk.layout import TrialDir, write_json
+from pipeline.disk.layout import TrialDir
+from pipeline.disk.writing import write_json
 from pipeline.errors import REQUEUE_STATUS, RunAgain, WorkError
 from pipeline.launch.jobs import jobs
 from pipeline.launch.manifest.manifest import Manifest, load_manifest

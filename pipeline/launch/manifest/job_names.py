@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.config.identity import digest
-from pipeline.disk.layout import ExperimentDir, read_json
+from pipeline.disk.layout import ExperimentDir
+from pipeline.disk.writing import read_json
 from pipeline.launch.manifest.manifest import Entry, Manifest, load_manifest
 
 HAND_MADE = re.compile(r"carabid-evaluate-(\d+)")

@@ -20,8 +20,9 @@ from pydantic import ValidationError
 from pipeline.config.identity import digest, features_of, images_of
 from pipeline.config.resources import Resources
 from pipeline.config.trial import Config
-from pipeline.disk.layout import ExperimentDir, read_json, write_json, write_text
+from pipeline.disk.layout import ExperimentDir
 from pipeline.disk.provenance import now
+from pipeline.disk.writing import read_json, write_json, write_text
 from pipeline.errors import UserError
 from pipeline.experiments.cluster import Profile
 from pipeline.experiments.reading import Experiment, Tree, Trial

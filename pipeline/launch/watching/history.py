@@ -13,7 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.disk.layout import ExperimentDir, read_json
+from pipeline.disk.layout import ExperimentDir
+from pipeline.disk.writing import read_json
 from pipeline.errors import WorkError
 from pipeline.experiments.reading import Trial
 from pipeline.launch.manifest.job_names import Part, Parts, chunk_names, job_names

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from pipeline import cli
+from pipeline.cli import results
 from pipeline.config.identity import config_hash, science
 from pipeline.config.trial import Config
 from pipeline.disk.layout import ExperimentDir, experiment_dir
@@ -361,11 +361,11 @@ def test_the_command_prints_a_table_json_or_markdown(capsys: pytest.CaptureFixtu
     finish(PIXELS, 0, 0.9, 2.0)
     finish(RIDGE, 0, 0.8, 0.1)
     found = compare(candidates([experiment()]), "accuracy")
-    cli.compare(["x"], "accuracy")
+    results.compare(["x"], "accuracy")
     shown = capsys.readouterr().out
     assert all(note in shown for note in notes(found)) and CHOSEN in shown and "pixels 32, ridge" in shown
     for form, text in (("json", to_json(found)), ("markdown", to_markdown(found))):
-        cli.compare(["x"], "accuracy", form)
+        results.compare(["x"], "accuracy", form)
         assert capsys.readouterr().out.strip() == text.strip()
     with pytest.raises(UserError, match="choose table, markdown or json"):
-        cli.compare(["x"], form="csv")
+        results.compare(["x"], form="csv")

@@ -15,7 +15,7 @@ from pipeline.experiments.cluster import Profile
 from pipeline.experiments.reading import Experiment, load_experiment
 from pipeline.launch.manifest.job_names import job_name
 from pipeline.launch.manifest.manifest import Manifest, Terms, load_manifest, make_manifest, record_plan
-from pipeline.launch.scheduler.queue import cancel_stuck, my_tasks
+from pipeline.launch.scheduler.queue import cancel_stuck, my_job_tasks
 from pipeline.launch.submitting import sbatch as slurm
 from pipeline.launch.submitting import submit as submitting
 from pipeline.launch.submitting.cancel import cancel_trials
@@ -285,7 +285,7 @@ def test_jobs_that_will_never_begin_are_cancelled_by_the_next_submission(
         f"{job_name(made, 'evaluate')}|42|2|PENDING|DependencyNeverSatisfied",
         "somebody-elses|50|N/A|PENDING|DependencyNeverSatisfied",
     )
-    assert [task.stuck for task in my_tasks()] == [True, True]
+    assert [job_task.stuck for job_task in my_job_tasks()] == [True, True]
     submit(experiment, Request())
     assert site.cancelled.read_text().splitlines()[0] == "42_2" and "cancelled 42_2" in capsys.readouterr().out
     assert load_manifest(experiment.dir.submission(2)).names == made.names, "what was stuck is queued again"

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pipeline.disk.layout import PROJECT, TrialDir
 from pipeline.disk.writing import read_json
 from pipeline.errors import MissingFeatures, OutOfTime, UserError, WorkError
-from pipeline.launch.jobs.jobs import recorded_failure
+from pipeline.launch.jobs.trials import recorded_failure
 from pipeline.launch.scheduler import accounting
 from pipeline.launch.scheduler.accounting import FIELDS, N_FIELDS, Outcome, outcomes
 from pipeline.launch.watching.failures import KINDS, REMEDIES, Failure, classify, kind_of, last_frame

@@ -28,7 +28,7 @@ class Attempt:
     """One process that worked at a stage of a trial."""
 
     job: str | None
-    """Slurm's `41`, or `41_3` for a task of an array."""
+    """Slurm's `41`, or `41_3` for a job task."""
     restart: int
     """How often Slurm had queued that job again by then."""
     node: str

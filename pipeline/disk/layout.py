@@ -98,7 +98,7 @@ class ExperimentDir:
         return self.logs / f"{submission}-{stage}"
 
     def own_log(self, submission: str, stage: str, index: int) -> Path:
-        """The log of one trial that is not that of a Slurm task: of a packed one, or of a stage on this machine."""
+        """The log of one trial that is not that of its job task: of a packed one, or of a stage on this machine."""
         return self.stage_logs(submission, stage) / f"{index}.log"
 
     @property

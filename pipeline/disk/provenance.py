@@ -110,7 +110,7 @@ def _code_at_first(project: Path) -> dict[str, Any]:
 
 
 def job_id() -> str | None:
-    """Id of the Slurm job that this process is part of: `41`, or `41_3` for a task of an array."""
+    """Id of the Slurm job that this process is part of: `41`, or `41_3` for a job task."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
 

@@ -1,6 +1,6 @@
 """Extraction: every image through the frozen part of the backbone, once, into the feature store.
 
-Shards are independent: the tasks of an array deal them out, a finished shard is skipped, a damaged one is made again,
+Shards are independent: the job tasks of an array share them out, a finished shard is skipped, a damaged one is made again,
 and whoever finds all of them done writes index and manifest. While one shard is written the next one is computed.
 """
 
@@ -67,13 +67,13 @@ class Made:
     seconds: float
 
 
-def run(config: Config, task: int = 0, n_tasks: int = 1) -> FeatureStore | None:
-    """One task of an array of `n_tasks`: make its shards; the store if it is complete then, else None.
+def run(config: Config, rank: int = 0, n_ranks: int = 1) -> FeatureStore | None:
+    """Make the shards of rank `rank` of `n_ranks`, this job task's; the store if it is complete then, else None.
 
     Raises UserError for an image that cannot be read where data.on_bad_image is error.
     """
     work = prepare(config)
-    extract(work, range(task, work.store.n_shards, n_tasks))
+    extract(work, range(rank, work.store.n_shards, n_ranks))
     return finish(work)
 
 

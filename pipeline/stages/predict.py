@@ -100,7 +100,7 @@ def predict_files(
     Raises UserError for a folder that is not a trial, for a file that does not exist or is not a readable image, and
     where the trial was trained on images corrected by a card or a bar that `origin` lacks.
     """
-    trial = find_trial(folder)
+    trial = trial_at(folder)
     targets = load_facts(trial).targets
     for said in _predict_each(trial, trained_config(trial), files, origin, device):
         yield dict(zip(targets, said.mean[0].tolist(), strict=False))  # behind them stand auxiliary labels
@@ -116,7 +116,7 @@ def predict_group(
     """
     if not files:
         raise UserError("a group is forecast from its images: name at least one")
-    trial = find_trial(folder)
+    trial = trial_at(folder)
     config, facts = trained_config(trial), load_facts(trial)
     predicted = joined(list(_predict_each(trial, config, files, origin, device)))
     rows = pd.DataFrame({"id": list(map(str, files)), "group": "", **dict.fromkeys(facts.targets, math.nan)})
@@ -171,7 +171,7 @@ def _load_backbone(config: Config, trial: TrialDir) -> Backbone:
         raise
 
 
-def find_trial(folder: Path) -> TrialDir:
+def trial_at(folder: Path) -> TrialDir:
     """The trial that a person means by a path, looked for from here, the root, and what is trained. Raises UserError."""
     places = _places(folder)
     if (found := next((place for place in places if TrialDir(place).config.exists()), None)) is not None:
@@ -183,7 +183,7 @@ def find_trial(folder: Path) -> TrialDir:
     )
 
 
-def find_ensemble(folder: Path) -> TrialDir | None:
+def ensemble_at(folder: Path) -> TrialDir | None:
     """The ensemble that a person means by a path, if it is one: results that name members."""
     for place in _places(folder):
         with suppress(OSError, ValueError, TypeError, KeyError):

@@ -99,16 +99,20 @@ def advice(message: str, stage: str, job: Job) -> str:
 def check_limits(context: Context) -> Iterator[Line]:
     """How many arrays a submission comes to, and whether I may have as many jobs queued."""
     stages = slurm.chain(context.manifest)
-    tasks = sum(len(stage.indices) for stage in stages)
+    n_job_tasks = sum(len(stage.indices) for stage in stages)
     words = ", ".join(f"{kind} {n}" for kind, n in Counter(stage.kind for stage in stages).items())
     size = context.manifest.array_size
     yield Line(
-        "ok", "arrays", f"of at most {size} tasks, for {len(context.trials)} trials: {words}; {tasks} jobs in all"
+        "ok",
+        "arrays",
+        f"of at most {size} job tasks, for {len(context.trials)} trials: {words}; {n_job_tasks} jobs in all",
     )
     limit = site.max_submitted()
-    if limit is not None and tasks > limit:
+    if limit is not None and n_job_tasks > limit:
         yield Line(
-            "warn", "jobs", f"you may have {limit} queued: submit the grid in parts, or several trials a task (--pack)"
+            "warn",
+            "jobs",
+            f"you may have {limit} queued: submit the grid in parts, or several trials a job task (--pack)",
         )
 
 

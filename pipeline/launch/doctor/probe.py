@@ -34,7 +34,7 @@ from pipeline.features.memory import free_host_memory
 from pipeline.features.staging import node_folder
 from pipeline.launch.manifest.manifest import Manifest
 from pipeline.launch.manifest.snapshot import take_snapshot
-from pipeline.launch.scheduler.queue import cancel, my_tasks
+from pipeline.launch.scheduler.queue import cancel, my_job_tasks
 from pipeline.launch.submitting import sbatch as slurm
 
 TIME, MEMORY = "00:05:00", "8G"
@@ -209,11 +209,11 @@ def _wait(job: str, patience: float) -> float:
     begun, at_work = time.monotonic(), time.time()
     while True:
         now = time.time()
-        task = next((task for task in my_tasks() if task.array == job), None)
-        if task is None:
+        job_task = next((job_task for job_task in my_job_tasks() if job_task.array == job), None)
+        if job_task is None:
             return at_work
-        if task.state == "PENDING" and time.monotonic() - begun > patience:
-            raise NotStarted(f"job {job} waited for more than {patience:g} s ({task.reason})")
+        if job_task.state == "PENDING" and time.monotonic() - begun > patience:
+            raise NotStarted(f"job {job} waited for more than {patience:g} s ({job_task.reason})")
         at_work = now
         time.sleep(POLL_SECONDS)
 

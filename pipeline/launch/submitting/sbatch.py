@@ -75,13 +75,13 @@ def chain(manifest: Manifest, extract: bool = True) -> list[Stage]:
     trainings = [
         # afterany: features that could not be made fail the trials that need them (`jobs.extract`), and no others.
         replace(stage, dependency="afterany", after=tuple(e.name for e in extractions))
-        for stage in _chunks(manifest, "train", jobs.train, len(manifest.tasks))
+        for stage in _chunks(manifest, "train", jobs.train, len(manifest.job_tasks))
     ]
     evaluations = [
         # Between two plain jobs Slurm has nothing to correspond: a single trial depends on its training as a whole.
         replace(stage, dependency="aftercorr" if len(stage.indices) > 1 else "afterok", after=(training.name,))
         for stage, training in zip(
-            _chunks(manifest, "evaluate", jobs.evaluate, len(manifest.tasks)), trainings, strict=True
+            _chunks(manifest, "evaluate", jobs.evaluate, len(manifest.job_tasks)), trainings, strict=True
         )
     ]
     last = Stage("collect", "collect", jobs.collect, range(1), "afterany", tuple(e.name for e in evaluations))
@@ -176,8 +176,8 @@ def own_job() -> str | None:
 def queue_evaluation(experiment: Experiment, arguments: Sequence[str]) -> str:
     """From inside a training job: queue jobs/evaluate.sh for the whole job or array, once; returns its job id.
 
-    Each task of the evaluation's array waits for the same task of the training's (aftercorr). A task that comes later,
-    or again after a requeue, finds the evaluation by its name; tasks that come together take turns. Raises WorkError
+    Each job task of the evaluation waits for the same one of the training (aftercorr). A job task that comes later,
+    or again after a requeue, finds the evaluation by its name; job tasks that come together take turns. Raises WorkError
     where this node may not call sbatch.
     """
     job = own_job()
@@ -308,7 +308,7 @@ def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> SlurmExe
 
 
 def _for_pack(manifest: Manifest, stage: Stage, job: Job) -> tuple[int, str]:
-    """CPUs and memory of a task: each of the trials that train side by side gets what it would have alone."""
+    """CPUs and memory of a job task: each of the trials that train side by side gets what it would have alone."""
     pack = manifest.terms.pack if stage.kind == "train" else 1
     return job.cpus_per_task * pack, scale_memory(job.mem, f"{pack}x")
 

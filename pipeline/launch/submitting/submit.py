@@ -25,7 +25,7 @@ from pipeline.launch.manifest.manifest import (
     preview_manifest,
     sharing_features,
 )
-from pipeline.launch.scheduler.queue import Queued, cancel_stuck, is_queued, max_array_size, my_tasks, queued_trials
+from pipeline.launch.scheduler.queue import Queued, cancel_stuck, is_queued, max_array_size, my_job_tasks, queued_trials
 from pipeline.launch.submitting import sbatch as slurm
 from pipeline.launch.watching.history import History
 from pipeline.launch.watching.plan import missing_trials
@@ -124,7 +124,7 @@ def _queue_of(experiment: Experiment, request: Request) -> dict[str, Queued]:
         return History(experiment.dir).queued
     if stuck := cancel_stuck(experiment.dir):
         print(f"cancelled {', '.join(stuck)}: what they waited for has failed", flush=True)
-    return queued_trials(Parts(experiment.dir), my_tasks())
+    return queued_trials(Parts(experiment.dir), my_job_tasks())
 
 
 def _check_all_done(experiment: Experiment, manifest: Manifest) -> None:

@@ -44,7 +44,7 @@ def plan(experiment: Experiment) -> list[TrialState]:
 def _plan(experiment: Experiment) -> tuple[list[TrialState], list[TrialState]]:
     """The states that the disk shows, and those with what is known of jobs."""
     history = History(experiment.dir)
-    _ = history.tasks  # before the disk: what ends in between is seen there
+    _ = history.job_tasks  # before the disk: what ends in between is seen there
     states = _compare(experiment, trial_states(experiment))
     pairs = zip(experiment.trials, states, strict=True)
     return states, [history.view(trial.name, state, trial).state for trial, state in pairs]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -288,7 +289,7 @@ def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> SlurmExe
     cpus, memory = _for_pack(manifest, stage, job)
     executor = _Executor(
         folder=manifest.experiment.stage_logs(manifest.number, stage.name),
-        python=python_command(profile, code, _folders(manifest) if profile.environment.kind == "apptainer" else []),
+        python=python_command(profile, code, partial(_folders, manifest)),
     )
     executor.update_parameters(
         job_name=job_name(manifest, stage.name),

@@ -44,43 +44,48 @@ def trained_root(config: Config | None = None) -> Path:
 
 
 @dataclass(frozen=True)
-class StoreDir:
-    """Paths of one feature store, features/<key>/."""
-
+class _Folder:
     path: Path
 
-    @property
-    def manifest(self) -> Path:
-        return self.path / "manifest.json"
 
-    @property
-    def index(self) -> Path:
-        return self.path / "index.parquet"
+class _In:
+    """What lies under a name in a folder: a path."""
 
-    @property
-    def lease(self) -> Path:
-        return self.path / "extract.lease"
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, folder: _Folder, owner: type[_Folder]) -> Path:
+        return folder.path / self.name
+
+
+@dataclass(frozen=True)
+class StoreDir(_Folder):
+    """Paths of one feature store, features/<key>/."""
+
+    manifest = _In("manifest.json")
+    index = _In("index.parquet")
+    lease = _In("extract.lease")
 
     def shard(self, number: int, n_shards: int) -> Path:
         return self.path / f"shard-{number:05d}-of-{n_shards:05d}.safetensors"
 
     def shard_record(self, number: int, n_shards: int) -> Path:
-        return self.path / f"shard-{number:05d}-of-{n_shards:05d}.json"
+        return self.shard(number, n_shards).with_suffix(".json")
 
 
 @dataclass(frozen=True)
-class ExperimentDir:
+class ExperimentDir(_Folder):
     """Paths of one experiment, trained/<experiment>/."""
 
-    path: Path
-
-    @property
-    def record(self) -> Path:
-        return self.path / "experiment.yaml"
-
-    @property
-    def submissions(self) -> Path:
-        return self.path / "submissions"
+    record = _In("experiment.yaml")
+    submissions = _In("submissions")
+    logs = _In("logs")
+    submitting = _In("submitting.lease")
+    """Lease of who is looking what to submit, and queues it."""
+    results_csv = _In("results.csv")
+    comparison_json = _In("comparison.json")
+    """Methods on the same images; there if trials of several have results."""
+    comparison_md = _In("comparison.md")
 
     def submission(self, name: str | int) -> Path:
         """The record of a submission: its number, or `job-<id>` for one made by hand."""
@@ -90,10 +95,6 @@ class ExperimentDir:
         """Held while the evaluation of a job that was submitted by hand is queued."""
         return self.submissions / f"evaluation-of-{job}.lease"
 
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
-
     def stage_logs(self, submission: str, stage: str) -> Path:
         return self.logs / f"{submission}-{stage}"
 
@@ -101,27 +102,9 @@ class ExperimentDir:
         """The log of one trial that is not that of its job task: of a packed one, or of a stage on this machine."""
         return self.stage_logs(submission, stage) / f"{index}.log"
 
-    @property
-    def submitting(self) -> Path:
-        """Lease of who is looking what to submit, and queues it."""
-        return self.path / "submitting.lease"
-
     def code(self, name: str) -> Path:
         """A snapshot of the code, by its hash: what the jobs of a submission run."""
         return self.path / "code" / name
-
-    @property
-    def results_csv(self) -> Path:
-        return self.path / "results.csv"
-
-    @property
-    def comparison_json(self) -> Path:
-        """Methods on the same images; there if trials of several have results."""
-        return self.path / "comparison.json"
-
-    @property
-    def comparison_md(self) -> Path:
-        return self.path / "comparison.md"
 
     def trial(self, name: str) -> TrialDir:
         return TrialDir(self.path / name)
@@ -145,83 +128,31 @@ class ExperimentDir:
 
 
 @dataclass(frozen=True)
-class TrialDir:
+class TrialDir(_Folder):
     """Paths of one trial, trained/<experiment>/<trial>/."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def model(self) -> Path:
-        return self.path / "model.safetensors"
-
-    @property
-    def classifier(self) -> Path:
-        """A head that is a classifier of scikit-learn, in skops' format."""
-        return self.path / "classifier.skops"
-
-    @property
-    def adapter(self) -> Path:
-        return self.path / "adapter"
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.path / "checkpoint"
-
-    @property
-    def resume_state(self) -> Path:
-        return self.checkpoint / "state.pt"
-
-    @property
-    def attempts(self) -> Path:
-        """What the attempts at training have cost so far; removed when it is done, and has them in its record."""
-        return self.path / "attempts.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def trained(self) -> Path:
-        """Written last by training: the record that the model beside it is complete."""
-        return self.path / "trained.json"
-
-    @property
-    def validation(self) -> Path:
-        """What training says of the validation groups, for an ensemble to calibrate itself on."""
-        return self.path / "validation.parquet"
-
-    @property
-    def failure(self) -> Path:
-        """Why the last attempt failed; removed by the next one."""
-        return self.path / "failure.json"
-
-    @property
-    def lease(self) -> Path:
-        return self.path / "train.lease"
-
-    @property
-    def predictions(self) -> Path:
-        return self.path / "predictions.parquet"
-
-    @property
-    def groups(self) -> Path:
-        return self.path / "groups.parquet"
-
-    @property
-    def results(self) -> Path:
-        return self.path / "results.json"
-
-    @property
-    def provenance(self) -> Path:
-        return self.path / "provenance.json"
-
-    @property
-    def card(self) -> Path:
-        return self.path / "README.md"
+    config = _In("config.yaml")
+    model = _In("model.safetensors")
+    classifier = _In("classifier.skops")
+    """A head that is a classifier of scikit-learn, in skops' format."""
+    adapter = _In("adapter")
+    checkpoint = _In("checkpoint")
+    resume_state = _In("checkpoint/state.pt")
+    attempts = _In("attempts.json")
+    """What the attempts at training have cost so far; removed when it is done, and has them in its record."""
+    metrics = _In("metrics.jsonl")
+    trained = _In("trained.json")
+    """Written last by training: the record that the model beside it is complete."""
+    validation = _In("validation.parquet")
+    """What training says of the validation groups, for an ensemble to calibrate itself on."""
+    failure = _In("failure.json")
+    """Why the last attempt failed; removed by the next one."""
+    lease = _In("train.lease")
+    predictions = _In("predictions.parquet")
+    groups = _In("groups.parquet")
+    results = _In("results.json")
+    provenance = _In("provenance.json")
+    card = _In("README.md")
 
 
 def store_dir(config: Config, key: str) -> StoreDir:

@@ -24,7 +24,7 @@ from pipeline.features.forward import compute_features
 from pipeline.features.hashes import WeightsRecord, known_weights, weights_record
 from pipeline.launch.doctor import capacity as room
 from pipeline.launch.doctor import doctor, probe
-from pipeline.launch.doctor.findings import Context, Line
+from pipeline.launch.doctor.findings import Context, Finding
 from pipeline.launch.scheduler import site
 from pipeline.launch.watching import estimates
 from pipeline.models.metadata import Names
@@ -38,7 +38,7 @@ GB = 10**9
 NO_GPU = tuple(f"resources.{stage}.gpus_per_node=0" for stage in ("extract", "train", "evaluate"))
 
 
-def by_name(lines: Iterator[Line]) -> dict[str, Line]:
+def by_name(lines: Iterator[Finding]) -> dict[str, Finding]:
     found = list(lines)
     assert len({line.what for line in found}) == len(found)
     return {line.what: line for line in found}
@@ -166,7 +166,7 @@ def test_a_folder_for_copies_that_the_node_does_not_have_is_told(
     """Each training would fail there, after it has waited in the queue."""
     monkeypatch.setenv("OWN_DISK", str(tmp_path / "disk"))
 
-    def look(stage: str) -> Line:
+    def look(stage: str) -> Finding:
         request = tmp_path / "request.json"
         config = load_experiment("configs/beetles/pixels.yaml", [f"paths.stage={stage}"]).config
         write_json(request, config.model_dump(mode="json"))

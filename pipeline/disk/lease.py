@@ -173,13 +173,13 @@ class _Watch:
         if number == 0 or _parse(content).get("beat") == RELEASED:
             return True
         if is_gone(_parse(content)):
-            _say(f"{self._lease.path}: taking over from {_name(content)}, which is gone")
+            _log(f"{self._lease.path}: taking over from {_name(content)}, which is gone")
             return True
         self._look((number, content))
         if self._silence < self._lease.seconds:
             self._tell(number, f"waits for {_name(content)}")
             return False
-        _say(f"{self._lease.path}: taking over from {_name(content)}, silent for {self._lease.seconds:g} s")
+        _log(f"{self._lease.path}: taking over from {_name(content)}, silent for {self._lease.seconds:g} s")
         return True
 
     def _look(self, seen: tuple[int, str]) -> None:
@@ -191,7 +191,7 @@ class _Watch:
 
     def _tell(self, number: int, text: str) -> None:
         if number != self._told:
-            _say(f"{self._lease.path}: {text}")
+            _log(f"{self._lease.path}: {text}")
         self._told = number
 
 
@@ -255,5 +255,5 @@ def _name(content: str) -> str:
     return f"process {fields['pid']} on {fields['host']}{job} (since {fields['since']})"
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

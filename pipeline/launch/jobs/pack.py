@@ -37,7 +37,7 @@ def train(manifest: Manifest, indices: range) -> None:
     with _passing_signals_on(children):
         statuses = {index: child.wait() for index, child in children.items()}
     for index, status in statuses.items():
-        _say_end(manifest, index, status)
+        _log_end(manifest, index, status)
     if {REQUEUE_STATUS, -WALLTIME_SIGNAL} & set(statuses.values()):
         raise RunAgain("the walltime is near: trials that are not done have written checkpoints")
     if all(statuses.values()):
@@ -83,7 +83,7 @@ def _passing_signals_on(children: Children) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _say_end(manifest: Manifest, index: int, status: int) -> None:
+def _log_end(manifest: Manifest, index: int, status: int) -> None:
     name, how = manifest.entries[index].name, WORDS.get(status, "failed")
     if status < 0 and status not in WORDS:
         how = f"killed by {signal.Signals(-status).name}"

@@ -24,37 +24,13 @@ from pipeline.disk.layout import PROJECT
 from pipeline.disk.secrets import hide
 
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "open_clip_torch",
-    "transformers",
-    "timm",
-    "peft",
-    "datasets",
-    "huggingface_hub",
-    "safetensors",
-    "scikit-learn",
-    "skops",
-    "lightgbm",
-    "scipy",
-    "numpy",
-    "pandas",
-    "pyarrow",
-    "pillow",
-    "submitit",
-)
+    "torch", "torchvision", "open_clip_torch", "transformers", "timm", "peft", "datasets", "huggingface_hub", "safetensors",
+    "scikit-learn", "skops", "lightgbm", "scipy", "numpy", "pandas", "pyarrow", "pillow", "submitit",
+)  # fmt: skip
 SLURM_FIELDS = (
-    "JOB_ID",
-    "ARRAY_JOB_ID",
-    "ARRAY_TASK_ID",
-    "RESTART_COUNT",
-    "JOB_PARTITION",
-    "JOB_NAME",
-    "JOB_NODELIST",
-    "CPUS_PER_TASK",
-    "GPUS_ON_NODE",
-    "CLUSTER_NAME",
-)
+    "JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT", "JOB_PARTITION", "JOB_NAME", "JOB_NODELIST",
+    "CPUS_PER_TASK", "GPUS_ON_NODE", "CLUSTER_NAME",
+)  # fmt: skip
 MAX_DIFF = 100_000
 CODE = ("pipeline", "configs", "jobs")
 CODE_RECORD = "code.json"

@@ -26,6 +26,7 @@ ROWS = 8192
 OPEN_PARTS = 4
 """Parts in memory while the whole file is written."""
 COLUMNS = ("file", "width", "height", "embedding", "error")
+IN_PARTS = (*COLUMNS, "size", "mtime")
 OWN = b"carabid"
 """Key of our metadata in a Parquet file."""
 
@@ -50,59 +51,35 @@ class Place:
 
 @dataclass
 class Rows:
-    """What is embedded and not yet written: a file's width and height, its embedding [E], or why it is bad."""
+    """What is embedded and not yet written."""
 
     folder: Path
     """Of the parts."""
     about: dict[str, str]
     embed_dim: int
-    files: list[File] = field(default_factory=list)
-    shapes: list[tuple[int, int] | None] = field(default_factory=list)
-    embeddings: list[NDArray[np.float32]] = field(default_factory=list)
-    errors: list[str | None] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
 
     def add(self, file: File, shape: tuple[int, int] | None, embedding: NDArray[np.float32], error: str | None) -> None:
-        self.files.append(file)
-        self.shapes.append(None if error else shape)
-        self.embeddings.append(embedding)
-        self.errors.append(error)
+        """A file's width and height and its embedding [E], or why it is bad."""
+        width, height = shape if shape and not error else (None, None)
+        values = file.name, width, height, None if error else embedding, error, file.size, file.mtime
+        self.rows.append(dict(zip(IN_PARTS, values, strict=True)))
 
     def write(self) -> None:
         """Write them as one more part, and forget them."""
-        if self.files:
+        if self.rows:
+            table = pa.Table.from_pylist(self.rows, _schema(self.embed_dim).with_metadata(_metadata(self.about)))
             last = max((int(path.stem.removeprefix("part-")) for path in part_paths(self.folder)), default=0)
             with atomic_path(self.folder / f"part-{last + 1:06d}.parquet") as temporary:
-                pq.write_table(self._table(), temporary)
-        self.files, self.shapes, self.embeddings, self.errors = [], [], [], []
-        self.since = time.monotonic()
-
-    def _table(self) -> pa.Table:
-        bad = pa.array([error is not None for error in self.errors])
-        values = pa.array(np.concatenate(self.embeddings))
-        columns = {
-            "file": [file.name for file in self.files],
-            "width": [shape and shape[0] for shape in self.shapes],
-            "height": [shape and shape[1] for shape in self.shapes],
-            "embedding": pa.FixedSizeListArray.from_arrays(values, self.embed_dim, mask=bad),
-            "error": self.errors,
-            "size": [file.size for file in self.files],
-            "mtime": [file.mtime for file in self.files],
-        }
-        return pa.table(columns, _schema(self.embed_dim).with_metadata(_metadata(self.about)))
+                pq.write_table(table, temporary)
+        self.rows, self.since = [], time.monotonic()
 
 
 def _schema(embed_dim: int) -> pa.Schema:
     """Columns of a part; the last two are how the file was when it was read, and only in parts."""
-    embedding = pa.list_(pa.float32(), embed_dim)
-    kinds = {
-        "file": pa.string(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "embedding": embedding,
-        "error": pa.string(),
-    }
-    return pa.schema({**kinds, "size": pa.int64(), "mtime": pa.int64()})
+    kinds = pa.string(), pa.int32(), pa.int32(), pa.list_(pa.float32(), embed_dim), pa.string(), pa.int64(), pa.int64()
+    return pa.schema(list(zip(IN_PARTS, kinds, strict=True)))
 
 
 def _metadata(about: dict[str, str]) -> dict[bytes, str]:

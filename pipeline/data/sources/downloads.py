@@ -272,16 +272,9 @@ def _download_all(todo: Sequence[Wanted], folder: Path) -> Generator[tuple[Wante
 def _opener() -> request.OpenerDirector:
     """What opens addresses by http and https alone, wherever they are redirected; proxies as the environment names them."""
     opener = request.OpenerDirector()
-    for handler in (
-        request.ProxyHandler(),
-        request.HTTPHandler(),
-        request.HTTPSHandler(),
-        request.HTTPRedirectHandler(),
-        request.HTTPDefaultErrorHandler(),
-        request.HTTPErrorProcessor(),
-        request.UnknownHandler(),
-    ):
-        opener.add_handler(handler)
+    names = "Proxy", "HTTP", "HTTPS", "HTTPRedirect", "HTTPDefaultError", "Unknown"
+    for handler in (*(getattr(request, f"{name}Handler") for name in names), request.HTTPErrorProcessor):
+        opener.add_handler(handler())
     return opener
 
 

@@ -222,13 +222,7 @@ def clock_line(theirs: float, earliest: float, latest: float) -> Finding:
 
 
 CHECKS: tuple[Check, ...] = (
-    check_partitions,
-    check_scripts,
-    check_limits,
-    check_paths,
-    check_cache,
-    capacity.check_disk,
-    check_node,
+    check_partitions, check_scripts, check_limits, check_paths, check_cache, capacity.check_disk, check_node,
     capacity.check_memory,
-)
+)  # fmt: skip
 OF_SLURM: tuple[Check, ...] = (check_partitions, check_scripts, check_limits)

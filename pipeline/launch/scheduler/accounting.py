@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import pwd
 import re
-import subprocess
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from pipeline.errors import WorkError
-from pipeline.launch.scheduler.queue import outside_environment
+from pipeline.launch.scheduler.queue import ask
 
 TIMEOUT = 30
 """Seconds. sacct itself tries for 45 where the database does not answer."""
@@ -93,25 +92,18 @@ def _sacct(wanted: str, since: str) -> list[list[str]]:
     begin = datetime.fromisoformat(since).astimezone().strftime("%Y-%m-%dT%H:%M:%S")  # sacct knows no other time zones
     window = [f"--starttime={begin}", "--endtime=now+365days", f"--state={STATES}"]
     options = ["--allocations", "--duplicates", "--parsable2", "--noheader", f"--format={FIELDS}", *window]
-    environ = {
-        **outside_environment(),
-        "SLURM_TIME_FORMAT": "%s",
-        "SLURM_BITSTR_LEN": "0",
-    }  # seconds; lists of job tasks in full
-    command = ["sacct", *options, wanted]
+    told = {"SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0"}  # seconds; lists of job tasks in full
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, env=environ)
+        found = ask(["sacct", *options, wanted], told, TIMEOUT)
     except FileNotFoundError:
         raise _NoAccounting from None
-    except subprocess.TimeoutExpired as error:
-        raise WorkError(f"sacct did not answer within {TIMEOUT} s") from error
+    except WorkError as error:
+        if DISABLED in str(error):
+            raise _NoAccounting from None
+        raise
     except OSError as error:
         raise WorkError(f"sacct cannot be called: {error}") from error
-    if DISABLED in done.stderr:
-        raise _NoAccounting
-    if done.returncode != 0:
-        raise WorkError(f"sacct failed: {' '.join(done.stderr.split())}")
-    lines = (line.split("|", N_FIELDS - 1) for line in done.stdout.splitlines())
+    lines = (line.split("|", N_FIELDS - 1) for line in found.splitlines())
     return [fields for fields in lines if len(fields) == N_FIELDS]
 
 

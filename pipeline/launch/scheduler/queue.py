@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.disk.layout import ExperimentDir
@@ -98,14 +98,18 @@ def max_array_size() -> int:
     return max(1, int(found[1])) if found else MAX_ARRAY_SIZE
 
 
-def ask(command: Sequence[str]) -> str:
-    """What a command of Slurm prints. Raises FileNotFoundError if there is none, WorkError if it fails."""
+def ask(command: Sequence[str], told: Mapping[str, str] | None = None, seconds: float = TIMEOUT) -> str:
+    """What a command of Slurm prints; `told` stands in its environment too.
+
+    Raises FileNotFoundError if there is none, WorkError if it fails.
+    """
+    environ = outside_environment() | dict(told or {})
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=outside_environment())
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, env=environ)
     except subprocess.TimeoutExpired as error:
-        raise WorkError(f"{command[0]} did not answer within {TIMEOUT} s") from error
+        raise WorkError(f"{command[0]} did not answer within {seconds} s") from error
     if done.returncode != 0:
-        raise WorkError(f"{command[0]} failed: {done.stderr.strip()}")
+        raise WorkError(f"{command[0]} failed: {' '.join(done.stderr.split())}")
     return done.stdout
 
 

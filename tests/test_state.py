@@ -30,6 +30,11 @@ from pipeline.tasks import load_task
 FROZEN = PROJECT / "configs" / "beetles" / "frozen.yaml"
 
 
+def planned(experiment: Experiment) -> list[TrialState]:
+    """The states that `carabid plan` shows."""
+    return plan(experiment)[1]
+
+
 @pytest.fixture
 def trial(tmp_path: Path) -> TrialDir:
     (tmp_path / "seed=0").mkdir()
@@ -207,7 +212,7 @@ NOT_RUN = ("missing", "not run")
 
 
 def reasons(experiment: Experiment) -> list[tuple[str, str]]:
-    return [(found.state, found.reason) for found in plan(experiment)]
+    return [(found.state, found.reason) for found in planned(experiment)]
 
 
 def test_a_trial_whose_configuration_was_edited_is_stale_and_says_what_was(edited: Path) -> None:
@@ -296,7 +301,7 @@ def test_where_more_older_trials_lie_than_can_be_compared_quickly_none_is(
     real = plan_module.saved_science
     monkeypatch.setattr(plan_module, "saved_science", lambda path: read.append(path) or real(path))
     monkeypatch.setattr(plan_module, "MAX_COMPARED", most)
-    assert [found.state for found in plan(load_experiment(edited, ["optim.lr=3,4"]))] == [expected] * 2
+    assert [found.state for found in planned(load_experiment(edited, ["optim.lr=3,4"]))] == [expected] * 2
     assert len(read) == (2 if most > 1 else 0)
 
 

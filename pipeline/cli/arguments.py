@@ -14,17 +14,12 @@ from pipeline.experiments.reading import Experiment, load_experiment
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML under configs/, or your own.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE …]", help="Overrides; key=a,b makes a grid of trials.")
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE …]", help="Overrides; key=a,b makes a grid.")
 ]
-TrainedFolder = Annotated[
-    Path | None, typer.Option(help="Where the experiments lie, if paths.trained put them elsewhere.")
-]
+TrainedFolder = Annotated[Path | None, typer.Option(help="Where experiments lie, if paths.trained says so.")]
 ClusterOption = Annotated[
     str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Profile in configs/cluster/ (slurm, local, …), or a YAML; default: $CARABID_CLUSTER, else slurm.",
-    ),
+    typer.Option(metavar="NAME", help="Profile in configs/cluster/, or a YAML; default: $CARABID_CLUSTER, else slurm."),
 ]
 ExperimentNames = Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT …]", help="Default: all of them.")]
 ExperimentName = Annotated[str, typer.Argument(help="Its name.")]

@@ -61,7 +61,7 @@ def submit(
     wait: Wait = False,
     workers: Annotated[int, typer.Option(min=1, help="Trials at once with --cluster local.")] = 1,
     max_parallel: Annotated[
-        int | None, typer.Option(min=1, help="Job tasks of each array that Slurm may run at once; default: all.")
+        int | None, typer.Option(min=1, help="Job tasks of each array at once; default: all.")
     ] = None,
     pack: Annotated[int, typer.Option(min=1, help="Trials that share a job task and its GPU, side by side.")] = 1,
 ) -> None:

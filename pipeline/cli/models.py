@@ -17,18 +17,14 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     domain: Annotated[str | None, typer.Option(help="Their domain; default: unknown.")] = None,
     species: Annotated[
-        list[str] | None, typer.Option(help="Scientific name of all of them, or (repeated) of each; default: unknown.")
+        list[str] | None, typer.Option(help="Their scientific name, or (repeated) that of each.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cuda or cpu; default: the trial's.")] = None,
-    group: Annotated[
-        bool, typer.Option("--group", help="Take them as images of one group: print mean ± sigma.")
-    ] = False,
+    group: Annotated[bool, typer.Option("--group", help="They are of one group: print mean ± sigma.")] = False,
     colour_card: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Image of the colour card photographed with them.")
+        Path | None, typer.Option(metavar="FILE", help="Image of the colour card beside them.")
     ] = None,
-    scale_bar: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Image of the scale bar photographed with them.")
-    ] = None,
+    scale_bar: Annotated[Path | None, typer.Option(metavar="FILE", help="Image of the scale bar beside them.")] = None,
 ) -> None:
     """Print a trained model's predictions for new images, or its forecast of the group that they are of."""
     from pipeline.stages.predict import Origin, predict_files, predict_group
@@ -57,13 +53,9 @@ def embed(
     ],
     out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="The file to write: a row for each image.")],
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 64,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads that decode images; default: one for each CPU.")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads that decode; default: one for each CPU.")] = None,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace FILE.parquet if it is of other images or another backbone.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of other images or backbone.")] = False,
 ) -> None:
     """Write the embeddings of a plain folder of images to a Parquet file. The same command goes on after an interruption."""
     from pipeline.stages import embed as stage
@@ -77,26 +69,24 @@ def embed(
 
 
 def export(
-    trials: Annotated[
-        list[Path] | None, typer.Argument(help="A trained trial's folder, or several: an ensemble of them.")
-    ] = None,
+    trials: Annotated[list[Path] | None, typer.Argument(help="A trained trial's folder; several: an ensemble.")] = None,
     to: Annotated[str, typer.Option(help="The platform: codabench.")] = "codabench",
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder to write.")] = None,
     zipped: Annotated[bool, typer.Option("--zip", help="Write DIR.zip too, as it is uploaded.")] = False,
     with_backbone: Annotated[
-        bool, typer.Option("--with-backbone", help="Put the backbone's weights in: it runs without internet.")
+        bool, typer.Option("--with-backbone", help="Put its weights in; no internet needed.")
     ] = False,
     check: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write none: run the platform's protocol on this folder or zip file."),
+        typer.Option(metavar="DIR", help="Try a submission (folder, zip); write none."),
     ] = None,
     python: Annotated[
         Path | None,
-        typer.Option(help="With --check: interpreter to run it in; default: this one, the whitelist's packages."),
+        typer.Option(help="With --check: interpreter; default: this, with the whitelist alone."),
     ] = None,
     challenge: Annotated[
         str | None,
-        typer.Option(help="With --check: beetles or butterflies; default: what the submission says, else beetles."),
+        typer.Option(help="With --check: beetles or butterflies; default: it tells."),
     ] = None,
     largest: Annotated[int, typer.Option(min=1, help="With --check: images of the largest group of beetles.")] = 500,
     gpu: Annotated[bool, typer.Option("--gpu", help="With --check: let it see the GPUs; default: none.")] = False,

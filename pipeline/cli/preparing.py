@@ -26,9 +26,7 @@ def generate(
     scale: Annotated[float, typer.Option(min=0.01, help="Size of the data set; 1: about 2,500 images.")] = 1.0,
     form: Annotated[
         str | None,
-        typer.Option(
-            help="parquet, csv (with image folders) or disk (datasets.save_to_disk); butterflies: csv. Default: the task's."
-        ),
+        typer.Option(help="parquet, csv or disk (save_to_disk); butterflies: csv."),
     ] = None,
 ) -> None:
     """Write made-up data in a task's real schema, with a learnable signal."""

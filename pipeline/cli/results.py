@@ -22,11 +22,9 @@ def results(
     form: Annotated[str, typer.Option("--format", help="table, csv, markdown or json.")] = "table",
     sort: Annotated[
         str | None,
-        typer.Option(help="Figure to sort by: r2, in_domain.r2, MAE, SPEI_30d.r2, …; roc_auc, … Default: r2, roc_auc."),
+        typer.Option(help="Figure to sort by: r2, in_domain.r2, SPEI_30d.r2, roc_auc, …"),
     ] = None,
-    cost: Annotated[
-        bool, typer.Option("--cost", help="Hours, GPU-hours, nodes and jobs of each trial instead of its metrics.")
-    ] = False,
+    cost: Annotated[bool, typer.Option("--cost", help="Hours, GPU-hours, nodes and jobs, not metrics.")] = False,
     trained: TrainedFolder = None,
 ) -> None:
     """All trials of all experiments with their metrics, best first; mean ± sd over seeds and folds."""
@@ -46,9 +44,7 @@ def results(
 
 def compare(
     experiments: Annotated[list[str], typer.Argument(metavar="EXPERIMENT …", help="Their names.")],
-    figure: Annotated[
-        str, typer.Option(help="Figure of the test images: roc_auc, balanced_accuracy, log_loss, …")
-    ] = "roc_auc",
+    figure: Annotated[str, typer.Option(help="Figure of the test images: roc_auc, log_loss, …")] = "roc_auc",
     form: Annotated[str, typer.Option("--format", help="table, markdown or json.")] = "table",
     trained: TrainedFolder = None,
 ) -> None:

@@ -13,9 +13,7 @@ from pipeline.experiments.reading import Experiment
 def extract(
     config: ConfigArgument,
     overrides: Overrides = None,
-    once: Annotated[
-        bool, typer.Option("--once", help="One of several jobs extracts everything, the others wait.")
-    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="One of several jobs extracts, the others wait.")] = False,
 ) -> None:
     """Make the features that training reads. The job tasks of a Slurm array share the work."""
     from pipeline.launch.jobs.extraction import extract_features
@@ -39,9 +37,7 @@ def train(config: ConfigArgument, overrides: Overrides = None) -> None:
 def evaluate(
     config: ConfigArgument,
     overrides: Overrides = None,
-    queue: Annotated[
-        bool, typer.Option("--queue", help="In a training job: queue the evaluation of the whole array instead.")
-    ] = False,
+    queue: Annotated[bool, typer.Option("--queue", help="In a training job: queue its array's evaluation.")] = False,
 ) -> None:
     """Evaluate this job's share of the trials from their folders: results.json beside each model."""
     experiment = load(config, overrides)

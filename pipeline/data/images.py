@@ -107,12 +107,9 @@ def _read(dataset: Dataset, i: int, sha256: str | None) -> Image.Image:
             raise ChangedImage(f"{error} It could be read when the data were hashed.") from error
         raise
     if sha256 is not None and content_of(encoded) != sha256:
-        raise ChangedImage(f"{dataset.where(i)}: {_parts(dataset)} not what was there when the data were hashed.")
+        what = "the image is" if len(dataset.image_columns) == 1 else "image, colour card or scale bar is"
+        raise ChangedImage(f"{dataset.where(i)}: {what} not what was there when the data were hashed.")
     return dataset.decode(i, encoded)
-
-
-def _parts(dataset: Dataset) -> str:
-    return "the image is" if len(dataset.image_columns) == 1 else "image, colour card or scale bar is"
 
 
 def _batch(positions: Sequence[int], futures: Sequence[Future[Loaded]], blank: Tensor) -> DecodedImages:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.disk.provenance import job_id
-from pipeline.disk.writing import read_json, write_json
+from pipeline.disk.writing import read_record, write_json
 
 SHARED_BY = "CARABID_SHARED_BY"
 """Environment variable: how many trials run side by side on the GPUs of this process."""
@@ -118,8 +118,5 @@ class Attempts:
 
 
 def _earlier(path: Path, identity: str) -> list[Attempt]:
-    with suppress(OSError, ValueError):
-        record = read_json(path)
-        if isinstance(record, dict) and record.get("identity") == identity:
-            return read_attempts(record)
-    return []
+    record = read_record(path)
+    return read_attempts(record) if record.get("identity") == identity else []

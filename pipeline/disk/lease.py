@@ -25,9 +25,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from pipeline.disk.provenance import job_id, now
 
 BEATS = 6
 """Beats in the time after which a silent owner counts as dead."""
@@ -235,14 +236,12 @@ def _process_space() -> str:
 
 
 def _describe_self() -> dict[str, str | int]:
-    job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID", ""))
-    array = os.environ.get("SLURM_ARRAY_TASK_ID")
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "space": _process_space(),
-        "job": f"{job}_{array}" if array else job,
-        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "job": job_id() or "",
+        "since": now(),
         "id": uuid.uuid4().hex,
     }
 

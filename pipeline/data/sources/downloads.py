@@ -37,7 +37,7 @@ from pipeline.data.sources.csv_files import CsvSource
 from pipeline.disk.layout import record_path
 from pipeline.disk.lease import Lease
 from pipeline.disk.secrets import hide
-from pipeline.disk.writing import read_json, sync, write_json
+from pipeline.disk.writing import read_record, sync, write_json
 from pipeline.errors import UserError, WorkError
 from pipeline.progress import log, progress
 
@@ -186,7 +186,7 @@ def _bring(config: Config, wanted: Sequence[Wanted], folder: Path) -> list[tuple
     """Download what is missing; the files that could not be had, with the reason."""
     folder.mkdir(parents=True, exist_ok=True)
     record = _record(config, folder)
-    seen = _read_seen(record)
+    seen: Seen = read_record(record)
     todo = _missing(wanted, folder, seen)
     _write_seen(record, seen)
     outcomes: list[tuple[Wanted, Outcome]] = []
@@ -240,15 +240,8 @@ _new_md5 = partial(hashlib.md5, usedforsecurity=False)
 """It tells damage, not malice; and where a machine forbids md5 for security, it is allowed for this."""
 
 
-def _read_seen(record: Path) -> Seen:
-    try:
-        return dict(read_json(record))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
 def _write_seen(record: Path, seen: Seen) -> None:
-    if seen != _read_seen(record):
+    if seen != read_record(record):
         write_json(record, seen)
 
 

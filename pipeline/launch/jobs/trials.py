@@ -13,13 +13,13 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pipeline.amounts import parse_time
 from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir
 from pipeline.disk.provenance import job_id, now
 from pipeline.disk.secrets import hide
-from pipeline.disk.writing import read_json, write_json
+from pipeline.disk.writing import read_record, write_json
 from pipeline.errors import (
     REQUEUE_STATUS,
     Interrupted,
@@ -145,9 +145,9 @@ def recorded_failure(trial: TrialDir, stage: str) -> Iterator[None]:
     An evaluation that finds no model is no failure of its own: the reason that training left stays. Nor is a training
     that finds no features: the reason that extraction left comes back.
     """
-    earlier = None
+    earlier: dict[str, Any] = {}
     if stage == "train" or trial.trained.exists():
-        earlier = _extraction_failure(trial)
+        earlier = read_record(trial.failure)
         trial.failure.unlink(missing_ok=True)
     try:
         yield
@@ -156,18 +156,12 @@ def recorded_failure(trial: TrialDir, stage: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, NotFetched):
             error.config = trial.config
-        why = earlier if earlier and isinstance(error, MissingFeatures) else failure_record(stage, error)
+        is_of_extraction = earlier.get("stage") == "extract" and isinstance(error, MissingFeatures)
+        why = earlier if is_of_extraction else failure_record(stage, error)
         if not trial.failure.exists():
             with suppress(OSError):  # a full or vanished disk may be what failed; the error itself says so
                 write_json(trial.failure, why)
         raise
-
-
-def _extraction_failure(trial: TrialDir) -> dict[str, str | None] | None:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        failure: dict[str, str | None] = read_json(trial.failure)
-        return failure if failure["stage"] == "extract" else None
-    return None
 
 
 def failure_record(stage: str, error: Exception) -> dict[str, str | None]:

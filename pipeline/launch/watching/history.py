@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.disk.layout import ExperimentDir
-from pipeline.disk.writing import read_json
+from pipeline.disk.writing import read_record
 from pipeline.errors import WorkError
 from pipeline.experiments.reading import Trial
 from pipeline.launch.manifest.job_names import Part, Parts, chunk_names, job_names
@@ -211,11 +211,8 @@ def _folders_and_places(manifest: Manifest, index: int, stage: str) -> Iterator[
 
 
 def _record(path: Path) -> dict[str, Any] | None:
-    try:
-        record = read_json(path)
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and {"stage", "message"} <= record.keys() else None
+    record = read_record(path)
+    return record if {"stage", "message"} <= record.keys() else None
 
 
 def _end(log: Path) -> str:

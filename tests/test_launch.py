@@ -732,7 +732,7 @@ def test_what_slurm_has_queued_is_known_by_trial_and_not_submitted_again(
         first[1].name: queue.Queued(first[1].name, how, "train", "41_1", "running"),
         first[3].name: queue.Queued(first[3].name, how, "train", "43", "pending"),
     }
-    states = plan.plan(experiment)
+    states = plan.plan(experiment)[1]
     assert [state.state for state in states] == ["missing", "running", "missing", "queued", "missing", "missing"]
     assert states[1].reason == "train: job 41_1, running"
     submit.submit(experiment, submit.Request(dry_run=True))
@@ -746,8 +746,8 @@ def test_a_job_that_evaluates_in_another_way_does_not_do_what_is_asked_for_now(
     experiment = load()
     made = make_manifest(experiment, experiment.trials)
     queue_holds(tmp_path, monkeypatch, f"{parts.job_name(made, 'train')}|41|N/A|PENDING|None")
-    assert [state.state for state in plan.plan(experiment)] == ["queued"]
-    assert [state.state for state in plan.plan(load("evaluate.split=validation"))] == ["missing"]
+    assert [state.state for state in plan.plan(experiment)[1]] == ["queued"]
+    assert [state.state for state in plan.plan(load("evaluate.split=validation"))[1]] == ["missing"]
 
 
 def test_the_manifest_of_a_long_queue_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -776,7 +776,7 @@ def test_a_squeue_that_fails_stops_a_submission_and_not_a_plan(
     fake_command(tmp_path / "bin", "squeue", "echo 'Unable to contact slurm controller' >&2; exit 1", monkeypatch)
     with pytest.raises(WorkError, match="Unable to contact"):
         submit.submit(load(), submit.Request())
-    assert [state.state for state in plan.plan(load())] == ["missing"]
+    assert [state.state for state in plan.plan(load())[1]] == ["missing"]
     assert "what is queued is not known" in capsys.readouterr().err
 
 

@@ -105,8 +105,8 @@ class Work:
 
     def told(self) -> dict[str, str]:
         """What a part tells of itself."""
-        made = {"backbone": self.request.backbone, "carabid": __version__, "written": now()}
-        return {"identity": self.identity, **made}
+        backbone = self.request.backbone
+        return {"identity": self.identity, "backbone": backbone, "carabid": __version__, "written": now()}
 
 
 def run(request: Request) -> None:

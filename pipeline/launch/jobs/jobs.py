@@ -7,14 +7,7 @@ from pathlib import Path
 
 from pipeline.launch.jobs import pack
 from pipeline.launch.jobs.extraction import make_features
-from pipeline.launch.jobs.trials import (
-    each_trial,
-    evaluate_trial,
-    exit_on_error,
-    log_attempt,
-    out_of_time,
-    train_index,
-)
+from pipeline.launch.jobs.trials import each_trial, evaluate_trial, exit_on_error, log_attempt, out_of_time, train_index
 from pipeline.launch.manifest.manifest import load_manifest
 from pipeline.signals import at_walltime
 

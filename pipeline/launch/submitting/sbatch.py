@@ -33,7 +33,7 @@ from pipeline.experiments.reading import Experiment
 from pipeline.launch.jobs import jobs
 from pipeline.launch.manifest.job_names import chunk_names, job_name
 from pipeline.launch.manifest.manifest import Manifest
-from pipeline.launch.scheduler.queue import find_job, is_slurms, outside_environment
+from pipeline.launch.scheduler.queue import ask, find_job, is_slurms, outside_environment
 from pipeline.signals import warning_seconds
 
 LEASE_SECONDS = 60
@@ -118,10 +118,9 @@ def _cancel(manifest: Manifest, stages: Sequence[Stage]) -> bool:
     """Take a chain back, by name: an sbatch that failed may have queued its job all the same. False if scancel failed."""
     ended_well = True
     for stage in stages:
-        command = ["scancel", "--me", f"--name={job_name(manifest, stage.name)}"]
         try:
-            ended_well &= subprocess.run(command, check=False, capture_output=True, timeout=60).returncode == 0
-        except (OSError, subprocess.TimeoutExpired):
+            ask(["scancel", "--me", f"--name={job_name(manifest, stage.name)}"])
+        except (OSError, WorkError):
             ended_well = False
     return ended_well
 

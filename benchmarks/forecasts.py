@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.backbones.tiny import write_tiny_open_clip
-from pipeline.disk.layout import read_json
+from pipeline.disk.writing import read_json
 from pipeline.metrics.probabilistic import LEVELS, coverage
 from pipeline.reporting.results import cells_to_markdown
 

@@ -2,7 +2,7 @@
 # Extracts the features that the training jobs read; needed once for all of them, and made by them if you skip it.
 #
 #   sbatch jobs/extract.sh configs/beetles/lora.yaml                  one job
-#   sbatch --array=0-3 jobs/extract.sh configs/beetles/lora.yaml      four tasks share the shards
+#   sbatch --array=0-3 jobs/extract.sh configs/beetles/lora.yaml      four job tasks share the shards
 #
 #SBATCH --job-name=carabid-extract
 #SBATCH --gpus-per-node=1

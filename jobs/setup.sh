@@ -24,7 +24,7 @@ run() {
   return "$status"
 }
 
-# Trains the trials of CONFIG (with the overrides after it) in this job; the tasks of an array share them out.
+# Trains the trials of CONFIG (with the overrides after it) in this job; the job tasks of an array share them out.
 train_trials() {
   run carabid extract --once "$@"                     # features: one job makes what is missing, the others wait
   here=""

@@ -3,7 +3,7 @@
 #
 #   sbatch jobs/train_lora.sh                                        one trial, as the YAML says
 #   sbatch jobs/train_lora.sh optim.lr=1e-3,3e-3 seed=0,1            four trials, one after another
-#   sbatch --array=0-3 jobs/train_lora.sh optim.lr=1e-3,3e-3 seed=0,1   four trials, dealt out to four tasks
+#   sbatch --array=0-3 jobs/train_lora.sh optim.lr=1e-3,3e-3 seed=0,1   four trials, shared out to four job tasks
 #
 # Features are extracted first if they are not there; the evaluation is queued and starts when training has ended.
 #SBATCH --job-name=carabid-train-lora

@@ -14,7 +14,7 @@ from rich.text import Text
 SECONDS_BETWEEN_LINES = 30.0
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """One line to whoever watches or reads the log."""
     print(text, file=sys.stderr, flush=True)
 
@@ -57,6 +57,6 @@ def _lines(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         now = monotonic()
         if now - told >= SECONDS_BETWEEN_LINES:
             told = now
-            say(f"{what}: {done} of {total} {unit}, {done / (now - began):.0f} {unit}/s")
+            log(f"{what}: {done} of {total} {unit}, {done / (now - began):.0f} {unit}/s")
 
     yield advance

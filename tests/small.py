@@ -98,10 +98,10 @@ def extract_and_log(config: Config, log: Path, how: str, kill: str | None = None
         return made
 
     batches = itertools.count(1)
-    replace, features_of, compute = os.replace, extract._features_of, extract._compute_shard
+    replace, features_of, compute = os.replace, extract.compute_features, extract._compute_shard
     for module, name, function in (
         (os, "replace", replacing),
-        (extract, "_features_of", counted),
+        (extract, "compute_features", counted),
         (extract, "_compute_shard", logged),
     ):
         setattr(module, name, function)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from pipeline.config.trial import Config
 from pipeline.disk.attempts import Attempt, Attempts, read_attempts, restarts, spent, this_attempt
-from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir, read_json
+from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir
+from pipeline.disk.writing import read_json
 from pipeline.errors import Interrupted, WorkError
 from pipeline.stages import evaluate, extract, train
 from tests.conftest import Assets, carabid

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.config.trial import Config
 from pipeline.data.truth import Numbers
-from pipeline.disk.layout import TrialDir, experiment_dir, read_json
+from pipeline.disk.layout import TrialDir, experiment_dir
+from pipeline.disk.writing import read_json
 from pipeline.features.bank import TensorBank
 from pipeline.models.baselines import Boosting, Climatology
 from pipeline.models.metadata import Names

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config.data import SourceSplit
-from pipeline.disk.layout import ExperimentDir, TrialDir, read_json
+from pipeline.disk.layout import ExperimentDir, TrialDir
+from pipeline.disk.writing import read_json
 from pipeline.errors import UserError, WorkError
 from pipeline.experiments.reading import Experiment, load_experiment
 from pipeline.export.check import check

@@ -18,10 +18,11 @@ import pytest
 
 from pipeline import __version__, cli
 from pipeline.config.identity import config_hash
-from pipeline.disk.layout import PROJECT, write_json, write_text
+from pipeline.disk.layout import PROJECT
+from pipeline.disk.writing import write_json, write_text
 from pipeline.errors import Interrupted, WorkError
 from pipeline.experiments.reading import dump_config, load_experiment
-from pipeline.launch.jobs import jobs
+from pipeline.launch.jobs import trials
 from pipeline.stages import collect as collect_stage
 from pipeline.tasks import load_task
 from tests.conftest import carabid, hear_ctrl_c
@@ -204,7 +205,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, Exception]]
             if trial.config.seed in errors:
                 raise errors[trial.config.seed]
 
-        monkeypatch.setattr(jobs, "train_trial", work)
+        monkeypatch.setattr(trials, "train_trial", work)
         return seen
 
     for name in [name for name in os.environ if name.startswith("SLURM_")]:

@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from pipeline import cli
+from pipeline.cli import results
 from pipeline.config.identity import config_hash, science
 from pipeline.config.trial import Config
-from pipeline.disk.layout import ExperimentDir, experiment_dir, read_json, write_json, write_table, write_text
+from pipeline.disk.layout import ExperimentDir, experiment_dir
+from pipeline.disk.writing import read_json, write_json, write_table, write_text
 from pipeline.errors import UserError
 from pipeline.experiments.reading import dump_config
 from pipeline.metrics.classification import FIGURES
@@ -372,11 +373,11 @@ def test_the_command_prints_a_table_json_or_markdown(capsys: pytest.CaptureFixtu
     finish(PIXELS, 0, 0.9, 2.0)
     finish(SVC, 0, 0.8, 0.1)
     found = compare(candidates([experiment()]), "accuracy")
-    cli.compare(["x"], "accuracy")
+    results.compare(["x"], "accuracy")
     shown = capsys.readouterr().out
     assert all(note in shown for note in notes(found)) and CHOSEN in shown and "pixels 32, svc" in shown
     for form, text in (("json", to_json(found)), ("markdown", to_markdown(found))):
-        cli.compare(["x"], "accuracy", form)
+        results.compare(["x"], "accuracy", form)
         assert capsys.readouterr().out.strip() == text.strip()
     with pytest.raises(UserError, match="choose table, markdown or json"):
-        cli.compare(["x"], form="csv")
+        results.compare(["x"], form="csv")

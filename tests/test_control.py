@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.disk.layout import PROJECT, all_experiments, read_json, write_json, write_text
+from pipeline.disk.layout import PROJECT, all_experiments
+from pipeline.disk.writing import read_json, write_json, write_text
 from pipeline.errors import UserError, WorkError
 from pipeline.experiments.cluster import Profile
 from pipeline.experiments.reading import Experiment, load_experiment
 from pipeline.launch.manifest.job_names import job_name
 from pipeline.launch.manifest.manifest import Manifest, Terms, load_manifest, make_manifest, record_plan
-from pipeline.launch.scheduler.queue import cancel_stuck, my_tasks
+from pipeline.launch.scheduler.queue import cancel_stuck, my_job_tasks
 from pipeline.launch.submitting import sbatch as slurm
 from pipeline.launch.submitting import submit as submitting
 from pipeline.launch.submitting.cancel import cancel_trials
@@ -23,10 +24,16 @@ from pipeline.launch.submitting.submit import Request, submit
 from pipeline.launch.watching import show
 from pipeline.launch.watching.history import History
 from pipeline.launch.watching.plan import plan
+from pipeline.reporting.state import TrialState
 from tests.test_launch import fake_command, set_done, set_trained
 
 pytestmark = pytest.mark.usefixtures("root")
 FROZEN = PROJECT / "configs" / "beetles" / "frozen.yaml"
+
+
+def planned(experiment: Experiment) -> list[TrialState]:
+    """The states that `carabid plan` shows."""
+    return plan(experiment)[1]
 
 
 def load(*overrides: str) -> Experiment:
@@ -86,7 +93,7 @@ def test_a_task_that_slurm_killed_without_a_word_is_a_failure_with_its_class(
         ("41_2", "OUT_OF_MEMORY", "0:125"),
         ("41_3", "TIMEOUT", "0:0"),
     )
-    states = [(state.state, state.reason.split(":")[0]) for state in plan(experiment)]
+    states = [(state.state, state.reason.split(":")[0]) for state in planned(experiment)]
     assert states == [("done", ""), ("running", "train"), ("failed", "oom"), ("failed", "time")]
     lines = list(show.status_lines([experiment.dir]))
     assert lines[4] == "beetles-frozen: 2 failed, 1 running, 1 done"
@@ -99,7 +106,7 @@ def test_a_task_that_slurm_killed_without_a_word_is_a_failure_with_its_class(
 def test_sacct_is_not_asked_where_every_trial_is_done_or_queued(site: Site, grid: tuple[Experiment, Manifest]) -> None:
     experiment, made = grid
     site.holds(*(f"{job_name(made, 'train')}|41|{i}|PENDING|None" for i in range(4)))
-    assert {state.state for state in plan(experiment)} == {"queued"} and site.asked.read_text() == ""
+    assert {state.state for state in planned(experiment)} == {"queued"} and site.asked.read_text() == ""
 
 
 def test_a_task_that_will_never_begin_is_a_failure_and_not_queued(
@@ -108,7 +115,7 @@ def test_a_task_that_will_never_begin_is_a_failure_and_not_queued(
     experiment, made = grid
     set_trained(experiment.dir.trial(made.names[2]), experiment.trials[2].config)
     site.holds(f"{job_name(made, 'evaluate')}|42|2|PENDING|DependencyNeverSatisfied")
-    state = plan(experiment)[2]
+    state = planned(experiment)[2]
     assert (state.state, state.reason.split(":")[0]) == ("failed", "dependency")
 
 
@@ -121,7 +128,7 @@ def test_what_extraction_was_killed_for_is_not_blamed_on_training(
         experiment.dir.trial(made.names[0]).failure,
         {"stage": "train", "kind": "dependency", "message": "these features are not there", "traceback": None},
     )
-    assert plan(experiment)[0].reason.startswith("oom: extract: it used more memory")
+    assert planned(experiment)[0].reason.startswith("oom: extract: it used more memory")
 
 
 @pytest.mark.parametrize("killed", [0, 1])
@@ -134,7 +141,7 @@ def test_of_the_tasks_that_extract_together_the_one_that_failed_counts(site: Sit
     site.ended(job_name(made, "extract"), *states)
     write_log(made, f"1-extract/40_{killed}_0_log.out", "slurmstepd: error: Exceeded job memory limit\n", 1e9)
     write_log(made, f"1-extract/40_{1 - killed}_0_log.out", "features/0: 9 images, 3 images/s\n", 2e9)
-    (state,) = plan(experiment)
+    (state,) = planned(experiment)
     assert state.reason.startswith("oom: extract: "), state
 
 
@@ -146,7 +153,7 @@ def test_what_slurm_says_of_a_packed_task_is_known_of_its_trials(site: Site) -> 
     write_log(made, "1-train/41_0_0_log.out", "slurmstepd: error: Exceeded job memory limit\n")
     for index in range(3):
         write_log(made, f"1-train/{index}.log", "epoch 0\n", 2e9)
-    assert [s.reason.split(":")[0] for s in plan(experiment)] == ["oom", "oom", "not run"]
+    assert [s.reason.split(":")[0] for s in planned(experiment)] == ["oom", "oom", "not run"]
 
 
 def test_of_two_submissions_in_one_second_the_later_one_counts(site: Site, grid: tuple[Experiment, Manifest]) -> None:
@@ -161,7 +168,7 @@ def test_a_job_that_was_typed_by_hand_is_known_by_its_array(site: Site) -> None:
     experiment = load("seed=0,1,2,3,4")
     record_plan(experiment, "50", (2, 2, 3))  # --array=2-6:2
     site.holds("carabid-train|50|4|RUNNING|None", "carabid-evaluate-50|51|6|PENDING|Dependency")
-    assert [s.state for s in plan(experiment)] == ["missing", "running", "queued", "missing", "running"]
+    assert [s.state for s in planned(experiment)] == ["missing", "running", "queued", "missing", "running"]
 
 
 def test_typed_jobs_and_submitted_ones_stand_side_by_side(site: Site, grid: tuple[Experiment, Manifest]) -> None:
@@ -169,7 +176,7 @@ def test_typed_jobs_and_submitted_ones_stand_side_by_side(site: Site, grid: tupl
     record_plan(experiment, "50", (0, 1, 1))
     site.ended(job_name(made, "train"), *((f"41_{i}", "TIMEOUT", "0:0") for i in range(4)))
     site.ended("anything", ("50", "NODE_FAIL", "0:0"))
-    assert [s.reason.split(":")[0] for s in plan(experiment)] == ["node"] * 4, "the later job is what counts"
+    assert [s.reason.split(":")[0] for s in planned(experiment)] == ["node"] * 4, "the later job is what counts"
 
 
 # ---------------------------------------------------------------- logs
@@ -284,7 +291,7 @@ def test_jobs_that_will_never_begin_are_cancelled_by_the_next_submission(
         f"{job_name(made, 'evaluate')}|42|2|PENDING|DependencyNeverSatisfied",
         "somebody-elses|50|N/A|PENDING|DependencyNeverSatisfied",
     )
-    assert [task.stuck for task in my_tasks()] == [True, True]
+    assert [job_task.stuck for job_task in my_job_tasks()] == [True, True]
     submit(experiment, Request())
     assert site.cancelled.read_text().splitlines()[0] == "42_2" and "cancelled 42_2" in capsys.readouterr().out
     assert load_manifest(experiment.dir.submission(2)).names == made.names, "what was stuck is queued again"

@@ -22,7 +22,8 @@ from pipeline.config.identity import config_hash
 from pipeline.config.trial import Config
 from pipeline.data import correction, dataset
 from pipeline.data.correction import CANVAS, GREY, balance, measure_gains, measure_period, place, rescale
-from pipeline.disk.layout import TrialDir, write_json, write_text
+from pipeline.disk.layout import TrialDir
+from pipeline.disk.writing import write_json, write_text
 from pipeline.errors import UserError, WorkError
 from pipeline.experiments.reading import dump_config
 from pipeline.features.hashes import known_feature_key

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from pipeline.disk.attempts import Attempt, spent
-from pipeline.disk.layout import TrialDir, read_json, write_json, write_text
+from pipeline.disk.layout import TrialDir
+from pipeline.disk.writing import read_json, write_json, write_text
 from pipeline.experiments.reading import Experiment
 from pipeline.reporting.cost import HEADER, Cost, collect, print_table, to_csv, to_json, to_markdown, total
 from pipeline.reporting.results import collect as collect_results

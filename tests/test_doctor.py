@@ -17,14 +17,14 @@ from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
 from pipeline.config.resources import Job
 from pipeline.config.trial import Config
-from pipeline.disk.layout import read_json, write_json
+from pipeline.disk.writing import read_json, write_json
 from pipeline.experiments.cluster import Profile
 from pipeline.experiments.reading import load_experiment
 from pipeline.features.forward import compute_features
 from pipeline.features.hashes import WeightsRecord, known_weights, weights_record
 from pipeline.launch.doctor import capacity as room
 from pipeline.launch.doctor import doctor, probe
-from pipeline.launch.doctor.findings import Context, Line
+from pipeline.launch.doctor.findings import Context, Finding
 from pipeline.launch.scheduler import site
 from pipeline.launch.watching import estimates
 from pipeline.models.metadata import Names
@@ -38,7 +38,7 @@ GB = 10**9
 NO_GPU = tuple(f"resources.{stage}.gpus_per_node=0" for stage in ("extract", "train", "evaluate"))
 
 
-def by_name(lines: Iterator[Line]) -> dict[str, Line]:
+def by_name(lines: Iterator[Finding]) -> dict[str, Finding]:
     found = list(lines)
     assert len({line.what for line in found}) == len(found)
     return {line.what: line for line in found}
@@ -166,7 +166,7 @@ def test_a_folder_for_copies_that_the_node_does_not_have_is_told(
     """Each training would fail there, after it has waited in the queue."""
     monkeypatch.setenv("OWN_DISK", str(tmp_path / "disk"))
 
-    def look(stage: str) -> Line:
+    def look(stage: str) -> Finding:
         request = tmp_path / "request.json"
         config = load_experiment("configs/beetles/pixels.yaml", [f"paths.stage={stage}"]).config
         write_json(request, config.model_dump(mode="json"))
@@ -495,7 +495,7 @@ def test_a_cluster_on_which_all_is_well_gets_only_good_words_and_keeps_nothing(a
     done = carabid("doctor", *arguments, root=root)
     lines = done.stdout.splitlines()
     assert len(lines) == 21 and all(line.startswith("ok    ") for line in lines), done.stdout
-    assert "MaxArraySize" not in done.stdout and "of at most 11 tasks" in done.stdout
+    assert "MaxArraySize" not in done.stdout and "of at most 11 job tasks" in done.stdout
     assert not subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout
     assert not list((root / "trained").iterdir())
 

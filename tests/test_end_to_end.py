@@ -16,7 +16,8 @@ from torch import nn
 
 from pipeline.backbones import load_backbone
 from pipeline.config.trial import Config
-from pipeline.disk.layout import TrialDir, experiment_dir, read_json
+from pipeline.disk.layout import TrialDir, experiment_dir
+from pipeline.disk.writing import read_json
 from pipeline.errors import Interrupted
 from pipeline.features.hashes import weights_record
 from pipeline.launch.watching import estimates

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.identity import digest
-from pipeline.disk.layout import PROJECT, TrialDir, read_json, write_json, write_table, write_text
+from pipeline.disk.layout import PROJECT, TrialDir
+from pipeline.disk.writing import read_json, write_json, write_table, write_text
 from pipeline.errors import WorkError
 from pipeline.experiments.reading import Experiment, load_experiment, saved_science
 from pipeline.metrics.calibration import Calibration, Forecast

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.config.trial import Config
-from pipeline.disk.layout import TrialDir, experiment_dir, read_json, write_json
+from pipeline.disk.layout import TrialDir, experiment_dir
+from pipeline.disk.writing import read_json, write_json
 from pipeline.errors import UserError, WorkError
 from pipeline.stages import evaluate, extract, train
 from tests.conftest import Assets, carabid

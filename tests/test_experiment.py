@@ -16,7 +16,8 @@ import pipeline.experiments.reading as experiment_module
 from pipeline.config.data import RESULT_KEYS
 from pipeline.config.identity import changes, config_hash, science
 from pipeline.config.trial import Config
-from pipeline.disk.layout import PROJECT, write_text
+from pipeline.disk.layout import PROJECT
+from pipeline.disk.writing import write_text
 from pipeline.errors import UserError
 from pipeline.experiments.reading import (
     INTEGER,

@@ -19,7 +19,8 @@ from PIL import Image
 from pipeline.backbones import load_backbone
 from pipeline.config.identity import config_hash
 from pipeline.config.trial import Config
-from pipeline.disk.layout import ExperimentDir, TrialDir, write_json, write_text
+from pipeline.disk.layout import ExperimentDir, TrialDir
+from pipeline.disk.writing import write_json, write_text
 from pipeline.errors import UserError, WorkError
 from pipeline.experiments.reading import dump_config, load_experiment
 from pipeline.export.check import check

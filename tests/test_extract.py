@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.backbones import load_backbone
 from pipeline.config.trial import Config
-from pipeline.disk.layout import read_json
+from pipeline.disk.writing import read_json
 from pipeline.errors import UserError, WorkError
 from pipeline.features.hashes import known_feature_key
 from pipeline.features.store import FeatureStore, open_key

@@ -19,9 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.disk.layout import PROJECT, TrialDir, read_json
+from pipeline.disk.layout import PROJECT, TrialDir
+from pipeline.disk.writing import read_json
 from pipeline.errors import MissingFeatures, OutOfTime, UserError, WorkError
-from pipeline.launch.jobs.jobs import recorded_failure
+from pipeline.launch.jobs.trials import recorded_failure
 from pipeline.launch.scheduler import accounting
 from pipeline.launch.scheduler.accounting import FIELDS, N_FIELDS, Outcome, outcomes
 from pipeline.launch.watching.failures import KINDS, REMEDIES, Failure, classify, kind_of, last_frame
@@ -288,7 +289,7 @@ def test_the_last_frame_of_a_real_error_is_where_it_was_raised() -> None:
         read_json(PROJECT / "pyproject.toml")
     except ValueError as error:
         frame = last_frame("".join(traceback.format_exception(error)))
-    assert frame.startswith("pipeline/disk/layout.py:") and frame.endswith(" in read_json")
+    assert frame.startswith("pipeline/disk/writing.py:") and frame.endswith(" in read_json")
 
 
 # ---------------------------------------------------------------- anything

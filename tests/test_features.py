@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.config.trial import Config
-from pipeline.disk.layout import StoreDir, read_json
+from pipeline.disk.layout import StoreDir
+from pipeline.disk.writing import read_json
 from pipeline.errors import UserError, WorkError
 from pipeline.features.hashes import DataRecord, WeightsRecord, ingredients
 from pipeline.features.key import Ingredients

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.disk.layout import PROJECT, TrialDir, read_json, write_json, write_text
+from pipeline.disk.layout import PROJECT, TrialDir
+from pipeline.disk.writing import read_json, write_json, write_text
 from pipeline.experiments.reading import Experiment, dump_config, load_experiment
 from pipeline.launch.watching import forecast as module
 from pipeline.launch.watching.forecast import forecast

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 import pipeline.stages
 from pipeline.config.identity import config_hash
 from pipeline.config.trial import Config
-from pipeline.disk.layout import PROJECT, TrialDir, features_root, read_json, write_json, write_text
+from pipeline.disk.layout import PROJECT, TrialDir, features_root
 from pipeline.disk.lease import Lease
+from pipeline.disk.writing import read_json, write_json, write_text
 from pipeline.errors import (
     REQUEUE_STATUS,
     Interrupted,
@@ -36,6 +37,8 @@ from pipeline.errors import (
 )
 from pipeline.experiments.reading import Experiment, Trial, dump_config, load_experiment
 from pipeline.launch.jobs import jobs
+from pipeline.launch.jobs.extraction import _n_records
+from pipeline.launch.jobs.trials import evaluate_trials, recorded_failure, train_trials, trial_dir
 from pipeline.launch.manifest import job_names as parts
 from pipeline.launch.manifest import manifest
 from pipeline.launch.manifest.manifest import Manifest, Terms, load_manifest, make_manifest, preview_manifest
@@ -287,14 +290,14 @@ def test_every_trial_that_was_ever_submitted_or_trained_is_known_in_that_order()
 
 # ---------------------------------------------------------------- failures
 def test_a_failure_for_people_is_recorded_without_a_traceback(trial: TrialDir) -> None:
-    with pytest.raises(WorkError), jobs.recorded_failure(trial, "train"):
+    with pytest.raises(WorkError), recorded_failure(trial, "train"):
         raise WorkError("the loss became nan")
     record = read_json(trial.failure)
     assert (record["stage"], record["message"], record["traceback"]) == ("train", "the loss became nan", None)
 
 
 def test_an_unexpected_failure_is_recorded_with_its_traceback(trial: TrialDir) -> None:
-    with pytest.raises(ZeroDivisionError), jobs.recorded_failure(trial, "evaluate"):
+    with pytest.raises(ZeroDivisionError), recorded_failure(trial, "evaluate"):
         _ = 1 / 0
     record = read_json(trial.failure)
     assert record["message"] == "ZeroDivisionError: division by zero" and __file__ in record["traceback"]
@@ -302,14 +305,14 @@ def test_an_unexpected_failure_is_recorded_with_its_traceback(trial: TrialDir) -
 
 def test_the_next_attempt_removes_the_failure_of_the_last_one(trial: TrialDir) -> None:
     write_json(trial.failure, {"stage": "train", "message": "old"})
-    with jobs.recorded_failure(trial, "train"):
+    with recorded_failure(trial, "train"):
         assert not trial.failure.exists()
     assert not trial.failure.exists()
 
 
 def test_an_evaluation_without_a_model_leaves_the_reason_that_training_gave(trial: TrialDir) -> None:
     write_json(trial.failure, {"stage": "train", "message": "the loss became nan"})
-    with pytest.raises(WorkError), jobs.recorded_failure(trial, "evaluate"):
+    with pytest.raises(WorkError), recorded_failure(trial, "evaluate"):
         raise WorkError("not trained")
     assert read_json(trial.failure)["message"] == "the loss became nan"
 
@@ -317,33 +320,33 @@ def test_an_evaluation_without_a_model_leaves_the_reason_that_training_gave(tria
 def test_an_evaluation_of_a_trained_model_replaces_an_older_failure(trial: TrialDir, config: Config) -> None:
     write_json(trial.failure, {"stage": "evaluate", "message": "old"})
     set_trained(trial, config)
-    with pytest.raises(WorkError), jobs.recorded_failure(trial, "evaluate"):
+    with pytest.raises(WorkError), recorded_failure(trial, "evaluate"):
         raise WorkError("new")
     assert read_json(trial.failure)["message"] == "new"
 
 
 def test_a_training_without_features_leaves_the_reason_that_extraction_gave(trial: TrialDir) -> None:
     write_json(trial.failure, {"stage": "extract", "message": "table.csv, line 9: cannot be read"})
-    with pytest.raises(MissingFeatures), jobs.recorded_failure(trial, "train"):
+    with pytest.raises(MissingFeatures), recorded_failure(trial, "train"):
         raise MissingFeatures("these features are not there")
     assert trial_state(trial).reason == "extract: table.csv, line 9: cannot be read; not trained"
 
 
 def test_a_training_with_features_does_not_blame_an_extraction_of_the_past(trial: TrialDir) -> None:
     write_json(trial.failure, {"stage": "extract", "message": "long ago"})
-    with pytest.raises(WorkError), jobs.recorded_failure(trial, "train"):
+    with pytest.raises(WorkError), recorded_failure(trial, "train"):
         raise WorkError("the loss became nan")
     assert read_json(trial.failure)["message"] == "the loss became nan"
 
 
 def test_a_trial_that_another_job_has_taken_over_has_not_failed(trial: TrialDir) -> None:
-    with pytest.raises(TakenOver), jobs.recorded_failure(trial, "train"):
+    with pytest.raises(TakenOver), recorded_failure(trial, "train"):
         raise TakenOver("another job has it")
     assert not trial.failure.exists()
 
 
 def test_being_told_to_stop_is_no_failure(trial: TrialDir) -> None:
-    with pytest.raises(Interrupted), jobs.recorded_failure(trial, "train"):
+    with pytest.raises(Interrupted), recorded_failure(trial, "train"):
         raise Interrupted("told to stop")
     assert not trial.failure.exists()
 
@@ -412,8 +415,8 @@ def test_a_training_out_of_time_asks_to_be_queued_again_and_is_no_failure(traini
     training(stop_when_signalled(WALLTIME_SIGNAL, checkpoint=True))
     (trial,) = load().trials
     with pytest.raises(RunAgain):
-        jobs.train_trials([trial])
-    assert not jobs.trial_dir(trial).failure.exists()
+        train_trials([trial])
+    assert not trial_dir(trial).failure.exists()
     made = make_manifest(load(), load().trials)
     with pytest.raises(SystemExit) as caught:
         jobs.train(str(made.path), 0)
@@ -425,14 +428,14 @@ def test_a_training_that_came_no_further_before_its_time_was_over_is_not_queued_
     training(stop_when_signalled(WALLTIME_SIGNAL))
     (trial,) = load().trials
     with pytest.raises(OutOfTime, match="not one epoch"):
-        jobs.train_trials([trial])
-    assert "not one epoch fits into the walltime" in trial_state(jobs.trial_dir(trial)).reason
+        train_trials([trial])
+    assert "not one epoch fits into the walltime" in trial_state(trial_dir(trial)).reason
 
 
 def test_a_training_told_to_stop_for_another_reason_does_not_ask_to_be_queued_again(training: Any) -> None:
     training(stop_when_signalled(signal.SIGTERM))
     with pytest.raises(Interrupted) as caught:
-        jobs.train_trials(load().trials)
+        train_trials(load().trials)
     assert not isinstance(caught.value, RunAgain)
 
 
@@ -445,7 +448,7 @@ def test_a_signal_during_one_trials_last_epoch_is_not_lost_on_the_next_trial(tra
 
     training(end_normally)
     with pytest.raises(RunAgain, match="before"):
-        jobs.train_trials(load("seed=0,1").trials)
+        train_trials(load("seed=0,1").trials)
     assert trained == [0]
 
 
@@ -501,10 +504,10 @@ def test_a_job_whose_time_went_to_earlier_trials_is_queued_again_for_the_one_it_
     training(run)
     trials = load("seed=0,1").trials
     with pytest.raises(RunAgain):
-        jobs.train_trials(trials)
+        train_trials(trials)
     training(lambda config, folder, flag: run(config, folder, flag) if config.seed else None)
     with pytest.raises(OutOfTime):  # the first one is trained already: this attempt had all the time
-        jobs.train_trials(trials)
+        train_trials(trials)
 
 
 # ---------------------------------------------------------------- signals to stages without a checkpoint
@@ -514,7 +517,8 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as submitit does: it swallows S
 signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 from pathlib import Path
 from pipeline.launch.jobs import jobs
-from pipeline.disk.layout import root, write_text
+from pipeline.disk.layout import root
+from pipeline.disk.writing import write_text
 from pipeline.stages import collect, evaluate, extract
 def work(*_, **__):
     if "more" in sys.argv:
@@ -548,7 +552,7 @@ def test_an_extraction_out_of_time_asks_to_be_queued_again_and_is_no_failure() -
 def test_what_is_half_written_or_held_is_no_progress_of_an_extraction() -> None:
     """It is there in each attempt that is cut off at the same place."""
     store = features_root(load().config) / "key"
-    before = jobs._n_records(load().config)
+    before = _n_records(load().config)
     for name in (
         ".shard-00000-of-00002.json.0123456789ab.tmp",
         "shard-00000-of-00002.safetensors",
@@ -556,9 +560,9 @@ def test_what_is_half_written_or_held_is_no_progress_of_an_extraction() -> None:
     ):
         write_text(store / name, "")
     write_text(store / ".manifest.json", "")
-    assert jobs._n_records(load().config) == before
+    assert _n_records(load().config) == before
     write_text(store / "shard-00000-of-00002.json", "")
-    assert jobs._n_records(load().config) == before + 1
+    assert _n_records(load().config) == before + 1
 
 
 def test_an_extraction_that_came_no_further_before_its_time_was_over_is_not_queued_again() -> None:
@@ -585,7 +589,7 @@ def test_out_of_time_no_other_evaluation_is_begun(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(pipeline.stages, "evaluate", types.SimpleNamespace(run=evaluate), raising=False)
     with pytest.raises(OutOfTime):
-        jobs.evaluate_trials(load("seed=0,1,2").trials)
+        evaluate_trials(load("seed=0,1,2").trials)
     assert begun == [0]
 
 
@@ -695,7 +699,7 @@ def test_chunks_hold_every_trial_once_and_none_is_longer_than_slurm_allows(n: in
 def test_the_tasks_of_a_submission_are_worked_out_once() -> None:
     """They are looked up for each line of the queue: made anew each time, ten thousand trials take minutes."""
     made = preview_manifest(load(), load().trials, Terms())
-    assert made.tasks is made.tasks
+    assert made.job_tasks is made.job_tasks
 
 
 def queue_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
@@ -724,11 +728,11 @@ def test_what_slurm_has_queued_is_known_by_trial_and_not_submitted_again(
         "somebody-elses|47|N/A|PENDING|None",
     )
     how = first[0].config.evaluate.model_dump(mode="json")
-    assert queue.queued_trials(parts.Parts(experiment.dir), queue.my_tasks()) == {
+    assert queue.queued_trials(parts.Parts(experiment.dir), queue.my_job_tasks()) == {
         first[1].name: queue.Queued(first[1].name, how, "train", "41_1", "running"),
         first[3].name: queue.Queued(first[3].name, how, "train", "43", "pending"),
     }
-    states = plan.plan(experiment)
+    states = plan.plan(experiment)[1]
     assert [state.state for state in states] == ["missing", "running", "missing", "queued", "missing", "missing"]
     assert states[1].reason == "train: job 41_1, running"
     submit.submit(experiment, submit.Request(dry_run=True))
@@ -742,8 +746,8 @@ def test_a_job_that_evaluates_in_another_way_does_not_do_what_is_asked_for_now(
     experiment = load()
     made = make_manifest(experiment, experiment.trials)
     queue_holds(tmp_path, monkeypatch, f"{parts.job_name(made, 'train')}|41|N/A|PENDING|None")
-    assert [state.state for state in plan.plan(experiment)] == ["queued"]
-    assert [state.state for state in plan.plan(load("evaluate.split=validation"))] == ["missing"]
+    assert [state.state for state in plan.plan(experiment)[1]] == ["queued"]
+    assert [state.state for state in plan.plan(load("evaluate.split=validation"))[1]] == ["missing"]
 
 
 def test_the_manifest_of_a_long_queue_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -751,7 +755,7 @@ def test_the_manifest_of_a_long_queue_is_read_once(tmp_path: Path, monkeypatch: 
     name = parts.job_name(make_manifest(experiment, experiment.trials), "train")
     queue_holds(tmp_path, monkeypatch, *(f"{name}|41|{i}|PENDING|None" for i in range(8)))
     monkeypatch.setattr(parts, "load_manifest", lambda path: reads.append(path) or load_manifest(path))
-    assert len(queue.queued_trials(parts.Parts(experiment.dir), queue.my_tasks())) == 8 and len(reads) == 1
+    assert len(queue.queued_trials(parts.Parts(experiment.dir), queue.my_job_tasks())) == 8 and len(reads) == 1
 
 
 def test_the_number_of_a_refused_submission_is_not_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -772,7 +776,7 @@ def test_a_squeue_that_fails_stops_a_submission_and_not_a_plan(
     fake_command(tmp_path / "bin", "squeue", "echo 'Unable to contact slurm controller' >&2; exit 1", monkeypatch)
     with pytest.raises(WorkError, match="Unable to contact"):
         submit.submit(load(), submit.Request())
-    assert [state.state for state in plan.plan(load())] == ["missing"]
+    assert [state.state for state in plan.plan(load())[1]] == ["missing"]
     assert "what is queued is not known" in capsys.readouterr().err
 
 

@@ -22,18 +22,13 @@ from pipeline.disk.layout import (
     PROJECT,
     ExperimentDir,
     all_experiments,
-    atomic_folder,
-    atomic_path,
     experiment_dir,
     features_root,
-    read_json,
     root,
     store_dir,
     trained_root,
-    write_bytes,
-    write_json,
-    write_text,
 )
+from pipeline.disk.writing import atomic_folder, atomic_path, read_json, write_bytes, write_json, write_text
 from pipeline.errors import UserError
 
 
@@ -153,7 +148,7 @@ def test_writing_nothing_is_an_error_and_not_a_lost_file(tmp_path: Path) -> None
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pipeline.disk.layout import atomic_path
+from pipeline.disk.writing import atomic_path
 with atomic_path(Path(sys.argv[1])) as temporary:
     temporary.write_text("half of the n")
     if sys.argv[2] == "before the rename":

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.disk.attempts import read_attempts
-from pipeline.disk.layout import PROJECT, read_json
+from pipeline.disk.layout import PROJECT
+from pipeline.disk.writing import read_json
 from tests.conftest import Assets, carabid, hear_ctrl_c
 from tests.small import image_files
 

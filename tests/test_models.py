@@ -15,7 +15,8 @@ from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
 from pipeline.config.identity import token_kind
 from pipeline.config.trial import Config
-from pipeline.disk.layout import TrialDir, write_text
+from pipeline.disk.layout import TrialDir
+from pipeline.disk.writing import write_text
 from pipeline.errors import UserError, WorkError
 from pipeline.features.forward import compute_features
 from pipeline.models.learner import (

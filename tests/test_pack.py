@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.disk.attempts import read_attempts
-from pipeline.disk.layout import PROJECT, TrialDir, read_json
+from pipeline.disk.layout import PROJECT, TrialDir
+from pipeline.disk.writing import read_json
 from pipeline.errors import REQUEUE_STATUS
 from pipeline.experiments.reading import load_experiment
 from pipeline.launch.jobs import jobs, pack

@@ -15,7 +15,8 @@ from pipeline.backbones import load_backbone
 from pipeline.cli import app
 from pipeline.config.identity import config_hash
 from pipeline.config.trial import Config
-from pipeline.disk.layout import TrialDir, write_json, write_text
+from pipeline.disk.layout import TrialDir
+from pipeline.disk.writing import write_json, write_text
 from pipeline.errors import UserError, WorkError
 from pipeline.experiments.reading import dump_config
 from pipeline.models.metadata import Names

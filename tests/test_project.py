@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -13,7 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.config.kinds import Kind
+from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT
+from pipeline.experiments.cluster import Profile
 
 PYPROJECT: dict[str, Any] = tomllib.loads((PROJECT / "pyproject.toml").read_text())
 MODULES = sorted((PROJECT / "pipeline").rglob("*.py"))
@@ -90,19 +94,23 @@ def test_everything_that_the_package_imports_is_a_declared_dependency() -> None:
         "plain",
         "platform_side",
     }
-    used = {name.partition(".")[0] for path in MODULES for name in imports(path)} - known
+    used = {name.partition(".")[0] for path in MODULES for name in imports(parsed(path))} - known
     assert {distributions.get(name, name.replace("_", "-")) for name in used} <= set(declared())
 
 
 # ---------------------------------------------------------------- modules
-def imports(path: Path) -> list[str]:
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def imports(tree: ast.AST) -> list[str]:
     """Absolute names of imported modules (and of what is imported from them), in functions too."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
+            assert node.level == 0, f"relative import: {ast.unparse(node)}"
             found += [f"{node.module}.{alias.name}" for alias in node.names]
     return found
 
@@ -113,7 +121,7 @@ def name_of(path: Path) -> str:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_module_opens_with_a_docstring_that_says_what_lives_there(path: Path) -> None:
-    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    docstring = ast.get_docstring(parsed(path))
     assert docstring and len(docstring.split()) >= 4
 
 
@@ -159,38 +167,165 @@ def documented_order() -> list[set[str]]:
     """The lines of the list in docs/architecture.md, lowest first: the modules that stand on each."""
     text = (PROJECT / "docs" / "architecture.md").read_text()
     listed = text.partition("## The modules, top to bottom")[2].partition("\n## ")[0]
-    lines = re.findall(r"^    ([a-z]+(?:, [a-z]+)*)(?:  .*)?$", listed, re.M)
+    lines = re.findall(r"^    ([a-z]+(?:[,/] ?[a-z]+)*)(?:  .*)?$", listed, re.M)
     return [set(line.split(", ")) for line in reversed(lines)]
 
 
 LAYERS = documented_order()
 
 
+def room_of(name: str) -> str:
+    """The room of a module as the list has it: `pipeline.launch.jobs.pack` → launch/jobs, `pipeline.data.splits` → data."""
+    parts = name.split(".")[1:]
+    return "/".join(parts[:2]) if parts[0] == "launch" else parts[0]
+
+
 def layer(name: str) -> int:
     """The place of `pipeline.x.y`; the package itself (its version) is below all."""
-    part = name.split(".")[1]
-    numbers = [number for number, names in enumerate(LAYERS) if part in names]
+    numbers = [number for number, rooms in enumerate(LAYERS) if room_of(name) in rooms]
     return numbers[0] if numbers else -1
 
 
 def test_every_module_has_a_place_in_the_order() -> None:
-    parts = {name_of(path).split(".")[1] for path in MODULES if name_of(path) != "pipeline"}
-    assert parts == set().union(*LAYERS)
+    rooms = {room_of(name_of(path)) for path in MODULES if name_of(path) not in ("pipeline", "pipeline.launch")}
+    assert rooms == set().union(*LAYERS)
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if name_of(path) != "pipeline"], ids=name_of)
 def test_imports_point_down(path: Path) -> None:
     mine = name_of(path)
-    for name in imports(path):
+    for name in imports(parsed(path)):
         if name.startswith("pipeline."):
             assert layer(name) <= layer(mine), f"{mine} imports {name}"
+
+
+def graph() -> dict[str, set[str]]:
+    """Module → the modules of the package that it imports when it runs: not what is imported for types alone."""
+    modules = {name_of(path): path for path in MODULES}
+    found: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        tree = parsed(path)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                node.body = []
+        whole = {name for name in imports(tree) if name in modules}
+        parents = {name.rpartition(".")[0] for name in imports(tree) if name not in modules}
+        found[module] = (whole | (parents & modules.keys())) - {module}
+    return found
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """(What a module reaches is followed to the end: two that reach each other are in one circle.)"""
+    imported = graph()
+
+    def reached(module: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [module]
+        while waiting:
+            fresh = imported[waiting.pop()] - seen
+            seen |= fresh
+            waiting += fresh
+        return seen
+
+    reach = {module: reached(module) for module in imported}
+    circles = {frozenset({m, *(o for o in reach[m] if m in reach[o])}) for m in reach if m in reach[m]}
+    assert [sorted(circle) for circle in circles] == []
+
+
+# ---------------------------------------------------------------- size
+MOST_LINES, MOST_OF_A_MODULE, MOST_OF_A_FUNCTION, MEDIAN_FUNCTION = 22_934, 400, 40, 7
+
+
+def functions() -> dict[str, int]:
+    """Every function of the package → its lines, decorators left out."""
+    return {
+        f"{name_of(path)}:{node.lineno} {node.name}": (node.end_lineno or node.lineno) - node.lineno + 1
+        for path in MODULES
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+def test_the_package_has_no_more_lines_than_before_it_was_put_in_order() -> None:
+    assert sum(len(path.read_text().splitlines()) for path in MODULES) <= MOST_LINES
+
+
+def test_modules_are_short() -> None:
+    lengths = {name_of(path): len(path.read_text().splitlines()) for path in MODULES}
+    assert {name: n for name, n in lengths.items() if n > MOST_OF_A_MODULE} == {}
+
+
+def test_functions_are_short() -> None:
+    lengths = functions()
+    assert statistics.median(lengths.values()) <= MEDIAN_FUNCTION
+    assert {name: n for name, n in lengths.items() if n > MOST_OF_A_FUNCTION} == {}
+
+
+def test_a_newcomer_meets_few_names_at_the_top() -> None:
+    names = [path.name for path in (PROJECT / "pipeline").iterdir() if path.name != "__pycache__"]
+    assert len(names) <= 26, sorted(names)
+
+
+# ---------------------------------------------------------------- kinds
+ASKS = r"""label is (not )?None|"classes" in|isinstance\(.*(Learner|Classifier|Climatology|Boosting)"""
+"""What asks for the kind of truth, or of a model, by hand."""
+
+
+def test_only_tasks_data_and_configuration_ask_which_kind_of_truth_or_model_there_is() -> None:
+    elsewhere = [path for path in MODULES if room_of(f"{name_of(path)}.x") not in ("tasks", "data", "config")]
+    lines = [(name_of(path), line.strip()) for path in elsewhere for line in path.read_text().splitlines()]
+    assert [(name, line) for name, line in lines if re.search(ASKS, line)] == []
+
+
+def unions(schema: Any, name: str = "") -> dict[str, set[str]]:
+    """The fields of a configuration that come in kinds → the names of these, from its JSON schema."""
+    found: dict[str, set[str]] = {}
+    if isinstance(schema, dict):
+        if mapping := schema.get("discriminator", {}).get("mapping"):
+            found[name] = set(mapping)
+        for key, value in schema.items():
+            inner = name if key in ("items", "anyOf", "$defs", "properties", "default") else key
+            for field, kinds in unions(value, inner).items():
+                found[field] = found.get(field, set()) | kinds
+    return found
+
+
+def families() -> dict[str, set[str]]:
+    """Every union of the configuration and of cluster profiles, by the lower-case name of its field or family."""
+    found = unions(Config.model_json_schema()) | unions(Profile.model_json_schema())
+    found |= {family.__name__.lower(): set(family.kinds) for family in Kind.__subclasses__()}
+    return {name: kinds for name, kinds in found.items() if not any(kinds < other for other in found.values())}
+
+
+STAND_ALONE = ("pipeline.export.network", "pipeline.models.plain")
+"""Copied beside an exported model, to run without this package: they go by what its files say."""
+
+
+def asked_kind(node: ast.Compare, known: dict[str, set[str]]) -> str | None:
+    """The union whose `kind` is compared: told by what it is the kind of (`head.kind`), else by the names compared with."""
+    if not re.search(r"""(\bkind|\["kind"\])$""", ast.unparse(node.left).replace("'", '"')):
+        return None
+    owner = node.left.value if isinstance(node.left, ast.Attribute | ast.Subscript) else node.left
+    said = ast.unparse(owner).replace("'", '"').rpartition(".")[2].rpartition('["')[2].removesuffix('"]')
+    texts = {n.value for n in ast.walk(node.comparators[0]) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    named = [union for union, kinds in known.items() if texts and texts <= kinds]
+    return said if said in known else named[0] if named else None
+
+
+def test_each_comparison_of_a_kind_stands_in_one_module_of_each_union() -> None:
+    known, found = families(), dict[str, set[str]]()
+    for path in (path for path in MODULES if name_of(path) not in STAND_ALONE):
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Compare) and (union := asked_kind(node, known)):
+                found.setdefault(union, set()).add(name_of(path))
+    assert {union: sorted(modules) for union, modules in found.items() if len(modules) > 1} == {}
 
 
 @pytest.mark.parametrize("stage", ["extract", "train", "evaluate", "collect"])
 def test_a_stage_never_calls_another_stage(stage: str) -> None:
     """Every stage reads files and writes files: killing one and running it again is always enough."""
     others = {f"pipeline.stages.{other}" for other in ("extract", "train", "evaluate", "collect", "fetch")}
-    names = set(imports(PROJECT / "pipeline" / "stages" / f"{stage}.py"))
+    names = set(imports(parsed(PROJECT / "pipeline" / "stages" / f"{stage}.py")))
     assert not {name for name in names if any(name == o or name.startswith(f"{o}.") for o in others)}
 
 

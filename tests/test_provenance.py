@@ -11,8 +11,9 @@ import pytest
 
 from pipeline.config.trial import Config
 from pipeline.disk import provenance
-from pipeline.disk.layout import experiment_dir, read_json, write_json
+from pipeline.disk.layout import experiment_dir
 from pipeline.disk.provenance import code_version, installed_version, loaded_code
+from pipeline.disk.writing import read_json, write_json
 from pipeline.stages import evaluate, extract, train
 from tests.test_project import declared
 

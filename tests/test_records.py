@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from pipeline.backbones import load_backbone
 from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset, known_signature
-from pipeline.disk.layout import read_json, store_dir, write_json, write_text
+from pipeline.disk.layout import store_dir
+from pipeline.disk.writing import read_json, write_json, write_text
 from pipeline.errors import UserError
 from pipeline.features.hashes import (
     Basis,

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from pipeline.config.identity import config_hash
-from pipeline.disk.layout import PROJECT, all_experiments, read_json, write_json, write_text
+from pipeline.disk.layout import PROJECT, all_experiments
+from pipeline.disk.writing import read_json, write_json, write_text
 from pipeline.errors import UserError
 from pipeline.experiments.reading import Experiment, Trial, dump_config, load_experiment
 from pipeline.launch.manifest.manifest import make_manifest

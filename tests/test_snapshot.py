@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.disk import provenance
-from pipeline.disk.layout import PROJECT, ExperimentDir, read_json
+from pipeline.disk.layout import PROJECT, ExperimentDir
+from pipeline.disk.writing import read_json
 from pipeline.launch.manifest import snapshot
 from pipeline.launch.manifest.snapshot import take_snapshot
 from tests.conftest import Assets
@@ -96,7 +97,7 @@ def test_a_new_module_is_part_of_it(take: Callable[[], Path], checkout: Path) ->
 def test_a_snapshot_names_the_commit_and_the_edits_that_it_is_of(take: Callable[[], Path], checkout: Path) -> None:
     clean, commit = read_json(take() / "code.json"), git(checkout, "rev-parse", "HEAD")
     assert clean == {"commit": commit, "dirty": False, "diff": "", "new_files": []}
-    with (checkout / "pipeline" / "cli.py").open("a") as file:
+    with (checkout / "pipeline" / "cli" / "__init__.py").open("a") as file:
         file.write("# an edit\n")
     dirty = read_json(take() / "code.json")
     assert dirty["commit"] == commit and dirty["dirty"] and "+# an edit" in dirty["diff"]
@@ -136,14 +137,14 @@ def test_an_edit_after_the_submission_neither_changes_nor_kills_what_is_queued(
     assets: Assets, environ: Path, checkout: Path
 ) -> None:
     commit = git(checkout, "rev-parse", "HEAD")
-    with (checkout / "pipeline" / "cli.py").open("a") as file:
+    with (checkout / "pipeline" / "cli" / "__init__.py").open("a") as file:
         file.write("# submitted with this edit\n")
     overrides = (*assets.overrides("frozen"), "seed=0,1", "train.epochs=1", *NO_GPU, *SMALL)
     nodes = ["scontrol", "update", "nodename=n1,n2"]
     subprocess.run([*nodes, "state=drain", "reason=wait"], check=True)
     try:
         jobs = re.findall(r"job (\d+)$", submit(checkout, environ, *overrides), re.M)
-        for module in ("stages/train.py", "launch/jobs.py", "provenance.py"):
+        for module in ("stages/train.py", "launch/jobs/jobs.py", "disk/provenance.py"):
             (checkout / "pipeline" / module).write_text(BREAK)
     finally:
         subprocess.run([*nodes, "state=resume"], check=True)

@@ -21,7 +21,7 @@ from pipeline.features.bank import make_bank
 from pipeline.features.key import Ingredients
 from pipeline.features.staging import StagedStore, node_folder, staged
 from pipeline.features.store import FeatureStore, open_key
-from pipeline.launch.jobs.jobs import trial_dir
+from pipeline.launch.jobs.trials import trial_dir
 from pipeline.stages import evaluate, extract, train
 from tests.conftest import Assets
 from tests.small import start

@@ -15,8 +15,9 @@ from pipeline.backbones import load_backbone
 from pipeline.config.identity import config_hash
 from pipeline.config.resources import Paths, Resources
 from pipeline.data.dataset import known_signature
-from pipeline.disk.layout import PROJECT, ExperimentDir, TrialDir, write_json, write_text
+from pipeline.disk.layout import PROJECT, ExperimentDir, TrialDir
 from pipeline.disk.lease import Lease
+from pipeline.disk.writing import write_json, write_text
 from pipeline.experiments.explain import field_names
 from pipeline.experiments.reading import Experiment, dump_config, load_experiment
 from pipeline.features.hashes import data_record, known_feature_key, weights_record
@@ -27,6 +28,11 @@ from pipeline.reporting.state import Sources, TrialState, planned_trials, trial_
 from pipeline.tasks import load_task
 
 FROZEN = PROJECT / "configs" / "beetles" / "frozen.yaml"
+
+
+def planned(experiment: Experiment) -> list[TrialState]:
+    """The states that `carabid plan` shows."""
+    return plan(experiment)[1]
 
 
 @pytest.fixture
@@ -206,7 +212,7 @@ NOT_RUN = ("missing", "not run")
 
 
 def reasons(experiment: Experiment) -> list[tuple[str, str]]:
-    return [(found.state, found.reason) for found in plan(experiment)]
+    return [(found.state, found.reason) for found in planned(experiment)]
 
 
 def test_a_trial_whose_configuration_was_edited_is_stale_and_says_what_was(edited: Path) -> None:
@@ -295,7 +301,7 @@ def test_where_more_older_trials_lie_than_can_be_compared_quickly_none_is(
     real = plan_module.saved_science
     monkeypatch.setattr(plan_module, "saved_science", lambda path: read.append(path) or real(path))
     monkeypatch.setattr(plan_module, "MAX_COMPARED", most)
-    assert [found.state for found in plan(load_experiment(edited, ["optim.lr=3,4"]))] == [expected] * 2
+    assert [found.state for found in planned(load_experiment(edited, ["optim.lr=3,4"]))] == [expected] * 2
     assert len(read) == (2 if most > 1 else 0)
 
 

@@ -22,7 +22,8 @@ from PIL import Image
 
 from pipeline.config.training import Select
 from pipeline.config.trial import Config
-from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir, read_json
+from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir
+from pipeline.disk.writing import read_json
 from pipeline.errors import Interrupted, MissingFeatures, UserError, WorkError
 from pipeline.experiments.reading import load_experiment
 from pipeline.models.saved import make_model

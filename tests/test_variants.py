@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.identity import config_hash
 from pipeline.config.trial import Config
-from pipeline.disk.layout import write_text
+from pipeline.disk.writing import write_text
 from pipeline.errors import UserError
 from pipeline.experiments.reading import Experiment, dump_config, load_config, load_experiment
 from pipeline.launch.manifest.manifest import Terms, make_manifest, preview_manifest, sharing_features

@@ -34,7 +34,7 @@ from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 from pipeline.backbones.base import Backbone, Tail, seeded
 from pipeline.backbones.dinov2 import Dinov2Backbone
 from pipeline.backbones.open_clip import OpenClipBackbone
-from pipeline.disk.layout import atomic_folder, write_json
+from pipeline.disk.writing import atomic_folder, write_json
 
 OPEN_CLIP: dict[str, Any] = {
     "embed_dim": 64,

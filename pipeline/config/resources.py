@@ -55,7 +55,7 @@ class Resources(Section):
     evaluate: EvaluateJob = EvaluateJob()
     collect: CollectJob = CollectJob()
     extract_tasks: Positive = 1
-    """Tasks of the extraction's array."""
+    """Job tasks of the extraction's array."""
     extract_batch: Positive = 64
     """Images a forward pass in extraction and in evaluation from images."""
     decode_threads: Positive = 4

@@ -28,13 +28,13 @@ Loaded = Tensor | BadImage
 
 
 @dataclass(frozen=True)
-class Batch:
+class DecodedImages:
     """Some images of a data set, ready for the network."""
 
     positions: Sequence[int]
     """Rows of `Dataset.table`."""
     images: Tensor
-    """[B, 3, H, W] fp32 on the CPU; zeros for a bad image."""
+    """[B, …] fp32 on the CPU, as the backbone's transform gives them (mostly [B, 3, H, W]); zeros for a bad image."""
     bad: dict[int, str]
     """Position of each image that could not be read → why, naming file, row and column."""
 
@@ -50,7 +50,7 @@ def load_batches(
     threads: int,
     hashes: Sequence[str] | None = None,
     keep_bad: bool = False,
-) -> Generator[Batch]:
+) -> Generator[DecodedImages]:
     """One batch per chunk of positions, in order; chunks are asked for as they are needed.
 
     `hashes` [n] are what `content_of` the images should be ("" for one that is not there). Raises ChangedImage where
@@ -64,7 +64,7 @@ def load_batches(
 
 
 def blank_for(transform: Callable[[Image.Image], Tensor]) -> Tensor:
-    """Zeros of the shape [3, H, W] that a transform gives: what stands in a batch for a bad image."""
+    """Zeros of the shape that a transform gives (mostly [3, H, W]): what stands in a batch for a bad image."""
     return torch.zeros_like(transform(Image.new("RGB", (64, 64))))
 
 
@@ -74,8 +74,8 @@ def prepare_batches(
     blank: Tensor,
     threads: int,
     keep_bad: bool,
-) -> Generator[Batch]:
-    """`load_batches` of whatever `load` makes of a position, [3, H, W]; it is called by threads, and raises BadImage."""
+) -> Generator[DecodedImages]:
+    """`load_batches` of whatever `load` makes of a position, shaped as `blank`; threads call it, and it raises BadImage."""
 
     def try_load(i: int) -> Loaded:
         try:
@@ -107,15 +107,14 @@ def _read(dataset: Dataset, i: int, sha256: str | None) -> Image.Image:
             raise ChangedImage(f"{error} It could be read when the data were hashed.") from error
         raise
     if sha256 is not None and content_of(encoded) != sha256:
-        raise ChangedImage(f"{dataset.where(i)}: {_parts(dataset)} not what was there when the data were hashed.")
+        what = "the image is" if len(dataset.image_columns) == 1 else "image, colour card or scale bar is"
+        raise ChangedImage(f"{dataset.where(i)}: {what} not what was there when the data were hashed.")
     return dataset.decode(i, encoded)
 
 
-def _parts(dataset: Dataset) -> str:
-    return "the image is" if len(dataset.image_columns) == 1 else "image, colour card or scale bar is"
-
-
-def _batch(positions: Sequence[int], futures: Sequence[Future[Loaded]], blank: Tensor) -> Batch:
+def _batch(positions: Sequence[int], futures: Sequence[Future[Loaded]], blank: Tensor) -> DecodedImages:
     loaded = [future.result() for future in futures]
     bad = {i: str(image) for i, image in zip(positions, loaded, strict=True) if isinstance(image, BadImage)}
-    return Batch(positions, torch.stack([image if isinstance(image, Tensor) else blank for image in loaded]), bad)
+    return DecodedImages(
+        positions, torch.stack([image if isinstance(image, Tensor) else blank for image in loaded]), bad
+    )

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.disk.layout import read_json, write_json
 from pipeline.disk.provenance import job_id
+from pipeline.disk.writing import read_record, write_json
 
 SHARED_BY = "CARABID_SHARED_BY"
 """Environment variable: how many trials run side by side on the GPUs of this process."""
@@ -28,7 +28,7 @@ class Attempt:
     """One process that worked at a stage of a trial."""
 
     job: str | None
-    """Slurm's `41`, or `41_3` for a task of an array."""
+    """Slurm's `41`, or `41_3` for a job task."""
     restart: int
     """How often Slurm had queued that job again by then."""
     node: str
@@ -118,8 +118,5 @@ class Attempts:
 
 
 def _earlier(path: Path, identity: str) -> list[Attempt]:
-    with suppress(OSError, ValueError):
-        record = read_json(path)
-        if isinstance(record, dict) and record.get("identity") == identity:
-            return read_attempts(record)
-    return []
+    record = read_record(path)
+    return read_attempts(record) if record.get("identity") == identity else []

@@ -25,9 +25,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from pipeline.disk.provenance import job_id, now
 
 BEATS = 6
 """Beats in the time after which a silent owner counts as dead."""
@@ -173,13 +174,13 @@ class _Watch:
         if number == 0 or _parse(content).get("beat") == RELEASED:
             return True
         if is_gone(_parse(content)):
-            _say(f"{self._lease.path}: taking over from {_name(content)}, which is gone")
+            _log(f"{self._lease.path}: taking over from {_name(content)}, which is gone")
             return True
         self._look((number, content))
         if self._silence < self._lease.seconds:
             self._tell(number, f"waits for {_name(content)}")
             return False
-        _say(f"{self._lease.path}: taking over from {_name(content)}, silent for {self._lease.seconds:g} s")
+        _log(f"{self._lease.path}: taking over from {_name(content)}, silent for {self._lease.seconds:g} s")
         return True
 
     def _look(self, seen: tuple[int, str]) -> None:
@@ -191,7 +192,7 @@ class _Watch:
 
     def _tell(self, number: int, text: str) -> None:
         if number != self._told:
-            _say(f"{self._lease.path}: {text}")
+            _log(f"{self._lease.path}: {text}")
         self._told = number
 
 
@@ -235,14 +236,12 @@ def _process_space() -> str:
 
 
 def _describe_self() -> dict[str, str | int]:
-    job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID", ""))
-    array = os.environ.get("SLURM_ARRAY_TASK_ID")
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "space": _process_space(),
-        "job": f"{job}_{array}" if array else job,
-        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "job": job_id() or "",
+        "since": now(),
         "id": uuid.uuid4().hex,
     }
 
@@ -255,5 +254,5 @@ def _name(content: str) -> str:
     return f"process {fields['pid']} on {fields['host']}{job} (since {fields['since']})"
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

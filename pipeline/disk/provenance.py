@@ -24,37 +24,13 @@ from pipeline.disk.layout import PROJECT
 from pipeline.disk.secrets import hide
 
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "open_clip_torch",
-    "transformers",
-    "timm",
-    "peft",
-    "datasets",
-    "huggingface_hub",
-    "safetensors",
-    "scikit-learn",
-    "skops",
-    "lightgbm",
-    "scipy",
-    "numpy",
-    "pandas",
-    "pyarrow",
-    "pillow",
-    "submitit",
-)
+    "torch", "torchvision", "open_clip_torch", "transformers", "timm", "peft", "datasets", "huggingface_hub", "safetensors",
+    "scikit-learn", "skops", "lightgbm", "scipy", "numpy", "pandas", "pyarrow", "pillow", "submitit",
+)  # fmt: skip
 SLURM_FIELDS = (
-    "JOB_ID",
-    "ARRAY_JOB_ID",
-    "ARRAY_TASK_ID",
-    "RESTART_COUNT",
-    "JOB_PARTITION",
-    "JOB_NAME",
-    "JOB_NODELIST",
-    "CPUS_PER_TASK",
-    "GPUS_ON_NODE",
-    "CLUSTER_NAME",
-)
+    "JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT", "JOB_PARTITION", "JOB_NAME", "JOB_NODELIST",
+    "CPUS_PER_TASK", "GPUS_ON_NODE", "CLUSTER_NAME",
+)  # fmt: skip
 MAX_DIFF = 100_000
 CODE = ("pipeline", "configs", "jobs")
 CODE_RECORD = "code.json"
@@ -110,7 +86,7 @@ def _code_at_first(project: Path) -> dict[str, Any]:
 
 
 def job_id() -> str | None:
-    """Id of the Slurm job that this process is part of: `41`, or `41_3` for a task of an array."""
+    """Id of the Slurm job that this process is part of: `41`, or `41_3` for a job task."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
 

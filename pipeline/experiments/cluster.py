@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -245,13 +245,13 @@ def _activation(profile: Profile) -> Iterator[str]:
         yield f'eval "$({environment.command} shell.bash hook)" && conda activate {shlex.quote(environment.name)}'
 
 
-def python_command(profile: Profile, code: Path, folders: Sequence[Path]) -> str:
-    """How a job starts Python, as shell code; `folders` are what it must see."""
+def python_command(profile: Profile, code: Path, folders: Callable[[], Sequence[Path]]) -> str:
+    """How a job starts Python, as shell code; `folders` tells, where that matters, what it must see."""
     environment = profile.environment
     if environment.kind == "uv":
         return shlex.join(["uv", "run", "--no-sync", "--project", _absolute(environment.project), "python"])
     if environment.kind == "apptainer":
-        binds = [f"--bind={folder}" for folder in dict.fromkeys((*map(str, folders), *environment.binds))]
+        binds = [f"--bind={folder}" for folder in dict.fromkeys((*map(str, folders()), *environment.binds))]
         return shlex.join(
             ["apptainer", "exec", "--nv", *binds, f"--pwd={code}", _absolute(environment.image), "python"]
         )

@@ -12,7 +12,7 @@ from time import monotonic
 
 from pipeline.errors import WorkError
 from pipeline.export.inputs import Row, make_inputs, modes, shuffled, write_table
-from pipeline.progress import say
+from pipeline.progress import log
 
 SCRIPT = "beetles_ingestion.py"
 SAME = 1e-4
@@ -31,7 +31,7 @@ def run_protocol(run: Run, largest: int) -> list[str]:
         work = Path(place)
         rows = make_inputs(work / "input", largest)
         events = len({row[-1] for row in rows})
-        say(f"predicting {events} events with {len(rows)} specimens, in two orders")
+        log(f"predicting {events} events with {len(rows)} specimens, in two orders")
         began = monotonic()
         first = _read(run(work, "first"))
         seconds = monotonic() - began

@@ -11,7 +11,7 @@ from time import monotonic
 
 from pipeline.errors import WorkError
 from pipeline.export.inputs import make_files
-from pipeline.progress import say
+from pipeline.progress import log
 
 SCRIPT = "butterflies_ingestion.py"
 Scores = dict[str, float]
@@ -26,7 +26,7 @@ def run_protocol(run: Run, largest: int) -> list[str]:
     """
     with tempfile.TemporaryDirectory(prefix="carabid-check-") as place:
         whole, broken = make_files(Path(place) / "input")
-        say(f"scoring {len(whole)} images and {len(broken)} broken ones, twice")
+        log(f"scoring {len(whole)} images and {len(broken)} broken ones, twice")
         began = monotonic()
         first = _read(run(Path(place), "first"))
         seconds = monotonic() - began

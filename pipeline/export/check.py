@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.amounts import format_bytes
-from pipeline.disk.layout import read_json
+from pipeline.disk.writing import read_json
 from pipeline.errors import UserError, WorkError
 from pipeline.export import beetles_protocol, butterflies_protocol
 from pipeline.export.clean import FORBIDDEN, Seen, environment, last_lines, look, run

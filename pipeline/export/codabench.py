@@ -31,7 +31,8 @@ from pipeline.config.head import ClassifierHead
 from pipeline.config.identity import token_kind
 from pipeline.config.trial import Config
 from pipeline.data import correction
-from pipeline.disk.layout import ExperimentDir, TrialDir, atomic_folder, atomic_path, read_json, write_json, write_text
+from pipeline.disk.layout import ExperimentDir, TrialDir
+from pipeline.disk.writing import atomic_folder, atomic_path, read_json, write_json, write_text
 from pipeline.errors import UserError, WorkError
 from pipeline.models import plain
 from pipeline.models.classifiers import Classifier, plain_arrays
@@ -41,7 +42,7 @@ from pipeline.models.outputs import MIN_SCALE, START, Categorical, LocationScale
 from pipeline.models.pooling import HIDDEN
 from pipeline.models.saved import Facts, Model, is_adapted, load_facts, load_model, read_trained
 from pipeline.reporting.results import hash_results
-from pipeline.stages.predict import find_ensemble, find_trial, trained_config
+from pipeline.stages.predict import ensemble_at, trained_config, trial_at
 
 Spec = dict[str, Any]
 State = dict[str, Tensor]
@@ -77,9 +78,9 @@ def export(trials: Sequence[Path], out: Path, zipped: bool, with_backbone: bool)
     target = out.with_name(f"{out.name}.zip") if zipped else out
     if (taken := next((path for path in (out, target) if path.exists()), None)) is not None:
         raise UserError(f"{taken} exists: name another --out, or remove it")
-    configs = [trained_config(find_trial(trial)) for trial in trials]
+    configs = [trained_config(trial_at(trial)) for trial in trials]
     backbone = _shared_backbone(trials, configs, with_backbone)
-    members = [_load(find_trial(trial), config, backbone) for trial, config in zip(trials, configs, strict=True)]
+    members = [_load(trial_at(trial), config, backbone) for trial, config in zip(trials, configs, strict=True)]
     _check_alike(members)
     with atomic_folder(out) as folder:
         _write(folder, members, backbone, with_backbone, calibration)
@@ -90,7 +91,7 @@ def export(trials: Sequence[Path], out: Path, zipped: bool, with_backbone: bool)
 
 def _members_of(trials: Sequence[Path]) -> tuple[Sequence[Path], Spec | None]:
     """The trials of an ensemble's folder and what calibrates them together; other folders as they are."""
-    ensembles = [found for trial in trials if (found := find_ensemble(trial)) is not None]
+    ensembles = [found for trial in trials if (found := ensemble_at(trial)) is not None]
     if ensembles and len(trials) > 1:
         raise UserError(f"{ensembles[0].path} is an ensemble: export it alone, or name the trials of all of them")
     if not ensembles:

@@ -21,9 +21,10 @@ from pipeline.config.data import Data
 from pipeline.config.identity import digest, token_kind
 from pipeline.config.trial import Config
 from pipeline.data.dataset import BadImage, Dataset, content_of, known_signature
-from pipeline.disk.layout import PROJECT, read_json, record_path, store_dir, write_json
+from pipeline.disk.layout import PROJECT, record_path, store_dir
 from pipeline.disk.lease import Lease
 from pipeline.disk.provenance import installed_version
+from pipeline.disk.writing import read_json, write_json
 from pipeline.errors import UserError, WorkError
 from pipeline.features.key import Ingredients
 

@@ -19,12 +19,13 @@ from pathlib import Path
 
 from pipeline.amounts import format_bytes
 from pipeline.config.trial import Config
-from pipeline.disk.layout import StoreDir, atomic_path, sweep
+from pipeline.disk.layout import StoreDir
 from pipeline.disk.lease import Lease
+from pipeline.disk.writing import atomic_path, sweep
 from pipeline.errors import UserError
 from pipeline.features.shard import DamagedShard
 from pipeline.features.store import READERS, FeatureStore
-from pipeline.progress import progress, say
+from pipeline.progress import log, progress
 
 VARIABLE = re.compile(r"\$(\w+)|\$\{([^}]*)\}")
 
@@ -40,7 +41,7 @@ class StagedStore(FeatureStore):
         again = list(self.unsound(range(self.n_shards)))
         self.origin.verify_shards(again)
         for number in again:
-            say(f"{self.path(number)} is damaged: it is copied again")
+            log(f"{self.path(number)} is damaged: it is copied again")
             copy(self.origin.path(number), self.path(number))
         self.verify_shards(again)
 
@@ -75,7 +76,7 @@ def staged(store: FeatureStore, config: Config) -> FeatureStore:
             if held:
                 _fill(copied)
     except OSError as error:
-        say(f"features are read from {store.dir.path}, and not copied to {copied.dir.path}: {error.strerror or error}")
+        log(f"features are read from {store.dir.path}, and not copied to {copied.dir.path}: {error.strerror or error}")
         return store
     return copied
 
@@ -109,7 +110,7 @@ def _fill(copied: StagedStore) -> None:
         for source in sources:  # a full disk is not to stay full of what nobody reads
             (copied.dir.path / source.name).unlink(missing_ok=True)
         raise
-    say(f"features/{origin.key}: copied to {copied.dir.path}")
+    log(f"features/{origin.key}: copied to {copied.dir.path}")
 
 
 def _check_room(folder: Path, sources: Sequence[Path]) -> None:

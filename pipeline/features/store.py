@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.config.trial import Config
-from pipeline.disk.layout import StoreDir, atomic_path, read_json, store_dir, write_json, write_tensors
+from pipeline.disk.layout import StoreDir, store_dir
+from pipeline.disk.writing import atomic_path, read_json, write_json, write_tensors
 from pipeline.errors import MissingFeatures, UserError
 from pipeline.features.key import FORMAT, Ingredients
 from pipeline.features.shard import DTYPES, DamagedShard, Shard, digest, read_header, sha256_of

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from pipeline.backbones.base import Tail
 from pipeline.config import encoder as cfg
-from pipeline.disk.layout import atomic_folder, write_json
+from pipeline.disk.writing import atomic_folder, write_json
 
 
 def add_adapter(tail: Tail, lora: cfg.Lora) -> PeftModel:

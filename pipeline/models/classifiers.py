@@ -31,7 +31,8 @@ from pipeline.config.head import (
     SgdHead,
     SvcHead,
 )
-from pipeline.disk.layout import TrialDir, atomic_path
+from pipeline.disk.layout import TrialDir
+from pipeline.disk.writing import atomic_path
 from pipeline.errors import WorkError
 from pipeline.models import plain
 from pipeline.models.learner import Predicted

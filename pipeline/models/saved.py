@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from pipeline.backbones.base import Backbone
 from pipeline.config.head import ClassifierHead
 from pipeline.config.trial import Config
-from pipeline.disk.layout import TrialDir, read_json, write_tensors
+from pipeline.disk.layout import TrialDir
+from pipeline.disk.writing import read_json, write_tensors
 from pipeline.errors import WorkError
 from pipeline.models.baselines import Boosting, Climatology
 from pipeline.models.classifiers import Classifier, load_classifier, save_classifier

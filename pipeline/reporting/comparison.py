@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.config.identity import digest
-from pipeline.disk.layout import ExperimentDir, TrialDir, read_json
+from pipeline.disk.layout import ExperimentDir, TrialDir
+from pipeline.disk.writing import read_json
 from pipeline.errors import UserError
 from pipeline.experiments.reading import saved_science
 from pipeline.metrics.intervals import central, draws

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.disk.attempts import read_attempts, restarts, spent
-from pipeline.disk.layout import ExperimentDir, TrialDir, read_json
+from pipeline.disk.layout import ExperimentDir, TrialDir
+from pipeline.disk.writing import read_json
 from pipeline.reporting.results import Row, cells_to_markdown, no_trials, print_cells
 
 HEADER = ("experiment", "trial", "state", "hours", "GPU-hours", "GPU", "restarts", "nodes", "jobs")

@@ -16,7 +16,8 @@ from typing import Any
 
 from pipeline.config.identity import flatten, science
 from pipeline.config.trial import Config
-from pipeline.disk.layout import ExperimentDir, TrialDir, read_json, trained_root
+from pipeline.disk.layout import ExperimentDir, TrialDir, trained_root
+from pipeline.disk.writing import read_json
 from pipeline.errors import UserError
 from pipeline.reporting.state import damaged, planned_trials, trial_config, trial_state
 

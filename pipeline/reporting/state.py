@@ -16,8 +16,9 @@ from pipeline.config.identity import config_hash, digest, images_of, token_kind
 from pipeline.config.own import content_hash
 from pipeline.config.trial import Config
 from pipeline.data.dataset import known_signature
-from pipeline.disk.layout import ExperimentDir, TrialDir, read_json
+from pipeline.disk.layout import ExperimentDir, TrialDir
 from pipeline.disk.lease import is_gone, owner
+from pipeline.disk.writing import read_json
 from pipeline.errors import UserError
 from pipeline.experiments.reading import Experiment, load_config
 from pipeline.features.hashes import Basis, basis_change, known_feature_key

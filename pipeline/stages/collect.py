@@ -4,9 +4,10 @@ there are several methods, a comparison of them."""
 from __future__ import annotations
 
 from pipeline.config.trial import Config
-from pipeline.disk.layout import ExperimentDir, experiment_dir, write_text
+from pipeline.disk.layout import ExperimentDir, experiment_dir
+from pipeline.disk.writing import write_text
 from pipeline.errors import UserError
-from pipeline.progress import say
+from pipeline.progress import log
 from pipeline.reporting.comparison import Candidate, candidates, compare, to_json, to_markdown
 from pipeline.reporting.results import Row, collect, to_csv
 from pipeline.stages.ensemble import update_ensembles
@@ -39,7 +40,7 @@ def _compare(experiment: ExperimentDir) -> None:
         try:
             comparison = compare(found)
         except UserError as error:
-            say(f"carabid: no comparison of methods: {error}")
+            log(f"carabid: no comparison of methods: {error}")
             break
         write_text(experiment.comparison_json, to_json(comparison) + "\n")
         write_text(experiment.comparison_md, to_markdown(comparison))

@@ -12,22 +12,16 @@ read; null for all others, and then width, height and embedding are null).
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
-from functools import cache, lru_cache, partial
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -39,28 +33,22 @@ from pipeline.config.identity import digest
 from pipeline.config.resources import Resources
 from pipeline.config.trial import Config
 from pipeline.data.dataset import BadImage, decode, in_short
-from pipeline.data.images import Batch, blank_for, prepare_batches
-from pipeline.device import choose_device, gpu_name, set_threads
-from pipeline.disk.layout import atomic_path
+from pipeline.data.images import blank_for, prepare_batches
+from pipeline.device import choose_device, set_threads
 from pipeline.disk.lease import Lease
 from pipeline.disk.provenance import now
 from pipeline.errors import NotFetched, UserError, WorkError
-from pipeline.features.forward import check_finite, compute_features
+from pipeline.features.embeddings import File, Rows, about_of, find_rows, part_paths, write_whole
+from pipeline.features.forward import compute_features
 from pipeline.features.hashes import WeightsRecord, weights_record
-from pipeline.progress import progress, say
+from pipeline.progress import log
+from pipeline.stages.encoding import check_weights, encoding
 
 FORMAT = 1
 """Version of what the files mean; another one is another identity."""
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
 PART_SECONDS = 60.0
 """A part is written when the last one is this old: so much work a kill costs."""
-ROWS = 8192
-"""Rows of a row group in FILE.parquet."""
-OPEN_PARTS = 4
-"""Parts in memory while FILE.parquet is written."""
-COLUMNS = ("file", "width", "height", "embedding", "error")
-OWN = b"carabid"
-"""Key of our metadata in a Parquet file."""
 NAMED: dict[str, Callable[[str], Backbone]] = {
     "hf-hub": lambda name: OpenClip(name=f"hf-hub:{name}"),
     "local-dir": lambda name: OpenClip(name=f"local-dir:{name}"),
@@ -85,34 +73,40 @@ class Request:
 
 
 @dataclass(frozen=True)
-class File:
-    """An image file: its path within the folder, its bytes and its time of change (ns). Equal: it has not changed."""
-
-    name: str
-    size: int
-    mtime: int
-
-
-@dataclass(frozen=True)
 class Work:
-    """What there is to embed, with what, and where it goes; `identity` is that of weights and transform."""
+    """What there is to embed, with what, and where it goes."""
 
     request: Request
     files: list[File]
     config: Config
     load: Callable[[], LoadedBackbone]
     """Loads the backbone when it is first needed."""
-    identity: str
+    weights: WeightsRecord
 
     @property
     def parts(self) -> Path:
         return self.request.out.with_name(f"{self.request.out.name}.parts")
 
     @property
+    def identity(self) -> str:
+        """Of weights and transform."""
+        weights = self.weights
+        return digest([FORMAT, self.config.backbone.kind, weights.architecture, weights.weights, weights.transform])
+
+    @property
     def about(self) -> dict[str, str]:
         """What FILE.parquet is of: equal values, equal content."""
         files = digest([[file.name, file.size, file.mtime] for file in self.files])
         return {"identity": self.identity, "files": files}
+
+    def where(self, i: int) -> str:
+        """The path of file i."""
+        return str(self.request.folder / self.files[i].name)
+
+    def told(self) -> dict[str, str]:
+        """What a part tells of itself."""
+        backbone = self.request.backbone
+        return {"identity": self.identity, "backbone": backbone, "carabid": __version__, "written": now()}
 
 
 def run(request: Request) -> None:
@@ -133,7 +127,7 @@ def run(request: Request) -> None:
         if held:
             _check_out(work)  # again: another process may have written it meanwhile
             _embed_missing(work, device)
-            n_bad = _write_whole(work)
+            n_bad = write_whole(request.out, work.parts, work.files, work.told() | work.about)
             shutil.rmtree(work.parts)
             bad = f"; {n_bad} of them cannot be read: see the column error" if n_bad else ""
             print(f"{request.out}: {len(work.files)} images{bad}", flush=True)
@@ -152,7 +146,7 @@ def prepare(request: Request) -> Work:
         weights = weights_record(config, load)
     except NotFetched as error:  # its advice is about experiments
         raise WorkError(f"{error.why} Run this where there is internet, and HF_HUB_OFFLINE is not set.") from error
-    return Work(request, files, config, load, _identity(config, weights))
+    return Work(request, files, config, load, weights)
 
 
 # ---------------------------------------------------------------- what is asked for
@@ -174,7 +168,7 @@ def parse_backbone(text: str) -> Backbone:
     if "dinov2" in text.lower():
         return Dinov2(kind="dinov2", name=text)
     if not colon:
-        say(f"--backbone {text}: without a tag its weights are random: write {text}:TAG for pretrained ones.")
+        log(f"--backbone {text}: without a tag its weights are random: write {text}:TAG for pretrained ones.")
     return OpenClip(name=prefix, pretrained=rest or None)
 
 
@@ -206,29 +200,15 @@ def _checked(name: str) -> str:
     return name
 
 
-def _identity(config: Config, weights: WeightsRecord) -> str:
-    made_of = [FORMAT, config.backbone.kind, weights.architecture, weights.weights, weights.transform]
-    return digest(made_of)
-
-
 # ---------------------------------------------------------------- what is there
-def _about(path: Path) -> dict[str, Any] | None:
-    """What a Parquet file says that it is of; None if it is none of ours."""
-    try:
-        about: dict[str, Any] = json.loads(pq.read_schema(path).metadata[OWN])
-        return about
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
-        return None
-
-
 def _is_done(work: Work) -> bool:
-    about = _about(work.request.out)
+    about = about_of(work.request.out)
     return about is not None and {name: about.get(name) for name in work.about} == work.about
 
 
 def _check_out(work: Work) -> None:
     """UserError for a file that is there and is not to be overwritten."""
-    out, about = work.request.out, _about(work.request.out)
+    out, about = work.request.out, about_of(work.request.out)
     if work.request.overwrite or not out.exists():
         return
     if about is None:
@@ -240,16 +220,12 @@ def _check_out(work: Work) -> None:
     raise UserError(f"{out} is there and {why}. Name another file with --out, or replace it with --overwrite.")
 
 
-def _parts(work: Work) -> list[Path]:
-    return sorted(work.parts.glob("part-*.parquet"))
-
-
 def _check_parts(work: Work) -> None:
     """Remove parts of another backbone if that is allowed, else UserError; and those that cannot be read."""
-    for path in _parts(work):
-        about = _about(path)
+    for path in part_paths(work.parts):
+        about = about_of(path)
         if about is None:
-            say(f"{path} is damaged: its images are embedded again")
+            log(f"{path} is damaged: its images are embedded again")
         elif about.get("identity") == work.identity:
             continue
         elif not work.request.overwrite:
@@ -260,127 +236,36 @@ def _check_parts(work: Work) -> None:
         path.unlink()
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the row of an image is: in which part, and there in which row; and whether the image is bad."""
-
-    part: Path
-    row: int
-    is_bad: bool
-
-
-def _places(work: Work) -> dict[File, Place]:
-    """Each file as it was when it was read → its row; the last one of a file that was read several times."""
-    found: dict[File, Place] = {}
-    for part in _parts(work):
-        table = pq.read_table(part, columns=["file", "size", "mtime", "error"])
-        cells = zip(*(column.to_pylist() for column in table.columns), strict=True)
-        found |= {File(*cell): Place(part, row, error is not None) for row, (*cell, error) in enumerate(cells)}
-    return found
-
-
 # ---------------------------------------------------------------- the work
-@dataclass
-class Rows:
-    """What is embedded and not yet written: a file's width and height, its embedding [E], or why it is bad."""
-
-    work: Work
-    embed_dim: int
-    files: list[File] = field(default_factory=list)
-    shapes: list[tuple[int, int] | None] = field(default_factory=list)
-    embeddings: list[NDArray[np.float32]] = field(default_factory=list)
-    errors: list[str | None] = field(default_factory=list)
-    since: float = field(default_factory=time.monotonic)
-
-    def add(self, file: File, shape: tuple[int, int] | None, embedding: NDArray[np.float32], error: str | None) -> None:
-        self.files.append(file)
-        self.shapes.append(None if error else shape)
-        self.embeddings.append(embedding)
-        self.errors.append(error)
-
-    def write(self) -> None:
-        """Write them as one more part, and forget them."""
-        if self.files:
-            last = max((int(path.stem.removeprefix("part-")) for path in _parts(self.work)), default=0)
-            with atomic_path(self.work.parts / f"part-{last + 1:06d}.parquet") as temporary:
-                pq.write_table(self._table(), temporary)
-        self.files, self.shapes, self.embeddings, self.errors = [], [], [], []
-        self.since = time.monotonic()
-
-    def _table(self) -> pa.Table:
-        bad = pa.array([error is not None for error in self.errors])
-        values = pa.array(np.concatenate(self.embeddings))
-        columns = {
-            "file": [file.name for file in self.files],
-            "width": [shape and shape[0] for shape in self.shapes],
-            "height": [shape and shape[1] for shape in self.shapes],
-            "embedding": pa.FixedSizeListArray.from_arrays(values, self.embed_dim, mask=bad),
-            "error": self.errors,
-            "size": [file.size for file in self.files],
-            "mtime": [file.mtime for file in self.files],
-        }
-        return pa.table(columns, _schema(self.embed_dim).with_metadata(_metadata(self.work)))
-
-
-def _schema(embed_dim: int) -> pa.Schema:
-    """Columns of a part; the last two are how the file was when it was read, and only in parts."""
-    embedding = pa.list_(pa.float32(), embed_dim)
-    kinds = {
-        "file": pa.string(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "embedding": embedding,
-        "error": pa.string(),
-    }
-    return pa.schema({**kinds, "size": pa.int64(), "mtime": pa.int64()})
-
-
-def _metadata(work: Work, **more: Any) -> dict[bytes, str]:
-    about = {
-        "identity": work.identity,
-        "backbone": work.request.backbone,
-        "carabid": __version__,
-        "written": now(),
-        **more,
-    }
-    return {OWN: json.dumps(about)}
-
-
 def _embed_missing(work: Work, device: torch.device) -> None:
     """Embed the files that no part has as they are now, and try the bad ones again; what is done stays if this is stopped."""
     _check_parts(work)
-    kept = _places(work)
+    kept = find_rows(work.parts)
     fresh = [i for i, file in enumerate(work.files) if file not in kept]
     bad = [i for i, file in enumerate(work.files) if file in kept and kept[file].is_bad]
     if not fresh and not bad:
         return
-    if _identity(work.config, weights_record(work.config, work.load, again=True)) != work.identity:
-        raise WorkError(f"The weights of {work.request.backbone} are not those on record. Run this again.")
+    check_weights(work.config, work.load, work.weights)
     n, size = len(fresh) + len(bad), work.request.batch_size
-    place = gpu_name(device) or "the CPU"
-    say(f"embed: {n} of {len(work.files)} images, {work.request.backbone}, on {place}")
-    chunks = [todo[k : k + size] for todo in (fresh, bad) for k in range(0, len(todo), size)]
-    began = time.monotonic()
-    _embed(work, device, chunks, n)
-    say(f"embed: {n} images, {n / (time.monotonic() - began):.1f} images/s on {place}")
+    log(f"embed: {n} of {len(work.files)} images, {work.request.backbone}")
+    _embed(work, device, [todo[k : k + size] for todo in (fresh, bad) for k in range(0, len(todo), size)])
 
 
-def _embed(work: Work, device: torch.device, chunks: list[list[int]], n: int) -> None:
+def _embed(work: Work, device: torch.device, chunks: list[list[int]]) -> None:
     backbone = work.load().to(device)
-    rows = Rows(work, backbone.embed_dim)
+    rows = Rows(work.parts, work.told(), backbone.embed_dim)
     shapes: dict[int, tuple[int, int]] = {}
     load = partial(_load, work, backbone, shapes)
     threads = work.config.resources.decode_threads
     batches = prepare_batches(load, chunks, blank_for(backbone.transform), threads, keep_bad=True)
-    with closing(batches), progress("embed", n) as advance:
+    shown = encoding("embed", sum(map(len, chunks)), device, lambda x: _features(work, backbone, x, device), work.where)
+    with closing(batches), shown as encode:
         try:
             for batch in batches:
-                features = _features(work, backbone, batch, device).numpy()
-                for i, embedding in zip(batch.positions, features, strict=True):
+                for i, embedding in zip(batch.positions, encode(batch).numpy(), strict=True):
                     rows.add(work.files[i], shapes.pop(i, None), embedding, batch.bad.get(i))
                 if time.monotonic() - rows.since >= PART_SECONDS:
                     rows.write()
-                advance(len(batch.positions))
         finally:
             rows.write()
 
@@ -388,7 +273,7 @@ def _embed(work: Work, device: torch.device, chunks: list[list[int]], n: int) ->
 def _load(work: Work, backbone: LoadedBackbone, shapes: dict[int, tuple[int, int]], i: int) -> Tensor:
     """One image as network input; its width and height go to `shapes`. Raises BadImage with what is wrong with it."""
     try:
-        image = decode((work.request.folder / work.files[i].name).read_bytes())
+        image = decode(Path(work.where(i)).read_bytes())
         shapes[i] = image.size
         return backbone.transform(image)
     except MemoryError:
@@ -397,37 +282,9 @@ def _load(work: Work, backbone: LoadedBackbone, shapes: dict[int, tuple[int, int
         raise BadImage(in_short(error)) from error
 
 
-def _features(work: Work, backbone: LoadedBackbone, batch: Batch, device: torch.device) -> Tensor:
-    """Embeddings [B, E] of a batch, on the CPU. Raises WorkError where they are not finite or do not fit on the GPU."""
+def _features(work: Work, backbone: LoadedBackbone, images: Tensor, device: torch.device) -> Tensor:
+    """Embeddings [B, E] of images as the network reads them. Raises WorkError where they do not fit on the GPU."""
     try:
-        features = compute_features(backbone, batch.images.to(device), "pooled").cpu()
+        return compute_features(backbone, images.to(device), "pooled")
     except torch.cuda.OutOfMemoryError as error:
         raise WorkError(f"{work.request.batch_size} images do not fit on the GPU: set --batch-size lower.") from error
-    check_finite(features, batch.positions, lambda i: str(work.request.folder / work.files[i].name))
-    return features
-
-
-def _write_whole(work: Work) -> int:
-    """Write FILE.parquet from the parts, in the order of the files; how many images are bad.
-
-    Some parts are in memory at a time: files are embedded in their order, so that most rows that follow one another are
-    in one part.
-    """
-    found = _places(work)
-    places = [found[file] for file in work.files]
-    read = lru_cache(OPEN_PARTS)(partial(pq.read_table, columns=list(COLUMNS)))
-    schema = read(places[0].part).schema.with_metadata(_metadata(work, files=work.about["files"]))
-    with atomic_path(work.request.out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for k in range(0, len(places), ROWS):
-            writer.write_table(_gather(places[k : k + ROWS], read).cast(schema))
-    return sum(place.is_bad for place in places)
-
-
-def _gather(places: Sequence[Place], read: Callable[[Path], pa.Table]) -> pa.Table:
-    """The rows at these places, in their order."""
-    by_part: dict[Path, list[int]] = {}
-    for i, place in enumerate(places):
-        by_part.setdefault(place.part, []).append(i)
-    taken = pa.concat_tables([read(part).take([places[i].row for i in of]) for part, of in by_part.items()])
-    order = np.argsort([i for of in by_part.values() for i in of])
-    return taken.take(pa.array(order))

@@ -17,16 +17,17 @@ from typing import Any
 import pandas as pd
 
 from pipeline.config.identity import digest
-from pipeline.disk.layout import ExperimentDir, TrialDir, atomic_folder, read_json, write_json, write_table
+from pipeline.disk.layout import ExperimentDir, TrialDir
+from pipeline.disk.writing import atomic_folder, read_json, write_json, write_table
 from pipeline.errors import UserError, WorkError
 from pipeline.experiments.reading import HASH_DIGITS, saved_science
 from pipeline.metrics.regression_report import Training
-from pipeline.progress import say
+from pipeline.progress import log
 from pipeline.reporting.results import common_name, hash_results
 from pipeline.tasks import load_task
 from pipeline.tasks.base import Kept, Task
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 SHARED = ("evaluation", "split", "selected_on", "feature_key", "data_signature", "schema_version")
 """What the results of members must share, and the ensemble's have too."""
 SHARED_IN_SUMMARY = ("inputs", "features_dtype", "n_bad_images", "bad_images", "permuted_targets")
@@ -72,25 +73,25 @@ def update_ensembles(experiment: ExperimentDir) -> bool:
     Several jobs may do this at once. Each looks again after a change, so that the last one leaves what is right. What
     cannot be made is said on stderr, once, and is no error: trials have their results without it.
     """
-    changed, say_once = False, cache(say)
-    while _update(experiment, say_once):
+    changed, log_once = False, cache(log)
+    while _update(experiment, log_once):
         changed = True
     return changed
 
 
-def _update(experiment: ExperimentDir, say: Say) -> bool:
+def _update(experiment: ExperimentDir, log: Log) -> bool:
     existing = {folder.path.name.rpartition("-")[2]: folder for folder in experiment.ensembles()}
     sets: dict[TrialDir, list[_Member]] = {}
-    for members in _find(experiment, say):
+    for members in _find(experiment, log):
         short = members[0].kind[:HASH_DIGITS]  # its folder is found again by this, whatever its members' names share
         sets[existing.get(short) or experiment.ensemble(f"{common_name(_names(members))}-{short}")] = members
-    changed = [_make_or_keep(folder, members, say) for folder, members in sets.items()]
+    changed = [_make_or_keep(folder, members, log) for folder, members in sets.items()]
     removed = [_remove(folder) for folder in experiment.ensembles() if folder not in sets]
     return any([*changed, *removed])
 
 
 # ---------------------------------------------------------------- who belongs together
-def _find(experiment: ExperimentDir, say: Say) -> list[list[_Member]]:
+def _find(experiment: ExperimentDir, log: Log) -> list[list[_Member]]:
     """The sets of two or more trials that differ in the seed alone, each by name."""
     found: dict[str, list[_Member]] = {}
     for trial in experiment.trials():
@@ -98,7 +99,7 @@ def _find(experiment: ExperimentDir, say: Say) -> list[list[_Member]]:
             found.setdefault(member.kind, []).append(member)
     several = [members for members in found.values() if len(members) > 1]
     if old := [member for members in several for member in members if not member.trial.validation.exists()]:
-        say(
+        log(
             f"carabid: in no ensemble: {_some(old)}, trained before validation.parquet was kept for that; to have them "
             "in it, delete their folders and submit them again"
         )
@@ -128,12 +129,12 @@ def _some(members: Sequence[_Member]) -> str:
 
 
 # ---------------------------------------------------------------- one ensemble
-def _make_or_keep(folder: TrialDir, members: Sequence[_Member], say: Say) -> bool:
+def _make_or_keep(folder: TrialDir, members: Sequence[_Member], log: Log) -> bool:
     """Whether the folder is another than before."""
     made_from = _made_from(folder)
     if made_from == _hashes(members):
         return False
-    read = [(member, tables) for member in members if (tables := _read_tables(member, say))]
+    read = [(member, tables) for member in members if (tables := _read_tables(member, log))]
     usable = [member for member, _ in read]
     if len(read) < 2:
         return _remove(folder)
@@ -145,7 +146,7 @@ def _make_or_keep(folder: TrialDir, members: Sequence[_Member], say: Say) -> boo
     except Exception as error:  # of whatever kind: the table of the trials' results must be written
         if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             return True  # another job has put its own there just now: look again
-        say(f"carabid: no ensemble of {_some(usable)}: {error or type(error).__name__}")
+        log(f"carabid: no ensemble of {_some(usable)}: {error or type(error).__name__}")
         return _remove(folder)
 
 
@@ -161,7 +162,7 @@ def _hashes(members: Sequence[_Member]) -> dict[str, str]:
     return {member.name: member.results_hash for member in members}
 
 
-def _read_tables(member: _Member, say: Say) -> _Tables | None:
+def _read_tables(member: _Member, log: Log) -> _Tables | None:
     """What a member says; None, and a word on stderr, if a file of it cannot be used."""
     path = member.trial.trained
     try:
@@ -171,7 +172,7 @@ def _read_tables(member: _Member, say: Say) -> _Tables | None:
         return _Tables(training, member.task.kept(member.trial))
     except Exception as error:  # of damaged files, pyarrow raises errors of many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
-        say(
+        log(
             f"carabid: in no ensemble: {member.name}, because {path} cannot be used ({reason}); delete the trial's folder "
             "and submit it again"
         )

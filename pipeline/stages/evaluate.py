@@ -15,8 +15,9 @@ from pipeline.config.identity import config_hash
 from pipeline.config.trial import Config
 from pipeline.device import choose_device, gpu_name, make_deterministic, set_threads
 from pipeline.disk.attempts import spent, this_attempt
-from pipeline.disk.layout import TrialDir, write_json, write_table, write_text
+from pipeline.disk.layout import TrialDir
 from pipeline.disk.provenance import loaded_code, provenance
+from pipeline.disk.writing import write_json, write_table, write_text
 from pipeline.errors import WorkError
 from pipeline.features.bank import make_bank
 from pipeline.metrics.groups import Prediction

@@ -1,6 +1,6 @@
 """Extraction: every image through the frozen part of the backbone, once, into the feature store.
 
-Shards are independent: the tasks of an array deal them out, a finished shard is skipped, a damaged one is made again,
+Shards are independent: the job tasks of an array share them out, a finished shard is skipped, a damaged one is made again,
 and whoever finds all of them done writes index and manifest. While one shard is written the next one is computed.
 """
 
@@ -22,13 +22,13 @@ from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
 from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
-from pipeline.data.images import Batch, ChangedImage, load_batches
-from pipeline.device import choose_device, set_threads
+from pipeline.data.images import ChangedImage, DecodedImages, load_batches
+from pipeline.device import choose_device, gpu_name, set_threads
 from pipeline.disk.layout import store_dir
 from pipeline.disk.lease import Lease
 from pipeline.disk.provenance import provenance
 from pipeline.errors import WorkError
-from pipeline.features.forward import check_finite, compute_features
+from pipeline.features.forward import compute_features
 from pipeline.features.hashes import (
     DataRecord,
     WeightsRecord,
@@ -39,7 +39,8 @@ from pipeline.features.hashes import (
     weights_record,
 )
 from pipeline.features.store import FeatureStore, is_complete, open_key, refuse_bad
-from pipeline.progress import progress, say
+from pipeline.progress import log
+from pipeline.stages.encoding import check_weights, encoding
 from pipeline.tasks import load_task
 
 
@@ -67,13 +68,13 @@ class Made:
     seconds: float
 
 
-def run(config: Config, task: int = 0, n_tasks: int = 1) -> FeatureStore | None:
-    """One task of an array of `n_tasks`: make its shards; the store if it is complete then, else None.
+def run(config: Config, rank: int = 0, n_ranks: int = 1) -> FeatureStore | None:
+    """Make the shards of rank `rank` of `n_ranks`, this job task's; the store if it is complete then, else None.
 
     Raises UserError for an image that cannot be read where data.on_bad_image is error.
     """
     work = prepare(config)
-    extract(work, range(task, work.store.n_shards, n_tasks))
+    extract(work, range(rank, work.store.n_shards, n_ranks))
     return finish(work)
 
 
@@ -108,7 +109,7 @@ def extract(work: Work, shards: Iterable[int], go_on: Callable[[], bool] = lambd
     todo = _clear(work.store, shards)
     if not todo:
         return True
-    _check_weights(work)
+    check_weights(work.config, work.load, work.weights)
     with ThreadPoolExecutor(1) as writer, closing(_compute(work, todo)) as computed:
         writing: Future[None] | None = None
         for made in computed:
@@ -125,7 +126,7 @@ def extract(work: Work, shards: Iterable[int], go_on: Callable[[], bool] = lambd
 def finish(work: Work) -> FeatureStore | None:
     """Write index and manifest if all shards are there, whoever made them; the complete store, or None."""
     if missing := work.store.missing():
-        say(f"features/{work.store.key}: {work.store.n_shards - len(missing)} of {work.store.n_shards} shards are done")
+        log(f"features/{work.store.key}: {work.store.n_shards - len(missing)} of {work.store.n_shards} shards are done")
         return None
     if not is_complete(work.config, work.store.key):
         about = {"embed_dim": work.weights.embed_dim, "provenance": provenance()}
@@ -142,18 +143,11 @@ def _clear(store: FeatureStore, shards: Iterable[int]) -> list[int]:
     for shard in shards:
         state = store.state(shard, thorough=True)
         if state == "damaged":
-            say(f"{store.path(shard)} is damaged: it is made again")
+            log(f"{store.path(shard)} is damaged: it is made again")
             store.discard(shard)
         if state != "done":
             todo.append(shard)
     return todo
-
-
-def _check_weights(work: Work) -> None:
-    """The loaded weights must be those that the key was made of; records of them can be out of date."""
-    weights = weights_record(work.config, work.load, again=True)
-    if ingredients(work.config, work.data, weights) != work.store.ingredients:
-        raise WorkError(f"The weights of {work.config.backbone.kind} are not those on record. Run this again.")
 
 
 # ---------------------------------------------------------------- the work
@@ -170,15 +164,12 @@ def _compute(work: Work, todo: Sequence[int]) -> Generator[Made]:
         work.dataset, chunks, backbone.transform, resources.decode_threads, work.data.images, keep_bad=True
     )
     total = sum(len(work.store.positions(shard)) for shard in todo)
-    n_made, times = 0, [time.monotonic()]
-    with closing(batches), progress(f"extract {work.store.key}", total) as advance:
-        for shard, group in itertools.groupby(_known(work, batches), lambda batch: _shard_of(work.store, batch)):
-            features, bad = _compute_shard(work, shard, group, forward, advance)
-            n_made += len(features)
-            times.append(time.monotonic())
-            yield Made(shard, features, bad, times[-1] - times[-2])
-    if n_made:
-        say(f"features/{work.store.key}: {n_made} images, {n_made / (times[-1] - times[0]):.1f} images/s")
+    what, began = f"features/{work.store.key}", time.monotonic()
+    with closing(batches), encoding(what, total, work.device, forward, work.dataset.where) as encode:
+        for shard, group in itertools.groupby(_known(work, batches), lambda b: b.positions[0] // made_of.shard_size):
+            features, bad = _compute_shard(work, shard, group, encode)
+            before, began = began, time.monotonic()
+            yield Made(shard, features, bad, began - before)
 
 
 def _chunks(store: FeatureStore, todo: Sequence[int], size: int) -> Iterator[Sequence[int]]:
@@ -189,11 +180,7 @@ def _chunks(store: FeatureStore, todo: Sequence[int], size: int) -> Iterator[Seq
             yield from (positions[i : i + size] for i in range(0, len(positions), size))
 
 
-def _shard_of(store: FeatureStore, batch: Batch) -> int:
-    return batch.positions[0] // store.ingredients.shard_size
-
-
-def _known(work: Work, batches: Iterator[Batch]) -> Iterator[Batch]:
+def _known(work: Work, batches: Iterator[DecodedImages]) -> Iterator[DecodedImages]:
     """The batches; an image that is not the one on record makes the record void."""
     try:
         yield from batches
@@ -203,19 +190,14 @@ def _known(work: Work, batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def _compute_shard(
-    work: Work,
-    shard: int,
-    batches: Iterable[Batch],
-    forward: Callable[[Tensor], Tensor],
-    advance: Callable[[int], None],
+    work: Work, shard: int, batches: Iterable[DecodedImages], encode: Callable[[DecodedImages], Tensor]
 ) -> tuple[Tensor, dict[int, str]]:
     """One shard's features [n, …] (zeros for bad images) and its bad images. Raises UserError where the policy says so."""
     parts: list[Tensor] = []
     bad: dict[int, str] = {}
     for batch in batches:
-        parts.append(_features_of(work, batch, forward))
+        parts.append(encode(batch))
         bad |= batch.bad
-        advance(len(batch.positions))
     if work.config.data.on_bad_image == "error":
         refuse_bad(bad, f"the same shard of {len(work.store.positions(shard))} images")
     features = torch.cat(parts)
@@ -223,18 +205,11 @@ def _compute_shard(
     return features, bad
 
 
-def _features_of(work: Work, batch: Batch, forward: Callable[[Tensor], Tensor]) -> Tensor:
-    """Features of a batch [B, …] on the CPU. Raises WorkError where they are not finite."""
-    features = forward(batch.images)
-    check_finite(features, batch.positions, work.dataset.where)
-    return features.cpu()
-
-
 def _write(work: Work, made: Made) -> None:
     about = {
         "images": len(made.features),
         "seconds": round(made.seconds, 3),
-        "device": torch.cuda.get_device_name(work.device) if work.device.type == "cuda" else "cpu",
+        "device": gpu_name(work.device) or "cpu",
         "host": socket.gethostname(),
     }
     work.store.write_shard(made.shard, made.features, made.bad, about)

@@ -21,8 +21,9 @@ from pipeline.data.dataset import BadImage, Dataset
 from pipeline.data.sources import open_source
 from pipeline.data.sources.csv_files import CsvSource
 from pipeline.data.sources.downloads import download
-from pipeline.disk.layout import read_json, record_path, write_json
+from pipeline.disk.layout import record_path
 from pipeline.disk.provenance import installed_version, now
+from pipeline.disk.writing import read_json, write_json
 from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.features.hashes import DataRecord, data_record, weights_record, weights_signature
 from pipeline.features.store import refuse_bad

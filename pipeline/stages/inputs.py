@@ -22,7 +22,7 @@ from pipeline.features.staging import staged
 from pipeline.features.store import FeatureStore, open_key
 from pipeline.models.metadata import Names
 from pipeline.models.saved import Facts
-from pipeline.progress import say
+from pipeline.progress import log
 from pipeline.tasks import check, load_task
 from pipeline.tasks.base import Task
 from pipeline.training.samples import columns
@@ -66,7 +66,7 @@ def load_inputs(config: Config) -> Inputs:
     dataset = load_task(config.task).load(config.data)
     check(config)
     for warning in dataset.warnings:
-        say(f"{config.data.source}: {warning}")
+        log(f"{config.data.source}: {warning}")
     store = staged(open_key(config, feature_key(config, dataset)), config)
     inputs = Inputs(config, dataset, store)
     for split in ("train", "validation"):

@@ -22,7 +22,8 @@ from pipeline.data.correction import balance, rescale
 from pipeline.data.dataset import Dataset, decode
 from pipeline.data.images import load_batches
 from pipeline.device import choose_device, set_threads
-from pipeline.disk.layout import TrialDir, read_json, root, trained_root
+from pipeline.disk.layout import TrialDir, root, trained_root
+from pipeline.disk.writing import read_json
 from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.experiments.reading import load_config
 from pipeline.features.forward import compute_features
@@ -86,7 +87,7 @@ def predict_files(
     Raises UserError for a folder that is not a trial, for a file that does not exist or is not a readable image, and
     where the trial was trained on images corrected by a card or a bar that `origin` lacks.
     """
-    trial = find_trial(folder)
+    trial = trial_at(folder)
     targets = load_facts(trial).targets
     for said in _predict_each(trial, trained_config(trial), files, origin, device):
         yield dict(zip(targets, said.mean[0].tolist(), strict=False))  # behind them stand auxiliary labels
@@ -102,7 +103,7 @@ def predict_group(
     """
     if not files:
         raise UserError("a group is forecast from its images: name at least one")
-    trial = find_trial(folder)
+    trial = trial_at(folder)
     config, facts = trained_config(trial), load_facts(trial)
     predicted = joined(list(_predict_each(trial, config, files, origin, device)))
     table = pd.DataFrame({"id": list(map(str, files)), "group": ""})
@@ -154,7 +155,7 @@ def _load_backbone(config: Config, trial: TrialDir) -> Backbone:
         raise
 
 
-def find_trial(folder: Path) -> TrialDir:
+def trial_at(folder: Path) -> TrialDir:
     """The trial that a person means by a path, looked for from here, the root, and what is trained. Raises UserError."""
     places = _places(folder)
     if (found := next((place for place in places if TrialDir(place).config.exists()), None)) is not None:
@@ -166,7 +167,7 @@ def find_trial(folder: Path) -> TrialDir:
     )
 
 
-def find_ensemble(folder: Path) -> TrialDir | None:
+def ensemble_at(folder: Path) -> TrialDir | None:
     """The ensemble that a person means by a path, if it is one: results that name members."""
     for place in _places(folder):
         with suppress(OSError, ValueError, TypeError, KeyError):

@@ -16,9 +16,10 @@ from pipeline.config.identity import digest
 from pipeline.config.trial import Config
 from pipeline.device import choose_device, device_name, gpu_name, make_deterministic, set_threads
 from pipeline.disk.attempts import Attempts, spent, this_attempt
-from pipeline.disk.layout import TrialDir, sweep, write_json, write_table, write_text
+from pipeline.disk.layout import TrialDir
 from pipeline.disk.lease import Lease
 from pipeline.disk.provenance import loaded_code, provenance
+from pipeline.disk.writing import sweep, write_json, write_table, write_text
 from pipeline.errors import TakenOver, UserError, WorkError
 from pipeline.experiments.reading import dump_config
 from pipeline.features.bank import make_bank

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.disk.layout import atomic_folder, read_json, write_json
+from pipeline.disk.writing import atomic_folder, read_json, write_json
 from pipeline.errors import UserError
 
 MARKER = "generated.json"

@@ -12,7 +12,8 @@ from pipeline.config.data import Data
 from pipeline.data.dataset import Dataset
 from pipeline.data.table import load_classes
 from pipeline.data.truth import class_name
-from pipeline.disk.layout import TrialDir, read_json
+from pipeline.disk.layout import TrialDir
+from pipeline.disk.writing import read_json
 from pipeline.errors import UserError
 from pipeline.metrics.classification import FIGURES, one_hot
 from pipeline.metrics.classification_report import MANY, Said, classification_report

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.disk.layout import TrialDir, atomic_path
+from pipeline.disk.layout import TrialDir
+from pipeline.disk.writing import atomic_path
 from pipeline.models.learner import Learner, load_trained_state, trained_state
 
 

@@ -26,7 +26,7 @@ from pipeline.config.trial import Config
 from pipeline.errors import UserError
 from pipeline.metrics.classification import FIGURES
 from pipeline.models.classifiers import Array, Classifier, Folds, make_estimator
-from pipeline.progress import say
+from pipeline.progress import log
 from pipeline.training.checkpoint import Progress
 from pipeline.training.one_class import UNKNOWN, fit_one_class
 from pipeline.training.samples import Choice, Samples, embeddings
@@ -101,7 +101,7 @@ def _warnings_said_once(kind: str) -> Iterator[None]:
         warnings.simplefilter("always")
         yield
     for text in dict.fromkeys(f"{warning.message}".splitlines()[0] for warning in caught):
-        say(f"model.head.kind {kind}: {text}")
+        log(f"model.head.kind {kind}: {text}")
 
 
 def make_rows(model: Classifier, samples: Samples) -> Rows:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pipeline.amounts import parse_time
 from pipeline.config.trial import Config
-from pipeline.disk.layout import TrialDir, write_text
+from pipeline.disk.layout import TrialDir
+from pipeline.disk.writing import write_text
 from pipeline.errors import Interrupted, TakenOver, WorkError
 from pipeline.models.learner import Learner, load_trained_state, trained_state
 from pipeline.signals import StopFlag

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.data import Data
+from pipeline.config.identity import image_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +62,29 @@ class Source(ABC):
     def signature(self) -> str:
         """A cheap identity: equal while the files (path, size, time of change) stay as they are."""
         return signature_of(self.kind, self.files())
+
+
+class TableSource(Source):
+    """Files of tables, one or several per split, with images inside, or beside them in `base`: data.images, else their folder."""
+
+    def __init__(self, data: Data, folder: Path, groups: dict[str, list[Path]]) -> None:
+        super().__init__(data)
+        self.base = Path(data.images).expanduser() if data.images else folder
+        self.groups = groups
+
+    @abstractmethod
+    def plain(self, split: str) -> list[str]:
+        """Names of the columns that hold text and numbers, paths of images among them."""
+
+    def files(self) -> Iterable[Path]:
+        return [*(path.resolve() for paths in self.groups.values() for path in paths), *self.image_files()]
+
+    def image_files(self) -> Iterable[Path]:
+        """The image files that paths name."""
+        for split in self.splits():
+            for column in image_columns(self.data):
+                if column in self.plain(split):
+                    yield from named_files(self.image_names(split, column), self.base)
 
 
 def encoded(cell: Any, base: Path | None) -> bytes:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.data import Data
-from pipeline.config.identity import image_columns
-from pipeline.data.sources.base import Source, encoded, named_files
+from pipeline.data.sources.base import TableSource, encoded
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +27,7 @@ class _Record:
     cells: list[str]
 
 
-class CsvSource(Source):
+class CsvSource(TableSource):
     """CSV files: one with a `split` column, one without (all of it is `train`), or one file per split.
 
     Cells stay text. An image is a path relative to data.images, else to the CSV's folder.
@@ -38,16 +35,13 @@ class CsvSource(Source):
 
     kind = "csv"
 
-    def __init__(self, data: Data, folder: Path, groups: dict[str, list[Path]]) -> None:
-        super().__init__(data)
-        self.base = Path(data.images).expanduser() if data.images else folder
-        self.groups = groups
-
     def splits(self) -> list[str]:
         return list(self._records)
 
     def columns(self, split: str) -> list[str]:
         return self._headers[split]
+
+    plain = columns
 
     def table(self, split: str) -> pd.DataFrame:
         import pandas as pd
@@ -74,21 +68,11 @@ class CsvSource(Source):
     def is_here(self) -> bool:
         """Whether what is to be downloaded has been; where bad images are skipped, any of it."""
         enough = any if self.data.on_bad_image == "skip" else all
-        return self.data.download is None or enough(path.is_file() for path in self._image_files())
+        return self.data.download is None or enough(path.is_file() for path in self.image_files())
 
     def where(self, split: str, row: int) -> str:
         record = self._records[split][row]
         return f"{record.file}, line {record.line}"
-
-    def files(self) -> Iterable[Path]:
-        tables = [path.resolve() for paths in self.groups.values() for path in paths]
-        return [*tables, *self._image_files()]
-
-    def _image_files(self) -> Iterable[Path]:
-        for split, header in self._headers.items():
-            for column in image_columns(self.data):
-                if column in header:
-                    yield from named_files(self.image_names(split, column), self.base)
 
     @cached_property
     def _loaded(self) -> tuple[dict[str, list[str]], dict[str, list[_Record]]]:

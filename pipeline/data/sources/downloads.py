@@ -34,11 +34,12 @@ from pipeline.config.data import Download
 from pipeline.config.identity import digest
 from pipeline.config.trial import Config
 from pipeline.data.sources.csv_files import CsvSource
-from pipeline.disk.layout import read_json, record_path, sync, write_json
+from pipeline.disk.layout import record_path
 from pipeline.disk.lease import Lease
 from pipeline.disk.secrets import hide
+from pipeline.disk.writing import read_record, sync, write_json
 from pipeline.errors import UserError, WorkError
-from pipeline.progress import progress, say
+from pipeline.progress import log, progress
 
 THREADS = 8
 ATTEMPTS = 5
@@ -102,7 +103,7 @@ def download(config: Config, source: CsvSource, columns: Download) -> None:
     with lease.hold():
         missing = _bring(config, wanted, folder)
     if missing and config.data.on_bad_image == "skip":
-        say(f"{_report(missing, len(wanted), folder)}They are left out, because data.on_bad_image is skip.")
+        log(f"{_report(missing, len(wanted), folder)}They are left out, because data.on_bad_image is skip.")
     elif missing:
         raise WorkError(
             f"{_report(missing, len(wanted), folder)}Run this again to try them once more; correct the rows, or go on "
@@ -185,7 +186,7 @@ def _bring(config: Config, wanted: Sequence[Wanted], folder: Path) -> list[tuple
     """Download what is missing; the files that could not be had, with the reason."""
     folder.mkdir(parents=True, exist_ok=True)
     record = _record(config, folder)
-    seen = _read_seen(record)
+    seen: Seen = read_record(record)
     todo = _missing(wanted, folder, seen)
     _write_seen(record, seen)
     outcomes: list[tuple[Wanted, Outcome]] = []
@@ -196,7 +197,7 @@ def _bring(config: Config, wanted: Sequence[Wanted], folder: Path) -> list[tuple
                 if not outcome.why and one.md5:
                     seen[one.name] = [*_stat(folder / one.name), one.md5]
     except KeyboardInterrupt:
-        say(f"{folder}: what was downloaded is kept; the same command goes on from there")
+        log(f"{folder}: what was downloaded is kept; the same command goes on from there")
         raise
     finally:
         _write_seen(record, seen)
@@ -221,7 +222,7 @@ def _missing(wanted: Sequence[Wanted], folder: Path, seen: Seen) -> list[Wanted]
             advance(1)
     good = {one.name for one in here if one.md5 is None or seen[one.name][2] == one.md5}
     if len(good) < len(here):
-        say(f"{folder}: {len(here) - len(good)} images have another md5 than the data say: they are downloaded again")
+        log(f"{folder}: {len(here) - len(good)} images have another md5 than the data say: they are downloaded again")
     return [one for one in wanted if one.name not in good]
 
 
@@ -239,15 +240,8 @@ _new_md5 = partial(hashlib.md5, usedforsecurity=False)
 """It tells damage, not malice; and where a machine forbids md5 for security, it is allowed for this."""
 
 
-def _read_seen(record: Path) -> Seen:
-    try:
-        return dict(read_json(record))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
 def _write_seen(record: Path, seen: Seen) -> None:
-    if seen != _read_seen(record):
+    if seen != read_record(record):
         write_json(record, seen)
 
 
@@ -271,16 +265,9 @@ def _download_all(todo: Sequence[Wanted], folder: Path) -> Generator[tuple[Wante
 def _opener() -> request.OpenerDirector:
     """What opens addresses by http and https alone, wherever they are redirected; proxies as the environment names them."""
     opener = request.OpenerDirector()
-    for handler in (
-        request.ProxyHandler(),
-        request.HTTPHandler(),
-        request.HTTPSHandler(),
-        request.HTTPRedirectHandler(),
-        request.HTTPDefaultErrorHandler(),
-        request.HTTPErrorProcessor(),
-        request.UnknownHandler(),
-    ):
-        opener.add_handler(handler)
+    names = "Proxy", "HTTP", "HTTPS", "HTTPRedirect", "HTTPDefaultError", "Unknown"
+    for handler in (*(getattr(request, f"{name}Handler") for name in names), request.HTTPErrorProcessor):
+        opener.add_handler(handler())
     return opener
 
 

@@ -31,6 +31,7 @@ class _HuggingFaceSource(Source):
     def __init__(self, data: Data) -> None:
         super().__init__(data)
         self.base = Path(data.images).expanduser() if data.images else None
+        self._image_columns: dict[tuple[str, str], datasets.Dataset] = {}
 
     @abstractmethod
     def _load(self) -> datasets.DatasetDict | datasets.Dataset:
@@ -78,10 +79,6 @@ class _HuggingFaceSource(Source):
         if (split, column) not in self._image_columns:
             self._image_columns[split, column] = self._undecoded(split, column)
         return self._image_columns[split, column]
-
-    @cached_property
-    def _image_columns(self) -> dict[tuple[str, str], datasets.Dataset]:
-        return {}
 
 
 class DiskSource(_HuggingFaceSource):

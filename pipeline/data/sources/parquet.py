@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.data import Data
-from pipeline.config.identity import image_columns
 from pipeline.data.sources.arrow import is_plain, names_in, to_frame
-from pipeline.data.sources.base import Source, encoded, named_files
+from pipeline.data.sources.base import TableSource, encoded
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,15 +36,13 @@ class _ParquetSplit:
     starts: list[int]
 
 
-class ParquetSource(Source):
+class ParquetSource(TableSource):
     """Parquet files, one or several per split; images inside as bytes or {bytes, path}, or as paths."""
 
     kind = "parquet"
 
     def __init__(self, data: Data, folder: Path, groups: dict[str, list[Path]]) -> None:
-        super().__init__(data)
-        self.base = Path(data.images).expanduser() if data.images else folder
-        self.groups = groups
+        super().__init__(data, folder, groups)
         self._cache = _RowGroups()
 
     def splits(self) -> list[str]:
@@ -55,8 +51,11 @@ class ParquetSource(Source):
     def columns(self, split: str) -> list[str]:
         return self._splits[split].columns
 
+    def plain(self, split: str) -> list[str]:
+        return self._splits[split].plain
+
     def table(self, split: str) -> pd.DataFrame:
-        return to_frame(self._read(split, self._splits[split].plain))
+        return to_frame(self._read(split, self.plain(split)))
 
     def image_names(self, split: str, column: str) -> list[str | None]:
         schema = _parquet_file(self._splits[split].paths[0]).schema_arrow
@@ -69,16 +68,6 @@ class ParquetSource(Source):
     def where(self, split: str, row: int) -> str:
         (path, _), _ = self._locate(split, row)
         return f"{path}, split {split}, row {row} (counted from 0)"
-
-    def files(self) -> Iterable[Path]:
-        tables = [path.resolve() for paths in self.groups.values() for path in paths]
-        return [*tables, *self._image_files()]
-
-    def _image_files(self) -> Iterable[Path]:
-        for split, files in self._splits.items():
-            for column in image_columns(self.data):
-                if column in files.plain:
-                    yield from named_files(self.image_names(split, column), self.base)
 
     def _n_rows(self, split: str) -> int:
         return self._splits[split].starts[-1]

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.amounts import format_bytes, parse_memory
 from pipeline.disk.layout import features_root, trained_root
 from pipeline.features.hashes import known_data, known_weights
-from pipeline.launch.doctor.findings import FETCH, Context, Line
+from pipeline.launch.doctor.findings import FETCH, Context, Finding
 from pipeline.launch.manifest.manifest import sharing_features
 from pipeline.launch.scheduler import site
 from pipeline.launch.submitting.submit import needs_extraction
@@ -24,14 +24,14 @@ QUOTA = ("quota", "--no-wrap", "--raw-grace", "--show-mntpoint", "--hide-device"
 
 
 # ---------------------------------------------------------------- disks
-def check_disk(context: Context) -> Iterator[Line]:
+def check_disk(context: Context) -> Iterator[Finding]:
     """Room for what is to be written: features that are not there yet, a model for each trial, a checkpoint for one."""
     features = models = checkpoint = 0
     for sharing in sharing_features(context.trials):
         config = sharing[0].config
         weights, data = known_weights(config), known_data(config)
         if weights is None or data is None:
-            yield Line("skip", "disk", f"sizes can be estimated once {FETCH} has run")
+            yield Finding("skip", "disk", f"sizes can be estimated once {FETCH} has run")
             return
         features += estimates.features_bytes(config, weights, data.n) if needs_extraction(sharing) else 0
         models += sum(estimates.model_bytes(trial.config, weights) for trial in sharing)
@@ -41,22 +41,22 @@ def check_disk(context: Context) -> Iterator[Line]:
     yield _disk("trained", trained_root(config), models + checkpoint)
 
 
-def _disk(name: str, folder: Path, needed: int) -> Line:
+def _disk(name: str, folder: Path, needed: int) -> Finding:
     there = next(path for path in (folder, *folder.parents) if path.is_dir())
     disk, quota = shutil.disk_usage(there).free, quota_left(there)
     free = disk if quota is None else min(disk, quota)
     left = "free" if free == disk else "left of your quota"
     text = f"about {format_bytes(needed)} to be written, {format_bytes(free)} {left} in {there}"
     if needed <= FULL * free:
-        return Line("ok", f"disk for {name}/", text)
+        return Finding("ok", f"disk for {name}/", text)
     todo = f"Make room there, or set paths.{name} to another disk"
-    return Line("FAIL" if needed > free else "warn", f"disk for {name}/", f"{text}. {todo}")
+    return Finding("FAIL" if needed > free else "warn", f"disk for {name}/", f"{text}. {todo}")
 
 
 def quota_left(folder: Path) -> int | None:
     """Bytes that my quota leaves me on the disk of a folder, by `quota` and Lustre's `lfs`; None where there is none."""
     lustre = ("lfs", "quota", "-q", "-u", getpass.getuser(), str(folder))
-    return min((left for command in (QUOTA, lustre) for left in _quotas(_say(command), folder)), default=None)
+    return min((left for command in (QUOTA, lustre) for left in _quotas(_output_of(command), folder)), default=None)
 
 
 def _quotas(text: str, folder: Path) -> Iterator[int]:
@@ -67,7 +67,7 @@ def _quotas(text: str, folder: Path) -> Iterator[int]:
             yield max(0, min(limits) - int(used)) << 10
 
 
-def _say(command: Sequence[str]) -> str:
+def _output_of(command: Sequence[str]) -> str:
     """What a command prints, whatever its status (`quota` fails where one is exceeded); nothing if it is not there."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
@@ -76,20 +76,20 @@ def _say(command: Sequence[str]) -> str:
 
 
 # ---------------------------------------------------------------- memory
-def check_memory(context: Context) -> Iterator[Line]:
+def check_memory(context: Context) -> Iterator[Finding]:
     """The method fits the GPU, by an estimate; where a stage asks for none, the memory that it asks for."""
     needs: dict[str, list[int]] = {"extract": [], "train": []}
-    room = {stage: _memory(context, stage) for stage in needs}
+    has = {stage: _memory(context, stage) for stage in needs}
     for sharing in sharing_features(context.trials):
         weights, data = known_weights(sharing[0].config), known_data(sharing[0].config)
         if weights is None or data is None:
-            yield Line("skip", "memory", f"needs can be estimated once {FETCH} has run")
+            yield Finding("skip", "memory", f"needs can be estimated once {FETCH} has run")
             return
         needs["extract"].append(estimates.extraction_bytes(sharing[0].config, weights))
-        largest = room["train"][0][1] if room["train"][0] else None
+        largest = has["train"][0][1] if has["train"][0] else None
         needs["train"] += [estimates.training_bytes(t.config, weights, data.n, largest) for t in sharing]
     for stage, needed in needs.items():
-        yield _fits(stage, max(needed), *room[stage])
+        yield _fits(stage, max(needed), *has[stage])
 
 
 def _memory(context: Context, stage: str) -> tuple[tuple[int, int] | None, str]:
@@ -108,14 +108,14 @@ def _memory(context: Context, stage: str) -> tuple[tuple[int, int] | None, str]:
     return estimates.gpu_memory(kind), kind or f"the GPU (resources.{stage}.gpu_type is not set)"
 
 
-def _fits(stage: str, needed: int, room: tuple[int, int] | None, of: str) -> Line:
+def _fits(stage: str, needed: int, memory: tuple[int, int] | None, of: str) -> Finding:
     what, about = f"memory of {stage}", f"about {format_bytes(needed)} by estimate"
-    if room is None:
-        return Line("skip", what, f"{about}; what {of} has is not known: compare it yourself")
-    low, high = room
+    if memory is None:
+        return Finding("skip", what, f"{about}; what {of} has is not known: compare it yourself")
+    low, high = memory
     text = f"{about}, {of} has {format_bytes(low)}{f' to {format_bytes(high)}' if high != low else ''}"
     if needed <= FULL * low:
-        return Line("ok", what, text)
+        return Finding("ok", what, text)
     smaller = "resources.extract_batch" if stage == "extract" else "train.batch_size or model.encoder.blocks"
     todo = f"Lower {smaller}, or ask for more with resources.{stage}"
-    return Line("FAIL" if needed > high else "warn", what, f"{text}. {todo}")
+    return Finding("FAIL" if needed > high else "warn", what, f"{text}. {todo}")

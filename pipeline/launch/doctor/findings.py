@@ -1,4 +1,4 @@
-"""What the checks of `carabid doctor` start from (`Context`), and what they give (`Line`). Loads no torch."""
+"""What the checks of `carabid doctor` start from (`Context`), and what they give (`Finding`). Loads no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Verdict = Literal["ok", "warn", "FAIL", "skip"]
 
 
 @dataclass(frozen=True)
-class Line:
+class Finding:
     """One finding: how it stands with what, and what to do where it is not well."""
 
     verdict: Verdict

@@ -25,16 +25,17 @@ from pipeline.amounts import format_memory, parse_memory
 from pipeline.config.resources import Job
 from pipeline.config.trial import Config
 from pipeline.data.dataset import known_signature
-from pipeline.disk.layout import PROJECT, ExperimentDir, features_root, read_json, write_bytes, write_json
+from pipeline.disk.layout import PROJECT, ExperimentDir, features_root
 from pipeline.disk.provenance import PACKAGES, installed_version
+from pipeline.disk.writing import read_json, write_bytes, write_json
 from pipeline.errors import UserError, WorkError
 from pipeline.features.hashes import weights_signature
 from pipeline.features.memory import free_host_memory
 from pipeline.features.staging import node_folder
 from pipeline.launch.manifest.manifest import Manifest
 from pipeline.launch.manifest.snapshot import take_snapshot
-from pipeline.launch.scheduler.queue import cancel, my_tasks
-from pipeline.launch.submitting import sbatch as slurm
+from pipeline.launch.scheduler.queue import cancel, my_job_tasks
+from pipeline.launch.submitting import sbatch
 
 TIME, MEMORY = "00:05:00", "8G"
 POLL_SECONDS = 1.0
@@ -153,7 +154,7 @@ def look_here(config: Config, trained: Path) -> Seen:
         done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, stdin=subprocess.DEVNULL)
         if done.returncode != 0:
             raise WorkError(
-                f"{' '.join(command[:3])} ended with status {done.returncode}: {slurm.last_line(done.stderr)}"
+                f"{' '.join(command[:3])} ended with status {done.returncode}: {sbatch.last_line(done.stderr)}"
             )
         return Seen(**read_json(_result(request)))
 
@@ -165,10 +166,10 @@ def look_there(manifest: Manifest, trained: Path, patience: float) -> tuple[Seen
     """
     with _request(manifest.trial(0).config, trained) as (folder, request):
         small = _small(replace(manifest, path=folder.submission("probe"), code=take_snapshot(folder)))
-        stage = slurm.Stage("train", "train", lambda *_: None, range(1))
+        stage = sbatch.Stage("train", "train", lambda *_: None, range(1))
         logs = small.experiment.stage_logs(small.number, stage.name)
         logs.mkdir(parents=True)
-        job = slurm.queue_script(slurm.script_of(small, stage, MODULE, request))
+        job = sbatch.queue_script(sbatch.script_of(small, stage, MODULE, request))
         try:
             at_work = _wait(job, patience)
         finally:
@@ -208,11 +209,11 @@ def _wait(job: str, patience: float) -> float:
     begun, at_work = time.monotonic(), time.time()
     while True:
         now = time.time()
-        task = next((task for task in my_tasks() if task.array == job), None)
-        if task is None:
+        job_task = next((job_task for job_task in my_job_tasks() if job_task.array == job), None)
+        if job_task is None:
             return at_work
-        if task.state == "PENDING" and time.monotonic() - begun > patience:
-            raise NotStarted(f"job {job} waited for more than {patience:g} s ({task.reason})")
+        if job_task.state == "PENDING" and time.monotonic() - begun > patience:
+            raise NotStarted(f"job {job} waited for more than {patience:g} s ({job_task.reason})")
         at_work = now
         time.sleep(POLL_SECONDS)
 
@@ -223,7 +224,7 @@ def _read(result: Path, logs: Path, job: str) -> Seen:
             os.listdir(result.parent)  # a network's disk asks its server again
             return Seen(**read_json(result))
         time.sleep(POLL_SECONDS)
-    said = [slurm.last_line(path.read_text(errors="replace")) for path in logs.glob("*.out")]
+    said = [sbatch.last_line(path.read_text(errors="replace")) for path in logs.glob("*.out")]
     if not said:
         raise WorkError(
             f"job {job} has ended, and nothing of it is seen in {result.parent.parent}: do nodes share that folder with this "

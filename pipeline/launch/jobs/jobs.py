@@ -1,305 +1,54 @@
-"""What a job runs: one stage for one index of a manifest. The functions that submitit's pickles name.
-
-A trial that fails leaves its reason in its folder, for `carabid status` and `results`; the next attempt removes it.
-"""
+"""What a job runs: one stage for one index of a manifest. The functions that submitit's pickles name. Loads no torch."""
 
 from __future__ import annotations
 
-import os
-import socket
-import sys
-import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
-from pipeline.amounts import parse_time
-from pipeline.config.trial import Config
-from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir, features_root, read_json, write_json, write_text
-from pipeline.disk.provenance import job_id, now
-from pipeline.disk.secrets import hide
-from pipeline.errors import (
-    REQUEUE_STATUS,
-    Interrupted,
-    MissingFeatures,
-    NotFetched,
-    OutOfTime,
-    RunAgain,
-    TakenOver,
-    UserError,
-    WorkError,
-)
-from pipeline.experiments.reading import Trial, dump_config
-from pipeline.launch.manifest.manifest import Manifest, load_manifest, sharing_features
-from pipeline.launch.manifest.sharding import array_rank
-from pipeline.launch.watching.failures import kind_of
-from pipeline.signals import StopFlag, at_walltime, warning_seconds
+from pipeline.launch.jobs import pack
+from pipeline.launch.jobs.extraction import make_features
+from pipeline.launch.jobs.trials import each_trial, evaluate_trial, exit_on_error, log_attempt, out_of_time, train_index
+from pipeline.launch.manifest.manifest import load_manifest
+from pipeline.signals import at_walltime
 
 
-def extract(manifest_path: str, task: int) -> None:
-    """One task of the extraction's array."""
+def extract(manifest_path: str, job_task: int) -> None:
+    """One job task of the extraction's array: its part of the shards of one feature store."""
     from pipeline.stages import extract as stage
 
     manifest = load_manifest(Path(manifest_path))
-    features, part, n_parts = manifest.extractions[task]
+    features, part, n_parts = manifest.extractions[job_task]
     sharing = manifest.reading(features)
-    say_attempt("extract", f"features of {len(sharing)} trials, part {part + 1} of {n_parts}")
-    with at_walltime(_end_of_extraction(sharing[0].config)):
-        _exit_on_error(lambda: _extract(sharing, lambda: stage.run(sharing[0].config, part, n_parts)))
+    log_attempt("extract", f"features of {len(sharing)} trials, part {part + 1} of {n_parts}")
+    exit_on_error(lambda: make_features(sharing, partial(stage.run, sharing[0].config, part, n_parts)))
 
 
-def train(manifest_path: str, task: int) -> None:
-    """One task of the training's array: one trial, or several side by side."""
-    from pipeline.launch.jobs import pack
-
+def train(manifest_path: str, job_task: int) -> None:
+    """One job task of the training's array: one trial, or several side by side."""
     manifest = load_manifest(Path(manifest_path))
-    indices = manifest.tasks[task]
+    indices = manifest.job_tasks[job_task]
     if len(indices) > 1:
-        say_attempt("train", f"{len(indices)} trials side by side")
-        _exit_on_error(lambda: pack.train(manifest, indices))
+        log_attempt("train", f"{len(indices)} trials side by side")
+        exit_on_error(lambda: pack.train(manifest, indices))
     else:
         train_index(manifest, indices[0])
 
 
-def train_index(manifest: Manifest, index: int) -> None:
-    """Train trial `index`."""
-    trial = manifest.trial(index)
-    say_attempt("train", trial.name)
-    warning = warning_seconds(parse_time(trial.config.resources.train.time))
-    with StopFlag(warning).installed() as flag:
-        _exit_on_error(lambda: train_trial(trial, flag))
-
-
-def evaluate(manifest_path: str, task: int) -> None:
-    """One task of the evaluation's array: the trials of the same task of the training's, one after another."""
+def evaluate(manifest_path: str, job_task: int) -> None:
+    """One job task of the evaluation's array: the trials of the same one of the training's, one after another."""
     manifest = load_manifest(Path(manifest_path))
-    trials = [manifest.trial(index) for index in manifest.tasks[task]]
-    say_attempt("evaluate", trials[0].name if len(trials) == 1 else f"{len(trials)} trials")
-    with at_walltime(_out_of_time):
-        if len(trials) == 1:
-            _exit_on_error(lambda: evaluate_trial(trials[0]))
-        else:
-            _exit_on_error(lambda: each_trial(trials, "evaluate", evaluate_trial))
+    trials = [manifest.trial(index) for index in manifest.job_tasks[job_task]]
+    log_attempt("evaluate", trials[0].name if len(trials) == 1 else f"{len(trials)} trials")
+    several = partial(each_trial, trials, "evaluate", evaluate_trial)
+    with at_walltime(out_of_time):
+        exit_on_error(several if len(trials) > 1 else partial(evaluate_trial, trials[0]))
 
 
-def collect(manifest_path: str, task: int = 0) -> None:
+def collect(manifest_path: str, job_task: int = 0) -> None:
     """Bring the experiment's results together."""
     from pipeline.stages import collect as stage
 
     manifest = load_manifest(Path(manifest_path))
-    say_attempt("collect", manifest.experiment.path.name)
-    with at_walltime(_out_of_time):
-        _exit_on_error(lambda: stage.run(manifest.trial(0).config))
-
-
-def say_attempt(stage: str, what: str) -> None:
-    """The first line of each attempt in a job's log, which all attempts share."""
-    job, restarts = job_id(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    where = f"Slurm job {job} on {socket.gethostname()}, attempt {restarts + 1}" if job else socket.gethostname()
-    print(f"──── carabid {stage}: {what} ({where}, {now()}, code {PROJECT})", flush=True)
-
-
-def extract_features(trials: list[Trial], once: bool) -> None:
-    """Make the features of these trials; `once`: one of several jobs makes all of them, else an array shares them.
-
-    Features that cannot be made are the failure of the trials that need them. Raises WorkError if none could.
-    """
-    from pipeline.stages import extract as stage
-
-    task, n_tasks = array_rank()
-    groups, failed = sharing_features(trials), 0
-    for sharing in groups:
-        work = (
-            partial(stage.ensure, sharing[0].config) if once else partial(stage.run, sharing[0].config, task, n_tasks)
-        )
-        try:
-            with at_walltime(_end_of_extraction(sharing[0].config)):
-                _extract(sharing, work)
-        except (UserError, WorkError, OSError) as error:
-            failed += 1
-            print(f"carabid: {error}", file=sys.stderr, flush=True)
-    if failed == len(groups):
-        raise WorkError(f"extract: the features of none of {len(trials)} trials could be made")
-
-
-def _extract(sharing: Sequence[Trial], work: Callable[[], object]) -> None:
-    """Make the features that these trials share; if that fails, it is the failure of each of them."""
-    try:
-        work()
-    except Exception as error:
-        if isinstance(error, NotFetched):
-            error.config = trial_dir(sharing[0]).config
-        with suppress(OSError):  # a full disk may be what failed; the error itself says so
-            for trial in sharing:
-                write_text(trial_dir(trial).config, dump_config(trial.config))
-                write_json(trial_dir(trial).failure, failure_record("extract", error))
-        raise
-
-
-def train_trials(trials: Sequence[Trial]) -> None:
-    """Train trials one after another; told to stop, it does not begin the next one."""
-    before = [_time_of(trial_dir(trial).trained) for trial in trials]
-    with StopFlag().installed() as flag:
-        try:
-            each_trial(trials, "train", lambda trial: train_trial(trial, flag))
-        except OutOfTime as error:
-            if before != [_time_of(trial_dir(trial).trained) for trial in trials]:  # the time went to those before it
-                raise RunAgain(str(error)) from error
-            raise
-
-
-def evaluate_trials(trials: Sequence[Trial]) -> None:
-    """Evaluate trials one after another."""
-    with at_walltime(_out_of_time):
-        each_trial(trials, "evaluate", evaluate_trial)
-
-
-def each_trial(trials: Sequence[Trial], verb: str, work: Callable[[Trial], None]) -> None:
-    """Do every trial; one that fails leaves the others alone. Raises WorkError only if all of them did."""
-    failed = 0
-    if not trials:
-        print(
-            f"carabid {verb}: there are fewer trials than tasks of this array: nothing is left for this one", flush=True
-        )
-    for number, trial in enumerate(trials, 1):
-        print(f"carabid {verb}: trial {number} of {len(trials)}: {trial.name}", flush=True)
-        started = time.monotonic()
-        try:
-            work(trial)
-        except (Interrupted, OutOfTime):  # the job's time is up: another trial would be killed
-            raise
-        except Exception as error:  # whatever it is, the other trials are not to suffer
-            failed += 1
-            if not isinstance(error, UserError | WorkError | OSError):
-                traceback.print_exc()
-            print(f"carabid: {trial.name}: {error}", file=sys.stderr, flush=True)
-        else:
-            print(f"carabid {verb}: {trial.name}: done in {time.monotonic() - started:.1f} s", flush=True)
-    if failed and failed == len(trials):
-        raise WorkError(f"{verb}: none of {failed} trials ended well")
-
-
-def train_trial(trial: Trial, flag: StopFlag) -> None:
-    """Train one trial. Told to stop, it writes a checkpoint; raises RunAgain if it is the walltime that ended.
-
-    Raises OutOfTime instead if this attempt came no further: each attempt after it would be cut off at the same place.
-    """
-    from pipeline.stages import train as stage
-
-    folder = trial_dir(trial)
-    if flag.asked():
-        kind = RunAgain if flag.out_of_time() else Interrupted
-        raise kind(f"told to stop before {trial.name} began: run it again to go on")
-    before = _time_of(folder.resume_state)
-    with recorded_failure(folder, "train"):
-        try:
-            stage.run(trial.config, folder, flag)
-        except Interrupted as error:
-            if not flag.out_of_time():
-                raise
-            if _time_of(folder.resume_state) == before:
-                raise OutOfTime("not one epoch fits into the walltime: give it more (resources.train.time)") from error
-            raise RunAgain(str(error)) from error
-
-
-def _time_of(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0
-
-
-def _end_of_extraction(config: Config) -> Callable[[], NoReturn]:
-    """What to do when the walltime of an extraction is near: shards that are done stay, the next attempt makes the others.
-
-    An attempt that came no further is the last: each one after it would be cut off at the same place.
-    """
-    before = _n_records(config)
-
-    def end() -> NoReturn:
-        if _n_records(config) == before:
-            raise OutOfTime(
-                "not one shard fits into the walltime: give it more (resources.extract.time, sbatch --time)"
-            )
-        print("carabid: the walltime is near: shards that are done stay, the next attempt makes the others", flush=True)
-        raise SystemExit(REQUEUE_STATUS)  # no Exception: code that forgives a bad image must not forgive this
-
-    return end
-
-
-def _n_records(config: Config) -> int:
-    """How many shards are done, and records of content hashes (in features/records/), without what is half written."""
-    return sum(1 for path in features_root(config).glob("*/*.json") if not path.name.startswith("."))
-
-
-def _out_of_time() -> NoReturn:
-    """The walltime of a stage that would begin anew: queued again it would be cut off again."""
-    raise OutOfTime("the walltime is over before it was done: give it more (resources.<stage>.time, or sbatch --time)")
-
-
-def evaluate_trial(trial: Trial) -> None:
-    """Evaluate one trial."""
-    from pipeline.stages import evaluate as stage
-
-    folder = trial_dir(trial)
-    with recorded_failure(folder, "evaluate"):
-        stage.run(trial.config, folder)
-
-
-def trial_dir(trial: Trial) -> TrialDir:
-    return experiment_dir(trial.config).trial(trial.name)
-
-
-@contextmanager
-def recorded_failure(trial: TrialDir, stage: str) -> Iterator[None]:
-    """failure.json of an earlier attempt goes when the block starts, and comes if it raises.
-
-    An evaluation that finds no model is no failure of its own: the reason that training left stays. Nor is a training
-    that finds no features: the reason that extraction left comes back.
-    """
-    earlier = None
-    if stage == "train" or trial.trained.exists():
-        earlier = _extraction_failure(trial)
-        trial.failure.unlink(missing_ok=True)
-    try:
-        yield
-    except (Interrupted, TakenOver):
-        raise
-    except Exception as error:
-        if isinstance(error, NotFetched):
-            error.config = trial.config
-        why = earlier if earlier and isinstance(error, MissingFeatures) else failure_record(stage, error)
-        if not trial.failure.exists():
-            with suppress(OSError):  # a full or vanished disk may be what failed; the error itself says so
-                write_json(trial.failure, why)
-        raise
-
-
-def _extraction_failure(trial: TrialDir) -> dict[str, str | None] | None:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        failure: dict[str, str | None] = read_json(trial.failure)
-        return failure if failure["stage"] == "extract" else None
-    return None
-
-
-def failure_record(stage: str, error: Exception) -> dict[str, str | None]:
-    for_people = isinstance(error, UserError | WorkError)
-    return {
-        "stage": stage,
-        "kind": kind_of(error),
-        "message": hide(str(error) if for_people else f"{type(error).__name__}: {error}"),
-        "traceback": None if for_people else hide("".join(traceback.format_exception(error))),
-        "written": now(),
-    }
-
-
-def _exit_on_error(work: Callable[[], object]) -> None:
-    """An error made for people ends the job with its message and status 1, without a traceback."""
-    try:
-        work()
-    except (UserError, WorkError) as error:
-        print(f"carabid: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(REQUEUE_STATUS if isinstance(error, RunAgain) else 1) from error
+    log_attempt("collect", manifest.experiment.path.name)
+    with at_walltime(out_of_time):
+        exit_on_error(lambda: stage.run(manifest.trial(0).config))

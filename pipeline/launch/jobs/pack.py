@@ -1,4 +1,4 @@
-"""Several trials in one task, side by side on its GPU: a process and a log each. Loads no torch.
+"""Several trials in one job task, side by side on its GPU: a process and a log each. Loads no torch.
 
 A trial that fails, or is killed, leaves its siblings alone. `python -m pipeline.launch.jobs.pack MANIFEST INDEX` is one of
 the processes.
@@ -16,9 +16,10 @@ from pathlib import Path
 from types import FrameType
 
 from pipeline.disk.attempts import SHARED_BY
-from pipeline.disk.layout import TrialDir, write_json
+from pipeline.disk.layout import TrialDir
+from pipeline.disk.writing import write_json
 from pipeline.errors import REQUEUE_STATUS, RunAgain, WorkError
-from pipeline.launch.jobs import jobs
+from pipeline.launch.jobs.trials import failure_record, train_index
 from pipeline.launch.manifest.manifest import Manifest, load_manifest
 from pipeline.signals import LISTENED, WALLTIME_SIGNAL
 
@@ -28,7 +29,7 @@ WORDS = {0: "done", REQUEUE_STATUS: "interrupted", **{-number: "interrupted" for
 
 
 def train(manifest: Manifest, indices: range) -> None:
-    """Train these trials at once; done if any of them is, so that `aftercorr` lets the evaluation of this task begin.
+    """Train these trials at once; done if any of them is, so that `aftercorr` lets the evaluation of this job task begin.
 
     Raises RunAgain if the walltime interrupted one, WorkError if none is done.
     """
@@ -36,15 +37,15 @@ def train(manifest: Manifest, indices: range) -> None:
     with _passing_signals_on(children):
         statuses = {index: child.wait() for index, child in children.items()}
     for index, status in statuses.items():
-        _say_end(manifest, index, status)
+        _log_end(manifest, index, status)
     if {REQUEUE_STATUS, -WALLTIME_SIGNAL} & set(statuses.values()):
         raise RunAgain("the walltime is near: trials that are not done have written checkpoints")
     if all(statuses.values()):
-        raise WorkError(f"none of the {len(indices)} trials of this task is trained")
+        raise WorkError(f"none of the {len(indices)} trials of this job task is trained")
 
 
 def log_path(manifest: Manifest, index: int) -> Path:
-    """The log of one trial of a packed task."""
+    """The log of one trial of a packed job task."""
     return manifest.experiment.own_log(manifest.number, "train", index)
 
 
@@ -82,7 +83,7 @@ def _passing_signals_on(children: Children) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _say_end(manifest: Manifest, index: int, status: int) -> None:
+def _log_end(manifest: Manifest, index: int, status: int) -> None:
     name, how = manifest.entries[index].name, WORDS.get(status, "failed")
     if status < 0 and status not in WORDS:
         how = f"killed by {signal.Signals(-status).name}"
@@ -91,12 +92,10 @@ def _say_end(manifest: Manifest, index: int, status: int) -> None:
 
 
 def _record_kill(trial: TrialDir, killed: str) -> None:
-    """What was killed could leave no word itself, and Slurm may call the task done."""
+    """What was killed could leave no word itself, and Slurm may call the job task done."""
     with suppress(OSError):
-        write_json(
-            trial.failure, jobs.failure_record("train", WorkError(f"{killed} (out of memory?)")) | {"kind": "killed"}
-        )
+        write_json(trial.failure, failure_record("train", WorkError(f"{killed} (out of memory?)")) | {"kind": "killed"})
 
 
 if __name__ == "__main__":
-    jobs.train_index(load_manifest(Path(sys.argv[1])), int(sys.argv[2]))
+    train_index(load_manifest(Path(sys.argv[1])), int(sys.argv[2]))

@@ -1,1 +1,1 @@
-"""What a submission is on disk: its trials, how they are dealt to jobs, and the code they run."""
+"""What a submission is on disk: its trials, how they are shared out to jobs, and the code they run."""

@@ -10,23 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.config.identity import digest
-from pipeline.disk.layout import ExperimentDir, read_json
+from pipeline.disk.layout import ExperimentDir
+from pipeline.disk.writing import read_json
 from pipeline.launch.manifest.manifest import Entry, Manifest, load_manifest
 
 HAND_MADE = re.compile(r"carabid-evaluate-(\d+)")
-"""Name of the evaluation that a job typed by hand has queued for itself (`slurm.queue_evaluation`)."""
+"""Name of the evaluation that a job typed by hand has queued for itself (`sbatch.queue_evaluation`)."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A stage for some of a submission's trials: what one job, or one task of an array, does."""
+    """A stage for some of a submission's trials: what one job, or one job task, does."""
 
     manifest: Manifest
     stage: str
     indices: Sequence[int]
     """Of its trials in the manifest."""
-    task: int
-    """Its number among the tasks of that stage, over all chunks."""
 
     def entries(self) -> list[Entry]:
         return [self.manifest.entries[index] for index in self.indices]
@@ -39,13 +38,17 @@ def job_name(manifest: Manifest, stage: str) -> str:
 
 def job_names(manifest: Manifest) -> list[str]:
     """The names of all jobs that a submission may have queued."""
-    counts = {"extract": len(manifest.extractions), "train": len(manifest.tasks), "evaluate": len(manifest.tasks)}
+    counts = {
+        "extract": len(manifest.extractions),
+        "train": len(manifest.job_tasks),
+        "evaluate": len(manifest.job_tasks),
+    }
     stages = [name for kind, n in counts.items() for name in chunk_names(kind, n, manifest.array_size)]
     return [job_name(manifest, stage) for stage in (*stages, "collect")]
 
 
 def chunk_names(kind: str, n: int, size: int) -> list[str]:
-    """Names of the stages that `n` tasks come to where an array may have `size`: train, train-2, train-3, …"""
+    """Names of the stages that `n` job tasks come to where an array may have `size`: train, train-2, train-3, …"""
     return [kind, *(f"{kind}-{number}" for number in range(2, -(-n // size) + 1))]
 
 
@@ -85,20 +88,21 @@ class Parts:
         return self._manifests[number]
 
     def _submitted(self, manifest: Manifest, stage: str, chunk: int, index: int) -> Part | None:
-        task = (chunk - 1) * manifest.array_size + index
-        n_tasks = {"extract": len(manifest.extractions), "collect": 1}.get(stage, len(manifest.tasks))
-        if task >= n_tasks:
+        job_task = (chunk - 1) * manifest.array_size + index
+        n_job_tasks = {"extract": len(manifest.extractions), "collect": 1}.get(stage, len(manifest.job_tasks))
+        if job_task >= n_job_tasks:
             return None
         if stage == "extract":
-            features = manifest.extractions[task][0]
-            return Part(manifest, stage, [i for i, e in enumerate(manifest.entries) if e.features == features], task)
-        return Part(manifest, stage, manifest.tasks[task] if stage != "collect" else range(len(manifest.entries)), task)
+            features = manifest.extractions[job_task][0]
+            return Part(manifest, stage, [i for i, e in enumerate(manifest.entries) if e.features == features])
+        everything = range(len(manifest.entries))
+        return Part(manifest, stage, everything if stage == "collect" else manifest.job_tasks[job_task])
 
     def _typed(self, manifest: Manifest, job: str, stage: str, index: int | None) -> Part:
-        """A job typed by hand: the tasks of its array deal the trials out (`deal.my_share`)."""
+        """A job typed by hand: the job tasks of its array share the trials out (`sharding.my_share`)."""
         low, step, count = self._array(job)
         rank = 0 if index is None else (index - low) // step
-        return Part(manifest, stage, range(len(manifest.entries))[rank::count], rank)
+        return Part(manifest, stage, range(len(manifest.entries))[rank::count])
 
     def _array(self, job: str) -> tuple[int, int, int]:
         if job not in self._arrays:

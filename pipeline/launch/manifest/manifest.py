@@ -20,8 +20,9 @@ from pydantic import ValidationError
 from pipeline.config.identity import digest, features_of, images_of
 from pipeline.config.resources import Resources
 from pipeline.config.trial import Config
-from pipeline.disk.layout import ExperimentDir, read_json, write_json, write_text
+from pipeline.disk.layout import ExperimentDir
 from pipeline.disk.provenance import now
+from pipeline.disk.writing import read_json, write_json, write_text
 from pipeline.errors import UserError
 from pipeline.experiments.cluster import Profile
 from pipeline.experiments.reading import Experiment, Tree, Trial
@@ -34,11 +35,11 @@ REFUSED = ".refused"
 
 @dataclass(frozen=True)
 class Terms:
-    """How a submission is queued: by which profile, how many tasks an array may have, how many trials share a task."""
+    """How a submission is queued: by which profile, how many job tasks an array may have, how many trials share one."""
 
     profile: Profile = field(default_factory=Profile)
     array_size: int | None = None
-    """Longer arrays are queued in chunks of so many tasks, each counting from 0; None: one array holds all."""
+    """Longer arrays are queued in chunks of so many job tasks, each counting from 0; None: one array holds all."""
     pack: int = 1
     max_parallel: int | None = None
     """Tasks of each array that may run at once; None: all."""
@@ -63,7 +64,7 @@ class Manifest:
     """The first trial's configuration; an entry says in which sections its own differs."""
     entries: list[Entry]
     extractions: list[tuple[int, int, int]]
-    """For each task of the extraction's array: the number of the features that it makes, task, number of tasks."""
+    """For each job task of extraction: the number of the features that it makes, which part of them, and of how many."""
     terms: Terms
     code: Path
     """The snapshot of the code that its jobs run."""
@@ -85,8 +86,8 @@ class Manifest:
         return self.terms.array_size or max(len(self.entries), len(self.extractions))
 
     @cached_property
-    def tasks(self) -> list[range]:
-        """For each task of training and of evaluation: the indices of its trials."""
+    def job_tasks(self) -> list[range]:
+        """For each job task of training and of evaluation: the indices of its trials."""
         return _packs(len(self.entries), self.terms.pack)
 
     def section(self, entry: Entry, name: str) -> Any:
@@ -135,9 +136,9 @@ def make_manifest(experiment: Experiment, trials: Sequence[Trial], terms: Terms 
 
 
 def record_plan(experiment: Experiment, job: str, array: Sequence[int]) -> None:
-    """Leave a record of a job that was submitted by hand: its trials, and how the tasks of its array share them out.
+    """Leave a record of a job that was submitted by hand: its trials, and how the job tasks of its array share them out.
 
-    `array` is the first index, the step and the number of tasks. Trials that never start are known as missing by it.
+    `array` is the first index, the step and the number of job tasks. Trials that never start are known as missing by it.
     """
     values = _values(experiment, experiment.trials, Terms(argv=tuple(sys.argv)))
     write_json(experiment.dir.submission(f"job-{job}"), values | {"array": list(array), "code": ""})
@@ -161,7 +162,7 @@ def _manifest(path: Path, values: Tree) -> Manifest:
         path=path,
         common=values["common"],
         entries=[Entry(trial["name"], trial["features"], trial["differs"]) for trial in values["trials"]],
-        extractions=[(features, task, n) for features, task, n in values["extractions"]],
+        extractions=[(features, part, n) for features, part, n in values["extractions"]],
         terms=Terms(profile, values["array_size"], values["pack"], values["max_parallel"], tuple(values["argv"])),
         code=ExperimentDir(path.parent.parent).code(values["code"]),
         source=Path(values["source"]),
@@ -194,7 +195,7 @@ def _values(experiment: Experiment, trials: Sequence[Trial], terms: Terms) -> Tr
         "array_size": terms.array_size,
         "pack": terms.pack,
         "max_parallel": terms.max_parallel,
-        "extractions": [(number, task, n) for number, n in enumerate(counts) for task in range(n)],
+        "extractions": [(number, part, n) for number, n in enumerate(counts) for part in range(n)],
         "common": common,
         "trials": [
             {"name": trial.name, "features": numbers[id(trial)], "differs": _differing(config, common)}

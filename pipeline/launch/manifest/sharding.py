@@ -1,4 +1,4 @@
-"""Which trials are this job's: the tasks of a Slurm array share them out. Loads no torch."""
+"""Which trials are this job's: the job tasks of a Slurm array share them out. Loads no torch."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ T = TypeVar("T")
 
 
 def my_share(items: Sequence[T], environ: Mapping[str, str] = os.environ) -> list[T]:
-    """Items number rank, rank + n, rank + 2n, … for task `rank` of an array of `n`; all of them outside an array."""
+    """Items number rank, rank + n, rank + 2n, … for job task `rank` of `n`; all of them outside an array."""
     rank, n = array_rank(environ)
     return list(items[rank::n])
 
 
 def array_rank(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """This task's rank in its array and the number of tasks; (0, 1) outside an array.
+    """This job task's rank in its array and the number of job tasks; (0, 1) outside an array.
 
-    Raises UserError for an array with gaps: its tasks cannot tell their rank from what Slurm tells them.
+    Raises UserError for an array with gaps: its job tasks cannot tell their rank from what Slurm tells them.
     """
     low, step, count = array_shape(environ)
     return (int(environ.get("SLURM_ARRAY_TASK_ID", low)) - low) // step, count
 
 
 def array_shape(environ: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
-    """First index, step and number of tasks of the array that this task is of; (0, 1, 1) outside an array.
+    """First index, step and number of job tasks of this one's array; (0, 1, 1) outside an array.
 
     Raises UserError for an array with gaps.
     """
@@ -39,6 +39,6 @@ def array_shape(environ: Mapping[str, str] = os.environ) -> tuple[int, int, int]
     )
     if (high - low) // step + 1 != count:
         raise UserError(
-            f"--array has {count} tasks between {low} and {high}: use a range without gaps, such as --array=0-{count - 1}"
+            f"--array has {count} job tasks between {low} and {high}: use a range without gaps, such as --array=0-{count - 1}"
         )
     return low, step, count

@@ -10,8 +10,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from pipeline.disk.layout import PROJECT, ExperimentDir, atomic_folder
+from pipeline.disk.layout import PROJECT, ExperimentDir
 from pipeline.disk.provenance import CODE_RECORD, code_version
+from pipeline.disk.writing import atomic_folder
 
 
 def take_snapshot(experiment: ExperimentDir) -> Path:

@@ -1,4 +1,4 @@
-"""What became of each task by Slurm's accounting: one call of sacct for all of them. Loads no torch.
+"""What became of each job task by Slurm's accounting: one call of sacct for all of them. Loads no torch.
 
 sacct of Slurm 22.05 knows no number of restarts. `--duplicates` lists what ended before a job was queued again as lines of
 their own: the last line of a job is what became of it, those before it are counted.
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import pwd
 import re
-import subprocess
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from pipeline.errors import WorkError
-from pipeline.launch.scheduler.queue import outside_environment
+from pipeline.launch.scheduler.queue import ask
 
 TIMEOUT = 30
 """Seconds. sacct itself tries for 45 where the database does not answer."""
@@ -33,7 +32,7 @@ OF_SHELLS = {4, 6, 7, 8, 9, 11, 12, 15}
 
 @dataclass(frozen=True)
 class Outcome:
-    """The last attempt of a task, or of a job without an array."""
+    """The last attempt of a job task, or of a job without an array."""
 
     job: str
     """`41_3`, or `41` outside arrays."""
@@ -62,7 +61,7 @@ class Outcome:
 
 
 def outcomes(names: Collection[str], since: str, jobs: Collection[str] = ()) -> list[Outcome] | None:
-    """What became of the tasks of my jobs with these names, or ids, run or ended since then (as `provenance.now` writes it).
+    """What became of the job tasks of my jobs with these names, or ids, run or ended since then (as `provenance.now` writes it).
 
     Tasks that wait, for the first time or again, are left out: squeue tells more of them. None where nothing can be known:
     there is no accounting, or no sacct; or it fails or does not answer, which is said on stderr.
@@ -93,25 +92,18 @@ def _sacct(wanted: str, since: str) -> list[list[str]]:
     begin = datetime.fromisoformat(since).astimezone().strftime("%Y-%m-%dT%H:%M:%S")  # sacct knows no other time zones
     window = [f"--starttime={begin}", "--endtime=now+365days", f"--state={STATES}"]
     options = ["--allocations", "--duplicates", "--parsable2", "--noheader", f"--format={FIELDS}", *window]
-    environ = {
-        **outside_environment(),
-        "SLURM_TIME_FORMAT": "%s",
-        "SLURM_BITSTR_LEN": "0",
-    }  # seconds; lists of tasks in full
-    command = ["sacct", *options, wanted]
+    told = {"SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0"}  # seconds; lists of job tasks in full
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, env=environ)
+        found = ask(["sacct", *options, wanted], told, TIMEOUT)
     except FileNotFoundError:
         raise _NoAccounting from None
-    except subprocess.TimeoutExpired as error:
-        raise WorkError(f"sacct did not answer within {TIMEOUT} s") from error
+    except WorkError as error:
+        if DISABLED in str(error):
+            raise _NoAccounting from None
+        raise
     except OSError as error:
         raise WorkError(f"sacct cannot be called: {error}") from error
-    if DISABLED in done.stderr:
-        raise _NoAccounting
-    if done.returncode != 0:
-        raise WorkError(f"sacct failed: {' '.join(done.stderr.split())}")
-    lines = (line.split("|", N_FIELDS - 1) for line in done.stdout.splitlines())
+    lines = (line.split("|", N_FIELDS - 1) for line in found.splitlines())
     return [fields for fields in lines if len(fields) == N_FIELDS]
 
 
@@ -125,7 +117,7 @@ def _last_attempts(lines: Sequence[Sequence[str]]) -> list[Outcome]:
 
 
 def _jobs(job: str) -> Iterator[str]:
-    """`41_3` → itself; tasks that never began stand in one line: `41_[0,4-8:2%2]` → 41_0, 41_4, 41_6, 41_8."""
+    """`41_3` → itself; job tasks that never began stand in one line: `41_[0,4-8:2%2]` → 41_0, 41_4, 41_6, 41_8."""
     array = re.fullmatch(r"(\d+)_\[([^]%]*).*", job)
     if array is None:
         yield job

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.disk.layout import ExperimentDir
@@ -20,8 +20,8 @@ STUCK = "DependencyNeverSatisfied"
 
 
 @dataclass(frozen=True)
-class Task:
-    """A job of mine, or a task of an array, that waits or runs."""
+class JobTask:
+    """A job task of mine, or a job without an array, that waits or runs."""
 
     name: str
     array: str
@@ -55,24 +55,24 @@ class Queued:
         return self.name == trial.name and self.evaluate == trial.config.evaluate.model_dump(mode="json")
 
 
-def queued_trials(parts: Parts, tasks: Sequence[Task]) -> dict[str, Queued]:
+def queued_trials(parts: Parts, job_tasks: Sequence[JobTask]) -> dict[str, Queued]:
     """Trials of an experiment whose training or evaluation waits or runs, by name: from job names, indices and manifests.
 
     Jobs that are stuck do not count.
     """
     found: dict[str, Queued] = {}
-    for task in tasks:
-        part = None if task.stuck else parts.of(task.name, task.array, task.index)
+    for job_task in job_tasks:
+        part = None if job_task.stuck else parts.of(job_task.name, job_task.array, job_task.index)
         if part and part.stage in ("train", "evaluate"):
             for entry in part.entries():
                 if part.stage == "train" or entry.name not in found:  # its evaluation waits behind it
                     evaluate = part.manifest.section(entry, "evaluate")
-                    found[entry.name] = Queued(entry.name, evaluate, part.stage, task.id, task.state.lower())
+                    found[entry.name] = Queued(entry.name, evaluate, part.stage, job_task.id, job_task.state.lower())
     return found
 
 
-def my_tasks() -> list[Task]:
-    """Each of my tasks that waits or runs; what completes has ended. None where there is no Slurm.
+def my_job_tasks() -> list[JobTask]:
+    """Each of my job tasks that waits or runs; what completes has ended. None where there is no Slurm.
 
     Raises WorkError if it does not answer.
     """
@@ -82,15 +82,15 @@ def my_tasks() -> list[Task]:
     except FileNotFoundError:
         return []
     lines = [fields for line in done.splitlines() if len(fields := line.strip().split("|")) == 5]
-    tasks = [
-        Task(name, job, int(index) if index.isdecimal() else None, state, reason)
+    job_tasks = [
+        JobTask(name, job, int(index) if index.isdecimal() else None, state, reason)
         for name, job, index, state, reason in lines
     ]
-    return [task for task in tasks if task.state != "COMPLETING"]
+    return [job_task for job_task in job_tasks if job_task.state != "COMPLETING"]
 
 
 def max_array_size() -> int:
-    """How many tasks an array may have here: their indices count from 0, and this is above the highest."""
+    """How many job tasks an array may have here: their indices count from 0, and this is above the highest."""
     try:
         found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask(["scontrol", "show", "config"]), re.M)
     except (FileNotFoundError, WorkError):
@@ -98,14 +98,18 @@ def max_array_size() -> int:
     return max(1, int(found[1])) if found else MAX_ARRAY_SIZE
 
 
-def ask(command: Sequence[str]) -> str:
-    """What a command of Slurm prints. Raises FileNotFoundError if there is none, WorkError if it fails."""
+def ask(command: Sequence[str], told: Mapping[str, str] | None = None, seconds: float = TIMEOUT) -> str:
+    """What a command of Slurm prints; `told` stands in its environment too.
+
+    Raises FileNotFoundError if there is none, WorkError if it fails.
+    """
+    environ = outside_environment() | dict(told or {})
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=outside_environment())
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, env=environ)
     except subprocess.TimeoutExpired as error:
-        raise WorkError(f"{command[0]} did not answer within {TIMEOUT} s") from error
+        raise WorkError(f"{command[0]} did not answer within {seconds} s") from error
     if done.returncode != 0:
-        raise WorkError(f"{command[0]} failed: {done.stderr.strip()}")
+        raise WorkError(f"{command[0]} failed: {' '.join(done.stderr.split())}")
     return done.stdout
 
 
@@ -124,16 +128,16 @@ def is_slurms(name: str) -> bool:
 
 
 def find_job(name: str) -> tuple[str, set[str]] | None:
-    """A job or array of mine with this name that still waits or runs: its id and the indices of its tasks ("" if none).
+    """A job or array of mine with this name that still waits or runs: its id and the indices of its job tasks ("" if none).
 
     One that has ended, or was cancelled because its training failed, does not count: nothing will come of it.
     """
     command = ["squeue", "--me", "--noheader", "--array", f"--name={name}", "--format=%F %K"]
     try:
-        tasks = [line.split() for line in ask(command).splitlines() if line.strip()]
+        job_tasks = [line.split() for line in ask(command).splitlines() if line.strip()]
     except (OSError, WorkError) as error:
         raise WorkError(f"squeue cannot be called on this node: {error}") from error
-    return (tasks[-1][0], {index for job, index in tasks if job == tasks[-1][0]}) if tasks else None
+    return (job_tasks[-1][0], {index for job, index in job_tasks if job == job_tasks[-1][0]}) if job_tasks else None
 
 
 def is_queued(job: str) -> bool:
@@ -150,14 +154,18 @@ def cancel_stuck(experiment: ExperimentDir) -> list[str]:
     (Jobs are queued with --kill-on-invalid-dep; some sites overrule it, and Slurm itself can miss one.)
     """
     parts = Parts(experiment)
-    stuck = [task.id for task in my_tasks() if task.stuck and parts.of(task.name, task.array, task.index)]
+    stuck = [
+        job_task.id
+        for job_task in my_job_tasks()
+        if job_task.stuck and parts.of(job_task.name, job_task.array, job_task.index)
+    ]
     if stuck:
         cancel(stuck)
     return stuck
 
 
 def cancel(ids: Sequence[str]) -> None:
-    """scancel jobs or tasks. Raises WorkError if Slurm refuses."""
+    """scancel jobs or job tasks. Raises WorkError if Slurm refuses."""
     try:
         for begin in range(0, len(ids), 500):  # a command line has its limits
             ask(["scancel", *ids[begin : begin + 500]])

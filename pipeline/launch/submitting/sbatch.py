@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -32,7 +33,7 @@ from pipeline.experiments.reading import Experiment
 from pipeline.launch.jobs import jobs
 from pipeline.launch.manifest.job_names import chunk_names, job_name
 from pipeline.launch.manifest.manifest import Manifest
-from pipeline.launch.scheduler.queue import find_job, is_slurms, outside_environment
+from pipeline.launch.scheduler.queue import ask, find_job, is_slurms, outside_environment
 from pipeline.signals import warning_seconds
 
 LEASE_SECONDS = 60
@@ -75,13 +76,13 @@ def chain(manifest: Manifest, extract: bool = True) -> list[Stage]:
     trainings = [
         # afterany: features that could not be made fail the trials that need them (`jobs.extract`), and no others.
         replace(stage, dependency="afterany", after=tuple(e.name for e in extractions))
-        for stage in _chunks(manifest, "train", jobs.train, len(manifest.tasks))
+        for stage in _chunks(manifest, "train", jobs.train, len(manifest.job_tasks))
     ]
     evaluations = [
         # Between two plain jobs Slurm has nothing to correspond: a single trial depends on its training as a whole.
         replace(stage, dependency="aftercorr" if len(stage.indices) > 1 else "afterok", after=(training.name,))
         for stage, training in zip(
-            _chunks(manifest, "evaluate", jobs.evaluate, len(manifest.tasks)), trainings, strict=True
+            _chunks(manifest, "evaluate", jobs.evaluate, len(manifest.job_tasks)), trainings, strict=True
         )
     ]
     last = Stage("collect", "collect", jobs.collect, range(1), "afterany", tuple(e.name for e in evaluations))
@@ -117,10 +118,9 @@ def _cancel(manifest: Manifest, stages: Sequence[Stage]) -> bool:
     """Take a chain back, by name: an sbatch that failed may have queued its job all the same. False if scancel failed."""
     ended_well = True
     for stage in stages:
-        command = ["scancel", "--me", f"--name={job_name(manifest, stage.name)}"]
         try:
-            ended_well &= subprocess.run(command, check=False, capture_output=True, timeout=60).returncode == 0
-        except (OSError, subprocess.TimeoutExpired):
+            ask(["scancel", "--me", f"--name={job_name(manifest, stage.name)}"])
+        except (OSError, WorkError):
             ended_well = False
     return ended_well
 
@@ -176,8 +176,8 @@ def own_job() -> str | None:
 def queue_evaluation(experiment: Experiment, arguments: Sequence[str]) -> str:
     """From inside a training job: queue jobs/evaluate.sh for the whole job or array, once; returns its job id.
 
-    Each task of the evaluation's array waits for the same task of the training's (aftercorr). A task that comes later,
-    or again after a requeue, finds the evaluation by its name; tasks that come together take turns. Raises WorkError
+    Each job task of the evaluation waits for the same one of the training (aftercorr). A job task that comes later,
+    or again after a requeue, finds the evaluation by its name; job tasks that come together take turns. Raises WorkError
     where this node may not call sbatch.
     """
     job = own_job()
@@ -288,7 +288,7 @@ def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> SlurmExe
     cpus, memory = _for_pack(manifest, stage, job)
     executor = _Executor(
         folder=manifest.experiment.stage_logs(manifest.number, stage.name),
-        python=python_command(profile, code, _folders(manifest) if profile.environment.kind == "apptainer" else []),
+        python=python_command(profile, code, partial(_folders, manifest)),
     )
     executor.update_parameters(
         job_name=job_name(manifest, stage.name),
@@ -308,7 +308,7 @@ def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> SlurmExe
 
 
 def _for_pack(manifest: Manifest, stage: Stage, job: Job) -> tuple[int, str]:
-    """CPUs and memory of a task: each of the trials that train side by side gets what it would have alone."""
+    """CPUs and memory of a job task: each of the trials that train side by side gets what it would have alone."""
     pack = manifest.terms.pack if stage.kind == "train" else 1
     return job.cpus_per_task * pack, scale_memory(job.mem, f"{pack}x")
 

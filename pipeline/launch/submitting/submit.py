@@ -25,8 +25,8 @@ from pipeline.launch.manifest.manifest import (
     preview_manifest,
     sharing_features,
 )
-from pipeline.launch.scheduler.queue import Queued, cancel_stuck, is_queued, max_array_size, my_tasks, queued_trials
-from pipeline.launch.submitting import sbatch as slurm
+from pipeline.launch.scheduler.queue import Queued, cancel_stuck, is_queued, max_array_size, my_job_tasks, queued_trials
+from pipeline.launch.submitting import sbatch
 from pipeline.launch.watching.history import History
 from pipeline.launch.watching.plan import missing_trials
 
@@ -86,7 +86,7 @@ def one_at_a_time(directory: ExperimentDir, request: Request) -> Iterator[None]:
 def queue_trials(experiment: Experiment, trials: list[Trial], request: Request) -> tuple[Manifest, str] | None:
     """Freeze these trials in a manifest and queue their chain, whose last job is returned; or run it here."""
     extract = needs_extraction(trials)
-    slurm.check_paths(preview_manifest(experiment, trials, Terms()))
+    sbatch.check_paths(preview_manifest(experiment, trials, Terms()))
     manifest = make_manifest(experiment, trials, request.terms(len(trials)))
     print(f"{len(trials)} of {len(experiment.trials)} trials, submission {manifest.path}", flush=True)
     if request.local:
@@ -124,7 +124,7 @@ def _queue_of(experiment: Experiment, request: Request) -> dict[str, Queued]:
         return History(experiment.dir).queued
     if stuck := cancel_stuck(experiment.dir):
         print(f"cancelled {', '.join(stuck)}: what they waited for has failed", flush=True)
-    return queued_trials(Parts(experiment.dir), my_tasks())
+    return queued_trials(Parts(experiment.dir), my_job_tasks())
 
 
 def _check_all_done(experiment: Experiment, manifest: Manifest) -> None:
@@ -137,7 +137,7 @@ def _check_all_done(experiment: Experiment, manifest: Manifest) -> None:
 def show_scripts(experiment: Experiment, todo: list[Trial], request: Request) -> None:
     """Print every script that would be queued. Nothing is written."""
     manifest = preview_manifest(experiment, todo, request.terms(len(todo)))
-    for stage, script in slurm.scripts(manifest, slurm.chain(manifest, needs_extraction(todo))):
+    for stage, script in sbatch.scripts(manifest, sbatch.chain(manifest, needs_extraction(todo))):
         print(f"──── {stage}\n{script}")
     names = ", ".join(trial.name for trial in todo[:5]) + (f" and {len(todo) - 5} more" if len(todo) > 5 else "")
     print(f"dry run: {len(todo)} of {len(experiment.trials)} trials would be queued: {names}")
@@ -162,7 +162,7 @@ def _run_here(manifest: Manifest, workers: int) -> None:
 
 def _queue(manifest: Manifest, request: Request, extract: bool) -> str:
     try:
-        ids = slurm.submit(manifest, slurm.chain(manifest, extract))
+        ids = sbatch.submit(manifest, sbatch.chain(manifest, extract))
     except BaseException:  # nothing is queued: no trial is planned, and the number is not used again
         manifest.path.rename(manifest.path.with_suffix(REFUSED))
         raise

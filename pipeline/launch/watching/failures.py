@@ -1,4 +1,4 @@
-"""What class of failure ended a task, and what to do about it: from the trial's record, Slurm's word and the log's end.
+"""What class of failure ended a job task, and what to do about it: from the trial's record, Slurm's word and the log's end.
 
 Everything here is pure. What an error is, Python knows best, so the trial's record counts first; what killed a process
 without a word, Slurm and the log know. Loads no torch.
@@ -26,7 +26,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 REMEDIES: dict[Kind, str] = {
     "oom": "ask for more memory: `carabid retry EXPERIMENT --only oom --mem 2x`",
-    "gpu-oom": "take a smaller train.batch_size or resources.extract_batch, fewer trials a task (--pack), or a GPU with "
+    "gpu-oom": "take a smaller train.batch_size or resources.extract_batch, fewer trials a job task (--pack), or a GPU with "
     "more memory, and `carabid submit` again",
     "time": "give it more time: `carabid retry EXPERIMENT --only time --time 2x`; a training goes on from its checkpoint",
     "preempted": "`carabid retry EXPERIMENT --only preempted`: a training goes on from its checkpoint",
@@ -95,7 +95,7 @@ TRACEBACK = "Traceback (most recent call last):"
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a task, or a trial, failed."""
+    """Why a job task, or a trial, failed."""
 
     kind: Kind
     what: str
@@ -105,9 +105,9 @@ class Failure:
 
 
 def classify(record: Mapping[str, Any] | None, outcome: Outcome | None, log: str) -> Failure | None:
-    """The failure of a trial, from its failure.json, its task's last attempt and the end of that attempt's log.
+    """The failure of a trial, from its failure.json, its job task's last attempt and the end of that attempt's log.
 
-    Each may be missing. None if nothing failed, or not yet: a task that runs or waits again is not one that failed.
+    Each may be missing. None if nothing failed, or not yet: a job task that runs or waits again is not one that failed.
     """
     log = _last_attempt(log)
     recorded = _of_record(record) if record else None
@@ -115,7 +115,7 @@ def classify(record: Mapping[str, Any] | None, outcome: Outcome | None, log: str
         return _without_accounting(recorded, record, log)
     if outcome.state not in ENDED | OF_STATES.keys() and not _is_stuck(outcome):
         return recorded if _is_of(record, outcome) else None
-    if outcome.state == "COMPLETED":  # a task of several trials, of which this one failed
+    if outcome.state == "COMPLETED":  # a job task of several trials, of which this one failed
         return recorded
     if recorded and (_is_of(record, outcome) or not outcome.node):
         return recorded
@@ -267,7 +267,7 @@ def _killed(outcome: Outcome) -> Failure:
 def _last_attempt(log: str) -> str:
     """What a log says of the last attempt: jobs that are queued again append to theirs."""
     log = log.replace("\r", "\n")
-    log = log[max(log.rfind("\n──── carabid "), 0) :]  # (jobs.say_attempt)
+    log = log[max(log.rfind("\n──── carabid "), 0) :]  # (trials.log_attempt)
     ended = [match.end() for match in AGAIN.finditer(log)]
     after = log[ended[-1] :] if ended else ""
     return after if any(line.strip() and not SLURMS_LINE.match(line) for line in after.splitlines()) else log

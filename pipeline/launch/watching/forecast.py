@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from pipeline.config.identity import token_kind
 from pipeline.config.trial import Config
-from pipeline.disk.layout import ExperimentDir, TrialDir, folders_in, read_json
+from pipeline.disk.layout import ExperimentDir, TrialDir, folders_in
+from pipeline.disk.writing import read_json
 from pipeline.experiments.reading import Experiment, saved_science
 from pipeline.reporting.state import TrialState
 

@@ -13,13 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.disk.layout import ExperimentDir, read_json
+from pipeline.disk.layout import ExperimentDir
+from pipeline.disk.writing import read_record
 from pipeline.errors import WorkError
 from pipeline.experiments.reading import Trial
 from pipeline.launch.manifest.job_names import Part, Parts, chunk_names, job_names
 from pipeline.launch.manifest.manifest import Manifest
 from pipeline.launch.scheduler.accounting import Outcome, outcomes
-from pipeline.launch.scheduler.queue import Queued, Task, my_tasks, queued_trials
+from pipeline.launch.scheduler.queue import JobTask, Queued, my_job_tasks, queued_trials
 from pipeline.launch.watching.failures import Failure, classify
 from pipeline.reporting.state import TrialState
 
@@ -49,10 +50,10 @@ class History:
         self._listed: dict[str, dict[tuple[str, str], list[Path]]] = {}
 
     @cached_property
-    def tasks(self) -> list[Task]:
+    def job_tasks(self) -> list[JobTask]:
         """What Slurm has queued, to be shown: nothing, and a word on stderr, where it does not answer."""
         try:
-            return my_tasks()
+            return my_job_tasks()
         except WorkError as error:
             print(f"carabid: what is queued is not known: {str(error).splitlines()[0]}", file=sys.stderr)
             return []
@@ -60,7 +61,7 @@ class History:
     @cached_property
     def queued(self) -> dict[str, Queued]:
         """What Slurm has queued, by trial."""
-        return queued_trials(self.parts, self.tasks)
+        return queued_trials(self.parts, self.job_tasks)
 
     @cached_property
     def submissions(self) -> list[Manifest]:
@@ -74,12 +75,12 @@ class History:
 
     @cached_property
     def attempts(self) -> dict[tuple[str, str], Attempt]:
-        """(Trial, stage) → the last job or task that did it, and what became of that by Slurm's accounting.
+        """(Trial, stage) → the last job task that did it, and what became of that by Slurm's accounting.
 
-        (Accounting knows nothing of a task that is stuck; the queue does.)
+        (Accounting knows nothing of a job task that is stuck; the queue does.)
         """
         found: dict[tuple[str, str], Attempt] = {}
-        stuck = [Outcome(t.id, t.name, t.state, 0, 0, 0, 0, 0, "", t.reason) for t in self.tasks if t.stuck]
+        stuck = [Outcome(t.id, t.name, t.state, 0, 0, 0, 0, 0, "", t.reason) for t in self.job_tasks if t.stuck]
         for outcome in sorted([*self._outcomes(), *stuck], key=lambda outcome: int(outcome.job.partition("_")[0])):
             array, _, index = outcome.job.partition("_")
             if part := self.parts.of(outcome.name, array, int(index) if index else None):
@@ -117,11 +118,11 @@ class History:
             return None
         manifest, index = self.last[name]
         found = _own_logs(manifest, index, stage)
-        found = _latest(self._task_logs(manifest, index, stage) if found is None else found)
+        found = _latest(self._slurm_logs(manifest, index, stage) if found is None else found)
         return found[0] if found else None
 
-    def _task_logs(self, manifest: Manifest, index: int, stage: str) -> list[Path]:
-        """The logs of the Slurm tasks that do a stage of a trial, of all their attempts."""
+    def _slurm_logs(self, manifest: Manifest, index: int, stage: str) -> list[Path]:
+        """The logs of the job tasks that do a stage of a trial, of all their attempts."""
         if manifest.number not in self._listed:
             self._listed[manifest.number] = _list_logs(self.experiment, manifest.number)
         if not (listed := self._listed[manifest.number]):
@@ -135,11 +136,11 @@ class History:
         return classify(record, outcome, "\n".join(map(_end, logs)))
 
     def _logs_of(self, name: str, stage: str, outcome: Outcome | None) -> list[Path]:
-        """What tells why an attempt ended: the log of its task, and of a trial that shares a task its own."""
+        """What tells why an attempt ended: the log of its job task, and of a trial that shares a job task its own."""
         if name not in self.last:
             return []
         manifest, index = self.last[name]
-        of_tasks, own = self._task_logs(manifest, index, stage), _own_logs(manifest, index, stage)
+        of_tasks, own = self._slurm_logs(manifest, index, stage), _own_logs(manifest, index, stage)
         meant = [path for path in of_tasks if outcome and path.name == f"{outcome.job}_0_log.out"]
         return [*(meant or _latest(of_tasks)), *(own or [])]
 
@@ -160,7 +161,7 @@ def _queued_state(job: Queued) -> TrialState:
 
 
 def _what_counts(before: Attempt | None, now: Attempt) -> Attempt:
-    """The later job; of the tasks of one array that share a trial (its features' extraction), one that did not end well."""
+    """The later job; of the job tasks of one array that share a trial (its features' extraction), one that did not end well."""
     if before and _array(before) == _array(now) and before[1].state != "COMPLETED":
         return before
     return now
@@ -176,7 +177,7 @@ def _latest(paths: Iterable[Path]) -> list[Path]:
 
 
 def _list_logs(experiment: ExperimentDir, number: str) -> dict[tuple[str, str], list[Path]]:
-    """The logs of a submission's Slurm tasks by folder and place in the array ("" outside one)."""
+    """The logs of a submission's job tasks by folder and place in the array ("" outside one)."""
     listed: dict[tuple[str, str], list[Path]] = {}
     for path in experiment.logs.glob(f"{number}-*/*_0_log.out"):
         place = re.fullmatch(r"\d+(?:_(\d+))?_0_log\.out", path.name)
@@ -186,7 +187,7 @@ def _list_logs(experiment: ExperimentDir, number: str) -> dict[tuple[str, str], 
 
 
 def _own_logs(manifest: Manifest, index: int, stage: str) -> list[Path] | None:
-    """The log of a trial that is not that of a Slurm task: of one that shares a task, or ran on this machine. None: it is."""
+    """A trial's own log: of one that shares a job task, or ran on this machine. None: it is that of its job task."""
     local, packed = manifest.terms.profile.scheduler == "local", stage == "train" and manifest.terms.pack > 1
     if not local and not packed:
         return None
@@ -197,24 +198,21 @@ def _own_logs(manifest: Manifest, index: int, stage: str) -> list[Path] | None:
 
 
 def _folders_and_places(manifest: Manifest, index: int, stage: str) -> Iterator[tuple[str, str]]:
-    """Folder, and place in its array ("": a job without one), of each task that does a stage of a trial."""
-    tasks, n = [index // manifest.terms.pack], len(manifest.tasks)
+    """Folder, and place in its array ("": a job without one), of each job task that does a stage of a trial."""
+    job_tasks, n = [index // manifest.terms.pack], len(manifest.job_tasks)
     if stage == "extract":
         features, n = manifest.entries[index].features, len(manifest.extractions)
-        tasks = [task for task, (number, *_) in enumerate(manifest.extractions) if number == features]
+        job_tasks = [i for i, (number, *_) in enumerate(manifest.extractions) if number == features]
     names = chunk_names(stage, n, manifest.array_size)
-    for task in tasks:
-        chunk, place = divmod(task, manifest.array_size)
+    for job_task in job_tasks:
+        chunk, place = divmod(job_task, manifest.array_size)
         alone = min(n - chunk * manifest.array_size, manifest.array_size) == 1
         yield manifest.experiment.stage_logs(manifest.number, names[chunk]).name, "" if alone else str(place)
 
 
 def _record(path: Path) -> dict[str, Any] | None:
-    try:
-        record = read_json(path)
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and {"stage", "message"} <= record.keys() else None
+    record = read_record(path)
+    return record if {"stage", "message"} <= record.keys() else None
 
 
 def _end(log: Path) -> str:

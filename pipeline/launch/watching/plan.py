@@ -33,18 +33,13 @@ class _Older:
     time: float
 
 
-def plan(experiment: Experiment) -> list[TrialState]:
-    """The state of each of an experiment's trials, with what is known of their jobs.
+def plan(experiment: Experiment) -> tuple[list[TrialState], list[TrialState]]:
+    """The states of an experiment's trials that the disk shows, and those with what is known of jobs.
 
     A trial without results whose configuration has an earlier form with results is stale, with the keys that changed.
     """
-    return _plan(experiment)[1]
-
-
-def _plan(experiment: Experiment) -> tuple[list[TrialState], list[TrialState]]:
-    """The states that the disk shows, and those with what is known of jobs."""
     history = History(experiment.dir)
-    _ = history.tasks  # before the disk: what ends in between is seen there
+    _ = history.job_tasks  # before the disk: what ends in between is seen there
     states = _compare(experiment, trial_states(experiment))
     pairs = zip(experiment.trials, states, strict=True)
     return states, [history.view(trial.name, state, trial).state for trial, state in pairs]
@@ -52,7 +47,7 @@ def _plan(experiment: Experiment) -> tuple[list[TrialState], list[TrialState]]:
 
 def lines(experiment: Experiment) -> Iterator[str]:
     """What `carabid plan` prints: each trial with its state and the reason, how many are in each state, and the forecast."""
-    on_disk, states = _plan(experiment)
+    on_disk, states = plan(experiment)
     for trial, state in zip(experiment.trials, states, strict=True):
         yield f"{state.state:<12}{trial.name}{'  ' + state.reason if state.reason else ''}"
     counts = Counter(state.state for state in states).most_common()

@@ -1,0 +1,50 @@
+"""What commands have in common: their arguments and options, and how an experiment is found by them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.disk.layout import ExperimentDir, all_experiments, trained_root
+from pipeline.errors import UserError
+from pipeline.experiments.cluster import Cluster, load_cluster, use_root
+from pipeline.experiments.reading import Experiment, load_experiment
+
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML under configs/, or your own.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE …]", help="Overrides; key=a,b makes a grid.")
+]
+TrainedFolder = Annotated[Path | None, typer.Option(help="Where experiments lie, if paths.trained says so.")]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Profile in configs/cluster/, or a YAML; default: $CARABID_CLUSTER, else slurm."),
+]
+ExperimentNames = Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT …]", help="Default: all of them.")]
+ExperimentName = Annotated[str, typer.Argument(help="Its name.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Return only when the last job has ended.")]
+
+
+def use_cluster(cluster: str | None) -> Cluster:
+    """The cluster profile, whose root is looked in from now on."""
+    site = load_cluster(cluster)
+    use_root(site.profile)
+    return site
+
+
+def load(config: str, overrides: list[str] | None, cluster: str | None = None) -> Experiment:
+    """An experiment, on top of a cluster profile."""
+    return load_experiment(config, overrides or (), use_cluster(cluster).layer)
+
+
+def find_experiments(names: list[str] | None, trained: Path | None) -> list[ExperimentDir]:
+    """Those of these names, else all that there are. Raises UserError for a name that there is not."""
+    found = all_experiments(trained)
+    known = {experiment.path.name: experiment for experiment in found}
+    for name in names or []:
+        if name not in known:
+            raise UserError(
+                f"there is no experiment {name} in {trained or trained_root()}; there are: {', '.join(known) or 'none'}"
+            )
+    return [known[name] for name in names] if names else found

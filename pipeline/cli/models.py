@@ -1,0 +1,116 @@
+"""The commands that use models: predictions, embeddings, submissions to a challenge."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import UserError
+
+
+def predict(
+    trial: Annotated[Path, typer.Argument(help="A trained trial's folder.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    domain: Annotated[str | None, typer.Option(help="Their domain; default: unknown.")] = None,
+    species: Annotated[
+        list[str] | None, typer.Option(help="Their scientific name, or (repeated) that of each.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cuda or cpu; default: the trial's.")] = None,
+    group: Annotated[bool, typer.Option("--group", help="They are of one group: print mean ± sigma.")] = False,
+    colour_card: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Image of the colour card beside them.")
+    ] = None,
+    scale_bar: Annotated[Path | None, typer.Option(metavar="FILE", help="Image of the scale bar beside them.")] = None,
+) -> None:
+    """Print a trained model's predictions for new images, or its forecast of the group that they are of."""
+    from pipeline.stages.predict import Origin, predict_files, predict_group
+
+    origin = Origin(domain, tuple(species or ()), colour_card, scale_bar)
+    if group:
+        found = predict_group(trial, images, origin, device)
+        texts = {
+            name: f"{mu:.4f}" + (f" ± {sigma:.4f}" if sigma is not None else "") for name, (mu, sigma) in found.items()
+        }
+        print("\t".join(f"{name}={text}" for name, text in texts.items()))
+        return
+    for image, values in zip(images, predict_files(trial, images, origin, device), strict=True):
+        print(f"{image}\t" + "\t".join(f"{name}={value:.4f}" for name, value in values.items()), flush=True)
+
+
+def embed(
+    folder: Annotated[Path, typer.Argument(help="Folder of images; those in its folders too.")],
+    backbone: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="hf-hub:owner/name, local-dir:/a/folder or ARCHITECTURE:TAG of open_clip; a DINOv2 (facebook/dinov2-base, "
+            "or its folder); timm:NAME; pixels:SIZE.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="The file to write: a row for each image.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 64,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads that decode; default: one for each CPU.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of other images or backbone.")] = False,
+) -> None:
+    """Write the embeddings of a plain folder of images to a Parquet file. The same command goes on after an interruption."""
+    from pipeline.stages import embed as stage
+
+    try:
+        stage.run(stage.Request(folder, backbone, out, batch_size, threads, device, overwrite))
+    except KeyboardInterrupt:
+        again = shlex.join(["carabid", *sys.argv[1:]])
+        print(f"carabid: what is embedded is kept; to go on: {again}", file=sys.stderr)
+        raise
+
+
+def export(
+    trials: Annotated[list[Path] | None, typer.Argument(help="A trained trial's folder; several: an ensemble.")] = None,
+    to: Annotated[str, typer.Option(help="The platform: codabench.")] = "codabench",
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder to write.")] = None,
+    zipped: Annotated[bool, typer.Option("--zip", help="Write DIR.zip too, as it is uploaded.")] = False,
+    with_backbone: Annotated[
+        bool, typer.Option("--with-backbone", help="Put its weights in; no internet needed.")
+    ] = False,
+    check: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Try a submission (folder, zip); write none."),
+    ] = None,
+    python: Annotated[
+        Path | None,
+        typer.Option(help="With --check: interpreter; default: this, with the whitelist alone."),
+    ] = None,
+    challenge: Annotated[
+        str | None,
+        typer.Option(help="With --check: beetles or butterflies; default: it tells."),
+    ] = None,
+    largest: Annotated[int, typer.Option(min=1, help="With --check: images of the largest group of beetles.")] = 500,
+    gpu: Annotated[bool, typer.Option("--gpu", help="With --check: let it see the GPUs; default: none.")] = False,
+) -> None:
+    """Write trained trials as a challenge submission, or check one as its platform would run it, without this package."""
+    if check is not None:
+        _check_submission(check, trials or out, python, largest, gpu, challenge)
+    elif to != "codabench":
+        raise UserError(f"--to {to}: choose codabench")
+    elif out is None:
+        raise UserError("say where to: --to codabench --out DIR; or --check DIR to check a submission that is there")
+    else:
+        from pipeline.export.codabench import export as write
+
+        print(write(trials or [], out, zipped, with_backbone))
+
+
+def _check_submission(
+    folder: Path, other: object, python: Path | None, largest: int, gpu: bool, challenge: str | None
+) -> None:
+    """Print what was checked."""
+    from pipeline.export import check
+
+    if other:
+        raise UserError("--check looks at a submission that is there: name no trials and no --out with it")
+    for line in check.check(folder, python, largest, gpu, challenge):
+        print(line)

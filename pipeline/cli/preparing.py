@@ -1,0 +1,45 @@
+"""The commands that come before any trial: the demo, made-up data, and what must be in the cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.arguments import ConfigArgument, Overrides, load
+
+
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Folder to work in; default: demo/ under the root.")] = None,
+) -> None:
+    """Everything at once on generated beetles: no Slurm, no GPU, no network."""
+    from pipeline import demo as module
+
+    module.run(out)
+
+
+def generate(
+    task: Annotated[str, typer.Argument(help="The scientific problem: beetles or butterflies.")],
+    out: Annotated[Path, typer.Option(help="New folder for the data set.")],
+    seed: Annotated[int, typer.Option(help="Another seed draws other images.")] = 0,
+    scale: Annotated[float, typer.Option(min=0.01, help="Size of the data set; 1: about 2,500 images.")] = 1.0,
+    form: Annotated[
+        str | None,
+        typer.Option(help="parquet, csv or disk (save_to_disk); butterflies: csv."),
+    ] = None,
+) -> None:
+    """Write made-up data in a task's real schema, with a learnable signal."""
+    from pipeline.tasks import generator
+
+    generator(task)(out, seed=seed, scale=scale, **({} if form is None else {"form": form}))
+    print(f"wrote {out}")
+
+
+def fetch(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """On the login node: bring data and weights into the cache and check them, so that jobs run without internet."""
+    from pipeline.launch.manifest.manifest import sharing_features
+    from pipeline.stages import fetch as stage
+
+    trials = load(config, overrides).trials
+    stage.run([sharing[0].config for sharing in sharing_features(trials)])

@@ -1,0 +1,78 @@
+"""The commands that show results: tables, costs, comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.arguments import ExperimentNames, TrainedFolder, find_experiments
+from pipeline.disk.layout import ExperimentDir
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.reporting.results import Row
+
+
+def results(
+    experiments: ExperimentNames = None,
+    form: Annotated[str, typer.Option("--format", help="table, csv, markdown or json.")] = "table",
+    sort: Annotated[
+        str | None,
+        typer.Option(help="Figure to sort by: r2, in_domain.r2, SPEI_30d.r2, roc_auc, …"),
+    ] = None,
+    cost: Annotated[bool, typer.Option("--cost", help="Hours, GPU-hours, nodes and jobs, not metrics.")] = False,
+    trained: TrainedFolder = None,
+) -> None:
+    """All trials of all experiments with their metrics, best first; mean ± sd over seeds and folds."""
+    from pipeline.reporting import results as module
+
+    found = find_experiments(experiments, trained)
+    tables = module.by_look(module.collect(found))
+    by = module.sorts(tables, sort)
+    rows = [row for look, some in tables.items() for row in module.sort_rows(some, by[look])]
+    if cost:
+        _show_cost(found, rows, form, trained)
+        return
+    lines = {look: module.summarize(some, by[look]) for look, some in tables.items()}
+    texts = {"csv": partial(module.to_csv, rows), "markdown": partial(module.to_markdown, lines)}
+    _show(form, partial(module.print_tables, lines, trained), texts | {"json": partial(module.to_json, rows)})
+
+
+def compare(
+    experiments: Annotated[list[str], typer.Argument(metavar="EXPERIMENT …", help="Their names.")],
+    figure: Annotated[
+        str | None, typer.Option(help="Figure of what was tested (roc_auc, r2, …); default: the task's first.")
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help="table, markdown or json.")] = "table",
+    trained: TrainedFolder = None,
+) -> None:
+    """Methods on the images that all of them tested: the one chosen on validation against each."""
+    from pipeline.reporting import comparison as module
+
+    found = module.compare(module.candidates(find_experiments(experiments, trained)), figure)
+    texts = {"markdown": partial(module.to_markdown, found), "json": partial(module.to_json, found)}
+    _show(form, partial(module.print_table, found), texts)
+
+
+def _show_cost(found: list[ExperimentDir], rows: list[Row], form: str, trained: Path | None) -> None:
+    from pipeline.reporting import cost as module
+
+    costs = module.collect(found, rows)
+    forms = {"csv": module.to_csv, "markdown": module.to_markdown, "json": module.to_json}
+    texts = {name: partial(write, costs) for name, write in forms.items()}
+    _show(form, partial(module.print_table, costs, trained), texts)
+
+
+def _show(form: str, table: Callable[[], None], texts: Mapping[str, Callable[[], str]]) -> None:
+    """Print in the form that was asked for."""
+    if form == "table":
+        table()
+    elif form in texts:
+        print(texts[form]().removesuffix("\n"))
+    else:
+        *others, last = texts
+        raise UserError(f"--format {form}: choose {', '.join(['table', *others])} or {last}")

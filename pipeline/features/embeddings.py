@@ -1,0 +1,136 @@
+"""Embeddings of image files in Parquet: parts that are written while they are made, and the whole file made of them.
+
+A part has two columns more than the whole file: size and time of change that a file had when it was read. So a part is used for
+as long as its files have not changed, and an image that was read several times is the one that was read last. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.disk.writing import atomic_path
+
+ROWS = 8192
+"""Rows of a row group in the whole file."""
+OPEN_PARTS = 4
+"""Parts in memory while the whole file is written."""
+COLUMNS = ("file", "width", "height", "embedding", "error")
+IN_PARTS = (*COLUMNS, "size", "mtime")
+OWN = b"carabid"
+"""Key of our metadata in a Parquet file."""
+
+
+@dataclass(frozen=True)
+class File:
+    """An image file: its path within the folder, its bytes and its time of change (ns). Equal: it has not changed."""
+
+    name: str
+    size: int
+    mtime: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the row of an image is: in which part, and there in which row; and whether the image is bad."""
+
+    part: Path
+    row: int
+    is_bad: bool
+
+
+@dataclass
+class Rows:
+    """What is embedded and not yet written."""
+
+    folder: Path
+    """Of the parts."""
+    about: dict[str, str]
+    embed_dim: int
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
+
+    def add(self, file: File, shape: tuple[int, int] | None, embedding: NDArray[np.float32], error: str | None) -> None:
+        """A file's width and height and its embedding [E], or why it is bad."""
+        width, height = shape if shape and not error else (None, None)
+        values = file.name, width, height, None if error else embedding, error, file.size, file.mtime
+        self.rows.append(dict(zip(IN_PARTS, values, strict=True)))
+
+    def write(self) -> None:
+        """Write them as one more part, and forget them."""
+        if self.rows:
+            table = pa.Table.from_pylist(self.rows, _schema(self.embed_dim).with_metadata(_metadata(self.about)))
+            last = max((int(path.stem.removeprefix("part-")) for path in part_paths(self.folder)), default=0)
+            with atomic_path(self.folder / f"part-{last + 1:06d}.parquet") as temporary:
+                pq.write_table(table, temporary)
+        self.rows, self.since = [], time.monotonic()
+
+
+def _schema(embed_dim: int) -> pa.Schema:
+    """Columns of a part; the last two are how the file was when it was read, and only in parts."""
+    kinds = pa.string(), pa.int32(), pa.int32(), pa.list_(pa.float32(), embed_dim), pa.string(), pa.int64(), pa.int64()
+    return pa.schema(list(zip(IN_PARTS, kinds, strict=True)))
+
+
+def _metadata(about: dict[str, str]) -> dict[bytes, str]:
+    return {OWN: json.dumps(about)}
+
+
+def about_of(path: Path) -> dict[str, Any] | None:
+    """What a Parquet file says that it is of; None if it is none of ours."""
+    try:
+        about: dict[str, Any] = json.loads(pq.read_schema(path).metadata[OWN])
+        return about
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        return None
+
+
+def part_paths(folder: Path) -> list[Path]:
+    """The parts in a folder, in the order in which they were written."""
+    return sorted(folder.glob("part-*.parquet"))
+
+
+def find_rows(folder: Path) -> dict[File, Place]:
+    """Each file as it was when it was read → its row; the last one of a file that was read several times."""
+    found: dict[File, Place] = {}
+    for part in part_paths(folder):
+        table = pq.read_table(part, columns=["file", "size", "mtime", "error"])
+        cells = zip(*(column.to_pylist() for column in table.columns), strict=True)
+        found |= {File(*cell): Place(part, row, error is not None) for row, (*cell, error) in enumerate(cells)}
+    return found
+
+
+def write_whole(out: Path, folder: Path, files: Sequence[File], about: dict[str, str]) -> int:
+    """Write the whole file from the parts, in the order of the files; how many images are bad.
+
+    Some parts are in memory at a time: files are embedded in their order, so that most rows that follow one another are
+    in one part.
+    """
+    found = find_rows(folder)
+    places = [found[file] for file in files]
+    read = lru_cache(OPEN_PARTS)(partial(pq.read_table, columns=list(COLUMNS)))
+    schema = read(places[0].part).schema.with_metadata(_metadata(about))
+    with atomic_path(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for k in range(0, len(places), ROWS):
+            writer.write_table(_gather(places[k : k + ROWS], read).cast(schema))
+    return sum(place.is_bad for place in places)
+
+
+def _gather(places: Sequence[Place], read: Callable[[Path], pa.Table]) -> pa.Table:
+    """The rows at these places, in their order."""
+    by_part: dict[Path, list[int]] = {}
+    for i, place in enumerate(places):
+        by_part.setdefault(place.part, []).append(i)
+    taken = pa.concat_tables([read(part).take([places[i].row for i in of]) for part, of in by_part.items()])
+    order = np.argsort([i for of in by_part.values() for i in of])
+    return taken.take(pa.array(order))

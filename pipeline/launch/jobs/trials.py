@@ -1,0 +1,191 @@
+"""A job's work on trials: one after another, each failure left in its trial's folder. Loads no torch.
+
+A trial that fails leaves its reason in its folder, for `carabid status` and `results`; the next attempt removes it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pipeline.amounts import parse_time
+from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir
+from pipeline.disk.provenance import job_id, now
+from pipeline.disk.secrets import hide
+from pipeline.disk.writing import read_record, write_json
+from pipeline.errors import (
+    REQUEUE_STATUS,
+    Interrupted,
+    MissingFeatures,
+    NotFetched,
+    OutOfTime,
+    RunAgain,
+    TakenOver,
+    UserError,
+    WorkError,
+)
+from pipeline.experiments.reading import Trial
+from pipeline.launch.manifest.manifest import Manifest
+from pipeline.launch.watching.failures import kind_of
+from pipeline.signals import StopFlag, at_walltime, warning_seconds
+
+
+def train_index(manifest: Manifest, index: int) -> None:
+    """Train trial `index`."""
+    trial = manifest.trial(index)
+    log_attempt("train", trial.name)
+    warning = warning_seconds(parse_time(trial.config.resources.train.time))
+    with StopFlag(warning).installed() as flag:
+        exit_on_error(lambda: train_trial(trial, flag))
+
+
+def train_trials(trials: Sequence[Trial]) -> None:
+    """Train trials one after another; told to stop, it does not begin the next one."""
+    before = [_time_of(trial_dir(trial).trained) for trial in trials]
+    with StopFlag().installed() as flag:
+        try:
+            each_trial(trials, "train", lambda trial: train_trial(trial, flag))
+        except OutOfTime as error:
+            if before != [_time_of(trial_dir(trial).trained) for trial in trials]:  # the time went to those before it
+                raise RunAgain(str(error)) from error
+            raise
+
+
+def evaluate_trials(trials: Sequence[Trial]) -> None:
+    """Evaluate trials one after another."""
+    with at_walltime(out_of_time):
+        each_trial(trials, "evaluate", evaluate_trial)
+
+
+def each_trial(trials: Sequence[Trial], verb: str, work: Callable[[Trial], None]) -> None:
+    """Do every trial; one that fails leaves the others alone. Raises WorkError only if all of them did."""
+    failed = 0
+    if not trials:
+        print(
+            f"carabid {verb}: there are fewer trials than job tasks of this array: nothing is left for this one",
+            flush=True,
+        )
+    for number, trial in enumerate(trials, 1):
+        print(f"carabid {verb}: trial {number} of {len(trials)}: {trial.name}", flush=True)
+        started = time.monotonic()
+        try:
+            work(trial)
+        except (Interrupted, OutOfTime):  # the job's time is up: another trial would be killed
+            raise
+        except Exception as error:  # whatever it is, the other trials are not to suffer
+            failed += 1
+            if not isinstance(error, UserError | WorkError | OSError):
+                traceback.print_exc()
+            print(f"carabid: {trial.name}: {error}", file=sys.stderr, flush=True)
+        else:
+            print(f"carabid {verb}: {trial.name}: done in {time.monotonic() - started:.1f} s", flush=True)
+    if failed and failed == len(trials):
+        raise WorkError(f"{verb}: none of {failed} trials ended well")
+
+
+def train_trial(trial: Trial, flag: StopFlag) -> None:
+    """Train one trial. Told to stop, it writes a checkpoint; raises RunAgain if it is the walltime that ended.
+
+    Raises OutOfTime instead if this attempt came no further: each attempt after it would be cut off at the same place.
+    """
+    from pipeline.stages import train as stage
+
+    folder = trial_dir(trial)
+    if flag.asked():
+        kind = RunAgain if flag.out_of_time() else Interrupted
+        raise kind(f"told to stop before {trial.name} began: run it again to go on")
+    before = _time_of(folder.resume_state)
+    with recorded_failure(folder, "train"):
+        try:
+            stage.run(trial.config, folder, flag)
+        except Interrupted as error:
+            if not flag.out_of_time():
+                raise
+            if _time_of(folder.resume_state) == before:
+                raise OutOfTime("not one epoch fits into the walltime: give it more (resources.train.time)") from error
+            raise RunAgain(str(error)) from error
+
+
+def evaluate_trial(trial: Trial) -> None:
+    """Evaluate one trial."""
+    from pipeline.stages import evaluate as stage
+
+    folder = trial_dir(trial)
+    with recorded_failure(folder, "evaluate"):
+        stage.run(trial.config, folder)
+
+
+def _time_of(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def out_of_time() -> NoReturn:
+    """The walltime of a stage that would begin anew: queued again it would be cut off again."""
+    raise OutOfTime("the walltime is over before it was done: give it more (resources.<stage>.time, or sbatch --time)")
+
+
+def trial_dir(trial: Trial) -> TrialDir:
+    return experiment_dir(trial.config).trial(trial.name)
+
+
+@contextmanager
+def recorded_failure(trial: TrialDir, stage: str) -> Iterator[None]:
+    """failure.json of an earlier attempt goes when the block starts, and comes if it raises.
+
+    An evaluation that finds no model is no failure of its own: the reason that training left stays. Nor is a training
+    that finds no features: the reason that extraction left comes back.
+    """
+    earlier: dict[str, Any] = {}
+    if stage == "train" or trial.trained.exists():
+        earlier = read_record(trial.failure)
+        trial.failure.unlink(missing_ok=True)
+    try:
+        yield
+    except (Interrupted, TakenOver):
+        raise
+    except Exception as error:
+        if isinstance(error, NotFetched):
+            error.config = trial.config
+        is_of_extraction = earlier.get("stage") == "extract" and isinstance(error, MissingFeatures)
+        why = earlier if is_of_extraction else failure_record(stage, error)
+        if not trial.failure.exists():
+            with suppress(OSError):  # a full or vanished disk may be what failed; the error itself says so
+                write_json(trial.failure, why)
+        raise
+
+
+def failure_record(stage: str, error: Exception) -> dict[str, str | None]:
+    for_people = isinstance(error, UserError | WorkError)
+    return {
+        "stage": stage,
+        "kind": kind_of(error),
+        "message": hide(str(error) if for_people else f"{type(error).__name__}: {error}"),
+        "traceback": None if for_people else hide("".join(traceback.format_exception(error))),
+        "written": now(),
+    }
+
+
+def log_attempt(stage: str, what: str) -> None:
+    """The first line of each attempt in a job's log, which all attempts share."""
+    job, restarts = job_id(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    where = f"Slurm job {job} on {socket.gethostname()}, attempt {restarts + 1}" if job else socket.gethostname()
+    print(f"──── carabid {stage}: {what} ({where}, {now()}, code {PROJECT})", flush=True)
+
+
+def exit_on_error(work: Callable[[], object]) -> None:
+    """An error made for people ends the job with its message and status 1, without a traceback."""
+    try:
+        work()
+    except (UserError, WorkError) as error:
+        print(f"carabid: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(REQUEUE_STATUS if isinstance(error, RunAgain) else 1) from error

@@ -1,0 +1,52 @@
+"""Images through the frozen part of a backbone, batch by batch: what `extract` and `embed` do alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from pipeline.backbones.base import Backbone
+from pipeline.config.backbone import backbone_name
+from pipeline.config.trial import Config
+from pipeline.data.images import DecodedImages
+from pipeline.device import gpu_name
+from pipeline.errors import WorkError
+from pipeline.features.forward import check_finite
+from pipeline.features.hashes import WeightsRecord, weights_record
+from pipeline.progress import log, progress
+
+
+def check_weights(config: Config, load: Callable[[], Backbone], recorded: WeightsRecord) -> None:
+    """WorkError unless the loaded weights are those that what is there was made with; records of them can be out of date."""
+    now = weights_record(config, load, again=True)
+    if (now.weights, now.architecture, now.transform) != (recorded.weights, recorded.architecture, recorded.transform):
+        raise WorkError(f"The weights of {backbone_name(config.backbone)} are not those on record. Run this again.")
+
+
+@contextmanager
+def encoding(
+    what: str, total: int, device: torch.device, forward: Callable[[Tensor], Tensor], where: Callable[[int], str]
+) -> Iterator[Callable[[DecodedImages], Tensor]]:
+    """What the block is given makes the features [B, …], on the CPU, of a batch; how far that is of `total` images is shown,
+    and at the end how fast it was.
+
+    It raises WorkError where features are not finite; `where` names the image at a position.
+    """
+    n, began = 0, time.monotonic()
+    with progress(what, total) as advance:
+
+        def encode(batch: DecodedImages) -> Tensor:
+            nonlocal n
+            features = forward(batch.images)
+            check_finite(features, batch.positions, where)
+            n += len(batch.positions)
+            advance(len(batch.positions))
+            return features.cpu()
+
+        yield encode
+    if n:
+        log(f"{what}: {n} images, {n / (time.monotonic() - began):.1f} images/s on {gpu_name(device) or 'the CPU'}")

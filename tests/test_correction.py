@@ -31,7 +31,7 @@ from pipeline.features.store import FeatureStore
 from pipeline.models.metadata import Names
 from pipeline.models.saved import Facts, make_model, save_model
 from pipeline.stages import extract, fetch
-from pipeline.stages.predict import Origin, predict_event, predict_files
+from pipeline.stages.predict import Origin, predict_group, predict_files
 from pipeline.synthetic.beetles import Light, draw_colour_card, draw_scale_bar, encode
 from pipeline.tasks import load_task
 from tests.small import image_files, small_config
@@ -382,7 +382,7 @@ def test_a_trial_that_needs_card_or_bar_says_how_to_name_it(
 ) -> None:
     trial, files = make_trial(**{name: True}), image_files(table)[:1]
     option = f"--{name.replace('_', '-')} FILE"
-    for predict in (predict_event, lambda *arguments: list(predict_files(*arguments))):
+    for predict in (predict_group, lambda *arguments: list(predict_files(*arguments))):
         with pytest.raises(UserError, match=option):
             predict(trial.path, files, Origin(), "cpu")
     with pytest.raises(UserError, match=r"none\.png does not exist"):

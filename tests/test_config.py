@@ -16,11 +16,11 @@ from pipeline.config.backbone import OpenClip
 from pipeline.config.data import FoldSplit
 from pipeline.config.encoder import EndToEnd, FineTuned, Frozen, Lora, PatchConvs
 from pipeline.config.head import CLASSIFIER_KINDS
-from pipeline.config.identity import NOT_SCIENCE, config_hash, digest, science, token_kind
+from pipeline.config.identity import NOT_SCIENCE, config_hash, digest, flatten, science, token_kind
 from pipeline.config.resources import Job
 from pipeline.config.trial import TASKS, Config
 from pipeline.disk.layout import PROJECT
-from pipeline.experiments.reading import flatten, load_experiment
+from pipeline.experiments.reading import load_experiment
 
 Tree = dict[str, Any]
 CONFIGS = PROJECT / "configs" / "beetles"

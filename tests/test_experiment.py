@@ -14,25 +14,22 @@ from hypothesis import strategies as st
 
 import pipeline.experiments.reading as experiment_module
 from pipeline.config.data import RESULT_KEYS
-from pipeline.config.identity import changes, config_hash, science
+from pipeline.config.identity import changes, config_hash, flatten, science
 from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT, write_text
 from pipeline.errors import UserError
+from pipeline.experiments.documents import INTEGER, Document
+from pipeline.experiments.grid import split_commas, split_overrides
+from pipeline.experiments.names import written
 from pipeline.experiments.reading import (
-    INTEGER,
     Experiment,
-    _Document,
-    _split_commas,
-    _split_overrides,
     dump_config,
     find_config,
-    flatten,
     load_config,
     load_experiment,
-    merge,
     saved_science,
-    written,
 )
+from pipeline.experiments.trees import merge
 
 LORA = PROJECT / "configs" / "beetles" / "lora.yaml"
 FROZEN = PROJECT / "configs" / "beetles" / "frozen.yaml"
@@ -273,7 +270,7 @@ def test_the_cells_of_a_grid_share_the_blocks_that_no_axis_reaches(here: Path, m
 
 @given(st.from_regex(INTEGER, fullmatch=True).map(str.strip) | st.integers().map(str))
 def test_a_whole_number_is_what_yaml_makes_of_it(text: str) -> None:
-    assert _split_overrides([f"seed={text}"], _Document()) == {"seed": [yaml.safe_load(text)]}
+    assert split_overrides([f"seed={text}"], Document()) == {"seed": [yaml.safe_load(text)]}
 
 
 axis_values = {
@@ -382,7 +379,7 @@ def test_the_config_in_a_trials_folder_asks_for_that_trial() -> None:
     ],
 )
 def test_commas_separate_values_outside_brackets_and_quotes_alone(text: str, parts: list[str]) -> None:
-    assert _split_commas(text) == parts
+    assert split_commas(text) == parts
 
 
 # No target may have the names of results.json's own keys.
@@ -702,7 +699,7 @@ def test_changes_are_the_flattened_keys_that_differ(tree: dict[str, Any], since:
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.booleans() | st.none())
 @example(0.1 + 0.2)
 def test_a_value_is_written_so_that_yaml_reads_it_again(value: Any) -> None:
-    assert _split_overrides([f"x={written(value)}"], _Document()) == {"x": [value]}
+    assert split_overrides([f"x={written(value)}"], Document()) == {"x": [value]}
 
 
 @given(forests)

@@ -19,7 +19,8 @@ import pandas as pd
 from pipeline.config.identity import digest
 from pipeline.disk.layout import ExperimentDir, TrialDir, atomic_folder, read_json, write_json, write_table
 from pipeline.errors import WorkError
-from pipeline.experiments.reading import HASH_DIGITS, saved_science
+from pipeline.experiments.names import HASH_DIGITS
+from pipeline.experiments.reading import saved_science
 from pipeline.metrics.ensembles import combine, combine_images
 from pipeline.metrics.groups import (
     SAID,

@@ -328,7 +328,7 @@ def test_a_trial_has_one_name_whichever_way_it_is_asked_for(overrides: list[str]
 def test_another_kind_is_called_by_its_block_and_brings_no_defaults_into_the_name() -> None:
     overrides = ["data.columns.domain=domainID", "data.split={kind: domains, n: 4}", "loss.kind=crps,quantiles"]
     names = [trial.name.rpartition("-")[0] for trial in load_experiment(LORA, overrides).trials]
-    assert names == [f"n=4,split=domains,loss={loss},seed=0" for loss in ("crps", "quantiles")]
+    assert names == [f"split=domains,n=4,loss={loss},seed=0" for loss in ("crps", "quantiles")]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.config.kinds import Kind, kind_of
 from pipeline.config.section import Section, Seed
 
 RESULT_KEYS = {
@@ -49,7 +50,21 @@ class Download(Section):
     """Column with the md5 of its content; null: there is none, and what arrives is not checked."""
 
 
-class SourceSplit(Section):
+class Split(Kind):
+    """Which rows train, validate and test."""
+
+    by: ClassVar[str | None] = None
+    """The column, by its key in `data.columns`, of what is left out as a whole; None: each group by itself."""
+    is_stratified: ClassVar[bool] = False
+    """Whether each class is dealt out evenly."""
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the source calls each split; empty where rows of all its splits are dealt out here."""
+        return {}
+
+
+class SourceSplit(Split):
     """The splits that the data set itself names."""
 
     kind: Literal["source"] = "source"
@@ -60,8 +75,12 @@ class SourceSplit(Section):
     test: str = "test"
     """Name of the test split in the source; it may be absent."""
 
+    @property
+    def names(self) -> dict[str, str]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}
 
-class _Folds(Section):
+
+class Folded(Split):
     """Cross-validation: fold `fold` is tested, the next one validates, the others train."""
 
     n: Annotated[int, Field(ge=3)] = 5
@@ -72,31 +91,57 @@ class _Folds(Section):
     """Seed of the assignment to folds."""
 
     @model_validator(mode="after")
-    def _fold_exists(self) -> _Folds:
+    def _fold_exists(self) -> Folded:
         if self.fold >= self.n:
             raise ValueError(f"fold {self.fold} does not exist: with n = {self.n} folds count from 0 to {self.n - 1}")
         return self
 
+    @property
+    def share_held_out(self) -> float:
+        """Share of what the training parts consist of that tests too."""
+        return 0.0
 
-class FoldSplit(_Folds):
+    def part_of(self, value: str) -> str:
+        """The part that a value of the column `by` belongs to."""
+        return value
+
+
+class FoldSplit(Folded):
     """Cross-validation over groups."""
 
+    is_stratified = True
     kind: Literal["folds"]
 
 
-class GroupSplit(_Folds):
-    """Cross-validation over sites or years, so that none is on two sides: figures are of new ones."""
+class SiteSplit(Folded):
+    """Cross-validation over sites, so that none is on two sides: figures are of new ones."""
 
-    kind: Literal["sites", "years"]
+    by = "site"
+    kind: Literal["sites"]
 
 
-class DomainSplit(_Folds):
+class YearSplit(Folded):
+    """Cross-validation over years, so that none is on two sides: figures are of new ones."""
+
+    by = "date"
+    kind: Literal["years"]
+
+    def part_of(self, value: str) -> str:
+        return value[:4]
+
+
+class DomainSplit(Folded):
     """Cross-validation over domains: what is tested and what validates are domains never trained on, and some site-dates
     of those that are."""
 
+    by = "domain"
     kind: Literal["domains"]
     held_out: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     """Share of the training domains' site-dates that test too; as many validate. They give the in-domain figures."""
+
+    @property
+    def share_held_out(self) -> float:
+        return self.held_out
 
 
 class Data(Section):
@@ -118,7 +163,7 @@ class Data(Section):
     """Column with the class to predict, instead of numbers; all rows of one group share it."""
     positive: str | None = None
     """Of two classes the one that scores are of (`hybrid`); null: the first one by name."""
-    split: Annotated[SourceSplit | FoldSplit | GroupSplit | DomainSplit, Field(discriminator="kind")] = SourceSplit()
+    split: Annotated[Split, *kind_of(Split)] = SourceSplit()
     on_bad_image: Literal["error", "skip"] = "error"
     """An unreadable image: stop and name it, or go on without it and record it in the results."""
     colour_card: bool = False
@@ -132,9 +177,10 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _split_has_its_column(self) -> Data:
-        column = {"domains": "domain", "sites": "site", "years": "date"}.get(self.split.kind)
-        if column and getattr(self.columns, column) is None:
-            raise ValueError(f"split.kind {self.split.kind} needs columns.{column}: name the column that holds it")
+        if self.split.by and getattr(self.columns, self.split.by) is None:
+            raise ValueError(
+                f"split.kind {self.split.kind} needs columns.{self.split.by}: name the column that holds it"
+            )
         return self
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.config.data import Data, DomainSplit, SourceSplit
+from pipeline.config.data import Data, Folded
 from pipeline.config.identity import image_columns
 from pipeline.data.classes import auxiliary_column, class_columns, unseen_classes
 from pipeline.data.sources import open_source
@@ -222,11 +222,11 @@ def load_dataset_table(data: Data) -> Dataset:
         table, targets, others = class_columns(table, data)
         dataset = replace(dataset, table=table, targets=targets, auxiliary=others)
     dataset = replace(dataset, warnings=_check_groups(dataset, data))
-    if not isinstance(data.split, SourceSplit):
+    if isinstance(data.split, Folded):
         dataset = replace(dataset, warnings=(*dataset.warnings, *_check_dealing(dataset, data)))
         strata = None if data.label is None else table["label"].tolist()
         table["split"] = assign(table, data.split, strata)
-        if strata and data.split.kind == "folds":
+        if strata and data.split.is_stratified:
             rare = rare_strata(table["group"].tolist(), data.split, strata)
             dataset = replace(dataset, warnings=(*dataset.warnings, *rare))
     if data.permute_targets:
@@ -268,9 +268,8 @@ def choose_splits(exist: list[str], data: Data) -> dict[str, str]:
 
     Raises UserError if train or validation does not exist, listing what does.
     """
-    if not isinstance(data.split, SourceSplit):
+    if not (wanted := data.split.names):
         return dict.fromkeys(sorted(exist), "train")
-    wanted = {"train": data.split.train, "validation": data.split.validation, "test": data.split.test}
     if len(set(wanted.values())) < len(wanted):
         raise UserError(f"data.split names one split twice: {', '.join(f'{k}={v}' for k, v in wanted.items())}.")
     for key in ("train", "validation"):
@@ -284,7 +283,7 @@ def choose_splits(exist: list[str], data: Data) -> dict[str, str]:
 
 def _check_dealing(dataset: Dataset, data: Data) -> tuple[str, ...]:
     """Warnings; raises UserError at the first row without the domain, site or date by which it is dealt to folds."""
-    name = {"domains": "domain", "sites": "site", "years": "date"}.get(data.split.kind)
+    name = data.split.by
     if name is None:
         return ()
     table, column = dataset.table, getattr(data.columns, name)
@@ -296,7 +295,7 @@ def _check_dealing(dataset: Dataset, data: Data) -> tuple[str, ...]:
             "or choose another split."
         )
     alone = table.loc[table["site"].isna() | table["date"].isna(), "group"].nunique() if name == "domain" else 0
-    if not alone or not isinstance(data.split, DomainSplit) or not data.split.held_out:
+    if not alone or not isinstance(data.split, Folded) or not data.split.share_held_out:
         return ()
     return (
         f"{alone} groups have no site or no date (data.columns.site, date): they are held out one by one, and another group of "
@@ -476,7 +475,7 @@ def _check_groups(dataset: Dataset, data: Data) -> tuple[str, ...]:
     """All images of a group share its targets; groups that stand in several splits are what the warnings are of."""
     table = dataset.table
     # Folds pool the splits, so there a group is one group wherever it stands.
-    pooled = not isinstance(data.split, SourceSplit)
+    pooled = not data.split.names
     scope = [""] * len(table) if pooled else list(table["split"])
     first: dict[tuple[str, str], int] = {}
     values = table[list(dataset.targets)].to_numpy()

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from pipeline.config.identity import flatten
+from pipeline.config.kinds import blocks_in
 from pipeline.config.trial import Config
 
 
@@ -143,15 +144,6 @@ def field_names(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
             yield f"{prefix}{name}"
         for block in blocks:
             yield from field_names(block, f"{prefix}{name}.")
-
-
-def blocks_in(annotation: Any, of_lists: bool = False) -> list[type[BaseModel]]:
-    """The configuration blocks that a field's annotation allows; with `of_lists` also as elements of a list."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) is None or (get_origin(annotation) in (tuple, list) and not of_lists):
-        return []
-    return [block for argument in get_args(annotation) for block in blocks_in(argument, of_lists)]
 
 
 def _without_tags(loc: tuple[int | str, ...]) -> list[int | str]:

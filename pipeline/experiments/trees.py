@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from pipeline.config.identity import changes, flatten
+from pipeline.config.kinds import blocks_in
 from pipeline.config.trial import Config
-from pipeline.experiments.explain import blocks_in
 
 Tree = dict[str, Any]
 

@@ -136,18 +136,24 @@ def test_folds_keep_images_of_a_group_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"loss": {"kind": "mse"}}, "set loss.kind cross_entropy"),
-        ({"data": {"source": "x", "targets": ["y"]}}, "loss.kind cross_entropy needs data.label"),
+        ({"loss": {"kind": "mse"}}, "loss.kind mse does not fit classes .data.label.: set loss.kind cross_entropy"),
+        (
+            {"data": {"source": "x", "targets": ["y"]}},
+            "loss.kind cross_entropy does not fit numbers .data.targets.: set loss.kind mse",
+        ),
         ({"select": {"metric": "r2"}}, "select.metric r2 does not fit classes"),
         ({"model": {"standardize_targets": True}}, "classes .data.label. have no scale"),
         ({"model": {"pool": "precision"}}, "loss.kind cross_entropy does not learn"),
-        ({"loss": {"kind": "cross_entropy", "auxiliary": 1}}, "needs data.columns.auxiliary"),
+        (
+            {"loss": {"kind": "cross_entropy", "auxiliary": 1}},
+            "loss.auxiliary 1.* of labels beside the class: set data.columns.auxiliary to the column",
+        ),
         ({"data": {"label": "kind", "targets": ["y"]}}, "exclude one another"),
-        ({"data": {"targets": ["y"], "positive": "a"}}, "name the column of these as label"),
+        ({"data": {"targets": ["y"], "positive": "a"}}, "positive a is of classes: set data.label to the column"),
         ({"data": {"label": "a=b"}}, "no = in it"),
         ({"data": {"label": "kind", "columns": {"auxiliary": ["of", "of"]}}}, "each column once"),
         ({"data": {"label": "kind", "columns": {"auxiliary": ["kind"]}}}, "and not the label's"),
-        ({"calibrate": {"kind": "emos"}}, "is not calibrated"),
+        ({"calibrate": {"kind": "emos"}}, "calibrate.kind emos .* is not calibrated: set calibrate.kind scale"),
         ({"model": {"head": {"kind": "svc", "kernel": "linear", "gamma": 0.5}}}, "kernel is linear"),
         ({"data": None}, "valid dictionary"),
         (

@@ -155,7 +155,7 @@ def test_each_loss_has_its_output() -> None:
         ({"loss": {"kind": "student_t", "df": 2}}, "greater than 2"),
         (
             {"loss": {"kind": "crps"}, "model": {"head": {"kind": "ridge"}}},
-            "ridge has no use for loss.kind crps: it needs head.kind mlp",
+            "ridge has no use for loss.kind crps: set loss.kind mse or cross_entropy, or model.head.kind mlp",
         ),
     ],
 )

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipeline.config.data import Columns, Data, DomainSplit, FoldSplit, SiteSplit, Split, YearSplit
+from pipeline.config.data import DomainSplit, FoldSplit, SiteSplit, Split, YearSplit
+from pipeline.config.trial import Config
 from pipeline.data.splits import Folded, assign, deal_groups, deal_units, joined, rare_strata, site_dates
 from pipeline.errors import UserError
 
@@ -257,9 +258,13 @@ def test_too_few_domains_are_refused_with_their_number() -> None:
 
 @pytest.mark.parametrize(("kind", "column"), [("domains", "domain"), ("sites", "site"), ("years", "date")])
 def test_a_split_whose_column_is_not_named_is_refused_by_the_configuration(kind: str, column: str) -> None:
-    with pytest.raises(ValueError, match=rf"split\.kind {kind} needs columns\.{column}"):
-        Data.model_validate({"split": {"kind": kind}})
-    Data.model_validate({"split": {"kind": kind}, "columns": Columns(**{column: "x"}).model_dump()})
+    data = {"source": "x", "targets": ["y"], "columns": {"image": "img"}, "split": {"kind": kind}}
+    base = {"task": "regress", "experiment": "x", "data": data}
+    with pytest.raises(
+        ValueError, match=rf"data\.split\.kind {kind} leaves .* out: set data\.columns\.{column} to the column"
+    ):
+        Config.model_validate(base)
+    Config.model_validate(base | {"data": data | {"columns": {"image": "img", column: "x"}}})
 
 
 # ---------------------------------------------------------------- what belongs together

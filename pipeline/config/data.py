@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.config.fits import GIVEN, Fit
 from pipeline.config.kinds import Kind, kind_of
 from pipeline.config.section import Section, Seed
 
@@ -18,6 +19,7 @@ RESULT_KEYS = {
 class Columns(Section):
     """Which column of the data holds what."""
 
+    fits = (Fit("data.label", GIVEN, "are labels beside classes", "auxiliary"),)
     image: str = "file_path"
     """Column with the image (bytes, an `Image` feature, or a path relative to the data's folder)."""
     id: str | None = "public_id"
@@ -117,6 +119,7 @@ class SiteSplit(Folded):
     """Cross-validation over sites, so that none is on two sides: figures are of new ones."""
 
     by = "site"
+    fits = (Fit("data.columns.site", GIVEN, "leaves sites out"),)
     kind: Literal["sites"]
 
 
@@ -124,6 +127,7 @@ class YearSplit(Folded):
     """Cross-validation over years, so that none is on two sides: figures are of new ones."""
 
     by = "date"
+    fits = (Fit("data.columns.date", GIVEN, "leaves years out"),)
     kind: Literal["years"]
 
     def part_of(self, value: str) -> str:
@@ -135,6 +139,7 @@ class DomainSplit(Folded):
     of those that are."""
 
     by = "domain"
+    fits = (Fit("data.columns.domain", GIVEN, "leaves domains out"),)
     kind: Literal["domains"]
     held_out: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     """Share of the training domains' site-dates that test too; as many validate. They give the in-domain figures."""
@@ -147,6 +152,18 @@ class DomainSplit(Folded):
 class Data(Section):
     """The images, their targets and their splits."""
 
+    fits = (
+        *(
+            Fit(
+                f"data.columns.{name}",
+                GIVEN,
+                "reads images of their own",
+                name,
+            )
+            for name in ("colour_card", "scale_bar")
+        ),
+        Fit("data.label", GIVEN, "is of classes", "positive"),
+    )
     source: str = "imageomics/sentinel-beetles"
     """Hub data set (`owner/name`), a `save_to_disk` folder, a Parquet file or a folder of them, or a CSV file."""
     revision: str | None = None
@@ -175,20 +192,14 @@ class Data(Section):
     permute_targets: bool = False
     """Control: deal the groups' targets out to other groups of the same split, so that nothing is left to learn."""
 
-    @model_validator(mode="after")
-    def _split_has_its_column(self) -> Data:
-        if self.split.by and getattr(self.columns, self.split.by) is None:
-            raise ValueError(
-                f"split.kind {self.split.kind} needs columns.{self.split.by}: name the column that holds it"
-            )
-        return self
+    @property
+    def truth(self) -> Literal["numbers", "classes"]:
+        """What is to be predicted."""
+        return "numbers" if self.label is None else "classes"
 
-    @model_validator(mode="after")
-    def _corrections_have_their_columns(self) -> Data:
-        for name in ("colour_card", "scale_bar"):
-            if getattr(self, name) and getattr(self.columns, name) is None:
-                raise ValueError(f"{name} true needs columns.{name}: name the column that holds these images")
-        return self
+    @property
+    def truth_in_words(self) -> str:
+        return "numbers (data.targets)" if self.label is None else "classes (data.label)"
 
     @model_validator(mode="before")
     @classmethod
@@ -206,8 +217,6 @@ class Data(Section):
             )
         if len({self.label, *self.columns.auxiliary}) <= len(self.columns.auxiliary):
             raise ValueError("columns.auxiliary names labels beside the label: each column once, and not the label's")
-        if self.label is None and (self.positive is not None or self.columns.auxiliary):
-            raise ValueError("positive and columns.auxiliary are of classes: name the column of these as label")
         return self
 
     @model_validator(mode="after")

@@ -27,7 +27,9 @@ def explain(error: ErrorDetails, places: dict[str, str], path: Path) -> str:
         return f"{place}: {_unknown(key, error['input'])}"
     message = _in_words(key, error)
     given = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"
-    return f"{place}: `{key}`: {message}{given}" if key else f"{place}: {message}"
+    if not key:  # what does not fit what: each line begins with a key
+        return "\n".join(f"{_place(line.partition(' ')[0], places, path)}: {line}" for line in message.splitlines())
+    return f"{place}: `{key}`: {message}{given}"
 
 
 def _in_words(key: str, error: ErrorDetails) -> str:

@@ -23,6 +23,9 @@ from pipeline.errors import UserError
 from pipeline.metrics.selection import chosen_by
 from pipeline.models.outputs import Categorical
 from pipeline.tasks import load_task
+from tests.small import named
+
+COLUMNS = Columns(image="img")
 
 HEADER = "img,kind,of,other,group,split"
 ROWS = [
@@ -111,10 +114,18 @@ def test_numbers_are_not_taken_for_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "data", "message"),
     [
-        ("classify", Data(source="x", targets=("y",)), "predicts classes: name their column as data.label"),
-        ("butterflies", Data(source="x", targets=("y",)), "predicts classes"),
-        ("regress", Data(source="x", label="kind"), "predicts numbers, and data.label kind names classes"),
-        ("beetles", Data(source="x", label="kind"), "predicts numbers"),
+        (
+            "classify",
+            Data(source="x", targets=("y",), columns=COLUMNS),
+            "predicts classes: name their column as data.label",
+        ),
+        ("butterflies", Data(source="x", targets=("y",), columns=COLUMNS), "predicts classes"),
+        (
+            "regress",
+            Data(source="x", label="kind", columns=COLUMNS),
+            "predicts numbers, and data.label kind names classes",
+        ),
+        ("beetles", Data(source="x", label="kind", columns=COLUMNS), "predicts numbers"),
     ],
 )
 def test_a_task_is_of_classes_or_of_numbers(task: str, data: Data, message: str) -> None:
@@ -165,12 +176,12 @@ def test_folds_keep_images_of_a_group_together(tmp_path: Path) -> None:
 def test_what_does_not_fit_classes_is_refused(change: dict[str, Any], message: str) -> None:
     base = {"experiment": "x", "task": "classify", "data": {"label": "kind"}, "loss": {"kind": "cross_entropy"}}
     with pytest.raises(ValidationError, match=message):
-        Config.model_validate(base | change)
+        Config.model_validate(named(base | change))
 
 
 def test_classes_are_chosen_by_auc_unless_another_figure_is_named() -> None:
     base = {"experiment": "x", "data": {"label": "kind"}, "loss": {"kind": "cross_entropy"}}
-    configs = [Config.model_validate({**base, "select": select}) for select in ({}, {"metric": "log_loss"})]
+    configs = [Config.model_validate(named({**base, "select": select})) for select in ({}, {"metric": "log_loss"})]
     assert [chosen_by(config) for config in configs] == ["roc_auc", "log_loss"]
 
 

@@ -33,6 +33,7 @@ from pipeline.reporting.comparison import (
     to_markdown,
 )
 from pipeline.stages import collect
+from tests.small import named
 
 CLASSES = ("hybrid", "non-hybrid")
 PIXELS = {"backbone": {"kind": "pixels", "size": 32}}
@@ -74,7 +75,7 @@ def finish(
     """Leave the files of an evaluated trial, as good as `skill` on test and `value` on validation."""
     table = images(fold) if table is None else table
     values = {"experiment": name, "data": {"split": {"kind": "folds", "fold": fold}}} | method | more.get("values", {})
-    config = Config.model_validate(values)
+    config = Config.model_validate(named(values))
     noise = np.random.default_rng(int(config_hash(config)[:8], 16)).random(len(table))
     p = (skill * table["truth"] + 3 * noise) / (3 + skill)
     trial = experiment_dir(config).trial(f"seed={config.seed}-{config_hash(config)[:8]}")
@@ -94,7 +95,7 @@ def finish(
 
 
 def experiment(name: str = "x") -> ExperimentDir:
-    return experiment_dir(Config.model_validate({"experiment": name}))
+    return experiment_dir(Config.model_validate(named({"experiment": name})))
 
 
 def results_of(config: Config) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def refusal(*names: str, figure: str = "roc_auc") -> str:
 
 # ---------------------------------------------------------------- methods
 def test_a_method_is_called_by_backbone_encoder_and_head() -> None:
-    configs = [Config.model_validate({"experiment": "x", **values}) for values in (PIXELS, NETWORK, RIDGE)]
+    configs = [Config.model_validate(named({"experiment": "x", **values})) for values in (PIXELS, NETWORK, RIDGE)]
     assert [method_of(science(config)) for config in configs] == [
         "pixels 32, mlp", "open_clip small-net, finetuned, mlp", "pixels 32, ridge",
     ]  # fmt: skip

@@ -21,6 +21,7 @@ from pipeline.config.resources import Job
 from pipeline.config.trial import TASKS, Config
 from pipeline.disk.layout import PROJECT
 from pipeline.experiments.reading import load_experiment
+from tests.small import named
 
 Tree = dict[str, Any]
 CONFIGS = PROJECT / "configs" / "beetles"
@@ -420,7 +421,7 @@ def _changes() -> list[tuple[int, str, Any]]:
     """
     changes = []
     for number, base in enumerate(BASES):
-        for key, value in flatten(science(Config.model_validate(base))).items():
+        for key, value in flatten(science(Config.model_validate(named(base)))).items():
             block = key.removesuffix(".kind")
             if block not in OTHER_KINDS or block == key:
                 changes.append((number, key, _another(key, value)))
@@ -431,7 +432,7 @@ def _changes() -> list[tuple[int, str, Any]]:
 
 def _is_possible(number: int, key: str, value: Any) -> bool:
     """Whether a base may have this value, and has another."""
-    before = Config.model_validate(BASES[number])
+    before = Config.model_validate(named(BASES[number]))
     try:
         return flatten(_with(before, key, value).model_dump(mode="json")) != flatten(before.model_dump(mode="json"))
     except ValidationError:
@@ -442,7 +443,7 @@ CHANGES = _changes()
 
 
 def test_every_scientific_key_of_every_kind_has_another_value_in_one_of_the_bases() -> None:
-    found = [pair for base in BASES for pair in flatten(science(Config.model_validate(base))).items()]
+    found = [pair for base in BASES for pair in flatten(science(Config.model_validate(named(base)))).items()]
     changed = {key for _, key, _ in CHANGES}
     assert {key for key, _ in found} - changed - {f"{key}.kind" for key in OTHER_KINDS} == set()
     assert set(OTHER_KINDS) <= changed
@@ -458,17 +459,17 @@ def test_every_scientific_key_of_every_kind_has_another_value_in_one_of_the_base
 
 @pytest.mark.parametrize(("base", "key", "value"), CHANGES, ids=lambda value: str(value)[:30])
 def test_every_scientific_change_makes_another_trial(base: int, key: str, value: Any) -> None:
-    before = Config.model_validate(BASES[base])
+    before = Config.model_validate(named(BASES[base]))
     assert config_hash(_with(before, key, value)) != config_hash(before)
 
 
 def test_the_task_is_part_of_a_trials_identity() -> None:
-    before = Config.model_validate(BASES[0])
+    before = Config.model_validate(named(BASES[0]))
     assert config_hash(before.model_copy(update={"task": "butterflies"})) != config_hash(before)
 
 
 def test_every_key_of_the_configuration_is_either_science_or_named_as_not() -> None:
-    config = Config.model_validate(BASES[0])
+    config = Config.model_validate(named(BASES[0]))
     assert set(science(config)) | NOT_SCIENCE == set(Config.model_fields)
     assert not set(science(config)) & NOT_SCIENCE
     assert {"experiment", "evaluate", "device", "resources", "paths"} == NOT_SCIENCE
@@ -517,7 +518,7 @@ everything_but_science = st.fixed_dictionaries(
 @given(st.sampled_from(BASES), everything_but_science)
 @settings(deadline=None)
 def test_where_and_with_what_a_trial_runs_does_not_change_its_identity(base: Tree, changes: Tree) -> None:
-    assert config_hash(Config.model_validate(base | changes)) == config_hash(Config.model_validate(base))
+    assert config_hash(Config.model_validate(named(base | changes))) == config_hash(Config.model_validate(named(base)))
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=5))
@@ -526,7 +527,7 @@ def test_a_digest_does_not_depend_on_the_order_of_keys(tree: Tree) -> None:
 
 
 def test_equal_numbers_written_differently_are_the_same_trial() -> None:
-    lora = Config.model_validate(BASES[0])
+    lora = Config.model_validate(named(BASES[0]))
     assert config_hash(_with(lora, "model.encoder.alpha", 256)) == config_hash(lora)
     assert config_hash(_with(lora, "optim.lr", 0.0001)) == config_hash(_with(lora, "optim.lr", 1e-4))
 
@@ -690,11 +691,11 @@ def test_equal_numbers_written_differently_are_the_same_trial() -> None:
 )
 def test_a_value_that_cannot_work_is_refused_before_anything_is_queued(values: Tree, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        Config.model_validate({"experiment": "x"} | values)
+        Config.model_validate(named({"experiment": "x"} | values))
 
 
 def test_a_configuration_cannot_be_changed_once_it_is_resolved() -> None:
-    config = Config.model_validate(BASES[0])
+    config = Config.model_validate(named(BASES[0]))
     with pytest.raises(ValidationError, match="frozen"):
         config.optim.lr = 1.0  # type: ignore[misc]
 
@@ -718,18 +719,18 @@ def test_the_tasks_are_the_modules_of_the_tasks_folder() -> None:
     ids=lambda value: getattr(value, "kind", ""),
 )
 def test_an_encoder_reads_the_features_that_it_needs(encoder: Any, expected: tuple[str, int]) -> None:
-    config = Config.model_validate({"experiment": "x", "model": {"encoder": encoder.model_dump()}})
+    config = Config.model_validate(named({"experiment": "x", "model": {"encoder": encoder.model_dump()}}))
     assert token_kind(config) == expected
 
 
 def test_collecting_asks_for_no_gpu() -> None:
-    resources = Config(experiment="x").resources
+    resources = Config.model_validate(named({"experiment": "x"})).resources
     assert resources.collect.gpus_per_node == 0
     assert all(job.gpus_per_node == 1 for job in (resources.extract, resources.train, resources.evaluate))
     assert isinstance(resources.train, Job)
 
 
 def test_defaults_name_bioclip_2_and_source_splits() -> None:
-    config = Config(experiment="x")
+    config = Config.model_validate(named({"experiment": "x"}))
     assert config.backbone == OpenClip(name="hf-hub:imageomics/bioclip-2")
     assert not isinstance(config.data.split, FoldSplit)

@@ -26,10 +26,11 @@ from pipeline.experiments.reading import (
     dump_config,
     find_config,
     load_config,
-    load_experiment,
     saved_science,
 )
 from pipeline.experiments.trees import merge
+from tests.small import load_named as load_experiment
+from tests.small import named
 
 LORA = PROJECT / "configs" / "beetles" / "lora.yaml"
 FROZEN = PROJECT / "configs" / "beetles" / "frozen.yaml"
@@ -110,6 +111,32 @@ def test_a_key_that_stands_twice_is_refused_with_file_and_line(text: str, proble
     message = refusal("a.yaml")
     assert f"{problem} stands twice" in message
     assert str(path.resolve()) in message and f"line {text.count(chr(10))}" in message
+
+
+# ---------------------------------------------------------------- what must be named
+def test_what_has_no_default_is_asked_for_and_the_tasks_are_listed() -> None:
+    path = write("a.yaml", "seed: 1\ndata: {targets: [y]}\n").resolve()
+    with pytest.raises(UserError) as caught:
+        experiment_module.load_experiment("a.yaml")
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith(f"{path}: `task`: this must be named") and "beetles, butterflies, classify" in lines[0]
+    assert [line.partition("`: ")[0] for line in lines[1:]] == [
+        f"{path}, line 2: `data.source",
+        f"{path}, line 2: `data.columns",
+    ]
+
+
+def test_a_task_may_be_a_file_beside_the_yaml_that_names_it(here: Path) -> None:
+    (here / "own").mkdir()
+    task = write(here / "own" / "phenology.py", "")
+    write(here / "own" / "base.yaml", "task: ./phenology.py\n")
+    write("child.yaml", "base: own/base.yaml\n")
+    config = only("child.yaml")
+    assert (config.task, config.experiment) == (str(task), "phenology-child")
+    write("child.yaml", "base: own/base.yaml\ngrid: {task: [own/phenology.py, beetles]}\n")
+    assert [trial.config.task for trial in load_experiment("child.yaml").trials] == [str(task), "beetles"]
+    assert only("child.yaml", "task=own/phenology.py").task == str(task)
+    assert "line 1: `task`: there is no file phenologie.py" in refusal(write("a.yaml", "task: phenologie.py\n"))
 
 
 # ---------------------------------------------------------------- kinds
@@ -590,7 +617,7 @@ texts = awkward.filter(lambda text: len(text) <= 12) | st.sampled_from(
 )
 @settings(deadline=None)
 def test_loading_a_resolved_config_gives_the_same_trial(values: dict[str, Any]) -> None:
-    config = Config.model_validate(values)
+    config = Config.model_validate(named(values))
     write("config.yaml", dump_config(config))
     loaded = load_config(Path("config.yaml").resolve())
     assert loaded == config and config_hash(loaded) == config_hash(config)

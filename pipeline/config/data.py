@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,9 +20,9 @@ class Columns(Section):
     """Which column of the data holds what."""
 
     fits = (Fit("data.label", GIVEN, "are labels beside classes", "auxiliary"),)
-    image: str = "file_path"
+    image: str
     """Column with the image (bytes, an `Image` feature, or a path relative to the data's folder)."""
-    id: str | None = "public_id"
+    id: str | None = None
     """Column that names a row to people, in predictions and errors; null or absent: the image's path, else `split:row`."""
     group: str | None = None
     """Column that groups images of one sampling group; null: each image is a group of its own."""
@@ -164,7 +164,7 @@ class Data(Section):
         ),
         Fit("data.label", GIVEN, "is of classes", "positive"),
     )
-    source: str = "imageomics/sentinel-beetles"
+    source: str
     """Hub data set (`owner/name`), a `save_to_disk` folder, a Parquet file or a folder of them, or a CSV file."""
     revision: str | None = None
     """Commit, tag or branch of a Hub data set."""
@@ -173,9 +173,9 @@ class Data(Section):
     CSV's own folder."""
     download: Download | None = None
     """Download the images of a CSV that are not there, or not whole; `{}` for the usual columns; null: all are there."""
-    columns: Columns = Columns()
-    targets: tuple[str, ...] = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
-    """Numeric columns to predict; all rows of one group share them. None where a label is."""
+    columns: Columns
+    targets: tuple[str, ...] = ()
+    """Numeric columns to predict; all rows of one group share them."""
     label: str | None = None
     """Column with the class to predict, instead of numbers; all rows of one group share it."""
     positive: str | None = None
@@ -201,12 +201,6 @@ class Data(Section):
     def truth_in_words(self) -> str:
         return "numbers (data.targets)" if self.label is None else "classes (data.label)"
 
-    @model_validator(mode="before")
-    @classmethod
-    def _a_label_stands_instead_of_targets(cls, values: Any) -> Any:
-        labelled = isinstance(values, dict) and values.get("label") is not None
-        return {"targets": (), **values} if labelled else values
-
     @model_validator(mode="after")
     def _a_label_or_numbers(self) -> Data:
         if self.label is not None and self.targets:
@@ -222,7 +216,7 @@ class Data(Section):
     @model_validator(mode="after")
     def _targets_named_once(self) -> Data:
         if (not self.targets and self.label is None) or len(set(self.targets)) != len(self.targets):
-            raise ValueError("targets must name at least one column, and none of them twice")
+            raise ValueError("name what is to be predicted: targets, at least one and none of them twice, or a label")
         if taken := RESULT_KEYS & set(self.targets):
             raise ValueError(
                 f"a target cannot be called {', '.join(sorted(taken))}: results.json has a key of that name"

@@ -99,9 +99,7 @@ def _value(config: Section, key: str) -> Any:
 def _attribute(block: Section | type[BaseModel], key: str, kind: str = "") -> Any:
     """What the last part of a key says of a block, or of a class of blocks."""
     last = key.rpartition(".")[2]
-    if hasattr(block, last):
-        return getattr(block, last)
-    return INTERIM[key](kind or block.kind) if key in INTERIM else None  # type: ignore[union-attr]
+    return INTERIM[key](kind or block.kind) if key in INTERIM else getattr(block, last, None)  # type: ignore[union-attr]
 
 
 def _at(config: Section, path: str) -> Any:

@@ -20,18 +20,19 @@ from pipeline.config.training import Optim, Schedule, Select, Train
 
 # A task is a file; listing them imports none.
 TASKS = sorted(p.stem for p in (Path(__file__).parents[1] / "tasks").glob("[a-z]*.py"))
+KNOWN_TASKS = f"the tasks are: {', '.join(TASKS)}, or a Python file of your own, whose name ends in .py"
 
 
 class Config(Section):
     """One trial, wholly resolved."""
 
-    task: str = "beetles"
-    """The scientific problem: a module of pipeline/tasks."""
+    task: str
+    """The scientific problem: a module of pipeline/tasks, or a Python file of your own (relative to its YAML)."""
     experiment: str = Field(pattern=NAME_PATTERN)
     """Name of the experiment: its folder under trained/. Default: the task and the YAML's file name."""
     seed: Seed = 0
     """Seed of everything random in training."""
-    data: Data = Data()
+    data: Data
     backbone: Backbone = OpenClip()
     features: Features = Features()
     model: Model = Model()
@@ -53,8 +54,8 @@ class Config(Section):
     @field_validator("task")
     @classmethod
     def _task_exists(cls, task: str) -> str:
-        if task not in TASKS:
-            raise ValueError(f"there is no task {task!r}; the tasks are: {', '.join(TASKS)}")
+        if task not in TASKS and not task.endswith(".py"):
+            raise ValueError(f"there is no task {task!r}; {KNOWN_TASKS}")
         return task
 
     @model_validator(mode="after")

@@ -92,6 +92,9 @@ def read_document(path: Path, children: tuple[Path, ...]) -> Document:
     grid = values.pop("grid", None) or {}
     _check_grid(grid, path)
     variants = _read_variants(values.pop("variants"), places, path) if "variants" in values else None
+    for block in (values, grid, *(variants or {}).values()):
+        if "task" in block:
+            block["task"] = _task_files(block["task"], path)
     parent = Document(DEFAULT_KINDS)
     if base := values.pop("base", None):
         parent_path = (path.parent / str(base)).resolve()
@@ -103,6 +106,14 @@ def read_document(path: Path, children: tuple[Path, ...]) -> Document:
         variants = {name: _without(axes, said | grid) for name, axes in parent.variants.items()}
     grid = _without(parent.grid, said) | grid
     return Document(merge(lower, values), grid, variants, parent.places | _with_file(places, path))
+
+
+def _task_files(task: Any, path: Path) -> Any:
+    """A task that is a file beside its YAML, or a list of such, as absolute paths; a stock task's name as it is."""
+    if isinstance(task, list):
+        return [_task_files(each, path) for each in task]
+    own = path.parent / Path(str(task)).expanduser()
+    return str(own.resolve()) if str(task).endswith(".py") and own.is_file() else task
 
 
 def _without(axes: Axes, said: Tree) -> Axes:

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from pipeline.config.identity import flatten
 from pipeline.config.kinds import blocks_in
-from pipeline.config.trial import Config
+from pipeline.config.trial import KNOWN_TASKS, Config
 
 
 def explain(error: ErrorDetails, places: dict[str, str], path: Path) -> str:
@@ -26,7 +26,7 @@ def explain(error: ErrorDetails, places: dict[str, str], path: Path) -> str:
     if error["type"] == "extra_forbidden":
         return f"{place}: {_unknown(key, error['input'])}"
     message = _in_words(key, error)
-    given = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"
+    given = "" if isinstance(error["input"], dict) or error["type"] == "missing" else f" (given: {error['input']!r})"
     if not key:  # what does not fit what: each line begins with a key
         return "\n".join(f"{_place(line.partition(' ')[0], places, path)}: {line}" for line in message.splitlines())
     return f"{place}: `{key}`: {message}{given}"
@@ -34,6 +34,8 @@ def explain(error: ErrorDetails, places: dict[str, str], path: Path) -> str:
 
 def _in_words(key: str, error: ErrorDetails) -> str:
     """What is wrong with a value; pydantic's words where they are not Python's."""
+    if error["type"] == "missing":
+        return f"this must be named, it has no default{f': {KNOWN_TASKS}' if key == 'task' else ''}"
     if error["type"] == "tuple_type":
         example = error["input"] if isinstance(error["input"], str | int | float) else "a, b"
         return f"write a list: [{example}]"

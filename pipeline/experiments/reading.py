@@ -77,7 +77,8 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = (), below: La
         document.places = {**below.places, **document.places}
     typed = split_overrides(overrides, document)
     variants = choose_variants(document.variants, typed.pop("variants", None), path)
-    document.values.setdefault("experiment", f"{document.values.get('task', 'beetles')}-{path.stem}")
+    task = Path(str(document.values.get("task", ""))).stem
+    document.values.setdefault("experiment", f"{task}-{path.stem}".lstrip("-"))
     validate = partial(_validate, path=path, absolute=_path_finder())
     plain = validate(document.values, document.places)
     configs: list[Config] = []
@@ -131,22 +132,28 @@ def find_config(source: str | Path) -> Path:
 # ---------------------------------------------------------------- validation with errors for people
 def _validate(values: Tree, places: dict[str, str], path: Path, absolute: Absolute) -> Config:
     try:
-        return _resolve_paths(Config.model_validate(values), absolute)
+        config = _resolve_paths(Config.model_validate(values), absolute)
     except ValidationError as error:
         lines = [explain(details, places, path) for details in error.errors(include_url=False)]
         raise UserError("\n".join(dict.fromkeys(lines))) from error
+    if config.task.endswith(".py") and not Path(config.task).is_file():
+        raise UserError(
+            f"{places.get('task', path)}: `task`: there is no file {config.task}, beside its YAML or from here"
+        )
+    return config
 
 
 def _resolve_paths(config: Config, absolute: Absolute) -> Config:
     """Local folders and files become absolute, so that a job that starts elsewhere reads the same ones."""
     data, backbone = config.data, config.backbone
+    task = absolute(config.task) if config.task.endswith(".py") else config.task
     data = _with(data, source=absolute(data.source))
     data = _with(data, images=_folder_of_images(data.source, data.images, absolute) if data.images else None)
     if backbone.kind == "concat":
         backbone = _with(backbone, parts=tuple(_resolve_backbone(part, absolute) for part in backbone.parts))
     else:
         backbone = _resolve_backbone(backbone, absolute)
-    return _with(config, data=data, backbone=backbone)
+    return _with(config, task=task, data=data, backbone=backbone)
 
 
 def _folder_of_images(source: str, images: str, absolute: Absolute) -> str:

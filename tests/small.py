@@ -9,17 +9,45 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.trial import Config
+from pipeline.experiments.documents import Layer
+from pipeline.experiments.reading import Experiment, load_experiment
 from pipeline.synthetic.beetles import IMAGE_COLUMNS
 
 SHARDS = 5
 """Of 8 images each."""
 SPLITS = {"train": 20, "validation": 10, "test": 10}
+
+
+NAMED: dict[str, Any] = {
+    "task": "beetles",
+    "data": {
+        "source": "imageomics/sentinel-beetles",
+        "columns": {"image": "file_path", "id": "public_id"},
+        "targets": ["SPEI_30d", "SPEI_1y", "SPEI_2y"],
+    },
+}
+"""What a configuration must name, for tests that are of other things."""
+
+
+def named(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with what is not in them of NAMED; no targets beside a label."""
+    data = values.get("data", {})
+    if not isinstance(data, dict):
+        return {**NAMED, **values}
+    columns = {**NAMED["data"]["columns"], **data.get("columns", {})}
+    targets = () if data.get("label") else NAMED["data"]["targets"]
+    return {**NAMED, **values, "data": {**NAMED["data"], "targets": targets, **data, "columns": columns}}
+
+
+def load_named(source: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """`load_experiment` with NAMED below what the YAML says."""
+    return load_experiment(source, overrides, Layer(NAMED))
 
 
 def make_small(generated: Path, folder: Path) -> Path:
@@ -52,7 +80,7 @@ def small_config(table: Path, clip: Path, root: Path, **sections: Any) -> Config
     }
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
-    return Config.model_validate(values)
+    return Config.model_validate(named(values))
 
 
 def image_files(table: Path, column: str = "file_path") -> list[Path]:

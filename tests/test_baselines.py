@@ -28,6 +28,7 @@ from pipeline.models.saved import Facts, load_model, make_model, save_model
 from pipeline.stages import evaluate, extract, train
 from pipeline.training.baselines import fit_boosting, fit_climatology
 from pipeline.training.samples import Samples, make_samples, predict
+from tests.small import named
 
 CPU, TARGETS = torch.device("cpu"), ("y", "z")
 MakeConfig = Callable[..., Config]
@@ -35,7 +36,7 @@ MakeConfig = Callable[..., Config]
 
 def make_config(kind: str, **head: Any) -> Config:
     values = {"experiment": "x", "data": {"targets": TARGETS}, "model": {"head": {"kind": kind, **head}}}
-    return Config.model_validate(values)
+    return Config.model_validate(named(values))
 
 
 def facts_of(table: pd.DataFrame) -> Facts:
@@ -208,7 +209,7 @@ def test_more_than_ten_targets_keep_their_order_when_they_are_loaded(tmp_path: P
     targets = tuple(f"t{i}" for i in range(12))
     table = planted(40, 4).assign(**{name: float(i) for i, name in enumerate(targets)})
     config = Config.model_validate(
-        {"experiment": "x", "data": {"targets": targets}, "model": {"head": {"kind": "boosting", "rounds": 1}}}
+        named({"experiment": "x", "data": {"targets": targets}, "model": {"head": {"kind": "boosting", "rounds": 1}}})
     )
     facts = Facts(targets, Names.of({"domain": table["domain"]}), 1, "", None, "key")
     model, samples = make_model(config, facts, None), samples_of(table, facts)

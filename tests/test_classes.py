@@ -24,6 +24,9 @@ from pipeline.errors import UserError
 from pipeline.models.outputs import Categorical
 from pipeline.tasks import load_task
 from pipeline.training.samples import make_targets
+from tests.small import named
+
+COLUMNS = Columns(image="img")
 
 HEADER = "img,kind,of,other,group,split"
 ROWS = [
@@ -114,10 +117,18 @@ def test_numbers_are_not_taken_for_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "data", "message"),
     [
-        ("classify", Data(source="x", targets=("y",)), "predicts classes: name their column as data.label"),
-        ("butterflies", Data(source="x", targets=("y",)), "predicts classes"),
-        ("regress", Data(source="x", label="kind"), "predicts numbers, and data.label kind names classes"),
-        ("beetles", Data(source="x", label="kind"), "predicts numbers"),
+        (
+            "classify",
+            Data(source="x", targets=("y",), columns=COLUMNS),
+            "predicts classes: name their column as data.label",
+        ),
+        ("butterflies", Data(source="x", targets=("y",), columns=COLUMNS), "predicts classes"),
+        (
+            "regress",
+            Data(source="x", label="kind", columns=COLUMNS),
+            "predicts numbers, and data.label kind names classes",
+        ),
+        ("beetles", Data(source="x", label="kind", columns=COLUMNS), "predicts numbers"),
     ],
 )
 def test_a_task_is_of_classes_or_of_numbers(task: str, data: Data, message: str) -> None:
@@ -139,18 +150,24 @@ def test_folds_keep_images_of_a_group_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"loss": {"kind": "mse"}}, "set loss.kind cross_entropy"),
-        ({"data": {"source": "x", "targets": ["y"]}}, "loss.kind cross_entropy needs data.label"),
+        ({"loss": {"kind": "mse"}}, "loss.kind mse does not fit classes .data.label.: set loss.kind cross_entropy"),
+        (
+            {"data": {"source": "x", "targets": ["y"]}},
+            "loss.kind cross_entropy does not fit numbers .data.targets.: set loss.kind mse",
+        ),
         ({"select": {"metric": "r2"}}, "select.metric r2 does not fit classes"),
         ({"model": {"standardize_targets": True}}, "classes .data.label. have no scale"),
         ({"model": {"pool": "precision"}}, "loss.kind cross_entropy does not learn"),
-        ({"loss": {"kind": "cross_entropy", "auxiliary": 1}}, "needs data.columns.auxiliary"),
+        (
+            {"loss": {"kind": "cross_entropy", "auxiliary": 1}},
+            "loss.auxiliary 1.* of labels beside the class: set data.columns.auxiliary to the column",
+        ),
         ({"data": {"label": "kind", "targets": ["y"]}}, "exclude one another"),
-        ({"data": {"targets": ["y"], "positive": "a"}}, "name the column of these as label"),
+        ({"data": {"targets": ["y"], "positive": "a"}}, "positive a is of classes: set data.label to the column"),
         ({"data": {"label": "a=b"}}, "no = in it"),
         ({"data": {"label": "kind", "columns": {"auxiliary": ["of", "of"]}}}, "each column once"),
         ({"data": {"label": "kind", "columns": {"auxiliary": ["kind"]}}}, "and not the label's"),
-        ({"calibrate": {"kind": "emos"}}, "is not calibrated"),
+        ({"calibrate": {"kind": "emos"}}, "calibrate.kind emos .* is not calibrated: set calibrate.kind scale"),
         ({"model": {"head": {"kind": "svc", "kernel": "linear", "gamma": 0.5}}}, "kernel is linear"),
         ({"data": None}, "valid dictionary"),
         (
@@ -162,12 +179,12 @@ def test_folds_keep_images_of_a_group_together(tmp_path: Path) -> None:
 def test_what_does_not_fit_classes_is_refused(change: dict[str, Any], message: str) -> None:
     base = {"experiment": "x", "task": "classify", "data": {"label": "kind"}, "loss": {"kind": "cross_entropy"}}
     with pytest.raises(ValidationError, match=message):
-        Config.model_validate(base | change)
+        Config.model_validate(named(base | change))
 
 
 def test_classes_are_chosen_by_auc_unless_another_figure_is_named() -> None:
     base = {"experiment": "x", "data": {"label": "kind"}, "loss": {"kind": "cross_entropy"}}
-    configs = [Config.model_validate({**base, "select": select}) for select in ({}, {"metric": "log_loss"})]
+    configs = [Config.model_validate(named({**base, "select": select})) for select in ({}, {"metric": "log_loss"})]
     assert [load_task("classify").metric(config.select.metric) for config in configs] == ["roc_auc", "log_loss"]
 
 

@@ -34,6 +34,7 @@ from pipeline.models.metadata import Names
 from pipeline.training import classifiers as fitting
 from pipeline.training.classifiers import Rows, fit_classifier, fit_path, grouped_folds
 from pipeline.training.samples import Samples, Targets, predict
+from tests.small import named
 
 CPU = torch.device("cpu")
 ONE_CLASS = ("mahalanobis", "knn_distance")
@@ -55,15 +56,16 @@ def make_head(kind: str, **head: Any) -> Any:
 
 def make_config(kind: str, folds: int | None = None, metric: str = "roc_auc", seed: int = 0, **head: Any) -> Config:
     return Config.model_validate(
-        {
-            "experiment": "x",
-            "task": "classify",
-            "seed": seed,
-            "data": {"label": "kind"},
-            "loss": {"kind": "cross_entropy"},
-            "model": {"head": {"kind": kind, **head}, "normalize": False},
-            "select": {"folds": folds, "metric": metric},
-        }
+        named(
+            {
+                "experiment": "x",
+                "seed": seed,
+                "data": {"label": "kind"},
+                "loss": {"kind": "cross_entropy"},
+                "model": {"head": {"kind": kind, **head}, "normalize": False},
+                "select": {"folds": folds, "metric": metric},
+            }
+        )
     )
 
 

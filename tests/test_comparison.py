@@ -35,6 +35,7 @@ from pipeline.reporting.comparison import (
 )
 from pipeline.stages import collect
 from pipeline.tasks import load_task
+from tests.small import named
 
 CLASSES = ("hybrid", "non-hybrid")
 PIXELS = {"backbone": {"kind": "pixels", "size": 32}}
@@ -81,7 +82,7 @@ def finish(
         | method
         | more.get("values", {})
     )
-    config = Config.model_validate(values | {"data": {"label": "stat"} | values["data"]})
+    config = Config.model_validate(named(values | {"data": {"label": "stat"} | values["data"]}))
     noise = np.random.default_rng(int(config_hash(config)[:8], 16)).random(len(table))
     p = (skill * table["truth"] + 3 * noise) / (3 + skill)
     trial = experiment_dir(config).trial(f"seed={config.seed}-{config_hash(config)[:8]}")
@@ -104,7 +105,7 @@ def finish(
 
 
 def experiment(name: str = "x") -> ExperimentDir:
-    return experiment_dir(Config.model_validate({"experiment": name}))
+    return experiment_dir(Config.model_validate(named({"experiment": name})))
 
 
 def results_of(config: Config) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def refusal(*names: str, figure: str = "roc_auc") -> str:
 # ---------------------------------------------------------------- methods
 def test_a_method_is_called_by_backbone_encoder_and_head() -> None:
     configs = [
-        Config.model_validate({"experiment": "x", **TASK, "data": {"label": "stat"}, **values})
+        Config.model_validate(named({"experiment": "x", **TASK, "data": {"label": "stat"}, **values}))
         for values in (PIXELS, NETWORK, SVC)
     ]
     assert [method_of(science(config)) for config in configs] == [

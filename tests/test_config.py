@@ -16,11 +16,12 @@ from pipeline.config.backbone import OpenClip
 from pipeline.config.data import FoldSplit
 from pipeline.config.encoder import EndToEnd, FineTuned, Frozen, Lora, PatchConvs
 from pipeline.config.head import CLASSIFIER_KINDS
-from pipeline.config.identity import NOT_SCIENCE, config_hash, digest, science, token_kind
+from pipeline.config.identity import NOT_SCIENCE, config_hash, digest, flatten, science, token_kind
 from pipeline.config.resources import Job
 from pipeline.config.trial import TASKS, Config
 from pipeline.disk.layout import PROJECT
-from pipeline.experiments.reading import flatten, load_experiment
+from pipeline.experiments.reading import load_experiment
+from tests.small import named
 
 Tree = dict[str, Any]
 CONFIGS = PROJECT / "configs" / "beetles"
@@ -420,7 +421,7 @@ def _changes() -> list[tuple[int, str, Any]]:
     """
     changes = []
     for number, base in enumerate(BASES):
-        for key, value in flatten(science(Config.model_validate(base))).items():
+        for key, value in flatten(science(Config.model_validate(named(base)))).items():
             block = key.removesuffix(".kind")
             if block not in OTHER_KINDS or block == key:
                 changes.append((number, key, _another(key, value)))
@@ -431,7 +432,7 @@ def _changes() -> list[tuple[int, str, Any]]:
 
 def _is_possible(number: int, key: str, value: Any) -> bool:
     """Whether a base may have this value, and has another."""
-    before = Config.model_validate(BASES[number])
+    before = Config.model_validate(named(BASES[number]))
     try:
         return flatten(_with(before, key, value).model_dump(mode="json")) != flatten(before.model_dump(mode="json"))
     except ValidationError:
@@ -442,7 +443,7 @@ CHANGES = _changes()
 
 
 def test_every_scientific_key_of_every_kind_has_another_value_in_one_of_the_bases() -> None:
-    found = [pair for base in BASES for pair in flatten(science(Config.model_validate(base))).items()]
+    found = [pair for base in BASES for pair in flatten(science(Config.model_validate(named(base)))).items()]
     changed = {key for _, key, _ in CHANGES}
     assert {key for key, _ in found} - changed - {f"{key}.kind" for key in OTHER_KINDS} == set()
     assert set(OTHER_KINDS) <= changed
@@ -458,17 +459,17 @@ def test_every_scientific_key_of_every_kind_has_another_value_in_one_of_the_base
 
 @pytest.mark.parametrize(("base", "key", "value"), CHANGES, ids=lambda value: str(value)[:30])
 def test_every_scientific_change_makes_another_trial(base: int, key: str, value: Any) -> None:
-    before = Config.model_validate(BASES[base])
+    before = Config.model_validate(named(BASES[base]))
     assert config_hash(_with(before, key, value)) != config_hash(before)
 
 
 def test_the_task_is_part_of_a_trials_identity() -> None:
-    before = Config.model_validate(BASES[0])
+    before = Config.model_validate(named(BASES[0]))
     assert config_hash(before.model_copy(update={"task": "butterflies"})) != config_hash(before)
 
 
 def test_every_key_of_the_configuration_is_either_science_or_named_as_not() -> None:
-    config = Config.model_validate(BASES[0])
+    config = Config.model_validate(named(BASES[0]))
     assert set(science(config)) | NOT_SCIENCE == set(Config.model_fields)
     assert not set(science(config)) & NOT_SCIENCE
     assert {"experiment", "evaluate", "device", "resources", "paths"} == NOT_SCIENCE
@@ -517,7 +518,7 @@ everything_but_science = st.fixed_dictionaries(
 @given(st.sampled_from(BASES), everything_but_science)
 @settings(deadline=None)
 def test_where_and_with_what_a_trial_runs_does_not_change_its_identity(base: Tree, changes: Tree) -> None:
-    assert config_hash(Config.model_validate(base | changes)) == config_hash(Config.model_validate(base))
+    assert config_hash(Config.model_validate(named(base | changes))) == config_hash(Config.model_validate(named(base)))
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=5))
@@ -526,7 +527,7 @@ def test_a_digest_does_not_depend_on_the_order_of_keys(tree: Tree) -> None:
 
 
 def test_equal_numbers_written_differently_are_the_same_trial() -> None:
-    lora = Config.model_validate(BASES[0])
+    lora = Config.model_validate(named(BASES[0]))
     assert config_hash(_with(lora, "model.encoder.alpha", 256)) == config_hash(lora)
     assert config_hash(_with(lora, "optim.lr", 0.0001)) == config_hash(_with(lora, "optim.lr", 1e-4))
 
@@ -546,19 +547,31 @@ def test_equal_numbers_written_differently_are_the_same_trial() -> None:
         ({"model": {"head": {"kind": "logistic", "Cs": [1, 0.1]}}}, "Cs must ascend"),
         ({"model": {"head": {"kind": "svc", "gamma": "auto"}}}, "'scale'"),
         ({"model": {"head": {"kind": "lda", "shrinkage": 2}}}, "less than or equal to 1"),
-        ({"model": {"head": {"kind": "svc"}, "encoder": {"kind": "lora"}}}, "svc is not trained by gradient descent"),
-        ({**LABELLED, "model": {"head": {"kind": "knn"}}, "select": {"epoch": "last"}}, "knn has no epochs"),
+        (
+            {"model": {"head": {"kind": "svc"}, "encoder": {"kind": "lora"}}},
+            "svc is not trained by gradient descent: set model.encoder.kind frozen, or model.head.kind mlp",
+        ),
+        (
+            {**LABELLED, "model": {"head": {"kind": "knn"}}, "select": {"epoch": "last"}},
+            "knn has no epochs: set select.epoch best, or model.head.kind mlp",
+        ),
         ({"model": {"head": {"kind": "knn"}}, "select": {"folds": 1}}, "greater than or equal to 2"),
-        ({"model": {"head": {"kind": "knn"}}}, "knn does not fit numbers .data.targets.: choose mlp, ridge"),
+        (
+            {"model": {"head": {"kind": "knn"}}},
+            "knn does not fit numbers .data.targets.: set model.head.kind mlp, ridge, climatology or boosting",
+        ),
         (
             {**LABELLED, "model": {"head": {"kind": "ridge"}}},
-            "ridge does not fit classes .data.label.: choose mlp, svc",
+            "ridge does not fit classes .data.label.: set model.head.kind mlp, svc",
         ),
         (
             {**LABELLED, "loss": {"kind": "cross_entropy", "focal": 2}, "model": {"head": {"kind": "knn"}}},
-            "knn has no use for options of loss",
+            "knn has no use for options of loss: set loss to nothing, or model.head.kind mlp",
         ),
-        ({"select": {"folds": 5}}, "head.kind mlp is not made for that: it needs one of svc, sgd, knn"),
+        (
+            {"select": {"folds": 5}},
+            "folds 5 fits again .* model.head.kind mlp is not made: set model.head.kind svc, sgd, knn,.* or select.folds null",
+        ),
         ({"seed": -1}, "greater than or equal to 0"),
         ({"seed": 2**63}, "less than"),
         ({"train": {"epochs": 0}}, "greater than or equal to 1"),
@@ -570,60 +583,84 @@ def test_equal_numbers_written_differently_are_the_same_trial() -> None:
         ({"data": {"targets": ["a", "a"]}}, "none of them twice"),
         ({"data": {"split": {"kind": "folds", "n": 4, "fold": 4}}}, "folds count from 0 to 3"),
         ({"data": {"split": {"kind": "folds", "n": 2}}}, "greater than or equal to 3"),
-        ({"data": {"colour_card": True}}, r"colour_card true needs columns\.colour_card: name the column"),
-        ({"data": {"scale_bar": True}}, r"scale_bar true needs columns\.scale_bar: name the column"),
+        (
+            {"data": {"colour_card": True}},
+            r"data\.colour_card reads images of their own: set data\.columns\.colour_card to the column",
+        ),
+        (
+            {"data": {"scale_bar": True}},
+            r"data\.scale_bar reads images of their own: set data\.columns\.scale_bar to the column",
+        ),
         ({"data": {"canvas": 0}}, "greater than 0"),
         ({"task": "beatles"}, "the tasks are: beetles"),
         ({"experiment": "../elsewhere"}, "pattern"),
-        ({"model": {"head": {"kind": "ridge"}, "encoder": {"kind": "lora"}}}, "encoder.kind frozen"),
+        ({"model": {"head": {"kind": "ridge"}, "encoder": {"kind": "lora"}}}, "set model.encoder.kind frozen"),
         (
             {"model": {"head": {"kind": "ridge"}, "domain_embedding": True}},
-            "neither domain_embedding nor species_embedd",
+            "by gradient descent: set model.domain_embedding false, or model.head.kind mlp",
         ),
         (
             {"model": {"head": {"kind": "boosting"}, "species_embedding": True}},
-            "boosting is not trained by gradient descent",
+            "boosting is not trained by gradient descent: set model.species_embedding false",
         ),
-        ({"model": {"head": {"kind": "climatology"}, "pool": "attention"}}, "it needs encoder.kind frozen, pool mean"),
+        (
+            {"model": {"head": {"kind": "climatology"}, "pool": "attention"}},
+            "climatology is not trained by gradient descent: set model.pool mean",
+        ),
         (
             {"model": {"head": {"kind": "climatology"}}, "loss": {"kind": "nll"}},
-            "has no use for loss.kind nll: it needs",
+            "has no use for loss.kind nll: set loss.kind mse or cross_entropy, or model.head.kind mlp",
         ),
-        ({"model": {"head": {"kind": "ridge"}}, "risk": {"kind": "coral"}}, "ridge has no use for risk.kind coral"),
-        ({"model": {"head": {"kind": "boosting"}}, "train": {"sample": "groups"}}, "no use for train.sample groups"),
-        ({"model": {"pool": "attention"}}, "attention learns from sets of images: set train.sample=groups"),
-        ({"model": {"pool": "precision"}}, "precision needs a variance of each image, which loss.kind mse"),
+        (
+            {"model": {"head": {"kind": "ridge"}}, "risk": {"kind": "coral"}},
+            "ridge has no use for risk.kind coral: set risk.kind mean",
+        ),
+        (
+            {"model": {"head": {"kind": "boosting"}}, "train": {"sample": "groups"}},
+            "no use for train.sample groups: set train.sample images",
+        ),
+        (
+            {"model": {"pool": "attention"}},
+            "attention learns from sets of images: set train.sample groups, or model.pool mean",
+        ),
+        (
+            {"model": {"pool": "precision"}},
+            "precision needs a variance of each image, which loss.kind mse does not learn: set loss.kind crps, nll, student_t",
+        ),
         (
             {"augment": {"mixup_alpha": 0.2}, "train": {"sample": "groups"}},
-            "mixes images: it needs train.sample images",
+            "mixup_alpha 0.2 mixes images: set train.sample images, or augment.mixup_alpha 0",
         ),
         (
             {"train": {"patience": 3}, "select": {"epoch": "last"}},
-            "patience waits for a better epoch: it needs select.epoch best",
+            "patience 3 waits for a better epoch: set select.epoch best, or train.patience null",
         ),
         (
             {"model": {"head": {"kind": "ridge"}}, "select": {"epoch": "last"}},
-            "ridge has no epochs: it needs select.epoch",
+            "ridge has no epochs: set select.epoch best",
         ),
         (
             {"model": {"head": {"kind": "ridge"}, "standardize_features": True}},
-            "standardize_features scales what does not",
+            "standardize_features is for heads that do not scale it themselves: set model.head.kind mlp",
         ),
         (
             {"model": {"encoder": {"kind": "finetuned"}, "standardize_features": True}},
-            "it needs encoder.kind frozen and head.kind mlp",
+            "scales what does not learn: set model.encoder.kind frozen, or model.standardize_features false",
         ),
         (
             {"risk": {"kind": "group_dro"}, "augment": {"mixup_alpha": 0.2}, "data": {"columns": PLACES}},
-            "group_dro tells domains apart, and augment.mixup_alpha mixes them",
+            "group_dro tells domains apart, and augment.mixup_alpha mixes them: set augment.mixup_alpha 0, or risk.kind mean",
         ),
         (
             {"risk": {"kind": "coral"}, "model": {"head": {"kind": "mlp", "hidden": []}}, "data": {"columns": PLACES}},
-            "coral acts on the last hidden layer, and there is none",
+            "coral acts on the last hidden layer, and there is none: set model.head.hidden to one width or more",
         ),
-        ({"model": {"species_embedding": True}}, "species_embedding needs data.columns.species: name the column"),
-        ({"risk": {"kind": "coral"}}, "risk.kind coral needs data.columns.domain: name the column"),
-        ({"risk": {"kind": "group_dro"}}, "risk.kind group_dro needs data.columns.domain"),
+        (
+            {"model": {"species_embedding": True}},
+            "species_embedding learns from names: set data.columns.species to the column",
+        ),
+        ({"risk": {"kind": "coral"}}, "risk.kind coral tells domains apart: set data.columns.domain to the column"),
+        ({"risk": {"kind": "group_dro"}}, "risk.kind group_dro tells domains apart: set data.columns.domain"),
         ({"risk": {"kind": "group_dro", "step": 0}}, "greater than 0"),
         ({"risk": {"kind": "coral", "weight": 0}}, "greater than 0"),
         ({"model": {"head": {"kind": "climatology", "min_groups": 1}}}, "greater than or equal to 2"),
@@ -633,14 +670,18 @@ def test_equal_numbers_written_differently_are_the_same_trial() -> None:
         ({"backbone": {"kind": "pixels"}, "model": {"encoder": {"kind": "finetuned"}}}, "has no blocks"),
         (
             {"backbone": {"kind": "timm"}, "model": {"encoder": {"kind": "lora"}}},
-            "timm cannot be cut: model.encoder.kind",
+            "encoder.kind lora reads tokens at a cut, and backbone.kind timm cannot be cut: set backbone.kind open_clip or "
+            "dinov2, or model.encoder.kind frozen or end_to_end",
         ),
         ({"backbone": {"kind": "concat"}, "model": {"encoder": {"kind": "end_to_end"}}}, "concat is several networks"),
         (
             {"backbone": {"kind": "concat", "parts": [{"kind": "pixels"}]}},
             "two backbones or more; one alone is written",
         ),
-        ({"augment": {"images": {"flip": True}}}, "augment.images changes images, and model.encoder.kind frozen reads"),
+        (
+            {"augment": {"images": {"flip": True}}},
+            "augment.images changes images, and model.encoder.kind frozen reads cached features: set model.encoder.kind end",
+        ),
         ({"augment": {"images": {"rotation": 181}}}, "less than or equal to 180"),
         ({"augment": {"images": {"erase": 1.1}}}, "less than or equal to 1"),
         ({"augment": {"images": {"shift": -0.1}}}, "greater than or equal to 0"),
@@ -650,11 +691,11 @@ def test_equal_numbers_written_differently_are_the_same_trial() -> None:
 )
 def test_a_value_that_cannot_work_is_refused_before_anything_is_queued(values: Tree, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        Config.model_validate({"experiment": "x"} | values)
+        Config.model_validate(named({"experiment": "x"} | values))
 
 
 def test_a_configuration_cannot_be_changed_once_it_is_resolved() -> None:
-    config = Config.model_validate(BASES[0])
+    config = Config.model_validate(named(BASES[0]))
     with pytest.raises(ValidationError, match="frozen"):
         config.optim.lr = 1.0  # type: ignore[misc]
 
@@ -678,18 +719,18 @@ def test_the_tasks_are_the_modules_of_the_tasks_folder() -> None:
     ids=lambda value: getattr(value, "kind", ""),
 )
 def test_an_encoder_reads_the_features_that_it_needs(encoder: Any, expected: tuple[str, int]) -> None:
-    config = Config.model_validate({"experiment": "x", "model": {"encoder": encoder.model_dump()}})
+    config = Config.model_validate(named({"experiment": "x", "model": {"encoder": encoder.model_dump()}}))
     assert token_kind(config) == expected
 
 
 def test_collecting_asks_for_no_gpu() -> None:
-    resources = Config(experiment="x").resources
+    resources = Config.model_validate(named({"experiment": "x"})).resources
     assert resources.collect.gpus_per_node == 0
     assert all(job.gpus_per_node == 1 for job in (resources.extract, resources.train, resources.evaluate))
     assert isinstance(resources.train, Job)
 
 
 def test_defaults_name_bioclip_2_and_source_splits() -> None:
-    config = Config(experiment="x")
+    config = Config.model_validate(named({"experiment": "x"}))
     assert config.backbone == OpenClip(name="hf-hub:imageomics/bioclip-2")
     assert not isinstance(config.data.split, FoldSplit)

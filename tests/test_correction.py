@@ -31,10 +31,10 @@ from pipeline.features.store import FeatureStore
 from pipeline.models.metadata import Names
 from pipeline.models.saved import Facts, make_model, save_model
 from pipeline.stages import extract, fetch
-from pipeline.stages.predict import Origin, predict_group, predict_files
+from pipeline.stages.predict import Origin, predict_files, predict_group
 from pipeline.synthetic.beetles import Light, draw_colour_card, draw_scale_bar, encode
 from pipeline.tasks import load_task
-from tests.small import image_files, small_config
+from tests.small import image_files, named, small_config
 
 MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16"]
 Pixels = NDArray[Any]
@@ -263,7 +263,7 @@ def config_for(table: Path, root: Path, size: int = 1, **data: Any) -> Config:
     """Mean colours, or pixels, of forty beetles."""
     columns = {"event": "eventID", "domain": "domainID", "colour_card": CARD, "scale_bar": BAR}
     values = small_config(table, Path(), root, data={"columns": columns, **data}).model_dump()
-    return Config.model_validate({**values, "backbone": {"kind": "pixels", "size": size}})
+    return Config.model_validate(named({**values, "backbone": {"kind": "pixels", "size": size}}))
 
 
 def features(store: FeatureStore | None) -> Pixels:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.config.data import Columns, Data, DomainSplit, FoldSplit, GroupSplit
+from pipeline.config.data import Columns, Data, DomainSplit, FoldSplit, SiteSplit, YearSplit
 from pipeline.data.dataset import (
     BadImage,
     Dataset,
@@ -297,7 +297,7 @@ def test_what_is_no_date_is_unknown_and_named_where_it_is_needed(tmp_path: Path)
     rows = [*DATES, "a.png,D,4,9,HARV,last summer,3,3,train"]
     assert load(tmp_path, rows, DATED, **WITH_SITES).table["date"].isna().tolist() == [False, False, True, False]
     with pytest.raises(UserError, match=r"line 5: column day \(data\.columns\.date\) is empty or holds no date"):
-        load(tmp_path, rows, DATED, split=GroupSplit(kind="years", n=3), **WITH_SITES)
+        load(tmp_path, rows, DATED, split=YearSplit(kind="years", n=3), **WITH_SITES)
 
 
 def test_groups_without_site_or_date_are_held_out_with_a_warning(tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_a_row_without_what_it_is_dealt_by_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"line 5: column site \(data\.columns\.site\) is empty or holds no site, in 1 rows in all"
     ):
-        load(tmp_path, rows, DATED, split=GroupSplit(kind="sites", n=3), **WITH_SITES)
+        load(tmp_path, rows, DATED, split=SiteSplit(kind="sites", n=3), **WITH_SITES)
 
 
 def test_whole_domains_are_left_out_of_a_loaded_table(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from pipeline.models.pooling import HIDDEN
 from pipeline.models.saved import Facts, make_model
 from pipeline.training.samples import PREDICTION_BATCH
 from tests.conftest import Assets, carabid
+from tests.small import named
 from tests.test_launch import fake_command
 
 GB = 10**9
@@ -210,7 +211,7 @@ ENCODERS = {
 
 @pytest.fixture(scope="module")
 def backbone(clip: Path) -> Backbone:
-    return load_backbone(Config.model_validate(values("frozen", clip)).backbone)
+    return load_backbone(Config.model_validate(named(values("frozen", clip))).backbone)
 
 
 def values(encoder: str, clip: Path, **sections: Any) -> dict[str, Any]:
@@ -225,7 +226,7 @@ def values(encoder: str, clip: Path, **sections: Any) -> dict[str, Any]:
 @pytest.fixture
 def case(backbone: Backbone, clip: Path, root: Path) -> Callable[..., tuple[Config, WeightsRecord]]:
     def make(encoder: str, **sections: Any) -> tuple[Config, WeightsRecord]:
-        config = Config.model_validate(values(encoder, clip, **sections))
+        config = Config.model_validate(named(values(encoder, clip, **sections)))
         return config, weights_record(config, lambda: backbone)
 
     return make

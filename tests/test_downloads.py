@@ -34,6 +34,7 @@ from pipeline.launch.doctor.doctor import check_cache
 from pipeline.launch.watching import plan
 from pipeline.stages import fetch
 from tests.conftest import hear_ctrl_c
+from tests.small import named
 
 N = 10
 Answer = Callable[["Handler", bytes, int], None]
@@ -162,7 +163,7 @@ def config_for(table: Path, **data: Any) -> Config:
         "resources": {"lease_seconds": 1},
         "paths": {"features": str(table.parent / "features")},
     }
-    return Config.model_validate(values)
+    return Config.model_validate(named(values))
 
 
 def bring(config: Config) -> None:

@@ -28,7 +28,7 @@ from pipeline.stages.inputs import load_inputs, make_facts
 from pipeline.stages.predict import Origin, predict_files
 from pipeline.training.optimiser import make_optimizer
 from tests.conftest import Assets
-from tests.small import image_files, small_config
+from tests.small import image_files, named, small_config
 from tests.test_training import StopAfter
 
 AUGMENTED = {"flip": True, "rotation": 20, "scale": 0.2, "shift": 0.1, "brightness": 0.2, "contrast": 0.2, "erase": 0.3}
@@ -54,7 +54,7 @@ def make(table: Path, clip: Path, tmp_path: Path) -> Callable[..., Config]:
         for name, section in sections.items():
             replaced = name == "backbone" or not isinstance(section, dict)
             merged[name] = section if replaced else {**merged.get(name, basis[name]), **section}
-        return Config.model_validate(basis | merged)
+        return Config.model_validate(named(basis | merged))
 
     return config
 

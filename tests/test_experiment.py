@@ -14,26 +14,24 @@ from hypothesis import strategies as st
 
 import pipeline.experiments.reading as experiment_module
 from pipeline.config.data import RESULT_KEYS
-from pipeline.config.identity import changes, config_hash, science
+from pipeline.config.identity import changes, config_hash, flatten, science
 from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT
 from pipeline.disk.writing import write_text
 from pipeline.errors import UserError
+from pipeline.experiments.documents import INTEGER, Document
+from pipeline.experiments.grid import split_commas, split_overrides
+from pipeline.experiments.names import written
 from pipeline.experiments.reading import (
-    INTEGER,
     Experiment,
-    _Document,
-    _split_commas,
-    _split_overrides,
     dump_config,
     find_config,
-    flatten,
     load_config,
-    load_experiment,
-    merge,
     saved_science,
-    written,
 )
+from pipeline.experiments.trees import merge
+from tests.small import load_named as load_experiment
+from tests.small import named
 
 LORA = PROJECT / "configs" / "beetles" / "lora.yaml"
 FROZEN = PROJECT / "configs" / "beetles" / "frozen.yaml"
@@ -114,6 +112,32 @@ def test_a_key_that_stands_twice_is_refused_with_file_and_line(text: str, proble
     message = refusal("a.yaml")
     assert f"{problem} stands twice" in message
     assert str(path.resolve()) in message and f"line {text.count(chr(10))}" in message
+
+
+# ---------------------------------------------------------------- what must be named
+def test_what_has_no_default_is_asked_for_and_the_tasks_are_listed() -> None:
+    path = write("a.yaml", "seed: 1\ndata: {targets: [y]}\n").resolve()
+    with pytest.raises(UserError) as caught:
+        experiment_module.load_experiment("a.yaml")
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith(f"{path}: `task`: this must be named") and "beetles, butterflies, classify" in lines[0]
+    assert [line.partition("`: ")[0] for line in lines[1:]] == [
+        f"{path}, line 2: `data.source",
+        f"{path}, line 2: `data.columns",
+    ]
+
+
+def test_a_task_may_be_a_file_beside_the_yaml_that_names_it(here: Path) -> None:
+    (here / "own").mkdir()
+    task = write(here / "own" / "phenology.py", "")
+    write(here / "own" / "base.yaml", "task: ./phenology.py\n")
+    write("child.yaml", "base: own/base.yaml\n")
+    config = only("child.yaml")
+    assert (config.task, config.experiment) == (str(task), "phenology-child")
+    write("child.yaml", "base: own/base.yaml\ngrid: {task: [own/phenology.py, beetles]}\n")
+    assert [trial.config.task for trial in load_experiment("child.yaml").trials] == [str(task), "beetles"]
+    assert only("child.yaml", "task=own/phenology.py").task == str(task)
+    assert "line 1: `task`: there is no file phenologie.py" in refusal(write("a.yaml", "task: phenologie.py\n"))
 
 
 # ---------------------------------------------------------------- kinds
@@ -255,7 +279,10 @@ def test_a_wrong_value_anywhere_in_a_grid_is_refused_where_it_stands() -> None:
     path = write("a.yaml", "optim: {lr: 1e-3}\ngrid:\n  seed: [0, 1]\n  optim.clip: [1, 2, 0]\n")
     assert refusal("a.yaml").startswith(f"{path.resolve()}, line 4: `optim.clip`: Input should be greater than 0")
     assert refusal("a.yaml", "optim.clip=1", "seed=0,1,x").startswith("on the command line: `seed`: ")
-    assert "needs a network" in refusal(FROZEN, "backbone.kind=open_clip,pixels", "model.encoder.kind=lora")
+    refused = refusal(FROZEN, "backbone.kind=open_clip,pixels", "model.encoder.kind=lora")
+    assert refused.startswith(
+        "on the command line: model.encoder.kind lora reads tokens at a cut, and backbone.kind pixels has"
+    )
 
 
 def test_the_cells_of_a_grid_share_the_blocks_that_no_axis_reaches(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +301,7 @@ def test_the_cells_of_a_grid_share_the_blocks_that_no_axis_reaches(here: Path, m
 
 @given(st.from_regex(INTEGER, fullmatch=True).map(str.strip) | st.integers().map(str))
 def test_a_whole_number_is_what_yaml_makes_of_it(text: str) -> None:
-    assert _split_overrides([f"seed={text}"], _Document()) == {"seed": [yaml.safe_load(text)]}
+    assert split_overrides([f"seed={text}"], Document()) == {"seed": [yaml.safe_load(text)]}
 
 
 axis_values = {
@@ -332,7 +359,7 @@ def test_a_trial_has_one_name_whichever_way_it_is_asked_for(overrides: list[str]
 def test_another_kind_is_called_by_its_block_and_brings_no_defaults_into_the_name() -> None:
     overrides = ["data.columns.domain=domainID", "data.split={kind: domains, n: 4}", "loss.kind=crps,quantiles"]
     names = [trial.name.rpartition("-")[0] for trial in load_experiment(LORA, overrides).trials]
-    assert names == [f"n=4,split=domains,loss={loss},seed=0" for loss in ("crps", "quantiles")]
+    assert names == [f"split=domains,n=4,loss={loss},seed=0" for loss in ("crps", "quantiles")]
 
 
 @pytest.mark.parametrize(
@@ -383,7 +410,7 @@ def test_the_config_in_a_trials_folder_asks_for_that_trial() -> None:
     ],
 )
 def test_commas_separate_values_outside_brackets_and_quotes_alone(text: str, parts: list[str]) -> None:
-    assert _split_commas(text) == parts
+    assert split_commas(text) == parts
 
 
 # No target may have the names of results.json's own keys.
@@ -591,7 +618,7 @@ texts = awkward.filter(lambda text: len(text) <= 12) | st.sampled_from(
 )
 @settings(deadline=None)
 def test_loading_a_resolved_config_gives_the_same_trial(values: dict[str, Any]) -> None:
-    config = Config.model_validate(values)
+    config = Config.model_validate(named(values))
     write("config.yaml", dump_config(config))
     loaded = load_config(Path("config.yaml").resolve())
     assert loaded == config and config_hash(loaded) == config_hash(config)
@@ -703,7 +730,7 @@ def test_changes_are_the_flattened_keys_that_differ(tree: dict[str, Any], since:
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.booleans() | st.none())
 @example(0.1 + 0.2)
 def test_a_value_is_written_so_that_yaml_reads_it_again(value: Any) -> None:
-    assert _split_overrides([f"x={written(value)}"], _Document()) == {"x": [value]}
+    assert split_overrides([f"x={written(value)}"], Document()) == {"x": [value]}
 
 
 @given(forests)

@@ -22,6 +22,7 @@ from pipeline.errors import UserError, WorkError
 from pipeline.features.hashes import DataRecord, WeightsRecord, ingredients
 from pipeline.features.key import Ingredients
 from pipeline.features.store import FeatureStore, load_store, open_key
+from tests.small import named
 
 MADE_OF = Ingredients("data", "open_clip", "architecture", "weights", "transform", "pooled", 0, "fp32", 4)
 MADE = {"images": 4, "seconds": 2.0, "device": "cpu", "host": "here"}
@@ -71,7 +72,7 @@ def weights_with(**values: Any) -> WeightsRecord:
 
 
 def config_with(**sections: Any) -> Config:
-    return Config.model_validate({"experiment": "x", **sections})
+    return Config.model_validate(named({"experiment": "x", **sections}))
 
 
 BESIDE = {"columns": {"colour_card": "card", "scale_bar": "bar"}}

@@ -27,7 +27,7 @@ from pipeline.experiments.reading import dump_config, load_experiment
 from pipeline.stages import fetch
 from tests.conftest import Assets, carabid
 from tests.fake_hub import COMMIT, TOKEN, Hub, fake_hub
-from tests.small import image_files, small_config
+from tests.small import NAMED, image_files, small_config
 
 FROZEN = "configs/beetles/frozen.yaml"
 ON_HUB = ("data.source=owner/beetles", "backbone.name=hf-hub:owner/tiny-clip", "device=cpu", "train.epochs=2")
@@ -220,9 +220,9 @@ def test_data_that_are_not_in_the_cache_are_named_with_what_to_do(
 ) -> None:
     nothing_cached(tmp_path, monkeypatch)
     with pytest.raises(NotFetched, match=r"^data\.source imageomics/sentinel-beetles .*not all of it is in the cache"):
-        open_source(Data()).splits()
+        open_source(Data.model_validate(NAMED["data"])).splits()
     with pytest.raises(NotFetched, match=r", revision v1: not all of it"):
-        open_source(Data(revision="v1")).splits()
+        open_source(Data.model_validate({**NAMED["data"], "revision": "v1"})).splits()
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, **more: Any) -> Dataset:
-    columns = Columns(event="eventID", domain="domainID")
-    data: Dataset = beetles.load(Data(source=str(folder), columns=columns, **more))
+    columns = Columns(image="file_path", id="public_id", group="eventID", domain="domainID")
+    data: Dataset = beetles.load(
+        Data(source=str(folder), columns=columns, targets=("SPEI_30d", "SPEI_1y", "SPEI_2y"), **more)
+    )
     return data
 
 
@@ -77,7 +79,9 @@ def test_every_form_loads_as_the_same_data(small: dict[Form, Path], form: Form) 
     one, other = load(small["parquet"]), load(small[form])
     assert other.table.equals(one.table)
     assert [other.image_bytes(i) for i in range(len(other))] == [one.image_bytes(i) for i in range(len(one))]
-    assert other.signature() == signature(Data(source=str(small[form])))
+    assert other.signature() == signature(
+        Data(source=str(small[form]), columns=Columns(image="file_path"), targets=("y",))
+    )
 
 
 def test_parquet_has_the_challenges_columns_and_the_hubs_layout(small: dict[Form, Path]) -> None:
@@ -130,9 +134,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(small: dict[
 
 
 def test_the_same_data_already_there_is_left_as_it_is(small: dict[Form, Path]) -> None:
-    before = signature(Data(source=str(small["parquet"])))
+    before = signature(Data(source=str(small["parquet"]), columns=Columns(image="file_path"), targets=("y",)))
     assert set(beetles.generate(small["parquet"], seed=3, scale=0.05)) == {"train", "validation", "test"}
-    assert signature(Data(source=str(small["parquet"]))) == before
+    assert signature(Data(source=str(small["parquet"]), columns=Columns(image="file_path"), targets=("y",))) == before
 
 
 def test_anything_else_already_there_is_refused_and_kept(small: dict[Form, Path], tmp_path: Path) -> None:

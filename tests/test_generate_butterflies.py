@@ -25,6 +25,7 @@ from pipeline.stages import fetch
 from pipeline.synthetic.butterflies import PATTERNS, make_pattern, make_specimens
 from pipeline.tasks import load_task
 from tests.conftest import carabid
+from tests.small import named
 
 HEADER = (
     "CAMID,file_url,hybrid_stat,split,zenodo_link,md5,subspecies,parent_subspecies_1,parent_subspecies_2,filename,"
@@ -88,7 +89,7 @@ def test_the_md5_is_that_of_the_file_so_that_fetch_has_nothing_to_download(
         assert hashlib.md5((made / "images" / row["filename"]).read_bytes()).hexdigest() == row["md5"]
     data = {"source": str(made / "butterflies.csv"), "images": str(made / "images"), "download": {}}
     data |= {"columns": {"image": "filename", "id": "filename"}}
-    config = Config.model_validate({"experiment": "x", "task": "butterflies", "data": data})
+    config = Config.model_validate(named({"experiment": "x", "task": "butterflies", "data": data}))
     fetch._download(config)
     assert f"{len(rows)} were there, 0 downloaded" in capsys.readouterr().out
     assert open_source(config.data).is_here()

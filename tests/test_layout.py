@@ -30,10 +30,11 @@ from pipeline.disk.layout import (
 )
 from pipeline.disk.writing import atomic_folder, atomic_path, read_json, write_bytes, write_json, write_text
 from pipeline.errors import UserError
+from tests.small import named
 
 
 def config(**paths: str) -> Config:
-    return Config.model_validate({"experiment": "exp", "paths": paths})
+    return Config.model_validate(named({"experiment": "exp", "paths": paths}))
 
 
 def names(folder: Path) -> list[str]:

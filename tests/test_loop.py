@@ -31,6 +31,7 @@ from pipeline.training.loop import EpochLog, Run, Stop
 from pipeline.training.optimiser import learning_rate, make_optimizer
 from pipeline.training.samples import Samples, Targets
 from pipeline.training.sets import Batch
+from tests.small import named
 
 N, WIDTH, N_DOMAINS, UNKNOWN = 24, 6, 3, 3
 CPU = torch.device("cpu")
@@ -65,7 +66,7 @@ def of_domains(rows: Tensor) -> Metadata:
 
 def make_config(**sections: Any) -> Config:
     train = sections.pop("train", Train(epochs=8, batch_size=10, precision="fp32"))
-    return Config(experiment="test", train=train, **sections)
+    return Config.model_validate(named({"experiment": "test", "train": train, **sections}))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from scipy.special import ndtri
 
 from pipeline.config.trial import Config
 from pipeline.models.outputs import Gaussian, Output, Point, Quantiles, StudentT, make_output
+from tests.small import named
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 OUTPUTS = [Point(), Gaussian("crps"), Gaussian("nll"), StudentT(5.0), Quantiles(LEVELS)]
@@ -141,7 +142,7 @@ def test_an_untrained_head_says_about_the_spread_of_the_training_groups() -> Non
 def test_each_loss_has_its_output() -> None:
     kinds = ("mse", "crps", "nll", "student_t", "quantiles")
     outputs = [
-        make_output(Config.model_validate({"experiment": "x", "loss": {"kind": kind}}).loss, 1) for kind in kinds
+        make_output(Config.model_validate(named({"experiment": "x", "loss": {"kind": kind}})).loss, 1) for kind in kinds
     ]
     assert [type(output) for output in outputs] == [Point, Gaussian, Gaussian, StudentT, Quantiles]
     assert [output.n for output in outputs] == [1, 2, 2, 2, 5]
@@ -155,10 +156,10 @@ def test_each_loss_has_its_output() -> None:
         ({"loss": {"kind": "student_t", "df": 2}}, "greater than 2"),
         (
             {"loss": {"kind": "crps"}, "model": {"head": {"kind": "ridge"}}},
-            "ridge has no use for loss.kind crps: it needs head.kind mlp",
+            "ridge has no use for loss.kind crps: set loss.kind mse or cross_entropy, or model.head.kind mlp",
         ),
     ],
 )
 def test_losses_that_cannot_be_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Config.model_validate({"experiment": "x", **values})
+        Config.model_validate(named({"experiment": "x", **values}))

@@ -28,6 +28,7 @@ from pipeline.signals import StopFlag
 from pipeline.training.loop import Run, Stop, fit
 from pipeline.training.samples import Samples, Targets, answers, predict
 from pipeline.training.sets import whole_sets
+from tests.small import named
 
 CPU, WIDTH, TARGETS = torch.device("cpu"), 4, ("a", "b", "c")
 KINDS: tuple[Any, ...] = ("mean", "precision", "attention")
@@ -140,7 +141,7 @@ def test_what_is_not_finite_makes_its_own_group_so_and_no_other() -> None:
 
 # ---------------------------------------------------------------- one forecast in training and in evaluation
 def make_model(loss: str, kind: Any) -> Learner:
-    output = make_output(Config.model_validate({"experiment": "x", "loss": {"kind": loss}}).loss, 1)
+    output = make_output(Config.model_validate(named({"experiment": "x", "loss": {"kind": loss}})).loss, 1)
     with torch.random.fork_rng():
         torch.manual_seed(4)
         head = make_mlp([WIDTH, 8, 3 * output.n])
@@ -198,12 +199,14 @@ def learnt(kind: Any, folder: Path) -> tuple[float | None, float | None]:
     """R² of held-out groups after training: as the model pools them, and by plain means."""
     train, held_out = (make_samples(*marked(150, seed)) for seed in (0, 1))
     config = Config.model_validate(
-        {
-            "experiment": "x",
-            "model": {"pool": kind},
-            "train": {"sample": "groups", "epochs": 60, "batch_size": 50, "precision": "fp32"},
-            "optim": {"lr": 0.03},
-        }
+        named(
+            {
+                "experiment": "x",
+                "model": {"pool": kind},
+                "train": {"sample": "groups", "epochs": 60, "batch_size": 50, "precision": "fp32"},
+                "optim": {"lr": 0.03},
+            }
+        )
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)

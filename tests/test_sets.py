@@ -29,6 +29,7 @@ from pipeline.training.checkpoint import Progress
 from pipeline.training.loop import Run, Stop
 from pipeline.training.samples import Samples, Targets
 from pipeline.training.sets import Batch, draw_batches
+from tests.small import named
 from tests.test_training import StopAfter
 
 CPU, N, WIDTH = torch.device("cpu"), 60, 6
@@ -102,7 +103,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def make_config(**sections: Any) -> Config:
-    return Config.model_validate({"experiment": "test"} | sections)
+    return Config.model_validate(named({"experiment": "test"} | sections))
 
 
 def make_model(config: Config) -> Learner:

@@ -40,7 +40,7 @@ IMAGES = [png(value) for value in range(6)]
 
 
 def make_source(path: Path, column: str = "img", **more: Any) -> Source:
-    return open_source(Data(source=str(path), columns=Columns(image=column), **more))
+    return open_source(Data(source=str(path), columns=Columns(image=column), targets=("y",), **more))
 
 
 def write_parquet(path: Path, values: list[int], kind: str = "struct", group: int = 2) -> Path:
@@ -301,7 +301,7 @@ def test_a_saved_dataset_without_splits_is_one_train_split_and_may_name_image_fi
 
 def test_a_hub_data_set_is_read_from_the_cache_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub_cache(tmp_path, monkeypatch)
-    source = open_source(Data(source="owner/my_name", revision=SHA, columns=Columns(image="img")))
+    source = open_source(Data(source="owner/my_name", revision=SHA, columns=Columns(image="img"), targets=("y",)))
     assert isinstance(source, HubSource)
     cheap = source.signature()
     assert sorted(source.splits()) == ["train", "validation"]
@@ -314,13 +314,13 @@ def test_the_splits_and_signature_of_a_cached_hub_data_set_are_known_without_loa
 ) -> None:
     """A plan on a login node asks no network and does not wait for `datasets` to be imported."""
     hub_cache(tmp_path, monkeypatch)
-    data = Data(source="owner/my_name", revision=SHA, columns=Columns(image="img"))
+    data = Data(source="owner/my_name", revision=SHA, columns=Columns(image="img"), targets=("y",))
     loaded = open_source(data)
     assert len(loaded.table("train")) == 3
     expected = _signature(loaded, tuple(choose_splits(loaded.splits(), data)), ("img",))
     monkeypatch.setattr(HubSource, "_load", lambda self: pytest.fail("loaded"))
     assert known_signature(data) == expected
-    assert known_signature(Data(source="owner/other")) is None
+    assert known_signature(Data(source="owner/other", columns=Columns(image="file_path"), targets=("y",))) is None
 
 
 def test_another_revision_in_the_cache_is_not_taken_for_the_one_asked_for(
@@ -330,14 +330,16 @@ def test_another_revision_in_the_cache_is_not_taken_for_the_one_asked_for(
     with pytest.raises(
         NotFetched, match=rf"owner___my_name\) holds owner/my_name at {SHA} instead.*carabid fetch CONFIG"
     ):
-        open_source(Data(source="owner/my_name", revision="f" * 40)).splits()
+        open_source(
+            Data(source="owner/my_name", revision="f" * 40, columns=Columns(image="file_path"), targets=("y",))
+        ).splits()
 
 
 # ---------------------------------------------------------------- what is there, and whether it changed
 @pytest.mark.parametrize("name", ["nowhere.csv", "a/b/c", "/no/such/folder", "beetles"])
 def test_a_source_that_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
-        open_source(Data(source=name))
+        open_source(Data(source=name, columns=Columns(image="file_path"), targets=("y",)))
 
 
 def test_a_folder_without_data_or_with_two_kinds_is_refused(tmp_path: Path) -> None:
@@ -368,7 +370,7 @@ def test_the_signature_follows_the_files_of_cards_only_where_cards_are_used(tmp_
     for name in ("a.png", "c.png"):
         (tmp_path / name).write_bytes(IMAGES[0])
     columns = Columns(image="img", colour_card="card")
-    both = [Data(source=str(tmp_path), columns=columns, colour_card=used) for used in (False, True)]
+    both = [Data(source=str(tmp_path), columns=columns, targets=("y",), colour_card=used) for used in (False, True)]
     before = [known_signature(data) for data in both]
     (tmp_path / "c.png").write_bytes(IMAGES[1] + b"longer")
     after = [known_signature(data) for data in both]
@@ -380,7 +382,7 @@ def test_importing_sources_loads_no_heavy_library_and_a_csv_signature_needs_none
     assert isinstance(make_source(table), CsvSource)
     code = (
         "import sys; from pipeline.config.data import Data; from pipeline.data.sources import open_source;"
-        f"open_source(Data(source={str(table)!r})).signature();"
+        f"open_source(Data(source={str(table)!r}, columns={{'image': 'file_path'}}, targets=('y',))).signature();"
         "print([m for m in ('torch', 'pandas', 'pyarrow', 'datasets', 'PIL') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipeline.config.data import Columns, Data, DomainSplit, FoldSplit, GroupSplit
+from pipeline.config.data import DomainSplit, FoldSplit, SiteSplit, Split, YearSplit
+from pipeline.config.trial import Config
 from pipeline.data.splits import Folded, assign, deal_groups, deal_units, joined, rare_strata, site_dates
 from pipeline.errors import UserError
 
@@ -178,7 +179,7 @@ def test_every_domain_is_new_in_one_fold(table: pd.DataFrame, seed: int) -> None
 
 @given(tables(), st.sampled_from(["sites", "years"]), st.integers(0, 2), st.integers(0, 5))
 def test_no_site_and_no_date_is_on_two_sides(table: pd.DataFrame, kind: Any, fold: int, seed: int) -> None:
-    split = GroupSplit(kind=kind, n=3, fold=fold, seed=seed)
+    split = Split.parse({"kind": kind, "n": 3, "fold": fold, "seed": seed})
     units = joined(table["group"], table["site"] if kind == "sites" else [date[:4] for date in table["date"]])
     assume(len(set(units)) >= 3)
     roles = assign(table, split)
@@ -188,7 +189,7 @@ def test_no_site_and_no_date_is_on_two_sides(table: pd.DataFrame, kind: Any, fol
 
 
 SPLITS: list[Folded] = [
-    folds(3), GroupSplit(kind="sites", n=3), GroupSplit(kind="years", n=3), DomainSplit(kind="domains", n=3),
+    folds(3), SiteSplit(kind="sites", n=3), YearSplit(kind="years", n=3), DomainSplit(kind="domains", n=3),
 ]  # fmt: skip
 
 
@@ -244,7 +245,7 @@ def test_holding_out_so_much_that_nothing_is_left_is_refused() -> None:
 def test_groups_are_dealt_so_that_no_fold_exceeds_another_by_more_than_its_largest_group(
     sizes: dict[str, int], seed: int
 ) -> None:
-    dealt = deal_units(sizes, GroupSplit(kind="sites", n=3, seed=seed))
+    dealt = deal_units(sizes, SiteSplit(kind="sites", n=3, seed=seed))
     load = [sum(n for group, n in sizes.items() if dealt[group] == fold) for fold in range(3)]
     assert max(load) - min(load) <= max(sizes.values()) and set(dealt.values()) == {0, 1, 2}
 
@@ -257,9 +258,13 @@ def test_too_few_domains_are_refused_with_their_number() -> None:
 
 @pytest.mark.parametrize(("kind", "column"), [("domains", "domain"), ("sites", "site"), ("years", "date")])
 def test_a_split_whose_column_is_not_named_is_refused_by_the_configuration(kind: str, column: str) -> None:
-    with pytest.raises(ValueError, match=rf"split\.kind {kind} needs columns\.{column}"):
-        Data.model_validate({"split": {"kind": kind}})
-    Data.model_validate({"split": {"kind": kind}, "columns": Columns(**{column: "x"}).model_dump()})
+    data = {"source": "x", "targets": ["y"], "columns": {"image": "img"}, "split": {"kind": kind}}
+    base = {"task": "regress", "experiment": "x", "data": data}
+    with pytest.raises(
+        ValueError, match=rf"data\.split\.kind {kind} leaves .* out: set data\.columns\.{column} to the column"
+    ):
+        Config.model_validate(base)
+    Config.model_validate(base | {"data": data | {"columns": {"image": "img", column: "x"}}})
 
 
 # ---------------------------------------------------------------- what belongs together

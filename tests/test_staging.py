@@ -24,7 +24,7 @@ from pipeline.features.store import FeatureStore, open_key
 from pipeline.launch.jobs.trials import trial_dir
 from pipeline.stages import evaluate, extract, train
 from tests.conftest import Assets
-from tests.small import start
+from tests.small import named, start
 
 MADE_OF = Ingredients("data", "open_clip", "architecture", "weights", "transform", "pooled", 0, "fp32", 4)
 N = 18
@@ -46,7 +46,7 @@ def write_store(root: Path, add: float = 0.0) -> FeatureStore:
 
 def config_at(shared: Path, stage: Path | str | None) -> Config:
     paths = {"features": str(shared), "stage": None if stage is None else str(stage)}
-    return Config.model_validate({"experiment": "x", "paths": paths, "resources": {"lease_seconds": 1}})
+    return Config.model_validate(named({"experiment": "x", "paths": paths, "resources": {"lease_seconds": 1}}))
 
 
 def stage_again(shared: Path, stage: Path | str | None) -> FeatureStore:

@@ -16,9 +16,10 @@ from pipeline.config.identity import config_hash
 from pipeline.config.trial import Config
 from pipeline.disk.writing import write_text
 from pipeline.errors import UserError
-from pipeline.experiments.reading import Experiment, dump_config, load_config, load_experiment
+from pipeline.experiments.reading import Experiment, dump_config, load_config
 from pipeline.launch.manifest.manifest import Terms, make_manifest, preview_manifest, sharing_features
 from pipeline.launch.watching.plan import lines
+from tests.small import load_named as load_experiment
 
 THREE = """
 data: {split: {kind: folds}}

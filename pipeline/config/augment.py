@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from pipeline.config.fits import Fit
 from pipeline.config.section import BelowOne, Fraction, Section
 
 
@@ -34,6 +35,15 @@ class ImageAugment(Section):
 class Augment(Section):
     """Augmentations of what the encoder reads, applied in this order; 0 turns one off."""
 
+    fits = (
+        Fit("train.sample", ("images",), "mixes images", "mixup_alpha"),
+        Fit(
+            "model.encoder.reads",
+            ("images",),
+            "changes images, and model.encoder.kind {model.encoder.kind} reads cached features",
+            "images",
+        ),
+    )
     image_dropout: BelowOne = 0.0
     """Probability that an image is left out of its batch, or of its group (at least one stays)."""
     images: ImageAugment = ImageAugment()

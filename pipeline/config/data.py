@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.config.fits import GIVEN, Fit
+from pipeline.config.kinds import Kind, kind_of
 from pipeline.config.section import Section, Seed
 
 RESULT_KEYS = {
@@ -17,9 +19,10 @@ RESULT_KEYS = {
 class Columns(Section):
     """Which column of the data holds what."""
 
-    image: str = "file_path"
+    fits = (Fit("data.label", GIVEN, "are labels beside classes", "auxiliary"),)
+    image: str
     """Column with the image (bytes, an `Image` feature, or a path relative to the data's folder)."""
-    id: str | None = "public_id"
+    id: str | None = None
     """Column that names a row to people, in predictions and errors; null or absent: the image's path, else `split:row`."""
     group: str | None = None
     """Column that groups images of one sampling group; null: each image is a group of its own."""
@@ -49,7 +52,21 @@ class Download(Section):
     """Column with the md5 of its content; null: there is none, and what arrives is not checked."""
 
 
-class SourceSplit(Section):
+class Split(Kind):
+    """Which rows train, validate and test."""
+
+    by: ClassVar[str | None] = None
+    """The column, by its key in `data.columns`, of what is left out as a whole; None: each group by itself."""
+    is_stratified: ClassVar[bool] = False
+    """Whether each class is dealt out evenly."""
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the source calls each split; empty where rows of all its splits are dealt out here."""
+        return {}
+
+
+class SourceSplit(Split):
     """The splits that the data set itself names."""
 
     kind: Literal["source"] = "source"
@@ -60,8 +77,12 @@ class SourceSplit(Section):
     test: str = "test"
     """Name of the test split in the source; it may be absent."""
 
+    @property
+    def names(self) -> dict[str, str]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}
 
-class _Folds(Section):
+
+class Folded(Split):
     """Cross-validation: fold `fold` is tested, the next one validates, the others train."""
 
     n: Annotated[int, Field(ge=3)] = 5
@@ -72,37 +93,78 @@ class _Folds(Section):
     """Seed of the assignment to folds."""
 
     @model_validator(mode="after")
-    def _fold_exists(self) -> _Folds:
+    def _fold_exists(self) -> Folded:
         if self.fold >= self.n:
             raise ValueError(f"fold {self.fold} does not exist: with n = {self.n} folds count from 0 to {self.n - 1}")
         return self
 
+    @property
+    def share_held_out(self) -> float:
+        """Share of what the training parts consist of that tests too."""
+        return 0.0
 
-class FoldSplit(_Folds):
+    def part_of(self, value: str) -> str:
+        """The part that a value of the column `by` belongs to."""
+        return value
+
+
+class FoldSplit(Folded):
     """Cross-validation over groups."""
 
+    is_stratified = True
     kind: Literal["folds"]
 
 
-class GroupSplit(_Folds):
-    """Cross-validation over sites or years, so that none is on two sides: figures are of new ones."""
+class SiteSplit(Folded):
+    """Cross-validation over sites, so that none is on two sides: figures are of new ones."""
 
-    kind: Literal["sites", "years"]
+    by = "site"
+    fits = (Fit("data.columns.site", GIVEN, "leaves sites out"),)
+    kind: Literal["sites"]
 
 
-class DomainSplit(_Folds):
+class YearSplit(Folded):
+    """Cross-validation over years, so that none is on two sides: figures are of new ones."""
+
+    by = "date"
+    fits = (Fit("data.columns.date", GIVEN, "leaves years out"),)
+    kind: Literal["years"]
+
+    def part_of(self, value: str) -> str:
+        return value[:4]
+
+
+class DomainSplit(Folded):
     """Cross-validation over domains: what is tested and what validates are domains never trained on, and some site-dates
     of those that are."""
 
+    by = "domain"
+    fits = (Fit("data.columns.domain", GIVEN, "leaves domains out"),)
     kind: Literal["domains"]
     held_out: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     """Share of the training domains' site-dates that test too; as many validate. They give the in-domain figures."""
+
+    @property
+    def share_held_out(self) -> float:
+        return self.held_out
 
 
 class Data(Section):
     """The images, their targets and their splits."""
 
-    source: str = "imageomics/sentinel-beetles"
+    fits = (
+        *(
+            Fit(
+                f"data.columns.{name}",
+                GIVEN,
+                "reads images of their own",
+                name,
+            )
+            for name in ("colour_card", "scale_bar")
+        ),
+        Fit("data.label", GIVEN, "is of classes", "positive"),
+    )
+    source: str
     """Hub data set (`owner/name`), a `save_to_disk` folder, a Parquet file or a folder of them, or a CSV file."""
     revision: str | None = None
     """Commit, tag or branch of a Hub data set."""
@@ -111,14 +173,14 @@ class Data(Section):
     CSV's own folder."""
     download: Download | None = None
     """Download the images of a CSV that are not there, or not whole; `{}` for the usual columns; null: all are there."""
-    columns: Columns = Columns()
-    targets: tuple[str, ...] = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
-    """Numeric columns to predict; all rows of one group share them. None where a label is."""
+    columns: Columns
+    targets: tuple[str, ...] = ()
+    """Numeric columns to predict; all rows of one group share them."""
     label: str | None = None
     """Column with the class to predict, instead of numbers; all rows of one group share it."""
     positive: str | None = None
     """Of two classes the one that scores are of (`hybrid`); null: the first one by name."""
-    split: Annotated[SourceSplit | FoldSplit | GroupSplit | DomainSplit, Field(discriminator="kind")] = SourceSplit()
+    split: Annotated[Split, *kind_of(Split)] = SourceSplit()
     on_bad_image: Literal["error", "skip"] = "error"
     """An unreadable image: stop and name it, or go on without it and record it in the results."""
     colour_card: bool = False
@@ -130,25 +192,14 @@ class Data(Section):
     permute_targets: bool = False
     """Control: deal the groups' targets out to other groups of the same split, so that nothing is left to learn."""
 
-    @model_validator(mode="after")
-    def _split_has_its_column(self) -> Data:
-        column = {"domains": "domain", "sites": "site", "years": "date"}.get(self.split.kind)
-        if column and getattr(self.columns, column) is None:
-            raise ValueError(f"split.kind {self.split.kind} needs columns.{column}: name the column that holds it")
-        return self
+    @property
+    def truth(self) -> Literal["numbers", "classes"]:
+        """What is to be predicted."""
+        return "numbers" if self.label is None else "classes"
 
-    @model_validator(mode="after")
-    def _corrections_have_their_columns(self) -> Data:
-        for name in ("colour_card", "scale_bar"):
-            if getattr(self, name) and getattr(self.columns, name) is None:
-                raise ValueError(f"{name} true needs columns.{name}: name the column that holds these images")
-        return self
-
-    @model_validator(mode="before")
-    @classmethod
-    def _a_label_stands_instead_of_targets(cls, values: Any) -> Any:
-        labelled = isinstance(values, dict) and values.get("label") is not None
-        return {"targets": (), **values} if labelled else values
+    @property
+    def truth_in_words(self) -> str:
+        return "numbers (data.targets)" if self.label is None else "classes (data.label)"
 
     @model_validator(mode="after")
     def _a_label_or_numbers(self) -> Data:
@@ -160,14 +211,12 @@ class Data(Section):
             )
         if len({self.label, *self.columns.auxiliary}) <= len(self.columns.auxiliary):
             raise ValueError("columns.auxiliary names labels beside the label: each column once, and not the label's")
-        if self.label is None and (self.positive is not None or self.columns.auxiliary):
-            raise ValueError("positive and columns.auxiliary are of classes: name the column of these as label")
         return self
 
     @model_validator(mode="after")
     def _targets_named_once(self) -> Data:
         if (not self.targets and self.label is None) or len(set(self.targets)) != len(self.targets):
-            raise ValueError("targets must name at least one column, and none of them twice")
+            raise ValueError("name what is to be predicted: targets, at least one and none of them twice, or a label")
         if taken := RESULT_KEYS & set(self.targets):
             raise ValueError(
                 f"a target cannot be called {', '.join(sorted(taken))}: results.json has a key of that name"

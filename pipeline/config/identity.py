@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pipeline.config.data import Data, SourceSplit
+from pipeline.config.data import Data
 from pipeline.config.trial import Config
 
 NOT_SCIENCE = {"experiment", "evaluate", "device", "resources", "paths"}
@@ -67,7 +67,7 @@ def image_columns(data: Data) -> tuple[str, ...]:
 
 def images_of(data: Data) -> list[Any]:
     """The part of a data section that its images depend on, as plain JSON values: neither targets nor folds."""
-    splits = data.split.model_dump(mode="json") if isinstance(data.split, SourceSplit) else "all"
+    splits = data.split.model_dump(mode="json") if data.split.names else "all"
     corrected = [data.colour_card, data.scale_bar, data.canvas] if data.colour_card or data.scale_bar else []
     return [data.source, data.revision, data.images, *image_columns(data), splits, *corrected]
 

@@ -6,9 +6,9 @@ this package or in a lab's own file. So nothing lists the kinds, and what a kind
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, get_args, get_origin
 
-from pydantic import BeforeValidator, SerializeAsAny
+from pydantic import BaseModel, BeforeValidator, SerializeAsAny
 from pydantic_core import PydanticKnownError
 
 from pipeline.config.section import Section
@@ -48,3 +48,13 @@ def kind_of(family: type[Kind]) -> tuple[Any, Any]:
     is when it is read, and writes all of its keys."""
     serialized: Any = SerializeAsAny
     return serialized(), BeforeValidator(family.parse)
+
+
+def blocks_in(annotation: Any, of_lists: bool = False) -> list[type[BaseModel]]:
+    """The blocks that a field's annotation allows, all kinds of a family; with `of_lists` also as elements of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        is_family = Kind in annotation.__bases__
+        return list(dict.fromkeys(annotation.kinds.values())) if is_family else [annotation]  # type: ignore[attr-defined]
+    if get_origin(annotation) is None or (get_origin(annotation) in (tuple, list) and not of_lists):
+        return []
+    return [block for argument in get_args(annotation) for block in blocks_in(argument, of_lists)]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
-
 from pipeline.config.encoder import Encoder, Frozen
 from pipeline.config.head import Head, MlpHead
 from pipeline.config.section import Section
@@ -30,21 +28,8 @@ class Model(Section):
     standardize_targets: bool = False
     """Learn targets scaled by the training groups' mean and sd; predictions come back in the targets' own units."""
 
-    @model_validator(mode="after")
-    def _only_perceptrons_descend(self) -> Model:
-        embeddings = self.domain_embedding or self.species_embedding
-        if self.head.kind != "mlp" and (self.encoder.kind != "frozen" or embeddings or self.pool != "mean"):
-            raise ValueError(
-                f"head.kind {self.head.kind} is not trained by gradient descent: it needs encoder.kind frozen, pool mean and "
-                "neither domain_embedding nor species_embedding"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _only_frozen_features_are_standardised(self) -> Model:
-        if self.standardize_features and (self.encoder.kind != "frozen" or self.head.kind != "mlp"):
-            raise ValueError(
-                "standardize_features scales what does not learn, for heads that do not scale it themselves: it needs "
-                "encoder.kind frozen and head.kind mlp"
-            )
-        return self
+    @property
+    def has_hidden_layer(self) -> bool:
+        """Whether anything is learnt below the head's last layer."""
+        learns = self.encoder.kind != "frozen" or self.domain_embedding or self.species_embedding
+        return learns or self.head.kind != "mlp" or bool(self.head.hidden)

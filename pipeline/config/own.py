@@ -26,7 +26,7 @@ def content(path: str) -> bytes:
     try:
         return (copy if copy.exists() else Path(path)).read_bytes()
     except OSError as error:
-        raise UserError(f"task {path}: the file cannot be read ({error.strerror})") from error
+        raise UserError(f"`task`: there is no file {path} beside its YAML or from here ({error.strerror})") from error
 
 
 def content_hash(name: str) -> str | None:
@@ -34,9 +34,15 @@ def content_hash(name: str) -> str | None:
     return hashlib.sha256(content(name)).hexdigest() if name.endswith(".py") else None
 
 
-def load_file(path: str) -> ModuleType:
-    """The file as a module, run again where it has changed. Raises UserError with what it raised, where it cannot be run."""
-    return _load(path, content(path))
+def load_file(path: str, place: str = "") -> ModuleType:
+    """The file as a module, run again where it has changed. Raises UserError with what it raised, where it cannot be run.
+
+    `place` is where the configuration names it.
+    """
+    try:
+        return _load(path, content(path))
+    except UserError as error:
+        raise UserError(f"{place}: {error}" if place else str(error)) from error
 
 
 @lru_cache(64)
@@ -51,5 +57,5 @@ def _load(path: str, code: bytes) -> ModuleType:
         exec(compile(code, path, "exec"), module.__dict__)
     except Exception as error:
         del sys.modules[name]
-        raise UserError(f"task {path}: the file cannot be run: {type(error).__name__}: {error}") from error
+        raise UserError(f"`task`: {path} cannot be run: {type(error).__name__}: {error}") from error
     return module

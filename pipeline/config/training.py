@@ -6,7 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pipeline.config.fits import Fit
 from pipeline.config.section import BelowOne, Fraction, Positive, Section
+
+HEAD = "model.head.kind {model.head.kind}"
+METRICS_OF_CLASSES = ("roc_auc", "average_precision", "balanced_accuracy", "log_loss")
 
 
 class Optim(Section):
@@ -38,6 +42,7 @@ class Schedule(Section):
 class Train(Section):
     """The training loop."""
 
+    fits = (Fit("select.epoch", ("best",), "waits for a better epoch", "patience"),)
     epochs: Positive = 500
     batch_size: Positive = 64
     """Images, or with `sample: groups` groups, a step."""
@@ -54,6 +59,12 @@ class Train(Section):
 class Select(Section):
     """Which epoch's weights are kept, and by what the best is known."""
 
+    fits = (
+        Fit("data.truth", ("numbers",), "does not fit {data.truth_in_words}", "metric", ("r2", "MAE")),
+        Fit("data.truth", ("classes",), "does not fit {data.truth_in_words}", "metric", METRICS_OF_CLASSES),
+        Fit("model.head.takes_folds", (True,), f"fits again and again, for which {HEAD} is not made", "folds"),
+        Fit("evaluate.split", ("auto", "test"), "fits validation images too, which would be evaluated", "folds"),
+    )
     epoch: Literal["best", "last"] = "best"
     """best: by `metric` on validation. last: none is chosen, and validation groups, which calibrate, are not fitted to."""
     metric: str | None = None

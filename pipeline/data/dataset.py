@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.config.data import Data, SourceSplit
+from pipeline.config.data import Data
 from pipeline.config.identity import image_columns
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import Source
@@ -203,9 +203,8 @@ def choose_splits(exist: list[str], data: Data) -> dict[str, str]:
 
     Raises UserError if train or validation does not exist, listing what does.
     """
-    if not isinstance(data.split, SourceSplit):
+    if not (wanted := data.split.names):
         return dict.fromkeys(sorted(exist), "train")
-    wanted = {"train": data.split.train, "validation": data.split.validation, "test": data.split.test}
     if len(set(wanted.values())) < len(wanted):
         raise UserError(f"data.split names one split twice: {', '.join(f'{k}={v}' for k, v in wanted.items())}.")
     for key in ("train", "validation"):

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.config.data import DomainSplit, FoldSplit, GroupSplit
+from pipeline.config.data import Folded
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 NAMED = 5
 """How many rare classes a warning names."""
-Folded = FoldSplit | DomainSplit | GroupSplit
 
 
 def assign(table: pd.DataFrame, split: Folded, strata: Sequence[str] | None = None) -> list[str]:
@@ -30,14 +29,15 @@ def assign(table: pd.DataFrame, split: Folded, strata: Sequence[str] | None = No
     years with all that hangs on them: rows that share a group are never parted. With `domains`, a share of the training
     domains' site-dates tests too, and an equal share validates, so that both known and new domains do.
 
-    `strata` names each row's stratum (its class), which `folds` deals out evenly; other kinds make no use of it.
+    `strata` names each row's stratum (its class), which what is stratified deals out evenly; other kinds make no use of it.
     Raises UserError if there are fewer of them than folds, too few site-dates to hold some out, or a group of two strata.
     """
-    units = joined(table["group"], table["group"] if split.kind == "folds" else _labels(table, split.kind))
-    folds = deal_groups(units, split, strata) if split.kind == "folds" else deal_units(_sizes(table, units), split)
+    labels = table["group"] if split.by is None else [split.part_of(str(value)) for value in table[split.by]]
+    units = joined(table["group"], labels)
+    folds = deal_groups(units, split, strata) if split.by is None else deal_units(_sizes(table, units), split)
     roles = {split.fold: "test", (split.fold + 1) % split.n: "validation"}
     chosen = [roles.get(folds[unit], "train") for unit in units]
-    return _hold_out(table, chosen, split) if isinstance(split, DomainSplit) else chosen
+    return _hold_out(table, chosen, split) if split.share_held_out else chosen
 
 
 def joined(groups: Iterable[str], labels: Iterable[str]) -> list[str]:
@@ -117,15 +117,8 @@ def shuffled(names: Iterable[str], seed: int) -> list[str]:
 
 def _check_number(n: int, split: Folded) -> None:
     if n < split.n:
-        what = "groups" if split.kind == "folds" else split.kind
+        what = "groups" if split.by is None else split.kind
         raise UserError(f"data.split.n = {split.n}, but there are {n} {what}. Choose at most that many folds.")
-
-
-def _labels(table: pd.DataFrame, kind: str) -> Sequence[str]:
-    """Each row's domain, site or year."""
-    if kind == "years":
-        return [str(date)[:4] for date in table["date"]]
-    return table[kind.removesuffix("s")].tolist()
 
 
 def _sizes(table: pd.DataFrame, units: Sequence[str]) -> dict[str, int]:
@@ -134,7 +127,7 @@ def _sizes(table: pd.DataFrame, units: Sequence[str]) -> dict[str, int]:
     return {str(unit): int(n) for unit, n in groups.items()}
 
 
-def _hold_out(table: pd.DataFrame, chosen: list[str], split: DomainSplit) -> list[str]:
+def _hold_out(table: pd.DataFrame, chosen: list[str], split: Folded) -> list[str]:
     """Some site-dates of the training domains go to test, as many to validation: whole ones, with all their groups.
 
     One of each domain stays: a domain of which nothing is trained on would be a new one, on both sides.
@@ -144,11 +137,11 @@ def _hold_out(table: pd.DataFrame, chosen: list[str], split: DomainSplit) -> lis
     order = shuffled(domain_of, split.seed)
     staying = {domain_of[unit]: unit for unit in order}  # the last one of each domain
     free = [unit for unit in order if unit != staying[domain_of[unit]]]
-    n = math.ceil(split.held_out * len(order))
+    n = math.ceil(split.share_held_out * len(order))
     if 2 * n > len(free):
         raise UserError(
-            f"data.split.held_out = {split.held_out}: of {len(order)} site-dates in the training domains {2 * n} would be held "
-            f"out, and one of each domain must stay. Choose a smaller share, or 0."
+            f"data.split.held_out = {split.share_held_out}: of {len(order)} site-dates in the training domains {2 * n} "
+            f"would be held out, and one of each domain must stay. Choose a smaller share, or 0."
         )
     held = dict.fromkeys(free[:n], "test") | dict.fromkeys(free[n : 2 * n], "validation")
     return [held.get(unit, role) if role == "train" else role for unit, role in zip(units, chosen, strict=True)]

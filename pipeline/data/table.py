@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.data import Data, DomainSplit, SourceSplit
+from pipeline.config.data import Data, Folded
 from pipeline.data.classes import number_classes, unseen_classes
 from pipeline.data.dataset import Dataset, choose_splits
 from pipeline.data.sources import open_source
@@ -74,11 +74,11 @@ def _warned(dataset: Dataset, warnings: Iterable[str]) -> Dataset:
 
 def _dealt(dataset: Dataset, data: Data, strata: list[str] | None) -> Dataset:
     """With its groups dealt to folds, where the configuration asks for that; `strata` are the classes of its rows."""
-    if isinstance(data.split, SourceSplit):
+    if not isinstance(data.split, Folded):
         return dataset
     warnings = list(_check_dealing(dataset, data))
     dataset.table["split"] = assign(dataset.table, data.split, strata)
-    if strata and data.split.kind == "folds":
+    if strata and data.split.is_stratified:
         warnings += rare_strata(dataset.table["group"].tolist(), data.split, strata)
     return _warned(dataset, warnings)
 
@@ -100,7 +100,7 @@ def _check_names(data: Data) -> None:
 # ---------------------------------------------------------------- splits
 def _check_dealing(dataset: Dataset, data: Data) -> tuple[str, ...]:
     """Warnings; raises UserError at the first row without the domain, site or date by which it is dealt to folds."""
-    name = {"domains": "domain", "sites": "site", "years": "date"}.get(data.split.kind)
+    name = data.split.by
     if name is None:
         return ()
     table, column = dataset.table, getattr(data.columns, name)
@@ -112,7 +112,7 @@ def _check_dealing(dataset: Dataset, data: Data) -> tuple[str, ...]:
             "or choose another split."
         )
     alone = table.loc[table["site"].isna() | table["date"].isna(), "group"].nunique() if name == "domain" else 0
-    if not alone or not isinstance(data.split, DomainSplit) or not data.split.held_out:
+    if not alone or not isinstance(data.split, Folded) or not data.split.share_held_out:
         return ()
     return (
         f"{alone} groups have no site or no date (data.columns.site, date): they are held out one by one, and another group of "
@@ -290,7 +290,7 @@ def _check_groups(dataset: Dataset, data: Data) -> tuple[str, ...]:
     """All images of a group share its targets; groups that stand in several splits are what the warnings are of."""
     table = dataset.table
     # Folds pool the splits, so there a group is one group wherever it stands.
-    pooled = not isinstance(data.split, SourceSplit)
+    pooled = not data.split.names
     scope = [""] * len(table) if pooled else list(table["split"])
     first: dict[tuple[str, str], int] = {}
     values = table[list(dataset.truth.columns)].to_numpy()

@@ -24,7 +24,7 @@ from pipeline.config.resources import Job
 from pipeline.config.section import Section
 from pipeline.disk.layout import PROJECT
 from pipeline.errors import UserError
-from pipeline.experiments.reading import Layer, read_yaml
+from pipeline.experiments.documents import Layer, read_yaml
 
 FOLDER = PROJECT / "configs" / "cluster"
 STAGES = ("extract", "train", "evaluate", "collect")

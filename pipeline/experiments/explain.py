@@ -14,7 +14,8 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from pipeline.config.identity import flatten
-from pipeline.config.trial import Config
+from pipeline.config.kinds import blocks_in
+from pipeline.config.trial import KNOWN_TASKS, Config
 
 
 def explain(error: ErrorDetails, places: dict[str, str], path: Path) -> str:
@@ -25,12 +26,16 @@ def explain(error: ErrorDetails, places: dict[str, str], path: Path) -> str:
     if error["type"] == "extra_forbidden":
         return f"{place}: {_unknown(key, error['input'])}"
     message = _in_words(key, error)
-    given = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"
-    return f"{place}: `{key}`: {message}{given}" if key else f"{place}: {message}"
+    given = "" if isinstance(error["input"], dict) or error["type"] == "missing" else f" (given: {error['input']!r})"
+    if not key:  # what does not fit what: each line begins with a key
+        return "\n".join(f"{_place(line.partition(' ')[0], places, path)}: {line}" for line in message.splitlines())
+    return f"{place}: `{key}`: {message}{given}"
 
 
 def _in_words(key: str, error: ErrorDetails) -> str:
     """What is wrong with a value; pydantic's words where they are not Python's."""
+    if error["type"] == "missing":
+        return f"this must be named, it has no default{f': {KNOWN_TASKS}' if key == 'task' else ''}"
     if error["type"] == "tuple_type":
         example = error["input"] if isinstance(error["input"], str | int | float) else "a, b"
         return f"write a list: [{example}]"
@@ -143,15 +148,6 @@ def field_names(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
             yield f"{prefix}{name}"
         for block in blocks:
             yield from field_names(block, f"{prefix}{name}.")
-
-
-def blocks_in(annotation: Any, of_lists: bool = False) -> list[type[BaseModel]]:
-    """The configuration blocks that a field's annotation allows; with `of_lists` also as elements of a list."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) is None or (get_origin(annotation) in (tuple, list) and not of_lists):
-        return []
-    return [block for argument in get_args(annotation) for block in blocks_in(argument, of_lists)]
 
 
 def _without_tags(loc: tuple[int | str, ...]) -> list[int | str]:

@@ -20,6 +20,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -140,7 +141,9 @@ def prepare(request: Request) -> Work:
     files = find_images(request.folder)
     threads = request.threads or len(os.sched_getaffinity(0))
     resources = Resources(extract_batch=request.batch_size, decode_threads=threads)
-    config = Config(experiment="embed", backbone=parse_backbone(request.backbone), resources=resources)
+    # A folder of images has neither task nor data: nothing asks for them here.
+    values: dict[str, Any] = {"backbone": parse_backbone(request.backbone), "resources": resources}
+    config = Config.model_construct(**values)
     load = cache(partial(load_backbone, config.backbone))
     try:
         weights = weights_record(config, load)

@@ -20,7 +20,8 @@ from pipeline.config.identity import digest
 from pipeline.disk.layout import ExperimentDir, TrialDir
 from pipeline.disk.writing import atomic_folder, read_json, write_json, write_table
 from pipeline.errors import UserError, WorkError
-from pipeline.experiments.reading import HASH_DIGITS, saved_science
+from pipeline.experiments.names import HASH_DIGITS
+from pipeline.experiments.reading import saved_science
 from pipeline.metrics.regression_report import Training
 from pipeline.progress import log
 from pipeline.reporting.results import common_name, hash_results

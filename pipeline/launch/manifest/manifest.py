@@ -25,7 +25,8 @@ from pipeline.disk.provenance import now
 from pipeline.disk.writing import read_json, write_json, write_text
 from pipeline.errors import UserError
 from pipeline.experiments.cluster import Profile
-from pipeline.experiments.reading import Experiment, Tree, Trial
+from pipeline.experiments.reading import Experiment, Trial
+from pipeline.experiments.trees import Tree
 from pipeline.launch.manifest.snapshot import take_snapshot
 
 SCHEMA_VERSION = 2

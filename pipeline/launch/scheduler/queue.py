@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from pipeline.disk.layout import ExperimentDir
 from pipeline.errors import WorkError
-from pipeline.experiments.reading import Tree, Trial
+from pipeline.experiments.reading import Trial
+from pipeline.experiments.trees import Tree
 from pipeline.launch.manifest.job_names import Parts
 
 MAX_ARRAY_SIZE = 1001

@@ -12,7 +12,9 @@ from pipeline.config.identity import flatten, science
 from pipeline.data.sources import open_source
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import UserError
-from pipeline.experiments.reading import Experiment, Trial, differences, saved_science, written
+from pipeline.experiments.names import written
+from pipeline.experiments.reading import Experiment, Trial, saved_science
+from pipeline.experiments.trees import differences
 from pipeline.launch.watching.forecast import forecast
 from pipeline.launch.watching.history import History
 from pipeline.reporting.results import REPLICATES

@@ -1,0 +1,127 @@
+"""What each trial's folder is called: the values that distinguish it from its YAML, its seed, and a short hash."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
+from typing import Any
+
+from pipeline.config.identity import changes, digest, flatten, science
+from pipeline.config.trial import Config
+from pipeline.disk.layout import experiment_dir
+from pipeline.errors import UserError
+from pipeline.experiments.trees import KIND_KEYS, Tree, differences
+
+Kinds = tuple[tuple[str, Any], ...]
+"""The kind of each block that has one."""
+MAX_LABEL = 96
+HASH_DIGITS = 8
+"""Among 1,000 trials of an experiment two share eight digits once in 8,000 experiments; six, once in 34."""
+UNNAMED = {"seed", "data.source", "data.images"}
+"""Not part of what a folder's name tells: the seed has its own place at the end, a place on disk says nothing."""
+
+
+def name_trials(configs: list[Config], plain: Config) -> list[tuple[str, Config]]:
+    """Name each trial by what distinguishes it from the YAML, and by its hash; a folder of that hash keeps its name."""
+    base = science(plain)
+    existing = {name.rpartition("-")[2]: name for name in sorted(experiment_dir(configs[0]).folders())}
+    by_hash: dict[str, tuple[str, Config]] = {}
+    varying = cache(partial(_varying, configs))
+    for config in configs:
+        values = science(config)
+        full = digest(values)
+        if full not in by_hash:
+            short = full[:HASH_DIGITS]
+            by_hash[full] = existing.get(short) or f"{_label(config, base, varying)}-{short}", config
+        elif (twin := by_hash[full][1]) != config:
+            raise _one_model_twice(twin, config)
+    return list(by_hash.values())
+
+
+def _one_model_twice(a: Config, b: Config) -> UserError:
+    differ = differences(a.model_dump(mode="json"), b.model_dump(mode="json"))
+    return UserError(
+        f"two trials of the grid differ in {', '.join(differ)} alone, which makes no other model: both would have one "
+        "folder. Give one value at a time."
+    )
+
+
+def _varying(configs: Sequence[Config], kinds: Kinds) -> set[str]:
+    """The keys in which trials differ that are of these kinds: all of a variant's are, mostly, and of no other's."""
+    flat = [values for values in (flatten(science(config)) for config in configs) if _kinds(values) == kinds]
+    return {key for key, value in flat[0].items() if any(other.get(key) != value for other in flat[1:])}
+
+
+def _kinds(flat: Tree) -> Kinds:
+    return tuple((key, flat[key]) for key in sorted(KIND_KEYS) if key in flat)
+
+
+def _label(config: Config, base: Tree, varying: Callable[[Kinds], set[str]]) -> str:
+    """What differs from the YAML, but for what comes with another kind by default. `loss.kind` is called `loss`.
+
+    Where that is too long, of what is not a kind or a name only what differs among the trials of these kinds (`varying`).
+    """
+    values = science(config)
+    changed = {key: value for key, value in changes(values, base).items() if key not in UNNAMED}
+    for key in [key for key in changed if key in KIND_KEYS]:
+        block = key.removesuffix("kind")
+        ordinary = _defaults_of(config, block)
+        changed = {
+            k: v
+            for k, v in changed.items()
+            if k == key or ordinary.get(k.removeprefix(block)) != v or not k.startswith(block)
+        }
+    parts = _parts(changed, values)
+    if len(",".join(parts)) > MAX_LABEL:
+        differ = varying(_kinds(flatten(values)))
+        parts = _parts({k: v for k, v in changed.items() if k in differ | KIND_KEYS or k.endswith(".name")}, values)
+    label = ",".join(parts)
+    return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - len(parts[-1]) - 3].rstrip(",") + "..," + parts[-1]
+
+
+def _parts(changed: Tree, values: Tree) -> list[str]:
+    words = _words(changed)
+    return [f"{words[key]}={_short(value)}" for key, value in changed.items()] + [f"seed={values['seed']}"]
+
+
+def _words(keys: Iterable[str]) -> dict[str, str]:
+    """What each key is called in a name: by its last part, with the block before it where two have that in common."""
+    parts = {key: key.removesuffix(".kind").split(".") for key in keys}
+    last = Counter(part[-1] for part in parts.values())
+    return {key: ".".join(part[-2:] if last[part[-1]] > 1 else part[-1:]) for key, part in parts.items()}
+
+
+def _defaults_of(config: Config, block: str) -> Tree:
+    """The keys of a block such as `data.split.`, flat, as they are by default in one of its kind."""
+    section: Any = config
+    for part in block.removesuffix(".").split("."):
+        section = getattr(section, part)
+    return flatten(type(section)(kind=section.kind).model_dump(mode="json"))
+
+
+def _short(value: Any) -> str:
+    """A value as it may stand in a folder's name: 3e-4, not 0.0003; the last part of a path; no other characters."""
+    if isinstance(value, float):
+        return _short_float(value)
+    if isinstance(value, dict):  # a block in a list of blocks
+        return _short(value.get("name") or value.get("kind"))
+    text = "x".join(map(_short, value)) if isinstance(value, list) else str(value)
+    return re.sub(r"[^A-Za-z0-9._+-]", "_", text.rstrip("/").rpartition("/")[2])[:40]
+
+
+def _short_float(value: float) -> str:
+    if value != 0 and abs(value) < 0.01:
+        mantissa, exponent = f"{value:e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return f"{value:g}"
+
+
+def written(value: Any) -> str:
+    """A value as a person would write it in a YAML: 3e-4, null, [512, 128]."""
+    if isinstance(value, float):
+        short = _short_float(value)
+        return short if float(short) == value else repr(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

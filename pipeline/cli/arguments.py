@@ -35,7 +35,17 @@ def use_cluster(cluster: str | None) -> Cluster:
 
 def load(config: str, overrides: list[str] | None, cluster: str | None = None) -> Experiment:
     """An experiment, on top of a cluster profile."""
-    return load_experiment(config, overrides or (), use_cluster(cluster).layer)
+    return load_on(use_cluster(cluster), config, overrides)
+
+
+def load_on(site: Cluster, config: str, overrides: list[str] | None) -> Experiment:
+    """An experiment on top of this profile. Raises UserError also for what its tasks can say before any data are read."""
+    from pipeline.tasks import check  # loads numpy
+
+    experiment = load_experiment(config, overrides or (), site.layer)
+    for trial in experiment.trials:
+        check(trial.config)
+    return experiment
 
 
 def find_experiments(names: list[str] | None, trained: Path | None) -> list[ExperimentDir]:

@@ -18,10 +18,10 @@ from pipeline.cli.arguments import (
     Wait,
     find_experiments,
     load,
+    load_on,
     use_cluster,
 )
 from pipeline.errors import WorkError
-from pipeline.experiments.reading import load_experiment
 
 
 def plan(config: ConfigArgument, overrides: Overrides = None, cluster: ClusterOption = None) -> None:
@@ -44,7 +44,7 @@ def doctor(
     from pipeline.launch.doctor.findings import Context
 
     site = use_cluster(cluster)
-    experiment = load_experiment(config, overrides or (), site.layer)
+    experiment = load_on(site, config, overrides)
     failed = []
     for line in module.run(Context(experiment, site.profile, probe, patience)):
         print(line, flush=True)
@@ -70,7 +70,7 @@ def submit(
 
     site = use_cluster(cluster)
     request = launcher.Request(site.profile, dry_run, wait, workers, max_parallel, pack, tuple(sys.argv))
-    launcher.submit(load_experiment(config, overrides or (), site.layer), request)
+    launcher.submit(load_on(site, config, overrides), request)
 
 
 def status(

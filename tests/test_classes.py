@@ -20,7 +20,7 @@ from pipeline.config.trial import Config
 from pipeline.data.classes import class_name
 from pipeline.data.dataset import Dataset, load_dataset_table
 from pipeline.errors import UserError
-from pipeline.models.outputs import Categorical
+from pipeline.models.losses import Categorical
 from pipeline.tasks import load_task
 
 HEADER = "img,kind,of,other,group,split"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import model_validator
 
 from pipeline.config.encoder import Encoder, Frozen
 from pipeline.config.head import Head, MlpHead
+from pipeline.config.kinds import kind_of
 from pipeline.config.section import Section
 
 
@@ -23,7 +24,7 @@ class Model(Section):
     """Add a learned embedding of the domain to the (normalised) image embedding."""
     species_embedding: bool = False
     """Add a learned embedding of the scientific name and one of its genus, by which names never seen are known."""
-    head: Head = MlpHead()
+    head: Annotated[Head, *kind_of(Head)] = MlpHead()
     pool: Literal["mean", "precision", "attention"] = "mean"
     """A group's forecast from its images': their mean, weighted by 1 / variance (which a probabilistic loss learns), or by
     an attention that learns from groups (`train.sample: groups`)."""
@@ -33,7 +34,7 @@ class Model(Section):
     @model_validator(mode="after")
     def _only_perceptrons_descend(self) -> Model:
         embeddings = self.domain_embedding or self.species_embedding
-        if self.head.kind != "mlp" and (self.encoder.kind != "frozen" or embeddings or self.pool != "mean"):
+        if not self.head.descends and (self.encoder.kind != "frozen" or embeddings or self.pool != "mean"):
             raise ValueError(
                 f"head.kind {self.head.kind} is not trained by gradient descent: it needs encoder.kind frozen, pool mean and "
                 "neither domain_embedding nor species_embedding"
@@ -42,7 +43,7 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _only_frozen_features_are_standardised(self) -> Model:
-        if self.standardize_features and (self.encoder.kind != "frozen" or self.head.kind != "mlp"):
+        if self.standardize_features and (self.encoder.kind != "frozen" or not self.head.descends):
             raise ValueError(
                 "standardize_features scales what does not learn, for heads that do not scale it themselves: it needs "
                 "encoder.kind frozen and head.kind mlp"

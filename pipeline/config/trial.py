@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,8 +11,9 @@ from pipeline.config.augment import Augment
 from pipeline.config.backbone import Backbone, OpenClip
 from pipeline.config.data import Data
 from pipeline.config.evaluation import Calibrate, Evaluate, Features
-from pipeline.config.head import CLASSIFIER_KINDS
-from pipeline.config.loss import CrossEntropy, Loss, PlainLoss, PlainRisk, Risk
+from pipeline.config.head import Head
+from pipeline.config.kinds import kind_of
+from pipeline.config.loss import CrossEntropy, Loss, PlainRisk, Risk, SquaredError
 from pipeline.config.model import Model
 from pipeline.config.resources import Paths, Resources
 from pipeline.config.section import NAME_PATTERN, Section, Seed
@@ -35,8 +36,8 @@ class Config(Section):
     backbone: Backbone = OpenClip()
     features: Features = Features()
     model: Model = Model()
-    loss: Loss = PlainLoss()
-    risk: Risk = PlainRisk()
+    loss: Annotated[Loss, *kind_of(Loss)] = SquaredError()
+    risk: Annotated[Risk, *kind_of(Risk)] = PlainRisk()
     """How the losses of a batch become the one that is minimised: methods of domain generalisation."""
     augment: Augment = Augment()
     optim: Optim = Optim()
@@ -68,14 +69,15 @@ class Config(Section):
     def _classes_and_numbers_have_their_own(self) -> Config:
         classes = self.data.label is not None
         what = "classes (data.label)" if classes else "numbers (data.targets)"
-        if classes != (self.loss.kind == "cross_entropy"):
+        truth = "classes" if classes else "numbers"
+        if self.loss.of != truth:
             other = "set loss.kind cross_entropy" if classes else "loss.kind cross_entropy needs data.label"
             raise ValueError(f"loss.kind {self.loss.kind} does not fit {what}: {other}")
         if classes == (self.select.metric in ("r2", "mae")):
             fitting = "roc_auc, average_precision, balanced_accuracy or log_loss" if classes else "r2 or mae"
             raise ValueError(f"select.metric {self.select.metric} does not fit {what}: choose {fitting}")
-        if classes != (self.model.head.kind in CLASSIFIER_KINDS) and self.model.head.kind != "mlp":
-            fitting = f"mlp, {', '.join(CLASSIFIER_KINDS)}" if classes else "mlp, ridge, climatology or boosting"
+        if self.model.head.of not in (truth, "both"):
+            fitting = ", ".join(kind for kind, head in Head.kinds.items() if head.of in (truth, "both"))
             raise ValueError(f"model.head.kind {self.model.head.kind} does not fit {what}: choose {fitting}")
         if classes and self.calibrate.kind != "scale":
             raise ValueError("calibrate is of numbers: a class' probability (data.label) is not calibrated")
@@ -89,29 +91,31 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _auxiliary_labels_have_columns(self) -> Config:
-        if self.loss.kind == "cross_entropy" and self.loss.auxiliary and not self.data.columns.auxiliary:
+        if isinstance(self.loss, CrossEntropy) and self.loss.auxiliary and not self.data.columns.auxiliary:
             raise ValueError("loss.auxiliary needs data.columns.auxiliary: name the columns of these labels")
         return self
 
     @model_validator(mode="after")
     def _only_perceptrons_have_another_loss(self) -> Config:
+        if self.model.head.descends:
+            return self
         head, usual_loss = self.model.head.kind, "mse" if self.data.label is None else "cross_entropy"
         others = {"loss.kind": self.loss.kind, "risk.kind": self.risk.kind, "train.sample": self.train.sample}
         for key, usual in zip(others, (usual_loss, "mean", "images"), strict=True):
-            if head != "mlp" and others[key] != usual:
+            if others[key] != usual:
                 raise ValueError(f"model.head.kind {head} has no use for {key} {others[key]}: it needs head.kind mlp")
-        if head != "mlp" and self.augment != Augment():
+        if self.augment != Augment():
             raise ValueError(f"model.head.kind {head} has no use for augment: it needs head.kind mlp")
-        if head != "mlp" and self.loss.kind == "cross_entropy" and self.loss != CrossEntropy(kind="cross_entropy"):
+        if isinstance(self.loss, CrossEntropy) and self.loss != CrossEntropy(kind="cross_entropy"):
             raise ValueError(f"model.head.kind {head} has no use for options of loss: they need head.kind mlp")
         return self
 
     @model_validator(mode="after")
     def _classifiers_have_what_they_need(self) -> Config:
-        if self.select.folds is not None and self.model.head.kind not in CLASSIFIER_KINDS:
+        if self.select.folds is not None and not self.model.head.takes_folds:
             raise ValueError(
                 f"select.folds fits again and again, and model.head.kind {self.model.head.kind} is not made for that: it needs "
-                f"one of {', '.join(CLASSIFIER_KINDS)}"
+                f"one of {', '.join(kind for kind, head in Head.kinds.items() if head.takes_folds)}"
             )
         return self
 
@@ -119,7 +123,7 @@ class Config(Section):
     def _epochs_are_chosen_where_it_matters(self) -> Config:
         if self.train.patience is not None and self.select.epoch == "last":
             raise ValueError("train.patience waits for a better epoch: it needs select.epoch best")
-        if self.model.head.kind != "mlp" and self.select.epoch == "last":
+        if not self.model.head.descends and self.select.epoch == "last":
             raise ValueError(f"model.head.kind {self.model.head.kind} has no epochs: it needs select.epoch best")
         return self
 
@@ -127,7 +131,7 @@ class Config(Section):
     def _sets_fit(self) -> Config:
         if self.model.pool == "attention" and self.train.sample != "groups":
             raise ValueError("model.pool attention learns from sets of images: set train.sample=groups")
-        if self.model.pool == "precision" and self.loss.kind in ("mse", "cross_entropy"):
+        if self.model.pool == "precision" and not self.loss.learns_variance:
             raise ValueError(
                 f"model.pool precision needs a variance of each image, which loss.kind {self.loss.kind} does not learn"
             )
@@ -137,15 +141,15 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _risk_has_what_it_acts_on(self) -> Config:
-        if self.risk.kind != "mean" and self.augment.mixup_alpha:
+        if self.risk.tells_domains and self.augment.mixup_alpha:
             raise ValueError(
                 f"risk.kind {self.risk.kind} tells domains apart, and augment.mixup_alpha mixes them: set it to 0"
             )
         model = self.model
         learns = model.encoder.kind != "frozen" or model.domain_embedding or model.species_embedding
-        if self.risk.kind == "coral" and not learns and model.head.kind == "mlp" and not model.head.hidden:
+        if self.risk.reads_hidden and not learns and not model.head.widths():
             raise ValueError(
-                "risk.kind coral acts on the last hidden layer, and there is none: name one in model.head.hidden"
+                f"risk.kind {self.risk.kind} acts on the last hidden layer, and there is none: name one in model.head.hidden"
             )
         return self
 
@@ -154,7 +158,7 @@ class Config(Section):
         columns = self.data.columns
         if self.model.species_embedding and columns.species is None:
             raise ValueError("model.species_embedding needs data.columns.species: name the column that holds it")
-        if self.risk.kind != "mean" and columns.domain is None:
+        if self.risk.tells_domains and columns.domain is None:
             raise ValueError(f"risk.kind {self.risk.kind} needs data.columns.domain: name the column that holds it")
         return self
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from pipeline.config.identity import flatten
+from pipeline.config.kinds import Kind
 from pipeline.config.trial import Config
 
 
@@ -147,6 +148,8 @@ def field_names(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
 
 def blocks_in(annotation: Any, of_lists: bool = False) -> list[type[BaseModel]]:
     """The configuration blocks that a field's annotation allows; with `of_lists` also as elements of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, Kind) and Kind in annotation.__bases__:
+        return list(dict.fromkeys(annotation.kinds.values()))
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if get_origin(annotation) is None or (get_origin(annotation) in (tuple, list) and not of_lists):

@@ -5,18 +5,17 @@ They remember what they learnt in buffers whose sizes follow from the data, so t
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.config.head import ClimatologyHead
-from pipeline.models.learner import Predicted
+from pipeline.config.trial import Config
+from pipeline.models.base import Facts, Model, Predicted
 from pipeline.models.metadata import UNKNOWN_DAY, Metadata, Names
 
 if TYPE_CHECKING:
@@ -25,17 +24,15 @@ if TYPE_CHECKING:
 DAYS = 365.25
 
 
-class Baseline(nn.Module, ABC):
+class Baseline(Model):
     """A model that is all buffers."""
 
-    def remember(self, state: Mapping[str, Tensor]) -> None:
-        """Take these tensors over, by name."""
+    reads_images = False
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take these tensors over, by name, whatever their sizes."""
         for name, tensor in state.items():
             self.register_buffer(name, tensor)
-
-    @abstractmethod
-    def predict(self, features: Tensor, metadata: Metadata) -> Predicted:
-        """What it says of B images, whatever their features are."""
 
 
 class Climatology(Baseline):
@@ -49,22 +46,31 @@ class Climatology(Baseline):
     day: Tensor
     targets: Tensor
 
-    def __init__(self, head: ClimatologyHead, names: Names) -> None:
+    def __init__(self, window: int, min_groups: int, names: Names) -> None:
         super().__init__()
-        self.window, self.min_groups = head.window, head.min_groups
+        self.window, self.min_groups = window, min_groups
         self.unknown_domain, self.unknown_site = len(names.domains), len(names.sites)
+
+    @classmethod
+    def make(cls, config: Config, facts: Facts, encoder: nn.Module) -> Self:
+        head: Any = config.model.head
+        return cls(head.window, head.min_groups, facts.names)
 
     def learn(self, metadata: Metadata, targets: Tensor) -> None:
         """Remember the training groups [M] and their targets [M, n_targets]."""
-        self.remember({"domain": metadata.domain, "site": metadata.site, "day": metadata.day, "targets": targets})
+        self.restore({"domain": metadata.domain, "site": metadata.site, "day": metadata.day, "targets": targets})
 
-    def predict(self, features: Tensor, metadata: Metadata) -> Predicted:
+    def predict(self, features: Tensor, metadata: Metadata | None = None) -> Predicted:
+        assert metadata is not None
         mean, variance = self._moments(torch.ones(len(metadata), len(self.domain), device=self.domain.device))
         for alike in (self._same_domain(metadata), self._same_season(metadata)):
             enough = (alike.sum(1) >= self.min_groups)[:, None]
             found = self._moments(alike)
             mean, variance = torch.where(enough, found[0], mean), torch.where(enough, found[1], variance)
         return Predicted(mean, variance, torch.zeros_like(mean))
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": "climatology", "min_groups": self.min_groups}
 
     def _same_domain(self, metadata: Metadata) -> Tensor:
         """[B, M]: 1 where the training group is of the same domain; what is unknown is like nothing."""
@@ -93,17 +99,25 @@ class Boosting(Baseline):
         super().__init__()
         self.sizes = (len(names.domains), len(names.species), len(names.sites))
 
+    @classmethod
+    def make(cls, config: Config, facts: Facts, encoder: nn.Module) -> Self:
+        return cls(facts.names)
+
     def learn(self, texts: list[str]) -> None:
         """Remember a model for each target."""
-        self.remember(
+        self.restore(
             {f"target_{i}": torch.tensor(list(text.encode()), dtype=torch.uint8) for i, text in enumerate(texts)}
         )
 
-    def predict(self, features: Tensor, metadata: Metadata) -> Predicted:
+    def predict(self, features: Tensor, metadata: Metadata | None = None) -> Predicted:
+        assert metadata is not None
         columns = self.columns(metadata)
         said = np.stack([booster.predict(columns, num_threads=1) for booster in self._boosters], 1)
         mean = torch.from_numpy(said).float().to(metadata.domain.device)
         return Predicted(mean, torch.ones_like(mean), torch.zeros_like(mean))
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": "boosting"}
 
     def columns(self, metadata: Metadata) -> NDArray[np.float64]:
         """What the trees read [B, 4]; NaN for what is unknown."""

@@ -23,7 +23,8 @@ from pipeline.features.bank import make_bank
 from pipeline.metrics.groups import Prediction, groups_long_form, image_table
 from pipeline.metrics.regression import group_r2
 from pipeline.metrics.report import Training
-from pipeline.models.saved import Facts, Model, load_facts, load_model, read_trained
+from pipeline.models.base import Facts, Model
+from pipeline.models.saved import load_facts, load_model, read_trained
 from pipeline.stages.inputs import Inputs, Split, differences, load_inputs
 from pipeline.stages.predict import Models, forecast_groups, predict_images
 from pipeline.tasks import load_task

@@ -19,10 +19,9 @@ from pipeline.features.bank import Bank
 from pipeline.metrics.groups import Prediction
 from pipeline.metrics.regression import group_r2
 from pipeline.metrics.selection import selection_metric
-from pipeline.models.classifiers import Classifier
-from pipeline.models.learner import Answer, Learner, Predicted
+from pipeline.models.base import Facts, Model, Predicted
+from pipeline.models.learner import Answer, Learner
 from pipeline.models.metadata import COLUMNS, Metadata
-from pipeline.models.saved import Facts, Model
 from pipeline.training.augmentation import to_device
 
 PREDICTION_BATCH = 512
@@ -73,11 +72,7 @@ def columns(table: pd.DataFrame) -> dict[str, list[str | None]]:
 def check_selection(config: Config, validation: Samples) -> None:
     """UserError where no epoch could be better than another: a figure that is not defined for these targets."""
     metric, truth = config.select.metric, validation.truth
-    if (
-        config.select.epoch == "last"
-        or config.select.folds is not None
-        or config.model.head.kind in ("climatology", "boosting")
-    ):
+    if config.select.epoch == "last" or config.select.folds is not None or not config.model.head.chooses:
         return
     if config.data.label is not None and selection_metric(metric, truth, truth, validation.groups) is None:
         raise UserError(
@@ -103,7 +98,7 @@ def target_scale(table: pd.DataFrame, targets: tuple[str, ...]) -> tuple[Tensor,
     )
 
 
-def embeddings(model: Learner | Classifier, samples: Samples) -> NDArray[np.float32]:
+def embeddings(model: Model, samples: Samples) -> NDArray[np.float32]:
     """The frozen embeddings of every image, as the head sees them before they are standardised [N, E]."""
     features = samples.bank.gather(torch.arange(len(samples))).float()
     out: NDArray[np.float32] = (F.normalize(features, dim=-1) if model.normalize else features).cpu().numpy()

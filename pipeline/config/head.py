@@ -88,15 +88,7 @@ class RidgeHead(Head):
     fitter = "pipeline.training.ridge.fit_ridge"
 
     kind: Literal["ridge"]
-    alphas: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] = (
-        1e-2,
-        1e-1,
-        1.0,
-        1e1,
-        1e2,
-        1e3,
-        1e4,
-    )
+    alphas: tuple[Annotated[float, Field(ge=0)], ...] = Field((1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4), min_length=1)
     """Penalties to choose from by `select.metric`."""
 
 

@@ -58,13 +58,7 @@ class QuantileLoss(Loss):
     """Pinball loss of several quantiles."""
 
     kind: Literal["quantiles"]
-    levels: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=2)] = (
-        0.05,
-        0.25,
-        0.5,
-        0.75,
-        0.95,
-    )
+    levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field((0.05, 0.25, 0.5, 0.75, 0.95), min_length=2)
     """Levels of the quantiles, in ascending order."""
 
     @field_validator("levels")

@@ -42,24 +42,19 @@ class Backbone(ABC):
         """An image's image, by the card and the bar that were photographed with it, where the members learned so."""
         image: Image.Image = point["relative_img"]
         try:
-            image = balance(image, point["colorpicker_img"]) if self.correction["colour_card"] else image
-            return (
-                rescale(image, point["scalebar_img"], self.correction["canvas"])
-                if self.correction["scale_bar"]
-                else image
-            )
-        except (
-            AttributeError,
-            OSError,
-        ):  # no card, or none that can be read: the image is worth more than its colour
-            return image
+            if self.correction["colour_card"]:
+                image = balance(image, point["colorpicker_img"])
+            if self.correction["scale_bar"]:
+                image = rescale(image, point["scalebar_img"], self.correction["canvas"])
+        except (AttributeError, OSError):
+            pass  # no card, or none that can be read: the image is worth more than its colour
+        return image
 
     def put(self, tail: Mapping[str, Tensor]) -> None:
         """Weights of a member's tail, under the library's names. Raises ValueError for a name that is none of them."""
         for name, parameter in list(self.module.named_parameters()):
-            if (
-                name in tail and tail[name].shape != parameter.shape
-            ):  # (positions that learned at another size of image)
+            # Positions that learned at another size of image.
+            if name in tail and tail[name].shape != parameter.shape:
                 owner, _, last = name.rpartition(".")
                 setattr(self.module.get_submodule(owner), last, nn.Parameter(tail[name].to(parameter), False))
         if unknown := self.module.load_state_dict(dict(tail), strict=False).unexpected_keys:

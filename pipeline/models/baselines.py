@@ -5,6 +5,7 @@ They remember what they learnt in buffers whose sizes follow from the data, so t
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.config.head import ClimatologyHead
 from pipeline.config.trial import Config
 from pipeline.models.base import Facts, Model, Predicted
 from pipeline.models.metadata import UNKNOWN_DAY, Metadata, Names
@@ -28,6 +30,14 @@ class Baseline(Model):
     """A model that is all buffers."""
 
     reads_images = False
+
+    @abstractmethod
+    def __init__(self, head: Any, names: Names) -> None:
+        super().__init__()
+
+    @classmethod
+    def make(cls, config: Config, facts: Facts, encoder: nn.Module) -> Self:
+        return cls(config.model.head, facts.names)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take these tensors over, by name, whatever their sizes."""
@@ -46,15 +56,10 @@ class Climatology(Baseline):
     day: Tensor
     targets: Tensor
 
-    def __init__(self, window: int, min_groups: int, names: Names) -> None:
-        super().__init__()
-        self.window, self.min_groups = window, min_groups
+    def __init__(self, head: ClimatologyHead, names: Names) -> None:
+        super().__init__(head, names)
+        self.window, self.min_groups = head.window, head.min_groups
         self.unknown_domain, self.unknown_site = len(names.domains), len(names.sites)
-
-    @classmethod
-    def make(cls, config: Config, facts: Facts, encoder: nn.Module) -> Self:
-        head: Any = config.model.head
-        return cls(head.window, head.min_groups, facts.names)
 
     def learn(self, metadata: Metadata, targets: Tensor) -> None:
         """Remember the training groups [M] and their targets [M, n_targets]."""
@@ -95,13 +100,9 @@ class Climatology(Baseline):
 class Boosting(Baseline):
     """Gradient-boosted trees on domain, species, site and day of the year. Its buffers are LightGBM's own text, `target_<i>`."""
 
-    def __init__(self, names: Names) -> None:
-        super().__init__()
+    def __init__(self, head: Any, names: Names) -> None:
+        super().__init__(head, names)
         self.sizes = (len(names.domains), len(names.species), len(names.sites))
-
-    @classmethod
-    def make(cls, config: Config, facts: Facts, encoder: nn.Module) -> Self:
-        return cls(facts.names)
 
     def learn(self, texts: list[str]) -> None:
         """Remember a model for each target."""

@@ -12,6 +12,8 @@ from typing import Any, Self
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
+import sklearn
+import skops.io
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -54,9 +56,6 @@ class Classifier(Model):
 
     def save_more(self, trial: TrialDir) -> None:
         """Write the fitted estimator to `classifier.skops`, as a whole or not at all."""
-        import sklearn
-        import skops.io
-
         with atomic_path(trial.classifier) as temporary:
             skops.io.dump(self.recipe.packed(self.estimator), temporary)
             with ZipFile(temporary, "a") as file:
@@ -88,8 +87,6 @@ class Classifier(Model):
 
 
 def _load(path: Path, trusted: Sequence[str]) -> Any:
-    import skops.io
-
     _check_version(path)
     if unknown := sorted(set(skops.io.get_untrusted_types(file=path)) - set(trusted)):
         raise WorkError(
@@ -101,8 +98,6 @@ def _load(path: Path, trusted: Sequence[str]) -> Any:
 
 def _check_version(path: Path) -> None:
     """WorkError for a file of another scikit-learn, which may say other things than it said when it was evaluated."""
-    import sklearn
-
     with ZipFile(path) as file:
         written = str(json.loads(file.read(RECORD))["scikit-learn"])
     if written != sklearn.__version__:

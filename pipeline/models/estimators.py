@@ -14,6 +14,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.gaussian_process import GaussianProcessClassifier
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel
+from sklearn.linear_model import LogisticRegression, SGDClassifier
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
 from pipeline.errors import UserError
 
@@ -106,8 +117,6 @@ class Trees(OfScikitLearn):
     trusted = ("sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",)
 
     def make(self, width: int, folds: Folds, random: int) -> Any:
-        from sklearn.ensemble import HistGradientBoostingClassifier  # scikit-learn takes a second to import
-
         return HistGradientBoostingClassifier(
             learning_rate=self.head.lr,
             max_iter=self.head.rounds,
@@ -141,9 +150,6 @@ class Standardised(OfScikitLearn):
     """One that reads standardised features; a linear one unless it tells other arrays."""
 
     def make(self, width: int, folds: Folds, random: int) -> Any:
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
         return make_pipeline(StandardScaler(), self.inner(width, random))
 
     @abstractmethod
@@ -163,14 +169,10 @@ class Logistic(Standardised):
     """Logistic regression: a candidate for each penalty."""
 
     def inner(self, width: int, random: int) -> Any:
-        from sklearn.linear_model import LogisticRegression
-
         return LogisticRegression(class_weight=self.weights(), warm_start=True, max_iter=1000, random_state=random)
 
     def fit(self, rows: Rows, folds: Folds, random: int) -> list[Any]:
         """The strongest penalty first; each of the others starts where the one before has ended."""
-        from sklearn.pipeline import Pipeline
-
         (scaling, scaler), (name, inner) = self.make(rows.x.shape[1], folds, random).steps
         z, fits = scaler.fit_transform(rows.x), []
         for C in self.head.Cs:
@@ -183,8 +185,6 @@ class Discriminant(Standardised):
     """Linear discriminant analysis."""
 
     def inner(self, width: int, random: int) -> Any:
-        from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-
         return LinearDiscriminantAnalysis(solver="lsqr", shrinkage=self.head.shrinkage)
 
 
@@ -196,8 +196,6 @@ class Neighbours(Standardised):
             raise UserError(f"model.head.k {self.head.k} is more than the {n} images to fit on: lower it")
 
     def inner(self, width: int, random: int) -> Any:
-        from sklearn.neighbors import KNeighborsClassifier
-
         return KNeighborsClassifier(self.head.k, weights=self.head.weights, algorithm="brute")
 
     def inner_arrays(self, inner: Any) -> Arrays:
@@ -228,16 +226,11 @@ class GaussianProcess(Standardised):
             )
 
     def inner(self, width: int, random: int) -> Any:
-        from sklearn.gaussian_process import GaussianProcessClassifier
-        from sklearn.gaussian_process.kernels import RBF, ConstantKernel
-
         length = float(np.sqrt(width / 2)) if self.head.length_scale == "scale" else self.head.length_scale
         return GaussianProcessClassifier(ConstantKernel(1.0) * RBF(length), random_state=random)
 
     def inner_arrays(self, inner: Any) -> Arrays:
         """Of each latent function its kernel, y − π [N], and L⁻¹·W^½ [N, N] (the variance is the prior's less its square)."""
-        from scipy.linalg import solve_triangular
-
         whole = inner.base_estimator_
         parts = [whole] if hasattr(whole, "X_train_") else whole.estimators_
         return {
@@ -257,8 +250,6 @@ class Calibrated(Standardised):
     trusted = ("sklearn.calibration._CalibratedClassifier", "sklearn.calibration._SigmoidCalibration")
 
     def make(self, width: int, folds: Folds, random: int) -> Any:
-        from sklearn.calibration import CalibratedClassifierCV
-
         inner = super().make(width, folds, random)
         return CalibratedClassifierCV(inner, method="sigmoid", cv=list(folds), ensemble=False)
 
@@ -276,8 +267,6 @@ class Descent(Calibrated):
     """A linear classifier by stochastic gradient descent."""
 
     def inner(self, width: int, random: int) -> Any:
-        from sklearn.linear_model import SGDClassifier
-
         return SGDClassifier(
             loss="log_loss",
             alpha=self.head.alpha,
@@ -294,8 +283,6 @@ class SupportVectors(Calibrated):
     """A support vector classifier."""
 
     def inner(self, width: int, random: int) -> Any:
-        from sklearn.svm import SVC
-
         return SVC(C=self.head.C, kernel=self.head.kernel, gamma=self.head.gamma, class_weight=self.weights())
 
     def inner_arrays(self, inner: Any) -> Arrays:

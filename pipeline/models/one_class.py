@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from sklearn.covariance import ledoit_wolf
+from sklearn.linear_model import LogisticRegression
 
 from pipeline.errors import UserError
 from pipeline.models import plain
@@ -110,8 +112,6 @@ class Mahalanobis(OneClassRecipe):
 
 def _whitening(residuals: Array) -> Array:
     """Residuals [N, E] → [E, E], the root of the inverse of their Ledoit–Wolf covariance."""
-    from sklearn.covariance import ledoit_wolf  # scikit-learn takes a second to import
-
     values, vectors = np.linalg.eigh(ledoit_wolf(residuals, assume_centered=True)[0])
     inverse = np.divide(1, values, out=np.zeros_like(values), where=values > TINY * values.max())
     out: Array = vectors * np.sqrt(inverse)
@@ -120,8 +120,6 @@ def _whitening(residuals: Array) -> Array:
 
 def _fit_line(distances: Array, labels: Labels) -> Arrays:
     """Log-odds of being positive as a rising line of the distance."""
-    from sklearn.linear_model import LogisticRegression
-
     mean, sd = distances.mean(), distances.std() or 1.0
     line = LogisticRegression().fit((distances[:, None] - mean) / sd, labels == 0)
     slope, intercept = float(line.coef_[0, 0]), float(line.intercept_[0])

@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
 
 from pipeline.config.head import ClassifierHead
 from pipeline.errors import UserError
@@ -135,7 +136,5 @@ def grouped_folds(rows: Rows, classes: Sequence[str], n: int, seed: int) -> Fold
 
 
 def _folds(rows: Rows, n: int, seed: int) -> Folds:
-    from sklearn.model_selection import StratifiedGroupKFold  # scikit-learn takes a second to import
-
     splitter = StratifiedGroupKFold(n, shuffle=True, random_state=seed % 2**32)
     return list(splitter.split(rows.x, rows.labels, rows.groups))

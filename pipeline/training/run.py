@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import Interrupted, TakenOver
-from pipeline.models.estimators import Array
 from pipeline.models.learner import Learner
 from pipeline.signals import StopFlag
 from pipeline.training.checkpoint import Progress
@@ -61,7 +62,7 @@ class Fitted:
 
     progress: Progress
     """Of heads without epochs: how many candidates there were, and which is kept."""
-    left_out: Array | None = None
+    left_out: NDArray[np.float64] | None = None
     """With `select.folds`: what was said of each image of `train`, then of `validation`, when it was left out [N, C]."""
 
 

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config.head import ClassifierHead
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir, atomic_path
 from pipeline.errors import WorkError
@@ -35,16 +34,14 @@ class Classifier(Model):
 
     estimator: Any = None
 
-    def __init__(self, head: ClassifierHead, classes: Sequence[str], normalize: bool) -> None:
+    def __init__(self, head: Any, classes: Sequence[str], normalize: bool) -> None:
         super().__init__()
         self.head, self.classes, self.normalize = head, tuple(classes), normalize
         self.recipe: Recipe = head.recipe()
 
     @classmethod
     def make(cls, config: Config, facts: Facts, encoder: nn.Module) -> Self:
-        head = config.model.head
-        assert isinstance(head, ClassifierHead)
-        return cls(head, facts.targets, config.model.normalize)
+        return cls(config.model.head, facts.targets, config.model.normalize)
 
     def predict(self, features: Tensor, metadata: Metadata | None = None) -> Predicted:
         """Features [B, E] → probabilities of the classes [B, C] as means, in double precision: single would make one score of

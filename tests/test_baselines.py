@@ -22,11 +22,14 @@ from pipeline.data.truth import Numbers
 from pipeline.disk.layout import TrialDir, experiment_dir
 from pipeline.disk.writing import read_json
 from pipeline.features.bank import TensorBank
+from pipeline.models.base import Facts
 from pipeline.models.baselines import Boosting, Climatology
 from pipeline.models.metadata import Names
-from pipeline.models.saved import Facts, load_model, make_model, save_model
+from pipeline.models.saved import load_model, make_model, save_model
+from pipeline.signals import StopFlag
 from pipeline.stages import evaluate, extract, train
 from pipeline.training.baselines import fit_boosting, fit_climatology
+from pipeline.training.run import Run, Stop
 from pipeline.training.samples import Samples, make_samples, predict
 from tests.small import named
 
@@ -48,6 +51,10 @@ def samples_of(table: pd.DataFrame, facts: Facts) -> Samples:
     return make_samples(
         TensorBank(torch.zeros(len(table), 1), CPU, "device"), table, facts, Numbers(facts.targets), CPU
     )
+
+
+def run_of(config: Config) -> Run:
+    return Run(TrialDir(Path("nowhere")), "", "", config, Stop(StopFlag(), lambda: True))
 
 
 # ---------------------------------------------------------------- climatology
@@ -92,7 +99,7 @@ def test_climatology_is_that_of_the_site_and_season_else_of_the_domain_else_of_a
     facts, config = facts_of(table), make_config("climatology", window=window, min_groups=least)
     model = make_model(config, facts, None)
     assert isinstance(model, Climatology)
-    fit_climatology(model, samples_of(table, facts), samples_of(table, facts), config)
+    fit_climatology(model, samples_of(table, facts), samples_of(table, facts), run_of(config))
     said = predict(model, samples_of(new, facts))
     for i, row in enumerate(new.itertuples()):
         expected = by_pandas(table, row, window, least)
@@ -131,7 +138,7 @@ def test_climatology_falls_back_step_by_step(
     facts, config = facts_of(table), make_config("climatology", window=7, min_groups=2)
     model = make_model(config, facts, None)
     assert isinstance(model, Climatology)
-    progress = fit_climatology(model, samples_of(table, facts), samples_of(table, facts), config)
+    progress = fit_climatology(model, samples_of(table, facts), samples_of(table, facts), run_of(config)).progress
     metadata = facts.names.metadata({"site": [site], "domain": [domain], "date": [day]})
     said = model.predict(torch.zeros(1, 1), metadata)
     assert float(said.mean[0, 0]) == pytest.approx(expected) and float(said.variance[0, 1]) > 0
@@ -158,7 +165,9 @@ def boosted(seed: int = 0) -> tuple[Boosting, Facts, Config, Any]:
     facts = facts_of(table)
     model = make_model(config, facts, None)
     assert isinstance(model, Boosting)
-    progress = fit_boosting(model, samples_of(table, facts), samples_of(planted(100, 1), facts), config)
+    progress = fit_boosting(
+        model, samples_of(table, facts), samples_of(planted(100, 1), facts), run_of(config)
+    ).progress
     return model, facts, config, progress
 
 
@@ -199,7 +208,9 @@ def test_every_group_counts_once_however_many_images_it_has() -> None:
     facts = facts_of(many)
     model = make_model(config, facts, None)
     assert isinstance(model, Boosting)
-    fit_boosting(model, samples_of(many, facts), samples_of(many, facts), config)  # no split is allowed: the mean
+    fit_boosting(
+        model, samples_of(many, facts), samples_of(many, facts), run_of(config)
+    )  # no split is allowed: the mean
     expected = many.drop_duplicates("group")["y"].mean()
     assert predict(model, samples_of(few, facts)).mean[:, 0] == pytest.approx(expected, rel=1e-3)
 
@@ -214,7 +225,7 @@ def test_more_than_ten_targets_keep_their_order_when_they_are_loaded(tmp_path: P
     facts = Facts(targets, Names.of({"domain": table["domain"]}), 1, "", None, "key")
     model, samples = make_model(config, facts, None), samples_of(table, facts)
     assert isinstance(model, Boosting)
-    fit_boosting(model, samples, samples, config)
+    fit_boosting(model, samples, samples, run_of(config))
     save_model(model, facts, TrialDir(tmp_path))
     again = load_model(config, TrialDir(tmp_path), None)
     assert predict(again, samples).mean[0].tolist() == pytest.approx(list(range(12)), abs=1e-6)
@@ -226,7 +237,7 @@ def climate() -> tuple[Climatology, Facts, Config]:
     facts = facts_of(table)
     model = make_model(config, facts, None)
     assert isinstance(model, Climatology)
-    fit_climatology(model, samples_of(table, facts), samples_of(table, facts), config)
+    fit_climatology(model, samples_of(table, facts), samples_of(table, facts), run_of(config))
     return model, facts, config
 
 

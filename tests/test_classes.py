@@ -21,7 +21,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.table import load_classes
 from pipeline.data.truth import class_name
 from pipeline.errors import UserError
-from pipeline.models.outputs import Categorical
+from pipeline.models.losses import Categorical
 from pipeline.tasks import load_task
 from pipeline.training.samples import make_targets
 from tests.small import named

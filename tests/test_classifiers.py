@@ -22,20 +22,24 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.config.head import CLASSIFIER_KINDS
+from pipeline.config.head import Head
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import UserError, WorkError
 from pipeline.features.bank import TensorBank
 from pipeline.metrics.classification import FIGURES
-from pipeline.models import plain
-from pipeline.models.classifiers import Classifier, OneClass, load_classifier, plain_arrays, save_classifier
+from pipeline.models import estimators, plain
+from pipeline.models.classifiers import Classifier
+from pipeline.models.estimators import Rows
 from pipeline.models.metadata import Names
-from pipeline.training import classifiers as fitting
-from pipeline.training.classifiers import Rows, fit_classifier, fit_path, grouped_folds
+from pipeline.models.one_class import OneClass
+from pipeline.signals import StopFlag
+from pipeline.training.classifiers import fit_classifier, fit_path, grouped_folds
+from pipeline.training.run import Fitted, Run, Stop
 from pipeline.training.samples import Samples, Targets, predict
 from tests.small import named
 
+CLASSIFIER_KINDS = [kind for kind, head in Head.kinds.items() if head.of == "classes"]
 CPU = torch.device("cpu")
 ONE_CLASS = ("mahalanobis", "knn_distance")
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -94,6 +98,15 @@ def make_samples(rows: Rows, auxiliary: Any = None) -> Samples:
     bank = TensorBank(torch.tensor(rows.x, dtype=torch.float32), CPU, "device")
     names = Names().metadata({"domain": [None] * len(rows)})
     return Samples(bank, Targets(torch.tensor(codes), (n_classes(rows), n_names)), names, rows.groups, n_classes(rows))
+
+
+def fit_it(model: Classifier, train: Samples, validation: Samples, config: Config) -> Fitted:
+    run = Run(TrialDir(Path("nowhere")), "", "", config, Stop(StopFlag(), lambda: True))
+    return fit_classifier(model, train, validation, run)
+
+
+def plain_arrays(estimator: Any, head: Any) -> Any:
+    return head.recipe().arrays(estimator)
 
 
 # ---------------------------------------------------------------- plain arrays
@@ -275,7 +288,8 @@ def test_the_penalty_is_chosen_by_the_metric_on_validation(metric: str) -> None:
     train, validation = make_rows(n=60, width=30, apart=0.5), make_rows(n=200, width=30, apart=0.5, seed=1)
     config = make_config("logistic", metric=metric, Cs=(1e-6, 1e-2, 1e4))
     model = Classifier(config.model.head, "ab", normalize=False)  # type: ignore[arg-type]
-    progress, out_of_fold = fit_classifier(model, make_samples(train), make_samples(validation), config)
+    fitted = fit_it(model, make_samples(train), make_samples(validation), config)
+    progress, out_of_fold = fitted.progress, fitted.left_out
     fits = fit_path(config.model.head, train, "ab", 0)  # type: ignore[arg-type]
     values = [FIGURES[metric].value(validation.labels, fit.predict_proba(validation.x)) for fit in fits]
     best = min(values) if metric == "log_loss" else max(values)  # type: ignore[type-var]
@@ -292,7 +306,8 @@ def test_with_folds_both_splits_are_fitted_on_and_what_is_said_of_each_image_is_
     train, validation = make_rows(n=60), make_rows(n=30, seed=1)
     config = make_config(kind, folds=4)
     model = Classifier(config.model.head, "ab", normalize=False)  # type: ignore[arg-type]
-    progress, said = fit_classifier(model, make_samples(train), make_samples(validation), config)
+    fitted = fit_it(model, make_samples(train), make_samples(validation), config)
+    progress, said = fitted.progress, fitted.left_out
     assert said is not None and said.shape == (90, 2)
     np.testing.assert_allclose(said.sum(1), 1)
     truth = np.concatenate([train.labels, validation.labels])
@@ -316,7 +331,7 @@ def test_no_image_is_fitted_on_with_another_of_its_image_left_out() -> None:
     model = Classifier(config.model.head, "ab", normalize=False)  # type: ignore[arg-type]
     half = rows[np.arange(60)], rows[np.arange(60, 120)]
     halves = [Rows(part.x, part.labels, part.parents, part.groups - part.groups.min()) for part in half]
-    progress, _ = fit_classifier(model, *(make_samples(part) for part in halves), config)
+    progress = fit_it(model, *(make_samples(part) for part in halves), config).progress
     assert progress.best_metric is not None and progress.best_metric < 0.75
 
 
@@ -352,7 +367,7 @@ def test_auxiliary_columns_are_parents_and_no_classes() -> None:
     auxiliary[rows.labels == 0] = [0, 1]
     config = make_config("mahalanobis")
     model = Classifier(config.model.head, "ab", normalize=False)  # type: ignore[arg-type]
-    fit_classifier(model, *(make_samples(rows, auxiliary),) * 2, config)
+    fit_it(model, *(make_samples(rows, auxiliary),) * 2, config)
     assert model.estimator.arrays["centres"].shape == (3, 4)
     assert predict(model, make_samples(rows, auxiliary)).mean.shape == (60, 2)  # type: ignore[arg-type]
 
@@ -361,7 +376,7 @@ def test_embeddings_are_normalised_in_training_and_in_prediction_alike() -> None
     rows = make_rows(n=60)
     config = make_config("logistic", Cs=(1.0,))
     model = Classifier(config.model.head, "ab", normalize=True)  # type: ignore[arg-type]
-    fit_classifier(model, make_samples(rows), make_samples(rows), config)
+    fit_it(model, make_samples(rows), make_samples(rows), config)
     longer = Rows(rows.x * 7, rows.labels, rows.parents, rows.groups)
     first, second = (predict(model, make_samples(part)) for part in (rows, longer))  # type: ignore[arg-type]
     np.testing.assert_allclose(first.mean, second.mean, atol=1e-5)
@@ -396,7 +411,7 @@ def test_a_head_that_does_not_fit_the_data_is_refused(monkeypatch: pytest.Monkey
         fit_path(make_head("knn", k=23), few_positives(2), "ab", 0)
     with pytest.raises(UserError, match=r"head.k 19 is more than the 16 images .* not positive"):
         fit_path(make_head("knn_distance", k=19), few_positives(5), "ab", 0)
-    monkeypatch.setattr(fitting, "MOST_OF_A_PROCESS", 20)
+    monkeypatch.setattr(estimators, "MOST_OF_A_PROCESS", 20)
     with pytest.raises(UserError, match="22 are more than 20"):
         fit_path(make_head("gaussian_process"), few_positives(2), "ab", 0)
 
@@ -408,7 +423,7 @@ def saved(kind: str, folder: Path, n_classes: int = 2) -> tuple[Classifier, Clas
     made, estimator = fit(kind, rows)
     model, empty = (Classifier(made, "abc"[:n_classes], normalize=False) for _ in range(2))
     model.estimator = estimator
-    save_classifier(model, TrialDir(folder))
+    model.save_more(TrialDir(folder))
     return model, empty, TrialDir(folder)
 
 
@@ -418,7 +433,7 @@ def test_what_is_loaded_says_what_was_saved(kind: str, n_classes: int, tmp_path:
     if kind in ONE_CLASS and n_classes > 2:
         return
     model, loaded, trial = saved(kind, tmp_path, n_classes)
-    load_classifier(loaded, trial)
+    loaded.load_more(trial)
     x = torch.tensor(make_rows(seed=1).x, dtype=torch.float32)
     assert torch.equal(model.predict(x).mean, loaded.predict(x).mean)
     assert [path.name for path in tmp_path.iterdir()] == ["classifier.skops"]
@@ -431,7 +446,7 @@ def test_a_file_of_another_scikit_learn_names_both_versions(tmp_path: Path, monk
     here = sklearn.__version__
     monkeypatch.setattr(sklearn, "__version__", "9.8.7")
     with pytest.raises(WorkError, match=rf"written with scikit-learn {here}, and here is 9\.8\.7.*carabid train"):
-        load_classifier(loaded, trial)
+        loaded.load_more(trial)
 
 
 def test_a_file_of_types_that_no_classifier_has_is_not_loaded(tmp_path: Path) -> None:
@@ -444,7 +459,7 @@ def test_a_file_of_types_that_no_classifier_has_is_not_loaded(tmp_path: Path) ->
     with pytest.raises(
         WorkError, match=r"no classifier of this project is made of \(pipeline\.config\.trial\.Config\)"
     ):
-        load_classifier(Classifier(make_head("logistic"), "ab", normalize=False), trial)
+        Classifier(make_head("logistic"), "ab", normalize=False).load_more(trial)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text", "no record"])
@@ -461,9 +476,9 @@ def test_a_damaged_file_is_named(damage: str, tmp_path: Path) -> None:
     }
     trial.classifier.write_bytes(content[damage])
     with pytest.raises(WorkError, match=r"classifier\.skops is damaged .*carabid train"):
-        load_classifier(loaded, trial)
+        loaded.load_more(trial)
 
 
 def test_a_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(WorkError, match=r"there is no classifier\.skops: `carabid train` makes it"):
-        load_classifier(Classifier(make_head("knn"), "ab", normalize=False), TrialDir(tmp_path))
+        Classifier(make_head("knn"), "ab", normalize=False).load_more(TrialDir(tmp_path))

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pipeline.config.backbone import OpenClip
 from pipeline.config.data import FoldSplit
 from pipeline.config.encoder import EndToEnd, FineTuned, Frozen, Lora, PatchConvs
-from pipeline.config.head import CLASSIFIER_KINDS
+from pipeline.config.head import Head
 from pipeline.config.identity import NOT_SCIENCE, config_hash, digest, flatten, science, token_kind
 from pipeline.config.resources import Job
 from pipeline.config.trial import TASKS, Config
@@ -24,6 +24,7 @@ from pipeline.experiments.reading import load_experiment
 from tests.small import named
 
 Tree = dict[str, Any]
+CLASSIFIER_KINDS = [kind for kind, head in Head.kinds.items() if head.of == "classes"]
 CONFIGS = PROJECT / "configs" / "beetles"
 
 # Everything that the result of the plainest method depends on.

@@ -28,8 +28,9 @@ from pipeline.errors import UserError, WorkError
 from pipeline.experiments.reading import dump_config
 from pipeline.features.hashes import known_feature_key
 from pipeline.features.store import FeatureStore
+from pipeline.models.base import Facts
 from pipeline.models.metadata import Names
-from pipeline.models.saved import Facts, make_model, save_model
+from pipeline.models.saved import make_model, save_model
 from pipeline.stages import extract, fetch
 from pipeline.stages.predict import Origin, predict_files, predict_group
 from pipeline.synthetic.beetles import Light, draw_colour_card, draw_scale_bar, encode

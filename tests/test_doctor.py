@@ -27,9 +27,10 @@ from pipeline.launch.doctor import doctor, probe
 from pipeline.launch.doctor.findings import Context, Finding
 from pipeline.launch.scheduler import site
 from pipeline.launch.watching import estimates
+from pipeline.models.base import Facts
 from pipeline.models.metadata import Names
 from pipeline.models.pooling import HIDDEN
-from pipeline.models.saved import Facts, make_model
+from pipeline.models.saved import make_model
 from pipeline.training.samples import PREDICTION_BATCH
 from tests.conftest import Assets, carabid
 from tests.small import named

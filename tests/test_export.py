@@ -26,10 +26,11 @@ from pipeline.experiments.reading import dump_config, load_experiment
 from pipeline.export.check import check
 from pipeline.export.clean import environment
 from pipeline.export.codabench import export
+from pipeline.models.base import Facts
 from pipeline.models.baselines import Boosting, Climatology
 from pipeline.models.learner import Learner
 from pipeline.models.metadata import Metadata, Names
-from pipeline.models.saved import Facts, make_model, save_model
+from pipeline.models.saved import make_model, save_model
 from pipeline.stages import collect
 from pipeline.stages.predict import Origin, predict_group
 from tests.conftest import Assets
@@ -51,7 +52,7 @@ from PIL import Image
 def models(folders):
     for folder in folders:
         sys.path.insert(0, folder)
-        for name in ("model", "network", "plain", "correction"):
+        for name in ("model", "network", "towers", "plain", "correction"):
             sys.modules.pop(name, None)
         model = importlib.import_module("model").Model()
         model.load()
@@ -320,7 +321,7 @@ def test_the_tensors_are_plain_and_the_archive_has_no_folder_around_them(
     trial = trial_of(config_of("lora", "model.encoder.blocks=2", "model.encoder.r=4"), tmp_path / "trial")
     archive = export([trial.path], tmp_path / "submission", zipped=True, with_backbone=True)
     names = set(zipfile.ZipFile(archive).namelist())
-    assert {"model.py", "network.py", "weights.pt", "submission.json", "requirements.txt"} <= names
+    assert {"model.py", "network.py", "towers.py", "weights.pt", "submission.json", "requirements.txt"} <= names
     weights = torch.load(tmp_path / "submission" / "weights.pt", weights_only=True)
     (member,) = weights["members"]
     assert not any("lora" in name for name in member) and any(name.startswith("tail.") for name in member)

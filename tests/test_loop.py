@@ -27,8 +27,9 @@ from pipeline.signals import StopFlag
 from pipeline.training import augmentation as aug
 from pipeline.training import loop
 from pipeline.training.checkpoint import Progress
-from pipeline.training.loop import EpochLog, Run, Stop
+from pipeline.training.loop import EpochLog
 from pipeline.training.optimiser import learning_rate, make_optimizer
+from pipeline.training.run import Run, Stop
 from pipeline.training.samples import Samples, Targets
 from pipeline.training.sets import Batch
 from tests.small import named
@@ -244,7 +245,7 @@ def test_the_best_epoch_is_kept_however_bad_it_is(values: list[float | None], lo
 def test_an_error_is_chosen_by_its_smallest_value_and_r2_by_its_largest(samples: Samples, tmp_path: Path) -> None:
     for metric in ("r2", "MAE"):
         config = make_config(select=Select(metric=metric), optim=Optim(lr=0.05))
-        progress = loop.fit(Watched(), samples, samples, make_run(tmp_path / metric, config))
+        progress = loop.fit(Watched(), samples, samples, make_run(tmp_path / metric, config)).progress
         lines = (tmp_path / metric / "metrics.jsonl").read_text().splitlines()
         values = [json.loads(line)["metric"] for line in lines]
         chosen = max(values) if metric == "r2" else min(values)
@@ -279,7 +280,7 @@ def test_a_trial_that_another_job_has_taken_over_is_left_to_it(samples: Samples,
 def test_told_to_stop_in_the_last_epoch_it_ends_as_if_it_had_not_been(samples: Samples, tmp_path: Path) -> None:
     config, flag = make_config(train=Train(epochs=1, precision="fp32")), StopFlag()
     flag.signal, flag._since = 15, time.monotonic()
-    assert loop.fit(Watched(), samples, samples, make_run(tmp_path, config, flag)).epoch == 1
+    assert loop.fit(Watched(), samples, samples, make_run(tmp_path, config, flag)).progress.epoch == 1
     longer = make_config(train=Train(epochs=2, precision="fp32"))
     with pytest.raises(Interrupted):
         loop.fit(Watched(), samples, samples, make_run(tmp_path / "longer", longer, flag))

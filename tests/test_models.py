@@ -19,7 +19,9 @@ from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import write_text
 from pipeline.errors import UserError, WorkError
 from pipeline.features.forward import compute_features
+from pipeline.models.base import Facts
 from pipeline.models.learner import (
+    SCALES,
     DomainEmbedding,
     Learner,
     SpeciesEmbedding,
@@ -29,7 +31,7 @@ from pipeline.models.learner import (
 )
 from pipeline.models.metadata import Metadata, Names
 from pipeline.models.pooling import Sets
-from pipeline.models.saved import SCALES, Facts, load_model, make_model, save_model
+from pipeline.models.saved import load_model, make_model, save_model
 from pipeline.training.optimiser import make_optimizer, without_gradient
 
 METHODS = ("frozen", "finetune", "baseline", "dinov2", "augmentation", "lora", "combined", "baseline of sets")
@@ -348,9 +350,11 @@ def test_a_trained_state_round_trips(config_of: MakeConfig) -> None:
 def test_standardised_features_reach_the_head_with_mean_0_and_sd_1_of_the_training_images_alone(
     config_of: MakeConfig, root: Path
 ) -> None:
+    from pipeline.signals import StopFlag
     from pipeline.stages import extract
     from pipeline.stages.inputs import load_inputs, make_facts
-    from pipeline.stages.train import _samples, _standardize
+    from pipeline.stages.train import _samples
+    from pipeline.training.run import Run, Stop, set_scales
 
     config = config_of("forecast", "data.colour_card=false")
     extract.ensure(config)
@@ -359,7 +363,8 @@ def test_standardised_features_reach_the_head_with_mean_0_and_sd_1_of_the_traini
     model = make_model(config, facts, None)
     assert isinstance(model, Learner)
     train, validation = (_samples(inputs, facts, split, torch.device("cpu")) for split in ("train", "validation"))
-    _standardize(model, train, inputs, facts)
+    run = Run(TrialDir(root), "", "", config, Stop(StopFlag(), lambda: True), table=inputs.table("train"))
+    set_scales(model, train, run)
     read = [model.embed(samples.select(torch.arange(len(samples)))[0], None, None) for samples in (train, validation)]
     torch.testing.assert_close(read[0].mean(0), torch.zeros(read[0].shape[1]), atol=1e-4, rtol=0)
     torch.testing.assert_close(read[0].std(0, correction=0), torch.ones(read[0].shape[1]), atol=1e-4, rtol=0)

@@ -21,11 +21,12 @@ from pipeline.features.bank import TensorBank
 from pipeline.metrics.groups import group_table, image_table, pool_groups
 from pipeline.metrics.regression import group_means, group_r2
 from pipeline.models.learner import Learner, make_mlp
+from pipeline.models.losses import Quantiles
 from pipeline.models.metadata import Names
-from pipeline.models.outputs import Quantiles, make_output
 from pipeline.models.pooling import AttentionPooling, Pooling, make_pooling, pool
 from pipeline.signals import StopFlag
-from pipeline.training.loop import Run, Stop, fit
+from pipeline.training.loop import fit
+from pipeline.training.run import Run, Stop
 from pipeline.training.samples import Samples, Targets, answers, predict
 from pipeline.training.sets import whole_sets
 from tests.small import named
@@ -141,7 +142,7 @@ def test_what_is_not_finite_makes_its_own_group_so_and_no_other() -> None:
 
 # ---------------------------------------------------------------- one forecast in training and in evaluation
 def make_model(loss: str, kind: Any) -> Learner:
-    output = make_output(Config.model_validate(named({"experiment": "x", "loss": {"kind": loss}})).loss, 1)
+    output = Config.model_validate(named({"experiment": "x", "loss": {"kind": loss}})).loss.make(1)
     with torch.random.fork_rng():
         torch.manual_seed(4)
         head = make_mlp([WIDTH, 8, 3 * output.n])
@@ -169,7 +170,7 @@ def test_the_forecast_that_training_scores_is_the_one_that_evaluation_makes(loss
     samples = make_samples(torch.randn(40, WIDTH, generator=generator), torch.zeros(40, 3), groups)
     answer = answers(model, samples)
     pooled = pool(answer.parameters, answer.log_weights, whole_sets(groups, CPU))
-    mean, variance = model.output.moments(pooled)
+    mean, variance = model.loss.moments(pooled)
     scored = model.losses(answer, samples.targets.dense(), whole_sets(groups, CPU))
     table = pd.DataFrame({"id": range(40), "group": groups, "domain": None, **dict.fromkeys(TARGETS, 0.0)})
     made = group_table(image_table(table, TARGETS, predict(model, samples)), TARGETS)
@@ -177,7 +178,7 @@ def test_the_forecast_that_training_scores_is_the_one_that_evaluation_makes(loss
     np.testing.assert_allclose(mean * model.target_scale + model.target_mean, ours, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(variance * model.target_scale.square(), ours_variance, rtol=1e-4)
     standard = model.standardize(torch.zeros(1, 3)).expand(len(pooled), 3)
-    torch.testing.assert_close(scored, model.output.losses(pooled, standard))
+    torch.testing.assert_close(scored, model.loss.losses(pooled, standard))
 
 
 # ---------------------------------------------------------------- attention

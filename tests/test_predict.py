@@ -19,8 +19,9 @@ from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import write_json, write_text
 from pipeline.errors import UserError, WorkError
 from pipeline.experiments.reading import dump_config
+from pipeline.models.base import Facts
 from pipeline.models.metadata import Names
-from pipeline.models.saved import Facts, make_model, save_model
+from pipeline.models.saved import make_model, save_model
 from pipeline.stages import predict
 from pipeline.stages.predict import Origin
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.config import loss as cfg
-from pipeline.training.risk import coral, group_dro, risk, start_log_weights
+from pipeline.training.risk import coral, group_dro, start_log_weights
 
 DRO, CORAL = cfg.GroupDro(kind="group_dro", step=0.5), cfg.Coral(kind="coral", weight=2.0)
 BATCHES = st.lists(st.integers(0, 3), min_size=1, max_size=30)
@@ -151,16 +151,16 @@ def test_descending_coral_draws_domains_together() -> None:
 def test_with_a_single_domain_each_is_the_mean_loss(kind: Any) -> None:
     losses, hidden, of = draw([0] * 7)
     logs = start_log_weights(of)
-    torch.testing.assert_close(risk(kind, losses, hidden, (of, of), logs), losses.mean())
+    torch.testing.assert_close(kind.combine(losses, hidden, (of, of), logs), losses.mean())
     assert logs.tolist() == [0]
 
 
 def test_losses_of_groups_are_weighed_by_the_domains_of_groups_and_coral_looks_at_images() -> None:
     _, hidden, of = draw([0, 0, 0, 1, 1])
     of_groups, losses = torch.tensor([0, 1]), torch.tensor([1.0, 3.0])
-    found = risk(CORAL, losses, hidden.bfloat16(), (of_groups, of), start_log_weights(of))
+    found = CORAL.combine(losses, hidden.bfloat16(), (of_groups, of), start_log_weights(of))
     assert float(found) == pytest.approx(2 + 2 * by_pairs(hidden.bfloat16().float(), of), rel=1e-3)
     logs = start_log_weights(of)
     expected, q = by_algorithm_1([1.0, 3.0], [0, 1], [0.5, 0.5], 0.5)
-    assert float(risk(DRO, losses, hidden, (of_groups, of), logs)) == pytest.approx(expected, rel=1e-5)
+    assert float(DRO.combine(losses, hidden, (of_groups, of), logs)) == pytest.approx(expected, rel=1e-5)
     assert logs.exp().tolist() == pytest.approx(q, rel=1e-5)

@@ -20,13 +20,12 @@ from pipeline.errors import Interrupted
 from pipeline.features.bank import TensorBank
 from pipeline.models.learner import DomainEmbedding, Learner, SpeciesEmbedding, make_mlp, trained_state
 from pipeline.models.metadata import Names
-from pipeline.models.outputs import make_output
 from pipeline.models.pooling import make_pooling
 from pipeline.signals import StopFlag
 from pipeline.training import augmentation as aug
 from pipeline.training import loop
 from pipeline.training.checkpoint import Progress
-from pipeline.training.loop import Run, Stop
+from pipeline.training.run import Run, Stop
 from pipeline.training.samples import Samples, Targets
 from pipeline.training.sets import Batch, draw_batches
 from tests.small import named
@@ -107,7 +106,7 @@ def make_config(**sections: Any) -> Config:
 
 
 def make_model(config: Config) -> Learner:
-    output = make_output(config.loss, 2)
+    output = config.loss.make(2)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         head = make_mlp([WIDTH, 8, 3 * output.n])
@@ -172,7 +171,7 @@ def fitted(samples: Samples, config: Config, folder: Path, stops: tuple[int, ...
         if stop is not None:
             with pytest.raises(Interrupted):
                 loop.fit(model, samples, samples, run)
-    progress = loop.fit(model, samples, samples, run)
+    progress = loop.fit(model, samples, samples, run).progress
     lines = [json.loads(line) for line in TrialDir(folder).metrics.read_text().splitlines()]
     figures = [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
     state = {name: tensor.numpy().tobytes() for name, tensor in trained_state(model).items()}

@@ -201,7 +201,7 @@ def test_a_trained_trial_is_not_trained_again(
 ) -> None:
     config, trial = trained("frozen", "train.epochs=1")
     before = trial.trained.stat().st_mtime_ns
-    monkeypatch.setattr(train, "_fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(loop, "fit", lambda *_: pytest.fail("trained again"))
     train.run(config, trial)
     assert trial.trained.stat().st_mtime_ns == before
 

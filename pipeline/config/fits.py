@@ -193,18 +193,6 @@ INTERIM: dict[str, Callable[[str], Any]] = {
         "end_to_end": "images",
     }.get(kind, "cut"),
     "model.encoder.learns": lambda kind: kind != "frozen",
-    "model.head.descends": lambda kind: kind == "mlp",
-    "model.head.of": lambda kind: {
-        "mlp": "both",
-        "ridge": "numbers",
-        "climatology": "numbers",
-        "boosting": "numbers",
-    }.get(kind, "classes"),
-    "model.head.takes_folds": lambda kind: kind not in ("mlp", "ridge", "climatology", "boosting"),
-    "loss.of": lambda kind: "classes" if kind == "cross_entropy" else "numbers",
-    "loss.learns_variance": lambda kind: kind not in ("mse", "cross_entropy"),
-    "risk.tells_domains": lambda kind: kind != "mean",
-    "risk.reads_hidden": lambda kind: kind == "coral",
 }
 TRUTHS = tuple(
     Fit("data.truth", (truth,), "does not fit {data.truth_in_words}", "of", (truth,))

@@ -1,16 +1,70 @@
-"""The block `model.head`: what turns an embedding into a prediction, trained by gradient descent or solved at once."""
+"""The block `model.head`: what turns an embedding into a prediction, trained by gradient descent or solved at once.
+
+A kind says itself what it is of, which model it makes and what fits that. Those of this package name what implements them, which
+is imported when it is needed: the configuration loads no torch. A lab's own kind overrides `make_model` and `fit`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+import itertools
+from typing import Annotated, Any, ClassVar, Literal
+from zipfile import is_zipfile
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.section import Fraction, Positive, Section
+from pipeline.config.kinds import Kind
+from pipeline.config.section import Fraction, Positive, implementation
 
 
-class MlpHead(Section):
+class Head(Kind):
+    """What turns an embedding into a prediction."""
+
+    of: ClassVar[Literal["numbers", "classes", "both"]] = "numbers"
+    """The truth that it predicts."""
+    descends: ClassVar[bool] = False
+    """Whether it learns by gradient descent, in epochs: with a loss, a risk, augmentation, and an encoder that may learn too."""
+    chooses: ClassVar[bool] = True
+    """Whether it chooses something by `select.metric`, which then must be defined on validation."""
+    takes_folds: ClassVar[bool] = False
+    """Whether it can be chosen and scored by `select.folds`: `Fitted.left_out` holds what it says of images left out."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """What its model needs in a submission beside torch and numpy, in the version that is here."""
+    model: ClassVar[str] = "pipeline.models.learner.Learner"
+    """The class (`models/base.Model`) whose `make` builds its model."""
+    fitter: ClassVar[str]
+    """The function that fits its model: (model, train, validation, run) → Fitted."""
+
+    def make_model(self, config: Any, facts: Any, encoder: Any) -> Any:
+        """A new `Model` for `facts`, its weights drawn from torch's random state; `encoder` makes the embedding."""
+        return implementation(self.model).make(config, facts, encoder)
+
+    def fit(self, model: Any, train: Any, validation: Any, run: Any) -> Any:
+        """Fit `model` in place, to `Samples` of the two splits, and say how it went (`training/run.Fitted`)."""
+        return implementation(self.fitter)(model, train, validation, run)
+
+    def files_are_whole(self, trial: Any) -> bool:
+        """Whether a `TrialDir` holds what its model saves beside `model.safetensors`."""
+        return True
+
+    def widths(self) -> tuple[int, ...]:
+        """Of its hidden layers."""
+        return ()
+
+    def n_parameters(self, width: int, n_targets: int) -> int:
+        """How many numbers it learns by gradient descent, on an embedding so wide, about."""
+        return 0
+
+    def rate_scale(self) -> float:
+        """Its learning rate, as a multiple of `optim.lr`."""
+        return 1.0
+
+
+class MlpHead(Head):
     """A perceptron with GELU between its layers, trained by gradient descent."""
+
+    of = "both"
+    descends = True
+    fitter = "pipeline.training.loop.fit"
 
     kind: Literal["mlp"] = "mlp"
     hidden: tuple[Positive, ...] = (512, 128, 32)
@@ -18,25 +72,31 @@ class MlpHead(Section):
     lr_scale: float = Field(1.0, gt=0)
     """Learning rate of head and domain embedding, as a multiple of `optim.lr`."""
 
+    def widths(self) -> tuple[int, ...]:
+        return self.hidden
 
-class RidgeHead(Section):
+    def n_parameters(self, width: int, n_targets: int) -> int:
+        return sum(a * b for a, b in itertools.pairwise((width, *self.hidden, n_targets)))
+
+    def rate_scale(self) -> float:
+        return self.lr_scale
+
+
+class RidgeHead(Head):
     """Ridge regression on standardised embeddings, solved in closed form; the penalty is chosen on validation."""
 
+    fitter = "pipeline.training.ridge.fit_ridge"
+
     kind: Literal["ridge"]
-    alphas: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] = (
-        1e-2,
-        1e-1,
-        1.0,
-        1e1,
-        1e2,
-        1e3,
-        1e4,
-    )
+    alphas: tuple[Annotated[float, Field(ge=0)], ...] = Field((1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4), min_length=1)
     """Penalties to choose from by `select.metric`."""
 
 
-class ClimatologyHead(Section):
+class ClimatologyHead(Head):
     """No image: mean and spread of the training groups of a site and day of the year; else of the domain; else of all."""
+
+    chooses = False
+    model, fitter = "pipeline.models.baselines.Climatology", "pipeline.training.baselines.fit_climatology"
 
     kind: Literal["climatology"]
     window: Annotated[int, Field(ge=0, le=183)] = 30
@@ -45,8 +105,12 @@ class ClimatologyHead(Section):
     """With fewer training groups than these the domain is asked, then all."""
 
 
-class BoostingHead(Section):
+class BoostingHead(Head):
     """No image: gradient-boosted trees (LightGBM) on domain, species, site and day of the year."""
+
+    chooses = False
+    libraries = ("lightgbm",)
+    model, fitter = "pipeline.models.baselines.Boosting", "pipeline.training.baselines.fit_boosting"
 
     kind: Literal["boosting"]
     rounds: Positive = 500
@@ -61,9 +125,27 @@ class BoostingHead(Section):
     """Images in a leaf, at least."""
 
 
-# Classifiers of scikit-learn on the frozen embedding, solved at once; all but trees on standardised features.
-class SvcHead(Section):
+class ClassifierHead(Head):
+    """A classifier of scikit-learn on the frozen embedding, solved at once; all but trees on standardised features."""
+
+    of = "classes"
+    takes_folds = True
+    model, fitter = "pipeline.models.classifiers.Classifier", "pipeline.training.classifiers.fit_classifier"
+    estimator: ClassVar[str]
+    """The class (`models/estimators.Recipe`) that makes and fits its estimators, and tells their arrays."""
+
+    def recipe(self) -> Any:
+        """What makes and fits its estimators."""
+        return implementation(self.estimator)(self)
+
+    def files_are_whole(self, trial: Any) -> bool:
+        return is_zipfile(trial.classifier)
+
+
+class SvcHead(ClassifierHead):
     """Support vector classifier; its probabilities by a logistic line through out-of-fold decisions (Platt)."""
+
+    estimator = "pipeline.models.estimators.SupportVectors"
 
     kind: Literal["svc"]
     C: float = Field(1.0, gt=0)
@@ -81,8 +163,10 @@ class SvcHead(Section):
         return self
 
 
-class SgdHead(Section):
+class SgdHead(ClassifierHead):
     """Linear classifier learnt by stochastic gradient descent on log loss; its probabilities as those of `svc`."""
+
+    estimator = "pipeline.models.estimators.Descent"
 
     kind: Literal["sgd"]
     alpha: float = Field(1e-3, gt=0)
@@ -97,8 +181,10 @@ class SgdHead(Section):
     """Weight classes by 1 / their share of the training images."""
 
 
-class KnnHead(Section):
+class KnnHead(ClassifierHead):
     """Vote of the nearest training images."""
+
+    estimator = "pipeline.models.estimators.Neighbours"
 
     kind: Literal["knn"]
     k: Positive = 5
@@ -107,19 +193,23 @@ class KnnHead(Section):
     """Each vote alike, or by 1 / distance."""
 
 
-class GaussianProcessHead(Section):
+class GaussianProcessHead(ClassifierHead):
     """Gaussian process classifier by Laplace's approximation; its kernel, amplitude² · RBF, is fitted to the training images.
 
     It takes the cube of their number: for more than a few thousand it is refused (`training/classifiers.py`).
     """
+
+    estimator = "pipeline.models.estimators.GaussianProcess"
 
     kind: Literal["gaussian_process"]
     length_scale: Literal["scale"] | Annotated[float, Field(gt=0)] = "scale"
     """Length scale of the RBF kernel that the fit starts from; scale: √(number of features / 2), as `svc` has it."""
 
 
-class LogisticHead(Section):
+class LogisticHead(ClassifierHead):
     """Logistic regression (several classes: multinomial) with an L2 penalty, chosen by `select.metric`."""
+
+    estimator = "pipeline.models.estimators.Logistic"
 
     kind: Literal["logistic"]
     Cs: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1)
@@ -135,16 +225,20 @@ class LogisticHead(Section):
         return values
 
 
-class LdaHead(Section):
+class LdaHead(ClassifierHead):
     """Linear discriminant analysis: normal classes of one covariance, by least squares."""
+
+    estimator = "pipeline.models.estimators.Discriminant"
 
     kind: Literal["lda"]
     shrinkage: Literal["auto"] | Fraction | None = "auto"
     """Of the covariance towards its diagonal: auto (Ledoit–Wolf), a share, or null: none."""
 
 
-class HistGradientBoostingHead(Section):
+class HistGradientBoostingHead(ClassifierHead):
     """scikit-learn's gradient-boosted trees on binned features (`boosting` is LightGBM's, on metadata)."""
+
+    estimator = "pipeline.models.estimators.Trees"
 
     kind: Literal["hist_gradient_boosting"]
     lr: float = Field(0.1, gt=0)
@@ -161,27 +255,22 @@ class HistGradientBoostingHead(Section):
     """Weight classes by 1 / their share of the training images."""
 
 
-class MahalanobisHead(Section):
+class MahalanobisHead(ClassifierHead):
     """One class: the distance to the nearest parent class' Gaussian, all of one Ledoit–Wolf covariance (arXiv 1807.03888).
 
     Parent classes are the auxiliary labels of images that are not positive; without these, they are one class.
     """
 
+    estimator = "pipeline.models.one_class.Mahalanobis"
+
     kind: Literal["mahalanobis"]
 
 
-class KnnDistanceHead(Section):
+class KnnDistanceHead(ClassifierHead):
     """One class: the mean distance to the nearest training images that are not positive."""
+
+    estimator = "pipeline.models.one_class.NearestDistance"
 
     kind: Literal["knn_distance"]
     k: Positive = 5
     """How many are the nearest."""
-
-
-OneClassHead = MahalanobisHead | KnnDistanceHead
-"""Learn what is not positive, and call positive what is far from it: they need two classes."""
-ClassifierHead = (
-    SvcHead | SgdHead | KnnHead | GaussianProcessHead | LogisticHead | LdaHead | HistGradientBoostingHead | OneClassHead
-)
-CLASSIFIER_KINDS = tuple(get_args(head.model_fields["kind"].annotation)[0] for head in get_args(ClassifierHead))
-Head = Annotated[MlpHead | RidgeHead | ClimatologyHead | BoostingHead | ClassifierHead, Field(discriminator="kind")]

@@ -2,39 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.config.section import Section
+from pipeline.config.kinds import Kind
+from pipeline.config.section import implementation
 
 
-class PlainLoss(Section):
-    """A loss without options."""
+class Loss(Kind):
+    """What a prediction costs. A kind names the `models/losses.Loss` that computes it; a lab's own overrides `make`."""
 
-    kind: Literal["mse", "crps", "nll"] = "mse"
-    """Squared error of a point; or mean and sigma of a normal distribution by CRPS or by negative log-likelihood."""
+    of: ClassVar[Literal["numbers", "classes"]] = "numbers"
+    """The truth that it is of."""
+    learns_variance: ClassVar[bool] = True
+    """Whether a head learns by it how sure it is of an image."""
+
+    def make(self, n_targets: int) -> Any:
+        """What reads and scores a head's numbers, for so many targets (or classes)."""
+        raise NotImplementedError
 
 
-class StudentTLoss(Section):
+class SquaredError(Loss):
+    """Squared error of a point."""
+
+    learns_variance = False
+
+    kind: Literal["mse"] = "mse"
+
+    def make(self, n_targets: int) -> Any:
+        return implementation("pipeline.models.losses.SquaredError")()
+
+
+class GaussianLoss(Loss):
+    """Mean and sigma of a normal distribution, by CRPS or by negative log-likelihood."""
+
+    kind: Literal["crps", "nll"]
+
+    def make(self, n_targets: int) -> Any:
+        return implementation("pipeline.models.losses.Gaussian")(self.kind)
+
+
+class StudentTLoss(Loss):
     """Negative log-likelihood of a Student-t distribution: an outlier among images counts for less."""
 
     kind: Literal["student_t"]
     df: float = Field(5.0, gt=2)
     """Degrees of freedom."""
 
+    def make(self, n_targets: int) -> Any:
+        return implementation("pipeline.models.losses.StudentT")(self.df)
 
-class QuantileLoss(Section):
+
+class QuantileLoss(Loss):
     """Pinball loss of several quantiles."""
 
     kind: Literal["quantiles"]
-    levels: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=2)] = (
-        0.05,
-        0.25,
-        0.5,
-        0.75,
-        0.95,
-    )
+    levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field((0.05, 0.25, 0.5, 0.75, 0.95), min_length=2)
     """Levels of the quantiles, in ascending order."""
 
     @field_validator("levels")
@@ -44,9 +68,15 @@ class QuantileLoss(Section):
             raise ValueError("levels must ascend, and none stand twice")
         return levels
 
+    def make(self, n_targets: int) -> Any:
+        return implementation("pipeline.models.losses.Quantiles")(self.levels)
 
-class CrossEntropy(Section):
+
+class CrossEntropy(Loss):
     """Of classes: cross-entropy, with what helps where they are of unlike size."""
+
+    of = "classes"
+    learns_variance = False
 
     kind: Literal["cross_entropy"]
     balanced: bool = False
@@ -56,30 +86,58 @@ class CrossEntropy(Section):
     auxiliary: float = Field(0.0, ge=0)
     """Weight of the cross-entropy of data.columns.auxiliary, learnt by the same network; 0: not learnt."""
 
+    def make(self, n_targets: int) -> Any:
+        return implementation("pipeline.models.losses.Categorical")(self, n_targets)
 
-Loss = Annotated[PlainLoss | StudentTLoss | QuantileLoss | CrossEntropy, Field(discriminator="kind")]
+
+class Risk(Kind):
+    """How the losses of a batch become the one that is minimised: methods of domain generalisation."""
+
+    tells_domains: ClassVar[bool] = True
+    """Whether it asks which domain an image is of."""
+    reads_hidden: ClassVar[bool] = False
+    """Whether it acts on the last hidden layer."""
+
+    def combine(self, losses: Any, hidden: Any, domains: Any, log_weights: Any) -> Any:
+        """The loss of a batch from `losses` [N] of its images or groups and `hidden` [B, H] of its images.
+
+        `domains` are the rows of the former [N] and of the latter [B]; `log_weights` [n_domains] are group DRO's, brought up to
+        date in place.
+        """
+        raise NotImplementedError
 
 
-class PlainRisk(Section):
+class PlainRisk(Risk):
     """The mean loss, whatever domains the samples are of."""
+
+    tells_domains = False
 
     kind: Literal["mean"] = "mean"
 
+    def combine(self, losses: Any, hidden: Any, domains: Any, log_weights: Any) -> Any:
+        return losses.mean()
 
-class Coral(Section):
+
+class Coral(Risk):
     """Deep CORAL (Sun and Saenko 2016, arXiv 1607.01719): means and covariances of the last hidden layer are drawn together."""
+
+    reads_hidden = True
 
     kind: Literal["coral"]
     weight: float = Field(1.0, gt=0)
     """Of the penalty, beside the mean loss."""
 
+    def combine(self, losses: Any, hidden: Any, domains: Any, log_weights: Any) -> Any:
+        coral = implementation("pipeline.training.risk.coral")
+        return losses.mean() + self.weight * coral(hidden.float(), domains[1], len(log_weights))
 
-class GroupDro(Section):
+
+class GroupDro(Risk):
     """Group DRO (Sagawa et al. 2020, arXiv 1911.08731): the domains with the highest loss weigh most."""
 
     kind: Literal["group_dro"]
     step: float = Field(0.01, gt=0)
     """Step size of the domains' weights."""
 
-
-Risk = Annotated[PlainRisk | Coral | GroupDro, Field(discriminator="kind")]
+    def combine(self, losses: Any, hidden: Any, domains: Any, log_weights: Any) -> Any:
+        return implementation("pipeline.training.risk.group_dro")(losses, domains[0], log_weights, self.step)

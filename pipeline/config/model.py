@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pipeline.config.encoder import Encoder, Frozen
 from pipeline.config.head import Head, MlpHead
+from pipeline.config.kinds import kind_of
 from pipeline.config.section import Section
 
 
@@ -21,7 +22,7 @@ class Model(Section):
     """Add a learned embedding of the domain to the (normalised) image embedding."""
     species_embedding: bool = False
     """Add a learned embedding of the scientific name and one of its genus, by which names never seen are known."""
-    head: Head = MlpHead()
+    head: Annotated[Head, *kind_of(Head)] = MlpHead()
     pool: Literal["mean", "precision", "attention"] = "mean"
     """A group's forecast from its images': their mean, weighted by 1 / variance (which a probabilistic loss learns), or by
     an attention that learns from groups (`train.sample: groups`)."""
@@ -32,4 +33,4 @@ class Model(Section):
     def has_hidden_layer(self) -> bool:
         """Whether anything is learnt below the head's last layer."""
         learns = self.encoder.kind != "frozen" or self.domain_embedding or self.species_embedding
-        return learns or self.head.kind != "mlp" or bool(self.head.hidden)
+        return learns or not self.head.descends or bool(self.head.widths())

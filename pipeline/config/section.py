@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,3 +20,9 @@ class Section(BaseModel):
     fits: ClassVar[tuple[Any, ...]] = ()
     """What it needs of other blocks (`fits.Fit`)."""
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False)
+
+
+def implementation(name: str) -> Any:
+    """What a block names as its implementation, `pipeline.models.learner.Learner`: imported now, for it may load torch."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(import_module(module), attribute)

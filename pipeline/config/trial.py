@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,7 +12,8 @@ from pipeline.config.backbone import Backbone, OpenClip
 from pipeline.config.data import Data
 from pipeline.config.evaluation import Calibrate, Evaluate, Features
 from pipeline.config.fits import check
-from pipeline.config.loss import Loss, PlainLoss, PlainRisk, Risk
+from pipeline.config.kinds import kind_of
+from pipeline.config.loss import Loss, PlainRisk, Risk, SquaredError
 from pipeline.config.model import Model
 from pipeline.config.resources import Paths, Resources
 from pipeline.config.section import NAME_PATTERN, Section, Seed
@@ -37,8 +38,8 @@ class Config(Section):
     backbone: Backbone = OpenClip()
     features: Features = Features()
     model: Model = Model()
-    loss: Loss = PlainLoss()
-    risk: Risk = PlainRisk()
+    loss: Annotated[Loss, *kind_of(Loss)] = SquaredError()
+    risk: Annotated[Risk, *kind_of(Risk)] = PlainRisk()
     """How the losses of a batch become the one that is minimised: methods of domain generalisation."""
     augment: Augment = Augment()
     optim: Optim = Optim()

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from network import Batch, Point, Said, label, load  # network.py, beside this file
+from network import Batch, Said, label, load  # network.py, beside this file
+from towers import Point
 
 BATCH = 32
 MIN_SIGMA = 1e-3

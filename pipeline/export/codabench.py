@@ -1,6 +1,6 @@
 """The export of trained trials as a submission to a challenge's platform: a folder that needs nothing of this package.
 
-`model.py` is this folder's `beetles.py` or `butterflies.py` as it stands, beside it `network.py` and the package's
+`model.py` is this folder's `beetles.py` or `butterflies.py` as it stands, beside it `network.py`, `towers.py` and the package's
 `correction.py` and `plain.py`; `submission.json` says what the members are made of, `weights.pt` holds their tensors:
 adapters merged into plain weights, under the names of the backbone's own library, and classifiers of scikit-learn as plain
 arrays.
@@ -27,20 +27,14 @@ from pipeline.backbones.base import Backbone, Network, Tail
 from pipeline.backbones.concat import ConcatBackbone
 from pipeline.config.backbone import Backbone as BackboneConfig
 from pipeline.config.backbone import Concat, Dinov2, OpenClip, Pixels, Timm
-from pipeline.config.head import ClassifierHead
-from pipeline.config.identity import token_kind
 from pipeline.config.trial import Config
 from pipeline.data import correction
 from pipeline.disk.layout import ExperimentDir, TrialDir
 from pipeline.disk.writing import atomic_folder, atomic_path, read_json, write_json, write_text
 from pipeline.errors import UserError, WorkError
 from pipeline.models import plain
-from pipeline.models.classifiers import Classifier, plain_arrays
-from pipeline.models.encoders import embedding_width
-from pipeline.models.learner import Learner
-from pipeline.models.outputs import MIN_SCALE, START, Categorical, LocationScale, Output, Quantiles
-from pipeline.models.pooling import HIDDEN
-from pipeline.models.saved import Facts, Model, is_adapted, load_facts, load_model, read_trained
+from pipeline.models.base import Facts, Model
+from pipeline.models.saved import load_facts, load_model, read_trained
 from pipeline.reporting.results import hash_results
 from pipeline.stages.predict import ensemble_at, trained_config, trial_at
 
@@ -185,7 +179,7 @@ def _write(
         "challenge": challenge,
         "correction": _correction(config),
         "backbone": _write_backbone(folder, members, backbone),
-        "members": [_member_spec(member, backbone) for member in members],
+        "members": [_member_spec(member) for member in members],
     }
     own = {"targets": list(TARGETS), "calibration": calibration} if challenge == "beetles" else _scores(members)
     write_json(folder / "submission.json", spec | own)
@@ -196,7 +190,7 @@ def _copy_code(folder: Path, challenge: str) -> None:
     """model.py, and what it imports."""
     here = Path(__file__).parent
     shutil.copyfile(here / f"{challenge}.py", folder / "model.py")
-    for file in (here / "network.py", Path(correction.__file__), Path(plain.__file__)):
+    for file in (here / "network.py", here / "towers.py", Path(correction.__file__), Path(plain.__file__)):
         shutil.copyfile(file, folder / file.name)
 
 
@@ -219,17 +213,11 @@ def _requirements(members: Iterable[Member]) -> str:
 
     Without a newline at the end: a blank line would end the platform's run.
     """
-    pinned = {
-        "open_clip": ("open-clip-torch",),
-        "dinov2": ("transformers",),
-        "timm": ("timm",),
-        "boosting": ("lightgbm",),
-    }
+    pinned = {"open_clip": ("open-clip-torch",), "dinov2": ("transformers",), "timm": ("timm",)}
     plain = {"open_clip": ("torchvision",), "dinov2": ("torchvision",), "timm": ("torchvision",)}
-    kinds = {part.kind for m in members for part in _parts(m.config.backbone)} | {
-        m.config.model.head.kind for m in members
-    }
-    lines = {f"{name}=={version(name)}" for kind in kinds for name in pinned.get(kind, ())}
+    kinds = {part.kind for m in members for part in _parts(m.config.backbone)}
+    named = {name for m in members for name in m.config.model.head.libraries}
+    lines = {f"{name}=={version(name)}" for name in named.union(*(pinned.get(kind, ()) for kind in kinds))}
     lines |= {name for kind in kinds for name in plain.get(kind, ())}
     return "\n".join(["torch", "numpy", "Pillow", *sorted(lines)])
 
@@ -243,22 +231,21 @@ def _zip(folder: Path, target: Path) -> None:
 
 # ---------------------------------------------------------------- tensors
 def _state(member: Member) -> State:
-    """A member's tensors: its own under the names of `Network`, its tail under those of the backbone's library, after `tail.`"""
-    model = member.model
-    if isinstance(model, Classifier):
-        arrays = plain_arrays(model.estimator, model.head)
-        return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-    if not isinstance(model, Learner):
-        return dict(model.state_dict())
-    encoder: Any = model.encoder.merge_and_unload() if is_adapted(model) else model.encoder  # type: ignore[operator]
+    """A member's tensors: its own under the names of `network.py`, its tail after `tail.` under those of its library."""
+    tail = _tail(getattr(member.model, "encoder", None))
+    own = {name: t for name, t in member.model.plain_state().items() if not (tail and name.startswith("encoder."))}
+    return {name: tensor.cpu().clone() for name, tensor in (own | tail).items()}
+
+
+def _tail(encoder: Any) -> State:
+    """What an encoder has learnt of the backbone: some blocks, with adapters merged into them, or the whole network."""
+    if hasattr(encoder, "peft_config"):
+        encoder = encoder.merge_and_unload()
     if isinstance(encoder, Network):
-        own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
-        return own | {f"tail.{name}": tensor.cpu() for name, tensor in _native(encoder.backbone).items()}
+        return {f"tail.{name}": tensor for name, tensor in _native(encoder.backbone).items()}
     if isinstance(encoder, Tail):
-        own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
-        tail = {f"tail.{name.removeprefix('visual.')}": tensor for name, tensor in encoder.to_native().items()}
-        return {name: tensor.cpu().clone() for name, tensor in (own | tail).items()}
-    return {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+        return {f"tail.{name.removeprefix('visual.')}": tensor for name, tensor in encoder.to_native().items()}
+    return {}
 
 
 def _with_same_tails(members: Sequence[Member], states: Sequence[State], backbone: Backbone) -> list[State]:
@@ -266,8 +253,7 @@ def _with_same_tails(members: Sequence[Member], states: Sequence[State], backbon
     names = {name for state in states for name in state if name.startswith("tail.")}
     native = _native(backbone) if names else {}
     base = {name: native[name.removeprefix("tail.")] for name in names}
-    looks = [isinstance(member.model, Learner | Classifier) for member in members]
-    return [base | state if at_images else state for state, at_images in zip(states, looks, strict=True)]
+    return [base | state if m.model.reads_images else state for m, state in zip(members, states, strict=True)]
 
 
 def _native(backbone: Backbone) -> State:
@@ -329,57 +315,13 @@ def fingerprint(state: State) -> str:
     return digest.hexdigest()
 
 
-def _member_spec(member: Member, backbone: Backbone) -> Spec:
-    head, names = member.config.model.head, member.facts.names
-    classifier = isinstance(head, ClassifierHead)
-    spec: Spec = {
-        "kind": "plain" if classifier else head.kind if head.kind in ("climatology", "boosting") else "network",
+def _member_spec(member: Member) -> Spec:
+    """How a member is made again, and what calibrates it."""
+    names, trained = member.facts.names, read_trained(member.trial)
+    return member.model.spec() | {
         "trial": f"{member.trial.path.parent.name}/{member.trial.path.name}",
-        "config_hash": read_trained(member.trial)["config_hash"],
+        "config_hash": trained["config_hash"],
         "targets": list(member.facts.learnt),
         "names": {"domains": names.domains, "species": names.species, "genera": names.genera},
-        "calibration": read_trained(member.trial)["calibration"],
+        "calibration": trained["calibration"],
     }
-    if classifier:
-        return spec | {"classifier": head.kind, "normalize": member.config.model.normalize}
-    if head.kind == "climatology":
-        return spec | {"min_groups": head.min_groups}
-    return spec if head.kind == "boosting" else spec | _network_spec(member, backbone)
-
-
-def _network_spec(member: Member, backbone: Backbone) -> Spec:
-    config, model = member.config, member.config.model
-    assert isinstance(member.model, Learner)
-    encoder, convolutions = model.encoder, None
-    if encoder.kind == "patch_convs":
-        convolutions = {
-            "width": backbone.width,
-            "grid": list(backbone.grid),
-            "kernel": encoder.kernel,
-            "channels": encoder.channels,
-        }
-    return {
-        "features": "patches" if token_kind(config)[0] == "patches" else "pooled",
-        "convolutions": convolutions,
-        "width": embedding_width(encoder, member.facts.embed_dim),
-        "hidden": list(model.head.hidden) if model.head.kind == "mlp" else [],
-        "normalize": model.normalize,
-        "n_features": len(member.model.feature_mean),
-        "domain": model.domain_embedding,
-        "species": model.species_embedding,
-        "pool": model.pool,
-        "attention": HIDDEN,
-        "output": _output_spec(member.model.output),
-    }
-
-
-def _output_spec(output: Output) -> Spec:
-    """How a head's numbers are read."""
-    spec: Spec = {"n": output.n, "min_scale": MIN_SCALE, "start": START}
-    if isinstance(output, LocationScale):
-        return spec | {"kind": "location_scale", "widening": output.widening}
-    if isinstance(output, Categorical):
-        return spec | {"kind": "categorical", "n_classes": output.n_classes}
-    if isinstance(output, Quantiles):
-        return spec | {"kind": "quantiles", "z": output.z.tolist()}
-    return spec | {"kind": "point"}

@@ -1,34 +1,26 @@
 """The models of a submission, from a batch of images to what each member says of them.
 
 This file stands alone, without a word of this package: `carabid export` copies it beside `model.py` (what the platform calls),
-`correction.py` (what is done to images first), `plain.py` (classifiers as arrays), `submission.json` (what the members are
-made of) and `weights.pt` (plain tensors). It imports torch, numpy and Pillow, and what the backbone needs: open_clip or
-transformers; LightGBM for trees.
+`towers.py` (backbones), `correction.py` (what is done to images first), `plain.py` (classifiers as arrays), `submission.json`
+(what the members are made of) and `weights.pt` (plain tensors). It imports torch, numpy, and LightGBM for trees.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plain  # plain.py and correction.py, beside this file
+import plain  # plain.py and towers.py, beside this file
 import torch
-from correction import balance, rescale, to_rgb
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from towers import HERE, Backbone, Point, make_backbone
 
-HERE = Path(__file__).resolve().parent
-
-Point = Mapping[str, Any]
-"""One image, as the beetles' platform hands it over; of butterflies the image alone is known."""
 Said = tuple[Any, Any, Any]
 """Of images, arrays [B, n_targets]: mean, variance, log weight."""
 
@@ -73,14 +65,15 @@ class Batch:
         return len(self.datapoints)
 
     @cached_property
-    def images(self) -> Tensor:
+    def images(self) -> Any:
         return self.backbone.transform(self.datapoints)
 
     def features(self, kind: str, tail: Mapping[str, Tensor]) -> Tensor:
         """What a member with this tail reads (without one, the backbone's own features)."""
         if tail:
             self.backbone.put(tail)
-            return self.backbone.features(self.images, kind)
+            said: Tensor = self.backbone.features(self.images, kind)
+            return said
         if kind not in self.found:
             self.found[kind] = self.backbone.features(self.images, kind)
         return self.found[kind]
@@ -97,7 +90,7 @@ class Batch:
 class Member(ABC):
     """One trained model."""
 
-    def __init__(self, spec: Mapping[str, Any]) -> None:
+    def __init__(self, spec: Mapping[str, Any], state: Mapping[str, Tensor], device: torch.device) -> None:
         self.spec = spec
 
     @abstractmethod
@@ -108,8 +101,8 @@ class Member(ABC):
 class ImageMember(Member):
     """One that looks at images, through a tail of its own if its state has one; `own` is the rest of its state."""
 
-    def __init__(self, spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: Mapping[str, Any], state: Mapping[str, Tensor], device: torch.device) -> None:
+        super().__init__(spec, state, device)
         self.tail = {name.removeprefix("tail."): state[name] for name in state if name.startswith("tail.")}
         self.own = {name: tensor for name, tensor in state.items() if not name.startswith("tail.")}
 
@@ -122,7 +115,7 @@ class NetworkMember(ImageMember):
     """A network on the backbone's features."""
 
     def __init__(self, spec: Mapping[str, Any], state: Mapping[str, Tensor], device: torch.device) -> None:
-        super().__init__(spec, state)
+        super().__init__(spec, state, device)
         self.device = device
         self.network = Network(spec)
         self.network.load_state_dict(self.own)
@@ -144,8 +137,8 @@ class NetworkMember(ImageMember):
 class ClimatologyMember(Member):
     """Mean and spread of the training groups of the domain, else of all (site and date are hidden)."""
 
-    def __init__(self, spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: Mapping[str, Any], state: Mapping[str, Tensor], device: torch.device) -> None:
+        super().__init__(spec, state, device)
         self.domain, self.targets = state["domain"].numpy(), state["targets"].double().numpy()
 
     def say(self, batch: Batch) -> Said:
@@ -162,10 +155,10 @@ class ClimatologyMember(Member):
 class TreesMember(Member):
     """Gradient-boosted trees on domain and species (site and date are hidden)."""
 
-    def __init__(self, spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    def __init__(self, spec: Mapping[str, Any], state: Mapping[str, Tensor], device: torch.device) -> None:
         from lightgbm import Booster
 
-        super().__init__(spec)
+        super().__init__(spec, state, device)
         texts = [bytes(state[f"target_{i}"].numpy()).decode() for i in range(len(state))]
         self.boosters = [Booster(model_str=text) for text in texts]
 
@@ -182,8 +175,8 @@ class TreesMember(Member):
 class PlainMember(ImageMember):
     """A classifier of scikit-learn as arrays, on the backbone's features."""
 
-    def __init__(self, spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-        super().__init__(spec, state)
+    def __init__(self, spec: Mapping[str, Any], state: Mapping[str, Tensor], device: torch.device) -> None:
+        super().__init__(spec, state, device)
         self.arrays = {name: tensor.numpy() for name, tensor in self.own.items()}
 
     def say(self, batch: Batch) -> Said:
@@ -201,11 +194,14 @@ class PlainMember(ImageMember):
 
 def make_member(spec: Mapping[str, Any], state: Mapping[str, Tensor], device: torch.device) -> Member:
     """The member that a specification describes."""
-    if spec["kind"] == "climatology":
-        return ClimatologyMember(spec, state)
-    if spec["kind"] == "plain":
-        return PlainMember(spec, state)
-    return TreesMember(spec, state) if spec["kind"] == "boosting" else NetworkMember(spec, state, device)
+    makers: dict[str, type[Any]] = {
+        "climatology": ClimatologyMember,
+        "plain": PlainMember,
+        "boosting": TreesMember,
+        "network": NetworkMember,
+    }
+    made: Member = makers[spec["kind"]](spec, state, device)
+    return made
 
 
 # ---------------------------------------------------------------- the network on the features
@@ -322,184 +318,3 @@ def moments(output: Mapping[str, Any], raw: Tensor) -> tuple[Tensor, Tensor]:
     off = z - z.mean()
     scale = (raw * off).sum(-1) / off.square().sum()
     return raw.mean(-1) - scale * z.mean(), scale.clamp_min(output["min_scale"]).square()
-
-
-# ---------------------------------------------------------------- backbones
-class Backbone(ABC):
-    """A network that embeds images, in fp32; members put the tails that they have trained into it."""
-
-    correction: Mapping[str, Any]
-    """Whether images are corrected by card and bar, and the canvas of the latter."""
-
-    def __init__(self, module: nn.Module, transform: Callable[[Image.Image], Tensor], device: torch.device) -> None:
-        self.module, self.to_input = module.float().requires_grad_(False).eval().to(device), transform
-        self.device = device
-
-    def transform(self, datapoints: Sequence[Point]) -> Tensor:
-        """Images → the network's input [B, 3, H, W]."""
-        return torch.stack([self.to_input(to_rgb(self._corrected(point))) for point in datapoints]).to(self.device)
-
-    def _corrected(self, point: Point) -> Image.Image:
-        """An image's image, by the card and the bar that were photographed with it, where the members learned so."""
-        image: Image.Image = point["relative_img"]
-        try:
-            image = balance(image, point["colorpicker_img"]) if self.correction["colour_card"] else image
-            return (
-                rescale(image, point["scalebar_img"], self.correction["canvas"])
-                if self.correction["scale_bar"]
-                else image
-            )
-        except (
-            AttributeError,
-            OSError,
-        ):  # no card, or none that can be read: the image is worth more than its colour
-            return image
-
-    def put(self, tail: Mapping[str, Tensor]) -> None:
-        """Weights of a member's tail, under the library's names. Raises ValueError for a name that is none of them."""
-        for name, parameter in list(self.module.named_parameters()):
-            if (
-                name in tail and tail[name].shape != parameter.shape
-            ):  # (positions that learned at another size of image)
-                owner, _, last = name.rpartition(".")
-                setattr(self.module.get_submodule(owner), last, nn.Parameter(tail[name].to(parameter), False))
-        if unknown := self.module.load_state_dict(dict(tail), strict=False).unexpected_keys:
-            raise ValueError(
-                f"the backbone has no {unknown[0]}: another version of its library than it was exported with?"
-            )
-
-    @abstractmethod
-    def features(self, images: Tensor, kind: str) -> Tensor:
-        """Pooled embedding [B, E], or patch tokens [B, P, D]."""
-
-
-class OpenClip(Backbone):
-    def features(self, images: Tensor, kind: str) -> Tensor:
-        tower: Any = self.module
-        if kind == "patches":
-            tokens = tower._embeds(images)
-            for block in tower.transformer.resblocks:
-                tokens = block(tokens)
-            return tower.ln_post(tokens[:, 1:])  # type: ignore[no-any-return]
-        pooled = tower(images)
-        pooled = pooled[0] if isinstance(pooled, tuple) else pooled
-        return pooled[:, 0] if pooled.ndim == 3 else pooled  # type: ignore[no-any-return]
-
-
-class Dinov2(Backbone):
-    pooling = "cls"
-    """Or cls_mean: the class token and the mean of the patch tokens."""
-
-    def features(self, images: Tensor, kind: str) -> Tensor:
-        said: Any = self.module(images)
-        config: Any = self.module.config
-        patches: Tensor = said.last_hidden_state[:, 1 + getattr(config, "num_register_tokens", 0) :]
-        if kind == "patches":
-            return patches
-        pooled: Tensor = said.pooler_output
-        return pooled if self.pooling == "cls" else torch.cat([pooled, patches.mean(1)], 1)
-
-
-class Timm(Backbone):
-    def features(self, images: Tensor, kind: str) -> Tensor:
-        out: Tensor = self.module(images)
-        return out
-
-
-class Pixels(Backbone):
-    def features(self, images: Tensor, kind: str) -> Tensor:
-        return images.flatten(1)
-
-
-class Concat(Backbone):
-    """Several backbones; what each says has length 1."""
-
-    def __init__(self, parts: Sequence[Backbone], device: torch.device) -> None:
-        super().__init__(nn.ModuleList([part.module for part in parts]), lambda image: torch.empty(0), device)
-        self.parts = parts
-
-    def transform(self, datapoints: Sequence[Point]) -> Any:
-        images = [to_rgb(self._corrected(point)) for point in datapoints]
-        return [torch.stack([part.to_input(image) for image in images]).to(self.device) for part in self.parts]
-
-    def features(self, images: Any, kind: str) -> Tensor:
-        said = [part.features(each, kind) for part, each in zip(self.parts, images, strict=True)]
-        return torch.cat([F.normalize(each, dim=1) for each in said], 1)
-
-
-def make_backbone(spec: Mapping[str, Any], state: Mapping[str, Tensor], device: torch.device) -> Backbone:
-    """The backbone, with the weights of this folder if it has them, else with those that its name leads to (none, if every member
-    brings a whole network)."""
-    is_here = bool(state) or spec["fingerprint"] is None
-    if spec["kind"] == "concat":
-        backbone: Backbone = Concat([make_part(part, is_here, device) for part in spec["parts"]], device)
-    else:
-        backbone = make_part(spec, is_here, device)
-    if state:
-        backbone.module.load_state_dict(dict(state))
-    elif spec["fingerprint"] and fingerprint(backbone.module.state_dict()) != spec["fingerprint"]:
-        raise ValueError(f"the weights fetched as {spec['name']} are not those that the members were trained on")
-    return backbone
-
-
-def make_part(spec: Mapping[str, Any], is_here: bool, device: torch.device) -> Backbone:
-    """One network; `is_here`: its weights are put in afterwards, and are not fetched."""
-    if spec["kind"] == "pixels":
-        return Pixels(nn.Identity(), lambda image: shrink(image, spec["size"]), device)
-    makers = {"open_clip": make_open_clip, "dinov2": make_dinov2, "timm": make_timm}
-    return makers[spec["kind"]](spec, is_here, device)
-
-
-def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """sha256 over the bytes of tensors, by name."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode() + state[name].detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def make_open_clip(spec: Mapping[str, Any], is_here: bool, device: torch.device) -> Backbone:
-    import open_clip
-    from open_clip.transform import PreprocessCfg, image_transform_v2
-
-    if is_here:
-        open_clip.add_model_config(HERE / f"{spec['architecture']}.json")
-        model: Any = open_clip.create_model(spec["architecture"], pretrained_text=False)
-    else:
-        options = {"require_pretrained": True, "force_quick_gelu": spec["quick_gelu"]}
-        model = open_clip.create_model(spec["name"], pretrained=spec["pretrained"], **options)
-    return OpenClip(model.visual, image_transform_v2(PreprocessCfg(**spec["preprocess"]), is_train=False), device)
-
-
-def make_dinov2(spec: Mapping[str, Any], is_here: bool, device: torch.device) -> Backbone:
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
-
-    folder = HERE / spec["architecture"]
-    processor: Any = AutoImageProcessor.from_pretrained(folder)
-    if is_here:
-        model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
-    else:
-        model = AutoModel.from_pretrained(spec["name"], revision=spec["revision"], dtype=torch.float32)
-
-    def transform(image: Image.Image) -> Tensor:
-        return processor(images=image, return_tensors="pt")["pixel_values"][0]  # type: ignore[no-any-return]
-
-    made = Dinov2(model, transform, device)
-    made.pooling = spec["pooling"]
-    return made
-
-
-def make_timm(spec: Mapping[str, Any], is_here: bool, device: torch.device) -> Backbone:
-    import timm
-    from timm.data import create_transform
-
-    model: Any = timm.create_model(spec["timm"] if is_here else spec["name"], pretrained=not is_here, num_classes=0)
-    if hasattr(model, "set_input_size"):
-        model.set_input_size(img_size=(spec["image_size"], spec["image_size"]))
-    return Timm(model, create_transform(**spec["preprocess"], is_training=False), device)
-
-
-def shrink(image: Image.Image, size: int) -> Tensor:
-    """An image shrunk to size × size by area, values within 0 … 1."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    return F.adaptive_avg_pool2d(pixels.float(), size) / 255

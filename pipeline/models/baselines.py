@@ -5,10 +5,10 @@ They remember what they learnt in buffers whose sizes follow from the data, so t
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.config.head import ClimatologyHead
-from pipeline.models.learner import Predicted
+from pipeline.config.trial import Config
+from pipeline.models.base import Facts, Model, Predicted
 from pipeline.models.metadata import UNKNOWN_DAY, Metadata, Names
 
 if TYPE_CHECKING:
@@ -25,17 +26,23 @@ if TYPE_CHECKING:
 DAYS = 365.25
 
 
-class Baseline(nn.Module, ABC):
+class Baseline(Model):
     """A model that is all buffers."""
 
-    def remember(self, state: Mapping[str, Tensor]) -> None:
-        """Take these tensors over, by name."""
-        for name, tensor in state.items():
-            self.register_buffer(name, tensor)
+    reads_images = False
 
     @abstractmethod
-    def predict(self, features: Tensor, metadata: Metadata) -> Predicted:
-        """What it says of B images, whatever their features are."""
+    def __init__(self, head: Any, names: Names) -> None:
+        super().__init__()
+
+    @classmethod
+    def make(cls, config: Config, facts: Facts, encoder: nn.Module) -> Self:
+        return cls(config.model.head, facts.names)
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take these tensors over, by name, whatever their sizes."""
+        for name, tensor in state.items():
+            self.register_buffer(name, tensor)
 
 
 class Climatology(Baseline):
@@ -50,21 +57,25 @@ class Climatology(Baseline):
     targets: Tensor
 
     def __init__(self, head: ClimatologyHead, names: Names) -> None:
-        super().__init__()
+        super().__init__(head, names)
         self.window, self.min_groups = head.window, head.min_groups
         self.unknown_domain, self.unknown_site = len(names.domains), len(names.sites)
 
     def learn(self, metadata: Metadata, targets: Tensor) -> None:
         """Remember the training groups [M] and their targets [M, n_targets]."""
-        self.remember({"domain": metadata.domain, "site": metadata.site, "day": metadata.day, "targets": targets})
+        self.restore({"domain": metadata.domain, "site": metadata.site, "day": metadata.day, "targets": targets})
 
-    def predict(self, features: Tensor, metadata: Metadata) -> Predicted:
+    def predict(self, features: Tensor, metadata: Metadata | None = None) -> Predicted:
+        assert metadata is not None
         mean, variance = self._moments(torch.ones(len(metadata), len(self.domain), device=self.domain.device))
         for alike in (self._same_domain(metadata), self._same_season(metadata)):
             enough = (alike.sum(1) >= self.min_groups)[:, None]
             found = self._moments(alike)
             mean, variance = torch.where(enough, found[0], mean), torch.where(enough, found[1], variance)
         return Predicted(mean, variance, torch.zeros_like(mean))
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": "climatology", "min_groups": self.min_groups}
 
     def _same_domain(self, metadata: Metadata) -> Tensor:
         """[B, M]: 1 where the training group is of the same domain; what is unknown is like nothing."""
@@ -89,21 +100,25 @@ class Climatology(Baseline):
 class Boosting(Baseline):
     """Gradient-boosted trees on domain, species, site and day of the year. Its buffers are LightGBM's own text, `target_<i>`."""
 
-    def __init__(self, names: Names) -> None:
-        super().__init__()
+    def __init__(self, head: Any, names: Names) -> None:
+        super().__init__(head, names)
         self.sizes = (len(names.domains), len(names.species), len(names.sites))
 
     def learn(self, texts: list[str]) -> None:
         """Remember a model for each target."""
-        self.remember(
+        self.restore(
             {f"target_{i}": torch.tensor(list(text.encode()), dtype=torch.uint8) for i, text in enumerate(texts)}
         )
 
-    def predict(self, features: Tensor, metadata: Metadata) -> Predicted:
+    def predict(self, features: Tensor, metadata: Metadata | None = None) -> Predicted:
+        assert metadata is not None
         columns = self.columns(metadata)
         said = np.stack([booster.predict(columns, num_threads=1) for booster in self._boosters], 1)
         mean = torch.from_numpy(said).float().to(metadata.domain.device)
         return Predicted(mean, torch.ones_like(mean), torch.zeros_like(mean))
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": "boosting"}
 
     def columns(self, metadata: Metadata) -> NDArray[np.float64]:
         """What the trees read [B, 4]; NaN for what is unknown."""

@@ -21,6 +21,7 @@ class PatchConvs(nn.Module):
                 f"model.encoder.kernel {kernel} is larger than the backbone's {grid[0]}×{grid[1]} grid of patch tokens"
             )
         self.grid = grid
+        self.spec = {"width": width, "grid": list(grid), "kernel": kernel, "channels": channels}
         self.convs = nn.Sequential(
             nn.Conv2d(width, width, kernel), nn.ReLU(), nn.Conv2d(width, channels, rest), nn.ReLU()
         )

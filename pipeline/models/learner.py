@@ -5,18 +5,25 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 
+from pipeline.config.trial import Config
+from pipeline.disk.layout import TrialDir
+from pipeline.models.base import Facts, Model, Predicted
+from pipeline.models.encoders import embedding_width
+from pipeline.models.losses import Loss, SquaredError
 from pipeline.models.metadata import Metadata
-from pipeline.models.outputs import Output, Point
-from pipeline.models.pooling import Pooling, Sets, pool
+from pipeline.models.pooling import HIDDEN, Pooling, Sets, make_pooling, pool
 
 Mix = Callable[[Tensor], Tensor]
 """Mixes the rows of a [B, …] tensor with those of a permutation of the batch, by one λ."""
+SCALES = ("target_mean", "target_scale", "feature_mean", "feature_scale")
+"""Buffers of a Learner that follow from the training data."""
 
 
 @dataclass(frozen=True)
@@ -24,23 +31,11 @@ class Answer:
     """What a model makes of B images, in standardised units."""
 
     parameters: Tensor
-    """[B, n_targets, output.n]: of each target's distribution (see `models/outputs.py`)."""
+    """[B, n_targets, loss.n]: of each target's distribution (see `models/losses.py`)."""
     log_weights: Tensor
     """[B, n_targets]: how much an image counts among those of its group, up to a constant (`models/pooling.py`)."""
     hidden: Tensor
     """[B, H]: what the head's last layer reads."""
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """What a model says of B images, in the targets' own units, each [B, n_targets]."""
-
-    mean: Tensor
-    variance: Tensor
-    log_weights: Tensor
-
-    def cpu(self) -> Predicted:
-        return Predicted(self.mean.cpu(), self.variance.cpu(), self.log_weights.cpu())
 
 
 class DomainEmbedding(nn.Module):
@@ -99,7 +94,7 @@ def make_mlp(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-class Learner(nn.Module):
+class Learner(Model):
     """Predicts targets from cached features: all that learns by gradient descent.
 
     `target_mean` and `target_scale` [n_targets] bring the head's output to the targets' own units, `feature_mean` and
@@ -118,7 +113,7 @@ class Learner(nn.Module):
         domain: DomainEmbedding | None,
         normalize: bool,
         n_targets: int,
-        output: Output | None = None,
+        loss: Loss | None = None,
         species: SpeciesEmbedding | None = None,
         pooling: Pooling | None = None,
         n_features: int = 1,
@@ -130,11 +125,23 @@ class Learner(nn.Module):
         self.pooling = pooling or Pooling()
         self.head = head
         self.normalize = normalize
-        self.output = output or Point()
+        self.loss = loss or SquaredError()
         self.register_buffer("target_mean", torch.zeros(n_targets))
         self.register_buffer("target_scale", torch.ones(n_targets))
         self.register_buffer("feature_mean", torch.zeros(n_features))
         self.register_buffer("feature_scale", torch.ones(n_features))
+
+    @classmethod
+    def make(cls, config: Config, facts: Facts, encoder: nn.Module) -> Self:
+        """Head, embeddings of names and pooling of the right widths around an encoder."""
+        model, names, n_targets = config.model, facts.names, len(facts.learnt)
+        width = embedding_width(model.encoder, facts.embed_dim)
+        domain = DomainEmbedding(len(names.domains), width) if model.domain_embedding else None
+        loss = config.loss.make(len(facts.targets))
+        head = make_mlp([width, *model.head.widths(), n_targets * loss.n])
+        species = SpeciesEmbedding(len(names.species), len(names.genera), width) if model.species_embedding else None
+        pooling, n_features = make_pooling(model.pool, width), width if model.standardize_features else 1
+        return cls(encoder, head, domain, model.normalize, n_targets, loss, species, pooling, n_features)
 
     def forward(self, features: Tensor, metadata: Metadata | None = None, mix: Mix | None = None) -> Answer:
         """features [B, E] or [B, T, D] and what is known of the images (None: nothing) → what the model says of them.
@@ -143,8 +150,8 @@ class Learner(nn.Module):
         """
         embedding = self.embed(features, metadata, mix)
         hidden: Tensor = self.head[:-1](embedding)
-        parameters = self.output.parameters(self.head[-1](hidden).float())
-        return Answer(parameters, self.pooling(embedding, self.output.moments(parameters)[1]), hidden)
+        parameters = self.loss.parameters(self.head[-1](hidden).float())
+        return Answer(parameters, self.pooling(embedding, self.loss.moments(parameters)[1]), hidden)
 
     def embed(self, features: Tensor, metadata: Metadata | None, mix: Mix | None) -> Tensor:
         """What the head reads [B, E]."""
@@ -162,12 +169,11 @@ class Learner(nn.Module):
         return embedding
 
     def predict(self, features: Tensor, metadata: Metadata | None = None) -> Predicted:
-        """What the model says of each image in the targets' own units."""
         return self.in_units(self(features, metadata))
 
     def in_units(self, answer: Answer) -> Predicted:
         """An answer's mean and variance in the targets' own units (squared: the variance)."""
-        mean, variance = self.output.moments(answer.parameters)
+        mean, variance = self.loss.moments(answer.parameters)
         return Predicted(
             mean * self.target_scale + self.target_mean, variance * self.target_scale.square(), answer.log_weights
         )
@@ -180,11 +186,47 @@ class Learner(nn.Module):
         parameters, targets = answer.parameters, self.standardize(targets)
         if sets is not None:
             parameters, targets = pool(parameters, answer.log_weights, sets), targets[sets.firsts]
-        return self.output.losses(parameters, targets)
+        return self.loss.losses(parameters, targets)
 
     def standardize(self, targets: Tensor) -> Tensor:
         """targets [B, n_targets] in their own units → in the head's."""
         return (targets - self.target_mean) / self.target_scale
+
+    # ------------------------------------------------------------ on disk, and export
+    @property
+    def is_adapted(self) -> bool:
+        """Whether the encoder is a tail wrapped by PEFT."""
+        return hasattr(self.encoder, "peft_config")
+
+    def own_state(self) -> dict[str, Tensor]:
+        """Trained tensors but the adapter's, and the scales."""
+        state = {n: t for n, t in trained_state(self).items() if not (self.is_adapted and n.startswith("encoder."))}
+        return state | {name: self.get_buffer(name) for name in SCALES}
+
+    def save_more(self, trial: TrialDir) -> None:
+        if self.is_adapted:
+            from pipeline.models.adapter import save_adapter  # PEFT takes seconds to import
+
+            save_adapter(self.encoder, trial.adapter)
+
+    def spec(self) -> dict[str, Any]:
+        """The widths of its layers and what stands between them; without its encoder, but for convolutions."""
+        linear = [layer for layer in self.head if isinstance(layer, nn.Linear)]
+        convolutions = getattr(self.encoder, "spec", None)
+        return {
+            "kind": "network",
+            "features": "patches" if convolutions else "pooled",
+            "convolutions": convolutions,
+            "width": linear[0].in_features,
+            "hidden": [layer.out_features for layer in linear[:-1]],
+            "normalize": self.normalize,
+            "n_features": len(self.feature_mean),
+            "domain": self.domain is not None,
+            "species": self.species is not None,
+            "pool": self.pooling.kind,
+            "attention": HIDDEN,
+            "output": self.loss.spec(),
+        }
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Classifiers as arrays, scored by numpy alone: what a submission holds, where neither scikit-learn nor skops may be loaded.
 
-This file stands alone and is copied as it is. `models/classifiers.plain_arrays` makes the arrays; of every kind `mean` and
+This file stands alone and is copied as it is. the recipes of `models/estimators.py` make the arrays; of every kind `mean` and
 `scale` [E] standardise the features (0 and 1 where it does not). With two classes the first is the positive one, and a
 decision [B, 1] is the log-odds of the second, as scikit-learn has it; with C > 2 a decision is [B, C].
 """
@@ -8,7 +8,7 @@ decision [B, 1] is the log-odds of the second, as scikit-learn has it; with C > 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -32,12 +32,9 @@ NODES, WEIGHTS = np.polynomial.hermite.hermgauss(64)
 def probabilities(kind: str, arrays: Arrays, x: Array) -> Array:
     """Of features [B, E] the probabilities of the classes [B, C], as scikit-learn's predict_proba gives them."""
     z = _standardise(arrays, x)
-    if kind == "knn":
-        return _votes(arrays, z)
-    if kind == "gaussian_process":
-        mean, variance = _latent(arrays, z)
-        return _together(_expected_sigmoid(mean, variance))
-    decision = _decision(kind, arrays, z)
+    if kind in WITHOUT_DECISION:
+        return WITHOUT_DECISION[kind][0](arrays, z)
+    decision = DECISIONS.get(kind, _linear)(arrays, z)
     if decision.shape[1] == 1 or kind in ONE_AGAINST_THE_REST:
         return _together(np.exp(_log_sigmoid(decision)))
     raised = np.exp(decision - decision.max(1, keepdims=True))
@@ -53,16 +50,11 @@ def log_odds(kind: str, arrays: Arrays, x: Array) -> Array:
     FEWEST to 0 and 1, and has p's ties. Raises ValueError for more than two classes.
     """
     z = _standardise(arrays, x)
-    if kind == "knn":
-        p = _votes(arrays, z).clip(FEWEST, 1 - FEWEST)
-        odds: Array = np.log(p) - np.log(p[:, ::-1])
-    elif kind == "gaussian_process":
-        odds = -_expected_logit(*_latent(arrays, z))
-    else:
-        odds = -_decision(kind, arrays, z)
-    if odds.shape[1] != (2 if kind == "knn" else 1):
+    of_second = WITHOUT_DECISION[kind][1] if kind in WITHOUT_DECISION else DECISIONS.get(kind, _linear)
+    odds = of_second(arrays, z)
+    if odds.shape[1] != 1:
         raise ValueError("log-odds are of two classes, and here are more")
-    return odds[:, 0]
+    return -odds[:, 0]
 
 
 def spread(log_odds: float, knots: Sequence[float]) -> float:
@@ -98,17 +90,8 @@ def _log_sigmoid(z: Array) -> Array:
 
 
 # ---------------------------------------------------------------- decisions
-def _decision(kind: str, arrays: Arrays, z: Array) -> Array:
-    """Of standardised features [B, E] the log-odds [B, 1] of the second class, or of each [B, C]; softmax's terms."""
-    if kind == "svc":
-        return _line(arrays, _support(arrays, z))
-    if kind == "sgd":
-        return _line(arrays, z @ arrays["weights"] + arrays["bias"])
-    if kind == "hist_gradient_boosting":
-        return _trees(arrays, z)
-    if kind in ("mahalanobis", "knn_distance"):
-        distance = _from_centres(arrays, z) if kind == "mahalanobis" else _nearest(arrays, z)[0].mean(1)
-        return -_line(arrays, distance[:, None])
+def _linear(arrays: Arrays, z: Array) -> Array:
+    """Of standardised features [B, E] the log-odds [B, 1] of the second class, or softmax's terms of each [B, C]."""
     out: Array = z @ arrays["weights"] + arrays["bias"]
     return out
 
@@ -234,3 +217,31 @@ def _log_mean(logs: Array) -> Array:
 def _erf(values: Array) -> Array:
     flat = [math.erf(value) for value in values.ravel()]
     return np.array(flat).reshape(values.shape)
+
+
+# ---------------------------------------------------------------- kinds
+def _vote_odds(arrays: Arrays, z: Array) -> Array:
+    """Log-odds of the second of two classes [B, 1], of votes; of more classes as many columns."""
+    p = _votes(arrays, z).clip(FEWEST, 1 - FEWEST)
+    odds: Array = np.log(p[:, ::-1]) - np.log(p)
+    return odds[:, :1] if p.shape[1] == 2 else odds
+
+
+Scored = Callable[[Arrays, Array], Array]
+"""Of standardised features [B, E]."""
+DECISIONS: Mapping[str, Scored] = {
+    "svc": lambda arrays, z: _line(arrays, _support(arrays, z)),
+    "sgd": lambda arrays, z: _line(arrays, _linear(arrays, z)),
+    "hist_gradient_boosting": _trees,
+    "mahalanobis": lambda arrays, z: -_line(arrays, _from_centres(arrays, z)[:, None]),
+    "knn_distance": lambda arrays, z: -_line(arrays, _nearest(arrays, z)[0].mean(1)[:, None]),
+}
+"""By kind: log-odds of the second class [B, 1], or of each [B, C]. Any other kind is linear."""
+WITHOUT_DECISION: Mapping[str, tuple[Scored, Scored]] = {
+    "knn": (_votes, _vote_odds),
+    "gaussian_process": (
+        lambda arrays, z: _together(_expected_sigmoid(*_latent(arrays, z))),
+        lambda arrays, z: _expected_logit(*_latent(arrays, z)),
+    ),
+}
+"""By kind: probabilities of the classes [B, C], and log-odds as above."""

@@ -8,110 +8,36 @@ the targets. PEFT itself loads an adapter of two blocks onto a tail of one witho
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.backbones.base import Backbone
-from pipeline.config.head import ClassifierHead
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import read_json, write_tensors
 from pipeline.errors import WorkError
-from pipeline.models.baselines import Boosting, Climatology
-from pipeline.models.classifiers import Classifier, load_classifier, save_classifier
-from pipeline.models.encoders import embedding_width, make_encoder
-from pipeline.models.learner import DomainEmbedding, Learner, SpeciesEmbedding, make_mlp, trained_state
+from pipeline.models.base import Facts, Model
+from pipeline.models.encoders import make_encoder
 from pipeline.models.metadata import Names
-from pipeline.models.outputs import make_output
-from pipeline.models.pooling import make_pooling
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a model was built for."""
-
-    targets: tuple[str, ...]
-    names: Names
-    """What training images were called, in the order of the embeddings' rows."""
-    embed_dim: int
-    """Width of the backbone's pooled embedding."""
-    base_weights: str
-    """sha256 of the backbone's image tower."""
-    cut: int | None
-    """First block of the tail; None where there is no tail."""
-    feature_key: str
-    auxiliary: tuple[str, ...] = ()
-    """Labels that are learnt beside the targets, and predicted behind them."""
-
-    @property
-    def learnt(self) -> tuple[str, ...]:
-        """The columns of the data's table that the model learns, in the order of its predictions."""
-        return self.targets + self.auxiliary
-
-    @property
-    def domains(self) -> tuple[str, ...]:
-        """Domains that were trained on."""
-        return self.names.domains
-
-
-SCALES = ("target_mean", "target_scale", "feature_mean", "feature_scale")
-"""Buffers of a Learner that follow from the training data."""
-Model = Learner | Climatology | Boosting | Classifier
 
 
 def make_model(config: Config, facts: Facts, backbone: Backbone | None) -> Model:
     """A new model with weights drawn from the trial's seed; the global random state is left as it was."""
-    if (baseline := make_baseline(config, facts)) is not None:
-        return baseline
-    if (classifier := make_classifier(config, facts)) is not None:
-        return classifier
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        return assemble(config, facts, make_encoder(config.model.encoder, backbone))
-
-
-def make_baseline(config: Config, facts: Facts) -> Climatology | Boosting | None:
-    """A model that looks at no image, if the head is one."""
-    head = config.model.head
-    if head.kind == "climatology":
-        return Climatology(head, facts.names)
-    return Boosting(facts.names) if head.kind == "boosting" else None
-
-
-def make_classifier(config: Config, facts: Facts) -> Classifier | None:
-    """A classifier of scikit-learn, if the head is one."""
-    head = config.model.head
-    return Classifier(head, facts.targets, config.model.normalize) if isinstance(head, ClassifierHead) else None
-
-
-def assemble(config: Config, facts: Facts, encoder: nn.Module) -> Learner:
-    """Head, embeddings of names and pooling of the right widths around an encoder."""
-    model, names, n_targets = config.model, facts.names, len(facts.learnt)
-    width = embedding_width(model.encoder, facts.embed_dim)
-    hidden = model.head.hidden if model.head.kind == "mlp" else ()
-    domain = DomainEmbedding(len(names.domains), width) if model.domain_embedding else None
-    output = make_output(config.loss, len(facts.targets))
-    head = make_mlp([width, *hidden, n_targets * output.n])
-    species = SpeciesEmbedding(len(names.species), len(names.genera), width) if model.species_embedding else None
-    pooling, n_features = make_pooling(model.pool, width), width if model.standardize_features else 1
-    return Learner(encoder, head, domain, model.normalize, n_targets, output, species, pooling, n_features)
+        model: Model = config.model.head.make_model(config, facts, make_encoder(config.model.encoder, backbone))
+        return model
 
 
 def save_model(model: Model, facts: Facts, trial: TrialDir) -> None:
     """Write the trained tensors; equal models give equal bytes."""
-    if isinstance(model, Learner) and is_adapted(model):
-        from pipeline.models.adapter import save_adapter  # PEFT takes seconds to import
-
-        save_adapter(model.encoder, trial.adapter)
-    if isinstance(model, Classifier):
-        save_classifier(model, trial)
-    state = {name: tensor.cpu().contiguous() for name, tensor in _own_state(model).items()}
+    model.save_more(trial)
+    state = {name: tensor.cpu().contiguous() for name, tensor in model.own_state().items()}
     write_tensors(trial.model, state, {"carabid": json.dumps(asdict(facts), sort_keys=True)})
 
 
@@ -124,10 +50,9 @@ def read_trained(trial: TrialDir) -> dict[str, Any]:
         raise _damaged(trial.trained, error) from error
 
 
-def is_whole(trial: TrialDir, adapted: bool, classifier: bool = False) -> bool:
+def is_whole(trial: TrialDir, config: Config) -> bool:
     """Whether the files of a trained model are there, each as long as its header says, or a whole archive."""
-    if classifier and not is_zipfile(trial.classifier):
-        return False
+    adapted = config.model.encoder.kind == "lora"
     files = [trial.model, *([trial.adapter / "adapter_model.safetensors"] if adapted else [])]
     try:
         for path in files:
@@ -135,7 +60,9 @@ def is_whole(trial: TrialDir, adapted: bool, classifier: bool = False) -> bool:
                 pass
     except (OSError, SafetensorError):
         return False
-    return not adapted or (trial.adapter / "adapter_config.json").is_file()
+    return config.model.head.files_are_whole(trial) and (
+        not adapted or (trial.adapter / "adapter_config.json").is_file()
+    )
 
 
 def load_facts(trial: TrialDir) -> Facts:
@@ -161,16 +88,10 @@ def load_model(config: Config, trial: TrialDir, backbone: Backbone | None) -> Mo
     facts = load_facts(trial)
     with safe_open(trial.model, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    if (baseline := make_baseline(config, facts)) is not None:
-        baseline.remember(state)
-        return baseline.eval()
-    if (classifier := make_classifier(config, facts)) is not None:
-        load_classifier(classifier, trial)
-        return classifier.eval()
-    model = assemble(config, facts, _load_encoder(config, facts, trial, backbone))
-    model.load_state_dict(state, strict=False)
-    missing = _own_state(model).keys() ^ state.keys()
-    if missing:
+    model: Model = config.model.head.make_model(config, facts, _load_encoder(config, facts, trial, backbone))
+    model.restore(state)
+    model.load_more(trial)
+    if missing := model.own_state().keys() ^ state.keys():
         raise WorkError(
             f"{trial.model} does not fit its config.yaml: {', '.join(sorted(missing)[:5])} stand in one of them only"
         )
@@ -189,7 +110,7 @@ def _load_encoder(config: Config, facts: Facts, trial: TrialDir, backbone: Backb
 
         assert backbone is not None
         tail = backbone.make_tail(backbone.cut_before(encoder.blocks))
-        if not is_whole(trial, adapted=True):  # PEFT would look for what is missing on the Hub
+        if not is_whole(trial, config):  # PEFT would look for what is missing on the Hub
             raise _damaged(trial.adapter, FileNotFoundError("a file is missing or cut short"))
         adapted: nn.Module = load_adapter(tail, trial.adapter, trainable=True)
         return adapted
@@ -212,17 +133,3 @@ def _check_cut(facts: Facts, cut: int, path: Path) -> None:
             f"{path}: this model was trained on a tail that begins after block {facts.cut}, model.encoder.blocks now makes "
             f"it begin after block {cut}. Set model.encoder.blocks in its config.yaml back, or train again."
         )
-
-
-def is_adapted(model: Learner) -> bool:
-    """Whether the encoder is a tail wrapped by PEFT."""
-    return hasattr(model.encoder, "peft_config")
-
-
-def _own_state(model: Model) -> dict[str, Tensor]:
-    """Trained tensors but the adapter's, and the scales."""
-    if not isinstance(model, Learner):
-        return dict(model.state_dict())
-    adapted = is_adapted(model)
-    state = {n: t for n, t in trained_state(model).items() if not (adapted and n.startswith("encoder."))}
-    return state | {name: model.get_buffer(name) for name in SCALES}

@@ -22,7 +22,8 @@ from pipeline.errors import WorkError
 from pipeline.features.bank import make_bank
 from pipeline.metrics.groups import Prediction
 from pipeline.metrics.regression_report import Training
-from pipeline.models.saved import Facts, Model, load_facts, load_model, read_trained
+from pipeline.models.base import Facts, Model
+from pipeline.models.saved import load_facts, load_model, read_trained
 from pipeline.reporting.cards import model_card
 from pipeline.stages.inputs import Inputs, Split, changed, load_inputs
 from pipeline.stages.predict import Models, predict_images

@@ -20,8 +20,8 @@ from pipeline.errors import UserError
 from pipeline.features.hashes import data_record, ingredients, known_feature_key, weights_record
 from pipeline.features.staging import staged
 from pipeline.features.store import FeatureStore, open_key
+from pipeline.models.base import Facts
 from pipeline.models.metadata import Names
-from pipeline.models.saved import Facts
 from pipeline.progress import log
 from pipeline.tasks import check, load_task
 from pipeline.tasks.base import Task

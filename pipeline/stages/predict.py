@@ -29,9 +29,9 @@ from pipeline.experiments.reading import load_config
 from pipeline.features.forward import compute_features
 from pipeline.metrics.groups import Prediction
 from pipeline.metrics.regression_report import Training
-from pipeline.models.learner import Predicted
+from pipeline.models.base import Facts, Model, Predicted
 from pipeline.models.metadata import Metadata
-from pipeline.models.saved import Facts, Model, load_facts, load_model, read_trained
+from pipeline.models.saved import load_facts, load_model, read_trained
 from pipeline.tasks import load_task
 from pipeline.training.samples import columns, joined
 

@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config.head import CLASSIFIER_KINDS
 from pipeline.config.identity import digest
 from pipeline.config.trial import Config
 from pipeline.device import choose_device, device_name, gpu_name, make_deterministic, set_threads
@@ -24,28 +23,13 @@ from pipeline.errors import TakenOver, UserError, WorkError
 from pipeline.experiments.reading import dump_config
 from pipeline.features.bank import make_bank
 from pipeline.metrics.groups import Prediction
-from pipeline.models.baselines import Boosting, Climatology
-from pipeline.models.classifiers import Classifier
-from pipeline.models.learner import Learner
-from pipeline.models.outputs import Categorical
-from pipeline.models.saved import Facts, Model, is_whole, make_model, read_trained, save_model
+from pipeline.models.base import Facts, Model
+from pipeline.models.saved import is_whole, make_model, read_trained, save_model
 from pipeline.signals import StopFlag
 from pipeline.stages.inputs import Inputs, Split, changed, identity, load_inputs, make_facts
-from pipeline.training.baselines import fit_boosting, fit_climatology
 from pipeline.training.checkpoint import Progress, remove_checkpoint
-from pipeline.training.classifiers import fit_classifier
-from pipeline.training.loop import Run, Stop, fit
-from pipeline.training.ridge import fit_ridge
-from pipeline.training.samples import (
-    Samples,
-    embeddings,
-    feature_scale,
-    make_samples,
-    predict,
-    target_scale,
-)
-
-NO_CHOICE = ("climatology", "boosting")
+from pipeline.training.run import Fitted, Run, Stop
+from pipeline.training.samples import Samples, make_samples, predict
 
 
 def run(config: Config, trial: TrialDir, flag: StopFlag | None = None) -> None:
@@ -82,9 +66,7 @@ def is_trained(trial: TrialDir, inputs: Inputs) -> bool:
     except WorkError as error:
         print(f"carabid: {error}", flush=True)
         return False
-    model = inputs.config.model
-    classifier = model.head.kind in CLASSIFIER_KINDS
-    return same and is_whole(trial, adapted=model.encoder.kind == "lora", classifier=classifier)
+    return same and is_whole(trial, inputs.config)
 
 
 def _forget_outdated(trial: TrialDir) -> None:
@@ -106,7 +88,8 @@ def _train(inputs: Inputs, trial: TrialDir, stop: Stop, started: float) -> None:
     config, name = inputs.config, digest(identity(inputs))
     threads, device = set_threads(), choose_device(config.device)
     attempts = Attempts(trial.attempts, name, this_attempt(gpu_name(device)), started)
-    run = Run(trial, name, f"{device_name(device)}, {threads} threads", config, stop, attempts.note)
+    machine = f"{device_name(device)}, {threads} threads"
+    run = Run(trial, name, machine, config, stop, attempts.note, inputs.table("train"))
     with attempts.noted(stop.still_mine):
         model, facts, progress, calibrations = _learn(inputs, run, device)
         save_model(model, facts, trial)
@@ -122,18 +105,13 @@ def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts
     model = make_model(config, facts, inputs.encoder_backbone).to(device)
     train, validation = (_samples(inputs, facts, split, device) for split in ("train", "validation"))
     print(f"training {run.trial.path.name}: {_describe(model, train, validation)}, on {run.machine}", flush=True)
-    if config.select.epoch == "best" and config.select.folds is None and config.model.head.kind not in NO_CHOICE:
+    if config.select.epoch == "best" and config.select.folds is None and config.model.head.chooses:
         run.choice.check(config, validation)
     _check_names(inputs)
-    _standardize(model, train, inputs, facts)
-    if isinstance(model, Classifier):
-        _check_folds(inputs)
-        progress, left_out = fit_classifier(model, train, validation, config)
-        held_out = _held_out(model, validation, inputs, facts, left_out)
-    else:
-        progress = _fit(model, train, validation, run)
-        held_out = _held_out(model, validation, inputs, facts)
-    return model, facts, progress, _calibrate(held_out, inputs, facts, run.trial)
+    _check_folds(inputs)
+    fitted: Fitted = config.model.head.fit(model, train, validation, run)
+    held_out = _held_out(model, validation, inputs, facts, fitted.left_out)
+    return model, facts, fitted.progress, _calibrate(held_out, inputs, facts, run.trial)
 
 
 def _check_names(inputs: Inputs) -> None:
@@ -187,35 +165,9 @@ def _calibrate(held_out: Any, inputs: Inputs, facts: Facts, trial: TrialDir) -> 
     return inputs.task.calibrate(held_out, facts.domains, inputs.config.calibrate.kind)
 
 
-def _standardize(model: Model, train: Samples, inputs: Inputs, facts: Facts) -> None:
-    """Set scales of targets and features and weights of classes from the training split, where the configuration asks for
-    it."""
-    asked = inputs.config.model
-    if isinstance(model, Learner) and asked.standardize_targets:
-        mean, scale = target_scale(inputs.table("train"), facts.targets)
-        model.target_mean.copy_(mean)
-        model.target_scale.copy_(scale)
-    if isinstance(model, Learner) and asked.standardize_features:
-        mean, scale = feature_scale(embeddings(model, train))
-        model.feature_mean.copy_(mean)
-        model.feature_scale.copy_(scale)
-    if isinstance(model, Learner) and isinstance(model.output, Categorical):
-        model.output.balance(train.targets.dense())
-
-
 def _samples(inputs: Inputs, facts: Facts, split: Split, device: torch.device) -> Samples:
     bank = make_bank(inputs.store, inputs.positions(split).to_numpy(), device, inputs.config.resources.residence)
     return make_samples(bank, inputs.table(split), facts, inputs.dataset.truth, device)
-
-
-def _fit(model: Learner | Climatology | Boosting, train: Samples, validation: Samples, run: Run) -> Progress:
-    if isinstance(model, Climatology):
-        return fit_climatology(model, train, validation, run.config)
-    if isinstance(model, Boosting):
-        return fit_boosting(model, train, validation, run.config)
-    if run.config.model.head.kind == "ridge":
-        return fit_ridge(model, train, validation, run.config)
-    return fit(model, train, validation, run)
 
 
 def _describe(model: Model, train: Samples, validation: Samples) -> str:

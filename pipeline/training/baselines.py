@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from pipeline.config.head import BoostingHead
-from pipeline.config.trial import Config
-from pipeline.models.baselines import Boosting, Climatology
+from pipeline.models.baselines import Baseline, Boosting, Climatology
 from pipeline.training.checkpoint import Progress
-from pipeline.training.samples import Choice, Samples, predict
+from pipeline.training.run import Fitted, Run
+from pipeline.training.samples import Samples, predict
 
 CATEGORIES = [0, 1, 2]
 """Columns of `Boosting.columns` that are names."""
 
 
-def fit_climatology(model: Climatology, train: Samples, validation: Samples, config: Config) -> Progress:
+def fit_climatology(model: Climatology, train: Samples, validation: Samples, run: Run) -> Fitted:
     """Remember each training group once."""
     firsts = torch.from_numpy(np.unique(train.groups, return_index=True)[1]).to(train.targets.device)
     model.learn(train.metadata[firsts], train.targets[firsts])
-    return _progress(model, validation, config, 1, 1)
+    return _fitted(model, validation, run, 1, 1)
 
 
-def fit_boosting(model: Boosting, train: Samples, validation: Samples, config: Config) -> Progress:
+def fit_boosting(model: Boosting, train: Samples, validation: Samples, run: Run) -> Fitted:
     """A model for each target; how many trees it has is chosen on validation, by squared error.
 
     Each group counts once, however many images it has.
     """
     import lightgbm  # nothing else needs it
 
-    head = config.model.head
-    assert isinstance(head, BoostingHead)
+    head: Any = run.config.model.head
     sets = []
     for samples in (train, validation):
         weights = 1 / np.bincount(samples.groups)[samples.groups]
@@ -42,13 +43,13 @@ def fit_boosting(model: Boosting, train: Samples, validation: Samples, config: C
             for x, y, w in sets
         )
         booster = lightgbm.train(
-            _parameters(head, config.seed), fit, head.rounds, valid_sets=[held_out],
+            _parameters(head, run.config.seed), fit, head.rounds, valid_sets=[held_out],
             callbacks=[lightgbm.early_stopping(head.patience, verbose=False)],
         )  # fmt: skip
         texts.append(booster.model_to_string(num_iteration=booster.best_iteration))
         grown, kept = max(grown, booster.current_iteration()), max(kept, booster.best_iteration)
     model.learn(texts)
-    return _progress(model, validation, config, grown, kept)
+    return _fitted(model, validation, run, grown, kept)
 
 
 def _parameters(head: BoostingHead, seed: int) -> dict[str, object]:
@@ -66,7 +67,7 @@ def _parameters(head: BoostingHead, seed: int) -> dict[str, object]:
     }
 
 
-def _progress(model: Boosting | Climatology, validation: Samples, config: Config, grown: int, kept: int) -> Progress:
+def _fitted(model: Baseline, validation: Samples, run: Run, grown: int, kept: int) -> Fitted:
     """What a training run would report: of the model with most trees, how many were grown and how many kept."""
-    metric = Choice.of(config).score(validation, predict(model, validation))
-    return Progress(epoch=grown, best_epoch=kept - 1, best_metric=metric)
+    metric = run.choice.score(validation, predict(model, validation))
+    return Fitted(Progress(epoch=grown, best_epoch=kept - 1, best_metric=metric))

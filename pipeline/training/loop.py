@@ -6,8 +6,6 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,64 +13,26 @@ from torch import Tensor
 
 from pipeline.amounts import parse_time
 from pipeline.config.trial import Config
-from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import write_text
-from pipeline.errors import Interrupted, TakenOver, WorkError
+from pipeline.errors import Interrupted, WorkError
 from pipeline.models.learner import Learner, load_trained_state, trained_state
-from pipeline.signals import StopFlag
 from pipeline.training import augmentation as aug
 from pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from pipeline.training.image_augmentation import augment_images
 from pipeline.training.optimiser import make_optimizer, set_rates, without_gradient
-from pipeline.training.risk import risk, start_log_weights
+from pipeline.training.risk import start_log_weights
+from pipeline.training.run import Fitted, Run, set_scales
 from pipeline.training.samples import Choice, Samples, answers, joined
 from pipeline.training.sets import Batch, draw_batches, whole_sets
 
 
-@dataclass(frozen=True)
-class Stop:
-    """What may end a run early: a signal to this process, or another job that has taken the trial over."""
-
-    flag: StopFlag
-    still_mine: Callable[[], bool]
-
-    def check_batch(self) -> None:
-        """Raises Interrupted if the end of the epoch must not be waited for."""
-        if self.flag.overdue():
-            raise Interrupted(
-                "told to stop, and the epoch is too long to end it; the last checkpoint stands, run it again"
-            )
-
-    def check_epoch(self, trial: TrialDir) -> None:
-        """Raises TakenOver if another job trains this trial now: two writers would undo each other's work."""
-        if not self.still_mine():
-            raise TakenOver(f"{trial.path}: another job has taken this trial over while this one was suspended")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One trial's training: where it is kept, what it is (for the checkpoint), where it runs, what may stop it."""
-
-    trial: TrialDir
-    identity: str
-    machine: str
-    config: Config
-    stop: Stop
-    after_checkpoint: Callable[[], None] = lambda: None
-    """Called when a checkpoint has been written."""
-
-    @cached_property
-    def choice(self) -> Choice:
-        """By what the best epoch is known."""
-        return Choice.of(self.config)
-
-
-def fit(model: Learner, train: Samples, validation: Samples, run: Run) -> Progress:
+def fit(model: Learner, train: Samples, validation: Samples, run: Run) -> Fitted:
     """Train `model` in place and leave it with the weights of the epoch that `select` says.
 
     Raises WorkError for a loss that is not finite or a parameter without a gradient, Interrupted when told to stop.
     """
     config, epochs = run.config, run.config.train.epochs
+    set_scales(model, train, run)
     optimizer = make_optimizer(model, config)
     progress = load_checkpoint(run.trial, run.identity, run.machine, model, optimizer)
     if not len(progress.domain_log_weights):
@@ -89,7 +49,7 @@ def fit(model: Learner, train: Samples, validation: Samples, run: Run) -> Progre
         if told_to_stop:
             raise Interrupted(f"{run.trial.path}: told to stop; the checkpoint is written, run it again to go on")
     load_trained_state(model, progress.best_state)
-    return progress
+    return Fitted(progress)
 
 
 def fit_epoch(
@@ -172,7 +132,8 @@ def batch_loss(
     sets = batch.sets(samples.targets.device)
     losses = model.losses(answer, targets, sets)
     of_losses = domains if sets is None else domains[sets.firsts]
-    return risk(config.risk, losses, answer.hidden, (of_losses, domains), log_weights), len(losses)
+    loss: Tensor = config.risk.combine(losses, answer.hidden, (of_losses, domains), log_weights)
+    return loss, len(losses)
 
 
 def validate(model: Learner, samples: Samples, config: Config) -> tuple[float | None, float]:

@@ -34,9 +34,9 @@ def parameter_groups(model: Learner, config: Config) -> list[dict[str, Any]]:
 
 def rate_scale(name: str, config: Config) -> float:
     """A parameter's learning rate as a multiple of `optim.lr`, by its name in the model."""
-    encoder, head = config.model.encoder, config.model.head
+    encoder = config.model.encoder
     if not name.startswith("encoder."):
-        return head.lr_scale if head.kind == "mlp" else 1.0
+        return config.model.head.rate_scale()
     if encoder.kind in ("finetuned", "end_to_end"):
         return encoder.lr_scale
     if encoder.kind == "lora":

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.config.head import RidgeHead
-from pipeline.config.trial import Config
 from pipeline.models.learner import Learner, load_trained_state, trained_state
 from pipeline.training.checkpoint import Progress
-from pipeline.training.samples import Choice, Samples, embeddings, predict
+from pipeline.training.run import Fitted, Run, set_scales
+from pipeline.training.samples import Samples, embeddings, predict
 
 Array = NDArray[np.float64]
 TINY = 1e-12
@@ -21,19 +21,20 @@ TINY = 1e-12
 feature whose sd is a smaller share of its mean."""
 
 
-def fit_ridge(model: Learner, train: Samples, validation: Samples, config: Config) -> Progress:
-    """Solve for every penalty, leave `model` with the best one; a Progress whose `epoch` counts the penalties tried."""
-    head = config.model.head
+def fit_ridge(model: Learner, train: Samples, validation: Samples, run: Run) -> Fitted:
+    """Solve for every penalty, leave `model` with the best one; the Progress' `epoch` counts the penalties tried."""
+    head, choice = run.config.model.head, run.choice
     assert isinstance(head, RidgeHead)
+    set_scales(model, train, run)
     inputs, targets = embeddings(model, train), model.standardize(train.targets.dense()).cpu().numpy()
-    progress, choice = Progress(), Choice.of(config)
+    progress = Progress()
     for number, (weights, bias) in enumerate(solve(inputs, targets, head.alphas)):
         set_linear(model, weights, bias)
         metric = choice.score(validation, predict(model, validation))
         progress.keep_best(number, metric, lower=choice.lower_is_better, state=trained_state(model))
     progress.epoch = len(head.alphas)
     load_trained_state(model, progress.best_state)
-    return progress
+    return Fitted(progress)
 
 
 def solve(

@@ -1,4 +1,4 @@
-"""How the losses of a batch become the one that is minimised: their mean, or a method of domain generalisation."""
+"""Methods of domain generalisation: what the losses of a batch become, and what is added to them (`config/loss.Risk`)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,6 @@ import math
 
 import torch
 from torch import Tensor
-
-from pipeline.config import loss as cfg
-
-
-def risk(kind: cfg.Risk, losses: Tensor, hidden: Tensor, domains: tuple[Tensor, Tensor], log_weights: Tensor) -> Tensor:
-    """The loss of a batch from `losses` [N] of its images or groups and `hidden` [B, H] of its images.
-
-    `domains` are the rows of the former [N] and of the latter [B]; `log_weights` [n_domains] are group DRO's, brought up to
-    date in place.
-    """
-    if kind.kind == "group_dro":
-        return group_dro(losses, domains[0], log_weights, kind.step)
-    if kind.kind == "coral":
-        return losses.mean() + kind.weight * coral(hidden.float(), domains[1], len(log_weights))
-    return losses.mean()
 
 
 def group_dro(losses: Tensor, domains: Tensor, log_weights: Tensor, step: float) -> Tensor:

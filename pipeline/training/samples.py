@@ -18,10 +18,9 @@ from pipeline.data.truth import Truth
 from pipeline.errors import UserError
 from pipeline.features.bank import Bank
 from pipeline.metrics.groups import Prediction
-from pipeline.models.classifiers import Classifier
-from pipeline.models.learner import Answer, Learner, Predicted
+from pipeline.models.base import Facts, Model, Predicted
+from pipeline.models.learner import Answer, Learner
 from pipeline.models.metadata import COLUMNS, Metadata
-from pipeline.models.saved import Facts, Model
 from pipeline.tasks import load_task
 from pipeline.tasks.base import Task
 from pipeline.training.augmentation import to_device
@@ -157,7 +156,7 @@ def target_scale(table: pd.DataFrame, targets: tuple[str, ...]) -> tuple[Tensor,
     )
 
 
-def embeddings(model: Learner | Classifier, samples: Samples) -> NDArray[np.float32]:
+def embeddings(model: Model, samples: Samples) -> NDArray[np.float32]:
     """The frozen embeddings of every image, as the head sees them before they are standardised [N, E]."""
     features = samples.bank.gather(torch.arange(len(samples))).float()
     out: NDArray[np.float32] = (F.normalize(features, dim=-1) if model.normalize else features).cpu().numpy()

@@ -6,7 +6,6 @@ it computes was measured once (open_clip's ViT-B-16, torch 2) and grows with ima
 
 from __future__ import annotations
 
-import itertools
 import re
 from math import isqrt
 
@@ -79,8 +78,7 @@ def trained_parameters(config: Config, weights: WeightsRecord) -> int:
     model, encoder, head = config.model, config.model.encoder, config.model.head
     embedding = encoder.channels if encoder.kind == "patch_convs" else weights.embed_dim
     n_targets = len(config.data.targets) or 2  # how many classes there are, the data tell
-    widths = [embedding, *head.hidden, n_targets] if head.kind == "mlp" else []
-    in_head = sum(a * b for a, b in itertools.pairwise(widths))
+    in_head = head.n_parameters(embedding, n_targets)
     in_names = 2 * embedding**2 * (model.domain_embedding + model.species_embedding)
     in_attention = 2 * embedding * ATTENTION if model.pool == "attention" else 0
     return _in_encoder(config, weights) + in_head + in_names + in_attention

@@ -123,7 +123,7 @@ def _kind(config: Config) -> Kind:
 
 def _schedule(config: Config) -> Schedule:
     """Epochs and patience; one and the same for all that is not trained by gradient descent."""
-    return (0, None) if config.model.head.kind != "mlp" else (config.train.epochs, config.train.patience)
+    return (config.train.epochs, config.train.patience) if config.model.head.descends else (0, None)
 
 
 # ---------------------------------------------------------------- past trials

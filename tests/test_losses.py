@@ -1,4 +1,4 @@
-"""What heads say and how it is scored: each loss against a library, each output's moments against what they are moments of."""
+"""What heads say and how it is scored: each loss against a library, each loss' moments against what they are moments of."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from scipy import stats
 from scipy.special import ndtri
 
 from pipeline.config.trial import Config
-from pipeline.models.outputs import Gaussian, Output, Point, Quantiles, StudentT, make_output
+from pipeline.models.losses import Gaussian, Loss, Quantiles, SquaredError, StudentT
 from tests.small import named
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
-OUTPUTS = [Point(), Gaussian("crps"), Gaussian("nll"), StudentT(5.0), Quantiles(LEVELS)]
+OUTPUTS = [SquaredError(), Gaussian("crps"), Gaussian("nll"), StudentT(5.0), Quantiles(LEVELS)]
 NAMES = ["mse", "crps", "nll", "student_t", "quantiles"]
 
 
-def losses(output: Output, raw: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def losses(output: Loss, raw: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Of a head's numbers."""
     return output.losses(output.parameters(raw), targets)
 
 
-def moments(output: Output, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def moments(output: Loss, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return output.moments(output.parameters(raw))
 
 
-def draw(output: Output, n: int = 50, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def draw(output: Loss, n: int = 50, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Numbers of a head for three targets, and targets."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(n, 3 * output.n, generator=generator), torch.randn(n, 3, generator=generator)
@@ -68,7 +68,7 @@ def test_the_pinball_loss_is_least_at_the_quantiles() -> None:
 
 
 @pytest.mark.parametrize("output", OUTPUTS, ids=NAMES)
-def test_a_loss_falls_when_the_truth_is_learned_and_the_variance_finds_the_noise(output: Output) -> None:
+def test_a_loss_falls_when_the_truth_is_learned_and_the_variance_finds_the_noise(output: Loss) -> None:
     rng = np.random.default_rng(1)
     targets = torch.from_numpy(
         np.column_stack([rng.normal(m, s, 4000) for m, s in ((0, 1), (2, 0.3), (-1, 2))])
@@ -83,7 +83,7 @@ def test_a_loss_falls_when_the_truth_is_learned_and_the_variance_finds_the_noise
     mean, variance = moments(output, raw.detach()[None])
     assert float(losses(output, raw.detach().expand(len(targets), -1), targets).mean()) < first
     assert mean[0].numpy() == pytest.approx([0, 2, -1], abs=0.15)
-    if not isinstance(output, Point):
+    if not isinstance(output, SquaredError):
         assert variance[0].sqrt().numpy() == pytest.approx([1, 0.3, 2], rel=0.15)
 
 
@@ -91,7 +91,7 @@ def test_a_loss_falls_when_the_truth_is_learned_and_the_variance_finds_the_noise
 @settings(deadline=None, max_examples=30)
 @given(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4))
 def test_losses_gradients_and_moments_are_finite_whatever_a_head_says(
-    output: Output, number: float, target: float
+    output: Loss, number: float, target: float
 ) -> None:
     raw = torch.full((2, output.n), number, requires_grad=True)
     loss = losses(output, raw, torch.full((2, 1), target)).mean()
@@ -102,7 +102,7 @@ def test_losses_gradients_and_moments_are_finite_whatever_a_head_says(
 
 
 @pytest.mark.parametrize("output", OUTPUTS, ids=NAMES)
-def test_a_images_loss_is_the_mean_over_its_targets(output: Output) -> None:
+def test_a_images_loss_is_the_mean_over_its_targets(output: Loss) -> None:
     raw, targets = draw(output, 7)
     one_by_one = [losses(output, raw[:, i * output.n :][:, : output.n], targets[:, i : i + 1]) for i in range(3)]
     assert losses(output, raw, targets).shape == (7,)
@@ -113,7 +113,7 @@ def test_a_images_loss_is_the_mean_over_its_targets(output: Output) -> None:
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.floats(0.01, 1), min_size=2, max_size=6), st.integers(0, 999))
 def test_mean_and_sd_of_a_weighted_mean_of_parameters_are_the_weighted_means_of_theirs(
-    output: Output, weights: list[float], seed: int
+    output: Loss, weights: list[float], seed: int
 ) -> None:
     """So a group that training pools by parameters is the one that evaluation pools by moments."""
     raw = draw(output, len(weights), seed)[0].unflatten(-1, (3, -1)).sort(-1).values.flatten(1)  # no quantiles cross
@@ -141,10 +141,8 @@ def test_an_untrained_head_says_about_the_spread_of_the_training_groups() -> Non
 # ---------------------------------------------------------------- configuration
 def test_each_loss_has_its_output() -> None:
     kinds = ("mse", "crps", "nll", "student_t", "quantiles")
-    outputs = [
-        make_output(Config.model_validate(named({"experiment": "x", "loss": {"kind": kind}})).loss, 1) for kind in kinds
-    ]
-    assert [type(output) for output in outputs] == [Point, Gaussian, Gaussian, StudentT, Quantiles]
+    outputs = [Config.model_validate(named({"experiment": "x", "loss": {"kind": kind}})).loss.make(1) for kind in kinds]
+    assert [type(output) for output in outputs] == [SquaredError, Gaussian, Gaussian, StudentT, Quantiles]
     assert [output.n for output in outputs] == [1, 2, 2, 2, 5]
 
 

@@ -1,4 +1,4 @@
-"""What a head's numbers mean: a point, or a distribution of an image's targets, with the loss that trains it.
+"""What a head's numbers mean, and what they cost: a point, or a distribution of an image's targets.
 
 A head gives `n` numbers for each target, in standardised units. `parameters` reads them as those of a distribution (a location
 and a scale, quantiles), whose weighted means over images are a group's. `losses` scores them, `moments` tells mean and
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from scipy.special import ndtri
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config import loss as cfg
+from pipeline.config.loss import CrossEntropy
 
 MIN_SCALE = 1e-3
 """In standardised units: a scale that vanishes would make the likelihood infinite."""
@@ -25,8 +26,8 @@ START = math.log(math.expm1(1 - MIN_SCALE))
 """Softplus of this and MIN_SCALE make 1: an untrained head says about the spread of the training groups."""
 
 
-class Output(ABC):
-    """How a head's numbers [B, n_targets · n] are read."""
+class Loss(ABC):
+    """How a head's numbers [B, n_targets · n] are read and scored."""
 
     n: int = 1
     """Numbers for each target."""
@@ -44,8 +45,15 @@ class Output(ABC):
         out: Tensor = raw.unflatten(-1, (-1, self.n))
         return out
 
+    def balance(self, targets: Tensor) -> None:  # noqa: B027  (most have nothing)
+        """Set what is of the training images' targets [N, n_targets], if anything is."""
 
-class Point(Output):
+    def spec(self) -> dict[str, Any]:
+        """How a submission's `network.py` reads a head's numbers."""
+        return {"n": self.n, "min_scale": MIN_SCALE, "start": START}
+
+
+class SquaredError(Loss):
     """A number and no variance (1, for the calibration to scale); squared error."""
 
     def losses(self, parameters: Tensor, targets: Tensor) -> Tensor:
@@ -54,8 +62,11 @@ class Point(Output):
     def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         return parameters[..., 0], torch.ones_like(parameters[..., 0])
 
+    def spec(self) -> dict[str, Any]:
+        return super().spec() | {"kind": "point"}
 
-class LocationScale(Output):
+
+class LocationScale(Loss):
     """A location and a scale of each target; `widening` is the variance of a distribution whose scale is 1."""
 
     n = 2
@@ -69,6 +80,9 @@ class LocationScale(Output):
     def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         location, scale = parameters.unbind(-1)
         return location, scale.square() * self.widening
+
+    def spec(self) -> dict[str, Any]:
+        return super().spec() | {"kind": "location_scale", "widening": self.widening}
 
 
 class Gaussian(LocationScale):
@@ -98,7 +112,7 @@ class StudentT(LocationScale):
         return -density.mean(-1)
 
 
-class Quantiles(Output):
+class Quantiles(Loss):
     """Quantiles at these levels, by the pinball loss (Koenker and Bassett 1978).
 
     Their moments are those of the normal distribution whose quantiles are nearest to them (least squares).
@@ -118,15 +132,18 @@ class Quantiles(Output):
         scale = (parameters * off).sum(-1) / off.square().sum()
         return parameters.mean(-1) - scale * z.mean(), scale.clamp_min(MIN_SCALE).square()
 
+    def spec(self) -> dict[str, Any]:
+        return super().spec() | {"kind": "quantiles", "z": self.z.tolist()}
 
-class Categorical(Output):
+
+class Categorical(Loss):
     """Probabilities of classes, and behind them those of auxiliary labels: each group's numbers by a softmax.
 
     Trained by cross-entropy: classes weighted by `class_weights` [n_classes], and by (1 − p)^focal (Lin et al. 2017, equation
     4); the auxiliary labels, of which an image may have none (all 0), by `auxiliary`.
     """
 
-    def __init__(self, loss: cfg.CrossEntropy, n_classes: int) -> None:
+    def __init__(self, loss: CrossEntropy, n_classes: int) -> None:
         self.focal, self.auxiliary, self.n_classes = loss.focal, loss.auxiliary, n_classes
         self.balanced, self.class_weights = loss.balanced, torch.ones(n_classes)
 
@@ -151,13 +168,5 @@ class Categorical(Output):
         p = parameters[..., 0]
         return p, p * (1 - p)
 
-
-def make_output(loss: cfg.Loss, n_targets: int) -> Output:
-    """The output that a loss trains, for so many targets (or classes)."""
-    if loss.kind == "cross_entropy":
-        return Categorical(loss, n_targets)
-    if loss.kind == "student_t":
-        return StudentT(loss.df)
-    if loss.kind == "quantiles":
-        return Quantiles(loss.levels)
-    return Point() if loss.kind == "mse" else Gaussian(loss.kind)
+    def spec(self) -> dict[str, Any]:
+        return super().spec() | {"kind": "categorical", "n_classes": self.n_classes}

@@ -1,0 +1,98 @@
+"""What every trained model is to the stages, whatever fits it: it predicts, and knows its files and how it is exported."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from pipeline.config.trial import Config
+from pipeline.disk.layout import TrialDir
+from pipeline.errors import UserError
+from pipeline.models.metadata import Metadata, Names
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model was built for."""
+
+    targets: tuple[str, ...]
+    names: Names
+    """What training images were called, in the order of the embeddings' rows."""
+    embed_dim: int
+    """Width of the backbone's pooled embedding."""
+    base_weights: str
+    """sha256 of the backbone's image tower."""
+    cut: int | None
+    """First block of the tail; None where there is no tail."""
+    feature_key: str
+    auxiliary: tuple[str, ...] = ()
+    """Labels that are learnt beside the targets, and predicted behind them."""
+
+    @property
+    def learnt(self) -> tuple[str, ...]:
+        """The columns of the data's table that the model learns, in the order of its predictions."""
+        return self.targets + self.auxiliary
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Domains that were trained on."""
+        return self.names.domains
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a model says of B images, in the targets' own units, each [B, n_targets]."""
+
+    mean: Tensor
+    variance: Tensor
+    log_weights: Tensor
+
+    def cpu(self) -> Predicted:
+        return Predicted(self.mean.cpu(), self.variance.cpu(), self.log_weights.cpu())
+
+
+class Model(nn.Module, ABC):
+    """What a head makes. Unless a kind of model says otherwise, all its parameters and buffers are saved, and nothing else."""
+
+    normalize: bool = False
+    """Whether it reads the embedding divided by its length."""
+    reads_images: ClassVar[bool] = True
+
+    @classmethod
+    def make(cls, config: Config, facts: Facts, encoder: nn.Module) -> Self:
+        """A new one; `encoder` makes the embedding of features."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def predict(self, features: Tensor, metadata: Metadata | None = None) -> Predicted:
+        """What it says of B images, from features [B, …] and what is known of them (None: nothing)."""
+
+    # ------------------------------------------------------------ on disk
+    def own_state(self) -> dict[str, Tensor]:
+        """The tensors that `model.safetensors` holds."""
+        return dict(self.state_dict())
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `own_state` was of the model that was saved."""
+        self.load_state_dict(state, strict=False)
+
+    def save_more(self, trial: TrialDir) -> None:
+        """Write what a trial's folder holds beside `model.safetensors`."""
+
+    def load_more(self, trial: TrialDir) -> None:
+        """Read it again. Raises WorkError where it is missing or damaged."""
+
+    # ------------------------------------------------------------ export
+    def spec(self) -> dict[str, Any]:
+        """What a submission's `network.py` makes it again from: a `kind` that it knows, and that kind's options."""
+        raise UserError(
+            f"nothing says how a {type(self).__name__} is made again on a challenge's platform: export another trial"
+        )
+
+    def plain_state(self) -> Mapping[str, Tensor]:
+        """Its tensors under the names that the submission's code has for them (a tail of the backbone's apart)."""
+        return self.state_dict()

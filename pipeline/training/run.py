@@ -1,0 +1,88 @@
+"""What every way of fitting is given, beside a model and samples, and what it tells: one protocol for all heads.
+
+fit(model, train, validation, run) -> Fitted
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.config.trial import Config
+from pipeline.disk.layout import TrialDir
+from pipeline.errors import Interrupted, TakenOver
+from pipeline.models.learner import Learner
+from pipeline.signals import StopFlag
+from pipeline.training.checkpoint import Progress
+from pipeline.training.samples import Choice, Samples, embeddings, feature_scale, target_scale
+
+
+@dataclass(frozen=True)
+class Stop:
+    """What may end a run early: a signal to this process, or another job that has taken the trial over."""
+
+    flag: StopFlag
+    still_mine: Callable[[], bool]
+
+    def check_batch(self) -> None:
+        """Raises Interrupted if the end of the epoch must not be waited for."""
+        if self.flag.overdue():
+            raise Interrupted(
+                "told to stop, and the epoch is too long to end it; the last checkpoint stands, run it again"
+            )
+
+    def check_epoch(self, trial: TrialDir) -> None:
+        """Raises TakenOver if another job trains this trial now: two writers would undo each other's work."""
+        if not self.still_mine():
+            raise TakenOver(f"{trial.path}: another job has taken this trial over while this one was suspended")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trial's training: where it is kept, what it is (for the checkpoint), where it runs, what may stop it."""
+
+    trial: TrialDir
+    identity: str
+    machine: str
+    config: Config
+    stop: Stop
+    after_checkpoint: Callable[[], None] = lambda: None
+    """Called when a checkpoint has been written."""
+    table: pd.DataFrame | None = None
+    """The training images' rows of the data's table, which the scale of targets is taken from."""
+
+    @cached_property
+    def choice(self) -> Choice:
+        """By what the best epoch, penalty or classifier is known."""
+        return Choice.of(self.config)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How a fit went: the model itself is left as `select` says."""
+
+    progress: Progress
+    """Of heads without epochs: how many candidates there were, and which is kept."""
+    left_out: NDArray[np.float64] | None = None
+    """With `select.folds`: what was said of each image of `train`, then of `validation`, when it was left out [N, C]."""
+
+
+def set_scales(model: Learner, train: Samples, run: Run) -> None:
+    """Set scales of targets and features and weights of classes from the training split, where the configuration asks for
+    it."""
+    asked, targets = run.config.model, run.config.data.targets
+    if asked.standardize_targets:
+        assert run.table is not None
+        mean, scale = target_scale(run.table, targets)
+        model.target_mean.copy_(mean)
+        model.target_scale.copy_(scale)
+    if asked.standardize_features:
+        mean, scale = feature_scale(embeddings(model, train))
+        model.feature_mean.copy_(mean)
+        model.feature_scale.copy_(scale)
+    model.loss.balance(train.targets.dense())

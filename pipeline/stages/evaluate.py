@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.backbones.base import Backbone
-from pipeline.config.identity import config_hash
+from pipeline.config.identity import config_hash, plain
 from pipeline.config.trial import Config
 from pipeline.device import choose_device, gpu_name, make_deterministic, set_threads
 from pipeline.disk.attempts import spent, this_attempt
@@ -99,7 +99,7 @@ def make_results(config: Config, inputs: Inputs, tables: Tables, split: str, rec
         "config_hash": config_hash(config),
         "feature_key": record["feature_key"],
         "data_signature": inputs.dataset.signature(),
-        "evaluation": config.evaluate.model_dump(mode="json"),
+        "evaluation": plain(config.evaluate),
         "schema_version": SCHEMA_VERSION,
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -15,6 +16,12 @@ from pipeline.config.identity import config_hash, digest, features_of, images_of
 from pipeline.config.kinds import Kind, blocks_in
 from pipeline.config.section import LATER
 from pipeline.config.trial import Config
+from pipeline.disk.layout import TrialDir, read_json
+from pipeline.experiments.names import HASH_DIGITS
+from pipeline.experiments.reading import load_config, saved_science
+from pipeline.reporting.state import trial_state
+from tests.fixtures.write import FOLDER
+from tests.fixtures.write import identity as identity_of
 from tests.small import named
 
 ADDED = "added_later"
@@ -121,3 +128,30 @@ def test_a_key_that_is_added_to_any_block_changes_no_identity_while_it_is_as_by_
                 assert is_science == block_is_science
     assert [identities(values) for values in TRIALS] == before
     assert not issubclass(block, Kind) or block.kinds
+
+
+# ---------------------------------------------------------------- trials of earlier code
+KEPT = sorted(path.parent for path in FOLDER.glob("*/identity.json"))
+
+
+def test_trials_of_earlier_code_are_kept() -> None:
+    assert len(KEPT) >= 10
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
+def test_a_trial_of_earlier_code_is_known_again_and_done(folder: Path) -> None:
+    _is_known_again(folder)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.__name__)
+def test_trials_of_earlier_code_are_done_when_a_key_is_added(block: type[BaseModel]) -> None:
+    with another_key(block):
+        for folder in KEPT:
+            _is_known_again(folder)
+
+
+def _is_known_again(folder: Path) -> None:
+    config, saved = load_config(folder / "config.yaml"), saved_science(folder / "config.yaml")
+    assert identity_of(config) == read_json(folder / "identity.json")
+    assert digest(saved) == config_hash(config) and folder.name.rpartition("-")[2] == config_hash(config)[:HASH_DIGITS]
+    assert trial_state(TrialDir(folder), config).state == "done"

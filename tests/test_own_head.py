@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from pipeline.metrics.selection import selection_metric
 from torch import Tensor
 
 from pipeline.config.head import Head
-from pipeline.disk.layout import read_json
+from pipeline.disk.writing import read_json
 from pipeline.errors import UserError
 from pipeline.experiments.reading import load_experiment
 from pipeline.export.codabench import export
@@ -56,8 +55,7 @@ class LeastSquaresHead(Head):
         gram = x.T @ x + self.ridge * torch.eye(x.shape[1])
         solved = torch.linalg.solve(gram, x.T @ torch.from_numpy(train.truth))
         model.linear.weight.data, model.linear.bias.data = solved[:-1].T.contiguous(), solved[-1].contiguous()
-        said = predict(model, validation).mean
-        metric = selection_metric(run.config.select.metric, validation.truth, said, validation.groups)
+        metric = run.choice.score(validation, predict(model, validation))
         return Fitted(Progress(epoch=1, best_epoch=0, best_metric=metric))
 
     def n_parameters(self, width: int, n_targets: int) -> int:

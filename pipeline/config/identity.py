@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from pipeline.config.data import Data
+from pipeline.config.kinds import blocks_in
+from pipeline.config.section import LATER, Section
 from pipeline.config.trial import Config
 
 NOT_SCIENCE = {"experiment", "evaluate", "device", "resources", "paths"}
@@ -17,9 +24,53 @@ def science(config: Config) -> dict[str, Any]:
     return only_science(config.model_dump(mode="json"))
 
 
+def plain(block: Section) -> dict[str, Any]:
+    """A block as plain JSON values, as hashes take it."""
+    kept: dict[str, Any] = without_later(block.model_dump(mode="json"), [type(block)])
+    return kept
+
+
+def without_later(values: Any, blocks: Sequence[type[BaseModel]]) -> Any:
+    """Plain values of one of these blocks, or of a list of them, without keys that are LATER and as by default."""
+    if isinstance(values, list):
+        return [without_later(each, blocks) for each in values]
+    block = _block_of(values, blocks)
+    if block is None:
+        return values
+    kept = dict(values)
+    for name, is_later, default, inner in _steps(block):
+        if name in kept:
+            kept[name] = without_later(kept[name], inner)
+            if is_later and kept[name] == without_later(default, inner):
+                del kept[name]
+    return kept
+
+
+def _block_of(values: Any, blocks: Sequence[type[BaseModel]]) -> type[BaseModel] | None:
+    """The block that the values are of, told by their kind where there are several; None if it is not known here."""
+    if not isinstance(values, dict) or len(blocks) < 2:
+        return blocks[0] if blocks and isinstance(values, dict) else None
+    kind = values.get("kind")
+    return next((each for each in blocks if kind in get_args(each.model_fields["kind"].annotation)), None)
+
+
+@cache
+def _steps(block: type[BaseModel]) -> list[tuple[str, bool, Any, Sequence[type[BaseModel]]]]:
+    """The keys of a block that may be left out, or hold blocks with such keys: name, whether it is LATER, default, blocks."""
+    steps: list[tuple[str, bool, Any, Sequence[type[BaseModel]]]] = []
+    for name, info in block.model_fields.items():
+        is_later, inner = LATER in info.metadata, blocks_in(info.annotation, of_lists=True)
+        if is_later or len(inner) > 1 or any(map(_steps, inner)):
+            default = to_jsonable_python(info.get_default(call_default_factory=True)) if is_later else None
+            steps.append((name, is_later, default, inner))
+    return steps
+
+
 def only_science(values: dict[str, Any]) -> dict[str, Any]:
     """Those blocks of a configuration that are science; how images come here is not."""
-    kept = {key: value for key, value in values.items() if key not in NOT_SCIENCE}
+    kept: dict[str, Any] = without_later(
+        {key: value for key, value in values.items() if key not in NOT_SCIENCE}, [Config]
+    )
     if isinstance(data := kept.get("data"), dict):
         kept["data"] = {key: value for key, value in data.items() if key != "download"}
     return kept
@@ -67,14 +118,14 @@ def image_columns(data: Data) -> tuple[str, ...]:
 
 def images_of(data: Data) -> list[Any]:
     """The part of a data section that its images depend on, as plain JSON values: neither targets nor folds."""
-    splits = data.split.model_dump(mode="json") if data.split.names else "all"
+    splits = plain(data.split) if data.split.names else "all"
     corrected = [data.colour_card, data.scale_bar, data.canvas] if data.colour_card or data.scale_bar else []
     return [data.source, data.revision, data.images, *image_columns(data), splits, *corrected]
 
 
 def features_of(config: Config) -> list[Any]:
     """The part of a configuration, beside the data, that its features depend on, as plain JSON values."""
-    return [config.backbone.model_dump(mode="json"), config.features.model_dump(mode="json"), *token_kind(config)]
+    return [plain(config.backbone), plain(config.features), *token_kind(config)]
 
 
 def token_kind(config: Config) -> tuple[Literal["pooled", "patches", "cut", "images"], int]:

@@ -14,6 +14,11 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
+LATER = "later"
+"""Marks a key that is added later, `Annotated[int, LATER] = 1`, with a default that keeps the old behaviour: while it has that
+default it is left out of all hashes, so what was trained before stays valid."""
+
+
 class Section(BaseModel):
     """A strict, immutable block of the configuration: an unknown key or a wrong type is an error."""
 

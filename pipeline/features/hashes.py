@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.config.backbone import Backbone, Concat
 from pipeline.config.data import Data
-from pipeline.config.identity import digest, token_kind
+from pipeline.config.identity import digest, plain, token_kind
 from pipeline.config.trial import Config
 from pipeline.data.dataset import BadImage, Dataset, content_of, known_signature
 from pipeline.disk.layout import PROJECT, record_path, store_dir
@@ -148,7 +148,7 @@ def weights_signature(backbone: Backbone) -> str | None:
     if origin is None:
         return None
     libraries = {name: installed_version(name) for name in LIBRARIES}
-    return digest([backbone.model_dump(mode="json"), origin, libraries, _code()])
+    return digest([plain(backbone), origin, libraries, _code()])
 
 
 def _origin(backbone: Backbone) -> Any:

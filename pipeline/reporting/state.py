@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pipeline.config.backbone import Backbone
 from pipeline.config.data import Data
 from pipeline.config.evaluation import Features
-from pipeline.config.identity import config_hash, digest, images_of, token_kind
+from pipeline.config.identity import config_hash, digest, images_of, plain, token_kind
 from pipeline.config.own import content_hash
 from pipeline.config.trial import Config
 from pipeline.data.dataset import known_signature
@@ -157,7 +157,7 @@ def trial_config(trial: TrialDir) -> Config | None:
 def _is_current(results: dict[str, Any], config: Config | None) -> bool:
     if config is None:
         return True
-    same_evaluation = results["evaluation"] == config.evaluate.model_dump(mode="json")
+    same_evaluation = results["evaluation"] == plain(config.evaluate)
     return bool(results["config_hash"] == config_hash(config)) and same_evaluation
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from pipeline.backbones.base import Backbone
-from pipeline.config.identity import config_hash
+from pipeline.config.identity import config_hash, plain
 from pipeline.config.trial import Config
 from pipeline.device import choose_device, gpu_name, make_deterministic, set_threads
 from pipeline.disk.attempts import spent, this_attempt
@@ -98,7 +98,7 @@ def make_results(
         "feature_key": record["feature_key"],
         "task_hash": record.get("task_hash"),
         "data_signature": inputs.dataset.signature(),
-        "evaluation": config.evaluate.model_dump(mode="json"),
+        "evaluation": plain(config.evaluate),
         "schema_version": SCHEMA_VERSION,
     }
 

@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.config.evaluation import Evaluate
+from pipeline.config.identity import plain, without_later
 from pipeline.disk.layout import ExperimentDir
 from pipeline.errors import WorkError
 from pipeline.experiments.reading import Trial
@@ -53,7 +55,7 @@ class Queued:
 
     def will_do(self, trial: Trial) -> bool:
         """Whether it ends with the results asked for: the name tells the model, not how that is evaluated."""
-        return self.name == trial.name and self.evaluate == trial.config.evaluate.model_dump(mode="json")
+        return self.name == trial.name and self.evaluate == plain(trial.config.evaluate)
 
 
 def queued_trials(parts: Parts, job_tasks: Sequence[JobTask]) -> dict[str, Queued]:
@@ -67,7 +69,7 @@ def queued_trials(parts: Parts, job_tasks: Sequence[JobTask]) -> dict[str, Queue
         if part and part.stage in ("train", "evaluate"):
             for entry in part.entries():
                 if part.stage == "train" or entry.name not in found:  # its evaluation waits behind it
-                    evaluate = part.manifest.section(entry, "evaluate")
+                    evaluate = without_later(part.manifest.section(entry, "evaluate"), [Evaluate])
                     found[entry.name] = Queued(entry.name, evaluate, part.stage, job_task.id, job_task.state.lower())
     return found
 

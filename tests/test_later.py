@@ -1,0 +1,157 @@
+"""A key that is added later with a default that keeps the old behaviour leaves what was trained before valid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from pipeline.config import identity
+from pipeline.config.identity import config_hash, digest, features_of, images_of, only_science, plain, science
+from pipeline.config.kinds import Kind, blocks_in
+from pipeline.config.section import LATER
+from pipeline.config.trial import Config
+from pipeline.disk.layout import TrialDir, read_json
+from pipeline.experiments.names import HASH_DIGITS
+from pipeline.experiments.reading import load_config, saved_science
+from pipeline.reporting.state import trial_state
+from tests.fixtures.write import FOLDER
+from tests.fixtures.write import identity as identity_of
+from tests.small import named
+
+ADDED = "added_later"
+TRIALS: list[dict[str, Any]] = [
+    {"model": {"encoder": {"kind": "lora"}}, "data": {"split": {"kind": "folds"}}},
+    {"backbone": {"kind": "concat"}, "evaluate": {"split": "test"}},
+    {"backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "patch_convs"}}, "loss": {"kind": "crps"}},
+    {"backbone": {"kind": "pixels"}, "model": {"head": {"kind": "ridge"}}},
+    {"data": {"label": "kind"}, "loss": {"kind": "cross_entropy"}, "model": {"head": {"kind": "svc"}}},
+]
+
+
+def blocks() -> list[type[BaseModel]]:
+    """Every block of a configuration, each after those that it holds."""
+    found: dict[type[BaseModel], None] = {}
+
+    def visit(block: type[BaseModel]) -> None:
+        for info in block.model_fields.values():
+            for inner in blocks_in(info.annotation, of_lists=True):
+                if inner not in found:
+                    visit(inner)
+        found[block] = None
+
+    visit(Config)
+    return list(found)
+
+
+BLOCKS = blocks()
+
+
+@contextmanager
+def another_key(block: type[BaseModel]) -> Iterator[None]:
+    """The block, and kinds that inherit from it, with one more key that is LATER."""
+    changed = [each for each in BLOCKS if issubclass(each, block)]
+    for each in changed:
+        each.__pydantic_fields__[ADDED] = FieldInfo.from_annotated_attribute(Annotated[int, LATER], 7)  # type: ignore[arg-type]
+    made = [value for each in BLOCKS for info in each.model_fields.values() for value in _within(info.default)]
+    for value in made:  # defaults are instances, made before the key was added
+        if type(value) in changed:
+            value.__dict__[ADDED] = 7
+    _rebuild()
+    try:
+        yield
+    finally:
+        for value in made:
+            value.__dict__.pop(ADDED, None)
+        for each in changed:
+            del each.__pydantic_fields__[ADDED]
+        _rebuild()
+
+
+def _within(value: Any) -> Iterator[BaseModel]:
+    if isinstance(value, BaseModel):
+        yield value
+    inner = value.__dict__.values() if isinstance(value, BaseModel) else value if isinstance(value, tuple) else ()
+    for each in inner:
+        yield from _within(each)
+
+
+def _rebuild() -> None:
+    for each in BLOCKS:
+        each.model_rebuild(force=True)
+    identity._steps.cache_clear()
+
+
+def identities(values: dict[str, Any]) -> list[Any]:
+    config = Config.model_validate(named({"experiment": "x", **values}))
+    saved = digest(only_science(config.model_dump(mode="json")))
+    assert saved == config_hash(config)
+    return [saved, digest(images_of(config.data)), digest(features_of(config)), plain(config.evaluate)]
+
+
+def _valid(tree: dict[str, Any]) -> Config | None:
+    try:
+        return Config.model_validate(tree)
+    except ValidationError:  # a head that has no use for options of a loss
+        return None
+
+
+def _set(values: Any, block: type[BaseModel], model: Any) -> bool:
+    """Put another value of the added key into the first block of this class in a dump; whether there is one."""
+    if type(model) is block:
+        values[ADDED] = 8
+        return True
+    inner = [(values[name], getattr(model, name)) for name in type(model).model_fields if name in values]
+    pairs = [pair for v, m in inner for pair in (zip(v, m, strict=True) if isinstance(m, tuple) else [(v, m)])]
+    return any(_set(v, block, m) for v, m in pairs if isinstance(m, BaseModel))
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.__name__)
+def test_a_key_that_is_added_to_any_block_changes_no_identity_while_it_is_as_by_default(block: type[BaseModel]) -> None:
+    before = [identities(values) for values in TRIALS]
+    configs = [Config.model_validate(named({"experiment": "x", **values})) for values in TRIALS]
+    trees = [config.model_dump(mode="json") for config in configs]
+    with another_key(block):
+        assert [identities(values) for values in TRIALS] == before
+        for config, tree in zip(configs, trees, strict=True):
+            old = science(Config.model_validate(tree))
+            if _set(tree, block, config) and (new := _valid(tree)):
+                is_science = science(new) != old
+                block_is_science = block.__module__.rpartition(".")[2] not in ("resources",) and block.__name__ not in (
+                    "Evaluate", "Download",
+                )  # fmt: skip
+                assert is_science == block_is_science
+    assert [identities(values) for values in TRIALS] == before
+    assert not issubclass(block, Kind) or block.kinds
+
+
+# ---------------------------------------------------------------- trials of earlier code
+KEPT = sorted(path.parent for path in FOLDER.glob("*/identity.json"))
+
+
+def test_trials_of_earlier_code_are_kept() -> None:
+    assert len(KEPT) >= 10
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
+def test_a_trial_of_earlier_code_is_known_again_and_done(folder: Path) -> None:
+    _is_known_again(folder)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.__name__)
+def test_trials_of_earlier_code_are_done_when_a_key_is_added(block: type[BaseModel]) -> None:
+    with another_key(block):
+        for folder in KEPT:
+            _is_known_again(folder)
+
+
+def _is_known_again(folder: Path) -> None:
+    config, saved = load_config(folder / "config.yaml"), saved_science(folder / "config.yaml")
+    assert identity_of(config) == read_json(folder / "identity.json")
+    assert digest(saved) == config_hash(config) and folder.name.rpartition("-")[2] == config_hash(config)[:HASH_DIGITS]
+    assert trial_state(TrialDir(folder), config).state == "done"

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from pipeline.config.backbone import LOCAL
 from pipeline.errors import UserError
 
 
@@ -73,13 +75,13 @@ class Backbone(nn.Module, ABC):
     """Dimension of a token (D); of the embedding where the encoder has no tokens."""
     embed_dim: int
     """Dimension of the pooled embedding (E)."""
-    n_blocks: int
+    n_blocks: int = 0
     """Transformer blocks; 0 where the encoder cannot be cut."""
-    grid: tuple[int, int]
+    grid: tuple[int, int] = (0, 0)
     """Rows and columns of the patch tokens; (0, 0) where there are none."""
     image_size: int
     """Height in pixels of what `transform` gives."""
-    label: str
+    label: str = "This backbone"
     """How messages call this backbone."""
 
     @abstractmethod
@@ -207,6 +209,19 @@ def check_native(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> N
         if state[name].shape != tensor.shape:
             shapes = f"{tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
             raise UserError(f"The weights' {name} has shape {shapes}: they belong to another architecture.")
+
+
+def checked_folder(name: str, files: Iterable[str], library: str) -> Path:
+    """The folder of a model that a library has saved. Raises UserError where it is not there, or one of its `files` is not."""
+    folder = Path(name.removeprefix(LOCAL)).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"The folder of backbone.name {name} does not exist.")
+    for needed in files:
+        if not (folder / needed).is_file():
+            raise UserError(
+                f"The folder of backbone.name {name} has no {needed}: it is not a model saved by {library}."
+            )
+    return folder
 
 
 @contextmanager

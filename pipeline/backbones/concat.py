@@ -25,7 +25,6 @@ class ConcatBackbone(Backbone):
         self.shapes = [part.transform(Image.new("RGB", (64, 64))).shape for part in parts]
         self.sizes = [shape.numel() for shape in self.shapes]
         self.embed_dim = self.width = sum(part.embed_dim for part in parts)
-        self.n_blocks, self.grid = 0, (0, 0)
         self.image_size = max(part.image_size for part in parts)
         self.label = " + ".join(part.label for part in parts)
 

@@ -20,7 +20,6 @@ class PixelsBackbone(Backbone):
         super().__init__()
         self.image_size = size
         self.embed_dim = self.width = 3 * size * size
-        self.n_blocks, self.grid = 0, (0, 0)
         self.label = f"The pixels baseline ({size} × {size})"
 
     def transform(self, image: Image.Image) -> Tensor:

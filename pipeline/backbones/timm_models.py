@@ -17,12 +17,11 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from pipeline import hub
-from pipeline.backbones.base import Backbone, seeded
+from pipeline.backbones.base import Backbone, checked_folder, seeded
 from pipeline.config import backbone as blocks
+from pipeline.config.backbone import HUB, LOCAL
 from pipeline.data.correction import to_rgb
 from pipeline.errors import UserError, WorkError
-
-LOCAL, HUB = "local-dir:", "hf-hub:"
 
 
 class TimmBackbone(Backbone):
@@ -35,7 +34,6 @@ class TimmBackbone(Backbone):
         self.preprocess = cast(Any, create_transform(**settings, is_training=False))
         self.image_size = image_size
         self.embed_dim = self.width = self._measure_embedding()
-        self.n_blocks, self.grid = 0, (0, 0)
 
     def transform(self, image: Image.Image) -> Tensor:
         # RGB first: Pillow resizes palette and 1-bit images by nearest neighbour.
@@ -92,7 +90,7 @@ def load_timm(config: blocks.Timm) -> TimmBackbone:
     size = config.image_size or _settings(model)["input_size"][1]
     if config.image_size:
         _resize(model, size, label)
-    return TimmBackbone(model, size, label).freeze()
+    return TimmBackbone(model, size, label)
 
 
 def _create(name: str, config: blocks.Timm) -> nn.Module:
@@ -119,7 +117,9 @@ def _checked_name(config: blocks.Timm) -> str:
     if name.startswith((LOCAL, HUB)):
         if config.pretrained:
             raise UserError(f"backbone.name {name} brings its own weights: remove backbone.pretrained.")
-        return _checked_folder(name) if name.startswith(LOCAL) else name
+        if name.startswith(HUB):
+            return name
+        return f"{LOCAL}{checked_folder(name, ('config.json', 'model.safetensors'), 'timm')}"
     if Path(name).expanduser().is_dir():
         raise UserError(f"backbone.name {name} is a folder: write {LOCAL}{name}.")
     architecture, _, tag = name.partition(".")
@@ -148,16 +148,6 @@ def _checked_name(config: blocks.Timm) -> str:
 
 def _is_of(known: str, architecture: str) -> bool:
     return known.partition(".")[0] == architecture
-
-
-def _checked_folder(name: str) -> str:
-    folder = Path(name.removeprefix(LOCAL)).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"The folder of backbone.name {name} does not exist.")
-    for needed in ("config.json", "model.safetensors"):
-        if not (folder / needed).is_file():
-            raise UserError(f"The folder of backbone.name {name} has no {needed}: it is not a model saved by timm.")
-    return f"{LOCAL}{folder}"
 
 
 def hub_repository(name: str) -> str | None:

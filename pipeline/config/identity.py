@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any
 
+from pipeline.config.backbone import FeatureKind
 from pipeline.config.data import Data, SourceSplit
 from pipeline.config.trial import Config
 
@@ -77,11 +78,6 @@ def features_of(config: Config) -> list[Any]:
     return [config.backbone.model_dump(mode="json"), config.features.model_dump(mode="json"), *token_kind(config)]
 
 
-def token_kind(config: Config) -> tuple[Literal["pooled", "patches", "cut", "images"], int]:
-    """Which features the encoder reads, and for `cut` how many of the last blocks the tail holds (else 0)."""
-    encoder = config.model.encoder
-    if encoder.kind in ("finetuned", "lora"):
-        return "cut", encoder.blocks
-    if encoder.kind == "end_to_end":
-        return "images", 0
-    return ("patches" if encoder.kind == "patch_convs" else "pooled"), 0
+def token_kind(config: Config) -> tuple[FeatureKind, int]:
+    """Which features the encoder reads, and how many of the last blocks its tail holds (0: it has none)."""
+    return config.model.encoder.reads, config.model.encoder.tail_blocks

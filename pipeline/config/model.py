@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import model_validator
 
 from pipeline.config.encoder import Encoder, Frozen
 from pipeline.config.head import Head, MlpHead
+from pipeline.config.kinds import kind_of
 from pipeline.config.section import Section
 
 
 class Model(Section):
     """What stands between features and predictions."""
 
-    encoder: Encoder = Frozen()
+    encoder: Annotated[Encoder, *kind_of(Encoder)] = Frozen()
     normalize: bool = True
     """L2-normalise the embedding before the head."""
     standardize_features: bool = False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,3 +20,9 @@ class Section(BaseModel):
     """A strict, immutable block of the configuration: an unknown key or a wrong type is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False)
+
+
+def implementation(name: str) -> Any:
+    """What a block names as its implementation, `pipeline.models.learner.Learner`: imported now, for it may load torch."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(import_module(module), attribute)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.augment import Augment
 from pipeline.config.backbone import Backbone, OpenClip
 from pipeline.config.data import Data
+from pipeline.config.encoder import Encoder
 from pipeline.config.evaluation import Calibrate, Evaluate, Features
 from pipeline.config.head import CLASSIFIER_KINDS
+from pipeline.config.kinds import kind_of
 from pipeline.config.loss import CrossEntropy, Loss, PlainLoss, PlainRisk, Risk
 from pipeline.config.model import Model
 from pipeline.config.resources import Paths, Resources
@@ -32,7 +34,7 @@ class Config(Section):
     seed: Seed = 0
     """Seed of everything random in training."""
     data: Data = Data()
-    backbone: Backbone = OpenClip()
+    backbone: Annotated[Backbone, *kind_of(Backbone)] = OpenClip()
     features: Features = Features()
     model: Model = Model()
     loss: Loss = PlainLoss()
@@ -160,17 +162,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _encoder_fits_backbone(self) -> Config:
-        backbone, encoder = self.backbone.kind, self.model.encoder.kind
-        if backbone == "pixels" and encoder != "frozen":
-            raise ValueError(f"backbone.kind pixels has no blocks: model.encoder.kind {encoder} needs a network")
-        if backbone == "concat" and encoder != "frozen":
+        backbone, encoder = self.backbone, self.model.encoder
+        if encoder.reads not in backbone.offers:
+            others = [kind for kind, other in Backbone.kinds.items() if encoder.reads in other.offers]
+            fitting = [kind for kind, other in Encoder.kinds.items() if other.reads in backbone.offers]
             raise ValueError(
-                f"backbone.kind concat is several networks: model.encoder.kind {encoder} needs one; use frozen"
-            )
-        if backbone == "timm" and encoder not in ("frozen", "end_to_end"):
-            raise ValueError(
-                f"backbone.kind timm cannot be cut: model.encoder.kind {encoder} needs open_clip or dinov2; use frozen or "
-                "end_to_end"
+                f"backbone.kind {backbone.kind} {backbone.lacks}: model.encoder.kind {encoder.kind} needs a "
+                f"network such as {' or '.join(others)}; or use {' or '.join(fitting)}"
             )
         return self
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeGuard, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from pipeline.config.identity import flatten
+from pipeline.config.kinds import Kind
 from pipeline.config.trial import Config
 
 
@@ -148,10 +149,15 @@ def field_names(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
 def blocks_in(annotation: Any, of_lists: bool = False) -> list[type[BaseModel]]:
     """The configuration blocks that a field's annotation allows; with `of_lists` also as elements of a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
+        return list(dict.fromkeys(annotation.kinds.values())) if _is_family(annotation) else [annotation]
     if get_origin(annotation) is None or (get_origin(annotation) in (tuple, list) and not of_lists):
         return []
     return [block for argument in get_args(annotation) for block in blocks_in(argument, of_lists)]
+
+
+def _is_family(block: type[BaseModel]) -> TypeGuard[type[Kind]]:
+    """Whether a block is not of one kind, but stands for all of them."""
+    return Kind in block.__bases__
 
 
 def _without_tags(loc: tuple[int | str, ...]) -> list[int | str]:

@@ -26,26 +26,24 @@ from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone, Network, Tail
 from pipeline.backbones.concat import ConcatBackbone
 from pipeline.config.backbone import Backbone as BackboneConfig
-from pipeline.config.backbone import Concat, Dinov2, OpenClip, Pixels, Timm
+from pipeline.config.backbone import Concat, Dinov2, OpenClip, Timm
+from pipeline.config.encoder import PatchConvs
 from pipeline.config.head import ClassifierHead
-from pipeline.config.identity import token_kind
 from pipeline.config.trial import Config
 from pipeline.data import correction
 from pipeline.disk.layout import ExperimentDir, TrialDir, atomic_folder, atomic_path, read_json, write_json, write_text
 from pipeline.errors import UserError, WorkError
 from pipeline.models import plain
 from pipeline.models.classifiers import Classifier, plain_arrays
-from pipeline.models.encoders import embedding_width
 from pipeline.models.learner import Learner
 from pipeline.models.outputs import MIN_SCALE, START, Categorical, LocationScale, Output, Quantiles
 from pipeline.models.pooling import HIDDEN
-from pipeline.models.saved import Facts, Model, is_adapted, load_facts, load_model, read_trained
+from pipeline.models.saved import Facts, Model, load_facts, load_model, read_trained
 from pipeline.reporting.results import hash_results
 from pipeline.stages.predict import find_ensemble, find_trial, trained_config
 
 Spec = dict[str, Any]
 State = dict[str, Tensor]
-PartConfig = OpenClip | Dinov2 | Timm | Pixels
 TARGETS = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
 """What the beetles' platform asks for; the butterflies' asks for a score of one of two classes."""
 KNOTS = 101
@@ -153,20 +151,12 @@ def _correction(config: Config) -> Spec:
 
 def _is_public(backbone: BackboneConfig) -> bool:
     """Whether the backbone's name leads to its weights on any machine."""
-    if isinstance(backbone, Pixels):
-        return True
-    if isinstance(backbone, Concat):
-        return all(map(_is_public, backbone.parts))
-    if isinstance(backbone, Dinov2):
-        return not Path(backbone.name).expanduser().exists()
-    if backbone.name.startswith("hf-hub:") or isinstance(backbone, Timm):
-        return backbone.name.startswith("hf-hub:") or backbone.pretrained is True
-    return backbone.pretrained is not None and not Path(backbone.pretrained).expanduser().exists()
+    return all(weights.repository or weights.tag for weights in backbone.weights_from())
 
 
 def _brings_networks(configs: Iterable[Config]) -> bool:
     """Whether every member is a whole network of its own, trained end to end: none reads the backbone's weights."""
-    return all(config.model.encoder.kind == "end_to_end" for config in configs)
+    return all(config.model.encoder.reads == "images" for config in configs)
 
 
 # ---------------------------------------------------------------- the folder
@@ -249,7 +239,7 @@ def _state(member: Member) -> State:
         return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
     if not isinstance(model, Learner):
         return dict(model.state_dict())
-    encoder: Any = model.encoder.merge_and_unload() if is_adapted(model) else model.encoder  # type: ignore[operator]
+    encoder: Any = model.kind_of_encoder.merged(model.encoder)
     if isinstance(encoder, Network):
         own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
         return own | {f"tail.{name}": tensor.cpu() for name, tensor in _native(encoder.backbone).items()}
@@ -294,7 +284,7 @@ def _write_backbone(folder: Path, members: Sequence[Member], backbone: Backbone)
     return spec | {"fingerprint": None if _brings_networks(configs) else fingerprint(_native(backbone))}
 
 
-def _write_part(folder: Path, name: str, chosen: PartConfig, backbone: Backbone) -> Spec:
+def _write_part(folder: Path, name: str, chosen: BackboneConfig, backbone: Backbone) -> Spec:
     """One network's part of the specification; `name` is that of its library's file or folder."""
     inner: Any = backbone
     spec = chosen.model_dump(mode="json") | {"architecture": name}
@@ -315,7 +305,7 @@ def _write_part(folder: Path, name: str, chosen: PartConfig, backbone: Backbone)
     return spec
 
 
-def _parts(backbone: BackboneConfig) -> Sequence[PartConfig]:
+def _parts(backbone: BackboneConfig) -> Sequence[BackboneConfig]:
     """The networks that a backbone consists of."""
     return backbone.parts if isinstance(backbone, Concat) else (backbone,)
 
@@ -347,10 +337,10 @@ def _member_spec(member: Member, backbone: Backbone) -> Spec:
 
 
 def _network_spec(member: Member, backbone: Backbone) -> Spec:
-    config, model = member.config, member.config.model
+    model = member.config.model
     assert isinstance(member.model, Learner)
     encoder, convolutions = model.encoder, None
-    if encoder.kind == "patch_convs":
+    if isinstance(encoder, PatchConvs):
         convolutions = {
             "width": backbone.width,
             "grid": list(backbone.grid),
@@ -358,9 +348,9 @@ def _network_spec(member: Member, backbone: Backbone) -> Spec:
             "channels": encoder.channels,
         }
     return {
-        "features": "patches" if token_kind(config)[0] == "patches" else "pooled",
+        "features": "patches" if encoder.reads == "patches" else "pooled",
         "convolutions": convolutions,
-        "width": embedding_width(encoder, member.facts.embed_dim),
+        "width": encoder.embedding_width(member.facts.embed_dim),
         "hidden": list(model.head.hidden) if model.head.kind == "mlp" else [],
         "normalize": model.normalize,
         "n_features": len(member.model.feature_mean),

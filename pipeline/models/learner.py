@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 
+from pipeline.config.encoder import Encoder, Frozen
 from pipeline.models.metadata import Metadata
 from pipeline.models.outputs import Output, Point
 from pipeline.models.pooling import Pooling, Sets, pool
@@ -106,6 +107,8 @@ class Learner(nn.Module):
     `feature_scale` [E] (or of one number) the frozen embedding to the head's; what is not standardised has 0 and 1.
     """
 
+    kind_of_encoder: Encoder = Frozen()
+    """The block that the encoder was built by."""
     target_mean: Tensor
     target_scale: Tensor
     feature_mean: Tensor

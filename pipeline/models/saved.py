@@ -18,13 +18,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline.backbones.base import Backbone
+from pipeline.config.encoder import Encoder
 from pipeline.config.head import ClassifierHead
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir, read_json, write_tensors
 from pipeline.errors import WorkError
 from pipeline.models.baselines import Boosting, Climatology
 from pipeline.models.classifiers import Classifier, load_classifier, save_classifier
-from pipeline.models.encoders import embedding_width, make_encoder
+from pipeline.models.encoders import is_whole_file, make_encoder
 from pipeline.models.learner import DomainEmbedding, Learner, SpeciesEmbedding, make_mlp, trained_state
 from pipeline.models.metadata import Names
 from pipeline.models.outputs import make_output
@@ -92,22 +93,22 @@ def make_classifier(config: Config, facts: Facts) -> Classifier | None:
 def assemble(config: Config, facts: Facts, encoder: nn.Module) -> Learner:
     """Head, embeddings of names and pooling of the right widths around an encoder."""
     model, names, n_targets = config.model, facts.names, len(facts.learnt)
-    width = embedding_width(model.encoder, facts.embed_dim)
+    width = model.encoder.embedding_width(facts.embed_dim)
     hidden = model.head.hidden if model.head.kind == "mlp" else ()
     domain = DomainEmbedding(len(names.domains), width) if model.domain_embedding else None
     output = make_output(config.loss, len(facts.targets))
     head = make_mlp([width, *hidden, n_targets * output.n])
     species = SpeciesEmbedding(len(names.species), len(names.genera), width) if model.species_embedding else None
     pooling, n_features = make_pooling(model.pool, width), width if model.standardize_features else 1
-    return Learner(encoder, head, domain, model.normalize, n_targets, output, species, pooling, n_features)
+    learner = Learner(encoder, head, domain, model.normalize, n_targets, output, species, pooling, n_features)
+    learner.kind_of_encoder = model.encoder
+    return learner
 
 
 def save_model(model: Model, facts: Facts, trial: TrialDir) -> None:
     """Write the trained tensors; equal models give equal bytes."""
-    if isinstance(model, Learner) and is_adapted(model):
-        from pipeline.models.adapter import save_adapter  # PEFT takes seconds to import
-
-        save_adapter(model.encoder, trial.adapter)
+    if isinstance(model, Learner):
+        model.kind_of_encoder.save(model.encoder, trial)
     if isinstance(model, Classifier):
         save_classifier(model, trial)
     state = {name: tensor.cpu().contiguous() for name, tensor in _own_state(model).items()}
@@ -123,18 +124,11 @@ def read_trained(trial: TrialDir) -> dict[str, Any]:
         raise _damaged(trial.trained, error) from error
 
 
-def is_whole(trial: TrialDir, adapted: bool, classifier: bool = False) -> bool:
+def is_whole(trial: TrialDir, encoder: Encoder, classifier: bool = False) -> bool:
     """Whether the files of a trained model are there, each as long as its header says, or a whole archive."""
     if classifier and not is_zipfile(trial.classifier):
         return False
-    files = [trial.model, *([trial.adapter / "adapter_model.safetensors"] if adapted else [])]
-    try:
-        for path in files:
-            with safe_open(path, framework="pt"):
-                pass
-    except (OSError, SafetensorError):
-        return False
-    return not adapted or (trial.adapter / "adapter_config.json").is_file()
+    return is_whole_file(trial.model) and encoder.files_are_whole(trial)
 
 
 def load_facts(trial: TrialDir) -> Facts:
@@ -180,19 +174,12 @@ def _load_encoder(config: Config, facts: Facts, trial: TrialDir, backbone: Backb
     encoder = config.model.encoder
     if backbone is not None:
         _check_base(facts, backbone, trial.path)
-    if encoder.kind in ("finetuned", "lora"):
-        assert backbone is not None
-        _check_cut(facts, backbone.cut_before(encoder.blocks), trial.path)
-    if encoder.kind == "lora":
-        from pipeline.models.adapter import load_adapter
-
-        assert backbone is not None
-        tail = backbone.make_tail(backbone.cut_before(encoder.blocks))
-        if not is_whole(trial, adapted=True):  # PEFT would look for what is missing on the Hub
-            raise _damaged(trial.adapter, FileNotFoundError("a file is missing or cut short"))
-        adapted: nn.Module = load_adapter(tail, trial.adapter, trainable=True)
-        return adapted
-    return make_encoder(encoder, backbone)
+        if encoder.tail_blocks:
+            _check_cut(facts, backbone.cut_before(encoder.tail_blocks), trial.path)
+    if not encoder.files_are_whole(trial):  # PEFT would look for what is missing on the Hub
+        raise _damaged(trial.adapter, FileNotFoundError("a file is missing or cut short"))
+    loaded: nn.Module = encoder.load(backbone, trial)
+    return loaded
 
 
 def _check_base(facts: Facts, backbone: Backbone, path: Path) -> None:
@@ -213,15 +200,10 @@ def _check_cut(facts: Facts, cut: int, path: Path) -> None:
         )
 
 
-def is_adapted(model: Learner) -> bool:
-    """Whether the encoder is a tail wrapped by PEFT."""
-    return hasattr(model.encoder, "peft_config")
-
-
 def _own_state(model: Model) -> dict[str, Tensor]:
-    """Trained tensors but the adapter's, and the scales."""
+    """Trained tensors but those that an encoder saves itself, and the scales."""
     if not isinstance(model, Learner):
         return dict(model.state_dict())
-    adapted = is_adapted(model)
-    state = {n: t for n, t in trained_state(model).items() if not (adapted and n.startswith("encoder."))}
+    apart = model.kind_of_encoder.has_own_files
+    state = {n: t for n, t in trained_state(model).items() if not (apart and n.startswith("encoder."))}
     return state | {name: model.get_buffer(name) for name in SCALES}

@@ -83,7 +83,7 @@ def is_trained(trial: TrialDir, inputs: Inputs) -> bool:
         return False
     model = inputs.config.model
     classifier = model.head.kind in CLASSIFIER_KINDS
-    return same and is_whole(trial, adapted=model.encoder.kind == "lora", classifier=classifier)
+    return same and is_whole(trial, model.encoder, classifier)
 
 
 def _forget_outdated(trial: TrialDir) -> None:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from PIL import Image
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from pipeline.config.backbone import LOCAL
+from pipeline.config.backbone import Backbone as Block
 from pipeline.errors import UserError
 
 
@@ -136,6 +137,15 @@ class Backbone(nn.Module, ABC):
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib lets go of the GIL
             lines = sorted(pool.map(_tensor_line, tensors, tensors.values()))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def native(self) -> dict[str, Tensor]:
+        """Copies of its tensors under the names of its library, whose model is all that it is made of."""
+        return {name.partition(".")[2]: tensor.clone() for name, tensor in self.state_dict().items()}
+
+    def write_spec(self, block: Block, folder: Path, name: str) -> dict[str, Any]:
+        """What a submission makes it again from, beside its tensors: the values of its block and more; what its library builds it
+        from is written to `folder` under `name`. Raises UserError where a submission has no code for it."""
+        raise UserError(f"{self.label} is of a kind that a submission has no code for: export another trial.")
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode: batch norm and dropout of a frozen encoder must not follow the model around it."""

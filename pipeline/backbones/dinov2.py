@@ -131,6 +131,11 @@ class Dinov2Backbone(Backbone):
         embeddings.position_embeddings = nn.Parameter(positions.clone())
         return network
 
+    def write_spec(self, block: blocks.Backbone, folder: Path, name: str) -> dict[str, Any]:
+        cast(Any, self.model).config.save_pretrained(folder / name)
+        self.processor.save_pretrained(folder / name)
+        return block.model_dump(mode="json") | {"architecture": name}
+
     def extra_repr(self) -> str:
         """Part of the key of features: their modules alone do not tell the poolings apart. (Nothing for what there was first.)"""
         return "" if self.pooling == "cls" else f"pooling={self.pooling}"

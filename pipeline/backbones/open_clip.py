@@ -29,6 +29,7 @@ from pipeline.backbones.base import Backbone, Tail, check_native, checked_folder
 from pipeline.config import backbone as blocks
 from pipeline.config.backbone import HUB, LOCAL
 from pipeline.data.correction import to_rgb
+from pipeline.disk.layout import write_json
 from pipeline.errors import UserError, WorkError
 
 CONFIG_FILE = "open_clip_config.json"
@@ -218,6 +219,17 @@ class OpenClipBackbone(Backbone):
             raise self._unpooled()
         self._check_cut(cut)
         return OpenClipTail(self._vit, cut).trainable()
+
+    def write_spec(self, block: blocks.Backbone, folder: Path, name: str) -> dict[str, Any]:
+        assert isinstance(block, blocks.OpenClip)
+        described, chosen = architecture(block), block.name
+        write_json(folder / f"{name}.json", described)
+        return block.model_dump(mode="json") | {
+            "name": chosen if chosen.startswith(HUB) else chosen.replace("/", "-"),
+            "architecture": name,
+            "preprocess": dict(cast(Any, self.visual).preprocess_cfg),
+            "quick_gelu": described["quick_gelu"],
+        }
 
     @property
     def _vit(self) -> VisionTransformer | None:

@@ -46,6 +46,13 @@ class TimmBackbone(Backbone):
         """Images [B, 3, H, W] → pooled features before the classifier [B, E]."""
         return cast(Tensor, self.model(images))
 
+    def write_spec(self, block: blocks.Backbone, folder: Path, name: str) -> dict[str, Any]:
+        """Nothing is written: architecture, image size and the settings of the transform are all that timm needs."""
+        size = self.image_size
+        settings = resolve_data_config({"input_size": (3, size, size)}, model=self.model)
+        own = {"timm": _settings(self.model)["architecture"], "image_size": size, "preprocess": settings}
+        return block.model_dump(mode="json") | {"architecture": name} | own
+
     def extra_repr(self) -> str:
         """Part of the key of features: modules alone do not tell how a transformer pools."""
         pool = getattr(self.model, "global_pool", None)
@@ -66,13 +73,6 @@ class TimmBackbone(Backbone):
         if embedding.ndim != 2:
             raise UserError(f"{self.label} gives {tuple(embedding.shape[1:])} numbers and no pooled embedding.")
         return embedding.shape[1]
-
-
-def describe(backbone: TimmBackbone) -> dict[str, Any]:
-    """What timm builds the network and its transform from again: architecture, image size, settings of the transform."""
-    size = backbone.image_size
-    settings = resolve_data_config({"input_size": (3, size, size)}, model=backbone.model)
-    return {"timm": _settings(backbone.model)["architecture"], "image_size": size, "preprocess": settings}
 
 
 def _settings(model: nn.Module) -> dict[str, Any]:

@@ -47,11 +47,18 @@ class Backbone(Kind):
     """What is said to an encoder that needs others."""
     paths: ClassVar[tuple[str, ...]] = ()
     """Keys that may name a folder or a file."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """What it needs in a submission beside torch, by PyPI's name, in the version that is here."""
 
     @property
     def display_name(self) -> str:
         """What people call it: `facebook/dinov2-base`, `pixels`, `resnet18 + pixels`."""
         return str(getattr(self, "name", self.kind))
+
+    @property
+    def networks(self) -> tuple[Backbone, ...]:
+        """What it is made of, one by one."""
+        return (self,)
 
     def load(self) -> Any:
         """The `backbones.base.Backbone`, on the CPU; torch's random state is left as it was."""
@@ -63,12 +70,12 @@ class Backbone(Kind):
 
     def located(self, absolute: Callable[[str], str]) -> Self:
         """The same with its `paths` made absolute."""
-        named = {key: value for key in self.paths if (value := getattr(self, key))}
-        return self.model_copy(update={key: _located(value, absolute) for key, value in named.items()})
-
-
-def _located(name: str, absolute: Callable[[str], str]) -> str:
-    return LOCAL + absolute(name.removeprefix(LOCAL)) if name.startswith(LOCAL) else absolute(name)
+        found = {}
+        for key in self.paths:
+            if name := getattr(self, key):
+                prefix = LOCAL if name.startswith(LOCAL) else ""
+                found[key] = prefix + absolute(name.removeprefix(prefix))
+        return self.model_copy(update=found)
 
 
 def _brought_by(name: str, file: str) -> tuple[Weights, ...]:
@@ -82,6 +89,7 @@ class OpenClip(Backbone):
     """Any image tower of open_clip."""
 
     offers = FEATURES
+    libraries = ("open-clip-torch",)
     paths = ("name", "pretrained")
     kind: Literal["open_clip"] = "open_clip"
     name: str = "hf-hub:imageomics/bioclip-2"
@@ -106,6 +114,7 @@ class Dinov2(Backbone):
     """DINOv2 through transformers."""
 
     offers = FEATURES
+    libraries = ("transformers",)
     paths = ("name",)
     kind: Literal["dinov2"]
     name: str = "facebook/dinov2-base"
@@ -128,6 +137,7 @@ class Timm(Backbone):
 
     offers = frozenset({"pooled", "images"})
     lacks = "cannot be cut"
+    libraries = ("timm",)
     paths = ("name",)
     kind: Literal["timm"]
     name: str = "resnet18"
@@ -185,6 +195,10 @@ class Concat(Backbone):
     @property
     def display_name(self) -> str:
         return " + ".join(part.display_name for part in self.parts)
+
+    @property
+    def networks(self) -> tuple[Backbone, ...]:
+        return self.parts
 
     def weights_from(self) -> tuple[Weights, ...]:
         return tuple(each for part in self.parts for each in part.weights_from())

@@ -37,8 +37,8 @@ class Encoder(Kind):
         return embed_dim
 
     def rate_scale(self, name: str) -> float:
-        """The learning rate of the parameter of this name, as a multiple of `optim.lr`."""
-        return 1.0
+        """The learning rate of the parameter of this name, as a multiple of `optim.lr`: its key `lr_scale`, if it has one."""
+        return float(getattr(self, "lr_scale", 1.0))
 
     # ------------------------------------------------------------ its module, and that on disk
     def build(self, backbone: Any) -> Any:
@@ -55,10 +55,6 @@ class Encoder(Kind):
     def files_are_whole(self, trial: Any) -> bool:
         """Whether its own files are there, and none is cut short."""
         return True
-
-    def merged(self, module: Any) -> Any:
-        """The module as it is exported: of layers that its library knows."""
-        return module
 
     # ------------------------------------------------------------ what it costs
     def n_trained(self, of: Measures) -> int:
@@ -105,9 +101,6 @@ class FineTuned(Encoder):
 
     def build(self, backbone: Any) -> Any:
         return backbone.make_tail(backbone.cut_before(self.blocks))
-
-    def rate_scale(self, name: str) -> float:
-        return self.lr_scale
 
     def n_trained(self, of: Measures) -> int:
         return self.blocks * BLOCK * of.width**2
@@ -162,9 +155,6 @@ class Lora(Encoder):
         # Not in `adapter`: this is asked of trials that need not be loaded, and PEFT takes seconds to import.
         return bool(implementation("pipeline.models.encoders.is_whole_adapter")(trial.adapter))
 
-    def merged(self, module: Any) -> Any:
-        return module.merge_and_unload()
-
     def n_trained(self, of: Measures) -> int:
         return self.blocks * self.r * of.width * sum(SIDES[target] for target in self.targets)
 
@@ -208,9 +198,6 @@ class EndToEnd(Encoder):
 
     def build(self, backbone: Any) -> Any:
         return backbone.network()
-
-    def rate_scale(self, name: str) -> float:
-        return self.lr_scale
 
     def n_trained(self, of: Measures) -> int:
         return of.n_parameters

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeGuard, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
@@ -87,10 +87,15 @@ def _nearest_in_element(key: str) -> str:
 
 def _names_in(block: str) -> list[str]:
     """The keys of a block, which may be an element of a list."""
+    return list(dict.fromkeys(name for model in _models_of(block) for name in model.model_fields))
+
+
+def _models_of(block: str) -> list[type[BaseModel]]:
+    """What a block, which may be an element of a list, can be of."""
     models: list[type[BaseModel]] = [Config]
-    for part in block.split("."):
+    for part in filter(None, block.split(".")):
         models = models if part.isdigit() else _inside(models, part)
-    return list(dict.fromkeys(name for model in models for name in model.model_fields))
+    return models
 
 
 def _inside(models: Iterable[type[BaseModel]], name: str) -> list[type[BaseModel]]:
@@ -103,37 +108,24 @@ def _corrected(key: str) -> str | None:
     """The key that is meant if each of its parts resembles one that may stand there, block by block."""
     found = ""
     for part in key.split("."):
-        near = difflib.get_close_matches(part, _below(found), n=1)
+        near = difflib.get_close_matches(part, _names_in(found), n=1)
         if not near:
             return None
-        found += f"{near[0]}."
-    return found.removesuffix(".")
-
-
-def _below(prefix: str) -> list[str]:
-    """The keys and blocks right below a dotted prefix such as `model.`, in the order of the configuration."""
-    names = (name.removeprefix(prefix) for name in field_names(Config) if name.startswith(prefix))
-    return list(dict.fromkeys(name.partition(".")[0] for name in names))
+        found = f"{found}.{near[0]}".removeprefix(".")
+    return found
 
 
 def _siblings(key: str) -> list[str]:
     """What stands in the innermost block of a dotted key that exists."""
-    prefix = ""
-    for part in key.split("."):
-        if not _below(f"{prefix}{part}."):
-            break
-        prefix += f"{part}."
-    return _below(prefix)
+    while not _names_in(key):
+        key = key.rpartition(".")[0]
+    return _names_in(key)
 
 
 def _kinds_with(key: str) -> list[str]:
     """The kinds of the block around `key` that have it."""
-    *blocks, last = key.split(".")
-    models: list[type[BaseModel]] = [Config]
-    for part in blocks:
-        fields = [model.model_fields[part] for model in models if part in model.model_fields]
-        models = [block for info in fields for block in blocks_in(info.annotation)]
-    return sorted(_kinds(model for model in models if last in model.model_fields))
+    block, _, last = key.rpartition(".")
+    return sorted(_kinds(model for model in _models_of(block) if last in model.model_fields))
 
 
 def field_names(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
@@ -148,16 +140,13 @@ def field_names(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
 
 def blocks_in(annotation: Any, of_lists: bool = False) -> list[type[BaseModel]]:
     """The configuration blocks that a field's annotation allows; with `of_lists` also as elements of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, Kind) and Kind in annotation.__bases__:
+        return list(dict.fromkeys(annotation.kinds.values()))
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return list(dict.fromkeys(annotation.kinds.values())) if _is_family(annotation) else [annotation]
+        return [annotation]
     if get_origin(annotation) is None or (get_origin(annotation) in (tuple, list) and not of_lists):
         return []
     return [block for argument in get_args(annotation) for block in blocks_in(argument, of_lists)]
-
-
-def _is_family(block: type[BaseModel]) -> TypeGuard[type[Kind]]:
-    """Whether a block is not of one kind, but stands for all of them."""
-    return Kind in block.__bases__
 
 
 def _without_tags(loc: tuple[int | str, ...]) -> list[int | str]:

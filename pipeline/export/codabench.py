@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,9 +24,7 @@ from torch import Tensor
 
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone, Network, Tail
-from pipeline.backbones.concat import ConcatBackbone
 from pipeline.config.backbone import Backbone as BackboneConfig
-from pipeline.config.backbone import Concat, Dinov2, OpenClip, Timm
 from pipeline.config.encoder import PatchConvs
 from pipeline.config.head import ClassifierHead
 from pipeline.config.trial import Config
@@ -168,7 +166,7 @@ def _write(
     config = members[0].config
     challenge = "beetles" if config.data.label is None else "butterflies"
     _copy_code(folder, challenge)
-    base = _native(backbone) if with_backbone else {}
+    base = backbone.native() if with_backbone else {}
     torch.save({"backbone": base, "members": states}, folder / "weights.pt")
     spec = {
         "challenge": challenge,
@@ -208,18 +206,11 @@ def _requirements(members: Iterable[Member]) -> str:
 
     Without a newline at the end: a blank line would end the platform's run.
     """
-    pinned = {
-        "open_clip": ("open-clip-torch",),
-        "dinov2": ("transformers",),
-        "timm": ("timm",),
-        "boosting": ("lightgbm",),
-    }
-    plain = {"open_clip": ("torchvision",), "dinov2": ("torchvision",), "timm": ("torchvision",)}
-    kinds = {part.kind for m in members for part in _parts(m.config.backbone)} | {
-        m.config.model.head.kind for m in members
-    }
-    lines = {f"{name}=={version(name)}" for kind in kinds for name in pinned.get(kind, ())}
-    lines |= {name for kind in kinds for name in plain.get(kind, ())}
+    networks = [network for member in members for network in member.config.backbone.networks]
+    named = {name for network in networks for name in network.libraries}
+    lines = {"torchvision"} if named else set()
+    named |= {"lightgbm" for member in members if member.config.model.head.kind == "boosting"}
+    lines |= {f"{name}=={version(name)}" for name in named}
     return "\n".join(["torch", "numpy", "Pillow", *sorted(lines)])
 
 
@@ -239,10 +230,12 @@ def _state(member: Member) -> State:
         return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
     if not isinstance(model, Learner):
         return dict(model.state_dict())
-    encoder: Any = model.kind_of_encoder.merged(model.encoder)
+    encoder: Any = model.encoder
+    if hasattr(encoder, "peft_config"):
+        encoder = encoder.merge_and_unload()
     if isinstance(encoder, Network):
         own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
-        return own | {f"tail.{name}": tensor.cpu() for name, tensor in _native(encoder.backbone).items()}
+        return own | {f"tail.{name}": tensor.cpu() for name, tensor in encoder.backbone.native().items()}
     if isinstance(encoder, Tail):
         own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
         tail = {f"tail.{name.removeprefix('visual.')}": tensor for name, tensor in encoder.to_native().items()}
@@ -253,61 +246,18 @@ def _state(member: Member) -> State:
 def _with_same_tails(members: Sequence[Member], states: Sequence[State], backbone: Backbone) -> list[State]:
     """Where members have tails, all that look at images have the tensors of the longest one's, so that none reads another's."""
     names = {name for state in states for name in state if name.startswith("tail.")}
-    native = _native(backbone) if names else {}
+    native = backbone.native() if names else {}
     base = {name: native[name.removeprefix("tail.")] for name in names}
     looks = [isinstance(member.model, Learner | Classifier) for member in members]
     return [base | state if at_images else state for state, at_images in zip(states, looks, strict=True)]
-
-
-def _native(backbone: Backbone) -> State:
-    """The backbone's tensors under its library's names."""
-    if isinstance(backbone, ConcatBackbone):
-        parts = enumerate(backbone.parts)
-        return {f"{i}.{name}": tensor for i, part in parts for name, tensor in _native(cast(Backbone, part)).items()}
-    inner: Any = getattr(backbone, "visual", None) or getattr(backbone, "model", None)
-    return {} if inner is None else {name: tensor.clone() for name, tensor in inner.state_dict().items()}
 
 
 # ---------------------------------------------------------------- descriptions
 def _write_backbone(folder: Path, members: Sequence[Member], backbone: Backbone) -> Spec:
     """What the backbone is made of; what its library builds it from is written to the folder."""
     configs = [member.config for member in members]
-    chosen = configs[0].backbone
-    if isinstance(chosen, Concat):
-        parts = zip(chosen.parts, cast(ConcatBackbone, backbone).parts, strict=True)
-        described = [
-            _write_part(folder, f"architecture-{i}", one, cast(Backbone, part)) for i, (one, part) in enumerate(parts)
-        ]
-        spec: Spec = {"kind": "concat", "name": "concat", "parts": described}
-    else:
-        spec = _write_part(folder, "architecture", chosen, backbone)
-    return spec | {"fingerprint": None if _brings_networks(configs) else fingerprint(_native(backbone))}
-
-
-def _write_part(folder: Path, name: str, chosen: BackboneConfig, backbone: Backbone) -> Spec:
-    """One network's part of the specification; `name` is that of its library's file or folder."""
-    inner: Any = backbone
-    spec = chosen.model_dump(mode="json") | {"architecture": name}
-    if isinstance(chosen, OpenClip):
-        from pipeline.backbones.open_clip import architecture
-
-        described = architecture(chosen)
-        write_json(folder / f"{name}.json", described)
-        spec |= {"preprocess": dict(inner.visual.preprocess_cfg), "quick_gelu": described["quick_gelu"]}
-        spec["name"] = spec["name"] if spec["name"].startswith("hf-hub:") else spec["name"].replace("/", "-")
-    elif isinstance(chosen, Dinov2):
-        inner.model.config.save_pretrained(folder / name)
-        inner.processor.save_pretrained(folder / name)
-    elif isinstance(chosen, Timm):
-        from pipeline.backbones.timm_models import describe
-
-        spec |= describe(inner)
-    return spec
-
-
-def _parts(backbone: BackboneConfig) -> Sequence[BackboneConfig]:
-    """The networks that a backbone consists of."""
-    return backbone.parts if isinstance(backbone, Concat) else (backbone,)
+    spec = backbone.write_spec(configs[0].backbone, folder, "architecture")
+    return spec | {"fingerprint": None if _brings_networks(configs) else fingerprint(backbone.native())}
 
 
 def fingerprint(state: State) -> str:

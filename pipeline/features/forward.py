@@ -30,7 +30,8 @@ def compute_features(
     Images and backbone are on one device. The computation is fp32, but for bf16 on a GPU: there it runs under autocast.
     """
     with torch.inference_mode(), _precision(images.device, DTYPES[dtype]):
-        return KINDS[kind].compute(backbone, images, cut).to(DTYPES[dtype])
+        features: Tensor = KINDS[kind].compute(backbone, images, cut)
+        return features.to(DTYPES[dtype])
 
 
 def check_finite(features: Tensor, positions: Sequence[int], where: Callable[[int], str]) -> None:

@@ -146,7 +146,7 @@ def weights_signature(backbone: Backbone) -> str | None:
 def _code(backbone: Backbone) -> str:
     """Hash of the code of the backbones, and of the files with these blocks: another transform must not pass for the one on
     record."""
-    modules = {sys.modules.get(type(each).__module__) for each in (backbone, *getattr(backbone, "parts", ()))}
+    modules = {sys.modules.get(type(each).__module__) for each in (backbone, *backbone.networks)}
     own = sorted(file for module in modules if (file := getattr(module, "__file__", None)))
     files = [*sorted((PROJECT / "pipeline" / "backbones").glob("*.py")), *map(Path, own)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -1,26 +1,19 @@
-"""The kinds of features: what each takes of a backbone and of an image. Loads no torch."""
+"""The kinds of features: how each is computed, and how large it is. Loads no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 from pipeline.config.backbone import FeatureKind
 from pipeline.config.measures import Measures
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-    from pipeline.backbones.base import Backbone
+class Kind(NamedTuple):
+    """What one kind takes of a backbone and of an image."""
 
-
-@dataclass(frozen=True)
-class Kind:
-    """How features of one kind are computed, and how large they are."""
-
-    compute: Callable[[Backbone, Tensor, int], Tensor]
-    """Images [B, 3, H, W], and the blocks before the cut where there is one → features [B, …]."""
+    compute: Callable[[Any, Any, int], Any]
+    """Backbone, images [B, 3, H, W], and the blocks before the cut where there is one → features [B, …]."""
     n_numbers: Callable[[Measures], int]
     """Numbers in one image's features."""
 

@@ -64,10 +64,6 @@ class Tail(nn.Module, ABC):
             raise UserError(f"There is no projection {', '.join(unknown)}: choose from {', '.join(self.projections)}.")
         return [module for name in wanted for module in self.projections[name]]
 
-    def trainable(self) -> Self:
-        """This tail with gradients switched on (its parameters are copies of frozen ones)."""
-        return self.requires_grad_(True)
-
 
 class Backbone(nn.Module, ABC):
     """A frozen image encoder: fp32 weights without gradients, always in eval mode."""
@@ -237,13 +233,9 @@ def checked_folder(name: str, files: Iterable[str], library: str) -> Path:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Run a block with torch's CPU generator seeded, and put the generator back as it was."""
-    generator = torch.default_generator
-    before = generator.get_state()
-    generator.manual_seed(seed)
-    try:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         yield
-    finally:
-        generator.set_state(before)
 
 
 def _tensor_line(name: str, tensor: Tensor) -> str:

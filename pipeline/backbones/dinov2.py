@@ -115,7 +115,7 @@ class Dinov2Backbone(Backbone):
 
     def make_tail(self, cut: int) -> Tail:
         self._check_cut(cut)
-        return Dinov2Tail(self.model, cut, self.n_prefix, self.pooling).trainable()
+        return Dinov2Tail(self.model, cut, self.n_prefix, self.pooling).requires_grad_(True)
 
     def network(self) -> Network:
         """Its positions are brought to the size of the images once, and learned as they then are: transformers would do it in

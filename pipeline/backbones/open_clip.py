@@ -218,7 +218,7 @@ class OpenClipBackbone(Backbone):
         if self._vit.pool_type == "none":
             raise self._unpooled()
         self._check_cut(cut)
-        return OpenClipTail(self._vit, cut).trainable()
+        return OpenClipTail(self._vit, cut).requires_grad_(True)
 
     def write_spec(self, block: blocks.Backbone, folder: Path, name: str) -> dict[str, Any]:
         assert isinstance(block, blocks.OpenClip)

@@ -60,8 +60,6 @@ def _place(key: str, places: dict[str, str], path: Path) -> str:
 
 
 def _nearest(key: str) -> str:
-    if any(part.isdigit() for part in key.split(".")):
-        return _nearest_in_element(key)
     if kinds := _kinds_with(key):
         return f" here: it is a key of `{key.rpartition('.')[0]}.kind` {' or '.join(kinds)}"
     if corrected := _corrected(key):
@@ -75,14 +73,6 @@ def _nearest(key: str) -> str:
         return f"; here exist: {', '.join(_siblings(key))}"
     verb = "does" if len(near) == 1 else "do"
     return f", but {' and '.join(f'`{name}`' for name in near)} {verb}"
-
-
-def _nearest_in_element(key: str) -> str:
-    """The same of a key in a block that is an element of a list: `backbone.parts.0.nmae`."""
-    block, _, last = key.rpartition(".")
-    names = _names_in(block)
-    near = difflib.get_close_matches(last, names, n=1)
-    return f", but `{block}.{near[0]}` does" if near else f"; here exist: {', '.join(names)}"
 
 
 def _names_in(block: str) -> list[str]:
@@ -108,7 +98,7 @@ def _corrected(key: str) -> str | None:
     """The key that is meant if each of its parts resembles one that may stand there, block by block."""
     found = ""
     for part in key.split("."):
-        near = difflib.get_close_matches(part, _names_in(found), n=1)
+        near = [part] if part.isdigit() else difflib.get_close_matches(part, _names_in(found), n=1)
         if not near:
             return None
         found = f"{found}.{near[0]}".removeprefix(".")

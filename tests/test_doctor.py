@@ -15,6 +15,7 @@ import torch
 from pipeline.amounts import format_bytes
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
+from pipeline.config.measures import KEPT
 from pipeline.config.resources import Job
 from pipeline.config.trial import Config
 from pipeline.disk.writing import read_json, write_json
@@ -293,7 +294,7 @@ def test_what_a_block_keeps_for_the_backward_pass_is_as_measured(
     few, many = (torch.randn(n, weights.n_patches + 1, weights.width) for n in (64, 128))
     image = (kept_for_backward(tail, many, bf16) - kept_for_backward(tail, few, bf16)) / 64
     measured = image / (2 * (weights.n_patches + 1) * weights.width)
-    assert estimates.KEPT[method][0 if bf16 else 1] == pytest.approx(measured, rel=0.25)
+    assert KEPT[method][0 if bf16 else 1] == pytest.approx(measured, rel=0.25)
 
 
 def test_what_is_written_here_twice_is_the_same() -> None:

@@ -16,7 +16,8 @@ from pipeline.config.identity import config_hash, digest, features_of, images_of
 from pipeline.config.kinds import Kind, blocks_in
 from pipeline.config.section import LATER
 from pipeline.config.trial import Config
-from pipeline.disk.layout import TrialDir, read_json
+from pipeline.disk.layout import TrialDir
+from pipeline.disk.writing import read_json
 from pipeline.experiments.names import HASH_DIGITS
 from pipeline.experiments.reading import load_config, saved_science
 from pipeline.reporting.state import trial_state

@@ -55,7 +55,7 @@ def build(config: Config) -> tuple[Learner, Facts, Backbone]:
 def features_of(config: Config, backbone: Backbone, n: int = 6) -> Tensor:
     images = torch.rand(n, 3, backbone.image_size, backbone.image_size, generator=torch.Generator().manual_seed(1))
     kind, blocks = token_kind(config)
-    return compute_features(backbone, images, kind, backbone.cut_before(blocks) if kind == "cut" else None).clone()
+    return compute_features(backbone, images, kind, backbone.cut_before(blocks) if blocks else 0).clone()
 
 
 def small(config_of: MakeConfig, method: str, *overrides: str) -> Config:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from pipeline.backbones import load_backbone, weights_files
 from pipeline.backbones.base import Backbone
 from pipeline.config.backbone import Backbone as BackboneConfig
-from pipeline.config.backbone import Concat, Dinov2, OpenClip, Pixels, Timm, backbone_name
+from pipeline.config.backbone import Concat, Dinov2, OpenClip, Pixels, Timm
 from pipeline.config.trial import Config
 from pipeline.errors import NotFetched, UserError
 from pipeline.experiments.reading import load_experiment
@@ -230,7 +230,7 @@ def test_a_concatenations_identity_is_that_of_all_its_parts(several: Concat) -> 
 
 def test_a_concatenations_files_and_name_are_its_parts(several: Concat, assets: Assets) -> None:
     assert {path.parent for path in weights_files(several)} == {assets.clip, assets.dinov2}
-    assert backbone_name(several) == f"local-dir:{assets.clip} + {assets.dinov2} + test_resnet + pixels"
+    assert several.display_name == f"local-dir:{assets.clip} + {assets.dinov2} + test_resnet + pixels"
 
 
 def test_a_concatenation_with_a_part_that_is_not_here_is_not_here(several: Concat) -> None:
@@ -256,7 +256,7 @@ def test_local_parts_of_a_yaml_become_absolute_and_its_trials_are_named_by_them(
     )
     (trial,) = load_experiment(tmp_path / "both.yaml").trials
     assert isinstance(trial.config.backbone, Concat)
-    assert backbone_name(trial.config.backbone) == f"local-dir:{local} + pixels"
+    assert trial.config.backbone.display_name == f"local-dir:{local} + pixels"
     (other,) = load_experiment(tmp_path / "both.yaml", ["backbone.parts=[{kind: timm}, {kind: pixels}]"]).trials
     assert other.name.startswith("parts=resnet18xpixels")
 

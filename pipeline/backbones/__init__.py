@@ -1,61 +1,61 @@
-"""Backbones: pretrained image encoders behind one interface (`base.Backbone`), whatever library they come from."""
+"""Backbones: pretrained image encoders behind one interface (`base.Backbone`), whatever library they come from; and what of
+their weights is on this machine. This module loads no torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import hub
 from pipeline.config import backbone as blocks
+from pipeline.config.section import implementation
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.backbones.base import Backbone
 
 
-def load_backbone(config: blocks.Backbone) -> Backbone:
+def load_backbone(block: blocks.Backbone) -> Backbone:
     """The backbone a configuration names: eval mode, no gradients, fp32, on the CPU; torch's random state is left as it was.
 
     Raises UserError where the name or the folder does not lead to usable weights, NotFetched where the cache does not.
     """
-    # Imported here because each library costs seconds, and a trial needs one of them.
-    if isinstance(config, blocks.OpenClip):
-        from pipeline.backbones.open_clip import load_open_clip
-
-        return load_open_clip(config)
-    if isinstance(config, blocks.Dinov2):
-        from pipeline.backbones.dinov2 import load_dinov2
-
-        return load_dinov2(config)
-    if isinstance(config, blocks.Timm):
-        from pipeline.backbones.timm_models import load_timm
-
-        return load_timm(config)
-    if isinstance(config, blocks.Concat):
-        from pipeline.backbones.concat import ConcatBackbone
-
-        return ConcatBackbone([load_backbone(part) for part in config.parts]).freeze()
-    from pipeline.backbones.pixels import PixelsBackbone
-
-    return PixelsBackbone(config.size).freeze()
+    loaded: Backbone = block.load()
+    return loaded.freeze()
 
 
-def weights_files(config: blocks.Backbone) -> list[Path]:
-    """The files that weights and transform are read from, as far as they are here; none for what is made without any."""
-    if isinstance(config, blocks.Concat):
-        return [file for part in config.parts for file in weights_files(part)]
-    if isinstance(config, blocks.Pixels):
-        return []
-    if isinstance(config, blocks.Dinov2):
-        return _local_files(config.name) or hub.snapshot_files(config.name, config.revision)
-    if config.name.startswith("hf-hub:"):
-        return hub.snapshot_files(config.name.removeprefix("hf-hub:"), None)
-    if config.name.startswith("local-dir:"):
-        return _local_files(config.name.removeprefix("local-dir:"))
-    if isinstance(config, blocks.Timm):
-        return _files_of_timm(config.name) if config.pretrained else []
-    if config.pretrained is None:
-        return []
-    return _local_files(config.pretrained) or _files_of_tag(config.name, config.pretrained)
+def weights_files(block: blocks.Backbone) -> list[Path]:
+    """The files that weights and transform are read from, as far as they are here; none for what is made without any.
+
+    May load the library that knows them.
+    """
+    return [file for weights in block.weights_from() for file in _files(weights)]
+
+
+def weights_state(block: blocks.Backbone) -> list[Any] | None:
+    """In which state weights are here: sizes and times of local files, a Hub commit; None if there are some that are not here.
+
+    Loads no library. Raises UserError for a name that can be neither a folder's nor the Hub's.
+    """
+    states = [_state(weights) for weights in block.weights_from()]
+    return None if None in states else states
+
+
+def _files(weights: blocks.Weights) -> list[Path]:
+    if weights.path:
+        return _local_files(weights.path)
+    repository = weights.repository
+    if weights.tag:
+        function, *names = weights.tag
+        repository = implementation(function)(*names)
+    return hub.snapshot_files(repository, weights.revision) if repository else []
+
+
+def _state(weights: blocks.Weights) -> Any:
+    if weights.path:
+        stats = [(path, path.stat()) for path in _local_files(weights.path)]
+        return [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in stats] or None
+    return _hub_commit(weights) if weights.repository else "tag or random"
 
 
 def _local_files(name: str) -> list[Path]:
@@ -64,15 +64,16 @@ def _local_files(name: str) -> list[Path]:
     return [file for file in found if file.is_file()]
 
 
-def _files_of_tag(architecture: str, tag: str) -> list[Path]:
-    from pipeline.backbones.open_clip import hub_repository
+def _hub_commit(weights: blocks.Weights) -> str | None:
+    """The commit of a model in the Hub's cache; None if it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    repository = hub_repository(architecture, tag)
-    return hub.snapshot_files(repository, None) if repository else []
-
-
-def _files_of_timm(name: str) -> list[Path]:
-    from pipeline.backbones.timm_models import hub_repository
-
-    repository = hub_repository(name)
-    return hub.snapshot_files(repository, None) if repository else []
+    try:
+        found = try_to_load_from_cache(weights.repository, weights.file, revision=weights.revision)
+    except HFValidationError as error:
+        raise UserError(
+            f"backbone.name {weights.repository}: there is no such folder with a model in it, and it is no name on the Hub "
+            "either (those are written owner/name). Check the path."
+        ) from error
+    return Path(found).parent.name if isinstance(found, str) else None

@@ -10,13 +10,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from pipeline.config.backbone import LOCAL
+from pipeline.config.backbone import Backbone as Block
 from pipeline.errors import UserError
 
 
@@ -61,10 +64,6 @@ class Tail(nn.Module, ABC):
             raise UserError(f"There is no projection {', '.join(unknown)}: choose from {', '.join(self.projections)}.")
         return [module for name in wanted for module in self.projections[name]]
 
-    def trainable(self) -> Self:
-        """This tail with gradients switched on (its parameters are copies of frozen ones)."""
-        return self.requires_grad_(True)
-
 
 class Backbone(nn.Module, ABC):
     """A frozen image encoder: fp32 weights without gradients, always in eval mode."""
@@ -73,13 +72,13 @@ class Backbone(nn.Module, ABC):
     """Dimension of a token (D); of the embedding where the encoder has no tokens."""
     embed_dim: int
     """Dimension of the pooled embedding (E)."""
-    n_blocks: int
+    n_blocks: int = 0
     """Transformer blocks; 0 where the encoder cannot be cut."""
-    grid: tuple[int, int]
+    grid: tuple[int, int] = (0, 0)
     """Rows and columns of the patch tokens; (0, 0) where there are none."""
     image_size: int
     """Height in pixels of what `transform` gives."""
-    label: str
+    label: str = "This backbone"
     """How messages call this backbone."""
 
     @abstractmethod
@@ -134,6 +133,15 @@ class Backbone(nn.Module, ABC):
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib lets go of the GIL
             lines = sorted(pool.map(_tensor_line, tensors, tensors.values()))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def native(self) -> dict[str, Tensor]:
+        """Copies of its tensors under the names of its library, whose model is all that it is made of."""
+        return {name.partition(".")[2]: tensor.clone() for name, tensor in self.state_dict().items()}
+
+    def write_spec(self, block: Block, folder: Path, name: str) -> dict[str, Any]:
+        """What a submission makes it again from, beside its tensors: the values of its block and more; what its library builds it
+        from is written to `folder` under `name`. Raises UserError where a submission has no code for it."""
+        raise UserError(f"{self.label} is of a kind that a submission has no code for: export another trial.")
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode: batch norm and dropout of a frozen encoder must not follow the model around it."""
@@ -209,16 +217,25 @@ def check_native(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> N
             raise UserError(f"The weights' {name} has shape {shapes}: they belong to another architecture.")
 
 
+def checked_folder(name: str, files: Iterable[str], library: str) -> Path:
+    """The folder of a model that a library has saved. Raises UserError where it is not there, or one of its `files` is not."""
+    folder = Path(name.removeprefix(LOCAL)).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"The folder of backbone.name {name} does not exist.")
+    for needed in files:
+        if not (folder / needed).is_file():
+            raise UserError(
+                f"The folder of backbone.name {name} has no {needed}: it is not a model saved by {library}."
+            )
+    return folder
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Run a block with torch's CPU generator seeded, and put the generator back as it was."""
-    generator = torch.default_generator
-    before = generator.get_state()
-    generator.manual_seed(seed)
-    try:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         yield
-    finally:
-        generator.set_state(before)
 
 
 def _tensor_line(name: str, tensor: Tensor) -> str:

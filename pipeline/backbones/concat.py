@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.backbones.base import Backbone, Network
+from pipeline.config.backbone import Backbone as Block
 from pipeline.errors import UserError
 
 
@@ -25,7 +28,6 @@ class ConcatBackbone(Backbone):
         self.shapes = [part.transform(Image.new("RGB", (64, 64))).shape for part in parts]
         self.sizes = [shape.numel() for shape in self.shapes]
         self.embed_dim = self.width = sum(part.embed_dim for part in parts)
-        self.n_blocks, self.grid = 0, (0, 0)
         self.image_size = max(part.image_size for part in parts)
         self.label = " + ".join(part.label for part in parts)
 
@@ -46,6 +48,15 @@ class ConcatBackbone(Backbone):
         inputs = (each.unflatten(1, shape) for each, shape in zip(split, self.shapes, strict=True))
         pairs = zip(self._backbones(), inputs, strict=True)
         return torch.cat([F.normalize(part.embed(each), dim=1) for part, each in pairs], dim=1)
+
+    def native(self) -> dict[str, Tensor]:
+        parts = enumerate(self._backbones())
+        return {f"{i}.{name}": tensor for i, part in parts for name, tensor in part.native().items()}
+
+    def write_spec(self, block: Block, folder: Path, name: str) -> dict[str, Any]:
+        pairs = enumerate(zip(self._backbones(), block.networks, strict=True))
+        parts = [part.write_spec(one, folder, f"{name}-{i}") for i, (part, one) in pairs]
+        return {"kind": "concat", "name": "concat", "parts": parts}
 
     def network(self) -> Network:
         raise UserError(f"{self.label}: several networks are not trained at once; use them frozen, or one of them.")

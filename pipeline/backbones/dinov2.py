@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from pipeline import hub
-from pipeline.backbones.base import Backbone, Network, Tail, check_native, seeded
+from pipeline.backbones.base import Backbone, Network, Tail, check_native, checked_folder, seeded
 from pipeline.config import backbone as blocks
 from pipeline.data.correction import to_rgb
 from pipeline.errors import UserError, WorkError
@@ -115,7 +115,7 @@ class Dinov2Backbone(Backbone):
 
     def make_tail(self, cut: int) -> Tail:
         self._check_cut(cut)
-        return Dinov2Tail(self.model, cut, self.n_prefix, self.pooling).trainable()
+        return Dinov2Tail(self.model, cut, self.n_prefix, self.pooling).requires_grad_(True)
 
     def network(self) -> Network:
         """Its positions are brought to the size of the images once, and learned as they then are: transformers would do it in
@@ -130,6 +130,11 @@ class Dinov2Backbone(Backbone):
             )
         embeddings.position_embeddings = nn.Parameter(positions.clone())
         return network
+
+    def write_spec(self, block: blocks.Backbone, folder: Path, name: str) -> dict[str, Any]:
+        cast(Any, self.model).config.save_pretrained(folder / name)
+        self.processor.save_pretrained(folder / name)
+        return block.model_dump(mode="json") | {"architecture": name}
 
     def extra_repr(self) -> str:
         """Part of the key of features: their modules alone do not tell the poolings apart. (Nothing for what there was first.)"""
@@ -159,11 +164,13 @@ def load_dinov2(config: blocks.Dinov2) -> Dinov2Backbone:
     """The model and processor of a Hub name or a local folder."""
     with seeded(0):  # transformers may draw random weights before it loads
         model, processor = _read(config)
-    return Dinov2Backbone(model, processor, f"DINOv2 {config.name}", config.pooling).freeze()
+    return Dinov2Backbone(model, processor, f"DINOv2 {config.name}", config.pooling)
 
 
 def _read(config: blocks.Dinov2) -> tuple[nn.Module, Any]:
-    name = str(_checked_folder(config.name)) if _is_folder(config.name) else config.name
+    name = config.name
+    if _is_folder(name):
+        name = str(checked_folder(name, ("config.json", "preprocessor_config.json"), "transformers"))
     try:
         kind = AutoConfig.from_pretrained(name, revision=config.revision).model_type
         if kind not in MODEL_TYPES:
@@ -186,18 +193,6 @@ def _read(config: blocks.Dinov2) -> tuple[nn.Module, Any]:
 
 def _is_folder(name: str) -> bool:
     return name.startswith(("/", ".", "~")) or Path(name).is_dir()
-
-
-def _checked_folder(name: str) -> Path:
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"The folder of backbone.name {name} does not exist.")
-    for needed in ("config.json", "preprocessor_config.json"):
-        if not (folder / needed).is_file():
-            raise UserError(
-                f"The folder of backbone.name {name} has no {needed}: it is not a model saved by transformers."
-            )
-    return folder
 
 
 def _failure(config: blocks.Dinov2, error: Exception) -> UserError | WorkError:

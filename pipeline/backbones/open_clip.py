@@ -25,12 +25,13 @@ from torch.nn import functional as F
 from torchvision.transforms import Compose
 
 from pipeline import hub
-from pipeline.backbones.base import Backbone, Tail, check_native, seeded
+from pipeline.backbones.base import Backbone, Tail, check_native, checked_folder, seeded
 from pipeline.config import backbone as blocks
+from pipeline.config.backbone import HUB, LOCAL
 from pipeline.data.correction import to_rgb
+from pipeline.disk.writing import write_json
 from pipeline.errors import UserError, WorkError
 
-LOCAL, HUB = "local-dir:", "hf-hub:"
 CONFIG_FILE = "open_clip_config.json"
 QKV = ("q_proj", "k_proj", "v_proj")
 
@@ -175,7 +176,7 @@ class OpenClipBackbone(Backbone):
         size = cast("int | tuple[int, int]", visual.image_size)
         self.image_size = size if isinstance(size, int) else size[0]
         self.embed_dim = self._measure_embedding(size)
-        self.width, self.n_blocks, self.grid = self.embed_dim, 0, (0, 0)
+        self.width = self.embed_dim
         if self._vit is not None:
             self.width, self.n_blocks = self._vit.transformer.width, len(self._vit.transformer.resblocks)
             self.grid = self._vit.grid_size
@@ -217,7 +218,18 @@ class OpenClipBackbone(Backbone):
         if self._vit.pool_type == "none":
             raise self._unpooled()
         self._check_cut(cut)
-        return OpenClipTail(self._vit, cut).trainable()
+        return OpenClipTail(self._vit, cut).requires_grad_(True)
+
+    def write_spec(self, block: blocks.Backbone, folder: Path, name: str) -> dict[str, Any]:
+        assert isinstance(block, blocks.OpenClip)
+        described, chosen = architecture(block), block.name
+        write_json(folder / f"{name}.json", described)
+        return block.model_dump(mode="json") | {
+            "name": chosen if chosen.startswith(HUB) else chosen.replace("/", "-"),
+            "architecture": name,
+            "preprocess": dict(cast(Any, self.visual).preprocess_cfg),
+            "quick_gelu": described["quick_gelu"],
+        }
 
     @property
     def _vit(self) -> VisionTransformer | None:
@@ -246,7 +258,7 @@ def load_open_clip(config: blocks.OpenClip) -> OpenClipBackbone:
         model, preprocess = _create(name, config.pretrained)
     # The text tower and its memory go when `model` does.
     visual = cast(nn.Module, model.visual).eval()
-    return OpenClipBackbone(visual, preprocess, f"open_clip's {config.name}").freeze()
+    return OpenClipBackbone(visual, preprocess, f"open_clip's {config.name}")
 
 
 def _create(name: str, pretrained: str | None) -> tuple[nn.Module, Compose]:
@@ -295,9 +307,7 @@ def _checked_name(config: blocks.OpenClip) -> str:
 
 
 def _checked_folder(name: str) -> str:
-    folder = Path(name.removeprefix(LOCAL)).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"The folder of backbone.name {name} does not exist.")
+    folder = checked_folder(name, (), "open_clip")
     try:
         described = "model_cfg" in json.loads((folder / CONFIG_FILE).read_text())
     except (OSError, ValueError) as error:

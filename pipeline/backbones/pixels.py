@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
@@ -9,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.backbones.base import Backbone, Network
+from pipeline.config.backbone import Backbone as Block
 from pipeline.data.correction import to_rgb
 from pipeline.errors import UserError
 
@@ -20,7 +24,6 @@ class PixelsBackbone(Backbone):
         super().__init__()
         self.image_size = size
         self.embed_dim = self.width = 3 * size * size
-        self.n_blocks, self.grid = 0, (0, 0)
         self.label = f"The pixels baseline ({size} × {size})"
 
     def transform(self, image: Image.Image) -> Tensor:
@@ -33,6 +36,9 @@ class PixelsBackbone(Backbone):
 
     def embed(self, images: Tensor) -> Tensor:
         return images.flatten(1)
+
+    def write_spec(self, block: Block, folder: Path, name: str) -> dict[str, Any]:
+        return block.model_dump(mode="json") | {"architecture": name}
 
     def network(self) -> Network:
         raise UserError(f"{self.label} has nothing to train: use it frozen (model.encoder.kind: frozen).")

@@ -17,12 +17,11 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from pipeline import hub
-from pipeline.backbones.base import Backbone, seeded
+from pipeline.backbones.base import Backbone, checked_folder, seeded
 from pipeline.config import backbone as blocks
+from pipeline.config.backbone import HUB, LOCAL
 from pipeline.data.correction import to_rgb
 from pipeline.errors import UserError, WorkError
-
-LOCAL, HUB = "local-dir:", "hf-hub:"
 
 
 class TimmBackbone(Backbone):
@@ -35,7 +34,6 @@ class TimmBackbone(Backbone):
         self.preprocess = cast(Any, create_transform(**settings, is_training=False))
         self.image_size = image_size
         self.embed_dim = self.width = self._measure_embedding()
-        self.n_blocks, self.grid = 0, (0, 0)
 
     def transform(self, image: Image.Image) -> Tensor:
         # RGB first: Pillow resizes palette and 1-bit images by nearest neighbour.
@@ -47,6 +45,13 @@ class TimmBackbone(Backbone):
     def embed(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] → pooled features before the classifier [B, E]."""
         return cast(Tensor, self.model(images))
+
+    def write_spec(self, block: blocks.Backbone, folder: Path, name: str) -> dict[str, Any]:
+        """Nothing is written: architecture, image size and the settings of the transform are all that timm needs."""
+        size = self.image_size
+        settings = resolve_data_config({"input_size": (3, size, size)}, model=self.model)
+        own = {"timm": _settings(self.model)["architecture"], "image_size": size, "preprocess": settings}
+        return block.model_dump(mode="json") | {"architecture": name} | own
 
     def extra_repr(self) -> str:
         """Part of the key of features: modules alone do not tell how a transformer pools."""
@@ -70,13 +75,6 @@ class TimmBackbone(Backbone):
         return embedding.shape[1]
 
 
-def describe(backbone: TimmBackbone) -> dict[str, Any]:
-    """What timm builds the network and its transform from again: architecture, image size, settings of the transform."""
-    size = backbone.image_size
-    settings = resolve_data_config({"input_size": (3, size, size)}, model=backbone.model)
-    return {"timm": _settings(backbone.model)["architecture"], "image_size": size, "preprocess": settings}
-
-
 def _settings(model: nn.Module) -> dict[str, Any]:
     """timm's description of a model: architecture, input size, mean and sd of pixels, where weights come from."""
     return dict(cast(Any, model).pretrained_cfg)
@@ -92,7 +90,7 @@ def load_timm(config: blocks.Timm) -> TimmBackbone:
     size = config.image_size or _settings(model)["input_size"][1]
     if config.image_size:
         _resize(model, size, label)
-    return TimmBackbone(model, size, label).freeze()
+    return TimmBackbone(model, size, label)
 
 
 def _create(name: str, config: blocks.Timm) -> nn.Module:
@@ -119,7 +117,9 @@ def _checked_name(config: blocks.Timm) -> str:
     if name.startswith((LOCAL, HUB)):
         if config.pretrained:
             raise UserError(f"backbone.name {name} brings its own weights: remove backbone.pretrained.")
-        return _checked_folder(name) if name.startswith(LOCAL) else name
+        if name.startswith(HUB):
+            return name
+        return f"{LOCAL}{checked_folder(name, ('config.json', 'model.safetensors'), 'timm')}"
     if Path(name).expanduser().is_dir():
         raise UserError(f"backbone.name {name} is a folder: write {LOCAL}{name}.")
     architecture, _, tag = name.partition(".")
@@ -148,16 +148,6 @@ def _checked_name(config: blocks.Timm) -> str:
 
 def _is_of(known: str, architecture: str) -> bool:
     return known.partition(".")[0] == architecture
-
-
-def _checked_folder(name: str) -> str:
-    folder = Path(name.removeprefix(LOCAL)).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"The folder of backbone.name {name} does not exist.")
-    for needed in ("config.json", "model.safetensors"):
-        if not (folder / needed).is_file():
-            raise UserError(f"The folder of backbone.name {name} has no {needed}: it is not a model saved by timm.")
-    return f"{LOCAL}{folder}"
 
 
 def hub_repository(name: str) -> str | None:

@@ -1,17 +1,96 @@
-"""The block `backbone`: the pretrained encoder that features come from."""
+"""The block `backbone`: the pretrained encoder that features come from.
+
+A block says all of its kind that needs no torch; what `load` gives does the rest (`backbones/base.py`).
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from pipeline.config.section import Positive, Section, Seed
+from pipeline.config.kinds import Kind, kind_of
+from pipeline.config.section import Positive, Seed, implementation
+
+FeatureKind = Literal["pooled", "patches", "cut", "images"]
+"""What can be kept of an image: its pooled embedding [E], its patch tokens [P, D], all of its tokens at a cut [T, D], or itself
+as the network reads it [3, H, W]."""
+FEATURES: frozenset[FeatureKind] = frozenset({"pooled", "patches", "cut", "images"})
+LOCAL, HUB = "local-dir:", "hf-hub:"
+"""How a name begins that brings its own weights, a folder's or those of the Hub."""
 
 
-class OpenClip(Section):
+@dataclass(frozen=True)
+class Weights:
+    """Where weights come from: of path, repository and tag the one that is given; of none they are drawn from a seed."""
+
+    path: str = ""
+    """A folder or a file on this machine."""
+    repository: str = ""
+    """`owner/name` on the Hub."""
+    revision: str | None = None
+    file: str = "config.json"
+    """A file that the repository has: by it the cache is asked which commit is there."""
+    tag: tuple[str, ...] = ()
+    """Of weights that a library knows by name: the function that tells their repository, if they have one, and its arguments."""
+
+
+class Backbone(Kind):
+    """A pretrained encoder of images."""
+
+    offers: ClassVar[frozenset[FeatureKind]] = frozenset({"pooled"})
+    """Which features it has; images, if it can be trained from them."""
+    lacks: ClassVar[str] = "has no such features"
+    """What is said to an encoder that needs others."""
+    paths: ClassVar[tuple[str, ...]] = ()
+    """Keys that may name a folder or a file."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """What it needs in a submission beside torch, by PyPI's name, in the version that is here."""
+
+    @property
+    def display_name(self) -> str:
+        """What people call it: `facebook/dinov2-base`, `pixels`, `resnet18 + pixels`."""
+        return str(getattr(self, "name", self.kind))
+
+    @property
+    def networks(self) -> tuple[Backbone, ...]:
+        """What it is made of, one by one."""
+        return (self,)
+
+    def load(self) -> Any:
+        """The `backbones.base.Backbone`, on the CPU; torch's random state is left as it was."""
+        raise NotImplementedError
+
+    def weights_from(self) -> tuple[Weights, ...]:
+        """Where its weights come from, for each network that it is made of; nothing where there are no weights."""
+        return (Weights(),)
+
+    def located(self, absolute: Callable[[str], str]) -> Self:
+        """The same with its `paths` made absolute."""
+        found = {}
+        for key in self.paths:
+            if name := getattr(self, key):
+                prefix = LOCAL if name.startswith(LOCAL) else ""
+                found[key] = prefix + absolute(name.removeprefix(prefix))
+        return self.model_copy(update=found)
+
+
+def _brought_by(name: str, file: str) -> tuple[Weights, ...]:
+    """The weights that a name brings with it; nothing for an architecture's."""
+    if name.startswith(HUB):
+        return (Weights(repository=name.removeprefix(HUB), file=file),)
+    return (Weights(path=name.removeprefix(LOCAL)),) if name.startswith(LOCAL) else ()
+
+
+class OpenClip(Backbone):
     """Any image tower of open_clip."""
 
+    offers = FEATURES
+    libraries = ("open-clip-torch",)
+    paths = ("name", "pretrained")
     kind: Literal["open_clip"] = "open_clip"
     name: str = "hf-hub:imageomics/bioclip-2"
     """`hf-hub:owner/name`, `local-dir:/a/folder`, or an architecture name such as `ViT-B-32`."""
@@ -20,10 +99,23 @@ class OpenClip(Section):
     seed: Seed = 0
     """Seed of random weights; unused where weights are loaded."""
 
+    def load(self) -> Any:
+        return implementation("pipeline.backbones.open_clip.load_open_clip")(self)
 
-class Dinov2(Section):
+    def weights_from(self) -> tuple[Weights, ...]:
+        if (brought := _brought_by(self.name, "open_clip_config.json")) or self.pretrained is None:
+            return brought or (Weights(),)
+        if Path(self.pretrained).expanduser().exists():
+            return (Weights(path=self.pretrained),)
+        return (Weights(tag=("pipeline.backbones.open_clip.hub_repository", self.name, self.pretrained)),)
+
+
+class Dinov2(Backbone):
     """DINOv2 through transformers."""
 
+    offers = FEATURES
+    libraries = ("transformers",)
+    paths = ("name",)
     kind: Literal["dinov2"]
     name: str = "facebook/dinov2-base"
     """Hub name or local folder."""
@@ -32,10 +124,21 @@ class Dinov2(Section):
     pooling: Literal["cls", "cls_mean"] = "cls"
     """The embedding: the class token; or the class token and, after it, the mean of the patch tokens."""
 
+    def load(self) -> Any:
+        return implementation("pipeline.backbones.dinov2.load_dinov2")(self)
 
-class Timm(Section):
+    def weights_from(self) -> tuple[Weights, ...]:
+        is_here = Path(self.name).expanduser().exists()
+        return (Weights(path=self.name) if is_here else Weights(repository=self.name, revision=self.revision),)
+
+
+class Timm(Backbone):
     """Any image network of timm: its pooled features, without its classifier."""
 
+    offers = frozenset({"pooled", "images"})
+    lacks = "cannot be cut"
+    libraries = ("timm",)
+    paths = ("name",)
     kind: Literal["timm"]
     name: str = "resnet18"
     """An architecture (with or without a tag: `resnet18.a1_in1k`), `hf-hub:owner/name`, or `local-dir:/a/folder`."""
@@ -46,41 +149,59 @@ class Timm(Section):
     seed: Seed = 0
     """Seed of random weights; unused where weights are loaded."""
 
+    def load(self) -> Any:
+        return implementation("pipeline.backbones.timm_models.load_timm")(self)
 
-class Pixels(Section):
+    def weights_from(self) -> tuple[Weights, ...]:
+        published = Weights(tag=("pipeline.backbones.timm_models.hub_repository", self.name))
+        return _brought_by(self.name, "config.json") or (published if self.pretrained else Weights(),)
+
+
+class Pixels(Backbone):
     """A plain baseline instead of a network: the image shrunk to size × size RGB values (size 1: its mean colour)."""
 
+    lacks = "has no blocks"
     kind: Literal["pixels"]
     size: Positive = 8
     """Side of the thumbnail in pixels."""
 
+    def load(self) -> Any:
+        return implementation("pipeline.backbones.pixels.PixelsBackbone")(self.size)
 
-Part = Annotated[OpenClip | Dinov2 | Timm | Pixels, Field(discriminator="kind")]
+    def weights_from(self) -> tuple[Weights, ...]:
+        return ()
 
 
-class Concat(Section):
+class Concat(Backbone):
     """Several backbones as one: their embeddings, each scaled to length 1, one after the other."""
 
+    lacks = "is several networks"
     kind: Literal["concat"]
-    parts: tuple[Part, ...] = (OpenClip(), Dinov2(kind="dinov2"))
+    parts: tuple[Annotated[Backbone, *kind_of(Backbone)], ...] = (OpenClip(), Dinov2(kind="dinov2"))
     """The backbones, each a block with its `kind`."""
 
     @field_validator("parts")
     @classmethod
-    def _are_several(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    def _are_several(cls, parts: tuple[Backbone, ...]) -> tuple[Backbone, ...]:
         if len(parts) < 2:
             raise ValueError("a concatenation is of two backbones or more; one alone is written as the backbone itself")
+        if any(isinstance(part, Concat) for part in parts):
+            raise ValueError("a concatenation is of plain backbones: write the parts of the inner one in its place")
         return parts
 
+    def load(self) -> Any:
+        return implementation("pipeline.backbones.concat.ConcatBackbone")([part.load() for part in self.parts])
 
-Backbone = Annotated[OpenClip | Dinov2 | Timm | Pixels | Concat, Field(discriminator="kind")]
+    @property
+    def display_name(self) -> str:
+        return " + ".join(part.display_name for part in self.parts)
 
+    @property
+    def networks(self) -> tuple[Backbone, ...]:
+        return self.parts
 
-def backbone_parts(backbone: Backbone) -> tuple[Part, ...]:
-    """The backbones that one is made of: itself, or the parts of a concatenation."""
-    return backbone.parts if isinstance(backbone, Concat) else (backbone,)
+    def weights_from(self) -> tuple[Weights, ...]:
+        return tuple(each for part in self.parts for each in part.weights_from())
 
-
-def backbone_name(backbone: Backbone) -> str:
-    """What people call a backbone: `facebook/dinov2-base`, `pixels`, `resnet18 + pixels`."""
-    return " + ".join("pixels" if part.kind == "pixels" else part.name for part in backbone_parts(backbone))
+    def located(self, absolute: Callable[[str], str]) -> Self:
+        return self.model_copy(update={"parts": tuple(part.located(absolute) for part in self.parts)})

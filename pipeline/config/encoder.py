@@ -1,36 +1,119 @@
-"""The block `model.encoder`: what turns features into an embedding."""
+"""The block `model.encoder`: what turns features into an embedding.
+
+A block says all of its kind that needs no torch: what it reads and costs, and what builds it (`models/encoders.py`).
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from math import isqrt
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from pipeline.config.section import Fraction, Positive, Section
+from pipeline.config.backbone import FeatureKind
+from pipeline.config.kinds import Kind
+from pipeline.config.measures import BLOCK, KEPT, PASSING, SIDES, Measures
+from pipeline.config.section import Fraction, Positive, implementation
 
 
-class Frozen(Section):
+class Encoder(Kind):
+    """What turns features into an embedding."""
+
+    reads: ClassVar[FeatureKind] = "pooled"
+    """The features that it needs."""
+    learns: ClassVar[bool] = True
+    """Whether there is anything in it that learns, for which it is built from the backbone."""
+    has_own_files: ClassVar[bool] = False
+    """Whether its tensors stand in files of its own, which `save`, `load` and `files_are_whole` are of, instead of in
+    model.safetensors."""
+
+    @property
+    def tail_blocks(self) -> int:
+        """How many of the last blocks are its own, the cut being before them: its key `blocks`; 0: it has none."""
+        return int(getattr(self, "blocks", 0)) if self.reads == "cut" else 0
+
+    def embedding_width(self, embed_dim: int) -> int:
+        """Width E of what it gives, for a backbone whose embedding is `embed_dim` wide."""
+        return embed_dim
+
+    def rate_scale(self, name: str) -> float:
+        """The learning rate of the parameter of this name, as a multiple of `optim.lr`: its key `lr_scale`, if it has one."""
+        return float(getattr(self, "lr_scale", 1.0))
+
+    # ------------------------------------------------------------ its module, and that on disk
+    def build(self, backbone: Any) -> Any:
+        """A new module, features [B, …] → embedding [B, E], for a `backbones.base.Backbone` (None if it does not learn)."""
+        raise NotImplementedError
+
+    def save(self, module: Any, trial: Any) -> None:
+        """Write its own files into a trial's folder (`disk.layout.TrialDir`), if it has any."""
+
+    def load(self, backbone: Any, trial: Any) -> Any:
+        """The module with what its own files hold."""
+        return self.build(backbone)
+
+    def files_are_whole(self, trial: Any) -> bool:
+        """Whether its own files are there, and none is cut short."""
+        return True
+
+    # ------------------------------------------------------------ what it costs
+    def n_trained(self, of: Measures) -> int:
+        """Its parameters that training changes."""
+        return 0
+
+    def n_frozen(self, of: Measures) -> int:
+        """Its parameters that training leaves as they are."""
+        return 0
+
+    def kept_bytes(self, of: Measures, numbers: int, fp32: bool) -> int:
+        """What it keeps for the backward pass of an image with so many `numbers` in its features."""
+        return numbers * self.tail_blocks * KEPT[self._method][fp32]
+
+    def passing_bytes(self, of: Measures, numbers: int) -> int:
+        """What such an image takes at the height of a forward pass that keeps nothing."""
+        return numbers * PASSING[self._method]
+
+    @property
+    def _method(self) -> str:
+        """As `KEPT` and `PASSING` call it."""
+        return "tail"
+
+
+class Frozen(Encoder):
     """The backbone's pooled embedding as it is."""
 
+    learns = False
     kind: Literal["frozen"] = "frozen"
 
+    def build(self, backbone: Any) -> Any:
+        return implementation("torch.nn.Identity")()
 
-class FineTuned(Section):
+
+class FineTuned(Encoder):
     """The last blocks and the final layer norm are trained, on cached tokens of the frozen trunk."""
 
+    reads = "cut"
     kind: Literal["finetuned"]
     blocks: Positive = 2
     """How many of the last blocks are trained: the cut is at n_blocks − blocks."""
     lr_scale: float = Field(0.01, gt=0)
     """Learning rate of blocks and layer norm, as a multiple of `optim.lr`."""
 
+    def build(self, backbone: Any) -> Any:
+        return backbone.make_tail(backbone.cut_before(self.blocks))
+
+    def n_trained(self, of: Measures) -> int:
+        return self.blocks * BLOCK * of.width**2
+
 
 LoraTarget = Literal["q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj"]
 
 
-class Lora(Section):
+class Lora(Encoder):
     """Low-rank adapters on the last blocks through PEFT (LoRA, arXiv 2106.09685; DoRA, 2402.09353; rsLoRA, 2312.03732)."""
 
+    reads = "cut"
+    has_own_files = True
     kind: Literal["lora"]
     blocks: Positive = 6
     """How many of the last blocks carry adapters."""
@@ -44,37 +127,83 @@ class Lora(Section):
     """Scale by 1/√r instead of 1/r."""
     dora: bool = True
     """Train magnitude and direction apart."""
-    targets: Annotated[tuple[LoraTarget, ...], Field(min_length=1)] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "out_proj",
-        "c_fc",
-        "c_proj",
-    )
+    targets: Annotated[tuple[LoraTarget, ...], Field(min_length=1)] = get_args(LoraTarget)
     """Projections that carry adapters."""
     depth_gain: float = Field(0.5, ge=0)
     """Block i of N learns at lr·(1 + depth_gain·i/N)."""
     ln_scale: float = Field(0.5, gt=0)
     """Learning rate of the final layer norm, as a multiple of `optim.lr`."""
 
+    def build(self, backbone: Any) -> Any:
+        tail = backbone.make_tail(backbone.cut_before(self.blocks))
+        return implementation("pipeline.models.adapter.add_adapter")(tail, self)
 
-class PatchConvs(Section):
+    def rate_scale(self, name: str) -> float:
+        parts = name.split(".")
+        if "blocks" not in parts:
+            return self.ln_scale
+        return 1 + self.depth_gain * int(parts[parts.index("blocks") + 1]) / self.blocks
+
+    def save(self, module: Any, trial: Any) -> None:
+        implementation("pipeline.models.adapter.save_adapter")(module, trial.adapter)
+
+    def load(self, backbone: Any, trial: Any) -> Any:
+        tail = backbone.make_tail(backbone.cut_before(self.blocks))
+        return implementation("pipeline.models.adapter.load_adapter")(tail, trial.adapter)
+
+    def files_are_whole(self, trial: Any) -> bool:
+        # Not in `adapter`: this is asked of trials that need not be loaded, and PEFT takes seconds to import.
+        return bool(implementation("pipeline.models.encoders.is_whole_adapter")(trial.adapter))
+
+    def n_trained(self, of: Measures) -> int:
+        return self.blocks * self.r * of.width * sum(SIDES[target] for target in self.targets)
+
+    def n_frozen(self, of: Measures) -> int:
+        return self.blocks * BLOCK * of.width**2
+
+    @property
+    def _method(self) -> str:
+        return "dora" if self.dora else "lora"
+
+
+class PatchConvs(Encoder):
     """Two convolutions over the grid of frozen patch tokens, the second one as wide as what the first leaves."""
 
+    reads = "patches"
     kind: Literal["patch_convs"]
     kernel: Positive = 5
     """Side of the first convolution's kernel; it keeps the width."""
     channels: Positive = 1024
     """Output channels of the second convolution."""
 
+    def build(self, backbone: Any) -> Any:
+        convolutions = implementation("pipeline.models.encoders.PatchConvs")
+        return convolutions(backbone.width, backbone.grid, self.kernel, self.channels)
 
-class EndToEnd(Section):
+    def embedding_width(self, embed_dim: int) -> int:
+        return self.channels
+
+    def n_trained(self, of: Measures) -> int:
+        rest = max(1, isqrt(of.n_patches) - self.kernel + 1)
+        return self.kernel**2 * of.width**2 + rest**2 * of.width * self.channels
+
+
+class EndToEnd(Encoder):
     """Nothing is frozen: the whole backbone learns from images, which are cached as it reads them."""
 
+    reads = "images"
     kind: Literal["end_to_end"]
     lr_scale: float = Field(1.0, gt=0)
     """Learning rate of the backbone, as a multiple of `optim.lr`."""
 
+    def build(self, backbone: Any) -> Any:
+        return backbone.network()
 
-Encoder = Annotated[Frozen | FineTuned | Lora | PatchConvs | EndToEnd, Field(discriminator="kind")]
+    def n_trained(self, of: Measures) -> int:
+        return of.n_parameters
+
+    def kept_bytes(self, of: Measures, numbers: int, fp32: bool) -> int:
+        return of.kept_bytes(fp32)
+
+    def passing_bytes(self, of: Measures, numbers: int) -> int:
+        return of.passing_bytes()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from typing import Any, get_args
@@ -96,10 +96,9 @@ def _value(config: Section, key: str) -> Any:
     return _attribute(_at(config, key.rpartition(".")[0]), key)
 
 
-def _attribute(block: Section | type[BaseModel], key: str, kind: str = "") -> Any:
+def _attribute(block: Section | type[BaseModel], key: str) -> Any:
     """What the last part of a key says of a block, or of a class of blocks."""
-    last = key.rpartition(".")[2]
-    return INTERIM[key](kind or block.kind) if key in INTERIM else getattr(block, last, None)  # type: ignore[union-attr]
+    return getattr(block, key.rpartition(".")[2], None)
 
 
 def _at(config: Section, path: str) -> Any:
@@ -165,7 +164,7 @@ def _of_kinds(config: Section, key: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for block in blocks_in(type(_at(config, ".".join(blocks))).model_fields[name].annotation, of_lists=True):
         for kind in get_args(block.model_fields["kind"].annotation) if "kind" in block.model_fields else ():
-            found[kind] = kind if last == "kind" else _attribute(block, key, kind)
+            found[kind] = kind if last == "kind" else _attribute(block, key)
     return found
 
 
@@ -175,25 +174,7 @@ def _either(values: tuple[Any, ...]) -> str:
     return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
-# ---------------------------------------------------------------- of blocks whose families are made elsewhere
-# These move onto the blocks, and INTERIM goes, when these are families that have the attributes.
-INTERIM: dict[str, Callable[[str], Any]] = {
-    "backbone.offers": lambda kind: {
-        "pixels": ("pooled",),
-        "concat": ("pooled",),
-        "timm": ("pooled", "images"),
-    }.get(kind, ("pooled", "patches", "cut", "images")),
-    "backbone.lacks": lambda kind: {
-        "pixels": "has no blocks",
-        "concat": "is several networks",
-    }.get(kind, "cannot be cut"),
-    "model.encoder.reads": lambda kind: {
-        "frozen": "pooled",
-        "patch_convs": "patches",
-        "end_to_end": "images",
-    }.get(kind, "cut"),
-    "model.encoder.learns": lambda kind: kind != "frozen",
-}
+# ---------------------------------------------------------------- of blocks
 TRUTHS = tuple(
     Fit("data.truth", (truth,), "does not fit {data.truth_in_words}", "of", (truth,))
     for truth in ("numbers", "classes")

@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
+from pipeline.config.backbone import FeatureKind
 from pipeline.config.data import Data
 from pipeline.config.kinds import blocks_in
 from pipeline.config.section import LATER, Section
@@ -128,11 +129,6 @@ def features_of(config: Config) -> list[Any]:
     return [plain(config.backbone), plain(config.features), *token_kind(config)]
 
 
-def token_kind(config: Config) -> tuple[Literal["pooled", "patches", "cut", "images"], int]:
-    """Which features the encoder reads, and for `cut` how many of the last blocks the tail holds (else 0)."""
-    encoder = config.model.encoder
-    if encoder.kind in ("finetuned", "lora"):
-        return "cut", encoder.blocks
-    if encoder.kind == "end_to_end":
-        return "images", 0
-    return ("patches" if encoder.kind == "patch_convs" else "pooled"), 0
+def token_kind(config: Config) -> tuple[FeatureKind, int]:
+    """Which features the encoder reads, and how many of the last blocks its tail holds (0: it has none)."""
+    return config.model.encoder.reads, config.model.encoder.tail_blocks

@@ -13,7 +13,7 @@ from pipeline.config.section import Section
 class Model(Section):
     """What stands between features and predictions."""
 
-    encoder: Encoder = Frozen()
+    encoder: Annotated[Encoder, *kind_of(Encoder)] = Frozen()
     normalize: bool = True
     """L2-normalise the embedding before the head."""
     standardize_features: bool = False

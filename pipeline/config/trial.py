@@ -35,7 +35,7 @@ class Config(Section):
     seed: Seed = 0
     """Seed of everything random in training."""
     data: Data
-    backbone: Backbone = OpenClip()
+    backbone: Annotated[Backbone, *kind_of(Backbone)] = OpenClip()
     features: Features = Features()
     model: Model = Model()
     loss: Annotated[Loss, *kind_of(Loss)] = SquaredError()

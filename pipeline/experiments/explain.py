@@ -64,8 +64,6 @@ def _place(key: str, places: dict[str, str], path: Path) -> str:
 
 
 def _nearest(key: str) -> str:
-    if any(part.isdigit() for part in key.split(".")):
-        return _nearest_in_element(key)
     if kinds := _kinds_with(key):
         return f" here: it is a key of `{key.rpartition('.')[0]}.kind` {' or '.join(kinds)}"
     if corrected := _corrected(key):
@@ -81,20 +79,17 @@ def _nearest(key: str) -> str:
     return f", but {' and '.join(f'`{name}`' for name in near)} {verb}"
 
 
-def _nearest_in_element(key: str) -> str:
-    """The same of a key in a block that is an element of a list: `backbone.parts.0.nmae`."""
-    block, _, last = key.rpartition(".")
-    names = _names_in(block)
-    near = difflib.get_close_matches(last, names, n=1)
-    return f", but `{block}.{near[0]}` does" if near else f"; here exist: {', '.join(names)}"
-
-
 def _names_in(block: str) -> list[str]:
     """The keys of a block, which may be an element of a list."""
+    return list(dict.fromkeys(name for model in _models_of(block) for name in model.model_fields))
+
+
+def _models_of(block: str) -> list[type[BaseModel]]:
+    """What a block, which may be an element of a list, can be of."""
     models: list[type[BaseModel]] = [Config]
-    for part in block.split("."):
+    for part in filter(None, block.split(".")):
         models = models if part.isdigit() else _inside(models, part)
-    return list(dict.fromkeys(name for model in models for name in model.model_fields))
+    return models
 
 
 def _inside(models: Iterable[type[BaseModel]], name: str) -> list[type[BaseModel]]:
@@ -107,37 +102,24 @@ def _corrected(key: str) -> str | None:
     """The key that is meant if each of its parts resembles one that may stand there, block by block."""
     found = ""
     for part in key.split("."):
-        near = difflib.get_close_matches(part, _below(found), n=1)
+        near = [part] if part.isdigit() else difflib.get_close_matches(part, _names_in(found), n=1)
         if not near:
             return None
-        found += f"{near[0]}."
-    return found.removesuffix(".")
-
-
-def _below(prefix: str) -> list[str]:
-    """The keys and blocks right below a dotted prefix such as `model.`, in the order of the configuration."""
-    names = (name.removeprefix(prefix) for name in field_names(Config) if name.startswith(prefix))
-    return list(dict.fromkeys(name.partition(".")[0] for name in names))
+        found = f"{found}.{near[0]}".removeprefix(".")
+    return found
 
 
 def _siblings(key: str) -> list[str]:
     """What stands in the innermost block of a dotted key that exists."""
-    prefix = ""
-    for part in key.split("."):
-        if not _below(f"{prefix}{part}."):
-            break
-        prefix += f"{part}."
-    return _below(prefix)
+    while not _names_in(key):
+        key = key.rpartition(".")[0]
+    return _names_in(key)
 
 
 def _kinds_with(key: str) -> list[str]:
     """The kinds of the block around `key` that have it."""
-    *blocks, last = key.split(".")
-    models: list[type[BaseModel]] = [Config]
-    for part in blocks:
-        fields = [model.model_fields[part] for model in models if part in model.model_fields]
-        models = [block for info in fields for block in blocks_in(info.annotation)]
-    return sorted(_kinds(model for model in models if last in model.model_fields))
+    block, _, last = key.rpartition(".")
+    return sorted(_kinds(model for model in _models_of(block) if last in model.model_fields))
 
 
 def field_names(model: type[BaseModel], prefix: str = "") -> Iterable[str]:

@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config.backbone import Part
 from pipeline.config.identity import only_science
 from pipeline.config.own import load_file
 from pipeline.config.trial import Config
@@ -145,14 +144,9 @@ def _validate(values: Tree, places: dict[str, str], path: Path, absolute: Absolu
 
 def _resolve_paths(config: Config, absolute: Absolute) -> Config:
     """Local folders and files become absolute, so that a job that starts elsewhere reads the same ones."""
-    data, backbone = config.data, config.backbone
-    data = _with(data, source=absolute(data.source))
+    data = _with(config.data, source=absolute(config.data.source))
     data = _with(data, images=_folder_of_images(data.source, data.images, absolute) if data.images else None)
-    if backbone.kind == "concat":
-        backbone = _with(backbone, parts=tuple(_resolve_backbone(part, absolute) for part in backbone.parts))
-    else:
-        backbone = _resolve_backbone(backbone, absolute)
-    return _with(config, data=data, backbone=backbone)
+    return _with(config, data=data, backbone=config.backbone.located(absolute))
 
 
 def _folder_of_images(source: str, images: str, absolute: Absolute) -> str:
@@ -170,19 +164,6 @@ def _with(section: S, **values: Any) -> S:
     """The section with these values; itself if it has them: most blocks of a grid's cells are shared."""
     same = all(getattr(section, name) == value for name, value in values.items())
     return section if same else section.model_copy(update=values)
-
-
-def _resolve_backbone(part: Part, absolute: Absolute) -> Part:
-    if part.kind == "pixels":
-        return part
-    if part.kind == "open_clip" and part.pretrained:
-        part = _with(part, pretrained=absolute(part.pretrained))
-    return _with(part, name=_resolve_name(part.name, absolute))
-
-
-def _resolve_name(name: str, absolute: Absolute) -> str:
-    prefix = "local-dir:"
-    return prefix + absolute(name.removeprefix(prefix)) if name.startswith(prefix) else absolute(name)
 
 
 def _path_finder() -> Absolute:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,9 +24,7 @@ from torch import Tensor
 
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone, Network, Tail
-from pipeline.backbones.concat import ConcatBackbone
 from pipeline.config.backbone import Backbone as BackboneConfig
-from pipeline.config.backbone import Concat, Dinov2, OpenClip, Pixels, Timm
 from pipeline.config.trial import Config
 from pipeline.data import correction
 from pipeline.disk.layout import ExperimentDir, TrialDir
@@ -40,7 +38,6 @@ from pipeline.stages.predict import ensemble_at, trained_config, trial_at
 
 Spec = dict[str, Any]
 State = dict[str, Tensor]
-PartConfig = OpenClip | Dinov2 | Timm | Pixels
 TARGETS = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
 """What the beetles' platform asks for; the butterflies' asks for a score of one of two classes."""
 KNOTS = 101
@@ -148,20 +145,12 @@ def _correction(config: Config) -> Spec:
 
 def _is_public(backbone: BackboneConfig) -> bool:
     """Whether the backbone's name leads to its weights on any machine."""
-    if isinstance(backbone, Pixels):
-        return True
-    if isinstance(backbone, Concat):
-        return all(map(_is_public, backbone.parts))
-    if isinstance(backbone, Dinov2):
-        return not Path(backbone.name).expanduser().exists()
-    if backbone.name.startswith("hf-hub:") or isinstance(backbone, Timm):
-        return backbone.name.startswith("hf-hub:") or backbone.pretrained is True
-    return backbone.pretrained is not None and not Path(backbone.pretrained).expanduser().exists()
+    return all(weights.repository or weights.tag for weights in backbone.weights_from())
 
 
 def _brings_networks(configs: Iterable[Config]) -> bool:
     """Whether every member is a whole network of its own, trained end to end: none reads the backbone's weights."""
-    return all(config.model.encoder.kind == "end_to_end" for config in configs)
+    return all(config.model.encoder.reads == "images" for config in configs)
 
 
 # ---------------------------------------------------------------- the folder
@@ -173,7 +162,7 @@ def _write(
     config = members[0].config
     challenge = "beetles" if config.data.label is None else "butterflies"
     _copy_code(folder, challenge)
-    base = _native(backbone) if with_backbone else {}
+    base = backbone.native() if with_backbone else {}
     torch.save({"backbone": base, "members": states}, folder / "weights.pt")
     spec = {
         "challenge": challenge,
@@ -213,12 +202,11 @@ def _requirements(members: Iterable[Member]) -> str:
 
     Without a newline at the end: a blank line would end the platform's run.
     """
-    pinned = {"open_clip": ("open-clip-torch",), "dinov2": ("transformers",), "timm": ("timm",)}
-    plain = {"open_clip": ("torchvision",), "dinov2": ("torchvision",), "timm": ("torchvision",)}
-    kinds = {part.kind for m in members for part in _parts(m.config.backbone)}
-    named = {name for m in members for name in m.config.model.head.libraries}
-    lines = {f"{name}=={version(name)}" for name in named.union(*(pinned.get(kind, ()) for kind in kinds))}
-    lines |= {name for kind in kinds for name in plain.get(kind, ())}
+    networks = [network for member in members for network in member.config.backbone.networks]
+    named = {name for network in networks for name in network.libraries}
+    lines = {"torchvision"} if named else set()
+    named |= {name for member in members for name in member.config.model.head.libraries}
+    lines |= {f"{name}=={version(name)}" for name in named}
     return "\n".join(["torch", "numpy", "Pillow", *sorted(lines)])
 
 
@@ -242,7 +230,7 @@ def _tail(encoder: Any) -> State:
     if hasattr(encoder, "peft_config"):
         encoder = encoder.merge_and_unload()
     if isinstance(encoder, Network):
-        return {f"tail.{name}": tensor for name, tensor in _native(encoder.backbone).items()}
+        return {f"tail.{name}": tensor for name, tensor in encoder.backbone.native().items()}
     if isinstance(encoder, Tail):
         return {f"tail.{name.removeprefix('visual.')}": tensor for name, tensor in encoder.to_native().items()}
     return {}
@@ -251,60 +239,17 @@ def _tail(encoder: Any) -> State:
 def _with_same_tails(members: Sequence[Member], states: Sequence[State], backbone: Backbone) -> list[State]:
     """Where members have tails, all that look at images have the tensors of the longest one's, so that none reads another's."""
     names = {name for state in states for name in state if name.startswith("tail.")}
-    native = _native(backbone) if names else {}
+    native = backbone.native() if names else {}
     base = {name: native[name.removeprefix("tail.")] for name in names}
     return [base | state if m.model.reads_images else state for m, state in zip(members, states, strict=True)]
-
-
-def _native(backbone: Backbone) -> State:
-    """The backbone's tensors under its library's names."""
-    if isinstance(backbone, ConcatBackbone):
-        parts = enumerate(backbone.parts)
-        return {f"{i}.{name}": tensor for i, part in parts for name, tensor in _native(cast(Backbone, part)).items()}
-    inner: Any = getattr(backbone, "visual", None) or getattr(backbone, "model", None)
-    return {} if inner is None else {name: tensor.clone() for name, tensor in inner.state_dict().items()}
 
 
 # ---------------------------------------------------------------- descriptions
 def _write_backbone(folder: Path, members: Sequence[Member], backbone: Backbone) -> Spec:
     """What the backbone is made of; what its library builds it from is written to the folder."""
     configs = [member.config for member in members]
-    chosen = configs[0].backbone
-    if isinstance(chosen, Concat):
-        parts = zip(chosen.parts, cast(ConcatBackbone, backbone).parts, strict=True)
-        described = [
-            _write_part(folder, f"architecture-{i}", one, cast(Backbone, part)) for i, (one, part) in enumerate(parts)
-        ]
-        spec: Spec = {"kind": "concat", "name": "concat", "parts": described}
-    else:
-        spec = _write_part(folder, "architecture", chosen, backbone)
-    return spec | {"fingerprint": None if _brings_networks(configs) else fingerprint(_native(backbone))}
-
-
-def _write_part(folder: Path, name: str, chosen: PartConfig, backbone: Backbone) -> Spec:
-    """One network's part of the specification; `name` is that of its library's file or folder."""
-    inner: Any = backbone
-    spec = chosen.model_dump(mode="json") | {"architecture": name}
-    if isinstance(chosen, OpenClip):
-        from pipeline.backbones.open_clip import architecture
-
-        described = architecture(chosen)
-        write_json(folder / f"{name}.json", described)
-        spec |= {"preprocess": dict(inner.visual.preprocess_cfg), "quick_gelu": described["quick_gelu"]}
-        spec["name"] = spec["name"] if spec["name"].startswith("hf-hub:") else spec["name"].replace("/", "-")
-    elif isinstance(chosen, Dinov2):
-        inner.model.config.save_pretrained(folder / name)
-        inner.processor.save_pretrained(folder / name)
-    elif isinstance(chosen, Timm):
-        from pipeline.backbones.timm_models import describe
-
-        spec |= describe(inner)
-    return spec
-
-
-def _parts(backbone: BackboneConfig) -> Sequence[PartConfig]:
-    """The networks that a backbone consists of."""
-    return backbone.parts if isinstance(backbone, Concat) else (backbone,)
+    spec = backbone.write_spec(configs[0].backbone, folder, "architecture")
+    return spec | {"fingerprint": None if _brings_networks(configs) else fingerprint(backbone.native())}
 
 
 def fingerprint(state: State) -> str:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pipeline.backbones.base import Backbone
+from pipeline.config.backbone import FeatureKind
 from pipeline.errors import WorkError
-from pipeline.features.key import FeatureKind
+from pipeline.features.kinds import KINDS
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -20,25 +21,16 @@ def compute_features(
     backbone: Backbone,
     images: Tensor,
     kind: FeatureKind,
-    cut: int | None = None,
+    cut: int = 0,
     dtype: Literal["bf16", "fp32"] = "fp32",
 ) -> Tensor:
-    """Images [B, 3, H, W] → pooled embeddings [B, E], patch tokens [B, P, D], tokens at `cut` [B, T, D], or the
+    """Images [B, 3, H, W] → pooled embeddings [B, E], patch tokens [B, P, D], tokens after `cut` blocks [B, T, D], or the
     images themselves, in `dtype`.
 
     Images and backbone are on one device. The computation is fp32, but for bf16 on a GPU: there it runs under autocast.
     """
     with torch.inference_mode(), _precision(images.device, DTYPES[dtype]):
-        if kind == "pooled":
-            features = backbone.embed(images)
-        elif kind == "patches":
-            features = backbone.patches(images)
-        elif kind == "images":
-            features = images
-        elif cut is None:
-            raise ValueError("tokens at a cut need the number of blocks before it")
-        else:
-            features = backbone.trunk(images, cut)
+        features: Tensor = KINDS[kind].compute(backbone, images, cut)
         return features.to(DTYPES[dtype])
 
 

@@ -9,6 +9,7 @@ without torch, and without reading images. This module loads no torch.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.config.backbone import Backbone, Concat
+from pipeline.backbones import weights_state
+from pipeline.config.backbone import Backbone
 from pipeline.config.data import Data
 from pipeline.config.identity import digest, plain, token_kind
+from pipeline.config.measures import Measures
 from pipeline.config.trial import Config
 from pipeline.data.dataset import BadImage, Dataset, content_of, known_signature
 from pipeline.disk.layout import PROJECT, record_path, store_dir
@@ -53,22 +56,13 @@ class DataRecord:
 
 
 @dataclass(frozen=True)
-class WeightsRecord:
-    """What a backbone contributes to a feature key, and its measures, from which sizes are estimated."""
+class WeightsRecord(Measures):
+    """What a backbone contributes to a feature key, and its measures."""
 
     signature: str
     weights: str
     architecture: str
     transform: str
-    n_blocks: int
-    embed_dim: int
-    """Width of its pooled embedding."""
-    width: int
-    """Of a token."""
-    n_patches: int
-    n_parameters: int
-    n_inputs: int
-    """Numbers in one image as it reads it."""
 
 
 # ---------------------------------------------------------------- data
@@ -144,56 +138,18 @@ def _describe(now: str, backbone: LoadedBackbone) -> WeightsRecord:
 
 def weights_signature(backbone: Backbone) -> str | None:
     """A cheap identity of weights, transform and the code that makes them; None where they are not on this machine."""
-    origin = _origin(backbone)
-    if origin is None:
+    if (state := weights_state(backbone)) is None:
         return None
     libraries = {name: installed_version(name) for name in LIBRARIES}
-    return digest([plain(backbone), origin, libraries, _code()])
+    return digest([plain(backbone), state, libraries, _code(backbone)])
 
 
-def _origin(backbone: Backbone) -> Any:
-    """Where weights come from, and in which state: files, a Hub commit, or nowhere (pixels, random, a fixed tag)."""
-    if isinstance(backbone, Concat):
-        origins = [_origin(part) for part in backbone.parts]
-        return None if None in origins else origins
-    if backbone.kind == "pixels":
-        return "none"
-    if backbone.kind == "dinov2":
-        return _files(Path(backbone.name)) or _hub_commit(backbone.name, "config.json", backbone.revision)
-    if backbone.name.startswith("hf-hub:"):
-        file = "config.json" if backbone.kind == "timm" else "open_clip_config.json"
-        return _hub_commit(backbone.name.removeprefix("hf-hub:"), file, None)
-    if backbone.name.startswith("local-dir:"):
-        return _files(Path(backbone.name.removeprefix("local-dir:")))
-    local = Path(backbone.pretrained) if backbone.kind == "open_clip" and backbone.pretrained else None
-    return (_files(local) if local else None) or "tag or random"
-
-
-def _files(path: Path) -> list[tuple[str, int, int]] | None:
-    """Name, size and time of change of a file, or of the files in a folder; None if there are none."""
-    path = path.expanduser()
-    found = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
-    return [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in found] or None
-
-
-def _hub_commit(name: str, file: str, revision: str | None) -> str | None:
-    """The commit of a model in the Hub's cache; None if it is not there. Raises UserError if it cannot be on the Hub."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(name, file, revision=revision)
-    except HFValidationError as error:
-        raise UserError(
-            f"backbone.name {name}: there is no such folder with a model in it, and it is no name on the Hub either "
-            "(those are written owner/name). Check the path."
-        ) from error
-    return Path(found).parent.name if isinstance(found, str) else None
-
-
-def _code() -> str:
-    """Hash of the code of the backbones: another transform must not pass for the one on record."""
-    files = sorted((PROJECT / "pipeline" / "backbones").glob("*.py"))
+def _code(backbone: Backbone) -> str:
+    """Hash of the code of the backbones, and of the files with these blocks: another transform must not pass for the one on
+    record."""
+    modules = {sys.modules.get(type(each).__module__) for each in (backbone, *backbone.networks)}
+    own = sorted(file for module in modules if (file := getattr(module, "__file__", None)))
+    files = [*sorted((PROJECT / "pipeline" / "backbones").glob("*.py")), *map(Path, own)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -212,7 +168,7 @@ def ingredients(config: Config, data: DataRecord, weights: WeightsRecord) -> Ing
         weights=weights.weights,
         transform=weights.transform,
         kind=kind,
-        cut=weights.n_blocks - blocks if kind == "cut" else 0,
+        cut=weights.n_blocks - blocks if blocks else 0,
         dtype=config.features.dtype,
         shard_size=config.features.shard_size,
         correction=_correction(config.data),

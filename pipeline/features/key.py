@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pipeline.config.backbone import FeatureKind
 from pipeline.config.identity import digest
 
 FORMAT = 1
 """Version of what a store's files mean and of how features are computed; a change of either makes new stores."""
-
-FeatureKind = Literal["pooled", "patches", "cut", "images"]
-"""Of the images as the network reads them no weights are a part; their key has these all the same, so that one rule holds for
-all kinds, and a model is always of the backbone that its features name."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,8 @@ class Ingredients:
     architecture: str
     """sha256 of the modules' description: weights alone do not tell GELU from QuickGELU."""
     weights: str
-    """sha256 of the weights."""
+    """sha256 of the weights. Of images as the network reads them they are no part, and stand here all the same: one rule holds
+    for all kinds, and a model is always of the backbone that its features name."""
     transform: str
     """The preprocessing in words."""
     kind: FeatureKind

@@ -45,9 +45,9 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
         _sort_targets(temporary / "adapter_config.json")
 
 
-def load_adapter(tail: Tail, folder: Path, trainable: bool = False) -> PeftModel:
-    """Put a saved adapter on an unadapted tail of the same cut; frozen unless `trainable`."""
-    loaded: PeftModel = PeftModel.from_pretrained(tail, folder, is_trainable=trainable)
+def load_adapter(tail: Tail, folder: Path) -> PeftModel:
+    """Put a saved adapter, which can learn on, on an unadapted tail of the same cut."""
+    loaded: PeftModel = PeftModel.from_pretrained(tail, folder, is_trainable=True)
     return loaded
 
 

@@ -3,6 +3,9 @@ or what turns images into one: the whole backbone."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline.backbones.base import Backbone
@@ -34,26 +37,25 @@ class PatchConvs(nn.Module):
 
 
 def make_encoder(encoder: cfg.Encoder, backbone: Backbone | None) -> nn.Module:
-    """The encoder, new; `backbone` may be None for the frozen one, which reads the embedding as it is.
+    """The encoder, new; `backbone` may be None for one that does not learn, which reads the embedding as it is.
 
     Raises UserError if the backbone has fewer blocks than are to be trained, too small a grid, or no network to train.
     """
-    if encoder.kind == "frozen":
-        return nn.Identity()
-    assert backbone is not None, f"encoder.kind {encoder.kind} is built from a backbone"
-    if encoder.kind == "patch_convs":
-        return PatchConvs(backbone.width, backbone.grid, encoder.kernel, encoder.channels)
-    if encoder.kind == "end_to_end":
-        return backbone.network()
-    tail = backbone.make_tail(backbone.cut_before(encoder.blocks))
-    if encoder.kind == "lora":
-        from pipeline.models.adapter import add_adapter  # PEFT takes seconds to import
-
-        adapted: nn.Module = add_adapter(tail, encoder)
-        return adapted
-    return tail.trainable()
+    assert backbone is not None or not encoder.learns, f"encoder.kind {encoder.kind} is built from a backbone"
+    built: nn.Module = encoder.build(backbone)
+    return built
 
 
-def embedding_width(encoder: cfg.Encoder, embed_dim: int) -> int:
-    """Width E of what the encoder gives, for a backbone whose embedding is `embed_dim` wide."""
-    return encoder.channels if encoder.kind == "patch_convs" else embed_dim
+# ---------------------------------------------------------------- on disk
+def is_whole_adapter(folder: Path) -> bool:
+    """Whether PEFT's files are there, and none is cut short."""
+    return is_whole_file(folder / "adapter_model.safetensors") and (folder / "adapter_config.json").is_file()
+
+
+def is_whole_file(path: Path) -> bool:
+    """Whether a file of tensors is there, and as long as its header says."""
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 
+from pipeline.config.encoder import Encoder, Frozen
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
 from pipeline.models.base import Facts, Model, Predicted
-from pipeline.models.encoders import embedding_width
 from pipeline.models.losses import Loss, SquaredError
 from pipeline.models.metadata import Metadata
 from pipeline.models.pooling import HIDDEN, Pooling, Sets, make_pooling, pool
@@ -101,6 +101,8 @@ class Learner(Model):
     `feature_scale` [E] (or of one number) the frozen embedding to the head's; what is not standardised has 0 and 1.
     """
 
+    kind_of_encoder: Encoder = Frozen()
+    """The block that the encoder was built by."""
     target_mean: Tensor
     target_scale: Tensor
     feature_mean: Tensor
@@ -135,13 +137,15 @@ class Learner(Model):
     def make(cls, config: Config, facts: Facts, encoder: nn.Module) -> Self:
         """Head, embeddings of names and pooling of the right widths around an encoder."""
         model, names, n_targets = config.model, facts.names, len(facts.learnt)
-        width = embedding_width(model.encoder, facts.embed_dim)
+        width = model.encoder.embedding_width(facts.embed_dim)
         domain = DomainEmbedding(len(names.domains), width) if model.domain_embedding else None
         loss = config.loss.make(len(facts.targets))
         head = make_mlp([width, *model.head.widths(), n_targets * loss.n])
         species = SpeciesEmbedding(len(names.species), len(names.genera), width) if model.species_embedding else None
         pooling, n_features = make_pooling(model.pool, width), width if model.standardize_features else 1
-        return cls(encoder, head, domain, model.normalize, n_targets, loss, species, pooling, n_features)
+        learner = cls(encoder, head, domain, model.normalize, n_targets, loss, species, pooling, n_features)
+        learner.kind_of_encoder = model.encoder
+        return learner
 
     def forward(self, features: Tensor, metadata: Metadata | None = None, mix: Mix | None = None) -> Answer:
         """features [B, E] or [B, T, D] and what is known of the images (None: nothing) → what the model says of them.
@@ -193,21 +197,14 @@ class Learner(Model):
         return (targets - self.target_mean) / self.target_scale
 
     # ------------------------------------------------------------ on disk, and export
-    @property
-    def is_adapted(self) -> bool:
-        """Whether the encoder is a tail wrapped by PEFT."""
-        return hasattr(self.encoder, "peft_config")
-
     def own_state(self) -> dict[str, Tensor]:
-        """Trained tensors but the adapter's, and the scales."""
-        state = {n: t for n, t in trained_state(self).items() if not (self.is_adapted and n.startswith("encoder."))}
+        """Trained tensors but those that an encoder saves itself, and the scales."""
+        apart = self.kind_of_encoder.has_own_files
+        state = {n: t for n, t in trained_state(self).items() if not (apart and n.startswith("encoder."))}
         return state | {name: self.get_buffer(name) for name in SCALES}
 
     def save_more(self, trial: TrialDir) -> None:
-        if self.is_adapted:
-            from pipeline.models.adapter import save_adapter  # PEFT takes seconds to import
-
-            save_adapter(self.encoder, trial.adapter)
+        self.kind_of_encoder.save(self.encoder, trial)
 
     def spec(self) -> dict[str, Any]:
         """The widths of its layers and what stands between them; without its encoder, but for convolutions."""

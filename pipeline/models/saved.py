@@ -22,7 +22,7 @@ from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import read_json, write_tensors
 from pipeline.errors import WorkError
 from pipeline.models.base import Facts, Model
-from pipeline.models.encoders import make_encoder
+from pipeline.models.encoders import is_whole_file, make_encoder
 from pipeline.models.metadata import Names
 
 
@@ -52,17 +52,8 @@ def read_trained(trial: TrialDir) -> dict[str, Any]:
 
 def is_whole(trial: TrialDir, config: Config) -> bool:
     """Whether the files of a trained model are there, each as long as its header says, or a whole archive."""
-    adapted = config.model.encoder.kind == "lora"
-    files = [trial.model, *([trial.adapter / "adapter_model.safetensors"] if adapted else [])]
-    try:
-        for path in files:
-            with safe_open(path, framework="pt"):
-                pass
-    except (OSError, SafetensorError):
-        return False
-    return config.model.head.files_are_whole(trial) and (
-        not adapted or (trial.adapter / "adapter_config.json").is_file()
-    )
+    parts = (config.model.head, config.model.encoder)
+    return is_whole_file(trial.model) and all(part.files_are_whole(trial) for part in parts)
 
 
 def load_facts(trial: TrialDir) -> Facts:
@@ -102,19 +93,12 @@ def _load_encoder(config: Config, facts: Facts, trial: TrialDir, backbone: Backb
     encoder = config.model.encoder
     if backbone is not None:
         _check_base(facts, backbone, trial.path)
-    if encoder.kind in ("finetuned", "lora"):
-        assert backbone is not None
-        _check_cut(facts, backbone.cut_before(encoder.blocks), trial.path)
-    if encoder.kind == "lora":
-        from pipeline.models.adapter import load_adapter
-
-        assert backbone is not None
-        tail = backbone.make_tail(backbone.cut_before(encoder.blocks))
-        if not is_whole(trial, config):  # PEFT would look for what is missing on the Hub
-            raise _damaged(trial.adapter, FileNotFoundError("a file is missing or cut short"))
-        adapted: nn.Module = load_adapter(tail, trial.adapter, trainable=True)
-        return adapted
-    return make_encoder(encoder, backbone)
+        if encoder.tail_blocks:
+            _check_cut(facts, backbone.cut_before(encoder.tail_blocks), trial.path)
+    if not encoder.files_are_whole(trial):  # PEFT would look for what is missing on the Hub
+        raise _damaged(trial.adapter, FileNotFoundError("a file is missing or cut short"))
+    loaded: nn.Module = encoder.load(backbone, trial)
+    return loaded
 
 
 def _check_base(facts: Facts, backbone: Backbone, path: Path) -> None:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pipeline.backbones.base import Backbone
-from pipeline.config.backbone import backbone_name
 from pipeline.config.trial import Config
 from pipeline.data.images import DecodedImages
 from pipeline.device import gpu_name
@@ -24,7 +23,7 @@ def check_weights(config: Config, load: Callable[[], Backbone], recorded: Weight
     """WorkError unless the loaded weights are those that what is there was made with; records of them can be out of date."""
     now = weights_record(config, load, again=True)
     if (now.weights, now.architecture, now.transform) != (recorded.weights, recorded.architecture, recorded.transform):
-        raise WorkError(f"The weights of {backbone_name(config.backbone)} are not those on record. Run this again.")
+        raise WorkError(f"The weights of {config.backbone.display_name} are not those on record. Run this again.")
 
 
 @contextmanager

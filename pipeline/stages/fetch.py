@@ -14,7 +14,6 @@ from pathlib import Path
 
 from pipeline.amounts import format_bytes
 from pipeline.backbones import load_backbone, weights_files
-from pipeline.config.backbone import backbone_name
 from pipeline.config.identity import digest, images_of
 from pipeline.config.trial import Config
 from pipeline.data.dataset import BadImage, Dataset
@@ -118,7 +117,7 @@ def _fetch_weights(config: Config) -> None:
     files = weights_files(config.backbone)
     place = _place(files) if files else "made without files"
     print(
-        f"weights: {backbone_name(config.backbone)}: {place}, content {weights.weights[:12]}, they load{when}",
+        f"weights: {config.backbone.display_name}: {place}, content {weights.weights[:12]}, they load{when}",
         flush=True,
     )
 

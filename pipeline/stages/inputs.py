@@ -50,7 +50,7 @@ class Inputs:
     @property
     def encoder_backbone(self) -> Backbone | None:
         """The backbone if the encoder is built from it; None for one that reads the embedding as it is."""
-        return None if self.config.model.encoder.kind == "frozen" else self.backbone
+        return self.backbone if self.config.model.encoder.learns else None
 
     def positions(self, split: Split) -> pd.Index:
         """Rows of a split whose image could be read."""
@@ -90,7 +90,7 @@ def feature_key(config: Config, dataset: Dataset) -> str:
 def make_facts(inputs: Inputs) -> Facts:
     """What a new model is built for."""
     encoder, backbone = inputs.config.model.encoder, inputs.encoder_backbone
-    cut = backbone.cut_before(encoder.blocks) if encoder.kind in ("finetuned", "lora") and backbone else None
+    cut = backbone.cut_before(encoder.tail_blocks) if encoder.tail_blocks and backbone else None
     return Facts(
         targets=inputs.dataset.targets,
         names=Names.of(columns(inputs.table("train"))),

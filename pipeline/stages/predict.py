@@ -184,7 +184,7 @@ def _predict_batch(config: Config, models: Models, images: Tensor, metadata: Met
     """Of images and metadata on the CPU, back on the CPU."""
     (kind, blocks), backbone = token_kind(config), models.backbone
     with torch.inference_mode():
-        cut = backbone.cut_before(blocks) if kind == "cut" else None
+        cut = backbone.cut_before(blocks) if blocks else 0
         features = compute_features(backbone, images.to(models.device), kind, cut)
         return models.model.predict(features, metadata.to(models.device)).cpu()
 

@@ -34,21 +34,9 @@ def parameter_groups(model: Learner, config: Config) -> list[dict[str, Any]]:
 
 def rate_scale(name: str, config: Config) -> float:
     """A parameter's learning rate as a multiple of `optim.lr`, by its name in the model."""
-    encoder = config.model.encoder
-    if not name.startswith("encoder."):
-        return config.model.head.rate_scale()
-    if encoder.kind in ("finetuned", "end_to_end"):
-        return encoder.lr_scale
-    if encoder.kind == "lora":
-        block = block_of(name)
-        return encoder.ln_scale if block is None else 1 + encoder.depth_gain * block / encoder.blocks
-    return 1.0
-
-
-def block_of(name: str) -> int | None:
-    """The number of the tail's block that a parameter belongs to, or None."""
-    parts = name.split(".")
-    return int(parts[parts.index("blocks") + 1]) if "blocks" in parts else None
+    if name.startswith("encoder."):
+        return config.model.encoder.rate_scale(name)
+    return config.model.head.rate_scale()
 
 
 def set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, optim: Optim, epoch: int, epochs: int) -> None:

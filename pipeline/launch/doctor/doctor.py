@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from pipeline.amounts import format_bytes
-from pipeline.config.backbone import backbone_name
 from pipeline.config.resources import Job
 from pipeline.data.sources import open_source
 from pipeline.disk.layout import features_root, trained_root
@@ -137,7 +136,7 @@ def check_cache(context: Context) -> Iterator[Finding]:
         yield _cached(f"data {config.data.source}", here, known_data(config) is not None)
     for config in {config.backbone: config for config in configs}.values():
         here = weights_signature(config.backbone) is not None
-        yield _cached(f"weights {backbone_name(config.backbone)}", here, known_weights(config) is not None)
+        yield _cached(f"weights {config.backbone.display_name}", here, known_weights(config) is not None)
 
 
 def _cached(what: str, here: bool, known: bool) -> Finding:

@@ -1,19 +1,16 @@
 """What a method needs, estimated: bytes of its features and models on disk, and of a GPU's memory. Loads no torch.
 
-From a backbone's record (`records.WeightsRecord`) and the configuration. Parameters are counted; what a block keeps while
-it computes was measured once (open_clip's ViT-B-16, torch 2) and grows with images, tokens and width.
+From a backbone's measures (`hashes.WeightsRecord`) and the configuration, whose blocks say what they cost.
 """
 
 from __future__ import annotations
 
 import re
-from math import isqrt
 
-from pipeline.config.encoder import Lora
-from pipeline.config.identity import token_kind
 from pipeline.config.training import Train
 from pipeline.config.trial import Config
 from pipeline.features.hashes import WeightsRecord
+from pipeline.features.kinds import KINDS
 from pipeline.features.memory import SHARE
 
 NUMBER = {"bf16": 2, "fp32": 4}
@@ -21,17 +18,6 @@ LEARNED = 16
 """Bytes of a trained parameter: itself in fp32, its gradient, and Adam's two moments."""
 CHECKPOINT = 16
 """Bytes of a trained parameter in a checkpoint: itself, its best value, and two moments."""
-BLOCK = 12
-"""Parameters of a transformer block in units of width²: attention's four projections, a perceptron four times as wide."""
-SIDES = {"q_proj": 2, "k_proj": 2, "v_proj": 2, "out_proj": 2, "c_fc": 5, "c_proj": 5}
-"""Width in plus width out of each projection, in units of width: what an adapter of rank 1 has there."""
-KEPT = {"tail": (40, 64), "lora": (46, 72), "dora": (100, 140)}
-"""Bytes that a block keeps for the backward pass in bf16 and in fp32, for each image, token and unit of width."""
-PASSING = {"tail": 30, "lora": 57, "dora": 108}
-"""Bytes at the height of a forward pass in fp32 that keeps nothing, for each image, token and unit of width."""
-KEPT_OF_IMAGE, PASSING_OF_IMAGE = (560, 870), 64
-"""The same of a network without such blocks, for each image and number of its input: what the hungriest of those measured takes
-(timm's resnet18, resnet50, efficientnet_b0, convnext_tiny, densenet121, at 224 pixels)."""
 PREDICTION_BATCH, ATTENTION = 512, 64
 """As `training/samples.py` and `models/pooling.py` have them, which load torch (a test holds each two together)."""
 OVERHEAD = 1 << 30
@@ -64,36 +50,20 @@ def checkpoint_bytes(config: Config, weights: WeightsRecord) -> int:
 
 
 def _numbers(config: Config, weights: WeightsRecord) -> int:
-    """Numbers in one image's features: of a cut, those of the patch tokens and of the class token."""
-    kind = token_kind(config)[0]
-    if kind == "images":
-        return weights.n_inputs
-    tokens = {"pooled": 0, "patches": weights.n_patches, "cut": weights.n_patches + 1}[kind]
-    return tokens * weights.width or weights.embed_dim
+    """Numbers in one image's features."""
+    return KINDS[config.model.encoder.reads].n_numbers(weights)
 
 
 # ---------------------------------------------------------------- parameters
 def trained_parameters(config: Config, weights: WeightsRecord) -> int:
     """Parameters that training changes: encoder, embeddings of names, attention and head."""
     model, encoder, head = config.model, config.model.encoder, config.model.head
-    embedding = encoder.channels if encoder.kind == "patch_convs" else weights.embed_dim
+    embedding = encoder.embedding_width(weights.embed_dim)
     n_targets = len(config.data.targets) or 2  # how many classes there are, the data tell
     in_head = head.n_parameters(embedding, n_targets)
     in_names = 2 * embedding**2 * (model.domain_embedding + model.species_embedding)
     in_attention = 2 * embedding * ATTENTION if model.pool == "attention" else 0
-    return _in_encoder(config, weights) + in_head + in_names + in_attention
-
-
-def _in_encoder(config: Config, weights: WeightsRecord) -> int:
-    encoder, square = config.model.encoder, weights.width * weights.width
-    if encoder.kind == "finetuned":
-        return encoder.blocks * BLOCK * square
-    if encoder.kind == "lora":
-        return encoder.blocks * encoder.r * weights.width * sum(SIDES[target] for target in encoder.targets)
-    if encoder.kind == "patch_convs":
-        rest = max(1, isqrt(weights.n_patches) - encoder.kernel + 1)
-        return encoder.kernel * encoder.kernel * square + rest * rest * weights.width * encoder.channels
-    return weights.n_parameters if encoder.kind == "end_to_end" else 0
+    return encoder.n_trained(weights) + in_head + in_names + in_attention
 
 
 # ---------------------------------------------------------------- a GPU's memory
@@ -105,27 +75,13 @@ def training_bytes(config: Config, weights: WeightsRecord, n_images: int, memory
 
 
 def _model_and_batch(config: Config, weights: WeightsRecord) -> int:
-    encoder = config.model.encoder
-    precision = config.train.precision
-    blocks = encoder.blocks if encoder.kind in ("finetuned", "lora") else 0
-    method = ("dora" if encoder.dora else "lora") if isinstance(encoder, Lora) else "tail"
-    trained = trained_parameters(config, weights)
-    frozen = blocks * BLOCK * weights.width**2 if encoder.kind == "lora" else 0
+    """Parameters, and the larger of what a step keeps for its backward pass and what a batch of validation takes on its way."""
+    encoder, precision, numbers = config.model.encoder, config.train.precision, _numbers(config, weights)
+    trained, frozen = trained_parameters(config, weights), encoder.n_frozen(weights)
     copies = NUMBER["bf16"] * (trained + frozen) if precision == "bf16" else 0  # autocast's
-    if encoder.kind == "end_to_end":
-        return LEARNED * trained + copies + _whole_pass(config, weights)
-    numbers = _numbers(config, weights)
-    kept = _images_a_step(config.train) * numbers * blocks * KEPT[method][precision == "fp32"]
-    passing = PREDICTION_BATCH * numbers * PASSING[method]  # validation
+    kept = _images_a_step(config.train) * encoder.kept_bytes(weights, numbers, precision == "fp32")
+    passing = PREDICTION_BATCH * encoder.passing_bytes(weights, numbers)
     return LEARNED * trained + NUMBER["fp32"] * frozen + copies + max(kept, passing)
-
-
-def _whole_pass(config: Config, weights: WeightsRecord) -> int:
-    """What a whole backbone keeps of a step, or passes through in validation."""
-    fp32 = config.train.precision == "fp32"
-    tokens = (weights.n_patches + 1) * weights.width * weights.n_blocks
-    kept = tokens * KEPT["tail"][fp32] if weights.n_blocks else weights.n_inputs * KEPT_OF_IMAGE[fp32]
-    return max(_images_a_step(config.train) * kept, PREDICTION_BATCH * _passing(weights))
 
 
 def _images_a_step(train: Train) -> int:
@@ -135,14 +91,8 @@ def _images_a_step(train: Train) -> int:
 
 def extraction_bytes(config: Config, weights: WeightsRecord) -> int:
     """Memory that extraction takes on a GPU: the whole backbone, and a batch on its way through it."""
-    batch = config.resources.extract_batch * _passing(weights)
+    batch = config.resources.extract_batch * weights.passing_bytes()
     return (NUMBER["fp32"] + NUMBER["bf16"]) * weights.n_parameters + batch + OVERHEAD
-
-
-def _passing(weights: WeightsRecord) -> int:
-    """Bytes of an image on its way through the whole backbone."""
-    tokens = (weights.n_patches + 1) * weights.width
-    return tokens * PASSING["tail"] if weights.n_blocks else weights.n_inputs * PASSING_OF_IMAGE
 
 
 def gpu_memory(gpu_type: str) -> tuple[int, int] | None:

@@ -60,12 +60,8 @@ VARIANTS = {
     "no-card": Method("without the colour card", "forecast", (*PIXELS, "data.colour_card=false")),
     "best-epoch": Method("best epoch chosen", "forecast", (*PIXELS, "select.epoch=best")),
     "emos": Method("`calibrate.kind=emos`", "forecast", (*PIXELS, "calibrate.kind=emos")),
-    "domain": Method(
-        "with the domain", "forecast", (*PIXELS, "model.domain_embedding=true", "augment.domain_dropout=0.35")
-    ),
-    "species": Method(
-        "with the species", "forecast", (*PIXELS, "model.species_embedding=true", "augment.species_dropout=0.3")
-    ),
+    "domain": Method("with the domain", "forecast", (*PIXELS, "model.domain_embedding=true", "augment.domain_dropout=0.35")),
+    "species": Method("with the species", "forecast", (*PIXELS, "model.species_embedding=true", "augment.species_dropout=0.3")),
     "groups": Method("trained on groups", "forecast", (*PIXELS, "train.sample=groups", "train.batch_size=16")),
     "precision": Method("`model.pool=precision`", "forecast", (*PIXELS, "model.pool=precision")),
     "seeds": Method("ensemble of three seeds", "forecast", (*PIXELS, "seed=0,1,2")),
@@ -92,16 +88,7 @@ def run(folder: Path, seed: int) -> None:
     for name, method in (MUST_BEAT | VARIANTS).items():
         chosen = [value.replace("CLIP", f"local-dir:{clip}") for value in method.overrides]
         fixed = (f"experiment={name}", f"data.source={data}", "data.split.kind=domains", folds)
-        carabid(
-            "submit",
-            f"configs/beetles/{method.config}.yaml",
-            "--cluster",
-            "local",
-            "--wait",
-            *fixed,
-            *chosen,
-            root=root,
-        )
+        carabid("submit", f"configs/beetles/{method.config}.yaml", "--cluster", "local", "--wait", *fixed, *chosen, root=root)
 
 
 def carabid(*arguments: object, root: Path) -> None:
@@ -129,9 +116,7 @@ def results(folder: Path, seed: int, name: str) -> list[tuple[int, Path]]:
     experiment = folder / f"root-{seed}" / "trained" / name
     found = sorted((experiment / "ensembles").glob("*/results.json")) or sorted(experiment.glob("*/results.json"))
     folds = [int(match[1]) if (match := re.search(r"fold=(\d+)", path.parent.name)) else 0 for path in found]
-    assert sorted(folds) == list(FOLDS), (
-        f"{experiment}: not every fold has results; see {folder}/root-{seed}/output.txt"
-    )
+    assert sorted(folds) == list(FOLDS), f"{experiment}: not every fold has results; see {folder}/root-{seed}/output.txt"
     return list(zip(folds, found, strict=True))
 
 

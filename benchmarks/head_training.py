@@ -35,15 +35,11 @@ LAYERS = (WIDTH, 512, 128, 32, 3)
 
 
 def carabid_epoch(features: Tensor, targets: Tensor) -> Callable[[], object]:
-    config = Config.model_validate(
-        named({"experiment": "benchmark", "train": Train(batch_size=BATCH, precision="fp32")})
-    )
+    config = Config.model_validate(named({"experiment": "benchmark", "train": Train(batch_size=BATCH, precision="fp32")}))
     model = Learner(nn.Identity(), make_mlp(LAYERS), None, True, 3)
     optimizer = make_optimizer(model, config)
     metadata = Names().metadata({"domain": [None] * N})
-    samples = Samples(
-        TensorBank(features, features.device, "device"), Targets(targets), metadata, np.arange(N), targets.shape[1]
-    )
+    samples = Samples(TensorBank(features, features.device, "device"), Targets(targets), metadata, np.arange(N), targets.shape[1])
     log_weights = start_log_weights(metadata.domain)
     return lambda: train_epoch(model, samples, optimizer, config, 0, log_weights, lambda: None)
 

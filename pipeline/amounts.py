@@ -63,9 +63,7 @@ def parse_factor(text: str) -> float:
 
 def scale_memory(text: str, change: str) -> str:
     """`change` is a factor (`2x`) of the amount in `text`, or a new amount (`64G`)."""
-    return format_memory(
-        ceil(parse_memory(text) * parse_factor(change)) if change.endswith("x") else parse_memory(change)
-    )
+    return format_memory(ceil(parse_memory(text) * parse_factor(change)) if change.endswith("x") else parse_memory(change))
 
 
 def scale_time(text: str, change: str) -> str:

@@ -47,9 +47,7 @@ def run(out: Path | None) -> None:
     minutes = (time.monotonic() - started) / 60
     print(f"{minutes:.1f} minutes; everything is under {place}. Look again with: CARABID_ROOT={place} carabid results")
     if not ended_well:
-        raise WorkError(
-            "some of the trials did not finish; the lines above name their logs. `carabid demo` again goes on"
-        )
+        raise WorkError("some of the trials did not finish; the lines above name their logs. `carabid demo` again goes on")
 
 
 def prepare(place: Path) -> None:

@@ -65,9 +65,7 @@ def not_loaded(what: str, error: Exception, place: Path) -> UserError | WorkErro
             f"{what}: what lies in {place} cannot be used: {in_short(error)} If it is incomplete or damaged, remove it."
         )
     if constants.HF_HUB_OFFLINE:
-        return NotFetched(
-            f"{what}: not all of it is in the cache ({place}), and HF_HUB_OFFLINE keeps it from being fetched."
-        )
+        return NotFetched(f"{what}: not all of it is in the cache ({place}), and HF_HUB_OFFLINE keeps it from being fetched.")
     return NotFetched(
         f"{what}: not all of it is in the cache ({place}), and the Hub ({constants.ENDPOINT}) cannot be reached: "
         # The files that are not there are only what follows from it.

@@ -60,10 +60,7 @@ def results(root: Path) -> dict[str, bytes]:
 def differences(expected: dict[str, bytes], found: dict[str, bytes]) -> list[str]:
     """Trials whose results are not the expected ones, to the byte."""
     trials = sorted(trial for trial in expected.keys() | found.keys() if expected.get(trial) != found.get(trial))
-    return [
-        f"{trial}: {'not the results of' if trial in found else 'no results as in'} the undisturbed run"
-        for trial in trials
-    ]
+    return [f"{trial}: {'not the results of' if trial in found else 'no results as in'} the undisturbed run" for trial in trials]
 
 
 # ---------------------------------------------------------------- what is found
@@ -204,9 +201,7 @@ def tell_slurm(arena: Arena, *command: str) -> Hit | None:
     return None
 
 
-def take_node(
-    arena: Arena, seconds: tuple[float, float], *, power_cut: bool = False, announced: bool = False
-) -> Hit | None:
+def take_node(arena: Arena, seconds: tuple[float, float], *, power_cut: bool = False, announced: bool = False) -> Hit | None:
     """A node's slurmd dies; in a power cut all its processes do; `announced`: an administrator sets the node down at once.
 
     Where it does not, Slurm finds out after half a minute, and where the tasks live on, two jobs then do one trial.
@@ -455,9 +450,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="A grid on a private Slurm while a seeded adversary disturbs it.")
     parser.add_argument("--disturbances", type=int, default=100, metavar="N", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument(
-        "--keep", type=Path, metavar="DIR", help="new folder: every round's logs and results stay there"
-    )
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="new folder: every round's logs and results stay there")
     options = parser.parse_args(arguments)
     if options.keep:
         options.keep.mkdir(parents=True)

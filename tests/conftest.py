@@ -49,13 +49,7 @@ class Assets:
         """What makes a config of configs/beetles run on these, quickly."""
         name = f"{self.dinov2}" if method == "dinov2" else f"local-dir:{self.clip}"
         backbone = () if method in ("mean_rgb", "pixels", "climatology", "metadata") else (f"backbone.name={name}",)
-        return (
-            f"data.source={self.data}",
-            *backbone,
-            "device=cpu",
-            "train.precision=fp32",
-            "resources.lease_seconds=1",
-        )
+        return (f"data.source={self.data}", *backbone, "device=cpu", "train.precision=fp32", "resources.lease_seconds=1")
 
 
 def make_assets(folder: Path) -> Assets:
@@ -120,9 +114,7 @@ def config_of(assets: Assets, root: Path) -> Callable[..., Config]:
     return make
 
 
-def carabid(
-    *arguments: str | Path, root: Path, cwd: Path | None = None, check: bool = True
-) -> subprocess.CompletedProcess[str]:
+def carabid(*arguments: str | Path, root: Path, cwd: Path | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run the command line; with `check`, a non-zero exit status fails the test with what it printed."""
     environ = {**os.environ, "CARABID_ROOT": str(root)}
     command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]

@@ -57,10 +57,7 @@ def attempt(job: str | None = "7", restart: int = 0, gpus: int = 1, shared_by: i
             },
             Attempt("41_3", 2, "n2", None, 2, 4),
         ),
-        (
-            {"SLURM_JOB_ID": "41", "SLURMD_NODENAME": "n2", "SLURM_GPUS_ON_NODE": "?"},
-            Attempt("41", 0, "n2", None, 0, 1),
-        ),
+        ({"SLURM_JOB_ID": "41", "SLURMD_NODENAME": "n2", "SLURM_GPUS_ON_NODE": "?"}, Attempt("41", 0, "n2", None, 0, 1)),
     ],
     ids=["no job", "a job", "a packed task of an array", "a site's own word"],
 )
@@ -102,9 +99,7 @@ def test_time_is_that_of_all_attempts() -> None:
         ([attempt("7", 0), attempt("7", 0)], 1),  # again within one job
     ],
 )
-def test_restarts_are_those_of_slurm_and_what_was_submitted_or_typed_again(
-    attempts: list[Attempt], expected: int
-) -> None:
+def test_restarts_are_those_of_slurm_and_what_was_submitted_or_typed_again(attempts: list[Attempt], expected: int) -> None:
     assert restarts(attempts) == expected
 
 

@@ -15,15 +15,7 @@ from torch import nn
 from pipeline.config.augment import Augment
 from pipeline.models.learner import DomainEmbedding, Learner, SpeciesEmbedding, make_mlp
 from pipeline.models.metadata import Metadata, Names
-from pipeline.training.augmentation import (
-    add_noise,
-    drop_domain,
-    drop_names,
-    drop_species,
-    epoch_streams,
-    make_mix,
-    strength,
-)
+from pipeline.training.augmentation import add_noise, drop_domain, drop_names, drop_species, epoch_streams, make_mix, strength
 from pipeline.training.sets import Batch, keep_some
 
 CPU = torch.device("cpu")

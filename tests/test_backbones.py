@@ -163,9 +163,7 @@ def test_weights_go_into_a_tail_and_come_out_bit_for_bit(cut: int, kind: str, se
     names = {f"visual.{name}" for name in backbone.visual.state_dict()}
     assert set(native) <= names
     other.load_native(native | {"visual.conv1.weight": torch.zeros(1)})
-    assert all(
-        torch.equal(a, b) for a, b in zip(source.state_dict().values(), other.state_dict().values(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), other.state_dict().values(), strict=True))
     assert all(torch.equal(tensor, other.to_native()[name]) for name, tensor in native.items())
 
 
@@ -369,9 +367,7 @@ def test_transform_ids_are_stable_text_that_tells_transforms_apart(
         settings_file = json.loads((other / file).read_text())
         (other / file).write_text(json.dumps(settings_file | {key: value}))
         name = (
-            config.OpenClip(name=f"local-dir:{other}")
-            if source is tiny_clip
-            else config.Dinov2(kind="dinov2", name=str(other))
+            config.OpenClip(name=f"local-dir:{other}") if source is tiny_clip else config.Dinov2(kind="dinov2", name=str(other))
         )
         before = clip_backbone if source is tiny_clip else dino_backbone
         assert load_backbone(name).transform_id() != before.transform_id()
@@ -513,33 +509,19 @@ def test_tiny_models_have_the_hubs_layouts(
     tiny_clip: Path, tiny_dino: Path, clip_backbone: Backbone, dino_backbone: Backbone
 ) -> None:
     assert {path.name for path in tiny_clip.iterdir()} == {"open_clip_config.json", "open_clip_model.safetensors"}
-    assert {"config.json", "model.safetensors", "preprocessor_config.json"} == {
-        path.name for path in tiny_dino.iterdir()
-    }
+    assert {"config.json", "model.safetensors", "preprocessor_config.json"} == {path.name for path in tiny_dino.iterdir()}
     with safe_open(tiny_dino / "model.safetensors", "pt") as file:
         assert "encoder.layer.0.attention.attention.query.weight" in file.keys()  # noqa: SIM118
     assert isinstance(AutoModel.from_pretrained(tiny_dino), Dinov2Model)
-    assert (clip_backbone.n_blocks, clip_backbone.width, clip_backbone.embed_dim, clip_backbone.image_size) == (
-        8,
-        64,
-        64,
-        64,
-    )
-    assert (dino_backbone.n_blocks, dino_backbone.width, dino_backbone.grid, dino_backbone.image_size) == (
-        6,
-        64,
-        (8, 8),
-        56,
-    )
+    assert (clip_backbone.n_blocks, clip_backbone.width, clip_backbone.embed_dim, clip_backbone.image_size) == (8, 64, 64, 64)
+    assert (dino_backbone.n_blocks, dino_backbone.width, dino_backbone.grid, dino_backbone.image_size) == (6, 64, (8, 8), 56)
 
 
 def photograph(rng: np.random.Generator) -> tuple[Image.Image, list[float]]:
     """An ellipse on an uneven ground, and what it shows: red, green, blue, mean radius, log of length over width."""
     y, x = np.mgrid[:75, :90]
     slope = rng.normal(0, 8, 2)
-    image = (215 + rng.normal(0, 12) + slope[0] * (x / 45 - 1) + slope[1] * (y / 38 - 1))[..., None] + rng.normal(
-        0, 8, 3
-    )
+    image = (215 + rng.normal(0, 12) + slope[0] * (x / 45 - 1) + slope[1] * (y / 38 - 1))[..., None] + rng.normal(0, 8, 3)
     colour, radius, elongation = rng.uniform(20, 190, 3), rng.uniform(9, 27), rng.uniform(0, np.log(3))
     angle = rng.uniform(-0.5, 0.5)
     u, v = x - 45 - rng.normal(0, 4), y - 38 - rng.normal(0, 3)
@@ -570,9 +552,7 @@ def test_tiny_features_show_colour_size_and_shape(clip_backbone: Backbone, dino_
     assert (probe(embedded, targets) > [0.75, 0.75, 0.75, 0.75, 0.45]).all()
     images = torch.stack([dino_backbone.transform(image) for image in photographs])
     patches = dino_backbone.patches(images).transpose(1, 2).reshape(len(images), 64, 8, 8)
-    assert (
-        probe(nn.functional.adaptive_avg_pool2d(patches, 2).flatten(1), targets) > [0.85, 0.85, 0.85, 0.85, 0.55]
-    ).all()
+    assert (probe(nn.functional.adaptive_avg_pool2d(patches, 2).flatten(1), targets) > [0.85, 0.85, 0.85, 0.85, 0.55]).all()
     assert (probe(dino_backbone.embed(images), targets) > [0.8, 0.8, 0.8, 0.75, 0.4]).all()
 
 
@@ -592,11 +572,7 @@ def bioclip2(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     """BioCLIP-2's architecture and file layout with random weights (its text tower all zeros: no test reads it)."""
     folder = tmp_path_factory.mktemp("bioclip2")
     model_cfg = open_clip.get_model_config("ViT-L-14")
-    preprocess = {
-        "mean": open_clip.OPENAI_DATASET_MEAN,
-        "std": open_clip.OPENAI_DATASET_STD,
-        "interpolation": "bicubic",
-    }
+    preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD, "interpolation": "bicubic"}
     described = {"model_cfg": model_cfg, "preprocess_cfg": preprocess | {"resize_mode": "shortest"}}
     (folder / "open_clip_config.json").write_text(json.dumps(described))
     with torch.device("meta"):

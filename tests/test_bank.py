@@ -36,9 +36,7 @@ def make_filled(folder: Path, shape: tuple[int, ...], dtype: str, bad: dict[int,
     return Filled(store, values)
 
 
-@pytest.fixture(
-    scope="module", params=[(dtype, shape) for dtype in ("bf16", "fp32") for shape in [(6,), (5, 3)]], ids=str
-)
+@pytest.fixture(scope="module", params=[(dtype, shape) for dtype in ("bf16", "fp32") for shape in [(6,), (5, 3)]], ids=str)
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Filled:
     dtype, shape = request.param
     return make_filled(tmp_path_factory.mktemp("store"), shape, dtype)
@@ -96,9 +94,7 @@ def test_features_that_do_not_fit_name_the_setting(filled: Filled, monkeypatch: 
     ("on_gpu", "on_host", "expected"),
     [(100, 100, "device"), (16, 100, "host"), (16, 32, "host"), (16, 26, "mmap"), (0, 0, "mmap")],
 )
-def test_auto_takes_the_first_memory_with_room(
-    monkeypatch: pytest.MonkeyPatch, on_gpu: int, on_host: int, expected: str
-) -> None:
+def test_auto_takes_the_first_memory_with_room(monkeypatch: pytest.MonkeyPatch, on_gpu: int, on_host: int, expected: str) -> None:
     """13 units of features: they need 13 / 0.6 on the GPU, and pinned, as a power of two, 16 / 0.6 on the host."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (on_gpu, 0))
     monkeypatch.setattr(bank_module, "free_host_memory", lambda: on_host)

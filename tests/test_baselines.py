@@ -48,9 +48,7 @@ def facts_of(table: pd.DataFrame) -> Facts:
 
 
 def samples_of(table: pd.DataFrame, facts: Facts) -> Samples:
-    return make_samples(
-        TensorBank(torch.zeros(len(table), 1), CPU, "device"), table, facts, Numbers(facts.targets), CPU
-    )
+    return make_samples(TensorBank(torch.zeros(len(table), 1), CPU, "device"), table, facts, Numbers(facts.targets), CPU)
 
 
 def run_of(config: Config) -> Run:
@@ -90,9 +88,7 @@ def by_pandas(train_table: pd.DataFrame, row: Any, window: int, least: int) -> l
 
 @settings(max_examples=15)
 @given(st.integers(0, 999), st.integers(0, 40), st.integers(2, 9))
-def test_climatology_is_that_of_the_site_and_season_else_of_the_domain_else_of_all(
-    seed: int, window: int, least: int
-) -> None:
+def test_climatology_is_that_of_the_site_and_season_else_of_the_domain_else_of_all(seed: int, window: int, least: int) -> None:
     table, new = make_groups(60, seed), make_groups(20, seed + 1, unknown=0.3)
     new.loc[0, ["site", "domain"]] = ["never seen", "D0"]
     new.loc[1, ["site", "domain"]] = ["never seen", "never seen"]
@@ -122,15 +118,8 @@ def test_climatology_is_that_of_the_site_and_season_else_of_the_domain_else_of_a
         ("C", "3", "2021-01-03", 5.2),  # a new domain is not the one that some groups lack
     ],
 )
-def test_climatology_falls_back_step_by_step(
-    site: str | None, domain: str | None, day: str | None, expected: float
-) -> None:
-    rows = [
-        ("A", "1", "2018-12-30", 0),
-        ("A", "1", "2019-01-02", 2),
-        ("B", "1", "2018-06-01", 7),
-        ("B", "1", "2019-06-01", 7),
-    ]
+def test_climatology_falls_back_step_by_step(site: str | None, domain: str | None, day: str | None, expected: float) -> None:
+    rows = [("A", "1", "2018-12-30", 0), ("A", "1", "2019-01-02", 2), ("B", "1", "2018-06-01", 7), ("B", "1", "2019-06-01", 7)]
     rows += [("D", "2", None, 9), ("D", "2", None, 9)] + [(None, None, "2019-01-02", 4.5)] * 4  # type: ignore[list-item]
     table = pd.DataFrame(rows, columns=["site", "domain", "date", "y"], dtype=object)
     table["group"], table["species"], table["z"] = [str(i) for i in range(len(rows))], None, 0.0
@@ -165,9 +154,7 @@ def boosted(seed: int = 0) -> tuple[Boosting, Facts, Config, Any]:
     facts = facts_of(table)
     model = make_model(config, facts, None)
     assert isinstance(model, Boosting)
-    progress = fit_boosting(
-        model, samples_of(table, facts), samples_of(planted(100, 1), facts), run_of(config)
-    ).progress
+    progress = fit_boosting(model, samples_of(table, facts), samples_of(planted(100, 1), facts), run_of(config)).progress
     return model, facts, config, progress
 
 
@@ -189,9 +176,7 @@ def test_the_same_data_and_seed_grow_the_same_trees_to_the_bit() -> None:
 
 def test_names_and_days_that_are_not_known_are_missing_values_and_predicted() -> None:
     model, facts, _, _ = boosted()
-    unknown = facts.names.metadata(
-        {"domain": [None, "new"], "species": [float("nan"), "Carabus 9"], "date": [None, None]}
-    )  # type: ignore[list-item]
+    unknown = facts.names.metadata({"domain": [None, "new"], "species": [float("nan"), "Carabus 9"], "date": [None, None]})  # type: ignore[list-item]
     assert np.isnan(model.columns(unknown)).all()
     said = model.predict(torch.zeros(2, 1), unknown).mean
     assert torch.isfinite(said).all() and torch.equal(said[0], said[1])
@@ -208,9 +193,7 @@ def test_every_group_counts_once_however_many_images_it_has() -> None:
     facts = facts_of(many)
     model = make_model(config, facts, None)
     assert isinstance(model, Boosting)
-    fit_boosting(
-        model, samples_of(many, facts), samples_of(many, facts), run_of(config)
-    )  # no split is allowed: the mean
+    fit_boosting(model, samples_of(many, facts), samples_of(many, facts), run_of(config))  # no split is allowed: the mean
     expected = many.drop_duplicates("group")["y"].mean()
     assert predict(model, samples_of(few, facts)).mean[:, 0] == pytest.approx(expected, rel=1e-3)
 
@@ -242,9 +225,7 @@ def climate() -> tuple[Climatology, Facts, Config]:
 
 
 @pytest.mark.parametrize("kind", ["climatology", "boosting"])
-def test_a_baseline_predicts_the_same_when_it_is_loaded_and_is_saved_as_tensors_alone(
-    kind: str, tmp_path: Path
-) -> None:
+def test_a_baseline_predicts_the_same_when_it_is_loaded_and_is_saved_as_tensors_alone(kind: str, tmp_path: Path) -> None:
     model, facts, config = climate() if kind == "climatology" else boosted()[:3]
     save_model(model, facts, TrialDir(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
@@ -256,9 +237,7 @@ def test_a_baseline_predicts_the_same_when_it_is_loaded_and_is_saved_as_tensors_
 
 # ---------------------------------------------------------------- whole trials
 @pytest.mark.parametrize("method", ["climatology", "metadata"])
-def test_a_baseline_is_trained_evaluated_and_asked_like_any_trial(
-    config_of: MakeConfig, tmp_path: Path, method: str
-) -> None:
+def test_a_baseline_is_trained_evaluated_and_asked_like_any_trial(config_of: MakeConfig, tmp_path: Path, method: str) -> None:
     from pipeline.tasks import load_task
 
     config = config_of(method)

@@ -116,9 +116,7 @@ def trained(table: Path, assets: Assets, tmp_path_factory: pytest.TempPathFactor
         patch.setenv("CARABID_ROOT", str(tmp_path_factory.mktemp("trained")))
         kinds = TRIALS | {name: (clip, *overrides) for name, overrides in TAILS.items()}
         kinds |= {
-            name: tuple(
-                text.replace("DINOV2", f"'{assets.dinov2}'").replace("CLIP", clip.partition("=")[2]) for text in more
-            )
+            name: tuple(text.replace("DINOV2", f"'{assets.dinov2}'").replace("CLIP", clip.partition("=")[2]) for text in more)
             for name, more in OTHERS.items()
         }
         yield {name: finish(load(table, *overrides)) for name, overrides in kinds.items()}
@@ -140,9 +138,7 @@ def photographs(table: Path, tmp_path_factory: pytest.TempPathFactory) -> list[P
 def test_every_kind_of_classifier_is_evaluated_in_one_schema(trained: dict[str, TrialDir]) -> None:
     for name, trial in trained.items():
         results = read_json(trial.results)
-        assert {"roc_auc", "average_precision", "balanced_accuracy", "log_loss", "intervals"} <= results[
-            "summary"
-        ].keys()
+        assert {"roc_auc", "average_precision", "balanced_accuracy", "log_loss", "intervals"} <= results["summary"].keys()
         assert set(results["classes"]) == {"hybrid", "non-hybrid"} and results["summary"]["positive"] == "hybrid"
         assert {"challenge_score", "mimic_recall", "A_PRC_AUC"} <= results["challenge"].keys(), name
         assert results["summary"]["selection"]["metric"] == "roc_auc"
@@ -184,17 +180,11 @@ def test_held_out_images_are_those_that_the_trial_was_chosen_by(trained: dict[st
 
 def test_folds_of_its_own_are_refused_where_a_group_is_on_both_sides(table: Path, root: Path, tmp_path: Path) -> None:
     rows = pd.read_csv(table, dtype=str)
-    doubled = pd.concat(
-        [rows.assign(split="train"), rows[:40].assign(split="validation"), rows[40:60].assign(split="test")]
-    )
+    doubled = pd.concat([rows.assign(split="train"), rows[:40].assign(split="validation"), rows[40:60].assign(split="test")])
     doubled.to_csv(tmp_path / "data.csv", index=False)
     experiment = load(table, *TRIALS["svc"])
     config = experiment.config.model_copy(
-        update={
-            "data": experiment.config.data.model_copy(
-                update={"source": f"{tmp_path / 'data.csv'}", "split": SourceSplit()}
-            )
-        }
+        update={"data": experiment.config.data.model_copy(update={"source": f"{tmp_path / 'data.csv'}", "split": SourceSplit()})}
     )
     extract.ensure(config)
     with pytest.raises(UserError, match="cannot keep a group in one fold"):
@@ -209,24 +199,16 @@ def test_a_name_that_tells_the_class_by_itself_is_not_learnt_from(table: Path, r
         train.run(experiment.config, TrialDir(root / "trial"))
 
 
-def test_a_folder_of_images_is_looked_for_beside_the_table(
-    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_of_images_is_looked_for_beside_the_table(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in (
-        "images",
-        "photos",
-    ):  # the first is beside the table too, which counts more than where one happens to be
+    for name in ("images", "photos"):  # the first is beside the table too, which counts more than where one happens to be
         (tmp_path / name).mkdir()
     found = load_experiment(CONFIG, (f"data.source={table}", "data.images=photos")).config
     assert found.data.images == str(tmp_path / "photos")
     for source in (table, table.parent):
         config = load_experiment(CONFIG, (f"data.source={source}",)).config
         assert config.data.images == str(table.parent / "images")
-    assert (
-        load_experiment(CONFIG, (f"data.source={table}", "data.images=new")).config.data.images
-        == f"{table.parent / 'new'}"
-    )
+    assert load_experiment(CONFIG, (f"data.source={table}", "data.images=new")).config.data.images == f"{table.parent / 'new'}"
 
 
 def test_hybrids_must_be_named(table: Path) -> None:
@@ -320,9 +302,7 @@ def test_the_neutral_score_is_that_of_the_median_validation_image(trained: dict[
         assert submitted[name][0][-1] == pytest.approx(0.5, abs=0.1), name  # (ties at the ends are one knot each)
 
 
-def test_what_says_other_things_is_not_exported_together(
-    trained: dict[str, TrialDir], table: Path, tmp_path: Path
-) -> None:
+def test_what_says_other_things_is_not_exported_together(trained: dict[str, TrialDir], table: Path, tmp_path: Path) -> None:
     other = finish(load(table, *TRIALS["lda"], "data.positive=non-hybrid"))
     with pytest.raises(UserError, match="an exported ensemble says one thing"):
         export([trained["lda"].path, other.path], tmp_path / "out", zipped=False, with_backbone=False)
@@ -358,9 +338,7 @@ def test_what_the_platform_would_stumble_over_is_named(body: str, message: str, 
 
 
 def test_scores_that_are_all_the_same_are_noted(clean: Path, tmp_path: Path) -> None:
-    (tmp_path / "model.py").write_text(
-        "class Model:\n    load = lambda self: None\n    predict = lambda self, image: 1.0\n"
-    )
+    (tmp_path / "model.py").write_text("class Model:\n    load = lambda self: None\n    predict = lambda self, image: 1.0\n")
     assert any(line.startswith("note: 16 of 16 images") for line in check(tmp_path, clean, challenge="butterflies"))
 
 

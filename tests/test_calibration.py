@@ -45,9 +45,7 @@ def test_crps_is_the_integral_that_defines_it(truth: float, mu: float, sigma: fl
 
 
 @given(VALUES, VALUES, SIGMAS, st.floats(0.01, 100), VALUES)
-def test_crps_has_the_unit_of_the_target_and_no_origin(
-    truth: float, mu: float, sigma: float, scale: float, shift: float
-) -> None:
+def test_crps_has_the_unit_of_the_target_and_no_origin(truth: float, mu: float, sigma: float, scale: float, shift: float) -> None:
     score = float(crps(truth, mu, sigma))
     assert float(crps(-truth, -mu, sigma)) == pytest.approx(score, rel=1e-9, abs=1e-9)
     moved = float(crps(scale * truth + shift, scale * mu + shift, scale * sigma))
@@ -143,9 +141,7 @@ def test_emos_of_forecasts_that_do_not_vary_is_the_mean_of_the_groups() -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.sampled_from(["scale", "emos"]), st.sampled_from([1e-6, 1.0, 1e4]))
-def test_sigma_is_finite_and_never_below_what_the_platform_can_write(
-    seed: int, n_groups: int, kind: str, scale: float
-) -> None:
+def test_sigma_is_finite_and_never_below_what_the_platform_can_write(seed: int, n_groups: int, kind: str, scale: float) -> None:
     truth, forecast = simulate(0.5, 1.0, n_groups, seed)
     fitted = fit_calibration(scale * truth, forecast_of(scale * forecast.mean, forecast.variance, forecast.n), kind)  # type: ignore[arg-type]
     mu, sigma = fitted(forecast)
@@ -163,9 +159,7 @@ def test_no_other_scale_scores_better_on_the_groups_it_was_fitted_to(seed: int, 
 def test_groups_of_new_domains_are_calibrated_apart_where_there_are_enough() -> None:
     known, new = simulate(0.2, 0.5, 300, 7), simulate(1.5, 0.5, 300, 8)
     truth = np.concatenate([known[0], new[0]])
-    forecast = Forecast(
-        *(np.concatenate([a, b]) for a, b in zip(vars(known[1]).values(), vars(new[1]).values(), strict=True))
-    )
+    forecast = Forecast(*(np.concatenate([a, b]) for a, b in zip(vars(known[1]).values(), vars(new[1]).values(), strict=True)))
     is_new = np.arange(600) >= 300
     parts = fit_parts(truth, forecast, ~is_new, is_new, "scale")
     assert parts["out_of_domain"].shared > 3 * parts["in_domain"].shared
@@ -212,9 +206,7 @@ def test_a_calibration_is_the_same_after_it_was_written_as_json(calibration: Cal
 
 
 @pytest.mark.parametrize("n", [1.0, 5.0])
-def test_where_all_held_out_groups_have_equally_many_images_sigma_does_not_shrink_with_their_number(
-    n: float,
-) -> None:
+def test_where_all_held_out_groups_have_equally_many_images_sigma_does_not_shrink_with_their_number(n: float) -> None:
     """Nothing tells then what is shared from what is each one's own."""
     truth, forecast = simulate(0.5, 0.0, 200, 3)
     fitted = fit_calibration(truth, forecast_of(forecast.mean, forecast.variance, np.full(200, n)))

@@ -14,9 +14,7 @@ from tests.conftest import Assets
 
 
 @pytest.mark.slurm
-def test_a_disturbed_grid_ends_with_the_results_of_an_undisturbed_one(
-    assets: Assets, cluster: Cluster, environ: Path
-) -> None:
+def test_a_disturbed_grid_ends_with_the_results_of_an_undisturbed_one(assets: Assets, cluster: Cluster, environ: Path) -> None:
     # With this seed the shard is cut last: trainings that begin after that can only fail, and are disturbed for nothing.
     n, seed = len(chaos.DISTURBANCES), 179
     report = chaos.run(chaos.Game(cluster, assets, environ, n, seed, epochs=30, pause=(1, 6), patient=True))

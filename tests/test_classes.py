@@ -117,17 +117,9 @@ def test_numbers_are_not_taken_for_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "data", "message"),
     [
-        (
-            "classify",
-            Data(source="x", targets=("y",), columns=COLUMNS),
-            "predicts classes: name their column as data.label",
-        ),
+        ("classify", Data(source="x", targets=("y",), columns=COLUMNS), "predicts classes: name their column as data.label"),
         ("butterflies", Data(source="x", targets=("y",), columns=COLUMNS), "predicts classes"),
-        (
-            "regress",
-            Data(source="x", label="kind", columns=COLUMNS),
-            "predicts numbers, and data.label kind names classes",
-        ),
+        ("regress", Data(source="x", label="kind", columns=COLUMNS), "predicts numbers, and data.label kind names classes"),
         ("beetles", Data(source="x", label="kind", columns=COLUMNS), "predicts numbers"),
     ],
 )
@@ -170,10 +162,7 @@ def test_folds_keep_images_of_a_group_together(tmp_path: Path) -> None:
         ({"calibrate": {"kind": "emos"}}, "calibrate.kind emos .* is not calibrated: set calibrate.kind scale"),
         ({"model": {"head": {"kind": "svc", "kernel": "linear", "gamma": 0.5}}}, "kernel is linear"),
         ({"data": None}, "valid dictionary"),
-        (
-            {"task": "regress", "data": {"targets": ["classes"]}, "loss": {"kind": "mse"}},
-            "a target cannot be called classes",
-        ),
+        ({"task": "regress", "data": {"targets": ["classes"]}, "loss": {"kind": "mse"}}, "a target cannot be called classes"),
     ],
 )
 def test_what_does_not_fit_classes_is_refused(change: dict[str, Any], message: str) -> None:

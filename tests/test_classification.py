@@ -126,10 +126,7 @@ def test_what_is_not_defined_is_none() -> None:
     assert set(figures(ones, np.where(p > 0.5, np.nan, p)).values()) == {None}
     assert set(figures(ones[:0], p[:0]).values()) == {None}
     assert np.isnan(drawn("accuracy", ones, p * np.inf, np.ones((4, 2)))).all()
-    assert (
-        roc_auc(np.array([], bool), np.array([])) is None
-        and average_precision(np.array([], bool), np.array([])) is None
-    )
+    assert roc_auc(np.array([], bool), np.array([])) is None and average_precision(np.array([], bool), np.array([])) is None
 
 
 def test_selection_knows_of_which_figures_less_is_better() -> None:
@@ -137,9 +134,7 @@ def test_selection_knows_of_which_figures_less_is_better() -> None:
     for name in FIGURES:
         good, bad = figure(name, truth, 0.9 * truth + 0.05), figure(name, truth, 0.9 * (1 - truth) + 0.05)
         assert good is not None and bad is not None and (good < bad) == FIGURES[name].lower_is_better
-    assert figure("roc_auc", truth.astype("float32"), p.astype("float32")) == pytest.approx(
-        figures(truth, p)["roc_auc"]
-    )
+    assert figure("roc_auc", truth.astype("float32"), p.astype("float32")) == pytest.approx(figures(truth, p)["roc_auc"])
 
 
 # ---------------------------------------------------------------- draws
@@ -220,9 +215,7 @@ def test_a_report_of_two_classes_has_the_figures_of_detection() -> None:
 
 def test_a_report_of_many_classes_has_each_against_the_rest() -> None:
     found = report(table(SPECIES), SPECIES, (0.5, 0.3, 0.2))
-    assert found["summary"]["positive"] is None and list(found["classes"]) == [
-        target.partition("=")[2] for target in SPECIES
-    ]
+    assert found["summary"]["positive"] is None and list(found["classes"]) == [target.partition("=")[2] for target in SPECIES]
     areas = [block["roc_auc"] for block in found["classes"].values()]
     assert found["summary"]["roc_auc"] == pytest.approx(np.mean(areas))
     assert found["by_domain"]["major"].keys() == {"n", "accuracy", "balanced_accuracy"}
@@ -271,9 +264,7 @@ def test_predictions_that_are_not_finite_make_no_figure_and_a_warning() -> None:
 def test_a_class_without_images_is_warned_of_and_no_images_are_no_error() -> None:
     frame = table(SPECIES).assign(**{SPECIES[0]: 0.0, SPECIES[1]: 0.0, SPECIES[2]: 1.0})
     found = report(frame, SPECIES, (0.5, 0.3, 0.2))
-    assert found["summary"]["warnings"] == [
-        "no images of erato, melpomene: nothing is known of how they are recognised"
-    ]
+    assert found["summary"]["warnings"] == ["no images of erato, melpomene: nothing is known of how they are recognised"]
     assert found["classes"]["erato"]["recall"] is None and found["summary"]["roc_auc"] is None
     assert report(frame[:0], SPECIES, (0.5, 0.3, 0.2))["summary"]["accuracy"] is None
 

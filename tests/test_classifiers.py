@@ -142,9 +142,7 @@ def test_whatever_the_shape_of_the_data(kind: str, n: int, width: int, n_classes
 
 
 @pytest.mark.parametrize(("kind", "head"), VARIANTS, ids=str)
-def test_log_odds_are_of_the_first_class_and_go_on_where_probabilities_have_ended(
-    kind: str, head: dict[str, Any]
-) -> None:
+def test_log_odds_are_of_the_first_class_and_go_on_where_probabilities_have_ended(kind: str, head: dict[str, Any]) -> None:
     rows = make_rows()
     made, estimator = fit(kind, rows, **head)
     arrays, x = plain_arrays(estimator, made), make_rows(seed=1).x
@@ -312,9 +310,7 @@ def test_with_folds_both_splits_are_fitted_on_and_what_is_said_of_each_image_is_
     np.testing.assert_allclose(said.sum(1), 1)
     truth = np.concatenate([train.labels, validation.labels])
     assert progress.best_metric == pytest.approx(FIGURES["roc_auc"].value(truth, said))
-    both = Rows(
-        np.vstack([train.x, validation.x]), truth, np.full(90, -1), np.r_[train.groups, 1000 + validation.groups]
-    )
+    both = Rows(np.vstack([train.x, validation.x]), truth, np.full(90, -1), np.r_[train.groups, 1000 + validation.groups])
     whole = fit_path(config.model.head, both, "ab", 0)[progress.best_epoch]  # type: ignore[arg-type]
     if kind == "logistic":  # (its fit does not depend on the numbers of groups)
         np.testing.assert_allclose(model.estimator.predict_proba(both.x), whole.predict_proba(both.x), atol=1e-6)
@@ -456,9 +452,7 @@ def test_a_file_of_types_that_no_classifier_has_is_not_loaded(tmp_path: Path) ->
     skops.io.dump({"estimator": Config}, trial.classifier)
     with zipfile.ZipFile(trial.classifier, "a") as file:
         file.writestr("carabid.json", json.dumps({"scikit-learn": sklearn.__version__}))
-    with pytest.raises(
-        WorkError, match=r"no classifier of this project is made of \(pipeline\.config\.trial\.Config\)"
-    ):
+    with pytest.raises(WorkError, match=r"no classifier of this project is made of \(pipeline\.config\.trial\.Config\)"):
         Classifier(make_head("logistic"), "ab", normalize=False).load_more(trial)
 
 

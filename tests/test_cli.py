@@ -123,10 +123,7 @@ def test_the_mistyped_key_of_the_issue(type_in: Callable[..., Said], root: Path)
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (
-            ("generate", "classify", "--out", "made-up"),
-            "takes your own images, and none are made up. Made up are: beetles",
-        ),
+        (("generate", "classify", "--out", "made-up"), "takes your own images, and none are made up. Made up are: beetles"),
         (("plan", "configs/beetles/loar.yaml"), "did you mean configs/beetles/lora.yaml?"),
         (("plan", LORA, "optim.lr=fast"), "`optim.lr`: Input should be a valid number"),
         (("plan", LORA, "optim.kind=sgd"), "'adam' or 'adamw'"),
@@ -173,9 +170,7 @@ def test_a_submission_where_there_is_no_slurm_is_work_that_failed(
     assert said.status == 1 and said.err.startswith("carabid: ") and "sbatch" in said.err
 
 
-def test_a_dry_run_needs_no_slurm(
-    type_in: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_dry_run_needs_no_slurm(type_in: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     said = type_in("submit", LORA, "--dry-run")
     assert said.status == 0 and said.out.count("#!/bin/bash") == 4
@@ -213,9 +208,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, Exception]]
     return replace
 
 
-def test_a_trial_that_fails_leaves_the_others_of_its_job_alone_and_is_named(
-    type_in: Callable[..., Said], training: Any
-) -> None:
+def test_a_trial_that_fails_leaves_the_others_of_its_job_alone_and_is_named(type_in: Callable[..., Said], training: Any) -> None:
     seen = training({1: WorkError("the loss became nan")})
     said = type_in("train", LORA, "seed=0,1,2")
     assert said.status == 0 and seen == [0, 1, 2]
@@ -320,9 +313,7 @@ def test_experiments_that_paths_trained_put_elsewhere_can_be_looked_at(
     assert f"no trials yet under {tmp_path}" in type_in("status", "--trained", str(tmp_path)).out
 
 
-def test_the_last_of_several_collectors_leaves_every_result_in_the_csv(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_last_of_several_collectors_leaves_every_result_in_the_csv(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluations of an array collect at once: one that read early may write late."""
     finished(root)
     experiment = load_experiment(PROJECT / LORA, ["seed=0,1"])

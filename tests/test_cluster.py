@@ -122,9 +122,7 @@ def check_script(tmp_path: Path, kind: str, name: str, value: str) -> None:
 @given(NASTY)
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.parametrize("key", ["partition", "account", "qos", "constraint"])
-def test_what_stands_in_a_line_of_a_script_cannot_begin_another(
-    tmp_path: Path, root: Path, key: str, value: str
-) -> None:
+def test_what_stands_in_a_line_of_a_script_cannot_begin_another(tmp_path: Path, root: Path, key: str, value: str) -> None:
     recording(tmp_path / "bin", "srun")
     try:
         experiment = load_experiment(LORA, [f"resources.train.{key}={json.dumps(value)}"])

@@ -21,28 +21,14 @@ from pipeline.errors import UserError
 from pipeline.experiments.reading import dump_config
 from pipeline.metrics.classification import FIGURES
 from pipeline.metrics.intervals import bootstrap
-from pipeline.reporting.comparison import (
-    CHOSEN,
-    HEADER,
-    Line,
-    candidates,
-    cells,
-    compare,
-    method_of,
-    notes,
-    to_json,
-    to_markdown,
-)
+from pipeline.reporting.comparison import CHOSEN, HEADER, Line, candidates, cells, compare, method_of, notes, to_json, to_markdown
 from pipeline.stages import collect
 from pipeline.tasks import load_task
 from tests.small import named
 
 CLASSES = ("hybrid", "non-hybrid")
 PIXELS = {"backbone": {"kind": "pixels", "size": 32}}
-NETWORK = {
-    "backbone": {"kind": "open_clip", "name": "hf-hub:owner/small-net"},
-    "model": {"encoder": {"kind": "finetuned"}},
-}
+NETWORK = {"backbone": {"kind": "open_clip", "name": "hf-hub:owner/small-net"}, "model": {"encoder": {"kind": "finetuned"}}}
 SVC = PIXELS | {"model": {"head": {"kind": "svc"}}}
 TASK = {"task": "classify", "loss": {"kind": "cross_entropy"}}
 pytestmark = pytest.mark.usefixtures("root")
@@ -60,20 +46,13 @@ def long_form(table: pd.DataFrame, p: np.ndarray) -> pd.DataFrame:
     """predictions.parquet: a row per image and class."""
     both = [(CLASSES[0], table["truth"], p), (CLASSES[1], 1 - table["truth"], 1 - p)]
     parts = [
-        table[["id", "group"]].assign(domain=None, species=None, target=f"stat={c}", truth=t, prediction=q)
-        for c, t, q in both
+        table[["id", "group"]].assign(domain=None, species=None, target=f"stat={c}", truth=t, prediction=q) for c, t, q in both
     ]
     return pd.concat(parts, ignore_index=True)
 
 
 def finish(
-    method: dict[str, Any],
-    fold: int,
-    value: float,
-    skill: float,
-    name: str = "x",
-    table: pd.DataFrame | None = None,
-    **more: Any,
+    method: dict[str, Any], fold: int, value: float, skill: float, name: str = "x", table: pd.DataFrame | None = None, **more: Any
 ) -> Config:
     """Leave the files of an evaluated trial, as good as `skill` on test and `value` on validation."""
     table = images(fold) if table is None else table
@@ -133,11 +112,7 @@ def test_a_method_is_called_by_backbone_encoder_and_head() -> None:
     assert [method_of(science(config)) for config in configs] == [
         "pixels 32, mlp", "open_clip small-net, finetuned, mlp", "pixels 32, svc",
     ]  # fmt: skip
-    parts = [
-        {"kind": "dinov2", "name": "a/dinov2-base"},
-        {"kind": "timm", "name": "local-dir:b"},
-        {"kind": "pixels", "size": 8},
-    ]
+    parts = [{"kind": "dinov2", "name": "a/dinov2-base"}, {"kind": "timm", "name": "local-dir:b"}, {"kind": "pixels", "size": 8}]
     model = {"encoder": {"kind": "frozen"}, "head": {"kind": "svc"}}
     together = {"backbone": {"kind": "concat", "parts": parts}, "model": model}
     assert method_of(together) == "dinov2 dinov2-base + timm b + pixels 8, svc"
@@ -200,9 +175,7 @@ def test_figures_are_those_of_the_trials_and_their_mean_over_folds() -> None:
         assert (line.test, line.sd) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
 
 
-def test_the_interval_is_that_of_the_mean_difference_over_draws_of_groups_from_all_folds(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_interval_is_that_of_the_mean_difference_over_draws_of_groups_from_all_folds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.reporting.comparison.DRAWS", 60)
     pairs = [(finish(NETWORK, fold, 0.9, 2.0), finish(PIXELS, fold, 0.8, 1.0)) for fold in (0, 1)]
     tables = [images(fold) for fold in (0, 1)]
@@ -263,9 +236,7 @@ def test_experiments_that_tested_the_same_are_compared_and_one_split_is_one_fold
     finish(PIXELS, 0, 0.9, 1.0, "first", values=source)
     finish(SVC, 0, 0.8, 1.0, "second", values=source)
     lines = by_method("roc_auc", "first", "second")
-    assert lines["pixels 32, mlp"].trials[0].startswith("first/") and lines["pixels 32, svc"].trials[0].startswith(
-        "second/"
-    )
+    assert lines["pixels 32, mlp"].trials[0].startswith("first/") and lines["pixels 32, svc"].trials[0].startswith("second/")
 
 
 def test_a_figure_that_is_not_defined_is_none() -> None:
@@ -289,9 +260,7 @@ def test_a_figure_that_is_not_defined_is_none() -> None:
     ],
 )
 def test_trials_that_tested_other_images_are_named(table: pd.DataFrame, says: str) -> None:
-    names = [
-        f"x/seed=0-{config_hash(c)[:8]}" for c in (finish(PIXELS, 0, 0.9, 1.0), finish(SVC, 0, 0.8, 1.0, table=table))
-    ]
+    names = [f"x/seed=0-{config_hash(c)[:8]}" for c in (finish(PIXELS, 0, 0.9, 1.0), finish(SVC, 0, 0.8, 1.0, table=table))]
     assert refusal() == f"fold 0: {names[0]} and {names[1]} did not test the same: {says}"
 
 
@@ -299,16 +268,11 @@ def test_trials_that_tested_other_images_are_named(table: pd.DataFrame, says: st
     ("more", "says"),
     [
         ({"metric": "log_loss"}, ("were chosen by different figures", "roc_auc: x/", "log_loss: x/")),
-        (
-            {"chosen_on": "cross-validation"},
-            ("were chosen on different images", "validation: x/", "cross-validation: x/"),
-        ),
+        ({"chosen_on": "cross-validation"}, ("were chosen on different images", "validation: x/", "cross-validation: x/")),
         ({"split": "validation"}, ("were evaluated on different splits", "test: x/", "validation: x/")),
     ],
 )
-def test_trials_that_were_chosen_or_evaluated_in_other_ways_are_refused(
-    more: dict[str, Any], says: tuple[str, ...]
-) -> None:
+def test_trials_that_were_chosen_or_evaluated_in_other_ways_are_refused(more: dict[str, Any], says: tuple[str, ...]) -> None:
     finish(PIXELS, 0, 0.9, 1.0)
     finish(NETWORK, 0, 0.8, 1.0, **more)
     assert all(part in refusal() for part in says)
@@ -353,10 +317,7 @@ def test_collecting_writes_a_comparison_where_there_are_several_methods() -> Non
     assert written == json.loads(to_json(compare(candidates([directory])))) and written["n_groups"] == 20
     text = directory.comparison_md.read_text()
     assert text == to_markdown(compare(candidates([directory])))
-    assert (
-        text.startswith(f"| {' | '.join(HEADER)} |")
-        and f"Chosen in fold 0: {written['chosen']['trials']['0']}." in text
-    )
+    assert text.startswith(f"| {' | '.join(HEADER)} |") and f"Chosen in fold 0: {written['chosen']['trials']['0']}." in text
     directory.trial(f"seed=0-{config_hash(worse)[:8]}").results.unlink()
     collect.run(config)
     assert not directory.comparison_json.exists() and not directory.comparison_md.exists()

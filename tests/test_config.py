@@ -143,9 +143,7 @@ DINOV2 = {key: value for key, value in FROZEN.items() if not key.startswith("bac
     "model.encoder.channels": 1024,
     "model.normalize": False,
 }
-PIXELS = {
-    key: value for key, value in FROZEN.items() if not key.startswith(("backbone.", "model.head.", "model.normalize"))
-} | {
+PIXELS = {key: value for key, value in FROZEN.items() if not key.startswith(("backbone.", "model.head.", "model.normalize"))} | {
     "backbone.kind": "pixels",
     "backbone.size": 8,
     "model.normalize": False,
@@ -214,11 +212,7 @@ def test_every_config_file_is_a_method_whose_defaults_are_tested() -> None:
     [
         ("butterflies/logistic", 1, {"open_clip frozen logistic"}),
         ("butterflies/lora", 1, {"open_clip lora mlp"}),
-        (
-            "butterflies/features",
-            180,
-            {f"{b} frozen {h}" for b in ("open_clip", "dinov2", "concat") for h in CLASSIFIER_KINDS},
-        ),
+        ("butterflies/features", 180, {f"{b} frozen {h}" for b in ("open_clip", "dinov2", "concat") for h in CLASSIFIER_KINDS}),
         (
             "butterflies/classifiers",
             60,
@@ -380,12 +374,7 @@ OTHER_KINDS: Tree = {
         "boosting": {"kind": "mlp"},
         **{kind: {"kind": "mlp"} for kind in CLASSIFIER_KINDS},
     },
-    "loss": {
-        "cross_entropy": None,
-        "mse": {"kind": "quantiles"},
-        "student_t": {"kind": "crps"},
-        "quantiles": {"kind": "nll"},
-    },
+    "loss": {"cross_entropy": None, "mse": {"kind": "quantiles"}, "student_t": {"kind": "crps"}, "quantiles": {"kind": "nll"}},
     "risk": {"mean": None, "coral": {"kind": "group_dro"}, "group_dro": {"kind": "mean"}},
 }
 
@@ -452,8 +441,7 @@ def test_every_scientific_key_of_every_kind_has_another_value_in_one_of_the_base
     for _, key, value in CHANGES:
         kinds |= set(value.values()) if isinstance(value, dict) else {value} if key.endswith("kind") else set()
     named = re.findall(
-        r"    kind: Literal\[(.*?)\]",
-        "".join(path.read_text() for path in (PROJECT / "pipeline" / "config").glob("*.py")),
+        r"    kind: Literal\[(.*?)\]", "".join(path.read_text() for path in (PROJECT / "pipeline" / "config").glob("*.py"))
     )
     assert len(named) > 15 and {kind for names in named for kind in re.findall(r"\w+", names)} - kinds == set()
 
@@ -498,10 +486,7 @@ everything_but_science = st.fixed_dictionaries(
         "device": st.sampled_from(["auto", "cuda", "cpu"]),
         "paths": st.fixed_dictionaries({"features": names, "trained": names}),
         "evaluate": st.fixed_dictionaries(
-            {
-                "split": st.sampled_from(["auto", "validation", "test"]),
-                "inputs": st.sampled_from(["features", "images"]),
-            }
+            {"split": st.sampled_from(["auto", "validation", "test"]), "inputs": st.sampled_from(["features", "images"])}
         ),
         "resources": st.fixed_dictionaries(
             {},
@@ -588,10 +573,7 @@ def test_equal_numbers_written_differently_are_the_same_trial() -> None:
             {"data": {"colour_card": True}},
             r"data\.colour_card reads images of their own: set data\.columns\.colour_card to the column",
         ),
-        (
-            {"data": {"scale_bar": True}},
-            r"data\.scale_bar reads images of their own: set data\.columns\.scale_bar to the column",
-        ),
+        ({"data": {"scale_bar": True}}, r"data\.scale_bar reads images of their own: set data\.columns\.scale_bar to the column"),
         ({"data": {"canvas": 0}}, "greater than 0"),
         ({"task": "beatles"}, "the tasks are: beetles"),
         ({"experiment": "../elsewhere"}, "pattern"),
@@ -620,10 +602,7 @@ def test_equal_numbers_written_differently_are_the_same_trial() -> None:
             {"model": {"head": {"kind": "boosting"}}, "train": {"sample": "groups"}},
             "no use for train.sample groups: set train.sample images",
         ),
-        (
-            {"model": {"pool": "attention"}},
-            "attention learns from sets of images: set train.sample groups, or model.pool mean",
-        ),
+        ({"model": {"pool": "attention"}}, "attention learns from sets of images: set train.sample groups, or model.pool mean"),
         (
             {"model": {"pool": "precision"}},
             "precision needs a variance of each image, which loss.kind mse does not learn: set loss.kind crps, nll, student_t",
@@ -636,10 +615,7 @@ def test_equal_numbers_written_differently_are_the_same_trial() -> None:
             {"train": {"patience": 3}, "select": {"epoch": "last"}},
             "patience 3 waits for a better epoch: set select.epoch best, or train.patience null",
         ),
-        (
-            {"model": {"head": {"kind": "ridge"}}, "select": {"epoch": "last"}},
-            "ridge has no epochs: set select.epoch best",
-        ),
+        ({"model": {"head": {"kind": "ridge"}}, "select": {"epoch": "last"}}, "ridge has no epochs: set select.epoch best"),
         (
             {"model": {"head": {"kind": "ridge"}, "standardize_features": True}},
             "standardize_features is for heads that do not scale it themselves: set model.head.kind mlp",
@@ -656,10 +632,7 @@ def test_equal_numbers_written_differently_are_the_same_trial() -> None:
             {"risk": {"kind": "coral"}, "model": {"head": {"kind": "mlp", "hidden": []}}, "data": {"columns": PLACES}},
             "coral acts on the last hidden layer, and there is none: set model.head.hidden to one width or more",
         ),
-        (
-            {"model": {"species_embedding": True}},
-            "species_embedding learns from names: set data.columns.species to the column",
-        ),
+        ({"model": {"species_embedding": True}}, "species_embedding learns from names: set data.columns.species to the column"),
         ({"risk": {"kind": "coral"}}, "risk.kind coral tells domains apart: set data.columns.domain to the column"),
         ({"risk": {"kind": "group_dro"}}, "risk.kind group_dro tells domains apart: set data.columns.domain"),
         ({"risk": {"kind": "group_dro", "step": 0}}, "greater than 0"),
@@ -675,10 +648,7 @@ def test_equal_numbers_written_differently_are_the_same_trial() -> None:
             "dinov2, or model.encoder.kind frozen or end_to_end",
         ),
         ({"backbone": {"kind": "concat"}, "model": {"encoder": {"kind": "end_to_end"}}}, "concat is several networks"),
-        (
-            {"backbone": {"kind": "concat", "parts": [{"kind": "pixels"}]}},
-            "two backbones or more; one alone is written",
-        ),
+        ({"backbone": {"kind": "concat", "parts": [{"kind": "pixels"}]}}, "two backbones or more; one alone is written"),
         (
             {"augment": {"images": {"flip": True}}},
             "augment.images changes images, and model.encoder.kind frozen reads cached features: set model.encoder.kind end",

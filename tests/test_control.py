@@ -52,9 +52,7 @@ class Site:
         self.asked = fake_command(folder, "sacct", f"cat {self.accounts}", patch)
         fake_command(folder, "squeue", f"cat {self.queue}", patch)
         fake_command(folder, "scontrol", "echo 'MaxArraySize = 1001'", patch)
-        self.submitted = fake_command(
-            folder, "sbatch", f'cat "$1" >> {folder}/scripts; echo Submitted batch job 77', patch
-        )
+        self.submitted = fake_command(folder, "sbatch", f'cat "$1" >> {folder}/scripts; echo Submitted batch job 77', patch)
         self.scripts = folder / "scripts"
 
     def holds(self, *lines: str) -> None:
@@ -88,19 +86,14 @@ def test_a_task_that_slurm_killed_without_a_word_is_a_failure_with_its_class(
     set_done(experiment.dir.trial(made.names[0]), experiment.trials[0].config)
     site.holds(f"{job_name(made, 'train')}|41|1|RUNNING|None", f"{job_name(made, 'evaluate')}|42|1|PENDING|Dependency")
     site.ended(
-        job_name(made, "train"),
-        ("41_0", "COMPLETED", "0:0"),
-        ("41_2", "OUT_OF_MEMORY", "0:125"),
-        ("41_3", "TIMEOUT", "0:0"),
+        job_name(made, "train"), ("41_0", "COMPLETED", "0:0"), ("41_2", "OUT_OF_MEMORY", "0:125"), ("41_3", "TIMEOUT", "0:0")
     )
     states = [(state.state, state.reason.split(":")[0]) for state in planned(experiment)]
     assert states == [("done", ""), ("running", "train"), ("failed", "oom"), ("failed", "time")]
     lines = list(show.status_lines([experiment.dir]))
     assert lines[4] == "beetles-frozen: 2 failed, 1 running, 1 done"
     assert "`carabid retry beetles-frozen --only oom --mem 2x`" in lines[5] and "--time 2x" in lines[6]
-    assert len(site.asked.read_text().splitlines()) == 2, (
-        "one call of sacct for each look, however many trials there are"
-    )
+    assert len(site.asked.read_text().splitlines()) == 2, "one call of sacct for each look, however many trials there are"
 
 
 def test_sacct_is_not_asked_where_every_trial_is_done_or_queued(site: Site, grid: tuple[Experiment, Manifest]) -> None:
@@ -109,9 +102,7 @@ def test_sacct_is_not_asked_where_every_trial_is_done_or_queued(site: Site, grid
     assert {state.state for state in planned(experiment)} == {"queued"} and site.asked.read_text() == ""
 
 
-def test_a_task_that_will_never_begin_is_a_failure_and_not_queued(
-    site: Site, grid: tuple[Experiment, Manifest]
-) -> None:
+def test_a_task_that_will_never_begin_is_a_failure_and_not_queued(site: Site, grid: tuple[Experiment, Manifest]) -> None:
     experiment, made = grid
     set_trained(experiment.dir.trial(made.names[2]), experiment.trials[2].config)
     site.holds(f"{job_name(made, 'evaluate')}|42|2|PENDING|DependencyNeverSatisfied")
@@ -119,9 +110,7 @@ def test_a_task_that_will_never_begin_is_a_failure_and_not_queued(
     assert (state.state, state.reason.split(":")[0]) == ("failed", "dependency")
 
 
-def test_what_extraction_was_killed_for_is_not_blamed_on_training(
-    site: Site, grid: tuple[Experiment, Manifest]
-) -> None:
+def test_what_extraction_was_killed_for_is_not_blamed_on_training(site: Site, grid: tuple[Experiment, Manifest]) -> None:
     experiment, made = grid
     site.ended(job_name(made, "extract"), ("40", "OUT_OF_MEMORY", "0:125"))
     write_json(
@@ -261,9 +250,7 @@ def test_cancelling_an_experiment_takes_its_jobs_and_no_other(site: Site, grid: 
     assert cancel_trials(experiment.dir) == ["41", "43"] and site.cancelled.read_text() == "41 43\n"
 
 
-def test_cancelling_a_trial_leaves_its_siblings_and_what_all_share(
-    site: Site, grid: tuple[Experiment, Manifest]
-) -> None:
+def test_cancelling_a_trial_leaves_its_siblings_and_what_all_share(site: Site, grid: tuple[Experiment, Manifest]) -> None:
     experiment, made = grid
     site.holds(
         f"{job_name(made, 'extract')}|40|N/A|RUNNING|None",
@@ -343,10 +330,7 @@ def test_retry_queues_just_what_failed_in_the_way_named_with_more_memory(
     made = last_submission(failed)
     assert made.number == "2" and made.names == [failed.trials[1].name]
     assert (made.resources.train.mem, made.resources.extract.mem, made.resources.evaluate.mem) == ("8G", "32G", "32G")
-    assert (
-        made.trial(0).config.model_copy(update={"resources": failed.trials[1].config.resources})
-        == failed.trials[1].config
-    )
+    assert made.trial(0).config.model_copy(update={"resources": failed.trials[1].config.resources}) == failed.trials[1].config
     assert "left alone: 1 × time" in capsys.readouterr().out
 
 
@@ -368,10 +352,7 @@ def test_the_stage_that_failed_is_the_one_that_gets_more(site: Site, grid: tuple
     set_trained(experiment.dir.trial(made.names[0]), experiment.trials[0].config)
     site.ended(job_name(made, "evaluate"), ("42_0", "OUT_OF_MEMORY", "0:125"))
     retry(experiment.dir, [], Changes(mem="2x"), Request())
-    assert (last_submission(experiment).resources.evaluate.mem, last_submission(experiment).resources.train.mem) == (
-        "64G",
-        "4G",
-    )
+    assert (last_submission(experiment).resources.evaluate.mem, last_submission(experiment).resources.train.mem) == ("64G", "4G")
 
 
 def test_a_retry_is_throttled_and_packed_as_the_submission_was(site: Site, tmp_path: Path) -> None:
@@ -430,14 +411,9 @@ def test_a_job_that_a_failing_sbatch_had_queued_is_found_by_its_name_and_kept(
 ) -> None:
     """It is not queued twice, and finds the pickles that it will look for."""
     _, made = grid
-    fail = (
-        'grep -q "\\-train" "$1" && { echo "91 0\\n91 1\\n91 2\\n91 3" > QUEUE; echo "Socket timed out" >&2; exit 1; }'
-    )
+    fail = 'grep -q "\\-train" "$1" && { echo "91 0\\n91 1\\n91 2\\n91 3" > QUEUE; echo "Socket timed out" >&2; exit 1; }'
     calls = fake_command(
-        tmp_path / "slurm",
-        "sbatch",
-        fail.replace("QUEUE", str(site.queue)) + "; echo Submitted batch job 5",
-        monkeypatch,
+        tmp_path / "slurm", "sbatch", fail.replace("QUEUE", str(site.queue)) + "; echo Submitted batch job 5", monkeypatch
     )
     ids = slurm.submit(made, slurm.chain(made))
     assert ids["train"] == "91" and len(calls.read_text().splitlines()) == 4

@@ -109,9 +109,7 @@ def test_image_card_and_bar_may_be_of_any_mode(mode: str) -> None:
 
 
 # ---------------------------------------------------------------- scale
-def draw_bar(
-    length: int, period: float, phase: float, noise: float = 0.0, seed: int = 0, across: int = 12
-) -> Image.Image:
+def draw_bar(length: int, period: float, phase: float, noise: float = 0.0, seed: int = 0, across: int = 12) -> Image.Image:
     """A bar [across, length] whose stretches begin between pixels as they do in photographs, with noise of this sd."""
     place = np.arange(length * 8) / 8 / period + phase
     line = np.where(place % 1 < 0.5, 0.05, 0.85).reshape(length, 8).mean(1)
@@ -151,9 +149,7 @@ def test_noise_is_no_bar(length: int, across: int, seed: int) -> None:
 
 
 @given(st.integers(0, 99), st.integers(0, 99), st.integers(0, 99), st.integers(0, 99), st.integers(0, 99))
-def test_no_image_and_no_bar_is_too_small_to_be_placed(
-    width: int, height: int, length: int, across: int, seed: int
-) -> None:
+def test_no_image_and_no_bar_is_too_small_to_be_placed(width: int, height: int, length: int, across: int, seed: int) -> None:
     noise = np.random.default_rng(seed).integers(0, 256, (across, length), np.uint8)
     bar = Image.fromarray(noise) if noise.size else Image.new("L", (length, across))
     assert rescale(Image.new("RGB", (width, height)), bar, 4).size == (CANVAS, CANVAS)
@@ -172,13 +168,7 @@ def test_plain_ground_at_the_ends_of_a_bar_does_not_hide_it(margin: int) -> None
 
 @pytest.mark.parametrize(
     "line",
-    [
-        np.full(200, 0.4),
-        np.linspace(0, 1, 200),
-        np.linspace(-1, 1, 200) ** 2,
-        np.arange(200) < 100,
-        np.arange(200) % 150 < 60,
-    ],
+    [np.full(200, 0.4), np.linspace(0, 1, 200), np.linspace(-1, 1, 200) ** 2, np.arange(200) < 100, np.arange(200) % 150 < 60],
     ids=["flat", "ramp", "shadow", "one edge", "one stretch"],
 )
 def test_what_does_not_repeat_is_no_bar(line: Pixels) -> None:
@@ -202,9 +192,7 @@ def body(magnification: float) -> tuple[Image.Image, Image.Image]:
 def test_a_body_has_the_same_size_at_any_magnification(magnification: float) -> None:
     image, bar = body(magnification)
     dark = pixels(rescale(image, bar, 4))[..., 0] < 100
-    assert dark.any(0).sum() == pytest.approx(CANVAS / 4, abs=5) and dark.any(1).sum() == pytest.approx(
-        CANVAS / 2, abs=6
-    )
+    assert dark.any(0).sum() == pytest.approx(CANVAS / 4, abs=5) and dark.any(1).sum() == pytest.approx(CANVAS / 2, abs=6)
     assert np.abs(np.argwhere(dark).mean(0) - CANVAS / 2).max() < 2, "in the middle"
 
 
@@ -234,9 +222,7 @@ def test_without_a_period_the_image_is_as_large_as_fits() -> None:
 def test_a_coarse_bar_makes_no_image_larger_than_the_canvas(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, int]] = []
     resize = Image.Image.resize
-    monkeypatch.setattr(
-        Image.Image, "resize", lambda self, size, *rest: sizes.append(size) or resize(self, size, *rest)
-    )
+    monkeypatch.setattr(Image.Image, "resize", lambda self, size, *rest: sizes.append(size) or resize(self, size, *rest))
     place(Image.new("RGB", (3000, 2000)), 6.0, 0.5)
     assert sizes == [(CANVAS, CANVAS)]
 
@@ -309,9 +295,7 @@ def test_another_card_makes_another_key_for_those_who_use_it(own: Path, tmp_path
     assert after[0] == before[0] and after[1] != before[1]
 
 
-def test_a_card_changed_behind_the_records_back_is_noticed(
-    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_card_changed_behind_the_records_back_is_noticed(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_for(own, tmp_path, colour_card=True)
     extract.prepare(config)
     monkeypatch.setattr(dataset.Dataset, "signature", lambda self: signature)
@@ -334,9 +318,7 @@ def test_a_missing_card_or_bar_is_named_and_can_be_skipped(own: Path, tmp_path: 
     assert extract.run(config_for(own, tmp_path)), "who does not use it does not miss it"
 
 
-def test_a_card_of_many_specimens_is_measured_once(
-    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_card_of_many_specimens_is_measured_once(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[Image.Image] = []
     monkeypatch.setattr(correction, "measure_gains", lambda card: measured.append(card) or (1.0, 1.0, 1.0))
     data = load_task("beetles").load(config_for(table, tmp_path, colour_card=True).data)
@@ -378,9 +360,7 @@ def test_new_images_are_corrected_like_those_of_the_data(
 
 
 @pytest.mark.parametrize("name", ["colour_card", "scale_bar"])
-def test_a_trial_that_needs_card_or_bar_says_how_to_name_it(
-    make_trial: Callable[..., TrialDir], table: Path, name: str
-) -> None:
+def test_a_trial_that_needs_card_or_bar_says_how_to_name_it(make_trial: Callable[..., TrialDir], table: Path, name: str) -> None:
     trial, files = make_trial(**{name: True}), image_files(table)[:1]
     option = f"--{name.replace('_', '-')} FILE"
     for predict in (predict_group, lambda *arguments: list(predict_files(*arguments))):

@@ -80,19 +80,11 @@ def test_what_left_no_record_is_not_made_up(experiment: Experiment) -> None:
 
 
 def test_the_sums_say_of_how_many_trials_they_are(experiment: Experiment) -> None:
-    assert total(costs(experiment)) == {
-        "trials": 5,
-        "with_record": 4,
-        "hours": 6.0,
-        "gpu_hours": 6.75,
-        "restarts": 2,
-    }
+    assert total(costs(experiment)) == {"trials": 5, "with_record": 4, "hours": 6.0, "gpu_hours": 6.75, "restarts": 2}
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"train": 1}', '{"train": {"seconds": 5}, "evaluate": null}'])
-def test_a_record_that_is_damaged_or_of_another_form_is_no_cost_and_no_traceback(
-    experiment: Experiment, content: str
-) -> None:
+def test_a_record_that_is_damaged_or_of_another_form_is_no_cost_and_no_traceback(experiment: Experiment, content: str) -> None:
     write_text(folder(experiment, 0).provenance, content)
     assert costs(experiment)[0].hours is None and costs(experiment)[1].hours == 1.0
 

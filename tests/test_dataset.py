@@ -14,12 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config.data import Columns, Data, DomainSplit, FoldSplit, SiteSplit, YearSplit
-from pipeline.data.dataset import (
-    BadImage,
-    Dataset,
-    decode,
-    signature,
-)
+from pipeline.data.dataset import BadImage, Dataset, decode, signature
 from pipeline.data.table import labels, load_numbers, permuted_truth
 from pipeline.errors import UserError
 
@@ -62,20 +57,12 @@ def test_without_group_and_domain_columns_each_image_is_a_group_of_the_unknown_d
     write(tmp_path, ROWS)
     unnamed = Data(source=str(tmp_path / "data.csv"), columns=Columns(image="img"), targets=("y", "z"))
     data = load_numbers(unnamed)
-    assert data.table["group"].tolist() == [
-        "a.png",
-        "a.png",
-        "train:2",
-        "validation:0",
-        "test:0",
-    ]  # rows of one image are one
+    assert data.table["group"].tolist() == ["a.png", "a.png", "train:2", "validation:0", "test:0"]  # rows of one image are one
     assert data.table["domain"].tolist() == [None] * 5
 
 
 @pytest.mark.parametrize("name", [None, "absent"])
-def test_without_an_id_column_the_image_names_the_row_where_it_names_one_row_only(
-    tmp_path: Path, name: str | None
-) -> None:
+def test_without_an_id_column_the_image_names_the_row_where_it_names_one_row_only(tmp_path: Path, name: str | None) -> None:
     data = load(tmp_path, columns={"id": name})
     assert data.table["id"].tolist() == ["train:0", "train:1", "train:2", "b.png", "a.png"]
 
@@ -112,16 +99,11 @@ def test_a_label_reads_the_same_however_it_is_stored(values: list[Any], names: l
         ({"columns": {"image": "image"}}, r"no column 'image' \(data\.columns\.image\)"),
         ({"columns": {"group": "grup"}}, r"'grup' \(data\.columns\.group\)\. The nearest is 'group'"),
         ({"columns": {"domain": "area"}}, r"Set data\.columns\.domain to one of them, or null if"),
-        (
-            {"columns": {"species": "nme"}},
-            r"'nme' \(data\.columns\.species\)\. The nearest is 'name'.*if the species is unknown",
-        ),
+        ({"columns": {"species": "nme"}}, r"'nme' \(data\.columns\.species\)\. The nearest is 'name'.*if the species is unknown"),
         ({"targets": ("y", "row")}, "'row' is a name Carabid itself uses"),
     ],
 )
-def test_a_missing_column_is_named_with_its_key_and_those_there_are(
-    tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
+def test_a_missing_column_is_named_with_its_key_and_those_there_are(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         load(tmp_path, **change)
     assert "row" in str(error.value) or "There are: img, name, group, domain, y, z, split" in str(error.value)
@@ -192,9 +174,7 @@ def test_an_unreadable_image_is_named_with_file_line_and_column(tmp_path: Path, 
 
 @pytest.mark.parametrize("name", ["colour_card", "scale_bar"])
 @pytest.mark.parametrize("damage", ["absent", "not an image", "empty cell"])
-def test_a_card_or_bar_that_cannot_be_read_makes_its_image_bad_and_is_named(
-    tmp_path: Path, name: str, damage: str
-) -> None:
+def test_a_card_or_bar_that_cannot_be_read_makes_its_image_bad_and_is_named(tmp_path: Path, name: str, damage: str) -> None:
     cells = ["b.png", "" if damage == "empty cell" else "c.png", "b.png", "b.png", "b.png"]
     rows = [f"{row},{cell}" for row, cell in zip(ROWS, cells, strict=True)]
     if damage == "not an image":
@@ -208,9 +188,7 @@ def test_a_card_or_bar_that_cannot_be_read_makes_its_image_bad_and_is_named(
 
 def test_a_column_of_cards_that_is_not_there_is_refused_only_where_cards_are_used(tmp_path: Path) -> None:
     assert load(tmp_path, columns={"colour_card": "cards"}).image(0).mode == "L"
-    with pytest.raises(
-        UserError, match=r"no column 'cards' \(data\.columns\.colour_card\).*or data\.colour_card to false"
-    ):
+    with pytest.raises(UserError, match=r"no column 'cards' \(data\.columns\.colour_card\).*or data\.colour_card to false"):
         load(tmp_path, columns={"colour_card": "cards"}, colour_card=True)
 
 

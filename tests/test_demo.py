@@ -41,9 +41,7 @@ def mean_r2(place: Path, experiment: str, part: str = "in_domain") -> float:
 
 
 def test_seven_methods_two_plain_baselines_and_the_control_stand_in_the_table(place: Path) -> None:
-    counts = {
-        name: len(summaries(place, f"beetles-{name}")) for name in (*demo.METHODS, "frozen-permuted", *demo.PLAIN)
-    }
+    counts = {name: len(summaries(place, f"beetles-{name}")) for name in (*demo.METHODS, "frozen-permuted", *demo.PLAIN)}
     assert counts == dict.fromkeys([*demo.METHODS, "frozen-permuted"], SEEDS) | dict.fromkeys(demo.PLAIN, 1)
     table = (place / "output.txt").read_text()
     assert all(f"beetles-{name} " in table for name in counts) and "The mean predictor" in table
@@ -64,14 +62,10 @@ def test_every_method_beats_the_mean_predictor_in_domain(place: Path, method: st
 
 def test_again_it_has_nothing_to_do_and_shows_the_same_table(place: Path) -> None:
     again = carabid("demo", "--out", place, root=place).stdout
-    assert (
-        "done" not in again and again.partition("minutes")[0].rpartition("\n")[0] in (place / "output.txt").read_text()
-    )
+    assert "done" not in again and again.partition("minutes")[0].rpartition("\n")[0] in (place / "output.txt").read_text()
 
 
-def test_the_table_is_shown_and_the_failure_said_where_a_trial_failed(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_table_is_shown_and_the_failure_said_where_a_trial_failed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trial = root / "trained" / "beetles-frozen" / "seed=0-00000000"
     trial.mkdir(parents=True)
     (trial / "config.yaml").write_text("")

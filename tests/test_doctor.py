@@ -129,17 +129,9 @@ def test_a_refusal_names_the_keys_that_it_is_about(message: str, key: str) -> No
 # ---------------------------------------------------------------- a node
 @pytest.mark.parametrize(
     ("theirs", "verdict", "words"),
-    [
-        (100, "ok", "within 9 s"),
-        (108, "ok", ""),
-        (96, "ok", ""),
-        (130, "warn", "26 s ahead"),
-        (40, "warn", "60 s behind"),
-    ],
+    [(100, "ok", "within 9 s"), (108, "ok", ""), (96, "ok", ""), (130, "warn", "26 s ahead"), (40, "warn", "60 s behind")],
 )
-def test_a_clock_outside_the_time_in_which_the_node_looked_is_worth_a_word(
-    theirs: float, verdict: str, words: str
-) -> None:
+def test_a_clock_outside_the_time_in_which_the_node_looked_is_worth_a_word(theirs: float, verdict: str, words: str) -> None:
     line = doctor.clock_line(theirs, earliest=100, latest=104)
     assert line.verdict == verdict and words in line.text
 
@@ -156,16 +148,12 @@ SEEN = probe.Seen("n1", "3.12", {"torch": "2"}, "x86_64", "", None, 8 * GB, "", 
         (replace(SEEN, device="", device_error="this job was given a GPU, but"), 1, "FAIL", "was given a GPU"),
     ],
 )
-def test_a_gpu_that_cannot_be_used_or_would_stand_idle_is_told(
-    seen: probe.Seen, asked: int, verdict: str, words: str
-) -> None:
+def test_a_gpu_that_cannot_be_used_or_would_stand_idle_is_told(seen: probe.Seen, asked: int, verdict: str, words: str) -> None:
     line = doctor.device_line(seen, asked)
     assert line.verdict == verdict and words in line.text
 
 
-def test_a_folder_for_copies_that_the_node_does_not_have_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_for_copies_that_the_node_does_not_have_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each training would fail there, after it has waited in the queue."""
     monkeypatch.setenv("OWN_DISK", str(tmp_path / "disk"))
 
@@ -236,9 +224,7 @@ def case(backbone: Backbone, clip: Path, root: Path) -> Callable[..., tuple[Conf
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize(("encoder", "kind"), [("frozen", "pooled"), ("tail", "cut"), ("convs", "patches")])
-def test_the_size_of_features_is_known_to_the_byte(
-    case: Any, backbone: Backbone, encoder: str, kind: Any, dtype: Any
-) -> None:
+def test_the_size_of_features_is_known_to_the_byte(case: Any, backbone: Backbone, encoder: str, kind: Any, dtype: Any) -> None:
     config, weights = case(encoder, features={"dtype": dtype})
     images = torch.zeros(3, 3, backbone.image_size, backbone.image_size)
     made = compute_features(backbone, images, kind, 1, dtype)
@@ -284,9 +270,7 @@ def kept_for_backward(model: torch.nn.Module, tokens: torch.Tensor, bf16: bool) 
 
 @pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("method", ["tail", "lora", "dora"])
-def test_what_a_block_keeps_for_the_backward_pass_is_as_measured(
-    case: Any, backbone: Backbone, method: str, bf16: bool
-) -> None:
+def test_what_a_block_keeps_for_the_backward_pass_is_as_measured(case: Any, backbone: Backbone, method: str, bf16: bool) -> None:
     from pipeline.models.encoders import make_encoder
 
     config, weights = case(method)
@@ -342,9 +326,7 @@ def test_a_quota_leaves_what_is_not_used_of_the_lower_limit(
 ) -> None:
     for name, said in (("quota", quota), ("lfs", lfs)):
         text = said.format(folder=tmp_path)
-        fake_command(
-            tmp_path / "bin", name, f"cat <<'EOF'\nDisk quotas for user me (uid 7):\n{text}\nEOF\nexit 1", monkeypatch
-        )
+        fake_command(tmp_path / "bin", name, f"cat <<'EOF'\nDisk quotas for user me (uid 7):\n{text}\nEOF\nexit 1", monkeypatch)
     found = room.quota_left(tmp_path / "a")
     assert found == (None if left is None else left << 10)
 
@@ -380,10 +362,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
 
 
 def test_a_check_that_fails_keeps_no_other_from_being_made(context: Any, slurm: Any) -> None:
-    slurm(
-        sinfo="echo 'Unable to contact slurm controller' >&2; exit 1",
-        sbatch="echo 'Invalid qos specification' >&2; exit 1",
-    )
+    slurm(sinfo="echo 'Unable to contact slurm controller' >&2; exit 1", sbatch="echo 'Invalid qos specification' >&2; exit 1")
     lines = by_name(doctor.run(context(look=False)))
     assert lines["partitions"].verdict == "FAIL" and "Unable to contact" in lines["partitions"].text
     refused = lines["script of train"]
@@ -439,9 +418,7 @@ def test_a_job_of_which_nothing_is_seen_tells_to_share_the_folder(
 
 
 def test_features_without_room_and_a_gpu_too_small_are_told(context: Any, slurm: Any, tmp_path: Path) -> None:
-    slurm(
-        quota=f"echo '{tmp_path} 999 1000 1000 0 1 0 0 0'", sinfo="echo 'main*|up|infinite|256000|16|2|idle|gpu:t4:2'"
-    )
+    slurm(quota=f"echo '{tmp_path} 999 1000 1000 0 1 0 0 0'", sinfo="echo 'main*|up|infinite|256000|16|2|idle|gpu:t4:2'")
     given = context("resources.extract_batch=40000000", "seed=0,1,2", look=False)
     carabid_fetch(given)
     lines = by_name(doctor.run(given))
@@ -519,9 +496,7 @@ def test_everything_that_would_fail_is_named_with_what_to_do(assets: Assets, env
         "features/": "Set paths.features",
         "data nobody/nothing": "Run `carabid fetch",
     }
-    assert {what: failed.get(what) for what in expected} == {
-        what: text for what, text in failed.items() if what in expected
-    }
+    assert {what: failed.get(what) for what in expected} == {what: text for what, text in failed.items() if what in expected}
     assert all(text in failed[what] for what, text in expected.items()), done.stdout
     assert "Set paths.features" in done.stdout and "node: features/" in done.stdout
     if not torch.cuda.is_available():

@@ -293,9 +293,7 @@ def test_what_is_missing_is_reported_with_row_file_and_address_and_the_rest_is_k
     assert "secret" not in text
     assert text.splitlines()[-1].startswith("Run this again")
     assert Counter(name for name, _ in server.asked)["b2.png"] == 1
-    assert {path.name for path in (tmp_path / "images").iterdir()} == set(server.files) - {
-        f"b{i}.png" for i in range(1, 5)
-    }
+    assert {path.name for path in (tmp_path / "images").iterdir()} == set(server.files) - {f"b{i}.png" for i in range(1, 5)}
 
 
 def test_what_does_not_exist_is_asked_for_once_and_had_when_it_does(server: Any, tmp_path: Path) -> None:
@@ -321,10 +319,7 @@ def test_where_bad_images_are_skipped_a_missing_one_is_said_and_no_failure(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda rows: rows[2].update(filename="../b2.png"),
-            r"line 4: column filename holds '\.\./b2\.png'.*plain file",
-        ),
+        (lambda rows: rows[2].update(filename="../b2.png"), r"line 4: column filename holds '\.\./b2\.png'.*plain file"),
         (lambda rows: rows[2].update(filename="a/b2.png"), "line 4: .*plain file name"),
         (lambda rows: rows[2].update(filename=".."), "line 4: .*plain file name"),
         (lambda rows: rows[2].update(filename=""), "line 4: column filename holds 'nothing'"),

@@ -315,9 +315,7 @@ def test_random_weights_are_said_to_be_random(capsys: pytest.CaptureFixture[str]
         ({"device": "gpu"}, "there is no device gpu"),
     ],
 )
-def test_a_request_that_cannot_be_met_is_refused(
-    photos: Path, tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
+def test_a_request_that_cannot_be_met_is_refused(photos: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     asked = {"folder": photos, "backbone": "pixels:2", "out": tmp_path / "e.parquet", "device": "cpu", **change}
     with pytest.raises(UserError, match=message):
         embed.run(embed.Request(**asked))

@@ -113,9 +113,7 @@ def test_transformers_learn_end_to_end_too(kind: str, make: Callable[..., Config
     config = make(backbone=backbones[kind], train={"epochs": 1})
     trial = run(config)
     native = {name: tensor for name, tensor in load_file(trial.model).items() if name.startswith("encoder.")}
-    before = {
-        f"encoder.backbone.{name}": tensor for name, tensor in load_backbone(config.backbone).state_dict().items()
-    }
+    before = {f"encoder.backbone.{name}": tensor for name, tensor in load_backbone(config.backbone).state_dict().items()}
     changed = [name for name, tensor in native.items() if not torch.equal(tensor, before[name])]
     assert len(changed) > 0.9 * len(native) and len(native) >= len(before) - 1  # DINOv2's mask token
 
@@ -131,9 +129,7 @@ def test_the_backbone_has_its_own_learning_rate(make: Callable[..., Config]) -> 
     assert of_encoder == pytest.approx([1e-4] * len(of_encoder)) and of_head == pytest.approx([1e-3] * len(of_head))
 
 
-def test_images_are_augmented_as_they_are_learned_from_and_each_strength_is_another_model(
-    make: Callable[..., Config],
-) -> None:
+def test_images_are_augmented_as_they_are_learned_from_and_each_strength_is_another_model(make: Callable[..., Config]) -> None:
     augments = [{"images": {}}, {"images": {"shift": 0.1}}, {"images": {"shift": 0.1}, "warmup": 1.0}]
     trials = [run(make(augment=augment), str(i)) for i, augment in enumerate(augments)]
     assert len({trial.model.read_bytes() for trial in trials}) == 3
@@ -206,10 +202,7 @@ def test_images_and_stored_images_and_files_are_predicted_alike(make: Callable[.
 
 
 def test_a_concatenation_is_predicted_from_images_as_from_its_features(make: Callable[..., Config], clip: Path) -> None:
-    parts = [
-        {"kind": "open_clip", "name": f"local-dir:{clip}"},
-        {"kind": "timm", "name": "test_resnet", "image_size": 32},
-    ]
+    parts = [{"kind": "open_clip", "name": f"local-dir:{clip}"}, {"kind": "timm", "name": "test_resnet", "image_size": 32}]
     config = make(
         backbone={"kind": "concat", "parts": parts},
         model={"encoder": {"kind": "frozen"}},

@@ -43,10 +43,7 @@ def group_tables(n_members: int, seed: int, n_groups: int = 9) -> list[pd.DataFr
     groups["domain"] = pd.Series([("1", "2", None)[i % 3] for i in range(n_groups)], dtype=object)
     groups = groups.assign(**{target: rng.normal(size=n_groups) for target in TARGETS})
     values = rng.normal(size=(n_members, len(ENDS), n_groups))
-    return [
-        groups.assign(**{e: v if e.endswith("_mean") else np.exp(v) for e, v in zip(ENDS, of, strict=True)})
-        for of in values
-    ]
+    return [groups.assign(**{e: v if e.endswith("_mean") else np.exp(v) for e, v in zip(ENDS, of, strict=True)}) for of in values]
 
 
 def same(one: pd.DataFrame, other: pd.DataFrame) -> None:
@@ -77,9 +74,7 @@ def test_disagreement_adds_to_the_variance_just_as_the_law_of_total_variance_say
     tables = group_tables(n, seed)
     together = combine(tables, TARGETS)
     for target in TARGETS:
-        means, variances = (
-            np.array([table[f"{target}_{end}"].to_numpy() for table in tables]) for end in ("mean", "variance")
-        )
+        means, variances = (np.array([table[f"{target}_{end}"].to_numpy() for table in tables]) for end in ("mean", "variance"))
         mean, variance = (together[f"{target}_{end}"].to_numpy() for end in ("mean", "variance"))
         assert (variance >= variances.mean(axis=0)).all()
         np.testing.assert_allclose(mean, means.mean(axis=0))
@@ -103,9 +98,7 @@ def test_members_that_tell_of_other_groups_are_refused(column: str, value: Any) 
 
 def test_predictions_for_images_are_means_and_other_images_are_refused() -> None:
     table = pd.DataFrame({"id": ["x", "y"], "group": ["e", "e"], "domain": ["1", None], "a": [0.5, 0.5]})
-    first, second = (
-        table.assign(**{f"a_{end}": values for end in SAID_OF_IMAGES}) for values in ([1.0, 2.0], [3.0, 5.0])
-    )
+    first, second = (table.assign(**{f"a_{end}": values for end in SAID_OF_IMAGES}) for values in ([1.0, 2.0], [3.0, 5.0]))
     assert combine_images([first, second], ["a"])["a_prediction"].tolist() == [2.0, 3.5]
     with pytest.raises(WorkError, match="same images"):
         combine_images([first, second.iloc[::-1]], ["a"])
@@ -126,9 +119,7 @@ SEEDS = ("seed=0,1,2",)
 
 
 def load(assets: Assets) -> Experiment:
-    return load_experiment(
-        "configs/beetles/pixels.yaml", (*assets.overrides("pixels"), *MLP, *FOLDS, *SEEDS, "loss.kind=crps")
-    )
+    return load_experiment("configs/beetles/pixels.yaml", (*assets.overrides("pixels"), *MLP, *FOLDS, *SEEDS, "loss.kind=crps"))
 
 
 def finish(experiment: Experiment) -> None:
@@ -182,9 +173,7 @@ def test_training_keeps_what_its_calibration_was_fitted_to(experiment: Experimen
     ends = [f"{target}_{end}" for target in config.data.targets for end in SAID]
     assert set(groups.columns) == {"group", "domain", "n", *config.data.targets, *ends}
     again = fit_calibrations(groups, config.data.targets, record["train_domains"], "scale")
-    stands = {
-        t: {p: Calibration(**values) for p, values in parts.items()} for t, parts in record["calibration"].items()
-    }
+    stands = {t: {p: Calibration(**values) for p, values in parts.items()} for t, parts in record["calibration"].items()}
     assert again == stands
 
 
@@ -273,9 +262,7 @@ def test_it_is_calibrated_on_its_own_forecasts_of_the_validation_groups(experime
 
 def test_points_make_an_ensemble_too(assets: Assets, root: Path) -> None:
     """A point has variance 1 in the head's units: the ensemble's is that and the disagreement of its members."""
-    points = load_experiment(
-        "configs/beetles/pixels.yaml", (*assets.overrides("pixels"), *MLP, "loss.kind=mse", "seed=0,1")
-    )
+    points = load_experiment("configs/beetles/pixels.yaml", (*assets.overrides("pixels"), *MLP, "loss.kind=mse", "seed=0,1"))
     finish(points)
     collect.run(points.config)
     (found,) = points.dir.ensembles()
@@ -358,9 +345,7 @@ def test_members_come_and_go_and_with_the_last_but_one_the_ensemble_goes(experim
 def test_a_trial_that_was_evaluated_in_another_way_is_in_no_ensemble_with_the_others(experiment: Experiment) -> None:
     trial = members(experiment)[0]
     config = next(each.config for each in experiment.trials if each.name == trial.path.name)
-    evaluate.run(
-        config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"split": "validation"})}), trial
-    )
+    evaluate.run(config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"split": "validation"})}), trial)
     collect.run(experiment.config)
     assert trial.path.name not in read_json(ensemble_of(experiment).results)["members"]
 
@@ -451,9 +436,7 @@ def test_members_that_were_trained_on_other_targets_are_refused(
     assert "trained on different targets" in capsys.readouterr().err and len(experiment.dir.ensembles()) == 1
 
 
-def test_an_ensemble_whose_file_is_damaged_is_made_again(
-    experiment: Experiment, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_ensemble_whose_file_is_damaged_is_made_again(experiment: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
     collect.run(experiment.config)
     before, found = written(experiment), ensemble_of(experiment)
     write_text(found.results, "{")

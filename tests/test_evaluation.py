@@ -100,9 +100,7 @@ def test_an_untrained_trial_is_not_evaluated(config_of: MakeConfig) -> None:
         evaluate.run(config, experiment_dir(config).trial("trial"))
 
 
-def test_predict_prints_what_evaluation_predicts(
-    assets: Assets, config_of: MakeConfig, root: Path, tmp_path: Path
-) -> None:
+def test_predict_prints_what_evaluation_predicts(assets: Assets, config_of: MakeConfig, root: Path, tmp_path: Path) -> None:
     from pipeline.tasks import load_task
 
     config = config_of("baseline", *SMALL)
@@ -151,9 +149,7 @@ def test_predict_forecasts_a_group_as_evaluation_does(config_of: MakeConfig, tmp
         assert [float(value) for value in printed[target]] == pytest.approx(values, abs=1e-3)
 
 
-def test_without_calibration_sigma_is_the_spread_of_images_and_the_usual_one_of_a_single(
-    config_of: MakeConfig,
-) -> None:
+def test_without_calibration_sigma_is_the_spread_of_images_and_the_usual_one_of_a_single(config_of: MakeConfig) -> None:
     config = config_of("baseline", *SMALL, "calibrate.kind=spread")
     trial = finished(config)
     warnings = evaluate.run(config, trial)["summary"]["warnings"]
@@ -166,9 +162,7 @@ def test_without_calibration_sigma_is_the_spread_of_images_and_the_usual_one_of_
         assert group.sigma == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_sigma_that_new_domains_borrow_from_known_ones_is_said_and_one_of_their_own_is_not(
-    config_of: MakeConfig,
-) -> None:
+def test_a_sigma_that_new_domains_borrow_from_known_ones_is_said_and_one_of_their_own_is_not(config_of: MakeConfig) -> None:
     config = config_of("baseline", *SMALL)
     trial = finished(config)
     borrowed = [w for w in evaluate.run(config, trial)["summary"]["warnings"] if w.startswith("sigma in new domains")]

@@ -22,13 +22,7 @@ from pipeline.errors import UserError
 from pipeline.experiments.documents import INTEGER, Document
 from pipeline.experiments.grid import split_commas, split_overrides
 from pipeline.experiments.names import written
-from pipeline.experiments.reading import (
-    Experiment,
-    dump_config,
-    find_config,
-    load_config,
-    saved_science,
-)
+from pipeline.experiments.reading import Experiment, dump_config, find_config, load_config, saved_science
 from pipeline.experiments.trees import merge
 from tests.small import load_named as load_experiment
 from tests.small import named
@@ -104,8 +98,7 @@ def test_a_base_that_does_not_exist_is_named_with_its_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
-    [("seed: 1\nseed: 2\n", "seed"), ("optim:\n  lr: 1\n  kind: adam\n  lr: 2\n", "optim.lr")],
+    ("text", "problem"), [("seed: 1\nseed: 2\n", "seed"), ("optim:\n  lr: 1\n  kind: adam\n  lr: 2\n", "optim.lr")]
 )
 def test_a_key_that_stands_twice_is_refused_with_file_and_line(text: str, problem: str) -> None:
     path = write("a.yaml", text)
@@ -121,10 +114,7 @@ def test_what_has_no_default_is_asked_for_and_the_tasks_are_listed() -> None:
         experiment_module.load_experiment("a.yaml")
     lines = str(caught.value).splitlines()
     assert lines[0].startswith(f"{path}: `task`: this must be named") and "beetles, butterflies, classify" in lines[0]
-    assert [line.partition("`: ")[0] for line in lines[1:]] == [
-        f"{path}, line 2: `data.source",
-        f"{path}, line 2: `data.columns",
-    ]
+    assert [line.partition("`: ")[0] for line in lines[1:]] == [f"{path}, line 2: `data.source", f"{path}, line 2: `data.columns"]
 
 
 def test_a_task_may_be_a_file_beside_the_yaml_that_names_it(here: Path) -> None:
@@ -214,9 +204,10 @@ def test_brackets_and_quotes_protect_commas() -> None:
 
 
 def test_null_and_an_empty_value_switch_a_key_off() -> None:
-    assert only(LORA, "data.columns.domain=null", "data.columns.group=").data.columns.model_dump(
-        include={"domain", "group"}
-    ) == {"domain": None, "group": None}
+    assert only(LORA, "data.columns.domain=null", "data.columns.group=").data.columns.model_dump(include={"domain", "group"}) == {
+        "domain": None,
+        "group": None,
+    }
 
 
 def test_a_value_may_hold_equals_signs() -> None:
@@ -280,18 +271,14 @@ def test_a_wrong_value_anywhere_in_a_grid_is_refused_where_it_stands() -> None:
     assert refusal("a.yaml").startswith(f"{path.resolve()}, line 4: `optim.clip`: Input should be greater than 0")
     assert refusal("a.yaml", "optim.clip=1", "seed=0,1,x").startswith("on the command line: `seed`: ")
     refused = refusal(FROZEN, "backbone.kind=open_clip,pixels", "model.encoder.kind=lora")
-    assert refused.startswith(
-        "on the command line: model.encoder.kind lora reads tokens at a cut, and backbone.kind pixels has"
-    )
+    assert refused.startswith("on the command line: model.encoder.kind lora reads tokens at a cut, and backbone.kind pixels has")
 
 
 def test_the_cells_of_a_grid_share_the_blocks_that_no_axis_reaches(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten thousand cells are planned in a second because of this."""
     looked_up: list[str] = []
     resolve = experiment_module._resolve
-    monkeypatch.setattr(
-        experiment_module, "_resolve", lambda bases, name: looked_up.append(name) or resolve(bases, name)
-    )
+    monkeypatch.setattr(experiment_module, "_resolve", lambda bases, name: looked_up.append(name) or resolve(bases, name))
     (here / "data").mkdir()
     trials = load_experiment(LORA, ["data.source=data", "data.split={kind: folds}", "data.split.fold=0,1,2"]).trials
     assert [trial.config.data.source for trial in trials] == [str(here / "data")] * 3
@@ -326,9 +313,7 @@ def overrides_of(grid: dict[str, list[str]]) -> list[str]:
 def test_a_grid_is_the_product_of_its_axes_with_a_folder_for_each_cell(grid: dict[str, list[str]]) -> None:
     trials = load_experiment(LORA, overrides_of(grid)).trials
     assert len({trial.name for trial in trials}) == len({config_hash(trial.config) for trial in trials}) == len(trials)
-    cells = [
-        overrides_of({k: [v] for k, v in zip(grid, cell, strict=True)}) for cell in itertools.product(*grid.values())
-    ]
+    cells = [overrides_of({k: [v] for k, v in zip(grid, cell, strict=True)}) for cell in itertools.product(*grid.values())]
     alone = [load_experiment(LORA, cell).trials[0] for cell in cells]
     assert [(t.name, t.config) for t in trials] == list({t.name: (t.name, t.config) for t in alone}.values())
 
@@ -522,9 +507,7 @@ def test_a_key_of_another_kind_is_refused_with_the_kind_that_has_it() -> None:
 
 
 def test_a_key_that_resembles_none_is_refused_with_what_exists_in_its_block() -> None:
-    assert refusal(LORA, "xyz.y.z=3").endswith(
-        "`xyz.y.z` does not exist; here exist: " + ", ".join(Config.model_fields)
-    )
+    assert refusal(LORA, "xyz.y.z=3").endswith("`xyz.y.z` does not exist; here exist: " + ", ".join(Config.model_fields))
 
 
 def test_a_word_that_is_also_a_kind_is_named_as_it_was_written() -> None:
@@ -668,17 +651,13 @@ def test_names_on_the_hub_stay_as_they_are() -> None:
 # ---------------------------------------------------------------- merge and flatten
 scalars = st.integers() | st.text(max_size=3) | st.none() | st.lists(st.integers(), max_size=2)
 keys = st.text("abc", min_size=1, max_size=2)
-trees = st.recursive(
-    st.dictionaries(keys, scalars, max_size=3), lambda t: st.dictionaries(keys, scalars | t, max_size=3)
-)
+trees = st.recursive(st.dictionaries(keys, scalars, max_size=3), lambda t: st.dictionaries(keys, scalars | t, max_size=3))
 forests = trees.filter(lambda tree: all(value != {} for value in flatten_with_empty(tree)))
 
 
 def flatten_with_empty(tree: dict[str, Any]) -> list[Any]:
     """Every value of a tree, blocks included."""
-    return [
-        v for value in tree.values() for v in [value, *(flatten_with_empty(value) if isinstance(value, dict) else [])]
-    ]
+    return [v for value in tree.values() for v in [value, *(flatten_with_empty(value) if isinstance(value, dict) else [])]]
 
 
 def blocks_alike(x: Any, y: Any) -> bool:

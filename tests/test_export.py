@@ -146,14 +146,10 @@ def _teach(model: Climatology | Boosting) -> None:
 def calibration(config: Config, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     if config.calibrate.kind == "spread":
-        return {
-            target: {part: {"alone": 0.4} for part in ("in_domain", "out_of_domain")} for target in config.data.targets
-        }
+        return {target: {part: {"alone": 0.4} for part in ("in_domain", "out_of_domain")} for target in config.data.targets}
     values = ("shared", "own", "bias", "slope")
     return {
-        target: {
-            part: dict(zip(values, rng.uniform(0.2, 1.5, 4), strict=True)) for part in ("in_domain", "out_of_domain")
-        }
+        target: {part: dict(zip(values, rng.uniform(0.2, 1.5, 4), strict=True)) for part in ("in_domain", "out_of_domain")}
         for target in config.data.targets
     }
 
@@ -226,9 +222,7 @@ def submitted(
     folders: list[Path], photographs: dict[str, list[Path]], python: Path, environ: dict[str, str] | None = None
 ) -> dict[str, Any]:
     """What exported folders say, in a process of its own."""
-    groups = {
-        group: (EVENTS[group][0], [str(f) for f in files], EVENTS[group][2]) for group, files in photographs.items()
-    }
+    groups = {group: (EVENTS[group][0], [str(f) for f in files], EVENTS[group][2]) for group, files in photographs.items()}
     here = folders[0].parent
     (here / "folders.json").write_text(json.dumps([str(folder) for folder in folders]))
     (here / "groups.json").write_text(json.dumps(groups))
@@ -281,10 +275,7 @@ def test_an_exported_ensemble_forecasts_what_was_evaluated_and_passes_the_check(
     finish(experiment)
     collect.run(experiment.config)
     (ensemble,) = experiment.dir.ensembles()
-    for name, paths in {
-        "ensemble": [ensemble.path],
-        "one": [experiment.dir.trial(experiment.trials[0].name).path],
-    }.items():
+    for name, paths in {"ensemble": [ensemble.path], "one": [experiment.dir.trial(experiment.trials[0].name).path]}.items():
         folder = export(paths, tmp_path / name, zipped=False, with_backbone=False)
         evaluated = pd.read_parquet(paths[0] / "groups.parquet")
         found = submitted_groups(folder, assets.data, clean)
@@ -300,14 +291,7 @@ def submitted_groups(folder: Path, data: Path, python: Path) -> dict[str, Any]:
     """What an exported folder says of the tested groups, from the challenge's own table."""
     (table,) = (data / "data").glob("test-*.parquet")
     program = "import sys; sys.path.append(sys.argv[1])\n" + TABLE_DRIVER
-    command = [
-        str(python),
-        "-c",
-        program,
-        str(folder),
-        str(table),
-        str(answer := folder.parent / f"{folder.name}.json"),
-    ]
+    command = [str(python), "-c", program, str(folder), str(table), str(answer := folder.parent / f"{folder.name}.json")]
     environ = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=folder.parent, timeout=300)
     assert done.returncode == 0, done.stderr

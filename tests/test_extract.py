@@ -99,9 +99,7 @@ def test_two_sources_with_the_same_images_share_a_store(own: Path, table: Path, 
     assert first and second and first.key == second.key
 
 
-def test_progress_and_speed_are_told(
-    table: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_and_speed_are_told(table: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = extract.run(small_config(table, clip, tmp_path))
     assert store and "40 images" in (told := capsys.readouterr().err) and "images/s" in told
     manifest = read_json(store.dir.manifest)
@@ -207,9 +205,7 @@ def test_of_two_that_need_the_store_one_extracts_and_the_other_waits(
     assert contents(opened(config).dir.path) == contents(reference)
 
 
-def test_another_takes_over_from_an_extractor_that_died(
-    table: Path, clip: Path, tmp_path: Path, reference: Path
-) -> None:
+def test_another_takes_over_from_an_extractor_that_died(table: Path, clip: Path, tmp_path: Path, reference: Path) -> None:
     config, log = small_config(table, clip, tmp_path), tmp_path / "log"
     first = start(extract_and_log, config, log, "ensure", "batch 6")
     first.join(60)
@@ -238,9 +234,7 @@ def test_an_extractor_that_was_suspended_for_too_long_leaves_the_rest_to_its_suc
 
 
 # ---------------------------------------------------------------- bad images
-def test_a_bad_image_stops_extraction_and_is_named_by_file_row_and_column(
-    own: Path, clip: Path, tmp_path: Path
-) -> None:
+def test_a_bad_image_stops_extraction_and_is_named_by_file_row_and_column(own: Path, clip: Path, tmp_path: Path) -> None:
     files = image_files(own)
     files[9].write_bytes(files[9].read_bytes()[:300])
     files[12].unlink()

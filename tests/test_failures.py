@@ -130,15 +130,9 @@ ERRORS: list[tuple[Exception, str]] = [
     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "gpu-oom"),
     (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.safetensors"), "disk"),
     (OSError(errno.EDQUOT, "quota"), "disk"),
-    (
-        OSError(errno.EIO, "could not be written: Error while serializing: No space left on device (os error 28)"),
-        "disk",
-    ),
+    (OSError(errno.EIO, "could not be written: Error while serializing: No space left on device (os error 28)"), "disk"),
     (chained(WorkError("could not be saved"), OSError(errno.ENOSPC, "full")), "disk"),
-    (
-        RuntimeError("[enforce fail at inline_container.cc:862] . PytorchStreamWriter failed writing file data/3"),
-        "disk",
-    ),
+    (RuntimeError("[enforce fail at inline_container.cc:862] . PytorchStreamWriter failed writing file data/3"), "disk"),
     (RuntimeError("basic_ios::clear: iostream error"), "disk"),  # torch.save onto a disk that fills up
     (OSError(errno.EACCES, "Permission denied"), "error"),
     (UserError("metadata.csv: row 3: the image cannot be read"), "data"),
@@ -275,10 +269,7 @@ def test_the_last_frame_is_the_innermost_of_ours_in_the_last_traceback() -> None
     elsewhere = TRACE.replace(f"{PROJECT}/", "/scratch/me/submission-1/")  # a copy of the code, as of its submission
     assert last_frame(elsewhere) == "pipeline/training/loop.py:94 in fit_epoch"
     second = 'Traceback (most recent call last):\n  File "/usr/lib/python3.12/json/decoder.py", line 3, in decode\nE\n'
-    assert (
-        last_frame(f"{TRACE}\nThe above exception was the direct cause of …:\n\n{second}")
-        == "json/decoder.py:3 in decode"
-    )
+    assert last_frame(f"{TRACE}\nThe above exception was the direct cause of …:\n\n{second}") == "json/decoder.py:3 in decode"
     others = TRACE.replace("/pipeline/", "/site-packages/other/pipeline/our_")
     assert last_frame(others) == "torch/nn/modules/module.py:1750 in _call_impl"
     assert last_frame("no traceback") == ""
@@ -298,13 +289,10 @@ WORDS = st.sampled_from(
 )
 TEXT = st.lists(WORDS | st.text(max_size=20), max_size=8).map("".join)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.integers() | TEXT,
-    lambda inner: st.lists(inner, max_size=2),
-    max_leaves=3,
+    st.none() | st.booleans() | st.floats() | st.integers() | TEXT, lambda inner: st.lists(inner, max_size=2), max_leaves=3
 )
 RECORDS = st.none() | st.dictionaries(
-    st.sampled_from(["stage", "kind", "message", "traceback", "written", "more"]),
-    JSON | st.sampled_from([at(5), *KINDS]),
+    st.sampled_from(["stage", "kind", "message", "traceback", "written", "more"]), JSON | st.sampled_from([at(5), *KINDS])
 )
 OUTCOMES = st.none() | st.builds(
     Outcome,
@@ -366,10 +354,7 @@ def told(sacct: Callable[[str], Path], *lines: str) -> list[Outcome]:
 
 def test_a_line_of_sacct_becomes_an_outcome(sacct: Callable[[str], Path]) -> None:
     line = sacct_line(
-        JobID="41_3",
-        State="CANCELLED by 4294967000",
-        AllocTRES="cpu=4,gres/gpu:a100=2,gres/gpu=2,mem=4G",
-        JobName="a|b",
+        JobID="41_3", State="CANCELLED by 4294967000", AllocTRES="cpu=4,gres/gpu:a100=2,gres/gpu=2,mem=4G", JobName="a|b"
     )
     (found,) = told(sacct, line, "", "slurm says hello")
     assert found == Outcome("41_3", "a|b", "CANCELLED", 0, 0, 0, 60, 2, "n1", "", "4G", "4294967000", 110.0, 170.0)
@@ -411,9 +396,7 @@ def test_tasks_that_were_cancelled_before_they_began_are_told_apart(sacct: Calla
     ]
 
 
-def test_attempts_before_the_last_are_counted_and_a_task_that_waits_again_is_left_out(
-    sacct: Callable[[str], Path],
-) -> None:
+def test_attempts_before_the_last_are_counted_and_a_task_that_waits_again_is_left_out(sacct: Callable[[str], Path]) -> None:
     found = told(
         sacct,
         sacct_line(JobID="41_1", Submit="300", State="FAILED", ExitCode="1:0"),  # not in the order of time
@@ -461,11 +444,7 @@ def test_where_accounting_is_disabled_or_absent_nothing_is_known_and_nothing_is_
      ("exec sleep 60", "did not answer within 0.2 s")],
 )  # fmt: skip
 def test_a_sacct_that_fails_or_hangs_is_given_up_with_one_line(
-    script: str,
-    words: str,
-    sacct: Callable[[str], Path],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    script: str, words: str, sacct: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(accounting, "TIMEOUT", 0.2)
     sacct(script)

@@ -96,9 +96,7 @@ def test_a_config_that_changes_the_features_changes_the_key(sections: dict[str, 
     assert key_of(config_with(**sections)) != key_of(config_with())
 
 
-@pytest.mark.parametrize(
-    "change", [{"data": "d"}, {"weights": "v"}, {"architecture": "b"}, {"transform": "u"}], ids=str
-)
+@pytest.mark.parametrize("change", [{"data": "d"}, {"weights": "v"}, {"architecture": "b"}, {"transform": "u"}], ids=str)
 def test_data_and_backbone_change_the_key(change: dict[str, str]) -> None:
     assert key_of(config_with(), **change) != key_of(config_with())
 
@@ -106,17 +104,8 @@ def test_data_and_backbone_change_the_key(change: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     "sections",
     [
-        {
-            "seed": 5,
-            "optim": {"lr": 1.0},
-            "train": {"epochs": 3},
-            "augment": {"noise": 0.5},
-            "select": {"metric": "MAE"},
-        },
-        {
-            "device": "cpu",
-            "resources": {"extract_batch": 3, "decode_threads": 9, "residence": "mmap", "extract_tasks": 4},
-        },
+        {"seed": 5, "optim": {"lr": 1.0}, "train": {"epochs": 3}, "augment": {"noise": 0.5}, "select": {"metric": "MAE"}},
+        {"device": "cpu", "resources": {"extract_batch": 3, "decode_threads": 9, "residence": "mmap", "extract_tasks": 4}},
         {"paths": {"features": "elsewhere"}, "experiment": "y"},
         {"data": {"targets": ["one"], "on_bad_image": "skip", "permute_targets": True, "source": "another"}},
         {"data": {"split": {"kind": "folds", "fold": 2}}},

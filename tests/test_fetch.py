@@ -130,9 +130,7 @@ def test_every_image_is_read_and_the_unreadable_ones_are_named(
     assert "2 unreadable" in out and "left out" in out and "jobs can run without internet" in out
 
 
-def test_images_that_changed_are_read_again(
-    own: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_images_that_changed_are_read_again(own: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = small_config(own, clip, tmp_path)
     fetch.run([config])
     image_files(own)[0].write_bytes(b"no image")
@@ -141,18 +139,14 @@ def test_images_that_changed_are_read_again(
     assert "40 images" in capsys.readouterr().out
 
 
-def test_weights_that_changed_are_loaded_again(
-    table: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_changed_are_loaded_again(table: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that was cut short after it was checked: the commit is the same, and so is the record of its content."""
     snapshot = in_cache(monkeypatch, tmp_path / "hub", "owner/tiny-clip", clip)
     config = small_config(table, clip, tmp_path, backbone={"name": "hf-hub:owner/tiny-clip"})
     fetch.run([config])
     weights = snapshot / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(
-        WorkError, match=f"what lies in {snapshot.parents[1]} cannot be used: .* remove it. Run this where"
-    ):
+    with pytest.raises(WorkError, match=f"what lies in {snapshot.parents[1]} cannot be used: .* remove it. Run this where"):
         fetch.run([config])
 
 
@@ -195,10 +189,7 @@ MISSING: dict[str, tuple[configuration.Backbone, str]] = {
     ),
     "a text tower's": (configuration.OpenClip(name="nllb-clip-base"), "What nllb-clip-base needs for its text tower"),
     "a DINOv2": (configuration.Dinov2(kind="dinov2"), "The weights of facebook/dinov2-base"),
-    "a revision": (
-        configuration.Dinov2(kind="dinov2", revision="v2"),
-        "The weights of facebook/dinov2-base, revision v2",
-    ),
+    "a revision": (configuration.Dinov2(kind="dinov2", revision="v2"), "The weights of facebook/dinov2-base, revision v2"),
 }
 
 
@@ -215,9 +206,7 @@ def test_weights_that_are_not_in_the_cache_are_named_with_what_to_do(
     assert "HF_HUB_OFFLINE" in message and "run `carabid fetch CONFIG`" in message
 
 
-def test_data_that_are_not_in_the_cache_are_named_with_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_that_are_not_in_the_cache_are_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing_cached(tmp_path, monkeypatch)
     with pytest.raises(NotFetched, match=r"^data\.source imageomics/sentinel-beetles .*not all of it is in the cache"):
         open_source(Data.model_validate(NAMED["data"])).splits()
@@ -263,10 +252,7 @@ def test_the_command_that_an_error_names_can_be_typed_whatever_the_folder_is_cal
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        (
-            "data.source=owner/private-beetles",
-            "data.source owner/private-beetles (no folder here, so a data set of the Hub)",
-        ),
+        ("data.source=owner/private-beetles", "data.source owner/private-beetles (no folder here, so a data set of the Hub)"),
         ("backbone.name=hf-hub:owner/private-clip", "The weights of hf-hub:owner/private-clip"),
         ("backbone.name=hf-hub:owner/tiny-dino", "The weights of hf-hub:owner/tiny-dino"),
     ],

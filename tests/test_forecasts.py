@@ -15,14 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import WorkError
-from pipeline.metrics.groups import (
-    Calibrations,
-    Prediction,
-    add_forecasts,
-    fit_calibrations,
-    group_table,
-    image_table,
-)
+from pipeline.metrics.groups import Calibrations, Prediction, add_forecasts, fit_calibrations, group_table, image_table
 from pipeline.metrics.regression_report import Training, regression_report
 
 TARGETS = ("a", "b")
@@ -87,9 +80,7 @@ def test_a_forecast_does_not_depend_on_the_order_of_images(random: Any) -> None:
     order = list(range(len(rows)))
     random.shuffle(order)
     _, one = forecasts(rows, predicted)
-    _, other = forecasts(
-        rows.iloc[order].reset_index(drop=True), Prediction(*(each[order] for each in vars(predicted).values()))
-    )
+    _, other = forecasts(rows.iloc[order].reset_index(drop=True), Prediction(*(each[order] for each in vars(predicted).values())))
     together = one.merge(other, on="group", suffixes=("", "_other"))
     assert len(together) == 12
     for name in ("a_mu", "a_sigma", "b_mu", "b_sigma", "n"):

@@ -21,15 +21,7 @@ from pipeline.config.data import Columns, Data
 from pipeline.data.dataset import Dataset, signature
 from pipeline.errors import UserError
 from pipeline.synthetic import beetles as drawing
-from pipeline.synthetic.beetles import (
-    KNOWN_DOMAINS,
-    LIMIT,
-    MAX_SPECIMENS,
-    UNSEEN_DOMAINS,
-    Form,
-    Size,
-    make_events,
-)
+from pipeline.synthetic.beetles import KNOWN_DOMAINS, LIMIT, MAX_SPECIMENS, UNSEEN_DOMAINS, Form, Size, make_events
 from pipeline.tasks import available, load_task
 
 FORMS: tuple[Form, ...] = ("parquet", "csv", "disk")
@@ -61,9 +53,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(folder: Path, **more: Any) -> Dataset:
     columns = Columns(image="file_path", id="public_id", group="eventID", domain="domainID")
-    data: Dataset = beetles.load(
-        Data(source=str(folder), columns=columns, targets=("SPEI_30d", "SPEI_1y", "SPEI_2y"), **more)
-    )
+    data: Dataset = beetles.load(Data(source=str(folder), columns=columns, targets=("SPEI_30d", "SPEI_1y", "SPEI_2y"), **more))
     return data
 
 
@@ -79,9 +69,7 @@ def test_every_form_loads_as_the_same_data(small: dict[Form, Path], form: Form) 
     one, other = load(small["parquet"]), load(small[form])
     assert other.table.equals(one.table)
     assert [other.image_bytes(i) for i in range(len(other))] == [one.image_bytes(i) for i in range(len(one))]
-    assert other.signature() == signature(
-        Data(source=str(small[form]), columns=Columns(image="file_path"), targets=("y",))
-    )
+    assert other.signature() == signature(Data(source=str(small[form]), columns=Columns(image="file_path"), targets=("y",)))
 
 
 def test_parquet_has_the_challenges_columns_and_the_hubs_layout(small: dict[Form, Path]) -> None:

@@ -28,8 +28,7 @@ from tests.conftest import carabid
 from tests.small import named
 
 HEADER = (
-    "CAMID,file_url,hybrid_stat,split,zenodo_link,md5,subspecies,parent_subspecies_1,parent_subspecies_2,filename,"
-    "ssp_indicator"
+    "CAMID,file_url,hybrid_stat,split,zenodo_link,md5,subspecies,parent_subspecies_1,parent_subspecies_2,filename,ssp_indicator"
 )
 """The challenge's columns in their order, and the one of its reference tables that says which score a row counts to."""
 
@@ -100,8 +99,7 @@ def test_equal_seeds_draw_equal_files_and_others_others(tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("same", 1), ("other", 2)):
         task.generate(tmp_path / name, seed=seed, scale=0.001)
     one, same, other = (
-        {path.name: path.read_bytes() for path in sorted((tmp_path / name).rglob("*.*"))}
-        for name in ("one", "same", "other")
+        {path.name: path.read_bytes() for path in sorted((tmp_path / name).rglob("*.*"))} for name in ("one", "same", "other")
     )
     assert one == same
     assert one["butterflies.csv"] != other["butterflies.csv"]
@@ -153,9 +151,7 @@ def test_hybrids_show_in_the_wings_but_not_in_their_mean_colour_and_are_not_triv
 
     def auc(side: int) -> float:
         images = (Image.open(made / "images" / row["filename"]) for row in rows)
-        pixels = np.stack(
-            [np.asarray(image.resize((side, side), Image.Resampling.BOX), float).ravel() for image in images]
-        )
+        pixels = np.stack([np.asarray(image.resize((side, side), Image.Resampling.BOX), float).ravel() for image in images])
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000, class_weight="balanced"))
         folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
         scores = cross_val_predict(model, pixels, truth, groups=specimens, cv=folds, method="decision_function")

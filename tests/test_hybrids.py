@@ -56,9 +56,7 @@ def test_the_scores_are_those_of_the_organisers_own_program(split: str) -> None:
 
 # ---------------------------------------------------------------- the threshold
 @given(ROWS)
-def test_the_threshold_is_the_lowest_score_that_calls_few_enough_non_hybrids_hybrids(
-    rows: list[tuple[int, bool]],
-) -> None:
+def test_the_threshold_is_the_lowest_score_that_calls_few_enough_non_hybrids_hybrids(rows: list[tuple[int, bool]]) -> None:
     scores, is_hybrid = (np.array(column) for column in zip(*rows, strict=True))
     if is_hybrid.all():
         return

@@ -25,16 +25,7 @@ from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT, TrialDir, features_root
 from pipeline.disk.lease import Lease
 from pipeline.disk.writing import read_json, write_json, write_text
-from pipeline.errors import (
-    REQUEUE_STATUS,
-    Interrupted,
-    MissingFeatures,
-    OutOfTime,
-    RunAgain,
-    TakenOver,
-    UserError,
-    WorkError,
-)
+from pipeline.errors import REQUEUE_STATUS, Interrupted, MissingFeatures, OutOfTime, RunAgain, TakenOver, UserError, WorkError
 from pipeline.experiments.reading import Experiment, Trial, dump_config, load_experiment
 from pipeline.launch.jobs import jobs
 from pipeline.launch.jobs.extraction import _n_records
@@ -164,11 +155,7 @@ def test_a_number_that_another_submission_takes_meanwhile_is_not_written_over(mo
 
 
 def test_trials_that_read_the_same_features_share_one_extraction() -> None:
-    assert extractions(load("seed=0,1", "optim.lr=1e-3,1e-4", "resources.extract_tasks=3")) == [
-        (0, 0, 3),
-        (0, 1, 3),
-        (0, 2, 3),
-    ]
+    assert extractions(load("seed=0,1", "optim.lr=1e-3,1e-4", "resources.extract_tasks=3")) == [(0, 0, 3), (0, 1, 3), (0, 2, 3)]
 
 
 @pytest.mark.parametrize(
@@ -463,19 +450,11 @@ def test_a_signal_during_one_trials_last_epoch_is_not_lost_on_the_next_trial(tra
 @pytest.mark.parametrize("status", [0, 1, REQUEUE_STATUS])
 @pytest.mark.parametrize("how", ["submitted", "typed"])
 def test_a_job_script_queues_its_own_task_again_if_its_command_asks_for_it_and_ends_with_its_status(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    scripts: Any,
-    environ: dict[str, str],
-    requeued: str,
-    status: int,
-    how: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripts: Any, environ: dict[str, str], requeued: str, status: int, how: str
 ) -> None:
     calls = fake_command(tmp_path / "bin", "scontrol", "", monkeypatch)
     fake_command(tmp_path / "bin", "srun", f"exit {status}", monkeypatch)
-    script = (
-        scripts()["train"] if how == "submitted" else f"set -e; project=/; source {PROJECT}/jobs/setup.sh; run true"
-    )
+    script = scripts()["train"] if how == "submitted" else f"set -e; project=/; source {PROJECT}/jobs/setup.sh; run true"
     environ |= {"PATH": os.environ["PATH"]}
     done = subprocess.run(["bash", "-c", script], env=environ, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == status, done.stderr
@@ -553,11 +532,7 @@ def test_what_is_half_written_or_held_is_no_progress_of_an_extraction() -> None:
     """It is there in each attempt that is cut off at the same place."""
     store = features_root(load().config) / "key"
     before = _n_records(load().config)
-    for name in (
-        ".shard-00000-of-00002.json.0123456789ab.tmp",
-        "shard-00000-of-00002.safetensors",
-        "extract.lease/000001",
-    ):
+    for name in (".shard-00000-of-00002.json.0123456789ab.tmp", "shard-00000-of-00002.safetensors", "extract.lease/000001"):
         write_text(store / name, "")
     write_text(store / ".manifest.json", "")
     assert _n_records(load().config) == before
@@ -653,12 +628,7 @@ def test_the_chain_of_a_grid_lets_each_evaluation_wait_for_its_own_training(scri
     made = scripts("seed=0,1,2", "resources.extract_tasks=4")
     assert list(made) == ["extract", "train", "evaluate", "collect"]
     arrays = {stage: {o for o in options(script) if o.startswith("--array")} for stage, script in made.items()}
-    assert arrays == {
-        "extract": {"--array=0-3%4"},
-        "train": {"--array=0-2%3"},
-        "evaluate": {"--array=0-2%3"},
-        "collect": set(),
-    }
+    assert arrays == {"extract": {"--array=0-3%4"}, "train": {"--array=0-2%3"}, "evaluate": {"--array=0-2%3"}, "collect": set()}
     assert "--dependency='afterany:<extract>'" in options(made["train"])
     assert "--dependency='aftercorr:<train>'" in options(made["evaluate"])
     assert "--dependency='afterany:<evaluate>'" in options(made["collect"])
@@ -782,23 +752,14 @@ def test_a_squeue_that_fails_stops_a_submission_and_not_a_plan(
 
 @pytest.mark.parametrize(
     ("script", "size"),
-    [
-        ("echo 'MaxArraySize            = 11'", 11),
-        ("echo MaxArraySize = 0", 1),
-        ("echo MaxJobCount = 3", 1001),
-        ("exit 1", 1001),
-    ],
+    [("echo 'MaxArraySize            = 11'", 11), ("echo MaxArraySize = 0", 1), ("echo MaxJobCount = 3", 1001), ("exit 1", 1001)],
 )
-def test_the_limit_of_arrays_is_asked_of_slurm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, size: int
-) -> None:
+def test_the_limit_of_arrays_is_asked_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, size: int) -> None:
     fake_command(tmp_path / "bin", "scontrol", script, monkeypatch)
     assert queue.max_array_size() == size
 
 
-def test_a_chain_that_sbatch_refuses_half_way_is_taken_back_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_chain_that_sbatch_refuses_half_way_is_taken_back_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By name and not by id: an sbatch that failed may have queued its job all the same."""
     refuse = f"test -e {tmp_path}/one && exit 1; touch {tmp_path}/one; echo Submitted batch job 5"
     fake_command(tmp_path / "bin", "sbatch", refuse, monkeypatch)
@@ -828,14 +789,7 @@ def test_jobs_ask_for_what_the_resources_say_and_are_warned_before_their_time_is
         "resources.train.cpus_per_task=7", "resources.train.gpus_per_node=2", "resources.train.account=lab",
     )  # fmt: skip
     train = options(made["train"])
-    wanted = {
-        "--partition=gpu",
-        "--mem=200G",
-        "--time=2-00:00:00",
-        "--cpus-per-task=7",
-        "--gpus-per-node=2",
-        "--account=lab",
-    }
+    wanted = {"--partition=gpu", "--mem=200G", "--time=2-00:00:00", "--cpus-per-task=7", "--gpus-per-node=2", "--account=lab"}
     assert wanted | {"--signal=USR2@120", "--requeue", "--open-mode=append"} <= train
     assert "srun" in made["train"] and "--cpus-per-task=7" in made["train"].rpartition("srun")[2]
 
@@ -850,9 +804,7 @@ def test_collecting_asks_for_no_gpu_and_no_job_for_two_nodes(scripts: Any) -> No
         assert "pip install" not in script
 
 
-def test_job_names_are_readable_and_of_one_submission_in_one_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_job_names_are_readable_and_of_one_submission_in_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs are cancelled by name: another root's experiment of the same name and number must not be hit."""
     names = []
     for root in (tmp_path / "one", tmp_path / "other"):
@@ -893,9 +845,7 @@ def test_a_submission_that_slurm_refuses_says_why_without_a_traceback(
     assert planned_trials(experiment.dir) == [], "what was never queued is not planned"
 
 
-def test_data_that_are_not_there_are_refused_before_anything_is_queued(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_that_are_not_there_are_refused_before_anything_is_queued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fake_command(tmp_path / "bin", "sbatch", "echo Submitted batch job 1", monkeypatch)
     with pytest.raises(UserError, match=r"mistyped\.csv: there is no such file"):
         submit.submit(load("data.source=mistyped.csv"), submit.Request())
@@ -930,9 +880,7 @@ def test_an_evaluation_that_lacks_this_task_is_queued_again(tmp_path: Path, monk
     assert slurm.queue_evaluation(load(), ["configs/x.yaml"]) == "79"
 
 
-def test_a_plain_training_job_queues_an_evaluation_that_waits_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plain_training_job_queues_an_evaluation_that_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_command(tmp_path / "bin", "squeue", "", monkeypatch)
     calls = fake_command(tmp_path / "bin", "sbatch", "echo '78;cluster'", monkeypatch)
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
@@ -954,9 +902,7 @@ def test_a_node_that_may_not_call_slurm_says_so_without_a_traceback(
         slurm.queue_evaluation(load(), ["x.yaml"])
 
 
-def test_a_squeue_that_does_not_answer_says_nothing_about_a_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_squeue_that_does_not_answer_says_nothing_about_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for script, queued in [
         ("echo RUNNING", True),
         ("", False),

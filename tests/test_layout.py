@@ -61,9 +61,7 @@ def test_carabid_root_moves_everything(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("relative", ["scratch", "./scratch", "~nosuchuser/scratch"])
-def test_a_root_that_means_another_place_in_another_folder_is_refused(
-    monkeypatch: pytest.MonkeyPatch, relative: str
-) -> None:
+def test_a_root_that_means_another_place_in_another_folder_is_refused(monkeypatch: pytest.MonkeyPatch, relative: str) -> None:
     """A job may start elsewhere than the command that queued it."""
     monkeypatch.setenv("CARABID_ROOT", relative)
     with pytest.raises(UserError, match=f"CARABID_ROOT must be an absolute path \\(it is {relative}\\)"):
@@ -259,9 +257,7 @@ def test_a_failure_while_filling_a_folder_leaves_the_old_one_and_no_temporary_on
     assert names(path) == ["old"] and names(tmp_path) == ["adapter"]
 
 
-def test_an_old_folder_comes_back_if_the_new_one_cannot_take_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, rename = tmp_path / "adapter", os.rename
     write_folder(path, "old")
     failures = iter([False, True, False])

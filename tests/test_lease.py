@@ -264,9 +264,7 @@ def test_many_contenders_end_well_though_each_of_them_deletes_the_folder_at_the_
         done.unlink()
 
 
-def test_a_waiter_that_was_suspended_itself_does_not_call_the_owner_dead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_waiter_that_was_suspended_itself_does_not_call_the_owner_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     lease = Lease(tmp_path / "work.lease", 60.0)

@@ -106,9 +106,7 @@ def test_a_trial_whose_features_cannot_be_made_leaves_the_others_alone(assets: A
     assert "blocks" in rows[1]["reason"]
 
 
-def test_an_unreadable_image_is_named_in_the_state_of_the_trials_that_it_stops(
-    assets: Assets, root: Path, own: Path
-) -> None:
+def test_an_unreadable_image_is_named_in_the_state_of_the_trials_that_it_stops(assets: Assets, root: Path, own: Path) -> None:
     """Whether they were submitted or are typed stage by stage; and the next attempt, without it, is free of it."""
     broken = image_files(own)[9]
     whole = broken.read_bytes()
@@ -128,9 +126,7 @@ def test_an_unreadable_image_is_named_in_the_state_of_the_trials_that_it_stops(
     assert [line.startswith("done") for line in lines] == [True, True, False] and lines[2].endswith(": 2 done")
 
 
-def test_a_worker_that_is_killed_while_it_extracts_is_reported_and_the_rest_is_collected(
-    assets: Assets, root: Path
-) -> None:
+def test_a_worker_that_is_killed_while_it_extracts_is_reported_and_the_rest_is_collected(assets: Assets, root: Path) -> None:
     overrides = (*assets.overrides("frozen"), "train.epochs=1")
     process = start(root, "submit", CONFIG, *overrides, "--cluster", "local")
     deadline = time.monotonic() + 120

@@ -262,9 +262,7 @@ def test_a_checkpoint_is_written_when_so_many_seconds_or_epochs_have_passed() ->
     assert due(1, now - 301) and not due(1, now - 10)
     assert due(1, now - 10, checkpoint_seconds=5) and due(1, now, checkpoint_seconds=0)
     short = {"checkpoint_seconds": 300, "train": {"time": "00:05:00"}}
-    assert due(1, now - 61, **short) and not due(1, now - 59, **short), (
-        "a job of five minutes is warned before they are over"
-    )
+    assert due(1, now - 61, **short) and not due(1, now - 59, **short), "a job of five minutes is warned before they are over"
     assert not due(1, now - 61, checkpoint_seconds=300)
     assert [due(epoch, now, checkpoint_epochs=3) for epoch in range(1, 7)] == [False, False, True, False, False, True]
 

@@ -70,9 +70,7 @@ def test_the_pinball_loss_is_least_at_the_quantiles() -> None:
 @pytest.mark.parametrize("output", OUTPUTS, ids=NAMES)
 def test_a_loss_falls_when_the_truth_is_learned_and_the_variance_finds_the_noise(output: Loss) -> None:
     rng = np.random.default_rng(1)
-    targets = torch.from_numpy(
-        np.column_stack([rng.normal(m, s, 4000) for m, s in ((0, 1), (2, 0.3), (-1, 2))])
-    ).float()
+    targets = torch.from_numpy(np.column_stack([rng.normal(m, s, 4000) for m, s in ((0, 1), (2, 0.3), (-1, 2))])).float()
     raw = torch.zeros(3 * output.n, requires_grad=True)
     optimizer = torch.optim.Adam([raw], lr=0.05)
     first = float(losses(output, raw.detach().expand(len(targets), -1), targets).mean())
@@ -90,9 +88,7 @@ def test_a_loss_falls_when_the_truth_is_learned_and_the_variance_finds_the_noise
 @pytest.mark.parametrize("output", OUTPUTS, ids=NAMES)
 @settings(deadline=None, max_examples=30)
 @given(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4))
-def test_losses_gradients_and_moments_are_finite_whatever_a_head_says(
-    output: Loss, number: float, target: float
-) -> None:
+def test_losses_gradients_and_moments_are_finite_whatever_a_head_says(output: Loss, number: float, target: float) -> None:
     raw = torch.full((2, output.n), number, requires_grad=True)
     loss = losses(output, raw, torch.full((2, 1), target)).mean()
     loss.backward()  # type: ignore[no-untyped-call]

@@ -100,9 +100,7 @@ def test_weighted_group_means_are_those_of_numpys_average(sample: Any, seed: int
         for target in range(2):
             some = np.average(values[target][chosen], weights=np.exp(log_weights[chosen, target]))
             assert row[target] == pytest.approx(some, rel=1e-9, abs=1e-9)
-    np.testing.assert_allclose(
-        group_means(values.T, groups, np.full(values.T.shape, 1e30)), group_means(values.T, groups)
-    )
+    np.testing.assert_allclose(group_means(values.T, groups, np.full(values.T.shape, 1e30)), group_means(values.T, groups))
 
 
 def test_r2_counts_groups_not_images() -> None:
@@ -143,9 +141,7 @@ def targets_and_predictions() -> tuple[Any, Any, Any]:
 
 def test_the_best_epoch_is_chosen_by_the_mean_over_targets() -> None:
     truth, prediction, groups = targets_and_predictions()
-    per_group = [
-        r2_score(group_means(t, groups), group_means(p, groups)) for t, p in zip(truth.T, prediction.T, strict=True)
-    ]
+    per_group = [r2_score(group_means(t, groups), group_means(p, groups)) for t, p in zip(truth.T, prediction.T, strict=True)]
     assert load_task("regress").score("r2", truth, prediction, groups) == pytest.approx(np.mean(per_group), abs=1e-6)
     assert load_task("regress").score("MAE", truth, prediction, groups) == pytest.approx(
         np.abs(truth - prediction).mean(), abs=1e-6
@@ -189,9 +185,7 @@ def make_frame(n: int = 40, seed: int = 0) -> pd.DataFrame:
     """Specimens of ten groups in domains 1 and 2, which were trained on, 99, which was not, and an unknown one."""
     rng = np.random.default_rng(seed)
     groups = np.arange(n) % 10
-    frame = pd.DataFrame(
-        {"group": [f"e{e}" for e in groups], "domain": [["1", "2", "99", None][e % 4] for e in groups]}
-    )
+    frame = pd.DataFrame({"group": [f"e{e}" for e in groups], "domain": [["1", "2", "99", None][e % 4] for e in groups]})
     for target in TARGETS:
         frame[target] = rng.normal(size=10)[groups]
         frame[f"{target}_prediction"] = frame[target] + rng.normal(size=n)
@@ -298,10 +292,7 @@ def test_predictions_that_are_not_finite_are_null_with_the_reason_where_they_sta
     assert report["a"]["MAE"] is None and report["a"]["out_of_domain"]["r2"] is None
     assert report["a"]["in_domain"]["r2"] is not None and report["b"]["MAE"] is not None
     assert report["summary"]["MAE"] is None and report["summary"]["in_domain"]["MAE"] is not None
-    assert report["summary"]["warnings"] == [
-        "a, all: predictions are not finite",
-        "a, out_of_domain: predictions are not finite",
-    ]
+    assert report["summary"]["warnings"] == ["a, all: predictions are not finite", "a, out_of_domain: predictions are not finite"]
 
 
 def test_weights_that_are_not_finite_are_like_predictions_that_are_not() -> None:

@@ -207,9 +207,7 @@ def test_what_has_no_known_genus_is_the_last_row_of_both(name: str | float | Non
 def test_a_name_is_known_by_its_row_and_its_first_word_whatever_stands_beside_it() -> None:
     names = Names.of({"domain": ["7", None, "3"], "species": ["Carabus b", None, "Carabus a", float("nan")]})  # type: ignore[list-item]
     assert names == Names(("3", "7"), ("Carabus a", "Carabus b"), ()) and names.genera == ("Carabus",)
-    metadata = names.metadata(
-        {"domain": ["7", "x"], "species": ["Carabus b", "Carabus c"], "date": ["2020-12-31", None]}
-    )
+    metadata = names.metadata({"domain": ["7", "x"], "species": ["Carabus b", "Carabus c"], "date": ["2020-12-31", None]})
     assert [row.tolist() for row in vars(metadata).values()] == [[1, 2], [1, 2], [0, 0], [0, 0], [366, -1]]
     assert {row.dtype for row in vars(names.metadata({})).values()} == {torch.int64} and len(names.metadata({})) == 0
 

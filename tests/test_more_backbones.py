@@ -165,8 +165,7 @@ def test_a_model_on_the_hub_is_fetched_once_and_needs_no_network_then(
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
         monkeypatch.setattr(
-            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
-            hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         )
         fetch.run([config])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -192,8 +191,7 @@ def test_cls_mean_is_the_class_token_and_the_mean_of_the_patch_tokens_at_every_c
 
 def test_the_poolings_are_told_apart_and_the_first_one_is_described_as_before(assets: Assets) -> None:
     cls, both = (
-        load_backbone(Dinov2(kind="dinov2", name=str(assets.dinov2), pooling=pooling))
-        for pooling in ("cls", "cls_mean")
+        load_backbone(Dinov2(kind="dinov2", name=str(assets.dinov2), pooling=pooling)) for pooling in ("cls", "cls_mean")
     )
     assert repr(cls) != repr(both) and "pooling" not in repr(cls)
     assert cls.weights_hash() == both.weights_hash()
@@ -251,8 +249,7 @@ def test_local_parts_of_a_yaml_become_absolute_and_its_trials_are_named_by_them(
 ) -> None:
     monkeypatch.chdir(local.parent)
     (tmp_path / "both.yaml").write_text(
-        "task: beetles\nbackbone:\n  kind: concat\n"
-        "  parts: [{kind: timm, name: local-dir:model}, {kind: pixels, size: 2}]\n"
+        "task: beetles\nbackbone:\n  kind: concat\n  parts: [{kind: timm, name: local-dir:model}, {kind: pixels, size: 2}]\n"
     )
     (trial,) = load_experiment(tmp_path / "both.yaml").trials
     assert isinstance(trial.config.backbone, Concat)

@@ -130,9 +130,7 @@ def test_fine_tuned_blocks_and_layer_norm_learn_at_a_hundredth_of_the_heads_rate
     assert rates_of(found, "head.") == {1.0}
 
 
-@pytest.mark.parametrize(
-    ("method", "rate"), [("baseline", 1.0), ("augmentation", 1.0), ("lora", 1.5), ("combined", 1.5)]
-)
+@pytest.mark.parametrize(("method", "rate"), [("baseline", 1.0), ("augmentation", 1.0), ("lora", 1.5), ("combined", 1.5)])
 def test_the_domain_embedding_learns_at_the_heads_rate(method: str, rate: float) -> None:
     """Mistakes 1 and 11."""
     found = rates(method, "model.encoder.r=2") if method in ("lora", "combined") else rates(method)
@@ -176,9 +174,7 @@ def test_the_rates_come_from_the_configuration() -> None:
     assert rates_of(found, "head.") == {4.0}
 
 
-@pytest.mark.parametrize(
-    ("method", "kind", "decay"), [("baseline", torch.optim.Adam, 0), ("lora", torch.optim.AdamW, 0.01)]
-)
+@pytest.mark.parametrize(("method", "kind", "decay"), [("baseline", torch.optim.Adam, 0), ("lora", torch.optim.AdamW, 0.01)])
 def test_a_method_has_the_optimiser_that_was_published(method: str, kind: type, decay: float) -> None:
     config = resolve(method, "optim.betas=[0.8,0.9]", *(["model.encoder.r=2"] if method == "lora" else []))
     optimizer = make_optimizer(make_model(config), config)
@@ -268,9 +264,7 @@ schedules: st.SearchStrategy[Any] = st.builds(
 
 @given(schedules, st.integers(1, 60), st.floats(1, 2))
 @settings(deadline=None)
-def test_a_rate_rises_once_falls_once_and_stays_between_floor_and_peak(
-    schedule: Schedule, epochs: int, scale: float
-) -> None:
+def test_a_rate_rises_once_falls_once_and_stays_between_floor_and_peak(schedule: Schedule, epochs: int, scale: float) -> None:
     peak = scale * 1e-4
     rate = curve(schedule, epochs, peak)
     top = rate.index(max(rate))

@@ -115,9 +115,7 @@ def make(table: Path, clip: Path, root: Path) -> Callable[..., Config]:
 
 
 @pytest.mark.parametrize("encoder", ["frozen", "scaled", "end_to_end"])
-def test_a_trial_of_a_kind_of_ones_own_goes_all_the_way(
-    encoder: str, make: Callable[..., Config], root: Path, own: Path
-) -> None:
+def test_a_trial_of_a_kind_of_ones_own_goes_all_the_way(encoder: str, make: Callable[..., Config], root: Path, own: Path) -> None:
     config = make(encoder)
     assert load_config(_written(config, root)) == config
     fetch.run([config])

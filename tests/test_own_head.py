@@ -101,8 +101,6 @@ def test_a_head_of_ones_own_is_a_trial_like_any_other(assets: Assets, root: Path
         ("model.head.kind=least_cubes", "'least_squares'"),
     ],
 )
-def test_what_goes_with_it_follows_from_what_it_declares(
-    override: str, message: str, assets: Assets, root: Path
-) -> None:
+def test_what_goes_with_it_follows_from_what_it_declares(override: str, message: str, assets: Assets, root: Path) -> None:
     with pytest.raises(UserError, match=message):
         load_experiment("configs/beetles/pixels.yaml", (*assets.overrides("pixels"), OWN, override))

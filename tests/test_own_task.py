@@ -88,9 +88,7 @@ def test_the_card_says_it(lab: Path) -> None:
 
 
 def test_methods_are_compared_by_it_with_an_interval_over_groups(lab: Path) -> None:
-    carabid(
-        "submit", "phenology.yaml", *OTHER, "device=cpu", "--cluster", "local", "--wait", root=lab / "root", cwd=lab
-    )
+    carabid("submit", "phenology.yaml", *OTHER, "device=cpu", "--cluster", "local", "--wait", root=lab / "root", cwd=lab)
     found = json.loads(said(lab, "compare", "phenology", "--format", "json"))
     assert found["figure"] == "kappa" == found["metric"] and {line["method"] for line in found["lines"]} == {
         "pixels 8, mlp", "pixels 8, ridge",
@@ -113,10 +111,7 @@ def test_plan_says_that_a_trial_is_stale_when_the_file_changes(lab: Path) -> Non
 
 
 def test_a_file_without_a_task_or_that_cannot_be_run_is_said(lab: Path) -> None:
-    for text, words in (
-        ("x = 1", "has one `TASK"),
-        ("import nothing_of_that_name", "cannot be run: ModuleNotFoundError"),
-    ):
+    for text, words in (("x = 1", "has one `TASK"), ("import nothing_of_that_name", "cannot be run: ModuleNotFoundError")):
         (lab / "broken.py").write_text(text)
         done = carabid("plan", "phenology.yaml", "task=broken.py", root=lab / "root", cwd=lab, check=False)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr

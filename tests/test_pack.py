@@ -62,9 +62,7 @@ def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Seque
     def replace(lines: Sequence[str]) -> None:
         cases = "\n".join(f"{index}) {line} ;;" for index, line in enumerate(lines))
         program = tmp_path / "python"
-        program.write_text(
-            f'#!/bin/sh\necho "trial $5, sharing with $CARABID_SHARED_BY"\ncase "$5" in\n{cases}\nesac\n'
-        )
+        program.write_text(f'#!/bin/sh\necho "trial $5, sharing with $CARABID_SHARED_BY"\ncase "$5" in\n{cases}\nesac\n')
         program.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(program))
 
@@ -171,9 +169,7 @@ def test_a_trial_that_fails_leaves_its_sibling_alone_and_the_evaluation_reports_
     assert [read_attempts(origin[stage])[0].shared_by for stage in ("train", "evaluate")] == [2, 1]
 
 
-def test_one_that_is_killed_leaves_its_sibling_at_work_which_is_told_of_the_walltime(
-    manifest: MakeManifest,
-) -> None:
+def test_one_that_is_killed_leaves_its_sibling_at_work_which_is_told_of_the_walltime(manifest: MakeManifest) -> None:
     made = manifest("seed=0,1", epochs=100_000)
     extract.ensure(made.trial(0).config)
     code = f"from pipeline.launch.jobs import jobs; jobs.train({str(made.path)!r}, 0)"
@@ -214,9 +210,7 @@ def wait_until(reached: Callable[[], bool]) -> None:
 
 # ---------------------------------------------------------------- on Slurm
 @pytest.mark.slurm
-def test_packed_trials_give_the_results_of_trials_alone_and_one_that_fails_stops_no_other(
-    assets: Assets, environ: Path
-) -> None:
+def test_packed_trials_give_the_results_of_trials_alone_and_one_that_fails_stops_no_other(assets: Assets, environ: Path) -> None:
     """Six trials in tasks of four and two, each task with a (pretended) GPU of which each trial has its share."""
     grid = ("optim.lr=1e-3,2e-3,1e30,4e-3,5e-3,6e-3", "train.epochs=2")
     resources = (*(each for each in NO_GPU if "train" not in each), *SMALL, "resources.train.gpus_per_node=1")

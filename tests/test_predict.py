@@ -177,9 +177,7 @@ def test_another_number_of_names_than_of_images_is_refused(trial: TrialDir, tmp_
         list(how(trial.path, [tmp_path / "x.png"] * 3, Origin(species=("Carabus a", "Carabus b")), "cpu"))
 
 
-def test_a_trial_is_found_from_any_folder(
-    trial: TrialDir, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_is_found_from_any_folder(trial: TrialDir, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moved = root / "trained" / "exp" / "seed=0"
     moved.parent.mkdir(parents=True)
     trial.path.rename(moved)

@@ -135,17 +135,7 @@ TORCH_FREE = sorted(
     name_of(path)
     for path in MODULES
     if name_of(path).split(".")[1:2]
-    in (
-        ["cli"],
-        ["config"],
-        ["experiments"],
-        ["disk"],
-        ["reporting"],
-        ["launch"],
-        ["errors"],
-        ["signals"],
-        ["demo"],
-    )
+    in (["cli"], ["config"], ["experiments"], ["disk"], ["reporting"], ["launch"], ["errors"], ["signals"], ["demo"])
 )
 IMPORT_EACH = """
 import importlib, sys
@@ -336,9 +326,7 @@ JOBS = sorted(path for path in (PROJECT / "jobs").glob("*.sh") if "#SBATCH" in p
 
 def asked(script: Path) -> dict[str, str]:
     """What a job script asks Slurm for: option → value ("" where it has none)."""
-    options = [
-        re.sub(r"\s+#.*", "", line[8:]) for line in script.read_text().splitlines() if line.startswith("#SBATCH ")
-    ]
+    options = [re.sub(r"\s+#.*", "", line[8:]) for line in script.read_text().splitlines() if line.startswith("#SBATCH ")]
     return {name: value for name, _, value in (option.strip().lstrip("-").partition("=") for option in options)}
 
 

@@ -40,12 +40,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 # ---------------------------------------------------------------- the code
 def test_clean_code_is_named_by_its_commit(project: Path) -> None:
-    assert code_version() == {
-        "commit": git(project, "rev-parse", "HEAD"),
-        "dirty": False,
-        "diff": "",
-        "new_files": [],
-    }
+    assert code_version() == {"commit": git(project, "rev-parse", "HEAD"), "dirty": False, "diff": "", "new_files": []}
 
 
 def test_edits_that_are_not_committed_are_kept_as_a_diff(project: Path) -> None:

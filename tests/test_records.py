@@ -107,9 +107,7 @@ def test_weights_are_not_loaded_while_they_look_the_same(table: Path, clip: Path
 
 
 @pytest.mark.parametrize(
-    "backbone",
-    [{"kind": "pixels", "size": 4}, {"kind": "open_clip", "name": "RN50", "seed": 3}],
-    ids=["pixels", "random"],
+    "backbone", [{"kind": "pixels", "size": 4}, {"kind": "open_clip", "name": "RN50", "seed": 3}], ids=["pixels", "random"]
 )
 def test_weights_without_files_are_recorded_too(
     table: Path, clip: Path, tmp_path: Path, backbone: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -148,9 +146,7 @@ def test_weights_that_can_be_nowhere_are_refused_by_name(
 
 
 # ---------------------------------------------------------------- the known key
-def test_the_key_is_known_from_records_alone(
-    table: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_key_is_known_from_records_alone(table: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config(table, clip, tmp_path)
     assert known_feature_key(config) is None
     record(config)
@@ -216,10 +212,7 @@ def swap_contents(one: Path, other: Path) -> None:
         (lambda files, table: edit_table(table, lambda lines: lines[::-1]), "images put in another order"),
         (lambda files, table: swap_contents(files[0], files[1]), "images put in another order"),
         (
-            lambda files, table: [
-                files[7].write_bytes(b"other"),
-                edit_table(table, lambda lines: [*lines, lines[3], lines[4]]),
-            ],
+            lambda files, table: [files[7].write_bytes(b"other"), edit_table(table, lambda lines: [*lines, lines[3], lines[4]])],
             "1 image changed, 2 images added",
         ),
     ],
@@ -236,9 +229,7 @@ def test_what_has_changed_about_the_images_is_counted(
     assert basis_change(config, then, basis(config)) == f"features to be rebuilt: {words}"
 
 
-def test_data_whose_files_are_others_and_whose_images_are_the_same_say_so(
-    own: Path, clip: Path, tmp_path: Path
-) -> None:
+def test_data_whose_files_are_others_and_whose_images_are_the_same_say_so(own: Path, clip: Path, tmp_path: Path) -> None:
     config = small_config(own, clip, tmp_path)
     record(config)
     then = basis(config)
@@ -260,9 +251,7 @@ def test_nothing_has_changed_where_it_has_not_or_where_data_and_weights_are_not_
     assert basis(config).signature is None and basis_change(config, then, Basis(None, None)) == ""
 
 
-def test_features_that_have_been_rebuilt_are_told_from_those_that_will_be(
-    own: Path, clip: Path, tmp_path: Path
-) -> None:
+def test_features_that_have_been_rebuilt_are_told_from_those_that_will_be(own: Path, clip: Path, tmp_path: Path) -> None:
     config = small_config(own, clip, tmp_path)
     extract.run(config)
     then = basis(config)

@@ -236,12 +236,7 @@ def test_nothing_yet_is_an_empty_table() -> None:
 # ---------------------------------------------------------------- order
 @pytest.mark.parametrize(
     ("sort", "best_first"),
-    [
-        ("r2", [0.9, 0.5, -0.1]),
-        ("in_domain.r2", [0.9, 0.5, -0.1]),
-        ("MAE", [0.5, -0.1, 0.9]),
-        ("SPEI_1y.RMSE", [0.5, -0.1, 0.9]),
-    ],
+    [("r2", [0.9, 0.5, -0.1]), ("in_domain.r2", [0.9, 0.5, -0.1]), ("MAE", [0.5, -0.1, 0.9]), ("SPEI_1y.RMSE", [0.5, -0.1, 0.9])],
 )
 def test_the_best_stands_first_whichever_figure_decides(sort: str, best_first: list[float]) -> None:
     experiment = plan("optim.lr=1e-3,2e-3,3e-3")
@@ -348,9 +343,7 @@ def test_markdown_has_one_cell_for_each_column_even_with_a_bar_in_a_reason(rows:
     assert all(line.replace("\\|", "").count("|") == len(NUMBERS.header) + 1 for line in lines)
 
 
-def test_the_table_for_a_terminal_shows_reasons_as_they_are(
-    rows: list[Row], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_table_for_a_terminal_shows_reasons_as_they_are(rows: list[Row], capsys: pytest.CaptureFixture[str]) -> None:
     """A reason may hold brackets, which rich would take for markup."""
     print_tables({NUMBERS: summarize(rows, "r2")})
     printed = " ".join(capsys.readouterr().out.split())

@@ -21,9 +21,7 @@ def draw(n: int, width: int, seed: int = 0, n_targets: int = 2) -> tuple[Any, An
     """Inputs of unlike scales and origins, and targets that depend on them."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, width)) * np.logspace(-2, 2, width) + rng.normal(0, 10, width)
-    y = (x - x.mean(0)) @ rng.normal(size=(width, n_targets)) / np.logspace(-2, 2, width).sum() + rng.normal(
-        size=(n, n_targets)
-    )
+    y = (x - x.mean(0)) @ rng.normal(size=(width, n_targets)) / np.logspace(-2, 2, width).sum() + rng.normal(size=(n, n_targets))
     return x.astype("float32"), y.astype("float32")
 
 

@@ -63,9 +63,7 @@ def test_text_without_a_secret_stays_as_it_is(text: str) -> None:
 
 
 @given(before=st.text(), after=st.text())
-def test_the_token_of_the_environment_is_found_whatever_it_looks_like_and_wherever_it_stands(
-    before: str, after: str
-) -> None:
+def test_the_token_of_the_environment_is_found_whatever_it_looks_like_and_wherever_it_stands(before: str, after: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", OPAQUE)
         assert OPAQUE not in hide(before + OPAQUE + after)
@@ -135,9 +133,7 @@ def test_a_run_with_a_token_and_a_proxys_password_writes_neither(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("https_proxy", f"http://user:{PASSWORD}@127.0.0.1:9")
     config = (FROZEN, "data.source=owner/private-beetles", "backbone.name=hf-hub:owner/private-clip", "device=cpu")
-    runs = [
-        carabid(*command, *config, "train.epochs=2", root=root) for command in (("fetch",), ("submit", "--dry-run"))
-    ]
+    runs = [carabid(*command, *config, "train.epochs=2", root=root) for command in (("fetch",), ("submit", "--dry-run"))]
     runs.append(carabid("submit", *config, "train.epochs=2", "--cluster", "local", root=root))
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     runs.append(carabid("train", *config, "train.epochs=3", root=root))

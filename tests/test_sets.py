@@ -70,9 +70,7 @@ def test_an_epoch_of_images_sees_each_once_and_knows_no_groups(n: int, batch_siz
 
 def drawn(seed: int, epoch: int) -> list[tuple[list[int], list[int]]]:
     groups = np.repeat(np.arange(12), 5)
-    return [
-        (b.indices.tolist(), b.numbers.tolist()) for b in of_groups(groups, 4, 2, seed, epoch) if b.numbers is not None
-    ]
+    return [(b.indices.tolist(), b.numbers.tolist()) for b in of_groups(groups, 4, 2, seed, epoch) if b.numbers is not None]
 
 
 def test_images_are_drawn_anew_in_each_epoch_and_are_a_function_of_seed_and_epoch() -> None:
@@ -127,11 +125,7 @@ def samples() -> Samples:
     targets = rng.normal(size=(groups.max() + 1, 3))[groups] + 3 * (groups % 3 == 2)[:, None]
     features = torch.from_numpy(rng.normal(size=(N, WIDTH))).float()
     return Samples(
-        TensorBank(features, CPU, "device"),
-        Targets(torch.from_numpy(targets).float()),
-        metadata,
-        groups,
-        targets.shape[1],
+        TensorBank(features, CPU, "device"), Targets(torch.from_numpy(targets).float()), metadata, groups, targets.shape[1]
     )
 
 
@@ -153,9 +147,7 @@ def test_the_validation_loss_is_of_groups_where_training_is(samples: Samples) ->
         config = make_config(train={"sample": sample, "precision": "fp32"})
         model = make_model(config)
         said = model(samples.bank.gather(torch.arange(N)), samples.metadata).parameters[..., 0].detach()
-        rows = (
-            [torch.tensor(samples.groups == e) for e in range(expected)] if sample == "groups" else torch.eye(N).bool()
-        )
+        rows = [torch.tensor(samples.groups == e) for e in range(expected)] if sample == "groups" else torch.eye(N).bool()
         errors = [(said[each].mean(0) - samples.targets[each][0]).square().mean() for each in rows]
         assert len(errors) == expected
         assert loop.validate(model, samples, config)[1] == pytest.approx(float(torch.stack(errors).mean()), rel=1e-5)
@@ -214,7 +206,4 @@ def test_sets_and_attention_train_in_bf16_with_weights_and_losses_in_fp32(sample
     loss, _ = loop.batch_loss(model, samples, batch, config, 0, aug.epoch_streams(0, 0, CPU), weights)
     loss.backward()
     assert loss.dtype == weights.dtype == torch.float32
-    assert all(
-        p.grad is not None and p.grad.dtype == torch.float32 and torch.isfinite(p.grad).all()
-        for p in model.parameters()
-    )
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in model.parameters())

@@ -22,9 +22,7 @@ from tests.conftest import Assets, carabid, slurm_environ
 
 pytestmark = pytest.mark.slurm
 NO_GPU = tuple(f"resources.{stage}.gpus_per_node=0" for stage in ("extract", "train", "evaluate"))
-SMALL = tuple(
-    f"resources.{stage}.{what}" for stage in ("extract", "train", "evaluate") for what in ("mem=4G", "cpus_per_task=1")
-)
+SMALL = tuple(f"resources.{stage}.{what}" for stage in ("extract", "train", "evaluate") for what in ("mem=4G", "cpus_per_task=1"))
 GRID = ("optim.lr=1e-3,3e-3", "seed=0,1", "train.epochs=2")
 # Long enough, with a checkpoint after each epoch, that a test which waits for the first one finds the training at work.
 SLOW = ("train.epochs=120", "resources.checkpoint_epochs=1")
@@ -97,9 +95,7 @@ def test_submitted_again_when_all_is_done_nothing_is_queued(assets: Assets, envi
     assert not subprocess.run(["squeue", "--noheader"], capture_output=True, text=True).stdout
 
 
-def test_more_trials_than_an_array_may_have_are_all_done_and_none_is_queued_twice(
-    assets: Assets, environ: Path
-) -> None:
+def test_more_trials_than_an_array_may_have_are_all_done_and_none_is_queued_twice(assets: Assets, environ: Path) -> None:
     """Twelve trials where an array may have eleven tasks; submitted again while they wait."""
     seeds = "seed=" + ",".join(map(str, range(12)))
     overrides = (*assets.overrides("pixels"), seeds, *NO_GPU, *SMALL)
@@ -125,11 +121,7 @@ def test_one_failing_training_stops_its_own_evaluation_and_no_other(assets: Asse
     rows = {row["trial"]: row for row in csv.DictReader(table.splitlines())}
     failed = [row for row in rows.values() if row["state"] != "done"]
     assert len(rows) == 3 and len(failed) == 1
-    assert (
-        failed[0]["state"] == "failed"
-        and "loss became" in failed[0]["reason"]
-        and "not evaluated" in failed[0]["reason"]
-    )
+    assert failed[0]["state"] == "failed" and "loss became" in failed[0]["reason"] and "not evaluated" in failed[0]["reason"]
     assert "failed" in carabid("status", root=environ).stdout
 
 
@@ -140,9 +132,7 @@ def test_sbatch_alone_extracts_trains_and_evaluates(assets: Assets, environ: Pat
     job = sbatch(*array, PROJECT / "jobs" / "train_lora.sh", *overrides, "seed=0,1", cwd=environ)
     wait_for_all()
     assert len(results(environ)) == 2, logs(environ)
-    names = subprocess.run(
-        ["sacct", "-X", "-n", "-o", "jobname%60,jobid%40"], capture_output=True, text=True, check=True
-    ).stdout
+    names = subprocess.run(["sacct", "-X", "-n", "-o", "jobname%60,jobid%40"], capture_output=True, text=True, check=True).stdout
     evaluations = [line.split()[1] for line in names.splitlines() if f"carabid-evaluate-{job}" in line]
     assert len({evaluation.partition("_")[0] for evaluation in evaluations}) == 1
     assert len(evaluations) == max(2 * len(array), 1)
@@ -181,9 +171,7 @@ def test_a_requeued_training_goes_on_and_finds_its_evaluation_by_name(assets: As
     assert training["restarts"] == 1 and training["seconds"] > training["attempts"][1]["seconds"]
 
 
-def test_the_walltime_of_one_task_of_an_array_requeues_it_and_leaves_its_neighbour_alone(
-    assets: Assets, environ: Path
-) -> None:
+def test_the_walltime_of_one_task_of_an_array_requeues_it_and_leaves_its_neighbour_alone(assets: Assets, environ: Path) -> None:
     """Features are there already, so both tasks want to queue the evaluation at the same moment: it is queued once."""
     overrides = [*assets.overrides("baseline"), "seed=0,1", *SLOW]
     carabid("extract", "configs/beetles/baseline.yaml", *overrides, root=environ)
@@ -262,9 +250,7 @@ def test_what_ran_out_of_memory_is_named_and_retried_with_more_and_a_short_job_i
     carabid("submit", config, *little, "seed=1", "resources.train.mem=100M", root=environ)
     wait_for_all()
     status = carabid("status", "beetles-frozen", root=environ).stdout
-    assert re.search(r"^done +beetles-frozen/.*seed=0", status, re.M) and "1 failed, 1 done" in status, status + logs(
-        environ
-    )
+    assert re.search(r"^done +beetles-frozen/.*seed=0", status, re.M) and "1 failed, 1 done" in status, status + logs(environ)
     assert re.search(r"^failed +beetles-frozen/.*seed=1.*  oom: train: ", status, re.M), status
     assert "`carabid retry beetles-frozen --only oom --mem 2x`" in status
     assert "nothing to retry" in carabid("retry", "beetles-frozen", "--only", "time", root=environ).stdout
@@ -279,9 +265,7 @@ def test_what_ran_out_of_memory_is_named_and_retried_with_more_and_a_short_job_i
 
 def test_a_root_whose_name_a_shell_would_misread_is_no_obstacle(assets: Assets, environ: Path) -> None:
     root = environ / 'it\'s $HOME; "touch hit" & (more) #1'
-    carabid(
-        "submit", "configs/beetles/pixels.yaml", *assets.overrides("pixels"), "seed=0,1", *NO_GPU, *SMALL, root=root
-    )
+    carabid("submit", "configs/beetles/pixels.yaml", *assets.overrides("pixels"), "seed=0,1", *NO_GPU, *SMALL, root=root)
     wait_for_all()
     found = list(root.glob("trained/*/*/results.json"))
     assert len(found) == 2, logs(environ)

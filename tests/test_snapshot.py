@@ -63,18 +63,14 @@ def test_submissions_of_the_same_code_share_a_snapshot(take: Callable[[], Path])
     assert take() == first and first.stat().st_mtime_ns == time
 
 
-def test_a_snapshot_holds_every_module_byte_by_byte_and_nothing_half_written(
-    take: Callable[[], Path], checkout: Path
-) -> None:
+def test_a_snapshot_holds_every_module_byte_by_byte_and_nothing_half_written(take: Callable[[], Path], checkout: Path) -> None:
     folder = take()
     theirs = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.py")}
     assert theirs == {path.relative_to(checkout): path.read_bytes() for path in checkout.rglob("*.py")}
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_an_edit_makes_another_snapshot_and_leaves_the_first_as_it_was(
-    take: Callable[[], Path], checkout: Path
-) -> None:
+def test_an_edit_makes_another_snapshot_and_leaves_the_first_as_it_was(take: Callable[[], Path], checkout: Path) -> None:
     first, module = take(), checkout / "pipeline" / "stages" / "train.py"
     before = module.read_bytes()
     module.write_text(BREAK)
@@ -105,9 +101,7 @@ def test_a_snapshot_names_the_commit_and_the_edits_that_it_is_of(take: Callable[
     assert read_json(take() / "code.json") == {"commit": edited, "dirty": False, "diff": "", "new_files": []}
 
 
-def test_a_later_commit_of_the_same_modules_is_named_rather_than_the_first(
-    take: Callable[[], Path], checkout: Path
-) -> None:
+def test_a_later_commit_of_the_same_modules_is_named_rather_than_the_first(take: Callable[[], Path], checkout: Path) -> None:
     first = take()
     (checkout / "README.md").write_text("words\n")
     later = git_commit(checkout)

@@ -276,9 +276,9 @@ def test_a_saved_dataset_dict_gives_rows_and_images(tmp_path: Path) -> None:
     features = datasets.Features({"img": datasets.Image(), "y": datasets.Value("float64")})
     rows = [{"img": {"bytes": IMAGES[v], "path": f"{v}.png"}, "y": float(v)} for v in range(4)]
     train = datasets.Dataset.from_list(rows[:3], features=features)
-    datasets.DatasetDict(
-        {"train": train, "test": datasets.Dataset.from_list(rows[3:], features=features)}
-    ).save_to_disk(str(tmp_path / "set"))
+    datasets.DatasetDict({"train": train, "test": datasets.Dataset.from_list(rows[3:], features=features)}).save_to_disk(
+        str(tmp_path / "set")
+    )
     source = make_source(tmp_path / "set")
     assert source.splits() == ["train", "test"]
     assert list(source.table("train")) == ["y"] and source.columns("train") == ["img", "y"]
@@ -327,12 +327,8 @@ def test_another_revision_in_the_cache_is_not_taken_for_the_one_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub_cache(tmp_path, monkeypatch)
-    with pytest.raises(
-        NotFetched, match=rf"owner___my_name\) holds owner/my_name at {SHA} instead.*carabid fetch CONFIG"
-    ):
-        open_source(
-            Data(source="owner/my_name", revision="f" * 40, columns=Columns(image="file_path"), targets=("y",))
-        ).splits()
+    with pytest.raises(NotFetched, match=rf"owner___my_name\) holds owner/my_name at {SHA} instead.*carabid fetch CONFIG"):
+        open_source(Data(source="owner/my_name", revision="f" * 40, columns=Columns(image="file_path"), targets=("y",))).splits()
 
 
 # ---------------------------------------------------------------- what is there, and whether it changed

@@ -37,9 +37,7 @@ def tables(draw: st.DrawFn) -> pd.DataFrame:
     """Specimens of groups at sites of domains on days of years; some groups are seen at two sites of their domain."""
     n_domains = draw(st.integers(3, 7))
     groups = draw(
-        st.lists(
-            st.tuples(st.integers(0, n_domains - 1), st.integers(0, 2), st.integers(0, 5)), min_size=1, max_size=40
-        )
+        st.lists(st.tuples(st.integers(0, n_domains - 1), st.integers(0, 2), st.integers(0, 5)), min_size=1, max_size=40)
     )
     # Enough of everything for three folds, whatever else was drawn.
     groups += [(domain, site, day) for domain in range(n_domains) for site in (0, 1) for day in range(4)]
@@ -99,9 +97,7 @@ CLASS_SIZES = st.lists(st.integers(1, 25), min_size=1, max_size=6).filter(lambda
 
 
 @given(CLASS_SIZES, st.integers(3, 8), st.integers(0, 3), st.integers(1, 3))
-def test_stratified_folds_are_balanced_in_each_class_and_in_all(
-    sizes: list[int], n: int, seed: int, photographs: int
-) -> None:
+def test_stratified_folds_are_balanced_in_each_class_and_in_all(sizes: list[int], n: int, seed: int, photographs: int) -> None:
     table, classes = of_classes(sizes, photographs)
     dealt, of = (
         deal_groups(table["group"].tolist(), folds(n, seed=seed), classes),
@@ -132,9 +128,7 @@ def test_folds_of_one_stratum_are_those_without_strata_which_stay_as_they_were()
 
 
 def test_strata_are_nothing_to_a_split_by_domains() -> None:
-    table = pd.DataFrame(
-        {"group": list("abcdef"), "domain": list("xxyyzz"), "site": list("abcdef"), "date": ["2020"] * 6}
-    )
+    table = pd.DataFrame({"group": list("abcdef"), "domain": list("xxyyzz"), "site": list("abcdef"), "date": ["2020"] * 6})
     split = DomainSplit(kind="domains", n=3, held_out=0)
     assert assign(table, split, list("ststst")) == assign(table, split)
 
@@ -211,16 +205,12 @@ def test_a_share_of_the_training_domains_site_dates_is_held_out_for_each_of_test
     for held_out, n in ((0.1, 4), (0.25, 10), (0.0, 0)):
         roles = assign(table, DomainSplit(kind="domains", n=4, held_out=held_out))
         known = table["domain"].isin(sides(table, roles, "domain")["train"])
-        places = sides(
-            table[known].assign(p=site_dates(table[known])), [r for r, k in zip(roles, known, strict=True) if k], "p"
-        )
+        places = sides(table[known].assign(p=site_dates(table[known])), [r for r, k in zip(roles, known, strict=True) if k], "p")
         assert {role: len(them) for role, them in places.items()} == {"train": 40 - 2 * n, "validation": n, "test": n}
 
 
 @given(tables(), st.integers(0, 2), st.integers(0, 50), st.sampled_from([0.1, 0.3]))
-def test_a_domain_is_trained_on_or_new_on_one_side_alone(
-    table: pd.DataFrame, fold: int, seed: int, held_out: float
-) -> None:
+def test_a_domain_is_trained_on_or_new_on_one_side_alone(table: pd.DataFrame, fold: int, seed: int, held_out: float) -> None:
     small = pd.DataFrame([("x", "D0", "D0-only", "2010-01-01")], columns=["group", "domain", "site", "date"])
     table = pd.concat([table[table["domain"] != "D0"], small], ignore_index=True)
     try:
@@ -235,9 +225,7 @@ def test_holding_out_so_much_that_nothing_is_left_is_refused() -> None:
     table = pd.DataFrame(
         [(f"e{d}", f"D{d}", None, None) for d in range(4)], columns=["group", "domain", "site", "date"], dtype=object
     )
-    with pytest.raises(
-        UserError, match=r"held_out = 0\.1: of 2 site-dates in the training domains 2 would be held out"
-    ):
+    with pytest.raises(UserError, match=r"held_out = 0\.1: of 2 site-dates in the training domains 2 would be held out"):
         assign(table, DomainSplit(kind="domains", n=4))
 
 
@@ -260,9 +248,7 @@ def test_too_few_domains_are_refused_with_their_number() -> None:
 def test_a_split_whose_column_is_not_named_is_refused_by_the_configuration(kind: str, column: str) -> None:
     data = {"source": "x", "targets": ["y"], "columns": {"image": "img"}, "split": {"kind": kind}}
     base = {"task": "regress", "experiment": "x", "data": data}
-    with pytest.raises(
-        ValueError, match=rf"data\.split\.kind {kind} leaves .* out: set data\.columns\.{column} to the column"
-    ):
+    with pytest.raises(ValueError, match=rf"data\.split\.kind {kind} leaves .* out: set data\.columns\.{column} to the column"):
         Config.model_validate(base)
     Config.model_validate(base | {"data": data | {"columns": {"image": "img", column: "x"}}})
 

@@ -234,9 +234,7 @@ def test_variables_mean_what_they_mean_on_the_node(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("value", [None, ""])
 @pytest.mark.parametrize("path", ["$NODE_DISK/features", "/local/${NODE_DISK}"])
-def test_a_variable_that_is_not_set_on_the_node_is_named(
-    path: str, value: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_variable_that_is_not_set_on_the_node_is_named(path: str, value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NODE_DISK", raising=False)
     if value is not None:
         monkeypatch.setenv("NODE_DISK", value)

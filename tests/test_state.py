@@ -74,9 +74,7 @@ def test_an_empty_lease_is_held_by_nobody(trial: TrialDir) -> None:
 
 @pytest.mark.parametrize("content", [b"", b'{"stage": "tr', b"\xff\xfe\x00", b"[]", b"{}", b"null"])
 @pytest.mark.parametrize("name", ["results.json", "failure.json", "trained.json"])
-def test_a_damaged_file_is_a_failure_that_names_the_file_and_the_remedy(
-    trial: TrialDir, name: str, content: bytes
-) -> None:
+def test_a_damaged_file_is_a_failure_that_names_the_file_and_the_remedy(trial: TrialDir, name: str, content: bytes) -> None:
     (trial.path / name).write_bytes(content)
     found = trial_state(trial)
     assert found.state == "failed"
@@ -88,9 +86,7 @@ def test_a_failure_without_a_message_is_a_failure(trial: TrialDir) -> None:
     assert trial_state(trial).reason == "train: no reason given; not evaluated"
 
 
-def test_a_damaged_submission_hides_no_other_trial(
-    tmp_path: Path, trial: TrialDir, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_submission_hides_no_other_trial(tmp_path: Path, trial: TrialDir, capsys: pytest.CaptureFixture[str]) -> None:
     experiment = ExperimentDir(tmp_path)
     write_text(trial.config, "")
     write_json(experiment.submissions / "1.json", {"trials": [{"name": "planned"}]})
@@ -238,11 +234,7 @@ def test_an_override_that_differs_is_a_change_too_for_each_seed_that_was_done_be
     [
         ("seed=1", "seed=2", ""),
         ("data.split={kind: folds, fold: 1}", "data.split={kind: folds, fold: 2}", ""),
-        (
-            "model.encoder={kind: lora, r: 4}",
-            "model.encoder={kind: finetuned}",
-            "model.encoder.kind lora → finetuned",
-        ),
+        ("model.encoder={kind: lora, r: 4}", "model.encoder={kind: finetuned}", "model.encoder.kind lora → finetuned"),
         ("model.head.hidden=[8]", "model.head.hidden=[8, 4]", "model.head.hidden [8] → [8, 4]"),
         ("model.normalize=true", "model.normalize=false", "model.normalize true → false"),
         ("augment.noise=0.1", "augment.noise=0.1000001", "augment.noise 0.1 → 0.1000001"),

@@ -104,9 +104,7 @@ def test_a_zip_with_a_wrapping_folder_is_refused(tmp_path: Path, clean: Path) ->
         check(packed, clean, LARGEST)
 
 
-def test_weights_that_hold_tensors_pass_and_the_model_may_load_them_from_its_own_folder(
-    tmp_path: Path, clean: Path
-) -> None:
+def test_weights_that_hold_tensors_pass_and_the_model_may_load_them_from_its_own_folder(tmp_path: Path, clean: Path) -> None:
     load = 'self.weights = torch.load(Path(__file__).parent / "weights.pt", weights_only=True)'
     head = "import torch\nfrom pathlib import Path"
     submission = write(tmp_path, {"model.py": model('mu += float(self.weights["bias"])', load=load, head=head)})
@@ -148,9 +146,7 @@ class Model:
 """
 
 
-def test_predict_is_given_each_group_once_with_images_as_opened_and_empty_names_as_nan(
-    tmp_path: Path, clean: Path
-) -> None:
+def test_predict_is_given_each_group_once_with_images_as_opened_and_empty_names_as_nan(tmp_path: Path, clean: Path) -> None:
     record = tmp_path / "record.jsonl"
     check(write(tmp_path / "submission", {"model.py": RECORD.format(record=str(record))}), clean, LARGEST)
     lines = [json.loads(line) for line in record.read_text().splitlines()]
@@ -173,11 +169,7 @@ def test_the_platforms_side_writes_predictions_with_four_decimals(tmp_path: Path
     done = run(clean, [script, *map(str, folders), str(submission)], tmp_path)
     assert done.returncode == 0, done.stderr
     lines = (folders[1] / "predictions.csv").read_text().splitlines()
-    assert lines[:3] == [
-        "eventID,variable,parameter,prediction",
-        "9001,SPEI_30d,mu,0.1235",
-        "9001,SPEI_30d,sigma,0.001",
-    ]
+    assert lines[:3] == ["eventID,variable,parameter,prediction", "9001,SPEI_30d,mu,0.1235", "9001,SPEI_30d,sigma,0.001"]
     assert len(lines) == 1 + 16 * 6
 
 
@@ -285,10 +277,7 @@ def test_an_answer_is_two_python_floats_for_each_target(trap: str) -> None:
 FILES: dict[str, tuple[dict[str, str], str]] = {
     "a wrapping folder": ({"mine/model.py": model()}, "model.py lies in mine/"),
     "no model": ({"models.py": model()}, "model.py is missing at the root"),
-    "a comment": (
-        {"requirements.txt": "numpy\n# more"},
-        "requirements.txt:2: a comment, which ends the platform's run",
-    ),
+    "a comment": ({"requirements.txt": "numpy\n# more"}, "requirements.txt:2: a comment, which ends the platform's run"),
     "an empty line": ({"requirements.txt": "numpy\n\ntorch"}, "requirements.txt:2: an empty line"),
     "a bound": ({"requirements.txt": "torch>=2.6"}, "requirements.txt:1: `torch>=2.6`: the platform takes `torch`, or"),
     "a wildcard": ({"requirements.txt": "torch==2.*"}, "`torch==2.*`: the platform takes"),
@@ -299,22 +288,13 @@ FILES: dict[str, tuple[dict[str, str], str]] = {
     "safetensors": ({"requirements.txt": "safetensors==0.8.0"}, "`safetensors` is not on the platform's list"),
     "other letters": ({"requirements.txt": "open_clip_torch"}, "write `open-clip-torch`"),
     "a small letter": ({"requirements.txt": "pillow"}, "write `Pillow`"),
-    "this package": (
-        {"more.py": "import os\nimport pipeline.models"},
-        "more.py:2: imports `pipeline`, which the platform",
-    ),
+    "this package": ({"more.py": "import os\nimport pipeline.models"}, "more.py:2: imports `pipeline`, which the platform"),
     "this package in a function": (
         {"model.py": model("from pipeline.models.saved import load_model")},
         "model.py:10: imports `pipeline`",
     ),
-    "peft, imported": (
-        {"model.py": model("from peft import PeftModel")},
-        "model.py:10: imports `peft`, which no package",
-    ),
-    "a hidden module": (
-        {"model.py": model(head="import scipy"), "scipy.py": ""},
-        "model.py:2: `scipy` is not the folder's",
-    ),
+    "peft, imported": ({"model.py": model("from peft import PeftModel")}, "model.py:10: imports `peft`, which no package"),
+    "a hidden module": ({"model.py": model(head="import scipy"), "scipy.py": ""}, "model.py:2: `scipy` is not the folder's"),
     "no Python": ({"model.py": "class Model"}, "model.py:1: is not Python"),
 }
 
@@ -361,9 +341,7 @@ def test_only_the_whitelist_and_what_it_depends_on_can_be_imported(clean: Path) 
 
 
 def test_the_models_of_backbones_can_be_made_in_it(clean: Path, tmp_path: Path) -> None:
-    code = (
-        "import open_clip, torchvision\nfrom transformers import Dinov2Config, Dinov2Model\nprint(torchvision.ops.nms)"
-    )
+    code = "import open_clip, torchvision\nfrom transformers import Dinov2Config, Dinov2Model\nprint(torchvision.ops.nms)"
     done = run(clean, ["-c", code], tmp_path)
     assert done.returncode == 0, done.stderr
 
@@ -374,9 +352,7 @@ def test_processes_get_no_token_and_none_of_this_packages_variables(
     given = {"HF_TOKEN": "t", "PYTHONPATH": "/p", "CARABID_ROOT": "/r", "CUDA_VISIBLE_DEVICES": "0", "HF_HOME": "/h"}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    said: dict[str, Any] = json.loads(
-        run(clean, ["-c", "import json, os; print(json.dumps(dict(os.environ)))"], tmp_path).stdout
-    )
+    said: dict[str, Any] = json.loads(run(clean, ["-c", "import json, os; print(json.dumps(dict(os.environ)))"], tmp_path).stdout)
     assert said["HF_HOME"] == "/h" and SET.items() <= said.items() and said["CUDA_VISIBLE_DEVICES"] == ""
     code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
     assert run(clean, ["-c", code], tmp_path, gpu=True).stdout == "0\n"

@@ -88,9 +88,7 @@ def test_the_saved_model_is_the_best_epoch_and_not_the_last(trained: Callable[..
     assert results["summary"]["r2"] == pytest.approx(record["best_metric"], abs=1e-5)
 
 
-def test_early_stopping_ends_after_patience_epochs_without_a_better_one(
-    trained: Callable[..., tuple[Config, TrialDir]],
-) -> None:
+def test_early_stopping_ends_after_patience_epochs_without_a_better_one(trained: Callable[..., tuple[Config, TrialDir]]) -> None:
     _, trial = trained("frozen", "train.epochs=60", "optim.lr=0.03", "train.patience=2")
     record = read_json(trial.trained)
     assert record["epochs"] - 1 - record["best_epoch"] == 2
@@ -112,9 +110,7 @@ def test_a_parameter_without_gradient_stops_the_run(config_of: MakeConfig, monke
         train.run(config, experiment_dir(config).trial("trial"))
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
-    trained: Callable[..., tuple[Config, TrialDir]],
-) -> None:
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(trained: Callable[..., tuple[Config, TrialDir]]) -> None:
     files = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         _, trial = trained("augmentation", "train.epochs=2", f"seed={seed}", f"experiment={name}")
@@ -123,21 +119,15 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
 
 
 @pytest.mark.parametrize("residence", ["host", "mmap"])
-def test_where_features_stay_does_not_change_the_result(
-    trained: Callable[..., tuple[Config, TrialDir]], residence: str
-) -> None:
+def test_where_features_stay_does_not_change_the_result(trained: Callable[..., tuple[Config, TrialDir]], residence: str) -> None:
     models = []
     for place in ("device", residence):
-        _, trial = trained(
-            "combined", *QUICK_LORA, "train.epochs=1", f"resources.residence={place}", f"experiment={place}"
-        )
+        _, trial = trained("combined", *QUICK_LORA, "train.epochs=1", f"resources.residence={place}", f"experiment={place}")
         models.append((trial.model.read_bytes(), (trial.adapter / "adapter_model.safetensors").read_bytes()))
     assert models[0] == models[1]
 
 
-def test_no_checkpoint_and_no_lease_is_left_when_training_is_done(
-    trained: Callable[..., tuple[Config, TrialDir]],
-) -> None:
+def test_no_checkpoint_and_no_lease_is_left_when_training_is_done(trained: Callable[..., tuple[Config, TrialDir]]) -> None:
     _, trial = trained("frozen", "train.epochs=3", "resources.checkpoint_epochs=1")
     assert not trial.checkpoint.exists() and not trial.lease.exists()
     assert not list(trial.path.rglob("*.tmp"))
@@ -177,13 +167,9 @@ def test_a_trained_trial_is_found_trained_without_loading_its_backbone(
 
 
 @pytest.mark.parametrize("method", ["frozen", "pixels"])
-def test_an_epoch_that_cannot_be_chosen_by_r2_is_refused_before_training(
-    root: Path, tmp_path: Path, method: str
-) -> None:
+def test_an_epoch_that_cannot_be_chosen_by_r2_is_refused_before_training(root: Path, tmp_path: Path, method: str) -> None:
     table = numbers_csv(tmp_path, 0)
-    rows = [
-        line.rpartition(",")[0] + ",1" if ",validation," in line else line for line in table.read_text().splitlines()
-    ]
+    rows = [line.rpartition(",")[0] + ",1" if ",validation," in line else line for line in table.read_text().splitlines()]
     table.write_text("\n".join(rows) + "\n")
     overrides = (f"data.source={table}", "device=cpu", "backbone={kind: pixels, size: 2}", "train.epochs=2", *CSV)
     config = load_experiment(f"configs/beetles/{method}.yaml", overrides).config
@@ -213,9 +199,7 @@ OF_SETS = (
 
 
 @pytest.mark.parametrize("more", [(), OF_SETS], ids=["images", "sets"])
-def test_told_to_stop_it_writes_a_checkpoint_and_goes_on_to_the_same_end(
-    config_of: MakeConfig, more: tuple[str, ...]
-) -> None:
+def test_told_to_stop_it_writes_a_checkpoint_and_goes_on_to_the_same_end(config_of: MakeConfig, more: tuple[str, ...]) -> None:
     overrides = (*QUICK_LORA, *SLOW, "model.encoder.dropout=0.1", "train.epochs=4", *more)
     ends = []
     for name, stop_after in (("undisturbed", None), ("stopped", 2)):
@@ -253,9 +237,7 @@ def test_a_damaged_checkpoint_is_kept_aside_and_training_starts_again(config_of:
     assert read_json(trial.trained)["epochs"] == 2
 
 
-def test_a_checkpoint_of_other_targets_is_not_resumed(
-    config_of: MakeConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_of_other_targets_is_not_resumed(config_of: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_of("frozen", "train.epochs=2", "resources.checkpoint_epochs=1")
     other = config_of("frozen", "train.epochs=2", "data.permute_targets=true")
     trial = experiment_dir(config).trial("trial")
@@ -451,11 +433,7 @@ def kill_at_random(config: str, overrides: tuple[str, ...], root: Path, rng: ran
     for number in range(n):
         command = [sys.executable, "-m", "pipeline.cli", "train", config, *overrides]
         process = subprocess.Popen(
-            command,
-            cwd=PROJECT,
-            env={**os.environ, "CARABID_ROOT": str(root)},
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
+            command, cwd=PROJECT, env={**os.environ, "CARABID_ROOT": str(root)}, stdout=subprocess.DEVNULL, start_new_session=True
         )
         seen = checkpoint_time(root)
         while checkpoint_time(root) == seen and process.poll() is None:
@@ -524,18 +502,14 @@ def test_every_method_config_trains_and_evaluates_on_the_tiny_backbones(assets: 
         if method == "silhouettes":  # of other data
             continue
         more = QUICK_LORA if method in ("lora", "combined") else ()
-        trial = load_experiment(
-            f"configs/beetles/{method}.yaml", (*assets.overrides(method), "train.epochs=1", *more)
-        ).trials[0]
+        trial = load_experiment(f"configs/beetles/{method}.yaml", (*assets.overrides(method), "train.epochs=1", *more)).trials[0]
         folder = experiment_dir(trial.config).trial(trial.name)
         extract.ensure(trial.config)
         train.run(trial.config, folder)
         assert evaluate.run(trial.config, folder)["split"] == "test", method
 
 
-def test_a_damaged_config_is_written_again_by_training_as_results_say(
-    trained: Callable[..., tuple[Config, TrialDir]],
-) -> None:
+def test_a_damaged_config_is_written_again_by_training_as_results_say(trained: Callable[..., tuple[Config, TrialDir]]) -> None:
     config, trial = trained("frozen", "train.epochs=1")
     evaluate.run(config, trial)
     whole = trial.config.read_text()

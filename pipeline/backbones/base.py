@@ -98,9 +98,7 @@ class Backbone(nn.Module, ABC):
 
         Raises UserError where the encoder has no such tokens.
         """
-        raise UserError(
-            f"{self.label} has no patch tokens: use an encoder on its pooled embedding (model.encoder.kind: frozen)."
-        )
+        raise UserError(f"{self.label} has no patch tokens: use an encoder on its pooled embedding (model.encoder.kind: frozen).")
 
     def trunk(self, images: Tensor, cut: int) -> Tensor:
         """Images [B, 3, H, W] → all tokens [B, T, D] after the first `cut` blocks (0: what the first block reads).
@@ -224,9 +222,7 @@ def checked_folder(name: str, files: Iterable[str], library: str) -> Path:
         raise UserError(f"The folder of backbone.name {name} does not exist.")
     for needed in files:
         if not (folder / needed).is_file():
-            raise UserError(
-                f"The folder of backbone.name {name} has no {needed}: it is not a model saved by {library}."
-            )
+            raise UserError(f"The folder of backbone.name {name} has no {needed}: it is not a model saved by {library}.")
     return folder
 
 

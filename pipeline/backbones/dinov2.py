@@ -125,9 +125,7 @@ class Dinov2Backbone(Backbone):
         tokens = torch.zeros(1, 1 + self.grid[0] * self.grid[1], self.width)
         patch_height, patch_width = embeddings.patch_embeddings.patch_size
         with torch.no_grad():
-            positions = embeddings.interpolate_pos_encoding(
-                tokens, self.grid[0] * patch_height, self.grid[1] * patch_width
-            )
+            positions = embeddings.interpolate_pos_encoding(tokens, self.grid[0] * patch_height, self.grid[1] * patch_width)
         embeddings.position_embeddings = nn.Parameter(positions.clone())
         return network
 
@@ -144,9 +142,7 @@ class Dinov2Backbone(Backbone):
         """Height and width that the processor gives, found by trying: sizes are written in several ways."""
         upright, lying = (self.transform(Image.new("RGB", size)).shape[1:] for size in ((96, 128), (128, 96)))
         if upright != lying:
-            raise UserError(
-                f"{self.label}: its image processor gives images of differing shapes; it must crop or squash them."
-            )
+            raise UserError(f"{self.label}: its image processor gives images of differing shapes; it must crop or squash them.")
         return upright[0], upright[1]
 
 
@@ -178,9 +174,7 @@ def _read(config: blocks.Dinov2) -> tuple[nn.Module, Any]:
                 f"backbone.name {config.name} is a {kind} model: backbone.kind dinov2 needs one of {', '.join(MODEL_TYPES)}."
             )
         processor = cast(Any, AutoImageProcessor).from_pretrained(name, revision=config.revision)
-        model, info = AutoModel.from_pretrained(
-            name, revision=config.revision, dtype=torch.float32, output_loading_info=True
-        )
+        model, info = AutoModel.from_pretrained(name, revision=config.revision, dtype=torch.float32, output_loading_info=True)
     except UserError:
         raise
     except Exception as error:  # transformers raises whatever its libraries do

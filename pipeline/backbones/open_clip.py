@@ -268,9 +268,7 @@ def _create(name: str, pretrained: str | None) -> tuple[nn.Module, Compose]:
             # pretrained_text: the text tower is thrown away, so its default weights need not be fetched.
             model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained_text=False)
         else:
-            model, preprocess = open_clip.create_model_from_pretrained(
-                name, pretrained, **_tag_options(name, pretrained)
-            )
+            model, preprocess = open_clip.create_model_from_pretrained(name, pretrained, **_tag_options(name, pretrained))
     except Exception as error:  # open_clip raises whatever its libraries do
         raise _failure(name, pretrained, error) from error
     return model, preprocess
@@ -300,9 +298,7 @@ def _checked_name(config: blocks.OpenClip) -> str:
     tags = open_clip.list_pretrained_tags_by_model(name)
     if config.pretrained is not None and config.pretrained not in tags and not os.path.isfile(config.pretrained):
         known = ", ".join(difflib.get_close_matches(config.pretrained, tags, 3, 0.3) or tags[:5]) or "none"
-        raise UserError(
-            f"backbone.pretrained {config.pretrained} is neither a file nor a tag of {name}; tags: {known}."
-        )
+        raise UserError(f"backbone.pretrained {config.pretrained} is neither a file nor a tag of {name}; tags: {known}.")
     return name
 
 
@@ -354,9 +350,7 @@ def _failure(name: str, pretrained: str | None, error: Exception) -> UserError |
     cause = hub.in_short(error)
     if name.startswith(LOCAL):
         folder = name.removeprefix(LOCAL)
-        return UserError(
-            f"The weights in {folder} are missing, damaged or of another architecture than its config: {cause}"
-        )
+        return UserError(f"The weights in {folder} are missing, damaged or of another architecture than its config: {cause}")
     whole = f"{name} ({pretrained})" if pretrained else name
     if repository := hub_repository(name, pretrained):
         return hub.not_loaded(f"The weights of {whole}", error, hub.cached_repository(repository, "models"))

@@ -56,9 +56,7 @@ class TimmBackbone(Backbone):
     def extra_repr(self) -> str:
         """Part of the key of features: modules alone do not tell how a transformer pools."""
         pool = getattr(self.model, "global_pool", None)
-        return f"architecture={_settings(self.model)['architecture']}" + (
-            f", pool={pool}" if isinstance(pool, str) else ""
-        )
+        return f"architecture={_settings(self.model)['architecture']}" + (f", pool={pool}" if isinstance(pool, str) else "")
 
     def _measure_embedding(self) -> int:
         """Width of the embedding; raises UserError where the network cannot read images of this size, or does not pool."""
@@ -129,13 +127,9 @@ def _checked_name(config: blocks.Timm) -> str:
             f"backbone.name {name} is no architecture of timm; the nearest are: {near}. Models on the Hub are named "
             f"{HUB}owner/name, folders {LOCAL}/a/folder."
         )
-    tags = [
-        known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}*") if _is_of(known, architecture)
-    ]
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}*") if _is_of(known, architecture)]
     if tag and tag not in tags:
-        raise UserError(
-            f"backbone.name {name}: {architecture} has no weights {tag}; it has: {', '.join(tags) or 'none'}."
-        )
+        raise UserError(f"backbone.name {name}: {architecture} has no weights {tag}; it has: {', '.join(tags) or 'none'}.")
     if tag and not config.pretrained:
         raise UserError(
             f"backbone.name {name} names weights, and backbone.pretrained is false: set it to true, or write {architecture} for "
@@ -159,9 +153,7 @@ def hub_repository(name: str) -> str | None:
 def _failure(name: str, loads: bool, error: Exception) -> UserError | WorkError:
     if name.startswith(LOCAL):
         folder = name.removeprefix(LOCAL)
-        return UserError(
-            f"The weights in {folder} are damaged or of another architecture than its config: {hub.in_short(error)}"
-        )
+        return UserError(f"The weights in {folder} are damaged or of another architecture than its config: {hub.in_short(error)}")
     repository = name.removeprefix(HUB) if name.startswith(HUB) else hub_repository(name)
     if loads and repository:
         return hub.not_loaded(f"The weights of {name}", error, hub.cached_repository(repository, "models"))

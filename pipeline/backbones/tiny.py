@@ -48,13 +48,7 @@ PREPROCESS = {
     "interpolation": "bicubic",
     "resize_mode": "shortest",
 }
-DINOV2: dict[str, Any] = {
-    "hidden_size": 64,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 8,
-    "image_size": 56,
-    "patch_size": 7,
-}
+DINOV2: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 8, "image_size": 56, "patch_size": 7}
 """An 8 × 8 grid, so that a 5 × 5 convolution leaves 4 × 4."""
 
 GAINS = {

@@ -13,9 +13,7 @@ from pipeline.experiments.cluster import Cluster, load_cluster, use_root
 from pipeline.experiments.reading import Experiment, load_experiment
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML under configs/, or your own.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE …]", help="Overrides; key=a,b makes a grid.")
-]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE …]", help="Overrides; key=a,b makes a grid.")]
 TrainedFolder = Annotated[Path | None, typer.Option(help="Where experiments lie, if paths.trained says so.")]
 ClusterOption = Annotated[
     str | None,

@@ -60,9 +60,7 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show every script, queue nothing.")] = False,
     wait: Wait = False,
     workers: Annotated[int, typer.Option(min=1, help="Trials at once with --cluster local.")] = 1,
-    max_parallel: Annotated[
-        int | None, typer.Option(min=1, help="Job tasks of each array at once; default: all.")
-    ] = None,
+    max_parallel: Annotated[int | None, typer.Option(min=1, help="Job tasks of each array at once; default: all.")] = None,
     pack: Annotated[int, typer.Option(min=1, help="Trials that share a job task and its GPU, side by side.")] = 1,
 ) -> None:
     """Queue extraction, training, evaluation and collection of all trials that have no results yet."""

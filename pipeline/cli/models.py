@@ -16,14 +16,10 @@ def predict(
     trial: Annotated[Path, typer.Argument(help="A trained trial's folder.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     domain: Annotated[str | None, typer.Option(help="Their domain; default: unknown.")] = None,
-    species: Annotated[
-        list[str] | None, typer.Option(help="Their scientific name, or (repeated) that of each.")
-    ] = None,
+    species: Annotated[list[str] | None, typer.Option(help="Their scientific name, or (repeated) that of each.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cuda or cpu; default: the trial's.")] = None,
     group: Annotated[bool, typer.Option("--group", help="They are of one group: print mean ± sigma.")] = False,
-    colour_card: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Image of the colour card beside them.")
-    ] = None,
+    colour_card: Annotated[Path | None, typer.Option(metavar="FILE", help="Image of the colour card beside them.")] = None,
     scale_bar: Annotated[Path | None, typer.Option(metavar="FILE", help="Image of the scale bar beside them.")] = None,
 ) -> None:
     """Print a trained model's predictions for new images, or its forecast of the group that they are of."""
@@ -32,9 +28,7 @@ def predict(
     origin = Origin(domain, tuple(species or ()), colour_card, scale_bar)
     if group:
         found = predict_group(trial, images, origin, device)
-        texts = {
-            name: f"{mu:.4f}" + (f" ± {sigma:.4f}" if sigma is not None else "") for name, (mu, sigma) in found.items()
-        }
+        texts = {name: f"{mu:.4f}" + (f" ± {sigma:.4f}" if sigma is not None else "") for name, (mu, sigma) in found.items()}
         print("\t".join(f"{name}={text}" for name, text in texts.items()))
         return
     for image, values in zip(images, predict_files(trial, images, origin, device), strict=True):
@@ -73,21 +67,12 @@ def export(
     to: Annotated[str, typer.Option(help="The platform: codabench.")] = "codabench",
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder to write.")] = None,
     zipped: Annotated[bool, typer.Option("--zip", help="Write DIR.zip too, as it is uploaded.")] = False,
-    with_backbone: Annotated[
-        bool, typer.Option("--with-backbone", help="Put its weights in; no internet needed.")
-    ] = False,
-    check: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Try a submission (folder, zip); write none."),
-    ] = None,
+    with_backbone: Annotated[bool, typer.Option("--with-backbone", help="Put its weights in; no internet needed.")] = False,
+    check: Annotated[Path | None, typer.Option(metavar="DIR", help="Try a submission (folder, zip); write none.")] = None,
     python: Annotated[
-        Path | None,
-        typer.Option(help="With --check: interpreter; default: this, with the whitelist alone."),
+        Path | None, typer.Option(help="With --check: interpreter; default: this, with the whitelist alone.")
     ] = None,
-    challenge: Annotated[
-        str | None,
-        typer.Option(help="With --check: beetles or butterflies; default: it tells."),
-    ] = None,
+    challenge: Annotated[str | None, typer.Option(help="With --check: beetles or butterflies; default: it tells.")] = None,
     largest: Annotated[int, typer.Option(min=1, help="With --check: images of the largest group of beetles.")] = 500,
     gpu: Annotated[bool, typer.Option("--gpu", help="With --check: let it see the GPUs; default: none.")] = False,
 ) -> None:
@@ -104,9 +89,7 @@ def export(
         print(write(trials or [], out, zipped, with_backbone))
 
 
-def _check_submission(
-    folder: Path, other: object, python: Path | None, largest: int, gpu: bool, challenge: str | None
-) -> None:
+def _check_submission(folder: Path, other: object, python: Path | None, largest: int, gpu: bool, challenge: str | None) -> None:
     """Print what was checked."""
     from pipeline.export import check
 

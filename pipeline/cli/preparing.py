@@ -10,9 +10,7 @@ import typer
 from pipeline.cli.arguments import ConfigArgument, Overrides, load
 
 
-def demo(
-    out: Annotated[Path | None, typer.Option(help="Folder to work in; default: demo/ under the root.")] = None,
-) -> None:
+def demo(out: Annotated[Path | None, typer.Option(help="Folder to work in; default: demo/ under the root.")] = None) -> None:
     """Everything at once on generated beetles: no Slurm, no GPU, no network."""
     from pipeline import demo as module
 
@@ -24,10 +22,7 @@ def generate(
     out: Annotated[Path, typer.Option(help="New folder for the data set.")],
     seed: Annotated[int, typer.Option(help="Another seed draws other images.")] = 0,
     scale: Annotated[float, typer.Option(min=0.01, help="Size of the data set; 1: about 2,500 images.")] = 1.0,
-    form: Annotated[
-        str | None,
-        typer.Option(help="parquet, csv or disk (save_to_disk); butterflies: csv."),
-    ] = None,
+    form: Annotated[str | None, typer.Option(help="parquet, csv or disk (save_to_disk); butterflies: csv.")] = None,
 ) -> None:
     """Write made-up data in a task's real schema, with a learnable signal."""
     from pipeline.tasks import generator

@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 def results(
     experiments: ExperimentNames = None,
     form: Annotated[str, typer.Option("--format", help="table, csv, markdown or json.")] = "table",
-    sort: Annotated[
-        str | None,
-        typer.Option(help="Figure to sort by: r2, in_domain.r2, SPEI_30d.r2, roc_auc, …"),
-    ] = None,
+    sort: Annotated[str | None, typer.Option(help="Figure to sort by: r2, in_domain.r2, SPEI_30d.r2, roc_auc, …")] = None,
     cost: Annotated[bool, typer.Option("--cost", help="Hours, GPU-hours, nodes and jobs, not metrics.")] = False,
     trained: TrainedFolder = None,
 ) -> None:

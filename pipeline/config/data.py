@@ -153,15 +153,7 @@ class Data(Section):
     """The images, their targets and their splits."""
 
     fits = (
-        *(
-            Fit(
-                f"data.columns.{name}",
-                GIVEN,
-                "reads images of their own",
-                name,
-            )
-            for name in ("colour_card", "scale_bar")
-        ),
+        *(Fit(f"data.columns.{name}", GIVEN, "reads images of their own", name) for name in ("colour_card", "scale_bar")),
         Fit("data.label", GIVEN, "is of classes", "positive"),
     )
     source: str
@@ -206,9 +198,7 @@ class Data(Section):
         if self.label is not None and self.targets:
             raise ValueError("label and targets exclude one another: set targets to [] to predict the label")
         if self.label is not None and "=" in self.label:
-            raise ValueError(
-                "label: a column whose name has no = in it, which stands between it and a class in results"
-            )
+            raise ValueError("label: a column whose name has no = in it, which stands between it and a class in results")
         if len({self.label, *self.columns.auxiliary}) <= len(self.columns.auxiliary):
             raise ValueError("columns.auxiliary names labels beside the label: each column once, and not the label's")
         return self
@@ -218,7 +208,5 @@ class Data(Section):
         if (not self.targets and self.label is None) or len(set(self.targets)) != len(self.targets):
             raise ValueError("name what is to be predicted: targets, at least one and none of them twice, or a label")
         if taken := RESULT_KEYS & set(self.targets):
-            raise ValueError(
-                f"a target cannot be called {', '.join(sorted(taken))}: results.json has a key of that name"
-            )
+            raise ValueError(f"a target cannot be called {', '.join(sorted(taken))}: results.json has a key of that name")
         return self

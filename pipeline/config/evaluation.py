@@ -20,9 +20,7 @@ class Features(Section):
 class Calibrate(Section):
     """How a group's sigma comes about: fitted to the CRPS of validation groups, in-domain and out-of-domain apart."""
 
-    fits = (
-        Fit("data.truth", ("numbers",), "is of numbers: a class' probability is not calibrated", at=("emos", "spread")),
-    )
+    fits = (Fit("data.truth", ("numbers",), "is of numbers: a class' probability is not calibrated", at=("emos", "spread")),)
     kind: Literal["scale", "emos", "spread"] = "scale"
     """scale: sigma alone, from what images of a group share and what is each one's own; emos: the mean by a line as well;
     spread: not calibrated, the sd over images, as the challenge's sample code does, to compare with."""

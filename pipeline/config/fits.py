@@ -145,11 +145,7 @@ def _own(config: Section, path: str, fit: Fit, fits: Sequence[Fit]) -> str:
         return f"{path}.{fit.when} " + ("to nothing" if isinstance(info.default, Section) else _either((info.default,)))
     if not fit.at:
         return _kinds(path, [kind for kind, own in _of_kinds(config, f"{path}.fits").items() if fit not in own])
-    alike = [
-        each
-        for each in fits
-        if (each.key, each.when) == (fit.key, fit.when) and not each.takes(_value(config, fit.key))
-    ]
+    alike = [each for each in fits if (each.key, each.when) == (fit.key, fit.when) and not each.takes(_value(config, fit.key))]
     asking = _of_kinds(config, f"{path}.{fit.when}").items()
     return _kinds(path, [kind for kind, value in asking if not any(each.is_asked_by(value) for each in alike)])
 
@@ -176,8 +172,7 @@ def _either(values: tuple[Any, ...]) -> str:
 
 # ---------------------------------------------------------------- of blocks
 TRUTHS = tuple(
-    Fit("data.truth", (truth,), "does not fit {data.truth_in_words}", "of", (truth,))
-    for truth in ("numbers", "classes")
+    Fit("data.truth", (truth,), "does not fit {data.truth_in_words}", "of", (truth,)) for truth in ("numbers", "classes")
 )
 SOLVED = "is not trained by gradient descent"
 NOT_DESCENDING: dict[tuple[str, tuple[Any, ...]], str] = {
@@ -209,10 +204,7 @@ ELSEWHERE: dict[str, tuple[Fit, ...]] = {
     "model.encoder": tuple(
         Fit("backbone.offers", (each,), f"reads {words}, and {LACKS}", "reads", (each,)) for each, words in READ.items()
     ),
-    "model.head": (
-        *TRUTHS,
-        *(Fit(key, of, why, "descends", (False,)) for (key, of), why in NOT_DESCENDING.items()),
-    ),
+    "model.head": (*TRUTHS, *(Fit(key, of, why, "descends", (False,)) for (key, of), why in NOT_DESCENDING.items())),
     "loss": (*TRUTHS, Fit("data.columns.auxiliary", GIVEN, "is the weight of labels beside the class", "auxiliary")),
     "risk": (
         Fit("data.columns.domain", GIVEN, "tells domains apart", "tells_domains", (True,)),

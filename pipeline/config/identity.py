@@ -69,9 +69,7 @@ def _steps(block: type[BaseModel]) -> list[tuple[str, bool, Any, Sequence[type[B
 
 def only_science(values: dict[str, Any]) -> dict[str, Any]:
     """Those blocks of a configuration that are science; how images come here is not."""
-    kept: dict[str, Any] = without_later(
-        {key: value for key, value in values.items() if key not in NOT_SCIENCE}, [Config]
-    )
+    kept: dict[str, Any] = without_later({key: value for key, value in values.items() if key not in NOT_SCIENCE}, [Config])
     if isinstance(data := kept.get("data"), dict):
         kept["data"] = {key: value for key, value in data.items() if key != "download"}
     return kept

@@ -22,9 +22,7 @@ def number_classes(table: pd.DataFrame, data: Data) -> tuple[pd.DataFrame, Label
     assert data.label is not None
     classes, columns = _classes(table["label"], data), [f"{AUXILIARY}{i}" for i in range(len(data.columns.auxiliary))]
     names = sorted({name for column in columns for name in table[column].dropna()})
-    numbers = {LABEL: _numbers(table["label"], classes)} | {
-        column: _numbers(table[column], names) for column in columns
-    }
+    numbers = {LABEL: _numbers(table["label"], classes)} | {column: _numbers(table[column], names) for column in columns}
     others = tuple(f"{data.columns.auxiliary[0]}={name}" for name in names)
     return table.assign(**numbers), Labels(tuple(f"{data.label}={name}" for name in classes), others, len(columns))
 
@@ -38,9 +36,7 @@ def _numbers(column: pd.Series, names: list[str]) -> pd.Series:
 def _classes(column: pd.Series, data: Data) -> list[str]:
     classes = sorted(set(column))
     if len(classes) < 2:
-        raise UserError(
-            f"{data.source}: column {data.label} (data.label) holds {classes[0]!r} alone: name another one."
-        )
+        raise UserError(f"{data.source}: column {data.label} (data.label) holds {classes[0]!r} alone: name another one.")
     if len(classes) > max(20, len(column) / 2):
         raise UserError(
             f"{data.source}: column {data.label} (data.label) has {len(classes)} classes in {len(column)} rows: if these are "

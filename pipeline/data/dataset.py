@@ -151,9 +151,7 @@ def decode(encoded: bytes) -> Image.Image:
         raise UnidentifiedImageError("its content is in no image format that Pillow knows") from None
     image.load()
     if image.mode == "F":
-        raise ValueError(
-            "its pixels are floating-point numbers, whose range nobody can tell; save it with 8 bits a channel"
-        )
+        raise ValueError("its pixels are floating-point numbers, whose range nobody can tell; save it with 8 bits a channel")
     return image
 
 

@@ -69,11 +69,7 @@ def blank_for(transform: Callable[[Image.Image], Tensor]) -> Tensor:
 
 
 def prepare_batches(
-    load: Callable[[int], Tensor],
-    chunks: Iterable[Sequence[int]],
-    blank: Tensor,
-    threads: int,
-    keep_bad: bool,
+    load: Callable[[int], Tensor], chunks: Iterable[Sequence[int]], blank: Tensor, threads: int, keep_bad: bool
 ) -> Generator[DecodedImages]:
     """`load_batches` of whatever `load` makes of a position, shaped as `blank`; threads call it, and it raises BadImage."""
 
@@ -115,6 +111,4 @@ def _read(dataset: Dataset, i: int, sha256: str | None) -> Image.Image:
 def _batch(positions: Sequence[int], futures: Sequence[Future[Loaded]], blank: Tensor) -> DecodedImages:
     loaded = [future.result() for future in futures]
     bad = {i: str(image) for i, image in zip(positions, loaded, strict=True) if isinstance(image, BadImage)}
-    return DecodedImages(
-        positions, torch.stack([image if isinstance(image, Tensor) else blank for image in loaded]), bad
-    )
+    return DecodedImages(positions, torch.stack([image if isinstance(image, Tensor) else blank for image in loaded]), bad)

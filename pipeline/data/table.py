@@ -36,9 +36,7 @@ WHOLE = re.compile(r"-?\d+(\.0+)?")
 def load_numbers(data: Data) -> Dataset:
     """The data set of a task that predicts numbers, checked. Raises UserError naming file, row and column, also for a label."""
     if data.label is not None:
-        raise UserError(
-            f"this task predicts numbers, and data.label {data.label} names classes: task=classify takes these"
-        )
+        raise UserError(f"this task predicts numbers, and data.label {data.label} names classes: task=classify takes these")
     return _permuted(_dealt(_read(data), data, None), data)
 
 

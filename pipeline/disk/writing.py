@@ -38,9 +38,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(
-    path: Path, replace: bool = False, to_sync: Callable[[Path], bool] = lambda _: True
-) -> Iterator[Path]:
+def atomic_folder(path: Path, replace: bool = False, to_sync: Callable[[Path], bool] = lambda _: True) -> Iterator[Path]:
     """A new folder beside `path` (whose parents are made); on success it is synced and renamed to `path`, else removed.
 
     `to_sync` chooses the files that are synced. What is at `path` already is kept, with an OSError, unless it is an empty

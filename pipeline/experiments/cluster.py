@@ -155,9 +155,7 @@ def _find(name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         path = Path(os.path.expanduser(name)).resolve()
     elif "/" in name:
-        raise UserError(
-            f"--cluster {name}: name a profile ({', '.join(known_profiles())}) or a file that ends in .yaml"
-        )
+        raise UserError(f"--cluster {name}: name a profile ({', '.join(known_profiles())}) or a file that ends in .yaml")
     else:
         path = FOLDER / f"{name}.yaml"
     if not path.is_file():
@@ -185,9 +183,7 @@ def _layer(values: dict[str, Any], places: dict[str, str], path: Path) -> Layer:
     resources = dict(values.get("resources") or {})
     shared = resources.pop("all", None) or {}
     if not isinstance(shared, dict) or not all(isinstance(resources.get(stage, {}), dict) for stage in STAGES):
-        raise UserError(
-            f"{path}: resources.all, resources.extract, … are blocks of keys: {', '.join(Job.model_fields)}"
-        )
+        raise UserError(f"{path}: resources.all, resources.extract, … are blocks of keys: {', '.join(Job.model_fields)}")
     merged = {stage: {**shared, **resources.get(stage, {})} for stage in STAGES if shared or stage in resources}
     below = {"resources": {**resources, **merged}, "paths": values.get("paths") or {}}
     spread = {
@@ -252,9 +248,7 @@ def python_command(profile: Profile, code: Path, folders: Callable[[], Sequence[
         return shlex.join(["uv", "run", "--no-sync", "--project", _absolute(environment.project), "python"])
     if environment.kind == "apptainer":
         binds = [f"--bind={folder}" for folder in dict.fromkeys((*map(str, folders()), *environment.binds))]
-        return shlex.join(
-            ["apptainer", "exec", "--nv", *binds, f"--pwd={code}", _absolute(environment.image), "python"]
-        )
+        return shlex.join(["apptainer", "exec", "--nv", *binds, f"--pwd={code}", _absolute(environment.image), "python"])
     return shlex.quote(sys.executable) if environment.kind == "submitting" else "python"
 
 

@@ -25,9 +25,7 @@ def split_overrides(overrides: Sequence[str], document: Document) -> Axes:
         key, equals, value = text.partition("=")
         refuse_secret(text, f"on the command line: {hide(key)}")
         if not equals or not key:
-            raise UserError(
-                f"override {text!r}: write key=value, such as optim.lr=1e-4 (or optim.lr=1e-4,3e-4 for a grid)"
-            )
+            raise UserError(f"override {text!r}: write key=value, such as optim.lr=1e-4 (or optim.lr=1e-4,3e-4 for a grid)")
         if key in axes:
             raise UserError(f"override {text!r}: {key} is given twice")
         axes[key] = [_parse_value(part, text) for part in split_commas(value)]

@@ -70,9 +70,7 @@ def _label(config: Config, base: Tree, varying: Callable[[Kinds], set[str]]) -> 
         block = key.removesuffix("kind")
         ordinary = _defaults_of(config, block)
         changed = {
-            k: v
-            for k, v in changed.items()
-            if k == key or ordinary.get(k.removeprefix(block)) != v or not k.startswith(block)
+            k: v for k, v in changed.items() if k == key or ordinary.get(k.removeprefix(block)) != v or not k.startswith(block)
         }
     parts = _parts(changed, values)
     if len(",".join(parts)) > MAX_LABEL:

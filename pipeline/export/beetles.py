@@ -37,13 +37,9 @@ class Model:
                 batch = Batch(datapoints[start : start + BATCH], self.backbone)
                 for parts, member in zip(said, self.members, strict=True):
                     parts.append(member.say(batch))
-        pooled = [
-            dict(zip(m.spec["targets"], pool(parts), strict=True)) for m, parts in zip(self.members, said, strict=True)
-        ]
+        pooled = [dict(zip(m.spec["targets"], pool(parts), strict=True)) for m, parts in zip(self.members, said, strict=True)]
         domain = domain_of(datapoints)
-        return {
-            target: self._forecast([each[target] for each in pooled], target, domain) for target in self.spec["targets"]
-        }
+        return {target: self._forecast([each[target] for each in pooled], target, domain) for target in self.spec["targets"]}
 
     def _forecast(self, said: Sequence[Pooled], target: str, domain: str | None) -> dict[str, float]:
         """From what the members say of a target: calibrated together if they were, else each by itself, and averaged."""
@@ -77,9 +73,7 @@ def pool(said: Sequence[Said]) -> list[Pooled]:
 
 def combined(said: Sequence[Pooled]) -> Pooled:
     """What members that differ in the seed say together: their variance grows where they disagree."""
-    means, variances, spreads = (
-        np.array([getattr(one, name) for one in said]) for name in ("mean", "variance", "spread")
-    )
+    means, variances, spreads = (np.array([getattr(one, name) for one in said]) for name in ("mean", "variance", "spread"))
     return Pooled(float(means.mean()), float(variances.mean() + means.var()), float(spreads.mean()), said[0].n)
 
 

@@ -88,9 +88,7 @@ def _no_parameter(value: Any, parameter: str) -> str | None:
     if fault:
         return fault
     if parameter == "sigma" and value < SMALLEST_SIGMA:
-        return (
-            f"is {value:g}: it is rounded to {DECIMALS} decimals and scored as a spread, so keep it ≥ {SMALLEST_SIGMA}"
-        )
+        return f"is {value:g}: it is rounded to {DECIMALS} decimals and scored as a spread, so keep it ≥ {SMALLEST_SIGMA}"
     return None
 
 

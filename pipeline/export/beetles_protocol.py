@@ -74,6 +74,5 @@ def _explain_difference(rows: Sequence[Row], first: Predictions, second: Predict
             "and put the model into eval mode"
         )
     raise WorkError(
-        f"{what} and, with specimens and events in another order, {second[key]:.4f}: an event's prediction must depend "
-        "on neither"
+        f"{what} and, with specimens and events in another order, {second[key]:.4f}: an event's prediction must depend on neither"
     )

@@ -24,9 +24,7 @@ def predict(model: Any, source: Path, output: Path, submission: Path) -> None:
             image = opened(source / name)
             if image is None:
                 continue
-            where = (
-                f"{name} ({image.mode} {image.width}×{image.height})"  # (before a submission changes what it is given)
-            )
+            where = f"{name} ({image.mode} {image.width}×{image.height})"  # (before a submission changes what it is given)
             score = attempt(f"{where}: predict", submission, partial(model.predict, image))
             if fault := not_a_number(score):
                 raise Refused(f"{where}: predict answered what {fault}")

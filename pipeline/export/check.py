@@ -32,11 +32,7 @@ LARGEST = beetles_protocol.LARGEST
 
 
 def check(
-    submission: Path,
-    python: Path | None = None,
-    largest: int = LARGEST,
-    gpu: bool = False,
-    challenge: str | None = None,
+    submission: Path, python: Path | None = None, largest: int = LARGEST, gpu: bool = False, challenge: str | None = None
 ) -> list[str]:
     """Check a submission, a folder or a zip; lines that say what was done and found.
 
@@ -153,9 +149,7 @@ def _run(python: Path, folder: Path, gpu: bool, script: str, work: Path, name: s
         made.mkdir()
     for file in (script, "platform_side.py"):
         shutil.copy(Path(__file__).with_name(file), program)  # (beside them lies this package)
-    done = run(
-        python, [str(program / script), *map(str, (work / "input", output, program, folder))], elsewhere, gpu=gpu
-    )
+    done = run(python, [str(program / script), *map(str, (work / "input", output, program, folder))], elsewhere, gpu=gpu)
     if (output / "failure.txt").exists():
         raise WorkError((output / "failure.txt").read_text(encoding="utf-8").rstrip())
     if done.returncode or not any(output.glob("predictions.*")):

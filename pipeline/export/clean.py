@@ -111,13 +111,7 @@ def run(
     passed_on = (*PASSED_ON, GPUS) if gpu else PASSED_ON
     kept = {name: os.environ[name] for name in passed_on if name in os.environ} | ({} if gpu else {GPUS: ""})
     return subprocess.run(
-        [str(python), *arguments],
-        cwd=folder,
-        env=kept | SET,
-        input=given,
-        capture_output=True,
-        text=True,
-        errors="replace",
+        [str(python), *arguments], cwd=folder, env=kept | SET, input=given, capture_output=True, text=True, errors="replace"
     )
 
 

@@ -100,9 +100,7 @@ def _load(trial: TrialDir, config: Config, backbone: Backbone) -> Member:
     if config.data.label is None and set(facts.targets) != set(TARGETS):
         raise UserError(f"{trial.path} predicts {', '.join(facts.targets)}: the platform asks for {', '.join(TARGETS)}")
     if config.data.label is not None and len(facts.targets) != 2:
-        raise UserError(
-            f"{trial.path} tells {len(facts.targets)} classes apart: the platform asks for a score of one of two"
-        )
+        raise UserError(f"{trial.path} tells {len(facts.targets)} classes apart: the platform asks for a score of one of two")
     if config.data.label is not None and config.data.positive is None:
         raise UserError(f"{trial.path}: nothing says which class the scores are of: train with data.positive")
     if config.data.label is not None and (config.data.colour_card or config.data.scale_bar):
@@ -154,9 +152,7 @@ def _brings_networks(configs: Iterable[Config]) -> bool:
 
 
 # ---------------------------------------------------------------- the folder
-def _write(
-    folder: Path, members: Sequence[Member], backbone: Backbone, with_backbone: bool, calibration: Spec | None
-) -> None:
+def _write(folder: Path, members: Sequence[Member], backbone: Backbone, with_backbone: bool, calibration: Spec | None) -> None:
     """All files of the submission."""
     states = _with_same_tails(members, [_state(member) for member in members], backbone)
     config = members[0].config

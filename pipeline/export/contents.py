@@ -83,9 +83,7 @@ def _read_imports(path: Path, own: set[str], contents: Contents) -> None:
     taken = sys.stdlib_module_names | set(IMPORTS.values())
     for line, name in _imported(tree):
         if name in own & taken:
-            contents.faults.append(
-                f"{file}:{line}: `{name}` is not the folder's, but an installed module: rename the file"
-            )
+            contents.faults.append(f"{file}:{line}: `{name}` is not the folder's, but an installed module: rename the file")
         elif name not in own | sys.stdlib_module_names:
             contents.imports.append((f"{file}:{line}", name))
 

@@ -58,9 +58,7 @@ class Backbone(ABC):
                 owner, _, last = name.rpartition(".")
                 setattr(self.module.get_submodule(owner), last, nn.Parameter(tail[name].to(parameter), False))
         if unknown := self.module.load_state_dict(dict(tail), strict=False).unexpected_keys:
-            raise ValueError(
-                f"the backbone has no {unknown[0]}: another version of its library than it was exported with?"
-            )
+            raise ValueError(f"the backbone has no {unknown[0]}: another version of its library than it was exported with?")
 
     @abstractmethod
     def features(self, images: Tensor, kind: str) -> Tensor:

@@ -67,9 +67,7 @@ def _unknown(name: str) -> str:
     if meant:
         return f"`{name}` is compared letter for letter: write `{meant[0]}`"
     allowed = ", ".join(WHITELIST)
-    return (
-        f"`{name}` is not on the platform's list: do without it, or copy what you need of its code. Allowed: {allowed}"
-    )
+    return f"`{name}` is not on the platform's list: do without it, or copy what you need of its code. Allowed: {allowed}"
 
 
 def _normal(name: str) -> str:

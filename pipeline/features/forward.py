@@ -18,11 +18,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def compute_features(
-    backbone: Backbone,
-    images: Tensor,
-    kind: FeatureKind,
-    cut: int = 0,
-    dtype: Literal["bf16", "fp32"] = "fp32",
+    backbone: Backbone, images: Tensor, kind: FeatureKind, cut: int = 0, dtype: Literal["bf16", "fp32"] = "fp32"
 ) -> Tensor:
     """Images [B, 3, H, W] → pooled embeddings [B, E], patch tokens [B, P, D], tokens after `cut` blocks [B, T, D], or the
     images themselves, in `dtype`.

@@ -233,13 +233,9 @@ def load_store(directory: StoreDir) -> FeatureStore:
             f"{directory.path}: these features are not there, or not all: run `carabid extract` on this configuration."
         ) from None
     except (KeyError, TypeError, ValueError) as error:
-        raise MissingFeatures(
-            f"{directory.manifest} is damaged ({error}): remove it and run `carabid extract`."
-        ) from error
+        raise MissingFeatures(f"{directory.manifest} is damaged ({error}): remove it and run `carabid extract`.") from error
     if store.ingredients.format != FORMAT or store.ingredients.key() != manifest["key"]:
-        raise MissingFeatures(
-            f"{directory.manifest} does not describe its own store: remove it and run `carabid extract`."
-        )
+        raise MissingFeatures(f"{directory.manifest} does not describe its own store: remove it and run `carabid extract`.")
     return store
 
 

@@ -107,9 +107,7 @@ def fit_calibration(truth: Array, forecast: Forecast, kind: Line = "scale") -> C
     few = float(np.sqrt(forecast.n.mean()))
     line = (bias, slope) if kind == "emos" else ()
     starts = [(np.log(a * error), np.log(b * error * few), *line) for a, b in ((0.9, 0.3), (0.3, 0.9))]
-    shrinking = min(
-        (_search(truth, forecast, start) for start in starts), key=lambda one: _scores(truth, forecast, one).mean()
-    )
+    shrinking = min((_search(truth, forecast, start) for start in starts), key=lambda one: _scores(truth, forecast, one).mean())
     constant = _search(truth, forecast, (np.log(error), *line), shrinks=False)
     gained = _scores(truth, forecast, constant).mean() - _scores(truth, forecast, shrinking).mean()
     return shrinking if gained > EQUAL else constant

@@ -38,11 +38,7 @@ class Said:
 
 
 def classification_report(
-    images: pd.DataFrame,
-    said: Said,
-    classes: Sequence[str],
-    shares: Sequence[float],
-    figures: Mapping[str, Figure] = FIGURES,
+    images: pd.DataFrame, said: Said, classes: Sequence[str], shares: Sequence[float], figures: Mapping[str, Figure] = FIGURES
 ) -> Block:
     """Figures of classes, from a table with a row per image (`group`, and `domain`, `species` where known), what was said of
     each, and the classes' shares of the training groups.

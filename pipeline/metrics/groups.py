@@ -54,14 +54,10 @@ def group_table(images: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
     groups = together[known].first().assign(n=together.size()).reset_index()
     numbers = pd.factorize(images["group"])[0].astype("int64")
     said, variance, weights = (
-        images[[f"{target}_{end}" for target in targets]].to_numpy("float64")
-        for end in ("prediction", "variance", "weight")
+        images[[f"{target}_{end}" for target in targets]].to_numpy("float64") for end in ("prediction", "variance", "weight")
     )
     spread = together[[f"{target}_prediction" for target in targets]].std(ddof=1).to_numpy("float64")
-    pooled = {
-        **dict(zip(("mean", "variance"), pool_groups(said, variance, weights, numbers), strict=True)),
-        "spread": spread,
-    }
+    pooled = {**dict(zip(("mean", "variance"), pool_groups(said, variance, weights, numbers), strict=True)), "spread": spread}
     return pd.concat([groups, *(_wide(values, targets, end, groups.index) for end, values in pooled.items())], axis=1)
 
 
@@ -122,9 +118,7 @@ def groups_long_form(groups: pd.DataFrame, targets: Sequence[str]) -> pd.DataFra
     of numbers the calibrated forecast (mu, sigma)."""
     ends = [end for end in (*SAID, "mu", "sigma") if f"{targets[0]}_{end}" in groups]
     parts = [
-        groups[["group", "domain", "n"]].assign(
-            target=t, truth=groups[t], **{end: groups[f"{t}_{end}"] for end in ends}
-        )
+        groups[["group", "domain", "n"]].assign(target=t, truth=groups[t], **{end: groups[f"{t}_{end}"] for end in ends})
         for t in targets
     ]
     return pd.concat(parts, ignore_index=True)
@@ -143,7 +137,5 @@ def wide_form(long: pd.DataFrame, ends: Sequence[str]) -> pd.DataFrame:
 
 
 def _forecast(groups: pd.DataFrame, target: str) -> Forecast:
-    columns = (
-        groups[name].to_numpy("float64") for name in (f"{target}_mean", f"{target}_variance", "n", f"{target}_spread")
-    )
+    columns = (groups[name].to_numpy("float64") for name in (f"{target}_mean", f"{target}_variance", "n", f"{target}_spread"))
     return Forecast(*columns)

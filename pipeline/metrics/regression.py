@@ -55,9 +55,7 @@ def _weights(log_weights: Array, groups: NDArray[np.int64], n: int) -> NDArray[n
     return weights
 
 
-def group_r2(
-    targets: Array, predictions: Array, groups: NDArray[np.int64], log_weights: Array | None = None
-) -> float | None:
+def group_r2(targets: Array, predictions: Array, groups: NDArray[np.int64], log_weights: Array | None = None) -> float | None:
     """R² of groups: after averaging targets and (weighted) predictions [N] per group."""
     return r2(group_means(targets, groups), group_means(predictions, groups, log_weights))
 

@@ -76,11 +76,7 @@ def _inside_and_outside(table: pd.DataFrame, train: Training) -> tuple[pd.DataFr
 
 
 def regression_report(
-    images: pd.DataFrame,
-    groups: pd.DataFrame,
-    targets: Sequence[str],
-    train: Training,
-    figures: Mapping[str, Figure] = FIGURES,
+    images: pd.DataFrame, groups: pd.DataFrame, targets: Sequence[str], train: Training, figures: Mapping[str, Figure] = FIGURES
 ) -> Block:
     """A block of figures for each target, and their means over the targets under `summary`.
 

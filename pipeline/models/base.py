@@ -89,9 +89,7 @@ class Model(nn.Module, ABC):
     # ------------------------------------------------------------ export
     def spec(self) -> dict[str, Any]:
         """What a submission's `network.py` makes it again from: a `kind` that it knows, and that kind's options."""
-        raise UserError(
-            f"nothing says how a {type(self).__name__} is made again on a challenge's platform: export another trial"
-        )
+        raise UserError(f"nothing says how a {type(self).__name__} is made again on a challenge's platform: export another trial")
 
     def plain_state(self) -> Mapping[str, Tensor]:
         """Its tensors under the names that the submission's code has for them (a tail of the backbone's apart)."""

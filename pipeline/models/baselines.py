@@ -106,9 +106,7 @@ class Boosting(Baseline):
 
     def learn(self, texts: list[str]) -> None:
         """Remember a model for each target."""
-        self.restore(
-            {f"target_{i}": torch.tensor(list(text.encode()), dtype=torch.uint8) for i, text in enumerate(texts)}
-        )
+        self.restore({f"target_{i}": torch.tensor(list(text.encode()), dtype=torch.uint8) for i, text in enumerate(texts)})
 
     def predict(self, features: Tensor, metadata: Metadata | None = None) -> Predicted:
         assert metadata is not None

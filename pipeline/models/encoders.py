@@ -25,9 +25,7 @@ class PatchConvs(nn.Module):
             )
         self.grid = grid
         self.spec = {"width": width, "grid": list(grid), "kernel": kernel, "channels": channels}
-        self.convs = nn.Sequential(
-            nn.Conv2d(width, width, kernel), nn.ReLU(), nn.Conv2d(width, channels, rest), nn.ReLU()
-        )
+        self.convs = nn.Sequential(nn.Conv2d(width, width, kernel), nn.ReLU(), nn.Conv2d(width, channels, rest), nn.ReLU())
 
     def forward(self, patches: Tensor) -> Tensor:
         """patches [B, P, D] → [B, channels]."""

@@ -178,9 +178,7 @@ class Learner(Model):
     def in_units(self, answer: Answer) -> Predicted:
         """An answer's mean and variance in the targets' own units (squared: the variance)."""
         mean, variance = self.loss.moments(answer.parameters)
-        return Predicted(
-            mean * self.target_scale + self.target_mean, variance * self.target_scale.square(), answer.log_weights
-        )
+        return Predicted(mean * self.target_scale + self.target_mean, variance * self.target_scale.square(), answer.log_weights)
 
     def losses(self, answer: Answer, targets: Tensor, sets: Sets | None = None) -> Tensor:
         """Mean loss over targets of each image [B], for targets [B, n_targets] in their own units.

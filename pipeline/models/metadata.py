@@ -67,9 +67,7 @@ class Names:
             species=_rows(species, self.species),
             genus=_rows([genus(name) for name in species], self.genera),
             site=_rows(site, self.sites),
-            day=torch.tensor(
-                [UNKNOWN_DAY if _is_nothing(day) else day_of_year(str(day)) for day in days], dtype=torch.int64
-            ),
+            day=torch.tensor([UNKNOWN_DAY if _is_nothing(day) else day_of_year(str(day)) for day in days], dtype=torch.int64),
         ).to(device)
 
 

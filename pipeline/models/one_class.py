@@ -54,9 +54,7 @@ class OneClassRecipe(Recipe):
         distances = np.empty(len(rows))
         for kept, left_out in folds:
             line = {"slope": np.ones(1), "intercept": np.zeros(1)}
-            distances[left_out] = plain.log_odds(
-                self.head.kind, {**self._fit_distance(rows[kept]), **line}, rows.x[left_out]
-            )
+            distances[left_out] = plain.log_odds(self.head.kind, {**self._fit_distance(rows[kept]), **line}, rows.x[left_out])
         return [OneClass(self.head.kind, {**self._fit_distance(rows), **_fit_line(distances, rows.labels)})]
 
     def _fit_distance(self, rows: Rows) -> Arrays:

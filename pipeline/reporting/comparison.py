@@ -230,11 +230,7 @@ def _check_same_images(tested: Mapping[Candidate, Tested]) -> None:
     expected = tested[first]
     for trial in others:
         them = tested[trial]
-        if (
-            them.index != expected.index
-            or them.names != expected.names
-            or not np.array_equal(them.truth, expected.truth)
-        ):
+        if them.index != expected.index or them.names != expected.names or not np.array_equal(them.truth, expected.truth):
             n = len(set(them.index) ^ set(expected.index))
             what = f"{n} images were tested by one of them alone" if n else "what is true of them is another thing"
             raise UserError(f"fold {trial.fold}: {first.name} and {trial.name} did not test the same: {what}")
@@ -252,8 +248,7 @@ def _figures(name: str, tested: Mapping[Candidate, Tested]) -> dict[Candidate, _
         for trial, them in tested.items():
             parts[trial].append(load_task(trial.task).drawn(name, them, of_fold[trial.fold]))
     return {
-        trial: _Figure(load_task(trial.task).value(name, them), np.concatenate(parts[trial]))
-        for trial, them in tested.items()
+        trial: _Figure(load_task(trial.task).value(name, them), np.concatenate(parts[trial])) for trial, them in tested.items()
     }
 
 
@@ -303,9 +298,7 @@ def _warnings(trials: Iterable[Candidate], lines: Iterable[Line]) -> list[str]:
         if line.missing_folds
     ]
     if any(trial.optimistic for trial in trials):
-        found.append(
-            "figures are of the split that trials were chosen on: they are optimistic (set evaluate.split=test)"
-        )
+        found.append("figures are of the split that trials were chosen on: they are optimistic (set evaluate.split=test)")
     return found
 
 

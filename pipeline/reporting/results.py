@@ -276,9 +276,7 @@ def _line(rows: Sequence[Row]) -> Line:
     means: Figures = {name: statistics.fmean(v) if len(v) == len(rows) else None for name, v in numbers.items()}
     sds: Figures = {name: statistics.stdev(v) if len(v) == len(rows) > 1 else None for name, v in numbers.items()}
     name = _line_name(rows)
-    state = first.state + (
-        f": {shorten(first.reason, 160, placeholder=' … (`carabid status`)')}" if first.reason else ""
-    )
+    state = first.state + (f": {shorten(first.reason, 160, placeholder=' … (`carabid status`)')}" if first.reason else "")
     return Line(first.experiment, name, state, len(rows), first.split, first.optimistic, means, sds)
 
 

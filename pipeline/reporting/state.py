@@ -82,10 +82,7 @@ def trial_states(experiment: Experiment) -> list[TrialState]:
     """The state of each of an experiment's trials, results of data that have changed since among them."""
     sources, directory = Sources(), experiment.dir
     there = directory.folders()
-    return [
-        trial_state(directory.trial(t.name), t.config, sources) if t.name in there else NOT_RUN
-        for t in experiment.trials
-    ]
+    return [trial_state(directory.trial(t.name), t.config, sources) if t.name in there else NOT_RUN for t in experiment.trials]
 
 
 def trial_state(trial: TrialDir, config: Config | None = None, sources: Sources | None = None) -> TrialState:

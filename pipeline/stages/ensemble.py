@@ -185,9 +185,7 @@ def _evaluate(members: Sequence[_Member], tables: Sequence[_Tables]) -> tuple[di
     science, task, training = members[0].science, members[0].task, tables[0].training
     if any(table.training != training for table in tables):
         raise WorkError("they were trained on different targets, groups or splits")
-    together, train = task.combine(
-        [table.kept for table in tables], Training.of(training), science["calibrate"]["kind"]
-    )
+    together, train = task.combine([table.kept for table in tables], Training.of(training), science["calibrate"]["kind"])
     blocks = task.report(together, train)
     blocks["summary"] |= _shared_summary(members, blocks["summary"]["warnings"])
     counts = {"n_images": len(together.images), "n_events": int(together.images["group"].nunique())}

@@ -121,9 +121,7 @@ def _training_record(inputs: Inputs, trial: TrialDir) -> dict[str, Any]:
     """trained.json. Raises WorkError if the model is not of this configuration and these data."""
     record = read_trained(trial)
     if why := changed(record, inputs):
-        raise WorkError(
-            f"{trial.path}: not evaluated: {' and '.join(why)} changed since it was trained; train it again"
-        )
+        raise WorkError(f"{trial.path}: not evaluated: {' and '.join(why)} changed since it was trained; train it again")
     return record
 
 
@@ -141,9 +139,7 @@ def _predict_split(
     cached = predict(model, make_samples(bank, table, facts, inputs.dataset.truth, device))
     if config.evaluate.inputs == "features":
         return cached, None
-    return predict_images(
-        config, Models(model, inputs.backbone.to(device), device), facts, inputs.dataset, table
-    ), cached
+    return predict_images(config, Models(model, inputs.backbone.to(device), device), facts, inputs.dataset, table), cached
 
 
 def _report(inputs: Inputs, table: pd.DataFrame, said: Prediction, training: Training) -> tuple[Any, dict[str, Any]]:

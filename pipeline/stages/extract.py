@@ -160,9 +160,7 @@ def _compute(work: Work, todo: Sequence[int]) -> Generator[Made]:
         return compute_features(backbone, images.to(work.device), made_of.kind, made_of.cut, made_of.dtype)
 
     chunks = _chunks(work.store, todo, resources.extract_batch)
-    batches = load_batches(
-        work.dataset, chunks, backbone.transform, resources.decode_threads, work.data.images, keep_bad=True
-    )
+    batches = load_batches(work.dataset, chunks, backbone.transform, resources.decode_threads, work.data.images, keep_bad=True)
     total = sum(len(work.store.positions(shard)) for shard in todo)
     what, began = f"features/{work.store.key}", time.monotonic()
     with closing(batches), encoding(what, total, work.device, forward, work.dataset.where) as encode:

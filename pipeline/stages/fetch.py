@@ -54,9 +54,7 @@ def _download(config: Config) -> None:
         return
     source = open_source(config.data)
     if not isinstance(source, CsvSource):
-        raise UserError(
-            f"data.download is for CSV files, and data.source {config.data.source} is none: set it to null."
-        )
+        raise UserError(f"data.download is for CSV files, and data.source {config.data.source} is none: set it to null.")
     download(config, source, columns)
 
 
@@ -116,10 +114,7 @@ def _fetch_weights(config: Config) -> None:
         write_json(_weights_check(config), {"checked": now()})
     files = weights_files(config.backbone)
     place = _place(files) if files else "made without files"
-    print(
-        f"weights: {config.backbone.display_name}: {place}, content {weights.weights[:12]}, they load{when}",
-        flush=True,
-    )
+    print(f"weights: {config.backbone.display_name}: {place}, content {weights.weights[:12]}, they load{when}", flush=True)
 
 
 def _weights_check(config: Config) -> Path:

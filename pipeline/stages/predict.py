@@ -77,9 +77,7 @@ class Origin:
         return {"domain": [self.domain] * n, "species": given if len(given) == n else given * n}
 
 
-def predict_files(
-    folder: Path, files: Sequence[Path], origin: Origin, device: str | None
-) -> Iterator[dict[str, float]]:
+def predict_files(folder: Path, files: Sequence[Path], origin: Origin, device: str | None) -> Iterator[dict[str, float]]:
     """Predictions of a trained trial for new image files, one dict of target → value each, in the order given.
 
     The folder is looked for from the current one, then from the root, then as <experiment>/<trial> among what is trained.
@@ -122,10 +120,7 @@ def _predict_each(
     metadata = facts.names.metadata(origin.columns(len(files)))
     if origin.domain is not None and origin.domain not in facts.domains:
         known = ", ".join(facts.domains) or "none at all"
-        print(
-            f"carabid: {origin.domain} is taken as an unknown domain; the training domains are: {known}",
-            file=sys.stderr,
-        )
+        print(f"carabid: {origin.domain} is taken as an unknown domain; the training domains are: {known}", file=sys.stderr)
     where = choose_device(device or config.device)
     backbone = _load_backbone(config, trial)
     models = Models(load_model(config, trial, backbone).to(where), backbone.to(where), where)

@@ -306,10 +306,7 @@ def _row(event: Event, number: int, species: str, images: tuple[bytes, bytes, by
     paths = (f"images/{specimen}.jpg", f"colorpicker/{event.id}.jpg", f"scalebar/{event.id}.jpg")
     hidden = event.split == "test"  # the challenge's test data tell neither site nor date
     return {
-        **{
-            column: {"bytes": data, "path": path}
-            for column, data, path in zip(IMAGE_COLUMNS, images, paths, strict=True)
-        },
+        **{column: {"bytes": data, "path": path} for column, data, path in zip(IMAGE_COLUMNS, images, paths, strict=True)},
         **dict(zip(TARGETS, map(float, event.spei), strict=True)),
         "public_id": specimen,
         "eventID": event.id,

@@ -173,10 +173,7 @@ def specimen_rows(specimen: Specimen) -> Iterator[tuple[Row, bytes]]:
     pattern = make_pattern(rng, specimen.parents)
     for ending in ("", "_2")[: 1 + int(rng.random() < SECOND)]:
         image = encode(draw_specimen(rng, pattern))
-        yield (
-            _row(specimen, f"{specimen.camid}{ending}.jpg", hashlib.md5(image, usedforsecurity=False).hexdigest()),
-            image,
-        )
+        yield (_row(specimen, f"{specimen.camid}{ending}.jpg", hashlib.md5(image, usedforsecurity=False).hexdigest()), image)
 
 
 def _row(specimen: Specimen, name: str, md5: str) -> Row:

@@ -25,9 +25,7 @@ def load_task(name: str) -> Task[Any]:
     if name.endswith(".py"):
         found = getattr(load_file(name), "TASK", None)
         if not isinstance(found, Task):
-            raise UserError(
-                f"{name}: a task's file has one `TASK = …`, an object of a subclass of pipeline.tasks.base.Task"
-            )
+            raise UserError(f"{name}: a task's file has one `TASK = …`, an object of a subclass of pipeline.tasks.base.Task")
         return found
     if name not in available():
         raise UserError(f"There is no task {name!r}. There are: {', '.join(available())}.")

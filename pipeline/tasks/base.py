@@ -133,9 +133,7 @@ class Task(ABC, Generic[P]):
         """The task's blocks of results.json. `summary` must be there, with `warnings`; where a figure stands makes its name."""
 
     @abstractmethod
-    def score(
-        self, metric: str, truth: Array, said: Array, groups: Groups, log_weights: Array | None = None
-    ) -> float | None:
+    def score(self, metric: str, truth: Array, said: Array, groups: Groups, log_weights: Array | None = None) -> float | None:
         """A figure of validation images [N], by which the best epoch is known; None where it is not defined.
 
         `said` [N, T] and `log_weights` [N, T] are the model's, `groups` [N] numbers of the images' groups.
@@ -155,11 +153,7 @@ class Task(ABC, Generic[P]):
         and of which less is better."""
         values = dict(self._named(blocks, "")) | {"selection": blocks["summary"].get("selection", {}).get("value")}
         lower = [name for name, figure in self.figures.items() if figure.lower_is_better]
-        return {
-            "figures": values,
-            "headline": {name: self.title(name) for name in self.headline},
-            "lower_is_better": lower,
-        }
+        return {"figures": values, "headline": {name: self.title(name) for name in self.headline}, "lower_is_better": lower}
 
     def title(self, name: str) -> str:
         """What people call a figure: `in_domain.r2` → R² in-domain."""

@@ -62,9 +62,7 @@ class Classes(Task[Probabilities]):
         return Training(sorted(set(table["domain"].dropna())), dict(zip(dataset.targets, shares.tolist(), strict=True)))
 
     # ---------------------------------------------------------------- predictions
-    def predictions(
-        self, table: pd.DataFrame, truth: Array | None, names: Sequence[str], said: Prediction
-    ) -> Probabilities:
+    def predictions(self, table: pd.DataFrame, truth: Array | None, names: Sequence[str], said: Prediction) -> Probabilities:
         known = [name for name in ("id", "group", "domain", "species") if name in table]
         return Probabilities(tuple(names), table[known], truth, said.only(len(names)))
 
@@ -108,9 +106,7 @@ class Classes(Task[Probabilities]):
         parts = [each.astype("float64") for each in (said.mean, said.variance, said.log_weights)]
         mean, variance = pool_groups(parts[0], parts[1], parts[2], numbers.astype("int64"))
         firsts = np.unique(numbers, return_index=True)[1]
-        groups = pd.DataFrame(
-            {"group": names, "domain": images["domain"].to_numpy()[firsts], "n": np.bincount(numbers)}
-        )
+        groups = pd.DataFrame({"group": names, "domain": images["domain"].to_numpy()[firsts], "n": np.bincount(numbers)})
         pooled = Prediction(mean, variance, np.zeros_like(mean))
         return groups, Probabilities(predictions.names, groups, None if labels is None else labels[firsts], pooled)
 
@@ -127,9 +123,7 @@ class Classes(Task[Probabilities]):
         many = len(blocks["classes"]) > MANY
         return super().describe({key: block for key, block in blocks.items() if not (many and key == "classes")})
 
-    def score(
-        self, metric: str, truth: Array, said: Array, groups: Groups, log_weights: Array | None = None
-    ) -> float | None:
+    def score(self, metric: str, truth: Array, said: Array, groups: Groups, log_weights: Array | None = None) -> float | None:
         weights = np.zeros(1) if log_weights is None else log_weights
         return self.figures[metric].value(truth, said.astype("float64")) if np.isfinite(weights).all() else None
 
@@ -144,15 +138,11 @@ class Classes(Task[Probabilities]):
         frame["nth"] = frame.groupby(["id", "group", "target"]).cumcount()  # (an id may be an individual's)
         wide = frame.pivot(index=["id", "group", "nth"], columns="target", values=["truth", "prediction"])
         if wide.isna().to_numpy().any() and figure not in FROM_TOP:
-            raise UserError(
-                f"--figure {figure}: of so many classes only the first are kept; choose {', '.join(FROM_TOP)}"
-            )
+            raise UserError(f"--figure {figure}: of so many classes only the first are kept; choose {', '.join(FROM_TOP)}")
         place = {name: i for i, name in enumerate(read_json(trial.results)["summary"]["classes"])}
         names = tuple(sorted(set(frame["target"]), key=lambda name: place[class_name(name)]))
         truth, p = (wide[part][list(names)].fillna(0).to_numpy("float64") for part in ("truth", "prediction"))
-        return Tested(
-            [(f"{name} {nth}", str(group)) for name, group, nth in wide.index], truth.argmax(axis=1), p, names
-        )
+        return Tested([(f"{name} {nth}", str(group)) for name, group, nth in wide.index], truth.argmax(axis=1), p, names)
 
     def value(self, figure: str, tested: Tested) -> float | None:
         return self.figures[figure].value(tested.truth, tested.said)

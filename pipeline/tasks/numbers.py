@@ -114,17 +114,13 @@ class Numbers(Task[Tables]):
 
         means = dict(training.means or {})
         means |= {str(name): float(mean) for name, mean in self.derive(pd.DataFrame([means])).iloc[0].items()}
-        return Tables((*names, *more), images, groups), Training(
-            training.domains, means, training.sds, training.calibration
-        )
+        return Tables((*names, *more), images, groups), Training(training.domains, means, training.sds, training.calibration)
 
     def _of(self, table: pd.DataFrame, names: Sequence[str], end: str) -> pd.DataFrame:
         columns = {f"{name}{end}": name for name in names}
         return self.derive(table[list(columns)].rename(columns=columns)).add_suffix(end)
 
-    def score(
-        self, metric: str, truth: Array, said: Array, groups: Groups, log_weights: Array | None = None
-    ) -> float | None:
+    def score(self, metric: str, truth: Array, said: Array, groups: Groups, log_weights: Array | None = None) -> float | None:
         """The mean over targets of the figure of images, or of groups after averaging (with weights) their images."""
         figure, weights = self.figures[metric], np.zeros_like(said) if log_weights is None else log_weights
         if not (np.isfinite(said).all() and np.isfinite(weights).all()):

@@ -58,9 +58,7 @@ def make_mix(n: int, alpha: float, rng: np.random.Generator, device: torch.devic
     return mix
 
 
-def drop_names(
-    metadata: Metadata, model: Learner, augment: Augment, share: float, rng: np.random.Generator
-) -> Metadata:
+def drop_names(metadata: Metadata, model: Learner, augment: Augment, share: float, rng: np.random.Generator) -> Metadata:
     """Domains of a whole batch and species of images become unknown with the probabilities of `augment` times `share`.
 
     Nothing is drawn for what the model does not read.
@@ -99,6 +97,4 @@ def add_noise(features: Tensor, sd: float, generator: torch.Generator) -> Tensor
     """Gaussian noise of standard deviation `sd` on every feature."""
     if sd == 0:
         return features
-    return features + sd * torch.randn(
-        features.shape, generator=generator, device=features.device, dtype=features.dtype
-    )
+    return features + sd * torch.randn(features.shape, generator=generator, device=features.device, dtype=features.dtype)

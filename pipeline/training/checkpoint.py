@@ -49,16 +49,9 @@ class Progress:
         self.best_state = {name: tensor.clone() for name, tensor in state.items()}
 
 
-def save_checkpoint(
-    trial: TrialDir, identity: str, model: Learner, optimizer: torch.optim.Optimizer, progress: Progress
-) -> None:
+def save_checkpoint(trial: TrialDir, identity: str, model: Learner, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Replace the checkpoint. `identity` names what must not change on resume: config, features, table."""
-    state = {
-        "identity": identity,
-        "model": trained_state(model),
-        "optimizer": optimizer.state_dict(),
-        "progress": vars(progress),
-    }
+    state = {"identity": identity, "model": trained_state(model), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
     with atomic_path(trial.resume_state) as temporary:
         try:
             torch.save(state, temporary)
@@ -66,9 +59,7 @@ def save_checkpoint(
             raise OSError(errno.EIO, f"could not be written: {error}", str(trial.resume_state)) from error
 
 
-def load_checkpoint(
-    trial: TrialDir, identity: str, machine: str, model: Learner, optimizer: torch.optim.Optimizer
-) -> Progress:
+def load_checkpoint(trial: TrialDir, identity: str, machine: str, model: Learner, optimizer: torch.optim.Optimizer) -> Progress:
     """Put a checkpoint's state back and say how far it was; without one, or with another run's, start at epoch 0.
 
     On another device or with other threads it goes on too, says that the last bits may differ, and keeps a record.
@@ -84,9 +75,7 @@ def load_checkpoint(
     progress = Progress(**state["progress"])
     progress.restarts += 1
     if machine != progress.machines[-1]:
-        print(
-            f"resuming on {machine} what ran on {progress.machines[-1]}: the last bits may differ from an undisturbed run"
-        )
+        print(f"resuming on {machine} what ran on {progress.machines[-1]}: the last bits may differ from an undisturbed run")
         progress.machines.append(machine)
     return progress
 

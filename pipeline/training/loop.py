@@ -107,13 +107,7 @@ def train_epoch(
 
 
 def batch_loss(
-    model: Learner,
-    samples: Samples,
-    batch: Batch,
-    config: Config,
-    epoch: int,
-    streams: aug.Streams,
-    log_weights: Tensor,
+    model: Learner, samples: Samples, batch: Batch, config: Config, epoch: int, streams: aug.Streams, log_weights: Tensor
 ) -> tuple[Tensor, int]:
     """The loss of one augmented batch, and of how many images or groups it is."""
     augment, rng = config.augment, streams.choices
@@ -171,9 +165,7 @@ def _check_gradients(model: Learner) -> None:
     """A trainable tensor that no gradient reaches would stay random for ever; better to stop at once."""
     names = list(without_gradient(model))
     if names:
-        raise WorkError(
-            f"no gradient reaches {len(names)} trainable parameters, they would never learn: {', '.join(names[:8])}"
-        )
+        raise WorkError(f"no gradient reaches {len(names)} trainable parameters, they would never learn: {', '.join(names[:8])}")
 
 
 def _mean_loss(losses: Tensor, counts: list[int], epoch: int) -> float:

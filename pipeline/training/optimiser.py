@@ -18,9 +18,7 @@ def make_optimizer(model: Learner, config: Config) -> torch.optim.Optimizer:
     """Adam or AdamW over every trainable parameter; each group remembers its full rate as `peak_lr`."""
     groups = parameter_groups(model, config)
     kind = torch.optim.AdamW if config.optim.kind == "adamw" else torch.optim.Adam
-    return kind(
-        groups, lr=config.optim.lr, betas=config.optim.betas, weight_decay=config.optim.weight_decay, fused=True
-    )
+    return kind(groups, lr=config.optim.lr, betas=config.optim.betas, weight_decay=config.optim.weight_decay, fused=True)
 
 
 def parameter_groups(model: Learner, config: Config) -> list[dict[str, Any]]:

@@ -37,9 +37,7 @@ def fit_ridge(model: Learner, train: Samples, validation: Samples, run: Run) -> 
     return Fitted(progress)
 
 
-def solve(
-    inputs: NDArray[np.float32], targets: NDArray[np.float32], alphas: Sequence[float]
-) -> Iterator[tuple[Array, Array]]:
+def solve(inputs: NDArray[np.float32], targets: NDArray[np.float32], alphas: Sequence[float]) -> Iterator[tuple[Array, Array]]:
     """Weights [n_targets, E] and bias [n_targets] for unscaled inputs [N, E], for each penalty in turn.
 
     A penalty acts on standardised inputs. All of them share one eigendecomposition of the inputs' covariance [E, E], after

@@ -32,9 +32,7 @@ class Stop:
     def check_batch(self) -> None:
         """Raises Interrupted if the end of the epoch must not be waited for."""
         if self.flag.overdue():
-            raise Interrupted(
-                "told to stop, and the epoch is too long to end it; the last checkpoint stands, run it again"
-            )
+            raise Interrupted("told to stop, and the epoch is too long to end it; the last checkpoint stands, run it again")
 
     def check_epoch(self, trial: TrialDir) -> None:
         """Raises TakenOver if another job trains this trial now: two writers would undo each other's work."""

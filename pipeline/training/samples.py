@@ -151,9 +151,7 @@ def target_scale(table: pd.DataFrame, targets: tuple[str, ...]) -> tuple[Tensor,
     """Mean and sd [n_targets] over training groups, each group counted once."""
     groups = table.groupby("group")[list(targets)].first()
     sd = groups.std(ddof=0).to_numpy("float32")
-    return torch.from_numpy(groups.mean().to_numpy("float32")), torch.from_numpy(
-        np.where(sd > 0, sd, 1).astype("float32")
-    )
+    return torch.from_numpy(groups.mean().to_numpy("float32")), torch.from_numpy(np.where(sd > 0, sd, 1).astype("float32"))
 
 
 def embeddings(model: Model, samples: Samples) -> NDArray[np.float32]:

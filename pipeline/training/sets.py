@@ -58,9 +58,7 @@ def draw_batches(groups: Integers, train: Train, rng: np.random.Generator) -> It
         yield from map(Batch, order.split(train.batch_size))
         return
     members = np.split(np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups))[:-1])
-    for chosen in np.array_split(
-        rng.permutation(len(members)), range(train.batch_size, len(members), train.batch_size)
-    ):
+    for chosen in np.array_split(rng.permutation(len(members)), range(train.batch_size, len(members), train.batch_size)):
         drawn = [rng.permutation(members[group])[: train.max_images] for group in chosen]
         numbers = np.repeat(np.arange(len(drawn)), [len(some) for some in drawn])
         yield Batch(torch.from_numpy(np.concatenate(drawn)), numbers)

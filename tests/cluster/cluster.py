@@ -73,9 +73,7 @@ class State:
 class Cluster:
     """One Slurm cluster in one folder."""
 
-    def __init__(
-        self, folder: Path | None = None, *, accounting: bool = True, max_array_size: int = MAX_ARRAY_SIZE
-    ) -> None:
+    def __init__(self, folder: Path | None = None, *, accounting: bool = True, max_array_size: int = MAX_ARRAY_SIZE) -> None:
         self.folder = (folder or default_folder()).absolute()
         self.accounting = accounting
         self.max_array_size = max_array_size
@@ -365,11 +363,7 @@ class Cluster:
 
     def _ask(self, state: State, *command: str) -> str:
         result = subprocess.run(
-            [find_program(command[0]), *command[1:]],
-            env=self._daemon_env(state),
-            capture_output=True,
-            text=True,
-            check=False,
+            [find_program(command[0]), *command[1:]], env=self._daemon_env(state), capture_output=True, text=True, check=False
         )
         return result.stdout.strip()
 

@@ -141,9 +141,7 @@ def _rows(source: CsvSource, columns: Download) -> Iterator[Wanted]:
             md5 = md5.lower() if md5 else None
             _check_row(where, image, name, url, columns)
             if columns.md5 and not (md5 and MD5.fullmatch(md5)):
-                raise UserError(
-                    f"{where}: column {columns.md5} holds {md5 or 'nothing'!r}, which is no md5 (32 digits)."
-                )
+                raise UserError(f"{where}: column {columns.md5} holds {md5 or 'nothing'!r}, which is no md5 (32 digits).")
             yield Wanted(where, str(name), url, md5)
 
 
@@ -164,9 +162,7 @@ def _check_row(where: str, column: str, name: str | None, url: str | None, colum
             "folders and without a dot in front."
         )
     if url is not None and not _is_address(url):
-        raise UserError(
-            f"{where}: column {columns.url} holds {hide(url)!r}: an address begins with http:// or https://."
-        )
+        raise UserError(f"{where}: column {columns.url} holds {hide(url)!r}: an address begins with http:// or https://.")
 
 
 def _is_address(url: str) -> bool:

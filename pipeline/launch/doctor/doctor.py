@@ -66,9 +66,7 @@ def check_partitions(context: Context) -> Iterator[Finding]:
         job, what = context.job(stage), f"partition of {stage}"
         if found := site.misfit(job, context.nodes):
             key, why = found
-            yield Finding(
-                "FAIL", what, f"{why}. Change resources.{stage}.{key} (it is {getattr(job, key) or 'not set'})"
-            )
+            yield Finding("FAIL", what, f"{why}. Change resources.{stage}.{key} (it is {getattr(job, key) or 'not set'})")
             continue
         nodes = site.nodes_for(job, context.nodes)
         names, n = ", ".join(dict.fromkeys(node.partition for node in nodes)), sum(node.n for node in nodes)
@@ -103,16 +101,12 @@ def check_limits(context: Context) -> Iterator[Finding]:
     words = ", ".join(f"{kind} {n}" for kind, n in Counter(stage.kind for stage in stages).items())
     size = context.manifest.array_size
     yield Finding(
-        "ok",
-        "arrays",
-        f"of at most {size} job tasks, for {len(context.trials)} trials: {words}; {n_job_tasks} jobs in all",
+        "ok", "arrays", f"of at most {size} job tasks, for {len(context.trials)} trials: {words}; {n_job_tasks} jobs in all"
     )
     limit = site.max_submitted()
     if limit is not None and n_job_tasks > limit:
         yield Finding(
-            "warn",
-            "jobs",
-            f"you may have {limit} queued: submit the grid in parts, or several trials a job task (--pack)",
+            "warn", "jobs", f"you may have {limit} queued: submit the grid in parts, or several trials a job task (--pack)"
         )
 
 
@@ -177,9 +171,7 @@ def _node_lines(context: Context, seen: probe.Seen) -> Iterator[Finding]:
         yield Finding("ok", "node", f"{seen.host}: Python {seen.python}, torch {seen.versions['torch']}")
     yield device_line(seen, asked=0 if context.local else context.job("train").gpus_per_node)
     if seen.unwritable:
-        yield Finding(
-            "FAIL", "node: features/", f"{seen.unwritable}. Set paths.features to a folder that nodes may write to"
-        )
+        yield Finding("FAIL", "node: features/", f"{seen.unwritable}. Set paths.features to a folder that nodes may write to")
     if seen.stage:
         yield stage_line(seen)
     for name in seen.missing:

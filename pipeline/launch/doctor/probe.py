@@ -153,9 +153,7 @@ def look_here(config: Config, trained: Path) -> Seen:
         command = [sys.executable, "-m", MODULE, str(request)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, stdin=subprocess.DEVNULL)
         if done.returncode != 0:
-            raise WorkError(
-                f"{' '.join(command[:3])} ended with status {done.returncode}: {sbatch.last_line(done.stderr)}"
-            )
+            raise WorkError(f"{' '.join(command[:3])} ended with status {done.returncode}: {sbatch.last_line(done.stderr)}")
         return Seen(**read_json(_result(request)))
 
 
@@ -199,9 +197,7 @@ def _small(manifest: Manifest) -> Manifest:
     memory = min(parse_memory(job.mem) or parse_memory(MEMORY), parse_memory(MEMORY))
     little = {"cpus_per_task": 1, "mem": format_memory(memory), "time": TIME}
     resources = manifest.common["resources"]
-    return replace(
-        manifest, common={**manifest.common, "resources": {**resources, "train": {**resources["train"], **little}}}
-    )
+    return replace(manifest, common={**manifest.common, "resources": {**resources, "train": {**resources["train"], **little}}})
 
 
 def _wait(job: str, patience: float) -> float:

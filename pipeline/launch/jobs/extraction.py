@@ -66,9 +66,7 @@ def _at_the_end(config: Config) -> Callable[[], NoReturn]:
 
     def end() -> NoReturn:
         if _n_records(config) == before:
-            raise OutOfTime(
-                "not one shard fits into the walltime: give it more (resources.extract.time, sbatch --time)"
-            )
+            raise OutOfTime("not one shard fits into the walltime: give it more (resources.extract.time, sbatch --time)")
         print("carabid: the walltime is near: shards that are done stay, the next attempt makes the others", flush=True)
         raise SystemExit(REQUEUE_STATUS)  # no Exception: code that forgives a bad image must not forgive this
 

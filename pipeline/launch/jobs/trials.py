@@ -68,10 +68,7 @@ def each_trial(trials: Sequence[Trial], verb: str, work: Callable[[Trial], None]
     """Do every trial; one that fails leaves the others alone. Raises WorkError only if all of them did."""
     failed = 0
     if not trials:
-        print(
-            f"carabid {verb}: there are fewer trials than job tasks of this array: nothing is left for this one",
-            flush=True,
-        )
+        print(f"carabid {verb}: there are fewer trials than job tasks of this array: nothing is left for this one", flush=True)
     for number, trial in enumerate(trials, 1):
         print(f"carabid {verb}: trial {number} of {len(trials)}: {trial.name}", flush=True)
         started = time.monotonic()

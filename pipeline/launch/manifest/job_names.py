@@ -38,11 +38,7 @@ def job_name(manifest: Manifest, stage: str) -> str:
 
 def job_names(manifest: Manifest) -> list[str]:
     """The names of all jobs that a submission may have queued."""
-    counts = {
-        "extract": len(manifest.extractions),
-        "train": len(manifest.job_tasks),
-        "evaluate": len(manifest.job_tasks),
-    }
+    counts = {"extract": len(manifest.extractions), "train": len(manifest.job_tasks), "evaluate": len(manifest.job_tasks)}
     stages = [name for kind, n in counts.items() for name in chunk_names(kind, n, manifest.array_size)]
     return [job_name(manifest, stage) for stage in (*stages, "collect")]
 
@@ -62,9 +58,7 @@ class Parts:
 
     def __init__(self, experiment: ExperimentDir) -> None:
         self.experiment = experiment
-        self._pattern = re.compile(
-            rf"{re.escape(_prefix(experiment))}(\d+)-(extract|train|evaluate|collect)(?:-(\d+))?"
-        )
+        self._pattern = re.compile(rf"{re.escape(_prefix(experiment))}(\d+)-(extract|train|evaluate|collect)(?:-(\d+))?")
         self._manifests: dict[str, Manifest | None] = {}
         self._arrays: dict[str, tuple[int, int, int]] = {}
 

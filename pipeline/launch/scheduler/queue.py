@@ -86,8 +86,7 @@ def my_job_tasks() -> list[JobTask]:
         return []
     lines = [fields for line in done.splitlines() if len(fields := line.strip().split("|")) == 5]
     job_tasks = [
-        JobTask(name, job, int(index) if index.isdecimal() else None, state, reason)
-        for name, job, index, state, reason in lines
+        JobTask(name, job, int(index) if index.isdecimal() else None, state, reason) for name, job, index, state, reason in lines
     ]
     return [job_task for job_task in job_tasks if job_task.state != "COMPLETING"]
 
@@ -158,9 +157,7 @@ def cancel_stuck(experiment: ExperimentDir) -> list[str]:
     """
     parts = Parts(experiment)
     stuck = [
-        job_task.id
-        for job_task in my_job_tasks()
-        if job_task.stuck and parts.of(job_task.name, job_task.array, job_task.index)
+        job_task.id for job_task in my_job_tasks() if job_task.stuck and parts.of(job_task.name, job_task.array, job_task.index)
     ]
     if stuck:
         cancel(stuck)

@@ -16,11 +16,7 @@ def cancel_trials(experiment: ExperimentDir, names: Collection[str] = ()) -> lis
     A training that runs writes a checkpoint. Raises UserError for a job task that other trials share.
     """
     parts = Parts(experiment)
-    mine = [
-        (job_task, part)
-        for job_task in my_job_tasks()
-        if (part := parts.of(job_task.name, job_task.array, job_task.index))
-    ]
+    mine = [(job_task, part) for job_task in my_job_tasks() if (part := parts.of(job_task.name, job_task.array, job_task.index))]
     if not names:
         ids = list(dict.fromkeys(job_task.array for job_task, _ in mine))
     else:

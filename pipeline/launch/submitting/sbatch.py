@@ -81,9 +81,7 @@ def chain(manifest: Manifest, extract: bool = True) -> list[Stage]:
     evaluations = [
         # Between two plain jobs Slurm has nothing to correspond: a single trial depends on its training as a whole.
         replace(stage, dependency="aftercorr" if len(stage.indices) > 1 else "afterok", after=(training.name,))
-        for stage, training in zip(
-            _chunks(manifest, "evaluate", jobs.evaluate, len(manifest.job_tasks)), trainings, strict=True
-        )
+        for stage, training in zip(_chunks(manifest, "evaluate", jobs.evaluate, len(manifest.job_tasks)), trainings, strict=True)
     ]
     last = Stage("collect", "collect", jobs.collect, range(1), "afterany", tuple(e.name for e in evaluations))
     return [*extractions, *trainings, *evaluations, last]
@@ -203,9 +201,7 @@ def _evaluation_options(job: str, name: str) -> list[str]:
 def _like_this_job() -> list[str]:
     """What this job was given, as options: a command line's `--partition` or `--gpus-per-node=0` holds for both."""
     given = {"partition": "JOB_PARTITION", "account": "JOB_ACCOUNT", "qos": "JOB_QOS"}
-    options = [
-        f"--{option}={os.environ[f'SLURM_{name}']}" for option, name in given.items() if os.environ.get(f"SLURM_{name}")
-    ]
+    options = [f"--{option}={os.environ[f'SLURM_{name}']}" for option, name in given.items() if os.environ.get(f"SLURM_{name}")]
     return [*options, f"--gpus-per-node={os.environ.get('SLURM_GPUS_ON_NODE', '0')}"]
 
 
@@ -213,9 +209,7 @@ def _sbatch(arguments: Sequence[str], script: str = "") -> str:
     """What sbatch prints; `script` is one that stands in no file."""
     command = ["sbatch", *arguments]
     try:
-        done = subprocess.run(
-            command, input=script, capture_output=True, text=True, timeout=120, env=outside_environment()
-        )
+        done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=120, env=outside_environment())
     except (OSError, subprocess.TimeoutExpired) as error:
         raise WorkError(f"sbatch cannot be called on this node: {error}") from error
     if done.returncode != 0:
@@ -251,11 +245,7 @@ def _queue(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> str:
                 return job
             if pause is None or not transient:
                 raise WorkError(refused) from error
-            print(
-                f"carabid: {stage.name}: {last_line(str(error)) or 'sbatch failed'}: trying again",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"carabid: {stage.name}: {last_line(str(error)) or 'sbatch failed'}: trying again", file=sys.stderr, flush=True)
     raise AssertionError  # the last turn returns or raises
 
 
@@ -315,19 +305,10 @@ def _for_pack(manifest: Manifest, stage: Stage, job: Job) -> tuple[int, str]:
 
 def _folders(manifest: Manifest) -> list[Path]:
     """What a container must see: code, results, features, the Hub's cache, and data and weights in folders."""
-    trials = [
-        manifest.trial(index) for index in {entry.features: i for i, entry in enumerate(manifest.entries)}.values()
-    ]
+    trials = [manifest.trial(index) for index in {entry.features: i for i, entry in enumerate(manifest.entries)}.values()]
     named = [name for trial in trials for name in _places(trial.config) if os.path.isabs(name)]
     config = trials[0].config
-    return [
-        manifest.code,
-        root(),
-        manifest.experiment.path,
-        features_root(config),
-        hub.cache(),
-        *map(Path, sorted(set(named))),
-    ]
+    return [manifest.code, root(), manifest.experiment.path, features_root(config), hub.cache(), *map(Path, sorted(set(named)))]
 
 
 def _places(config: Config) -> list[str]:

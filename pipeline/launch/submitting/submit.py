@@ -17,14 +17,7 @@ from pipeline.experiments.reading import Experiment, Trial
 from pipeline.features.hashes import known_feature_key
 from pipeline.features.store import is_complete
 from pipeline.launch.manifest.job_names import Parts
-from pipeline.launch.manifest.manifest import (
-    REFUSED,
-    Manifest,
-    Terms,
-    make_manifest,
-    preview_manifest,
-    sharing_features,
-)
+from pipeline.launch.manifest.manifest import REFUSED, Manifest, Terms, make_manifest, preview_manifest, sharing_features
 from pipeline.launch.scheduler.queue import Queued, cancel_stuck, is_queued, max_array_size, my_job_tasks, queued_trials
 from pipeline.launch.submitting import sbatch
 from pipeline.launch.watching.history import History

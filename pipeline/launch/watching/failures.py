@@ -19,9 +19,7 @@ from pipeline.disk.layout import PROJECT
 from pipeline.launch.scheduler.accounting import Outcome
 from pipeline.signals import WALLTIME_SIGNAL
 
-Kind = Literal[
-    "oom", "gpu-oom", "time", "preempted", "node", "error", "data", "disk", "dependency", "cancelled", "killed"
-]
+Kind = Literal["oom", "gpu-oom", "time", "preempted", "node", "error", "data", "disk", "dependency", "cancelled", "killed"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 REMEDIES: dict[Kind, str] = {
@@ -240,9 +238,7 @@ def _cancelled(outcome: Outcome) -> Failure:
     if not outcome.node and (outcome.reason == "DependencyNeverSatisfied" or _waited_and_nobody_cancelled(outcome)):
         return _failure("dependency", "never started: the job that it waited for failed")
     by = f" by user {outcome.by}" if outcome.by else ""
-    return _failure(
-        "cancelled", f"cancelled{by}{f' after {timedelta(seconds=outcome.seconds)}' if outcome.node else ''}"
-    )
+    return _failure("cancelled", f"cancelled{by}{f' after {timedelta(seconds=outcome.seconds)}' if outcome.node else ''}")
 
 
 def _waited_and_nobody_cancelled(outcome: Outcome) -> bool:

@@ -1,0 +1,27 @@
+"""Shapes that are checked while tests run: functions whose annotations say one (`Float[Tensor, "images targets"]`) are called with
+nothing else. conftest.py installs this for the package; outside of tests an annotation costs nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from beartype import beartype
+from jaxtyping import install_import_hook
+
+SHAPED = re.compile(r"\b(Float|Int|Int64|Bool|Num|Shaped|UInt8)\[")
+
+
+def check(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with its shaped arguments and results checked; what else its annotations say, mypy has read."""
+    hints = {name: hint for name, hint in function.__annotations__.items() if SHAPED.search(str(hint))}
+    if not hints:
+        return function
+    function.__annotations__ = hints
+    return beartype(function)
+
+
+def install() -> None:
+    """Have every module of the package that is imported from now on checked."""
+    install_import_hook("pipeline", "tests.shapes.check")

@@ -425,6 +425,7 @@ def test_plan_doctor_and_an_image_that_is_missing_name_carabid_fetch(
     config = config_for(write_rows(tmp_path, server))
     (tmp_path / "x.yaml").write_text(
         f"""
+        task: regress
         experiment: x
         data: {{source: {config.data.source}, images: {config.data.images}, targets: [x], download: {{}},
                columns: {{image: filename, id: filename}}}}

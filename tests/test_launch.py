@@ -26,7 +26,7 @@ from pipeline.disk.layout import PROJECT, TrialDir, features_root
 from pipeline.disk.lease import Lease
 from pipeline.disk.writing import read_json, write_json, write_text
 from pipeline.errors import REQUEUE_STATUS, Interrupted, MissingFeatures, OutOfTime, RunAgain, TakenOver, UserError, WorkError
-from pipeline.experiments.reading import Experiment, Trial, dump_config, load_experiment
+from pipeline.experiments.reading import Experiment, Trial, dump_config
 from pipeline.launch.jobs import jobs
 from pipeline.launch.jobs.extraction import _n_records
 from pipeline.launch.jobs.trials import evaluate_trials, recorded_failure, train_trials, trial_dir
@@ -40,6 +40,7 @@ from pipeline.launch.submitting import sbatch as slurm
 from pipeline.launch.watching import plan
 from pipeline.reporting.state import planned_trials, trial_config, trial_state
 from pipeline.signals import WALLTIME_SIGNAL, StopFlag
+from tests.small import load_named as load_experiment
 
 LORA = PROJECT / "configs" / "beetles" / "lora.yaml"
 pytestmark = pytest.mark.usefixtures("root", "empty_queue")

@@ -23,11 +23,11 @@ from pipeline.config.backbone import Backbone as BackboneConfig
 from pipeline.config.backbone import Concat, Dinov2, OpenClip, Pixels, Timm
 from pipeline.config.trial import Config
 from pipeline.errors import NotFetched, UserError
-from pipeline.experiments.reading import load_experiment
 from pipeline.features.hashes import known_feature_key, weights_signature
 from pipeline.stages import extract, fetch
 from tests.conftest import Assets
 from tests.fake_hub import COMMIT, fake_hub
+from tests.small import load_named as load_experiment
 from tests.small import small_config
 from tests.test_backbones import make_dinov2, make_open_clip, noise, relative_error, small_dinov2
 

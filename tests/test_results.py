@@ -15,7 +15,7 @@ from pipeline.config.identity import config_hash
 from pipeline.disk.layout import PROJECT, all_experiments
 from pipeline.disk.writing import read_json, write_json, write_text
 from pipeline.errors import UserError
-from pipeline.experiments.reading import Experiment, Trial, dump_config, load_experiment
+from pipeline.experiments.reading import Experiment, Trial, dump_config
 from pipeline.launch.manifest.manifest import make_manifest
 from pipeline.reporting.results import (
     Line,
@@ -32,6 +32,7 @@ from pipeline.reporting.results import (
     to_markdown,
 )
 from pipeline.tasks import load_task
+from tests.small import load_named as load_experiment
 
 BEETLES = load_task("beetles")
 NUMBERS = Look(tuple((name, BEETLES.title(name)) for name in BEETLES.headline))

@@ -19,13 +19,14 @@ from pipeline.disk.layout import PROJECT, ExperimentDir, TrialDir
 from pipeline.disk.lease import Lease
 from pipeline.disk.writing import write_json, write_text
 from pipeline.experiments.explain import field_names
-from pipeline.experiments.reading import Experiment, dump_config, load_experiment
+from pipeline.experiments.reading import Experiment, dump_config
 from pipeline.features.hashes import data_record, known_feature_key, weights_record
 from pipeline.launch.watching import plan as plan_module
 from pipeline.launch.watching.plan import lines, missing_trials, plan
 from pipeline.reporting import state
 from pipeline.reporting.state import Sources, TrialState, planned_trials, trial_state, trial_states
 from pipeline.tasks import load_task
+from tests.small import load_named as load_experiment
 
 FROZEN = PROJECT / "configs" / "beetles" / "frozen.yaml"
 

@@ -28,7 +28,7 @@ class Ingredients:
     transform: str
     """The preprocessing in words."""
     kind: FeatureKind
-    """Pooled embedding [E], patch tokens [P, D], tokens at a cut [T, D], or network inputs [3, H, W]."""
+    """Pooled embedding [E], patch tokens [P, D], tokens at a cut [T, D], or network inputs (mostly [3, H, W])."""
     cut: int
     """Blocks before the cut; 0 for other kinds."""
     dtype: Literal["bf16", "fp32"]

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,8 +59,7 @@ class Work:
     device: torch.device
 
 
-@dataclass(frozen=True)
-class Made:
+class Made(NamedTuple):
     """A shard in memory: features [n, …] on the CPU, the bad images among them, and how long it took."""
 
     shard: int
@@ -69,10 +69,8 @@ class Made:
 
 
 def run(config: Config, rank: int = 0, n_ranks: int = 1) -> FeatureStore | None:
-    """Make the shards of rank `rank` of `n_ranks`, this job task's; the store if it is complete then, else None.
-
-    Raises UserError for an image that cannot be read where data.on_bad_image is error.
-    """
+    """Make the shards of rank `rank` of `n_ranks`, this job task's; the store if it is complete then, else None. Raises UserError
+    for an image that cannot be read where data.on_bad_image is error."""
     work = prepare(config)
     extract(work, range(rank, work.store.n_shards, n_ranks))
     return finish(work)
@@ -204,10 +202,6 @@ def _compute_shard(
 
 
 def _write(work: Work, made: Made) -> None:
-    about = {
-        "images": len(made.features),
-        "seconds": round(made.seconds, 3),
-        "device": gpu_name(work.device) or "cpu",
-        "host": socket.gethostname(),
-    }
+    about = {"images": len(made.features), "seconds": round(made.seconds, 3)}
+    about |= {"device": gpu_name(work.device) or "cpu", "host": socket.gethostname()}
     work.store.write_shard(made.shard, made.features, made.bad, about)

@@ -83,11 +83,11 @@ class Backbone(nn.Module, ABC):
     def embed(self, images: Float[Tensor, "images ..."]) -> Float[Tensor, "images embed_dim"]:
         """What `transform` gives of some images → their pooled embeddings as the library gives them, not normalised."""
 
-    def patches(self, images: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images patches width"]:
+    def patches(self, images: Float[Tensor, "images 3 h w"]) -> Float[Tensor, "images patches width"]:
         """Patch tokens after the last block and the final layer norm, no class token. Raises UserError where there are none."""
         raise UserError(f"{self.label} has no patch tokens: use an encoder on its pooled embedding (model.encoder.kind: frozen).")
 
-    def trunk(self, images: Float[Tensor, "images 3 height width"], cut: int) -> Float[Tensor, "images tokens width"]:
+    def trunk(self, images: Float[Tensor, "images 3 h w"], cut: int) -> Float[Tensor, "images tokens width"]:
         """All tokens after the first `cut` blocks (0: what the first block reads). Raises UserError where that cannot be."""
         raise self._uncuttable()
 

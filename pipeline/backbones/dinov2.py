@@ -1,7 +1,5 @@
-"""DINOv2 through transformers (with or without register tokens): embedding, patch tokens, trunk and tail.
-
-Its attention already consists of linear layers, so the tail is made of copies of transformers' own layers.
-"""
+"""DINOv2 through transformers (with or without register tokens): embedding, patch tokens, trunk and tail. Its attention already
+consists of linear layers, so the tail is made of copies of transformers' own layers."""
 
 from __future__ import annotations
 
@@ -85,21 +83,21 @@ class Dinov2Backbone(Backbone):
         self.image_size = height
         self.grid = height // config.patch_size, width // config.patch_size
 
-    def transform(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
+    def transform(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
         return cast(Tensor, self.processor(images=to_rgb(image), return_tensors="pt")["pixel_values"][0])
 
     def transform_id(self) -> str:
         return f"transformers, rgb first: {type(self.processor).__name__} {self.processor.to_json_string()}"
 
-    def embed(self, images: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images embed_dim"]:
+    def embed(self, images: Float[Tensor, "images 3 h w"]) -> Float[Tensor, "images embed_dim"]:
         """The class token after the final layer norm [B, D]; with the patch tokens' mean [B, 2D]."""
         said = self.model(images)
         return cast(Tensor, said.pooler_output) if self.pooling == "cls" else cls_and_mean(said[0], self.n_prefix)
 
-    def patches(self, images: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images patches width"]:
+    def patches(self, images: Float[Tensor, "images 3 h w"]) -> Float[Tensor, "images patches width"]:
         return cast(Tensor, self.model(images).last_hidden_state[:, self.n_prefix :])
 
-    def trunk(self, images: Float[Tensor, "images 3 height width"], cut: int) -> Float[Tensor, "images tokens width"]:
+    def trunk(self, images: Float[Tensor, "images 3 h w"], cut: int) -> Float[Tensor, "images tokens width"]:
         self._check_cut(cut)
         tokens = cast(nn.Module, self.model.embeddings)(images)
         for layer in _layers(self.model)[:cut]:

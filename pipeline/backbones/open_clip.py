@@ -1,9 +1,7 @@
-"""Image towers of open_clip: any of them embeds; a VisionTransformer can also be cut and gives patch tokens.
-
-open_clip's attention (`nn.MultiheadAttention`) keeps queries, keys and values in one matrix and calls a fused kernel, so
-adapters never reach it. The tail therefore has attention of its own, with real q, k, v and out projections, and gives
-weights back under the names of the library.
-"""
+"""Image towers of open_clip: any of them embeds; a VisionTransformer can also be cut and gives patch tokens. open_clip's
+attention (`nn.MultiheadAttention`) keeps queries, keys and values in one matrix and calls a fused kernel, so adapters never reach
+it. The tail therefore has attention of its own, with real q, k, v and out projections, and gives weights back under the names of
+the library."""
 
 from __future__ import annotations
 
@@ -157,14 +155,14 @@ class OpenClipBackbone(Backbone):
             self.width, self.n_blocks = self._vit.transformer.width, len(self._vit.transformer.resblocks)
             self.grid = self._vit.grid_size
 
-    def transform(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
+    def transform(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
         # RGB first: Pillow resizes palette and 1-bit images by nearest neighbour.
         return cast(Tensor, self.preprocess(to_rgb(image)))
 
     def transform_id(self) -> str:
         return f"open_clip, rgb first: {self.preprocess!r}"
 
-    def embed(self, images: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images embed_dim"]:
+    def embed(self, images: Float[Tensor, "images 3 h w"]) -> Float[Tensor, "images embed_dim"]:
         """As the library gives it. Raises UserError for a tower that does not pool."""
         output = self.visual(images)
         pooled = cast(Tensor, output[0] if isinstance(output, tuple) else output)  # CoCa's towers give their tokens too
@@ -174,12 +172,12 @@ class OpenClipBackbone(Backbone):
             raise self._unpooled()
         return pooled
 
-    def patches(self, images: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images patches width"]:
+    def patches(self, images: Float[Tensor, "images 3 h w"]) -> Float[Tensor, "images patches width"]:
         if self._vit is None:
             return super().patches(images)
         return cast(Tensor, self._vit.ln_post(self.trunk(images, self.n_blocks)[:, 1:]))
 
-    def trunk(self, images: Float[Tensor, "images 3 height width"], cut: int) -> Float[Tensor, "images tokens width"]:
+    def trunk(self, images: Float[Tensor, "images 3 h w"], cut: int) -> Float[Tensor, "images tokens width"]:
         if self._vit is None:
             raise self._uncuttable()
         self._check_cut(cut)
@@ -239,12 +237,12 @@ def _create(name: str, pretrained: str | None) -> tuple[nn.Module, Compose]:
     """open_clip's model and inference transform; weights that were asked for and are not there are an error."""
     try:
         if name.startswith((LOCAL, HUB)) or pretrained is not None:
-            return open_clip.create_model_from_pretrained(name, pretrained, **_tag_options(name, pretrained))
-        # pretrained_text: the text tower is thrown away, so its default weights need not be fetched.
-        model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained_text=False)
-        return model, preprocess
+            model, preprocess = open_clip.create_model_from_pretrained(name, pretrained, **_tag_options(name, pretrained))
+        else:  # pretrained_text: the text tower is thrown away, so its default weights need not be fetched
+            model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained_text=False)
     except Exception as error:  # open_clip raises whatever its libraries do
         raise _failure(name, pretrained, error) from error
+    return model, preprocess
 
 
 def _tag_options(name: str, pretrained: str | None) -> dict[str, bool]:

@@ -1,8 +1,6 @@
-"""Networks of timm, convolutional or not: pooled features without the classifier, frozen or trained end to end.
-
-Weights are random, published (timm's names with a tag), of a model on the Hub, or of a folder as timm's `save_for_hf` writes
-one (config.json, model.safetensors). timm reads them as safetensors or with `weights_only`.
-"""
+"""Networks of timm, convolutional or not: pooled features without the classifier, frozen or trained end to end. Weights are
+random, published (timm's names with a tag), of a model on the Hub, or of a folder as timm's `save_for_hf` writes one
+(config.json, model.safetensors). timm reads them as safetensors or with `weights_only`."""
 
 from __future__ import annotations
 
@@ -36,14 +34,14 @@ class TimmBackbone(Backbone):
         self.image_size = image_size
         self.embed_dim = self.width = self._measure_embedding()
 
-    def transform(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
+    def transform(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
         # RGB first: Pillow resizes palette and 1-bit images by nearest neighbour.
         return cast(Tensor, self.preprocess(to_rgb(image)))
 
     def transform_id(self) -> str:
         return f"timm, rgb first: {self.preprocess!r}"
 
-    def embed(self, images: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images embed_dim"]:
+    def embed(self, images: Float[Tensor, "images 3 h w"]) -> Float[Tensor, "images embed_dim"]:
         """Pooled features before the classifier."""
         return cast(Tensor, self.model(images))
 

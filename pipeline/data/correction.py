@@ -15,8 +15,6 @@ known when this was written; `span` says how much of the world the canvas shows.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -150,7 +148,7 @@ def _autocorrelation(profile: NDArray[np.float64]) -> list[float]:
 def _first_peak(alike: list[float], last: int) -> int | None:
     """The first shift at which a profile is nearly as like itself as it gets, after being unlike; None if it never is."""
     start = next((lag for lag, value in enumerate(alike[: last + 1]) if value < 0), last + 1)
-    after = [*alike[1:], -math.inf]
+    after = [*alike[1:], -float("inf")]
     lags = [lag for lag in range(max(start, MIN_PERIOD), last + 1) if alike[lag - 1] <= alike[lag] >= after[lag]]
     best = max((alike[lag] for lag in lags), default=0.0)
     return next((lag for lag in lags if alike[lag] >= CLEAR * best), None) if best >= ALIKE else None

@@ -1,7 +1,5 @@
-"""The data set of a trial: a table with a row per image, what is true of each, and its images, decoded and corrected.
-
-`sources/` reads files, `table` gives their columns a meaning and makes the data set. Loads no torch.
-"""
+"""The data set of a trial: a table with a row per image, what is true of each, and its images, decoded and corrected. `sources/`
+reads files, `table` gives their columns a meaning and makes the data set. Loads no torch."""
 
 from __future__ import annotations
 

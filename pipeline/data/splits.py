@@ -1,8 +1,6 @@
 """Which rows train, validate and test: groups dealt to folds (of each class alike), or whole domains, sites or years left out.
-
-Everything here depends on the set of groups, never on the order of rows, and on a seed through hashes: the same on every
-platform and with every numpy. Loads no torch.
-"""
+Everything here depends on the set of groups, never on the order of rows, and on a seed through hashes: the same on every platform
+and with every numpy. Loads no torch."""
 
 from __future__ import annotations
 

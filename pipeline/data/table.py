@@ -1,7 +1,5 @@
-"""The table of a data set: which column holds what, what cannot be right, which rows train, validate and test.
-
-Names file, row and column of what is wrong; permutes targets for the control. Loads no torch and, to find faults, no image.
-"""
+"""The table of a data set: which column holds what, what cannot be right, which rows train, validate and test. Names file, row
+and column of what is wrong; permutes targets for the control. Loads no torch and, to find faults, no image."""
 
 from __future__ import annotations
 

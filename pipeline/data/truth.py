@@ -1,8 +1,6 @@
 """What is true of each image, as the columns of a data set's table hold it: numeric targets, or the label of one of many classes.
-
-A label is one whole number, whatever number of classes there is; a column per class would be as wide as there are species.
-Loads no torch.
-"""
+A label is one whole number, whatever number of classes there is; a column per class would be as wide as there are species. Loads
+no torch."""
 
 from __future__ import annotations
 

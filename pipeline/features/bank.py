@@ -1,9 +1,6 @@
-"""Banks: the features of some images, held where they fit, handed out in batches. The same values from everywhere.
-
-`device`: one tensor on the device. `host`: one tensor in host memory, pinned if the device is a GPU, each row copied to
-the device on its own, without waiting. `mmap`: the shards' files themselves, for what fits no memory. `auto` takes the
-first of these that fits.
-"""
+"""Banks: the features of some images, held where they fit, handed out in batches. The same values from everywhere. `device`: one
+tensor on the device. `host`: one tensor in host memory, pinned if the device is a GPU, each row copied to the device on its own,
+without waiting. `mmap`: the shards' files themselves, for what fits no memory. `auto` takes the first of these that fits."""
 
 from __future__ import annotations
 
@@ -58,9 +55,7 @@ def make_bank(
     _check(store, chosen)
     rows = _Rows(store, chosen)
     where = choose_residence(rows.n_bytes, device) if residence == "auto" else residence
-    if where == "mmap":
-        return _MappedBank(rows, device)
-    return TensorBank(_load(rows, device, where), device, where)
+    return _MappedBank(rows, device) if where == "mmap" else TensorBank(_load(rows, device, where), device, where)
 
 
 def choose_residence(n_bytes: int, device: torch.device) -> Residence:
@@ -157,9 +152,8 @@ def _load(rows: _Rows, device: torch.device, residence: Residence) -> Tensor:
 
 def _room(rows: _Rows, device: torch.device, residence: Residence) -> Tensor:
     try:
-        if residence == "device":
-            return rows.empty(len(rows.positions), device)
-        return rows.empty(len(rows.positions), pin=device.type == "cuda")
+        is_here = residence == "device"
+        return rows.empty(len(rows.positions), device if is_here else "cpu", not is_here and device.type == "cuda")
     except RuntimeError as error:  # torch's out-of-memory errors, of the GPU and of the host
         raise WorkError(
             f"The features ({format_bytes(rows.n_bytes)}) do not fit with resources.residence={residence}: "

@@ -1,8 +1,6 @@
-"""Embeddings of image files in Parquet: parts that are written while they are made, and the whole file made of them.
-
-A part has two columns more than the whole file: size and time of change that a file had when it was read. So a part is used for
-as long as its files have not changed, and an image that was read several times is the one that was read last. Loads no torch.
-"""
+"""Embeddings of image files in Parquet: parts that are written while they are made, and the whole file made of them. A part has
+two columns more than the whole file: size and time of change that a file had when it was read. So a part is used for as long as
+its files have not changed, and an image that was read several times is the one that was read last. Loads no torch."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -12,17 +11,14 @@ from torch import Tensor
 from pipeline.backbones.base import Backbone
 from pipeline.config.backbone import FeatureKind
 from pipeline.errors import WorkError
+from pipeline.features.key import Format
 from pipeline.features.kinds import KINDS
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def compute_features(
-    backbone: Backbone,
-    images: Float[Tensor, "images ..."],
-    kind: FeatureKind,
-    cut: int = 0,
-    dtype: Literal["bf16", "fp32"] = "fp32",
+    backbone: Backbone, images: Float[Tensor, "images ..."], kind: FeatureKind, cut: int = 0, dtype: Format = "fp32"
 ) -> Float[Tensor, "images ..."]:
     """What the backbone's transform gives of images (mostly [B, 3, H, W]) → pooled embeddings [B, E], patch tokens [B, P, D],
     tokens after `cut` blocks [B, T, D], or what was given, in `dtype`. Images and backbone are on one device. The computation is

@@ -1,10 +1,7 @@
-"""What data and weights contain, hashed once and kept in features/records/ for as long as they look unchanged; and what
-has changed, in words, where they do not.
-
-A record's file is named by a cheap signature (sizes and times of files, a Hub commit, versions of libraries); while the
-signature is the same the record holds and no image is read. So a plan on a login node knows the key of its features
-without torch, and without reading images. This module loads no torch.
-"""
+"""What data and weights contain, hashed once and kept in features/records/ for as long as they look unchanged; and what has
+changed, in words, where they do not. A record's file is named by a cheap signature (sizes and times of files, a Hub commit,
+versions of libraries); while the signature is the same the record holds and no image is read. So a plan on a login node knows the
+key of its features without torch, and without reading images. This module loads no torch."""
 
 from __future__ import annotations
 

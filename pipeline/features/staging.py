@@ -1,9 +1,6 @@
-"""A feature store's copy on this node: training reads features again and again, and a node's own disk is nearer.
-
-Processes on one node share the copy: one makes it while the others wait. Files come whole or not at all, and one that is
-there and right is not copied again. Nobody removes a copy, so `paths.stage` best names a folder that goes with the job.
-This module loads no torch.
-"""
+"""A feature store's copy on this node: training reads features again and again, and a node's own disk is nearer. Processes on one
+node share the copy: one makes it while the others wait. Files come whole or not at all, and one that is there and right is not
+copied again. Nobody removes a copy, so `paths.stage` best names a folder that goes with the job. This module loads no torch."""
 
 from __future__ import annotations
 

@@ -1,10 +1,7 @@
-"""The files of a feature store: shards that vouch for themselves, a Parquet index, and a manifest.
-
-Shards (`shard.py`) are written whole under a temporary name and renamed, so two jobs that write the same one cannot harm
-each other: one of them wins, and what stands there is always of one piece. The small JSON file beside a shard says where
-and how fast it was made, for people and the manifest; nothing depends on it. The manifest is written last: it is the
-record that the store is complete.
-"""
+"""The files of a feature store: shards that vouch for themselves, a Parquet index, and a manifest. Shards (`shard.py`) are
+written whole under a temporary name and renamed, so two jobs that write the same one cannot harm each other: one of them wins,
+and what stands there is always of one piece. The small JSON file beside a shard says where and how fast it was made, for people
+and the manifest; nothing depends on it. The manifest is written last: it is the record that the store is complete."""
 
 from __future__ import annotations
 

@@ -106,8 +106,7 @@ class Work:
 
     def told(self) -> dict[str, str]:
         """What a part tells of itself."""
-        backbone = self.request.backbone
-        return {"identity": self.identity, "backbone": backbone, "carabid": __version__, "written": now()}
+        return {"identity": self.identity, "backbone": self.request.backbone, "carabid": __version__, "written": now()}
 
 
 def run(request: Request) -> None:

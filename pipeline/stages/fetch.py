@@ -1,8 +1,6 @@
-"""Bringing data and weights into the cache on a node that has internet, and checking them, so that jobs run without.
-
-What has been checked is kept in features/records/ under what it was checked for (the images' content, the weights' files
-with their sizes and times), so that fetching again looks at nothing twice.
-"""
+"""Bringing data and weights into the cache on a node that has internet, and checking them, so that jobs run without. What has
+been checked is kept in features/records/ under what it was checked for (the images' content, the weights' files with their sizes
+and times), so that fetching again looks at nothing twice."""
 
 from __future__ import annotations
 

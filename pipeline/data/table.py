@@ -163,9 +163,8 @@ def _check_columns(source: Source, data: Data, split: str) -> None:
     wanted += [(f"data.columns.{name}", column, f", or null if {where}") for name, column, where in given]
     for name in ("colour_card", "scale_bar"):
         wanted += [(f"data.columns.{name}", getattr(columns, name), f", or data.{name} to false")] * getattr(data, name)
-    wanted += [("data.targets", target, "") for target in data.targets] + [("data.label", data.label, "")] * (
-        data.label is not None
-    )
+    wanted += [("data.targets", target, "") for target in data.targets]
+    wanted += [] if data.label is None else [("data.label", data.label, "")]
     wanted += [("data.columns.auxiliary", column, ", or to []") for column in columns.auxiliary]
     for key, column, otherwise in wanted:
         if column not in exist:
@@ -281,7 +280,8 @@ def _check_groups(dataset: Dataset, data: Data) -> tuple[str, ...]:
 def _raise_disagreement(dataset: Dataset, group: str, i: int, j: int) -> None:
     is_class = "label" in dataset.table
     names = ["label"] if is_class else dataset.targets
-    one, other, name = next((c.iat[j], c.iat[i], t) for t in names if (c := dataset.table[t]).iat[i] != c.iat[j])
+    pairs = ((dataset.table[name].tolist(), name) for name in names)
+    one, other, name = next((column[j], column[i], name) for column, name in pairs if column[i] != column[j])
     raise UserError(
         f"{dataset.where(j)}: group {group} {f'is {one}' if is_class else f'has {name} {one}'} here, but {other} at "
         f"{dataset.where(i)}. Images of one group share its {'class' if is_class else 'targets'}: correct one of the rows, or "

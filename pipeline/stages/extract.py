@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -193,6 +193,6 @@ def _compute_shard(
 
 
 def _write(work: Work, made: Made) -> None:
-    about = {"images": len(made.features), "seconds": round(made.seconds, 3)}
+    about: dict[str, Any] = {"images": len(made.features), "seconds": round(made.seconds, 3)}
     about |= {"device": gpu_name(work.device) or "cpu", "host": socket.gethostname()}
     work.store.write_shard(made.shard, made.features, made.bad, about)

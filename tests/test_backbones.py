@@ -155,30 +155,17 @@ def test_perturbed_tails_give_the_same_embedding_back_in_open_clip(kind: str) ->
 
 @given(cut=st.integers(0, 3), kind=st.sampled_from(sorted(TOWERS)), seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
-def test_weights_go_into_a_tail_and_come_out_bit_for_bit(cut: int, kind: str, seed: int) -> None:
+def test_weights_of_a_tail_go_into_the_tower_and_into_another_tail_bit_for_bit(cut: int, kind: str, seed: int) -> None:
     backbone = make_open_clip(**TOWERS[kind])
-    source, other = backbone.make_tail(cut), backbone.make_tail(cut)
+    source = backbone.make_tail(cut)
     randomised(source, seed)
     native = source.to_native()
     names = {f"visual.{name}" for name in backbone.visual.state_dict()}
     assert set(native) <= names
-    other.load_native(native | {"visual.conv1.weight": torch.zeros(1)})
+    backbone.visual.load_state_dict({name.removeprefix("visual."): tensor for name, tensor in native.items()}, strict=False)
+    other = backbone.make_tail(cut)
     assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), other.state_dict().values(), strict=True))
     assert all(torch.equal(tensor, other.to_native()[name]) for name, tensor in native.items())
-
-
-@pytest.mark.parametrize("fault", ["missing", "shape"])
-def test_weights_that_do_not_fit_are_refused_and_change_nothing(fault: str) -> None:
-    tail = make_open_clip().make_tail(1)
-    before, name = tail.to_native(), "visual.transformer.resblocks.2.attn.in_proj_weight"
-    state = {key: torch.zeros_like(tensor) for key, tensor in before.items()}
-    if fault == "missing":
-        del state[name]
-    else:
-        state[name] = torch.zeros(3, 3)
-    with pytest.raises(UserError, match=name.replace(".", r"\.")):
-        tail.load_native(state)
-    assert all(torch.equal(tensor, before[key]) for key, tensor in tail.to_native().items())
 
 
 @pytest.mark.parametrize("kind", ["plain", "SwiGLU", "registers"])
@@ -196,13 +183,12 @@ def test_trunk_and_tail_give_transformers_own_embedding_at_every_cut(kind: str) 
 @torch.no_grad()
 def test_perturbed_tails_give_the_same_embedding_back_in_transformers(kind: str) -> None:
     backbone, images = make_dinov2(small_dinov2(kind)), noise(3, 28)
-    tail, again = backbone.make_tail(1), backbone.make_tail(1)
+    tail = backbone.make_tail(1)
     randomised(tail, seed=5)
     expected = tail(backbone.trunk(images, 1))
     assert relative_error(backbone.embed(images), expected) > 0.01
-    again.load_native(tail.to_native())
-    assert all(torch.equal(a, b) for a, b in zip(tail.parameters(), again.parameters(), strict=True))
     assert not backbone.model.load_state_dict(tail.to_native(), strict=False).unexpected_keys
+    assert all(torch.equal(a, b) for a, b in zip(tail.parameters(), backbone.make_tail(1).parameters(), strict=True))
     assert relative_error(backbone.embed(images), expected) < 1e-5
 
 

@@ -71,6 +71,16 @@ def test_numbers_written_as_decimals_are_the_same_classes(tmp_path: Path) -> Non
     assert load(tmp_path, rows).targets == ("kind=8", "kind=9")
 
 
+def test_a_table_of_a_thousand_classes_is_as_wide_as_one_of_two(tmp_path: Path) -> None:
+    """A column per class would be four million cells here, and made loading take minutes."""
+    few = load(tmp_path)
+    rows = [f"a.png,species {i % 1000:03d},,,{i},{'train' if i < 3000 else 'validation'}" for i in range(4000)]
+    many = load(tmp_path, rows)
+    assert len(many.targets) == 1000 and many.truth.columns == few.truth.columns == many.truth.learnt
+    assert list(many.table.columns) == list(few.table.columns)
+    assert many.truth.of(many.table).tolist() == [i % 1000 for i in range(4000)]
+
+
 def test_permuted_classes_keep_their_numbers_and_move_with_their_auxiliary_labels(tmp_path: Path) -> None:
     rows = [f"a.png,{'hybrid' if i % 3 else 'pure'},{'ab'[i % 2]},,{i},train" for i in range(30)] + ROWS[3:]
     columns = {"auxiliary": ("of",)}

@@ -248,7 +248,7 @@ def _measured_anew() -> Iterator[None]:
 
 def config_for(table: Path, root: Path, size: int = 1, **data: Any) -> Config:
     """Mean colours, or pixels, of forty beetles."""
-    columns = {"event": "eventID", "domain": "domainID", "colour_card": CARD, "scale_bar": BAR}
+    columns = {"group": "eventID", "domain": "domainID", "colour_card": CARD, "scale_bar": BAR}
     values = small_config(table, Path(), root, data={"columns": columns, **data}).model_dump()
     return Config.model_validate(named({**values, "backbone": {"kind": "pixels", "size": size}}))
 
@@ -262,7 +262,7 @@ def test_the_light_of_an_event_is_gone_from_corrected_features(table: Path, tmp_
     plain, card = (extract.run(config_for(table, tmp_path, colour_card=on)) for on in (False, True))
     assert plain and card and plain.key != card.key
     assert "correction" not in plain.ingredients.as_dict() and card.ingredients.as_dict()["correction"]
-    events = load_task("beetles").load(config_for(table, tmp_path).data).table.groupby("event").indices.values()
+    events = load_task("beetles").load(config_for(table, tmp_path).data).table.groupby("group").indices.values()
 
     def tint(colours: Pixels) -> float:
         ratios = np.log(colours[:, 0] / colours[:, 2])
@@ -273,7 +273,7 @@ def test_the_light_of_an_event_is_gone_from_corrected_features(table: Path, tmp_
 
 def test_columns_that_are_named_and_not_used_leave_key_and_records_alone(table: Path, tmp_path: Path) -> None:
     named = config_for(table, tmp_path)
-    unnamed = config_for(table, tmp_path, columns={"event": "eventID", "domain": "domainID"})
+    unnamed = config_for(table, tmp_path, columns={"group": "eventID", "domain": "domainID"})
     stores = [extract.run(config) for config in (named, unnamed)]
     assert stores[0] and stores[1] and stores[0].key == stores[1].key
     assert len(list((tmp_path / "records").glob("data-*.json"))) == 1
@@ -324,7 +324,7 @@ def test_a_card_of_many_specimens_is_measured_once(table: Path, tmp_path: Path, 
     data = load_task("beetles").load(config_for(table, tmp_path, colour_card=True).data)
     for i in range(len(data)):
         data.image(i)
-    assert len(measured) == data.table["event"].nunique() < len(data)
+    assert len(measured) == data.table["group"].nunique() < len(data)
 
 
 # ---------------------------------------------------------------- new images

@@ -62,9 +62,6 @@ class SmallTail(Tail):
     def to_native(self) -> dict[str, Tensor]:
         return {}
 
-    def load_native(self, state: Mapping[str, Tensor]) -> None:
-        pass
-
 
 def resolve(method: str, *overrides: str) -> Config:
     return load_experiment(PROJECT / "configs" / "beetles" / f"{method}.yaml", overrides).config

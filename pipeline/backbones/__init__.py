@@ -4,7 +4,7 @@ their weights is on this machine. This module loads no torch."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pipeline import hub
 from pipeline.config import backbone as blocks
@@ -17,26 +17,19 @@ if TYPE_CHECKING:
 
 def load_backbone(block: blocks.Backbone) -> Backbone:
     """The backbone a configuration names: eval mode, no gradients, fp32, on the CPU; torch's random state is left as it was.
-
-    Raises UserError where the name or the folder does not lead to usable weights, NotFetched where the cache does not.
-    """
-    loaded: Backbone = block.load()
-    return loaded.freeze()
+    Raises UserError where the name or the folder does not lead to usable weights, NotFetched where the cache does not."""
+    return cast("Backbone", block.load()).freeze()
 
 
 def weights_files(block: blocks.Backbone) -> list[Path]:
-    """The files that weights and transform are read from, as far as they are here; none for what is made without any.
-
-    May load the library that knows them.
-    """
+    """The files that weights and transform are read from, as far as they are here; none for what is made without any. May load
+    the library that knows them."""
     return [file for weights in block.weights_from() for file in _files(weights)]
 
 
 def weights_state(block: blocks.Backbone) -> list[Any] | None:
     """In which state weights are here: sizes and times of local files, a Hub commit; None if there are some that are not here.
-
-    Loads no library. Raises UserError for a name that can be neither a folder's nor the Hub's.
-    """
+    Loads no library. Raises UserError for a name that can be neither a folder's nor the Hub's."""
     states = [_state(weights) for weights in block.weights_from()]
     return None if None in states else states
 
@@ -44,10 +37,7 @@ def weights_state(block: blocks.Backbone) -> list[Any] | None:
 def _files(weights: blocks.Weights) -> list[Path]:
     if weights.path:
         return _local_files(weights.path)
-    repository = weights.repository
-    if weights.tag:
-        function, *names = weights.tag
-        repository = implementation(function)(*names)
+    repository = implementation(weights.tag[0])(*weights.tag[1:]) if weights.tag else weights.repository
     return hub.snapshot_files(repository, weights.revision) if repository else []
 
 

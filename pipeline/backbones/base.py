@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -24,10 +25,8 @@ from pipeline.errors import UserError
 
 
 class Tail(nn.Module, ABC):
-    """The blocks after a cut, with attention made of real linear layers: an independent trainable copy.
-
-    `state_dict()` holds exactly the trainable tensors; what stays frozen in a tail (open_clip's projection) is a buffer.
-    """
+    """The blocks after a cut, with attention made of real linear layers: an independent trainable copy. `state_dict()` holds
+    exactly the trainable tensors; what stays frozen in a tail (open_clip's projection) is a buffer."""
 
     blocks: nn.ModuleList
     """The last blocks, first to last: parameters of block i are named `blocks.i.…`."""
@@ -39,22 +38,13 @@ class Tail(nn.Module, ABC):
     """Canonical name of a projection → its module names in this tail's blocks."""
 
     @abstractmethod
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens after block `cut` [B, T, D] → pooled embedding [B, E], equal to `Backbone.embed` of the same images."""
+    def forward(self, tokens: Float[Tensor, "images tokens width"]) -> Float[Tensor, "images embed_dim"]:
+        """Tokens after block `cut` → pooled embedding, equal to `Backbone.embed` of the same images."""
 
     @abstractmethod
     def to_native(self) -> dict[str, Tensor]:
-        """Copies of the tail's tensors on the CPU, under the names of the library's own state dict.
-
-        Adapters must have been merged before: a wrapped projection has other names.
-        """
-
-    @abstractmethod
-    def load_native(self, state: Mapping[str, Tensor]) -> None:
-        """Take over weights under the library's names; names of other parts of the model are ignored.
-
-        Raises UserError naming what is missing or has another shape; the tail is then as it was.
-        """
+        """Copies of the tail's tensors on the CPU, under the names of the library's own state dict. Adapters must have been
+        merged before: a wrapped projection has other names."""
 
     def module_names(self, targets: Iterable[str]) -> list[str]:
         """PEFT's `target_modules` for canonical projection names (q_proj, k_proj, v_proj, out_proj, c_fc, c_proj)."""
@@ -83,28 +73,22 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def transform(self, image: Image.Image) -> Tensor:
-        """A PIL image of any mode and size → network input [3, H, W], fp32, on the CPU. Safe to call from threads."""
+        """A PIL image of any mode and size → network input, mostly [3, H, W], fp32, on the CPU. Safe to call from threads."""
 
     @abstractmethod
     def transform_id(self) -> str:
         """Text that is the same in every process and changes whenever the preprocessing does."""
 
     @abstractmethod
-    def embed(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] → pooled embedding [B, E] as the library gives it, not normalised."""
+    def embed(self, images: Float[Tensor, "images ..."]) -> Float[Tensor, "images embed_dim"]:
+        """What `transform` gives of some images → their pooled embeddings as the library gives them, not normalised."""
 
-    def patches(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] → patch tokens [B, P, D] after the last block and the final layer norm, without class token.
-
-        Raises UserError where the encoder has no such tokens.
-        """
+    def patches(self, images: Float[Tensor, "images 3 h w"]) -> Float[Tensor, "images patches width"]:
+        """Patch tokens after the last block and the final layer norm, no class token. Raises UserError where there are none."""
         raise UserError(f"{self.label} has no patch tokens: use an encoder on its pooled embedding (model.encoder.kind: frozen).")
 
-    def trunk(self, images: Tensor, cut: int) -> Tensor:
-        """Images [B, 3, H, W] → all tokens [B, T, D] after the first `cut` blocks (0: what the first block reads).
-
-        Raises UserError where the encoder cannot be cut there.
-        """
+    def trunk(self, images: Float[Tensor, "images 3 h w"], cut: int) -> Float[Tensor, "images tokens width"]:
+        """All tokens after the first `cut` blocks (0: what the first block reads). Raises UserError where that cannot be."""
         raise self._uncuttable()
 
     def make_tail(self, cut: int) -> Tail:
@@ -160,10 +144,8 @@ class Backbone(nn.Module, ABC):
 
 
 class Network(nn.Module):
-    """A trainable copy of a whole backbone: images [B, 3, H, W] → embedding [B, E], as `Backbone.embed` gives it.
-
-    Unlike a backbone it trains in earnest: batch norm takes its statistics from the batch, dropout drops.
-    """
+    """A trainable copy of a whole backbone: images → embeddings, as `Backbone.embed` gives them. Unlike a backbone it trains in
+    earnest: batch norm takes its statistics from the batch, dropout drops."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -172,15 +154,15 @@ class Network(nn.Module):
         for parameter in self._unreached():
             parameter.requires_grad_(False)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "images ..."]) -> Float[Tensor, "images embed_dim"]:
         """A batch of one image has no statistics of its own: batch norm then reads the running ones, as in evaluation."""
-        norms = [module for module in self.modules() if isinstance(module, _NormBase) and module.training]
         alone = len(images) == 1
-        for norm in norms * alone:
+        norms = [module for module in self.modules() if alone and isinstance(module, _NormBase) and module.training]
+        for norm in norms:
             norm.eval()
         # Convolutions are faster with the channels last (a resnet10t in bf16 on a CPU by a fifth); what is computed is the same.
         embedding = self.backbone.embed(images.contiguous(memory_format=torch.channels_last))
-        for norm in norms * alone:
+        for norm in norms:
             norm.train()
         return embedding
 
@@ -200,19 +182,6 @@ class Network(nn.Module):
             gradients = torch.autograd.grad(total, parameters, allow_unused=True)
         self.train()
         return [one for one, gradient in zip(parameters, gradients, strict=True) if gradient is None]
-
-
-def check_native(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """UserError unless `state` has every tensor of `needed`, in its shape."""
-    missing = sorted(name for name in needed if name not in state)
-    if missing:
-        raise UserError(
-            f"The weights lack {missing[0]} (and {len(missing) - 1} more): they belong to another architecture or cut."
-        )
-    for name, tensor in needed.items():
-        if state[name].shape != tensor.shape:
-            shapes = f"{tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-            raise UserError(f"The weights' {name} has shape {shapes}: they belong to another architecture.")
 
 
 def checked_folder(name: str, files: Iterable[str], library: str) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,10 +18,8 @@ from pipeline.errors import UserError
 
 
 class ConcatBackbone(Backbone):
-    """The parts' embeddings, each L2-normalised, one after the other [B, E₁ + E₂ + …].
-
-    Normalised, because a part of large numbers (DINOv2's are about fifty times as long as pixels') would drown the others.
-    """
+    """The parts' embeddings, each L2-normalised, one after the other [B, E₁ + E₂ + …]. Normalised, because a part of large
+    numbers (DINOv2's are about fifty times as long as pixels') would drown the others."""
 
     def __init__(self, parts: Sequence[Backbone]) -> None:
         super().__init__()
@@ -31,23 +30,19 @@ class ConcatBackbone(Backbone):
         self.image_size = max(part.image_size for part in parts)
         self.label = " + ".join(part.label for part in parts)
 
-    def transform(self, image: Image.Image) -> Tensor:
-        """A PIL image → all parts' inputs in one vector [Σ 3·H·W].
-
-        Flat, because each part reads another size and has its own normalisation, and everything between a transform and
-        `embed` (threads, batches, the copy to the device) handles one tensor for each image.
-        """
+    def transform(self, image: Image.Image) -> Float[Tensor, " numbers"]:
+        """A PIL image → all parts' inputs in one vector [Σ 3·H·W]. Flat, because each part reads another size and has its own
+        normalisation, and everything between a transform and `embed` (threads, batches, the copy to the device) handles one
+        tensor for each image."""
         return torch.cat([part.transform(image).flatten() for part in self._backbones()])
 
     def transform_id(self) -> str:
         return "concat: " + "; ".join(part.transform_id() for part in self._backbones())
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Vectors of `transform` [B, Σ 3·H·W] → [B, E]; each part's share has length 1."""
-        split = images.split(self.sizes, dim=1)
-        inputs = (each.unflatten(1, shape) for each, shape in zip(split, self.shapes, strict=True))
-        pairs = zip(self._backbones(), inputs, strict=True)
-        return torch.cat([F.normalize(part.embed(each), dim=1) for part, each in pairs], dim=1)
+    def embed(self, images: Float[Tensor, "images numbers"]) -> Float[Tensor, "images embed_dim"]:
+        """Vectors of `transform` → embeddings in which each part's share has length 1."""
+        parts = zip(self._backbones(), images.split(self.sizes, dim=1), self.shapes, strict=True)
+        return torch.cat([F.normalize(part.embed(each.unflatten(1, shape)), dim=1) for part, each, shape in parts], dim=1)
 
     def native(self) -> dict[str, Tensor]:
         parts = enumerate(self._backbones())

@@ -1,22 +1,20 @@
-"""DINOv2 through transformers (with or without register tokens): embedding, patch tokens, trunk and tail.
-
-Its attention already consists of linear layers, so the tail is made of copies of transformers' own layers.
-"""
+"""DINOv2 through transformers (with or without register tokens): embedding, patch tokens, trunk and tail. Its attention already
+consists of linear layers, so the tail is made of copies of transformers' own layers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from pipeline import hub
-from pipeline.backbones.base import Backbone, Network, Tail, check_native, checked_folder, seeded
+from pipeline.backbones.base import Backbone, Network, Tail, checked_folder, seeded
 from pipeline.config import backbone as blocks
 from pipeline.data.correction import to_rgb
 from pipeline.errors import UserError, WorkError
@@ -44,8 +42,8 @@ class Dinov2Tail(Tail):
         self.ln_post = deepcopy(cast(nn.Module, model.layernorm))
         self.projections = _projections(_layers(model)[0])
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[B, T, D] → [B, D], or [B, 2D] with the patch tokens' mean."""
+    def forward(self, tokens: Float[Tensor, "images tokens width"]) -> Float[Tensor, "images embed_dim"]:
+        """The class token [B, D], or with the patch tokens' mean [B, 2D]."""
         for block in self.blocks:
             tokens = block(tokens)
         # A layer norm acts on each token alone: only the tokens that are pooled need it.
@@ -57,23 +55,16 @@ class Dinov2Tail(Tail):
         """Names as in `model.state_dict()`: `encoder.layer.10.attention.q_proj.weight`, …, `layernorm.weight`."""
         return {self._native(name): tensor.detach().to("cpu", copy=True) for name, tensor in self.state_dict().items()}
 
-    def load_native(self, state: Mapping[str, Tensor]) -> None:
-        check_native(self.to_native(), state)
-        self.load_state_dict({name: state[self._native(name)] for name in self.state_dict()})
-
     def _native(self, name: str) -> str:
-        part, _, rest = name.partition(".")
-        if part == "ln_post":
-            return f"layernorm.{rest}"
-        index, _, rest = rest.partition(".")
+        if name.startswith("ln_post."):
+            return f"layernorm.{name.removeprefix('ln_post.')}"
+        _, index, rest = name.split(".", 2)
         return f"encoder.layer.{self.cut + int(index)}.{rest}"
 
 
-def cls_and_mean(tokens: Tensor, n_prefix: int) -> Tensor:
-    """Tokens after the final layer norm [B, T, D] → class token and mean of the patch tokens [B, 2D], without registers.
-
-    What DINOv2's own linear classifiers read (Oquab et al. 2023, arXiv 2304.07193).
-    """
+def cls_and_mean(tokens: Float[Tensor, "images tokens width"], n_prefix: int) -> Float[Tensor, "images 2*width"]:
+    """Tokens after the final layer norm → class token and mean of the patch tokens, without registers. What DINOv2's own linear
+    classifiers read (Oquab et al. 2023, arXiv 2304.07193)."""
     return torch.cat([tokens[:, 0], tokens[:, n_prefix:].mean(dim=1)], dim=1)
 
 
@@ -92,21 +83,21 @@ class Dinov2Backbone(Backbone):
         self.image_size = height
         self.grid = height // config.patch_size, width // config.patch_size
 
-    def transform(self, image: Image.Image) -> Tensor:
+    def transform(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
         return cast(Tensor, self.processor(images=to_rgb(image), return_tensors="pt")["pixel_values"][0])
 
     def transform_id(self) -> str:
         return f"transformers, rgb first: {type(self.processor).__name__} {self.processor.to_json_string()}"
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] → class token after the final layer norm [B, D]; with the patch tokens' mean [B, 2D]."""
+    def embed(self, images: Float[Tensor, "images 3 h w"]) -> Float[Tensor, "images embed_dim"]:
+        """The class token after the final layer norm [B, D]; with the patch tokens' mean [B, 2D]."""
         said = self.model(images)
         return cast(Tensor, said.pooler_output) if self.pooling == "cls" else cls_and_mean(said[0], self.n_prefix)
 
-    def patches(self, images: Tensor) -> Tensor:
+    def patches(self, images: Float[Tensor, "images 3 h w"]) -> Float[Tensor, "images patches width"]:
         return cast(Tensor, self.model(images).last_hidden_state[:, self.n_prefix :])
 
-    def trunk(self, images: Tensor, cut: int) -> Tensor:
+    def trunk(self, images: Float[Tensor, "images 3 h w"], cut: int) -> Float[Tensor, "images tokens width"]:
         self._check_cut(cut)
         tokens = cast(nn.Module, self.model.embeddings)(images)
         for layer in _layers(self.model)[:cut]:

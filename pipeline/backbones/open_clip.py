@@ -1,9 +1,7 @@
-"""Image towers of open_clip: any of them embeds; a VisionTransformer can also be cut and gives patch tokens.
-
-open_clip's attention (`nn.MultiheadAttention`) keeps queries, keys and values in one matrix and calls a fused kernel, so
-adapters never reach it. The tail therefore has attention of its own, with real q, k, v and out projections, and converts
-weights in both directions.
-"""
+"""Image towers of open_clip: any of them embeds; a VisionTransformer can also be cut and gives patch tokens. open_clip's
+attention (`nn.MultiheadAttention`) keeps queries, keys and values in one matrix and calls a fused kernel, so adapters never reach
+it. The tail therefore has attention of its own, with real q, k, v and out projections, and gives weights back under the names of
+the library."""
 
 from __future__ import annotations
 
@@ -18,6 +16,7 @@ from typing import Any, cast
 import open_clip
 import torch
 from huggingface_hub import hf_hub_download
+from jaxtyping import Float
 from open_clip.transformer import Attention, CustomResidualAttentionBlock, ResidualAttentionBlock, VisionTransformer
 from PIL import Image
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from torch.nn import functional as F
 from torchvision.transforms import Compose
 
 from pipeline import hub
-from pipeline.backbones.base import Backbone, Tail, check_native, checked_folder, seeded
+from pipeline.backbones.base import Backbone, Tail, checked_folder, seeded
 from pipeline.config import backbone as blocks
 from pipeline.config.backbone import HUB, LOCAL
 from pipeline.data.correction import to_rgb
@@ -53,8 +52,7 @@ class ExplicitAttention(nn.Module):
         )
         self.head_scale = deepcopy(getattr(source, "head_scale", None))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] → [B, T, D]."""
+    def forward(self, x: Float[Tensor, "images tokens width"]) -> Float[Tensor, "images tokens width"]:
         q, k, v = (
             projection(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -81,8 +79,7 @@ class ExplicitBlock(nn.Module):
         for name in ("ln_1", "ls_1", "ln_2", "mlp", "ls_2"):
             setattr(self, name, deepcopy(getattr(source, name)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] → [B, T, D]."""
+    def forward(self, x: Float[Tensor, "images tokens width"]) -> Float[Tensor, "images tokens width"]:
         x = x + self.ls_1(self.ln_attn(self.attn(self.ln_1(x))))
         return cast(Tensor, x + self.ls_2(self.mlp(self.ln_2(x))))
 
@@ -102,8 +99,8 @@ class OpenClipTail(Tail):
         # Not persistent, so that state_dict() is what is trained and nothing else.
         self.register_buffer("proj", None if visual.proj is None else visual.proj.detach().clone(), persistent=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[B, T, D] → [B, E], as `VisionTransformer.forward` goes on from there."""
+    def forward(self, tokens: Float[Tensor, "images tokens width"]) -> Float[Tensor, "images embed_dim"]:
+        """As `VisionTransformer.forward` goes on from there."""
         for block in self.blocks:
             tokens = block(tokens)
         # A layer norm acts on each token alone: only the tokens that are pooled need it.
@@ -120,22 +117,9 @@ class OpenClipTail(Tail):
         native = {} if self.proj is None else {"visual.proj": self.proj}
         native |= {f"visual.ln_post.{name}": tensor for name, tensor in self.ln_post.state_dict().items()}
         for i, block in enumerate(self.blocks):
-            packed = _pack(block.state_dict())
-            native |= {f"{self._prefix(i)}{name}": tensor for name, tensor in packed.items()}
+            prefix = f"visual.transformer.resblocks.{self.cut + i}."
+            native |= {f"{prefix}{name}": tensor for name, tensor in _pack(block.state_dict()).items()}
         return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in native.items()}
-
-    def load_native(self, state: Mapping[str, Tensor]) -> None:
-        needed = self.to_native()
-        check_native(needed, state)
-        for i, block in enumerate(self.blocks):
-            prefix = self._prefix(i)
-            block.load_state_dict(_unpack({n.removeprefix(prefix): state[n] for n in needed if n.startswith(prefix)}))
-        self.ln_post.load_state_dict({n: state[f"visual.ln_post.{n}"] for n in self.ln_post.state_dict()})
-        if self.proj is not None:
-            self.proj.copy_(state["visual.proj"])
-
-    def _prefix(self, i: int) -> str:
-        return f"visual.transformer.resblocks.{self.cut + i}."
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -151,19 +135,9 @@ def _pack(block: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A block's tensors under open_clip's names: the q, k and v projections stacked into one matrix and one bias."""
     packed = {name: tensor for name, tensor in block.items() if name.split(".")[1] not in QKV}
     for kind in ("weight", "bias"):
-        parts = [block[f"attn.{name}.{kind}"] for name in QKV if f"attn.{name}.{kind}" in block]
-        if parts:
+        if parts := [block[f"attn.{name}.{kind}"] for name in QKV if f"attn.{name}.{kind}" in block]:
             packed[f"attn.in_proj_{kind}"] = torch.cat(parts)
     return packed
-
-
-def _unpack(block: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `_pack`."""
-    unpacked = {name: tensor for name, tensor in block.items() if not name.startswith("attn.in_proj_")}
-    for kind in ("weight", "bias"):
-        if (stacked := block.get(f"attn.in_proj_{kind}")) is not None:
-            unpacked |= {f"attn.{name}.{kind}": part for name, part in zip(QKV, stacked.chunk(3), strict=True)}
-    return unpacked
 
 
 # ---------------------------------------------------------------- the backbone
@@ -174,22 +148,22 @@ class OpenClipBackbone(Backbone):
         super().__init__()
         self.visual, self.preprocess, self.label = visual, preprocess, label
         size = cast("int | tuple[int, int]", visual.image_size)
-        self.image_size = size if isinstance(size, int) else size[0]
-        self.embed_dim = self._measure_embedding(size)
-        self.width = self.embed_dim
+        height, width = (size, size) if isinstance(size, int) else size
+        self.image_size = height
+        self.width = self.embed_dim = self._measure_embedding(height, width)
         if self._vit is not None:
             self.width, self.n_blocks = self._vit.transformer.width, len(self._vit.transformer.resblocks)
             self.grid = self._vit.grid_size
 
-    def transform(self, image: Image.Image) -> Tensor:
+    def transform(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
         # RGB first: Pillow resizes palette and 1-bit images by nearest neighbour.
         return cast(Tensor, self.preprocess(to_rgb(image)))
 
     def transform_id(self) -> str:
         return f"open_clip, rgb first: {self.preprocess!r}"
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] → [B, E]. Raises UserError for a tower that does not pool."""
+    def embed(self, images: Float[Tensor, "images 3 h w"]) -> Float[Tensor, "images embed_dim"]:
+        """As the library gives it. Raises UserError for a tower that does not pool."""
         output = self.visual(images)
         pooled = cast(Tensor, output[0] if isinstance(output, tuple) else output)  # CoCa's towers give their tokens too
         if pooled.ndim == 3 and pooled.shape[1] == 1:  # an attentional pool with one query
@@ -198,12 +172,12 @@ class OpenClipBackbone(Backbone):
             raise self._unpooled()
         return pooled
 
-    def patches(self, images: Tensor) -> Tensor:
+    def patches(self, images: Float[Tensor, "images 3 h w"]) -> Float[Tensor, "images patches width"]:
         if self._vit is None:
             return super().patches(images)
         return cast(Tensor, self._vit.ln_post(self.trunk(images, self.n_blocks)[:, 1:]))
 
-    def trunk(self, images: Tensor, cut: int) -> Tensor:
+    def trunk(self, images: Float[Tensor, "images 3 h w"], cut: int) -> Float[Tensor, "images tokens width"]:
         if self._vit is None:
             raise self._uncuttable()
         self._check_cut(cut)
@@ -242,10 +216,9 @@ class OpenClipBackbone(Backbone):
             f"{self.label} gives all its tokens and no pooled embedding: use them (model.encoder.kind: patch_convs)."
         )
 
-    def _measure_embedding(self, size: int | tuple[int, int]) -> int:
+    def _measure_embedding(self, height: int, width: int) -> int:
         if isinstance(named := getattr(self.visual, "output_dim", None), int):
             return named
-        height, width = (size, size) if isinstance(size, int) else size
         with torch.inference_mode():
             return self.embed(torch.zeros(1, 3, height, width)).shape[1]
 
@@ -257,18 +230,16 @@ def load_open_clip(config: blocks.OpenClip) -> OpenClipBackbone:
     with seeded(config.seed):
         model, preprocess = _create(name, config.pretrained)
     # The text tower and its memory go when `model` does.
-    visual = cast(nn.Module, model.visual).eval()
-    return OpenClipBackbone(visual, preprocess, f"open_clip's {config.name}")
+    return OpenClipBackbone(cast(nn.Module, model.visual).eval(), preprocess, f"open_clip's {config.name}")
 
 
 def _create(name: str, pretrained: str | None) -> tuple[nn.Module, Compose]:
     """open_clip's model and inference transform; weights that were asked for and are not there are an error."""
     try:
-        if not name.startswith((LOCAL, HUB)) and pretrained is None:
-            # pretrained_text: the text tower is thrown away, so its default weights need not be fetched.
-            model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained_text=False)
-        else:
+        if name.startswith((LOCAL, HUB)) or pretrained is not None:
             model, preprocess = open_clip.create_model_from_pretrained(name, pretrained, **_tag_options(name, pretrained))
+        else:  # pretrained_text: the text tower is thrown away, so its default weights need not be fetched
+            model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained_text=False)
     except Exception as error:  # open_clip raises whatever its libraries do
         raise _failure(name, pretrained, error) from error
     return model, preprocess
@@ -317,25 +288,20 @@ def architecture(config: blocks.OpenClip) -> dict[str, Any]:
     """What open_clip builds this image tower from, as in the `model_cfg` of its config files, with the smallest text tower that
     it takes: nothing has to be fetched for it."""
     whole = _whole_architecture(config)
-    forced = bool(_tag_options(config.name, config.pretrained))
     return {
         "embed_dim": whole["embed_dim"],
-        "quick_gelu": forced or whole.get("quick_gelu", False),
+        "quick_gelu": bool(_tag_options(config.name, config.pretrained)) or whole.get("quick_gelu", False),
         "vision_cfg": whole["vision_cfg"],
         "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 64, "heads": 1, "layers": 1},
     }
 
 
 def _whole_architecture(config: blocks.OpenClip) -> dict[str, Any]:
-    if config.name.startswith(LOCAL):
-        file = Path(config.name.removeprefix(LOCAL)).expanduser() / CONFIG_FILE
-    elif config.name.startswith(HUB):
-        file = Path(hf_hub_download(config.name.removeprefix(HUB), CONFIG_FILE))
-    else:
-        built_in: dict[str, Any] = open_clip.get_model_config(config.name.replace("/", "-"))
-        return built_in
-    described: dict[str, Any] = json.loads(file.read_text())["model_cfg"]
-    return described
+    if not config.name.startswith((LOCAL, HUB)):
+        return dict(open_clip.get_model_config(config.name.replace("/", "-")))
+    is_local, name = config.name.startswith(LOCAL), config.name.removeprefix(LOCAL).removeprefix(HUB)
+    file = Path(name).expanduser() / CONFIG_FILE if is_local else Path(hf_hub_download(name, CONFIG_FILE))
+    return dict(json.loads(file.read_text())["model_cfg"])
 
 
 def hub_repository(name: str, pretrained: str | None) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,15 +27,15 @@ class PixelsBackbone(Backbone):
         self.embed_dim = self.width = 3 * size * size
         self.label = f"The pixels baseline ({size} × {size})"
 
-    def transform(self, image: Image.Image) -> Tensor:
-        """Any image → [3, size, size]: the mean of the pixels under each cell, the aspect ratio squashed."""
+    def transform(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
+        """The mean of the pixels under each cell, the aspect ratio squashed."""
         pixels = torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
         return F.adaptive_avg_pool2d(pixels.float(), self.image_size) / 255
 
     def transform_id(self) -> str:
         return f"rgb, adaptive_avg_pool2d({self.image_size}), /255"
 
-    def embed(self, images: Tensor) -> Tensor:
+    def embed(self, images: Float[Tensor, "images 3 size size"]) -> Float[Tensor, "images embed_dim"]:
         return images.flatten(1)
 
     def write_spec(self, block: Block, folder: Path, name: str) -> dict[str, Any]:

@@ -1,8 +1,6 @@
-"""Networks of timm, convolutional or not: pooled features without the classifier, frozen or trained end to end.
-
-Weights are random, published (timm's names with a tag), of a model on the Hub, or of a folder as timm's `save_for_hf` writes
-one (config.json, model.safetensors). timm reads them as safetensors or with `weights_only`.
-"""
+"""Networks of timm, convolutional or not: pooled features without the classifier, frozen or trained end to end. Weights are
+random, published (timm's names with a tag), of a model on the Hub, or of a folder as timm's `save_for_hf` writes one
+(config.json, model.safetensors). timm reads them as safetensors or with `weights_only`."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ from typing import Any, cast
 
 import timm
 import torch
+from jaxtyping import Float
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
@@ -35,15 +34,15 @@ class TimmBackbone(Backbone):
         self.image_size = image_size
         self.embed_dim = self.width = self._measure_embedding()
 
-    def transform(self, image: Image.Image) -> Tensor:
+    def transform(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
         # RGB first: Pillow resizes palette and 1-bit images by nearest neighbour.
         return cast(Tensor, self.preprocess(to_rgb(image)))
 
     def transform_id(self) -> str:
         return f"timm, rgb first: {self.preprocess!r}"
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] → pooled features before the classifier [B, E]."""
+    def embed(self, images: Float[Tensor, "images 3 h w"]) -> Float[Tensor, "images embed_dim"]:
+        """Pooled features before the classifier."""
         return cast(Tensor, self.model(images))
 
     def write_spec(self, block: blocks.Backbone, folder: Path, name: str) -> dict[str, Any]:
@@ -82,9 +81,9 @@ def _settings(model: nn.Module) -> dict[str, Any]:
 def load_timm(config: blocks.Timm) -> TimmBackbone:
     """The network of an architecture name, `hf-hub:owner/name`, or `local-dir:/a/folder`."""
     name = _checked_name(config)
+    label = f"timm's {config.name}"
     with seeded(config.seed):
         model = _create(name, config).eval()
-    label = f"timm's {config.name}"
     size = config.image_size or _settings(model)["input_size"][1]
     if config.image_size:
         _resize(model, size, label)
@@ -127,7 +126,8 @@ def _checked_name(config: blocks.Timm) -> str:
             f"backbone.name {name} is no architecture of timm; the nearest are: {near}. Models on the Hub are named "
             f"{HUB}owner/name, folders {LOCAL}/a/folder."
         )
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}*") if _is_of(known, architecture)]
+    published = [known.partition(".") for known in timm.list_pretrained(f"{architecture}*")]
+    tags = [known_tag for known, _, known_tag in published if known == architecture]
     if tag and tag not in tags:
         raise UserError(f"backbone.name {name}: {architecture} has no weights {tag}; it has: {', '.join(tags) or 'none'}.")
     if tag and not config.pretrained:
@@ -138,10 +138,6 @@ def _checked_name(config: blocks.Timm) -> str:
     if config.pretrained and not tags:
         raise UserError(f"backbone.name {name} has no published weights: remove backbone.pretrained, or name another.")
     return name
-
-
-def _is_of(known: str, architecture: str) -> bool:
-    return known.partition(".")[0] == architecture
 
 
 def hub_repository(name: str) -> str | None:

@@ -26,6 +26,7 @@ from typing import Any, cast
 
 import open_clip
 import torch
+from jaxtyping import Float
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -69,10 +70,8 @@ Draw = Callable[..., Tensor]
 
 
 def write_tiny_open_clip(folder: Path, seed: int = 0) -> None:
-    """A tiny CLIP as a `local-dir:` of open_clip: open_clip_config.json and open_clip_model.safetensors.
-
-    `folder` appears, or is replaced, as a whole.
-    """
+    """A tiny CLIP as a `local-dir:` of open_clip: open_clip_config.json and open_clip_model.safetensors. `folder` appears, or is
+    replaced, as a whole."""
     with seeded(seed):
         model = open_clip.CLIP(**OPEN_CLIP)
     preprocess = image_transform_v2(PreprocessCfg(size=64, **cast(Any, PREPROCESS)), is_train=False)
@@ -92,10 +91,8 @@ def write_tiny_open_clip(folder: Path, seed: int = 0) -> None:
 
 
 def write_tiny_dinov2(folder: Path, seed: int = 0) -> None:
-    """A tiny DINOv2 as transformers saves one: config.json, model.safetensors and preprocessor_config.json.
-
-    `folder` appears, or is replaced, as a whole.
-    """
+    """A tiny DINOv2 as transformers saves one: config.json, model.safetensors and preprocessor_config.json. `folder` appears, or
+    is replaced, as a whole."""
     with seeded(seed):
         model = Dinov2Model(Dinov2Config(**DINOV2))
     side = DINOV2["image_size"]
@@ -151,8 +148,9 @@ def _make_blocks(backbone: Backbone, draw: Draw) -> tuple[Tail, Tensor]:
     """All blocks of a backbone with new weights, centred at the class token, in fp64; and the calibration tokens after them."""
     tail = backbone.make_tail(0).requires_grad_(False).eval().double()
     for block in tail.blocks:
+        modules = {path.rpartition(".")[2]: module for path, module in block.named_modules()}
         for name, (weight_gain, bias_gain) in GAINS.items():
-            layer = _projection(tail, block, name)
+            layer = cast(nn.Linear, modules[tail.projections[name][0]])
             _fill(layer.weight, draw(*layer.weight.shape) * weight_gain / layer.in_features**0.5)
             _fill(layer.bias, draw(*layer.bias.shape) * bias_gain)
             if name in CENTRED:
@@ -165,14 +163,9 @@ def _make_blocks(backbone: Backbone, draw: Draw) -> tuple[Tail, Tensor]:
     return tail, tokens
 
 
-def _projection(tail: Tail, block: nn.Module, name: str) -> nn.Linear:
-    (module,) = tail.projections[name]
-    return cast(nn.Linear, next(m for path, m in block.named_modules() if path.rpartition(".")[2] == module))
-
-
 # ---------------------------------------------------------------- calibration
-def calibration_images(draw: Draw, n: int, side: int) -> Tensor:
-    """[n, 3, side, side] in the networks' input units: an elliptic blob on a gradient, under noise; all of it random."""
+def calibration_images(draw: Draw, n: int, side: int) -> Float[Tensor, "images 3 side side"]:
+    """In the networks' input units: an elliptic blob on a gradient, under noise; all of it random."""
 
     def uniform(channels: int = 1) -> Tensor:
         """Within −1 … 1, [n, channels, 1, 1]."""

@@ -14,11 +14,9 @@ if TYPE_CHECKING:
 
 
 def number_classes(table: pd.DataFrame, data: Data) -> tuple[pd.DataFrame, Labels]:
-    """The table with its `label` and its auxiliary names as numbers too, and what these stand for.
-
-    Of two classes the positive one comes first, else they are in the order of their names. Raises UserError for fewer than two
-    classes, or a positive class that there is not.
-    """
+    """The table with its `label` and its auxiliary names as numbers too, and what these stand for. Of two classes the positive
+    one comes first, else they are in the order of their names. Raises UserError for fewer than two classes, or a positive class
+    that there is not."""
     assert data.label is not None
     classes, columns = _classes(table["label"], data), [f"{AUXILIARY}{i}" for i in range(len(data.columns.auxiliary))]
     names = sorted({name for column in columns for name in table[column].dropna()})
@@ -51,10 +49,8 @@ def _classes(column: pd.Series, data: Data) -> list[str]:
             f"{f'The nearest is {near[0]!r}. ' if near else ''}There are: {', '.join(classes)}."
         )
     if len(classes) > 2:
-        raise UserError(
-            f"{data.source}: data.positive tells two classes apart, and column {data.label} has {len(classes)}: "
-            f"{', '.join(classes)}. Set it to null."
-        )
+        several = f"column {data.label} has {len(classes)}: {', '.join(classes)}"
+        raise UserError(f"{data.source}: data.positive tells two classes apart, and {several}. Set it to null.")
     return sorted(classes, key=lambda name: name != data.positive)
 
 

@@ -1,17 +1,16 @@
 """What an image's colour card and scale bar correct in the images cut out of it, before a backbone's own transform.
 
-Pure functions on Pillow images. This file imports numpy and Pillow only, and nothing of the package: a submission that
-may not import the package holds a copy of it.
+Pure functions on Pillow images. This file imports numpy and Pillow only, and nothing of the package: a submission that may not
+import the package holds a copy of it.
 
-Colours. Each channel is multiplied by one number, such that the card comes out the same in all images: what a card
-differs by is the light (von Kries' diagonal model of adaptation, 1902; Finlayson, Drew and Funt, J. Opt. Soc. Am. A 11,
-1994, on how far a diagonal suffices). The numbers as they are stored are multiplied, not linearised ones: cameras' tone
-curves are not known, and where one is nearly a power x^γ, light times k is a stored value times k^γ, for the card and
-for all else.
+Colours. Each channel is multiplied by one number, such that the card comes out the same in all images: what a card differs by is
+the light (von Kries' diagonal model of adaptation, 1902; Finlayson, Drew and Funt, J. Opt. Soc. Am. A 11, 1994, on how far a
+diagonal suffices). The numbers as they are stored are multiplied, not linearised ones: cameras' tone curves are not known, and
+where one is nearly a power x^γ, light times k is a stored value times k^γ, for the card and for all else.
 
-Scale. The period of the bar's dark and light stretches is measured, and the image resized so that one period has
-one length, in the middle of a canvas of one size: what later resizes the canvas leaves small beetles small. Which
-period real bars have was not known when this was written; `span` says how much of the world the canvas shows.
+Scale. The period of the bar's dark and light stretches is measured, and the image resized so that one period has one length, in
+the middle of a canvas of one size: what later resizes the canvas leaves small beetles small. Which period real bars have was not
+known when this was written; `span` says how much of the world the canvas shows.
 """
 
 from __future__ import annotations
@@ -68,23 +67,16 @@ def balance(image: Image.Image, card: Image.Image) -> Image.Image:
 
 
 def measure_gains(card: Image.Image) -> Gains:
-    """What each channel is to be multiplied by; 1 where the card tells nothing. Never raises for an image.
-
-    A channel's value is the mean of the middle half of its pixels: whatever the light, they are the same pixels, and
-    neither patches that are burnt out nor reflections and shadows at the card's edge are among them.
-    """
+    """What each channel is to be multiplied by; 1 where the card tells nothing. Never raises for an image. A channel's value is
+    the mean of the middle half of its pixels: whatever the light, they are the same pixels, and neither patches that are burnt
+    out nor reflections and shadows at the card's edge are among them."""
     values = np.sort(np.asarray(to_rgb(card), np.float64).reshape(-1, 3), axis=0)
     quarter = len(values) // 4
     middle = values[quarter : len(values) - quarter]
     means = middle.mean(0) if len(middle) else np.zeros(3)
-    red, green, blue = (_gain(float(mean)) for mean in means)
+    gains = (1.0 if mean <= DARKEST else min(max(GREY / mean, 1 / LARGEST_GAIN), LARGEST_GAIN) for mean in means.tolist())
+    red, green, blue = gains
     return red, green, blue
-
-
-def _gain(mean: float) -> float:
-    if mean <= DARKEST:
-        return 1.0
-    return min(max(GREY / mean, 1 / LARGEST_GAIN), LARGEST_GAIN)
 
 
 def multiply(image: Image.Image, gains: Gains) -> Image.Image:
@@ -99,20 +91,16 @@ def rescale(image: Image.Image, bar: Image.Image, span: float) -> Image.Image:
 
 
 def measure_period(bar: Image.Image) -> float | None:
-    """Pixels of one period, a dark and a light stretch, along the longer side of a bar; None where there is none.
-
-    At least two periods must be there; plain ground at the bar's ends is left off. Never raises for an image.
-    """
+    """Pixels of one period, a dark and a light stretch, along the longer side of a bar; None where there is none. At least two
+    periods must be there; plain ground at the bar's ends is left off. Never raises for an image."""
     profile, step = _profile(to_rgb(bar))
     period = _repeats(profile) or _repeats(_without_ends(profile))
     return None if period is None else round(period * step, 3)  # the same on processors that add in another order
 
 
 def _repeats(profile: NDArray[np.float64]) -> float | None:
-    """The least shift at which a profile [n] is like itself, in samples, by means of the greatest multiple of it.
-
-    What is wrong with a peak's place is divided by its number.
-    """
+    """The least shift at which a profile [n] is like itself, in samples, by means of the greatest multiple of it. What is wrong
+    with a peak's place is divided by its number."""
     if len(profile) < SHORTEST or profile.std() < FLAT:
         return None
     alike = _autocorrelation(profile)
@@ -151,8 +139,7 @@ def _autocorrelation(profile: NDArray[np.float64]) -> list[float]:
     n = len(profile)
     result = []
     for lag in range(n * 3 // 4 + 1):
-        one, other = profile[: n - lag], profile[lag:]
-        one, other = one - one.mean(), other - other.mean()
+        one, other = (part - part.mean() for part in (profile[: n - lag], profile[lag:]))
         spread = float(np.sqrt((one @ one) * (other @ other)))
         result.append(float(one @ other) / spread if spread > 0 else 0.0)
     return result
@@ -160,14 +147,9 @@ def _autocorrelation(profile: NDArray[np.float64]) -> list[float]:
 
 def _first_peak(alike: list[float], last: int) -> int | None:
     """The first shift at which a profile is nearly as like itself as it gets, after being unlike; None if it never is."""
-    start = next((lag for lag, value in enumerate(alike[: last + 1]) if value < 0), None)
-    if start is None:
-        return None
-    lags = [
-        lag
-        for lag in range(max(start, MIN_PERIOD), last + 1)
-        if alike[lag - 1] <= alike[lag] and (lag + 1 == len(alike) or alike[lag] >= alike[lag + 1])
-    ]
+    start = next((lag for lag, value in enumerate(alike[: last + 1]) if value < 0), last + 1)
+    after = [*alike[1:], -float("inf")]
+    lags = [lag for lag in range(max(start, MIN_PERIOD), last + 1) if alike[lag - 1] <= alike[lag] >= after[lag]]
     best = max((alike[lag] for lag in lags), default=0.0)
     return next((lag for lag in lags if alike[lag] >= CLEAR * best), None) if best >= ALIKE else None
 
@@ -182,23 +164,20 @@ def _vertex(values: list[float], at: int) -> float:
 
 
 def place(image: Image.Image, period: float | None, span: float) -> Image.Image:
-    """The image, RGB, in the middle of a square of CANVAS pixels that is as wide as `span` periods.
-
-    What does not fit is cut off, what is left over has the colour of the image's own border. Without a period the image
-    is as large as fits: as it would look without a bar.
-    """
+    """The image, RGB, in the middle of a square of CANVAS pixels that is as wide as `span` periods. What does not fit is cut off,
+    what is left over has the colour of the image's own border. Without a period the image is as large as fits: as it would look
+    without a bar."""
     image = to_rgb(image)
     scale = CANVAS / (span * period) if period else CANVAS / max(*image.size, 1)
     canvas = Image.new("RGB", (CANVAS, CANVAS), _border_colour(image))
-    shown = [min(side, CANVAS / scale) for side in image.size]
-    size = tuple(round(side * scale) for side in shown)
-    if min(size) < 1:
+    across, down = (min(side, CANVAS / scale) for side in image.size)
+    width, height = round(across * scale), round(down * scale)
+    if min(width, height) < 1:
         return canvas
     # Cut and resized at once: a large image of a coarse bar is never made larger than the canvas.
-    left, top = ((side - part) / 2 for side, part in zip(image.size, shown, strict=True))
-    box = (left, top, left + shown[0], top + shown[1])
-    part = image.resize((size[0], size[1]), Image.Resampling.BICUBIC, box)
-    canvas.paste(part, ((CANVAS - size[0]) // 2, (CANVAS - size[1]) // 2))
+    left, top = (image.width - across) / 2, (image.height - down) / 2
+    part = image.resize((width, height), Image.Resampling.BICUBIC, (left, top, left + across, top + down))
+    canvas.paste(part, ((CANVAS - width) // 2, (CANVAS - height) // 2))
     return canvas
 
 
@@ -207,6 +186,5 @@ def _border_colour(image: Image.Image) -> tuple[int, int, int]:
     pixels = np.asarray(image)
     if not pixels.size:
         return 0, 0, 0
-    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    red, green, blue = (int(value) for value in np.median(edge, axis=0))
-    return red, green, blue
+    red, green, blue = np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]), axis=0)
+    return int(red), int(green), int(blue)

@@ -1,7 +1,5 @@
-"""The data set of a trial: a table with a row per image, what is true of each, and its images, decoded and corrected.
-
-`sources/` reads files, `table` gives their columns a meaning and makes the data set. Loads no torch.
-"""
+"""The data set of a trial: a table with a row per image, what is true of each, and its images, decoded and corrected. `sources/`
+reads files, `table` gives their columns a meaning and makes the data set. Loads no torch."""
 
 from __future__ import annotations
 
@@ -77,10 +75,8 @@ class Dataset:
         return tuple(column for column in (self.image_column, self.card_column, self.bar_column) if column is not None)
 
     def encoded(self, i: int) -> tuple[bytes, ...]:
-        """What image i is made of, as it is encoded, in the order of `image_columns`; safe from several threads.
-
-        Raises BadImage if one of them is not there.
-        """
+        """What image i is made of, as it is encoded, in the order of `image_columns`; safe from several threads. Raises BadImage
+        if one of them is not there."""
         return tuple(self.image_bytes(i, column) for column in self.image_columns)
 
     def image_bytes(self, i: int, column: str | None = None) -> bytes:
@@ -92,22 +88,18 @@ class Dataset:
             raise self._bad(i, column, error) from error
 
     def image(self, i: int) -> Image.Image:
-        """Image i, wholly decoded and corrected; safe from several threads. Raises BadImage.
-
-        In the mode it was saved in, RGB where it is corrected.
-        """
+        """Image i, wholly decoded and corrected; safe from several threads. Raises BadImage. In the mode it was saved in, RGB
+        where it is corrected."""
         return self.decode(i, self.encoded(i))
 
     def decode(self, i: int, encoded: Sequence[bytes]) -> Image.Image:
         """`image(i)` for who has `encoded(i)` already."""
+        from pipeline.data.correction import multiply, place  # numpy and Pillow: not for plans
+
         image = self._read(i, self.image_column, decode, encoded[0])
         if self.card_column is not None:
-            from pipeline.data.correction import multiply
-
             image = multiply(image, self._read(i, self.card_column, _gains, encoded[1]))
         if self.bar_column is not None:
-            from pipeline.data.correction import place
-
             image = place(image, self._read(i, self.bar_column, _period, encoded[-1]), self.canvas)
         return image
 
@@ -158,7 +150,7 @@ def decode(encoded: bytes) -> Image.Image:
 @lru_cache(MEASURED)
 def _gains(encoded: bytes) -> Gains:
     """What an encoded colour card says to multiply channels by. Raises what `decode` raises."""
-    from pipeline.data.correction import measure_gains  # numpy and Pillow: not for plans
+    from pipeline.data.correction import measure_gains
 
     return measure_gains(decode(encoded))
 
@@ -197,10 +189,8 @@ def _signature(source: Source, splits: tuple[str, ...], columns: tuple[str, ...]
 
 
 def choose_splits(exist: list[str], data: Data) -> dict[str, str]:
-    """Source splits to read, in the table's order, with the split each becomes (`train` where rows are dealt out later).
-
-    Raises UserError if train or validation does not exist, listing what does.
-    """
+    """Source splits to read, in the table's order, with the split each becomes (`train` where rows are dealt out later). Raises
+    UserError if train or validation does not exist, listing what does."""
     if not (wanted := data.split.names):
         return dict.fromkeys(sorted(exist), "train")
     if len(set(wanted.values())) < len(wanted):

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -24,8 +25,6 @@ from pipeline.errors import WorkError
 AHEAD = 3
 """Batches in preparation."""
 
-Loaded = Tensor | BadImage
-
 
 @dataclass(frozen=True)
 class DecodedImages:
@@ -33,8 +32,8 @@ class DecodedImages:
 
     positions: Sequence[int]
     """Rows of `Dataset.table`."""
-    images: Tensor
-    """[B, …] fp32 on the CPU, as the backbone's transform gives them (mostly [B, 3, H, W]); zeros for a bad image."""
+    images: Float[Tensor, "batch ..."]
+    """fp32 on the CPU, as the backbone's transform gives them (mostly [B, 3, H, W]); zeros for a bad image."""
     bad: dict[int, str]
     """Position of each image that could not be read → why, naming file, row and column."""
 
@@ -51,11 +50,9 @@ def load_batches(
     hashes: Sequence[str] | None = None,
     keep_bad: bool = False,
 ) -> Generator[DecodedImages]:
-    """One batch per chunk of positions, in order; chunks are asked for as they are needed.
-
-    `hashes` [n] are what `content_of` the images should be ("" for one that is not there). Raises ChangedImage where
-    they differ, and BadImage for an image that cannot be read unless `keep_bad` is set.
-    """
+    """One batch per chunk of positions, in order; chunks are asked for as they are needed. `hashes` [n] are what `content_of` the
+    images should be ("" for one that is not there). Raises ChangedImage where they differ, and BadImage for an image that cannot
+    be read unless `keep_bad` is set."""
 
     def load(i: int) -> Tensor:
         return transform(_read(dataset, i, None if hashes is None else hashes[i]))
@@ -72,24 +69,15 @@ def prepare_batches(
     load: Callable[[int], Tensor], chunks: Iterable[Sequence[int]], blank: Tensor, threads: int, keep_bad: bool
 ) -> Generator[DecodedImages]:
     """`load_batches` of whatever `load` makes of a position, shaped as `blank`; threads call it, and it raises BadImage."""
-
-    def try_load(i: int) -> Loaded:
-        try:
-            return load(i)
-        except BadImage as error:
-            if keep_bad:
-                return error
-            raise
-
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        waiting: deque[tuple[Sequence[int], list[Future[Loaded]]]] = deque()
+        waiting: deque[tuple[Sequence[int], list[Future[Tensor]]]] = deque()
         try:
             for chunk in chunks:
-                waiting.append((chunk, [pool.submit(try_load, i) for i in chunk]))
+                waiting.append((chunk, [pool.submit(load, i) for i in chunk]))
                 if len(waiting) > AHEAD:
-                    yield _batch(*waiting.popleft(), blank)
+                    yield _batch(*waiting.popleft(), blank, keep_bad)
             while waiting:
-                yield _batch(*waiting.popleft(), blank)
+                yield _batch(*waiting.popleft(), blank, keep_bad)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -108,7 +96,14 @@ def _read(dataset: Dataset, i: int, sha256: str | None) -> Image.Image:
     return dataset.decode(i, encoded)
 
 
-def _batch(positions: Sequence[int], futures: Sequence[Future[Loaded]], blank: Tensor) -> DecodedImages:
-    loaded = [future.result() for future in futures]
-    bad = {i: str(image) for i, image in zip(positions, loaded, strict=True) if isinstance(image, BadImage)}
-    return DecodedImages(positions, torch.stack([image if isinstance(image, Tensor) else blank for image in loaded]), bad)
+def _batch(positions: Sequence[int], futures: Sequence[Future[Tensor]], blank: Tensor, keep_bad: bool) -> DecodedImages:
+    images, bad = [], dict[int, str]()
+    for i, future in zip(positions, futures, strict=True):
+        try:
+            images.append(future.result())
+        except BadImage as error:
+            if not keep_bad:
+                raise
+            images.append(blank)
+            bad[i] = str(error)
+    return DecodedImages(positions, torch.stack(images), bad)

@@ -1,8 +1,6 @@
 """Which rows train, validate and test: groups dealt to folds (of each class alike), or whole domains, sites or years left out.
-
-Everything here depends on the set of groups, never on the order of rows, and on a seed through hashes: the same on every
-platform and with every numpy. Loads no torch.
-"""
+Everything here depends on the set of groups, never on the order of rows, and on a seed through hashes: the same on every platform
+and with every numpy. Loads no torch."""
 
 from __future__ import annotations
 
@@ -34,7 +32,8 @@ def assign(table: pd.DataFrame, split: Folded, strata: Sequence[str] | None = No
     """
     labels = table["group"] if split.by is None else [split.part_of(str(value)) for value in table[split.by]]
     units = joined(table["group"], labels)
-    folds = deal_groups(units, split, strata) if split.by is None else deal_units(_sizes(table, units), split)
+    sizes = {str(unit): int(n) for unit, n in table["group"].groupby(units).nunique().items()}
+    folds = deal_groups(units, split, strata) if split.by is None else deal_units(sizes, split)
     roles = {split.fold: "test", (split.fold + 1) % split.n: "validation"}
     chosen = [roles.get(folds[unit], "train") for unit in units]
     return _hold_out(table, chosen, split) if split.share_held_out else chosen
@@ -76,10 +75,8 @@ def stratum_of(groups: Sequence[str], strata: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for group, stratum in zip(groups, strata, strict=True):
         if found.setdefault(group, stratum) != stratum:
-            raise UserError(
-                f"group {group} is of both {found[group]} and {stratum}: the images of a group share its class. Correct the "
-                "data, or data.columns.group."
-            )
+            both = f"group {group} is of both {found[group]} and {stratum}"
+            raise UserError(f"{both}: the images of a group share its class. Correct the data, or data.columns.group.")
     return found
 
 
@@ -87,25 +84,18 @@ def rare_strata(groups: Sequence[str], split: Folded, strata: Sequence[str]) -> 
     """A warning if some strata have fewer groups than there are folds, naming the rarest; else none."""
     counts = Counter(stratum_of(groups, strata).values())
     rare = sorted((n, stratum) for stratum, n in counts.items() if n < split.n)
-    if not rare:
-        return []
     names = ", ".join(f"{stratum} ({n})" for n, stratum in rare[:NAMED]) + (", …" if len(rare) > NAMED else "")
-    return [
-        f"{len(rare)} of {len(counts)} classes have fewer groups than data.split.n = {split.n}: {names}. In some folds these are "
-        "not tested, not validated or not trained on."
-    ]
+    some = f"{len(rare)} of {len(counts)} classes have fewer groups than data.split.n = {split.n}: {names}"
+    return [f"{some}. In some folds these are not tested, not validated or not trained on."] if rare else []
 
 
 def deal_units(sizes: Mapping[str, int], split: Folded) -> dict[str, int]:
-    """The fold of each group, of `sizes` groups: the largest first, each to the fold that has the fewest groups yet.
-
-    Groups of one size come in an order drawn by the seed. Raises UserError for fewer groups than folds.
-    """
+    """The fold of each group, of `sizes` groups: the largest first, each to the fold that has the fewest groups yet. Groups of
+    one size come in an order drawn by the seed. Raises UserError for fewer groups than folds."""
     _check_number(len(sizes), split)
-    order = sorted(shuffled(sizes, split.seed), key=lambda group: -sizes[group])
     load, folds = [0] * split.n, {}
-    for group in order:
-        folds[group] = min(range(split.n), key=lambda fold: (load[fold], fold))
+    for group in sorted(shuffled(sizes, split.seed), key=lambda group: -sizes[group]):
+        folds[group] = load.index(min(load))
         load[folds[group]] += sizes[group]
     return folds
 
@@ -121,17 +111,9 @@ def _check_number(n: int, split: Folded) -> None:
         raise UserError(f"data.split.n = {split.n}, but there are {n} {what}. Choose at most that many folds.")
 
 
-def _sizes(table: pd.DataFrame, units: Sequence[str]) -> dict[str, int]:
-    """How many groups each unit has."""
-    groups = table["group"].groupby(list(units)).nunique()
-    return {str(unit): int(n) for unit, n in groups.items()}
-
-
 def _hold_out(table: pd.DataFrame, chosen: list[str], split: Folded) -> list[str]:
-    """Some site-dates of the training domains go to test, as many to validation: whole ones, with all their groups.
-
-    One of each domain stays: a domain of which nothing is trained on would be a new one, on both sides.
-    """
+    """Some site-dates of the training domains go to test, as many to validation: whole ones, with all their groups. One of each
+    domain stays: a domain of which nothing is trained on would be a new one, on both sides."""
     units = joined(table["group"], site_dates(table))
     domain_of = {u: d for u, d, role in zip(units, table["domain"], chosen, strict=True) if role == "train"}
     order = shuffled(domain_of, split.seed)

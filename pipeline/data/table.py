@@ -1,7 +1,5 @@
-"""The table of a data set: which column holds what, what cannot be right, which rows train, validate and test.
-
-Names file, row and column of what is wrong; permutes targets for the control. Loads no torch and, to find faults, no image.
-"""
+"""The table of a data set: which column holds what, what cannot be right, which rows train, validate and test. Names file, row
+and column of what is wrong; permutes targets for the control. Loads no torch and, to find faults, no image."""
 
 from __future__ import annotations
 
@@ -102,8 +100,7 @@ def _check_dealing(dataset: Dataset, data: Data) -> tuple[str, ...]:
     if name is None:
         return ()
     table, column = dataset.table, getattr(data.columns, name)
-    empty = table.index[table[name].isna()]
-    if len(empty):
+    if len(empty := table.index[table[name].isna()]):
         raise UserError(
             f"{dataset.where(int(empty[0]))}: column {column} (data.columns.{name}) is empty or holds no {name}, in "
             f"{len(empty)} rows in all: data.split.kind={data.split.kind} cannot tell on which side they belong. Fill it in, "
@@ -112,34 +109,23 @@ def _check_dealing(dataset: Dataset, data: Data) -> tuple[str, ...]:
     alone = table.loc[table["site"].isna() | table["date"].isna(), "group"].nunique() if name == "domain" else 0
     if not alone or not isinstance(data.split, Folded) or not data.split.share_held_out:
         return ()
-    return (
-        f"{alone} groups have no site or no date (data.columns.site, date): they are held out one by one, and another group of "
-        "their site and day may be trained on",
-    )
+    what = f"{alone} groups have no site or no date (data.columns.site, date)"
+    return (f"{what}: they are held out one by one, and another group of their site and day may be trained on",)
 
 
 def permuted_truth(table: pd.DataFrame, columns: Sequence[str], seed: int = 0) -> NDArray[Any]:
-    """These columns [rows, columns] with each group's dealt to another group of its split: nothing is left to learn.
-
-    Groups are shuffled into a ring and each takes its neighbour's truth: every group keeps one for all its images, each is
-    used once, and none stays where it was (unless it is the split's only one).
-    """
+    """These columns [rows, columns] with each group's dealt to another group of its split: nothing is left to learn. Groups are
+    shuffled into a ring and each takes its neighbour's truth: every group keeps one for all its images, each is used once, and
+    none stays where it was (unless it is the split's only one)."""
     values = table[list(columns)].to_numpy()
     result = values.copy()
-    for split in sorted(set(table["split"])):
-        rows = _rows_by_group(table, split)
-        ring = shuffled(rows, seed)
+    for _, of_split in table.reset_index(drop=True).groupby("split"):
+        rows = of_split.groupby("group").indices
+        places = of_split.index.to_numpy()
+        ring = shuffled(map(str, rows), seed)
         for group, giver in zip(ring, ring[1:] + ring[:1], strict=True):
-            result[rows[group]] = values[rows[giver][0]]
+            result[places[rows[group]]] = values[places[rows[giver][0]]]
     return result
-
-
-def _rows_by_group(table: pd.DataFrame, split: str) -> dict[str, list[int]]:
-    rows: dict[str, list[int]] = {}
-    for i, (of, group) in enumerate(zip(table["split"], table["group"], strict=True)):
-        if of == split:
-            rows.setdefault(group, []).append(i)
-    return rows
 
 
 # ---------------------------------------------------------------- columns
@@ -151,13 +137,11 @@ def _split_table(source: Source, data: Data, name: str, split: str) -> pd.DataFr
     cells = source.table(name)
     if cells.empty:
         raise UserError(f"data.source {data.source}: the split {name!r} has no rows.")
-    rows = range(len(cells))
-    table = pd.DataFrame({"split": split, "source_split": name, "row": rows})
+    table = pd.DataFrame({"split": split, "source_split": name, "row": range(len(cells))})
     table["id"] = _ids(source, data, name, cells)
     table["group"] = _groups(source, data, name, cells)
-    table["domain"] = _names(cells, data.columns.domain, "data.columns.domain")
-    table["species"] = _names(cells, data.columns.species, "data.columns.species")
-    table["site"] = _names(cells, data.columns.site, "data.columns.site")
+    for known in ("domain", "species", "site"):
+        table[known] = _names(cells, getattr(data.columns, known), f"data.columns.{known}")
     table["date"] = _dates(data, cells)
     for target in data.targets:
         table[target] = _numbers(source, name, target, _plain(cells, target, "data.targets"))
@@ -173,16 +157,14 @@ def _check_columns(source: Source, data: Data, split: str) -> None:
     columns = data.columns
     exist = source.columns(split)
     wanted = [("data.columns.image", columns.image, "")]
-    if columns.group is not None:
-        wanted.append(("data.columns.group", columns.group, ", or null if each image is a group of its own"))
-    for name in ("domain", "species", "site", "date"):
-        if (column := getattr(columns, name)) is not None:
-            wanted.append((f"data.columns.{name}", column, f", or null if the {name} is unknown"))
+    optional = {"group": "each image is a group of its own"}
+    optional |= {name: f"the {name} is unknown" for name in ("domain", "species", "site", "date")}
+    given = [(name, column, where) for name, where in optional.items() if (column := getattr(columns, name)) is not None]
+    wanted += [(f"data.columns.{name}", column, f", or null if {where}") for name, column, where in given]
     for name in ("colour_card", "scale_bar"):
-        if getattr(data, name):
-            wanted.append((f"data.columns.{name}", getattr(columns, name), f", or data.{name} to false"))
+        wanted += [(f"data.columns.{name}", getattr(columns, name), f", or data.{name} to false")] * getattr(data, name)
     wanted += [("data.targets", target, "") for target in data.targets]
-    wanted += [("data.label", data.label, "")] if data.label is not None else []
+    wanted += [] if data.label is None else [("data.label", data.label, "")]
     wanted += [("data.columns.auxiliary", column, ", or to []") for column in columns.auxiliary]
     for key, column, otherwise in wanted:
         if column not in exist:
@@ -217,14 +199,11 @@ def _groups(source: Source, data: Data, split: str, cells: pd.DataFrame) -> list
 
 def _filled(source: Source, split: str, column: pd.Series, key: str, what: str) -> list[str]:
     """The cells of a column as names. Raises UserError at the first that is empty."""
-    found = []
-    for row, name in enumerate(labels(column)):
-        if name is None:
-            raise UserError(
-                f"{source.where(split, row)}: column {column.name} ({key}) is empty. Give the row its {what}, or remove it."
-            )
-        found.append(name)
-    return found
+    names = labels(column)
+    if None in names:
+        where = source.where(split, names.index(None))
+        raise UserError(f"{where}: column {column.name} ({key}) is empty. Give the row its {what}, or remove it.")
+    return [str(name) for name in names]
 
 
 def _names(cells: pd.DataFrame, column: str | None, key: str) -> pd.Series:
@@ -266,8 +245,7 @@ def _numbers(source: Source, split: str, target: str, column: pd.Series) -> NDAr
     import pandas as pd
 
     values: NDArray[np.float64] = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
+    if len(bad := np.flatnonzero(~np.isfinite(values))):
         row = int(bad[0])
         more = f" So are {len(bad) - 1} more rows of this split." if len(bad) > 1 else ""
         raise UserError(
@@ -300,19 +278,14 @@ def _check_groups(dataset: Dataset, data: Data) -> tuple[str, ...]:
 
 
 def _raise_disagreement(dataset: Dataset, group: str, i: int, j: int) -> None:
-    if "label" in dataset.table:
-        one, other = dataset.table["label"].iat[j], dataset.table["label"].iat[i]
-        raise UserError(
-            f"{dataset.where(j)}: group {group} is {one} here, but {other} at {dataset.where(i)}. Images of one group share "
-            "its class: correct one of the rows, or name the column that tells groups apart as data.columns.group (null: each "
-            "image is a group of its own)."
-        )
-    values: dict[str, NDArray[np.float64]] = {t: dataset.table[t].to_numpy() for t in dataset.targets}
-    target = next(name for name, column in values.items() if column[i] != column[j])
+    is_class = "label" in dataset.table
+    names = ["label"] if is_class else dataset.targets
+    pairs = ((dataset.table[name].tolist(), name) for name in names)
+    one, other, name = next((column[j], column[i], name) for column, name in pairs if column[i] != column[j])
     raise UserError(
-        f"{dataset.where(j)}: group {group} has {target} {values[target][j]} here, but {values[target][i]} at "
-        f"{dataset.where(i)}. Images of one group share its targets: correct one of the rows, or name the column "
-        "that tells groups apart as data.columns.group (null: each image is a group of its own)."
+        f"{dataset.where(j)}: group {group} {f'is {one}' if is_class else f'has {name} {one}'} here, but {other} at "
+        f"{dataset.where(i)}. Images of one group share its {'class' if is_class else 'targets'}: correct one of the rows, or "
+        "name the column that tells groups apart as data.columns.group (null: each image is a group of its own)."
     )
 
 

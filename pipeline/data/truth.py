@@ -1,17 +1,15 @@
 """What is true of each image, as the columns of a data set's table hold it: numeric targets, or the label of one of many classes.
-
-A label is one whole number, whatever number of classes there is; a column per class would be as wide as there are species.
-Loads no torch.
-"""
+A label is one whole number, whatever number of classes there is; a column per class would be as wide as there are species. Loads
+no torch."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Int64, Num
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,10 +44,9 @@ class Truth(ABC):
         """Of labels: how many classes, and how many auxiliary names there are; None: numbers are learnt as they are."""
         return None
 
-    def of(self, table: pd.DataFrame) -> NDArray[Any]:
-        """What is true of these rows: numbers [N, T] in float64, or labels [N] in int64."""
-        values: NDArray[Any] = table[list(self.columns)].to_numpy()
-        return values
+    def of(self, table: pd.DataFrame) -> Num[np.ndarray, "images ..."]:
+        """What is true of these rows: numbers in float64, a column per target, or labels in int64."""
+        return table[list(self.columns)].to_numpy()
 
 
 @dataclass(frozen=True)
@@ -79,9 +76,8 @@ class Labels(Truth):
     def widths(self) -> tuple[int, int]:
         return len(self.names), len(self.auxiliary)
 
-    def of(self, table: pd.DataFrame) -> NDArray[np.int64]:
-        labels: NDArray[np.int64] = table[LABEL].to_numpy("int64")
-        return labels
+    def of(self, table: pd.DataFrame) -> Int64[np.ndarray, " images"]:
+        return table[LABEL].to_numpy("int64")
 
 
 def class_name(target: str) -> str:

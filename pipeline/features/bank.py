@@ -1,9 +1,6 @@
-"""Banks: the features of some images, held where they fit, handed out in batches. The same values from everywhere.
-
-`device`: one tensor on the device. `host`: one tensor in host memory, pinned if the device is a GPU, each row copied to
-the device on its own, without waiting. `mmap`: the shards' files themselves, for what fits no memory. `auto` takes the
-first of these that fits.
-"""
+"""Banks: the features of some images, held where they fit, handed out in batches. The same values from everywhere. `device`: one
+tensor on the device. `host`: one tensor in host memory, pinned if the device is a GPU, each row copied to the device on its own,
+without waiting. `mmap`: the shards' files themselves, for what fits no memory. `auto` takes the first of these that fits."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -39,11 +37,9 @@ class Bank(ABC):
         """n."""
 
     @abstractmethod
-    def gather(self, indices: Tensor) -> Tensor:
-        """Features [B, …] of images `indices` [B] (integers), on the device, in the stored number format.
-
-        Indices on the device suit a bank on the device; for the others indices on the CPU spare a synchronisation.
-        """
+    def gather(self, indices: Int[Tensor, " batch"]) -> Float[Tensor, "batch ..."]:
+        """Features of the images `indices`, on the device, in the stored number format. Indices on the device suit a bank on the
+        device; for the others indices on the CPU spare a synchronisation."""
 
 
 def make_bank(
@@ -52,18 +48,14 @@ def make_bank(
     device: torch.device,
     residence: Literal["auto", "device", "host", "mmap"] = "auto",
 ) -> Bank:
-    """A bank of the images at these positions of a complete store.
-
-    Raises ValueError for positions that are not in the store or whose image could not be read (their features are
-    zeros), WorkError if the features do not fit the memory that `residence` asks for.
-    """
+    """A bank of the images at these positions of a complete store. Raises ValueError for positions that are not in the store or
+    whose image could not be read (their features are zeros), WorkError if the features do not fit the memory that `residence`
+    asks for."""
     chosen = np.asarray(positions, dtype=np.int64)
     _check(store, chosen)
     rows = _Rows(store, chosen)
     where = choose_residence(rows.n_bytes, device) if residence == "auto" else residence
-    if where == "mmap":
-        return _MappedBank(rows, device)
-    return TensorBank(_load(rows, device, where), device, where)
+    return _MappedBank(rows, device) if where == "mmap" else TensorBank(_load(rows, device, where), device, where)
 
 
 def choose_residence(n_bytes: int, device: torch.device) -> Residence:
@@ -78,15 +70,15 @@ def choose_residence(n_bytes: int, device: torch.device) -> Residence:
 
 
 class TensorBank(Bank):
-    """One tensor [n, …], on the device or in host memory."""
+    """One tensor, on the device or in host memory."""
 
-    def __init__(self, features: Tensor, device: torch.device, residence: Residence) -> None:
+    def __init__(self, features: Float[Tensor, "images ..."], device: torch.device, residence: Residence) -> None:
         self.features, self.device, self.residence = features, device, residence
 
     def __len__(self) -> int:
         return len(self.features)
 
-    def gather(self, indices: Tensor) -> Tensor:
+    def gather(self, indices: Int[Tensor, " batch"]) -> Float[Tensor, "batch ..."]:
         if self.features.device.type == self.device.type:
             return self.features.index_select(0, indices.to(self.features.device))
         # Rows of tokens are large: the GPU fetches each from pinned memory, and the CPU copies nothing.
@@ -107,7 +99,7 @@ class _MappedBank(Bank):
     def __len__(self) -> int:
         return len(self._rows.positions)
 
-    def gather(self, indices: Tensor) -> Tensor:
+    def gather(self, indices: Int[Tensor, " batch"]) -> Float[Tensor, "batch ..."]:
         batch = self._rows.empty(len(indices), pin=self.device.type == "cuda")
         self._rows.read(indices.cpu().numpy(), batch)
         # torch's cache of pinned memory reuses `batch` only after this copy has ended.
@@ -160,9 +152,8 @@ def _load(rows: _Rows, device: torch.device, residence: Residence) -> Tensor:
 
 def _room(rows: _Rows, device: torch.device, residence: Residence) -> Tensor:
     try:
-        if residence == "device":
-            return rows.empty(len(rows.positions), device)
-        return rows.empty(len(rows.positions), pin=device.type == "cuda")
+        is_here = residence == "device"
+        return rows.empty(len(rows.positions), device if is_here else "cpu", not is_here and device.type == "cuda")
     except RuntimeError as error:  # torch's out-of-memory errors, of the GPU and of the host
         raise WorkError(
             f"The features ({format_bytes(rows.n_bytes)}) do not fit with resources.residence={residence}: "
@@ -171,7 +162,7 @@ def _room(rows: _Rows, device: torch.device, residence: Residence) -> Tensor:
 
 
 def _check(store: FeatureStore, positions: NDArray[np.int64]) -> None:
-    if len(positions) and not (positions.min() >= 0 and positions.max() < store.n):
+    if len(positions) and not 0 <= positions.min() <= positions.max() < store.n:
         raise ValueError(f"positions {positions.min()} to {positions.max()} are not all in a store of {store.n} images")
     if bad := sorted(set(store.bad).intersection(positions.tolist())):
         raise ValueError(f"position {bad[0]} has no features, its image could not be read; leave such positions out")

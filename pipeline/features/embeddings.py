@@ -1,8 +1,6 @@
-"""Embeddings of image files in Parquet: parts that are written while they are made, and the whole file made of them.
-
-A part has two columns more than the whole file: size and time of change that a file had when it was read. So a part is used for
-as long as its files have not changed, and an image that was read several times is the one that was read last. Loads no torch.
-"""
+"""Embeddings of image files in Parquet: parts that are written while they are made, and the whole file made of them. A part has
+two columns more than the whole file: size and time of change that a file had when it was read. So a part is used for as long as
+its files have not changed, and an image that was read several times is the one that was read last. Loads no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from jaxtyping import Float
 
 from pipeline.disk.writing import atomic_path
 
@@ -60,8 +58,8 @@ class Rows:
     rows: list[dict[str, Any]] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
 
-    def add(self, file: File, shape: tuple[int, int] | None, embedding: NDArray[np.float32], error: str | None) -> None:
-        """A file's width and height and its embedding [E], or why it is bad."""
+    def add(self, file: File, shape: tuple[int, int] | None, embedding: Float[np.ndarray, " width"], error: str | None) -> None:
+        """A file's width and height and its embedding, or why it is bad."""
         width, height = shape if shape and not error else (None, None)
         values = file.name, width, height, None if error else embedding, error, file.size, file.mtime
         self.rows.append(dict(zip(IN_PARTS, values, strict=True)))
@@ -69,28 +67,20 @@ class Rows:
     def write(self) -> None:
         """Write them as one more part, and forget them."""
         if self.rows:
-            table = pa.Table.from_pylist(self.rows, _schema(self.embed_dim).with_metadata(_metadata(self.about)))
+            floats = pa.list_(pa.float32(), self.embed_dim)
+            kinds = pa.string(), pa.int32(), pa.int32(), floats, pa.string(), pa.int64(), pa.int64()
+            schema = pa.schema(list(zip(IN_PARTS, kinds, strict=True)), {OWN: json.dumps(self.about)})
+            table = pa.Table.from_pylist(self.rows, schema)
             last = max((int(path.stem.removeprefix("part-")) for path in part_paths(self.folder)), default=0)
             with atomic_path(self.folder / f"part-{last + 1:06d}.parquet") as temporary:
                 pq.write_table(table, temporary)
         self.rows, self.since = [], time.monotonic()
 
 
-def _schema(embed_dim: int) -> pa.Schema:
-    """Columns of a part; the last two are how the file was when it was read, and only in parts."""
-    kinds = pa.string(), pa.int32(), pa.int32(), pa.list_(pa.float32(), embed_dim), pa.string(), pa.int64(), pa.int64()
-    return pa.schema(list(zip(IN_PARTS, kinds, strict=True)))
-
-
-def _metadata(about: dict[str, str]) -> dict[bytes, str]:
-    return {OWN: json.dumps(about)}
-
-
 def about_of(path: Path) -> dict[str, Any] | None:
     """What a Parquet file says that it is of; None if it is none of ours."""
     try:
-        about: dict[str, Any] = json.loads(pq.read_schema(path).metadata[OWN])
-        return about
+        return dict(json.loads(pq.read_schema(path).metadata[OWN]))
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return None
 
@@ -111,15 +101,12 @@ def find_rows(folder: Path) -> dict[File, Place]:
 
 
 def write_whole(out: Path, folder: Path, files: Sequence[File], about: dict[str, str]) -> int:
-    """Write the whole file from the parts, in the order of the files; how many images are bad.
-
-    Some parts are in memory at a time: files are embedded in their order, so that most rows that follow one another are
-    in one part.
-    """
+    """Write the whole file from the parts, in the order of the files; how many images are bad. Some parts are in memory at a
+    time: files are embedded in their order, so that most rows that follow one another are in one part."""
     found = find_rows(folder)
     places = [found[file] for file in files]
     read = lru_cache(OPEN_PARTS)(partial(pq.read_table, columns=list(COLUMNS)))
-    schema = read(places[0].part).schema.with_metadata(_metadata(about))
+    schema = read(places[0].part).schema.with_metadata({OWN: json.dumps(about)})
     with atomic_path(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for k in range(0, len(places), ROWS):
             writer.write_table(_gather(places[k : k + ROWS], read).cast(schema))

@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Literal
+from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.backbones.base import Backbone
 from pipeline.config.backbone import FeatureKind
 from pipeline.errors import WorkError
+from pipeline.features.key import Format
 from pipeline.features.kinds import KINDS
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def compute_features(
-    backbone: Backbone, images: Tensor, kind: FeatureKind, cut: int = 0, dtype: Literal["bf16", "fp32"] = "fp32"
-) -> Tensor:
-    """Images [B, 3, H, W] → pooled embeddings [B, E], patch tokens [B, P, D], tokens after `cut` blocks [B, T, D], or the
-    images themselves, in `dtype`.
-
-    Images and backbone are on one device. The computation is fp32, but for bf16 on a GPU: there it runs under autocast.
-    """
-    with torch.inference_mode(), _precision(images.device, DTYPES[dtype]):
+    backbone: Backbone, images: Float[Tensor, "images ..."], kind: FeatureKind, cut: int = 0, dtype: Format = "fp32"
+) -> Float[Tensor, "images ..."]:
+    """What the backbone's transform gives of images (mostly [B, 3, H, W]) → pooled embeddings [B, E], patch tokens [B, P, D],
+    tokens after `cut` blocks [B, T, D], or what was given, in `dtype`. Images and backbone are on one device. The computation is
+    fp32, but for bf16 on a GPU: there it runs under autocast."""
+    # By default cuDNN's convolutions use TF32.
+    autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda and dtype == "bf16")
+    with torch.inference_mode(), autocast, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         features: Tensor = KINDS[kind].compute(backbone, images, cut)
         return features.to(DTYPES[dtype])
 
 
-def check_finite(features: Tensor, positions: Sequence[int], where: Callable[[int], str]) -> None:
-    """WorkError if an image's features ([B, …], of the images at `positions`) are not finite; `where` names it."""
+def check_finite(features: Float[Tensor, "images ..."], positions: Sequence[int], where: Callable[[int], str]) -> None:
+    """WorkError if the features of an image, of those at `positions`, are not finite; `where` names it."""
     finite = features.flatten(1).isfinite().all(1).tolist()
     for position, good in zip(positions, finite, strict=True):
         if not good:
             raise WorkError(f"{where(position)}: its features are not finite; check the weights.")
-
-
-@contextmanager
-def _precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Autocast for bf16 on a GPU, else fp32 in earnest: by default cuDNN's convolutions use TF32."""
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and dtype is torch.bfloat16)
-    with autocast, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        yield

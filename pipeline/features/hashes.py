@@ -1,10 +1,7 @@
-"""What data and weights contain, hashed once and kept in features/records/ for as long as they look unchanged; and what
-has changed, in words, where they do not.
-
-A record's file is named by a cheap signature (sizes and times of files, a Hub commit, versions of libraries); while the
-signature is the same the record holds and no image is read. So a plan on a login node knows the key of its features
-without torch, and without reading images. This module loads no torch.
-"""
+"""What data and weights contain, hashed once and kept in features/records/ for as long as they look unchanged; and what has
+changed, in words, where they do not. A record's file is named by a cheap signature (sizes and times of files, a Hub commit,
+versions of libraries); while the signature is the same the record holds and no image is read. So a plan on a login node knows the
+key of its features without torch, and without reading images. This module loads no torch."""
 
 from __future__ import annotations
 
@@ -44,10 +41,8 @@ Record = TypeVar("Record", "DataRecord", "WeightsRecord")
 
 @dataclass(frozen=True)
 class DataRecord:
-    """The images of a data set: `images[i]` is the `content_of` image i (its sha256), `content` the sha256 of them all.
-
-    Where images are corrected by a colour card or a scale bar, those are part of an image's content.
-    """
+    """The images of a data set: `images[i]` is the `content_of` image i (its sha256), `content` the sha256 of them all. Where
+    images are corrected by a colour card or a scale bar, those are part of an image's content."""
 
     signature: str
     content: str
@@ -99,8 +94,7 @@ def _hash_images(now: str, dataset: Dataset, threads: int) -> DataRecord:
         for image in pool.map(sha256, range(len(dataset))):
             images.append(image)
             advance(1)
-    content = hashlib.sha256("\n".join(images).encode()).hexdigest()
-    return DataRecord(now, content, len(images), images)
+    return DataRecord(now, hashlib.sha256("\n".join(images).encode()).hexdigest(), len(images), images)
 
 
 # ---------------------------------------------------------------- weights
@@ -109,23 +103,16 @@ def weights_record(config: Config, load: Callable[[], LoadedBackbone], again: bo
     before = weights_signature(config.backbone)
     if before is not None and not again and (record := _read(_path(config, "weights", before), WeightsRecord)):
         return record
+    from PIL import Image  # who only reads records needs none
+
     backbone = load()
     after = weights_signature(config.backbone)
     if after is None or before not in (None, after):
         raise WorkError(f"The weights of {config.backbone} changed while they were read. Run this again.")
-    record = _describe(after, backbone)
-    write_json(_path(config, "weights", after), asdict(record))
-    return record
-
-
-def _describe(now: str, backbone: LoadedBackbone) -> WeightsRecord:
-    from PIL import Image  # who only reads records needs none
-
-    architecture = hashlib.sha256(repr(backbone).encode()).hexdigest()
-    return WeightsRecord(
-        signature=now,
+    record = WeightsRecord(
+        signature=after,
         weights=backbone.weights_hash(),
-        architecture=architecture,
+        architecture=hashlib.sha256(repr(backbone).encode()).hexdigest(),
         transform=backbone.transform_id(),
         n_blocks=backbone.n_blocks,
         embed_dim=backbone.embed_dim,
@@ -134,6 +121,8 @@ def _describe(now: str, backbone: LoadedBackbone) -> WeightsRecord:
         n_parameters=sum(parameter.numel() for parameter in backbone.parameters()),
         n_inputs=backbone.transform(Image.new("RGB", (64, 64))).numel(),
     )
+    write_json(_path(config, "weights", after), asdict(record))
+    return record
 
 
 def weights_signature(backbone: Backbone) -> str | None:
@@ -186,13 +175,11 @@ def _correction(data: Data) -> str:
 
 
 def known_feature_key(config: Config, looks: str | None = None) -> str | None:
-    """The key of this configuration's features if records tell it: without torch, without reading an image.
-
-    `looks` is the data's `known_signature`, for a caller that has it.
-    """
-    weights = known_weights(config)
-    data = known_data(config, looks) if weights else None
-    return ingredients(config, data, weights).key() if data and weights else None
+    """The key of this configuration's features if records tell it: without torch, without reading an image. `looks` is the data's
+    `known_signature`, for a caller that has it."""
+    if (weights := known_weights(config)) and (data := known_data(config, looks)):
+        return ingredients(config, data, weights).key()
+    return None
 
 
 def known_weights(config: Config) -> WeightsRecord | None:

@@ -11,6 +11,9 @@ from pipeline.config.identity import digest
 FORMAT = 1
 """Version of what a store's files mean and of how features are computed; a change of either makes new stores."""
 
+Format = Literal["bf16", "fp32"]
+"""Number format on disk."""
+
 
 @dataclass(frozen=True)
 class Ingredients:
@@ -28,11 +31,10 @@ class Ingredients:
     transform: str
     """The preprocessing in words."""
     kind: FeatureKind
-    """Pooled embedding [E], patch tokens [P, D], tokens at a cut [T, D], or network inputs [3, H, W]."""
+    """Pooled embedding [E], patch tokens [P, D], tokens at a cut [T, D], or network inputs (mostly [3, H, W])."""
     cut: int
     """Blocks before the cut; 0 for other kinds."""
-    dtype: Literal["bf16", "fp32"]
-    """Number format on disk."""
+    dtype: Format
     shard_size: int
     """Images a shard."""
     format: int = FORMAT

@@ -13,7 +13,7 @@ class Kind(NamedTuple):
     """What one kind takes of a backbone and of an image."""
 
     compute: Callable[[Any, Any, int], Any]
-    """Backbone, images [B, 3, H, W], and the blocks before the cut where there is one → features [B, …]."""
+    """Backbone, images as its transform gives them, and the blocks before the cut where there is one → features [B, …]."""
     n_numbers: Callable[[Measures], int]
     """Numbers in one image's features."""
 

@@ -1,8 +1,6 @@
-"""One shard: a safetensors file whose header vouches for it.
-
-The file holds one tensor, `features` [n, …], and in its header the store's key, the shard's number, its bad images, and a
-sha256 over all of that and the tensor's bytes. Reading a header loads no torch.
-"""
+"""One shard: a safetensors file whose header vouches for it. The file holds one tensor, `features` [n, …], and in its header the
+store's key, the shard's number, its bad images, and a sha256 over all of that and the tensor's bytes. Reading a header loads no
+torch."""
 
 from __future__ import annotations
 

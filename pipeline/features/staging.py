@@ -1,9 +1,6 @@
-"""A feature store's copy on this node: training reads features again and again, and a node's own disk is nearer.
-
-Processes on one node share the copy: one makes it while the others wait. Files come whole or not at all, and one that is
-there and right is not copied again. Nobody removes a copy, so `paths.stage` best names a folder that goes with the job.
-This module loads no torch.
-"""
+"""A feature store's copy on this node: training reads features again and again, and a node's own disk is nearer. Processes on one
+node share the copy: one makes it while the others wait. Files come whole or not at all, and one that is there and right is not
+copied again. Nobody removes a copy, so `paths.stage` best names a folder that goes with the job. This module loads no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,11 +57,8 @@ class StagedStore(FeatureStore):
 
 
 def staged(store: FeatureStore, config: Config) -> FeatureStore:
-    """The store's copy on this node, made if it is not there, where `paths.stage` asks for one; else the store itself.
-
-    The store itself also where there is no room for a copy, which is said. Raises UserError for a folder that cannot be
-    meant.
-    """
+    """The store's copy on this node, made if it is not there, where `paths.stage` asks for one; else the store itself. The store
+    itself also where there is no room for a copy, which is said. Raises UserError for a folder that cannot be meant."""
     if config.paths.stage is None:
         return store
     copied = StagedStore(StoreDir(node_folder(config.paths.stage) / store.key), store.ingredients, store.n, store)
@@ -97,32 +90,24 @@ def node_folder(path: str) -> Path:
 
 def _fill(copied: StagedStore) -> None:
     """Copy what is lacking; the manifest last. Raises OSError, with nothing left of this attempt."""
-    lacking, origin = copied.lacking(), copied.origin
-    sources = [origin.path(number) for number in lacking]
+    origin, folder = copied.origin, copied.dir.path
+    sources = [origin.path(number) for number in copied.lacking()]
     for source in sources:
-        sweep(copied.dir.path / source.name)  # what a killed process has left
-    _check_room(copied.dir.path, sources)
-    try:
-        _copy_all(sources, copied.dir.path)
-        for source in (origin.dir.index, origin.dir.manifest):
-            copy(source, copied.dir.path / source.name)
-    except OSError:
-        for source in sources:  # a full disk is not to stay full of what nobody reads
-            (copied.dir.path / source.name).unlink(missing_ok=True)
-        raise
-    log(f"features/{origin.key}: copied to {copied.dir.path}")
-
-
-def _check_room(folder: Path, sources: Sequence[Path]) -> None:
+        sweep(folder / source.name)  # what a killed process has left
     needed, free = sum(path.stat().st_size for path in sources), shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(errno.ENOSPC, f"it needs {format_bytes(needed)}, and {format_bytes(free)} are free", str(folder))
-
-
-def _copy_all(sources: Sequence[Path], folder: Path) -> None:
-    with ThreadPoolExecutor(READERS) as pool, progress(f"copy to {folder}", len(sources), "shards") as advance:
-        for _ in pool.map(copy, sources, [folder / source.name for source in sources]):
-            advance(1)
+    try:
+        with ThreadPoolExecutor(READERS) as pool, progress(f"copy to {folder}", len(sources), "shards") as advance:
+            for _ in pool.map(copy, sources, [folder / source.name for source in sources]):
+                advance(1)
+        for source in (origin.dir.index, origin.dir.manifest):
+            copy(source, folder / source.name)
+    except OSError:
+        for source in sources:  # a full disk is not to stay full of what nobody reads
+            (folder / source.name).unlink(missing_ok=True)
+        raise
+    log(f"features/{origin.key}: copied to {folder}")
 
 
 def copy(source: Path, target: Path) -> None:

@@ -1,10 +1,7 @@
-"""The files of a feature store: shards that vouch for themselves, a Parquet index, and a manifest.
-
-Shards (`shard.py`) are written whole under a temporary name and renamed, so two jobs that write the same one cannot harm
-each other: one of them wins, and what stands there is always of one piece. The small JSON file beside a shard says where
-and how fast it was made, for people and the manifest; nothing depends on it. The manifest is written last: it is the
-record that the store is complete.
-"""
+"""The files of a feature store: shards that vouch for themselves, a Parquet index, and a manifest. Shards (`shard.py`) are
+written whole under a temporary name and renamed, so two jobs that write the same one cannot harm each other: one of them wins,
+and what stands there is always of one piece. The small JSON file beside a shard says where and how fast it was made, for people
+and the manifest; nothing depends on it. The manifest is written last: it is the record that the store is complete."""
 
 from __future__ import annotations
 
@@ -37,10 +34,8 @@ READERS = 4
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """One store, features/<key>/, complete or on the way: `n` images in shards of `ingredients.shard_size`.
-
-    Position i of the store is row i of `Dataset.table`.
-    """
+    """One store, features/<key>/, complete or on the way: `n` images in shards of `ingredients.shard_size`. Position i of the
+    store is row i of `Dataset.table`."""
 
     dir: StoreDir
     ingredients: Ingredients
@@ -89,10 +84,8 @@ class FeatureStore:
         return [number for number in range(self.n_shards) if self.state(number) != "done"]
 
     def verify(self) -> None:
-        """Every byte of every shard against its sha256: what a disk or a copy has changed must not be learned from.
-
-        Raises MissingFeatures naming the first damaged shard. Reads the whole store, which warms the system's cache.
-        """
+        """Every byte of every shard against its sha256: what a disk or a copy has changed must not be learned from. Raises
+        MissingFeatures naming the first damaged shard. Reads the whole store, which warms the system's cache."""
         self.verify_shards(range(self.n_shards))
 
     def verify_shards(self, numbers: Sequence[int]) -> None:
@@ -115,7 +108,7 @@ class FeatureStore:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one image's features: [E], [P, D] or [T, D]."""
+        """Shape of one image's features: [E], [P, D], [T, D], or that of a network's input, mostly [3, H, W]."""
         return self.shards[0].shape[1:]
 
     @property
@@ -128,14 +121,8 @@ class FeatureStore:
         """Write features [n, …] (CPU, contiguous, in the store's dtype); `made` says how, for the JSON beside it."""
         from torch import uint8
 
-        name = DTYPES[self.ingredients.dtype]
-        about = {
-            "key": self.key,
-            "shard": number,
-            "dtype": name,
-            "shape": list(features.shape),
-            "bad": {str(position): error for position, error in bad.items()},  # JSON knows no other keys
-        }
+        about = {"key": self.key, "shard": number, "dtype": DTYPES[self.ingredients.dtype], "shape": list(features.shape)}
+        about["bad"] = {str(position): error for position, error in bad.items()}  # JSON knows no other keys
         sha256 = digest(about, [features.view(uint8).numpy().data])
         # One entry only: safetensors writes several in a random order, and equal shards should be equal files.
         metadata = {"carabid": json.dumps({**about, "sha256": sha256})}
@@ -154,31 +141,19 @@ class FeatureStore:
                 path.unlink(missing_ok=True)
 
     def write_manifest(self, table: pd.DataFrame, images: list[str], about: dict[str, Any]) -> None:
-        """Write index and manifest of a store whose shards are all there.
-
-        `table` has columns id, source_split, row [n]; `images` are their sha256 [n]; `about` goes into the manifest.
-        """
+        """Write index and manifest of a store whose shards are all there. `table` has columns id, source_split, row [n]; `images`
+        are their sha256 [n]; `about` goes into the manifest."""
         self._write_index(table, images)
         bad = [{"position": i, "id": table["id"].iat[i], "error": error} for i, error in self.bad.items()]
-        manifest = {
-            "key": self.key,
-            "ingredients": self.ingredients.as_dict(),
-            "n": self.n,
-            "n_shards": self.n_shards,
-            "shape": list(self.shape),
-            "n_bad": len(bad),
-            "bad": bad,
-            **self._speed(),
-            **about,
-        }
-        write_json(self.dir.manifest, manifest)
+        manifest = {"key": self.key, "ingredients": self.ingredients.as_dict(), "n": self.n, "n_shards": self.n_shards}
+        manifest |= {"shape": list(self.shape), "n_bad": len(bad), "bad": bad}
+        write_json(self.dir.manifest, manifest | self._speed() | about)
 
     def _write_index(self, table: pd.DataFrame, images: list[str]) -> None:
         index = table[["id", "source_split", "row"]].reset_index(drop=True)
         index.insert(0, "position", range(self.n))
         index["image_sha256"] = images
-        index["shard"] = index["position"] // self.ingredients.shard_size
-        index["offset"] = index["position"] % self.ingredients.shard_size
+        index["shard"], index["offset"] = divmod(index["position"], self.ingredients.shard_size)
         bad = self.bad
         index["ok"] = [position not in bad for position in range(self.n)]
         index["error"] = [bad.get(position) for position in range(self.n)]
@@ -198,10 +173,8 @@ class FeatureStore:
 
 # ---------------------------------------------------------------- opening
 def open_key(config: Config, key: str) -> FeatureStore:
-    """The complete store of this key, checked by size, header and shape of every shard.
-
-    Raises MissingFeatures if it is not complete, UserError if images in it could not be read and the policy forbids that.
-    """
+    """The complete store of this key, checked by size, header and shape of every shard. Raises MissingFeatures if it is not
+    complete, UserError if images in it could not be read and the policy forbids that."""
     store = load_store(store_dir(config, key))
     if incomplete := store.missing():
         others = f" (so are {len(incomplete) - 1} more shards)" if len(incomplete) > 1 else ""

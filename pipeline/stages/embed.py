@@ -106,16 +106,13 @@ class Work:
 
     def told(self) -> dict[str, str]:
         """What a part tells of itself."""
-        backbone = self.request.backbone
-        return {"identity": self.identity, "backbone": backbone, "carabid": __version__, "written": now()}
+        return {"identity": self.identity, "backbone": self.request.backbone, "carabid": __version__, "written": now()}
 
 
 def run(request: Request) -> None:
-    """Embed every image of the folder, or go on with it. Bad images are rows with an error, and no failure.
-
-    Raises UserError for a folder without images, a backbone that there is not, and for a file or parts that are there and
-    of something else, unless `overwrite` is set.
-    """
+    """Embed every image of the folder, or go on with it. Bad images are rows with an error, and no failure. Raises UserError for
+    a folder without images, a backbone that there is not, and for a file or parts that are there and of something else, unless
+    `overwrite` is set."""
     device = choose_device(request.device)
     set_threads()
     work = prepare(request)
@@ -179,8 +176,7 @@ def find_images(folder: Path) -> list[File]:
     """The image files in a folder and its folders, sorted by path; hidden ones are left out. Raises UserError."""
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder.")
-    found = sorted(_image_names(folder))
-    if not found:
+    if not (found := sorted(_image_names(folder))):
         raise UserError(f"{folder} holds no image: looked for {', '.join(sorted(SUFFIXES))} in it and its folders.")
     stats = [(folder / name).stat() for name in found]
     return [File(name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(found, stats, strict=True)]
@@ -192,15 +188,12 @@ def _image_names(folder: Path) -> Iterator[str]:
         for name in names:
             path = Path(place, name)
             if not name.startswith(".") and path.suffix.lower() in SUFFIXES and path.is_file():
-                yield _checked(path.relative_to(folder).as_posix())
-
-
-def _checked(name: str) -> str:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"the name of the file {name!r} is not UTF-8, which a table needs: rename it.") from None
-    return name
+                found = path.relative_to(folder).as_posix()
+                try:
+                    found.encode()
+                except UnicodeEncodeError:
+                    raise UserError(f"the name of the file {found!r} is not UTF-8, which a table needs: rename it.") from None
+                yield found
 
 
 # ---------------------------------------------------------------- what is there
@@ -249,8 +242,8 @@ def _embed_missing(work: Work, device: torch.device) -> None:
     if not fresh and not bad:
         return
     check_weights(work.config, work.load, work.weights)
-    n, size = len(fresh) + len(bad), work.request.batch_size
-    log(f"embed: {n} of {len(work.files)} images, {work.request.backbone}")
+    size = work.request.batch_size
+    log(f"embed: {len(fresh) + len(bad)} of {len(work.files)} images, {work.request.backbone}")
     _embed(work, device, [todo[k : k + size] for todo in (fresh, bad) for k in range(0, len(todo), size)])
 
 

@@ -30,11 +30,8 @@ def check_weights(config: Config, load: Callable[[], Backbone], recorded: Weight
 def encoding(
     what: str, total: int, device: torch.device, forward: Callable[[Tensor], Tensor], where: Callable[[int], str]
 ) -> Iterator[Callable[[DecodedImages], Tensor]]:
-    """What the block is given makes the features [B, …], on the CPU, of a batch; how far that is of `total` images is shown,
-    and at the end how fast it was.
-
-    It raises WorkError where features are not finite; `where` names the image at a position.
-    """
+    """What the block is given makes the features [B, …], on the CPU, of a batch; how far that is of `total` images is shown, and
+    at the end how fast it was. It raises WorkError where features are not finite; `where` names the image at a position."""
     n, began = 0, time.monotonic()
     with progress(what, total) as advance:
 

@@ -1,8 +1,6 @@
-"""Extraction: every image through the frozen part of the backbone, once, into the feature store.
-
-Shards are independent: the job tasks of an array share them out, a finished shard is skipped, a damaged one is made again,
-and whoever finds all of them done writes index and manifest. While one shard is written the next one is computed.
-"""
+"""Extraction: every image through the frozen part of the backbone, once, into the feature store. Shards are independent: the job
+tasks of an array share them out, a finished shard is skipped, a damaged one is made again, and whoever finds all of them done
+writes index and manifest. While one shard is written the next one is computed."""
 
 from __future__ import annotations
 
@@ -14,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,16 +27,9 @@ from pipeline.disk.layout import store_dir
 from pipeline.disk.lease import Lease
 from pipeline.disk.provenance import provenance
 from pipeline.errors import WorkError
+from pipeline.features import hashes
 from pipeline.features.forward import compute_features
-from pipeline.features.hashes import (
-    DataRecord,
-    WeightsRecord,
-    data_record,
-    forget_data,
-    ingredients,
-    known_feature_key,
-    weights_record,
-)
+from pipeline.features.hashes import DataRecord, WeightsRecord
 from pipeline.features.store import FeatureStore, is_complete, open_key, refuse_bad
 from pipeline.progress import log
 from pipeline.stages.encoding import check_weights, encoding
@@ -58,8 +50,7 @@ class Work:
     device: torch.device
 
 
-@dataclass(frozen=True)
-class Made:
+class Made(NamedTuple):
     """A shard in memory: features [n, …] on the CPU, the bad images among them, and how long it took."""
 
     shard: int
@@ -69,10 +60,8 @@ class Made:
 
 
 def run(config: Config, rank: int = 0, n_ranks: int = 1) -> FeatureStore | None:
-    """Make the shards of rank `rank` of `n_ranks`, this job task's; the store if it is complete then, else None.
-
-    Raises UserError for an image that cannot be read where data.on_bad_image is error.
-    """
+    """Make the shards of rank `rank` of `n_ranks`, this job task's; the store if it is complete then, else None. Raises UserError
+    for an image that cannot be read where data.on_bad_image is error."""
     work = prepare(config)
     extract(work, range(rank, work.store.n_shards, n_ranks))
     return finish(work)
@@ -80,7 +69,7 @@ def run(config: Config, rank: int = 0, n_ranks: int = 1) -> FeatureStore | None:
 
 def ensure(config: Config) -> FeatureStore:
     """The complete store. If it is not there this process extracts it, or waits for the one that does."""
-    key = known_feature_key(config)
+    key = hashes.known_feature_key(config)
     if key is None or not is_complete(config, key):
         work = prepare(config)
         key = work.store.key
@@ -98,8 +87,8 @@ def prepare(config: Config) -> Work:
     set_threads()
     dataset: Dataset = load_task(config.task).load(config.data)
     load = cache(partial(load_backbone, config.backbone))
-    data, weights = data_record(config, dataset), weights_record(config, load)
-    made_of = ingredients(config, data, weights)
+    data, weights = hashes.data_record(config, dataset), hashes.weights_record(config, load)
+    made_of = hashes.ingredients(config, data, weights)
     store = FeatureStore(store_dir(config, made_of.key()), made_of, data.n)
     return Work(config, dataset, data, weights, load, store, device)
 
@@ -183,7 +172,7 @@ def _known(work: Work, batches: Iterator[DecodedImages]) -> Iterator[DecodedImag
     try:
         yield from batches
     except ChangedImage as error:
-        forget_data(work.config, work.data)
+        hashes.forget_data(work.config, work.data)
         raise WorkError(f"{error} Run this again: the data are then hashed anew.") from error
 
 
@@ -204,10 +193,6 @@ def _compute_shard(
 
 
 def _write(work: Work, made: Made) -> None:
-    about = {
-        "images": len(made.features),
-        "seconds": round(made.seconds, 3),
-        "device": gpu_name(work.device) or "cpu",
-        "host": socket.gethostname(),
-    }
+    about: dict[str, Any] = {"images": len(made.features), "seconds": round(made.seconds, 3)}
+    about |= {"device": gpu_name(work.device) or "cpu", "host": socket.gethostname()}
     work.store.write_shard(made.shard, made.features, made.bad, about)

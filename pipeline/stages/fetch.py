@@ -1,8 +1,6 @@
-"""Bringing data and weights into the cache on a node that has internet, and checking them, so that jobs run without.
-
-What has been checked is kept in features/records/ under what it was checked for (the images' content, the weights' files
-with their sizes and times), so that fetching again looks at nothing twice.
-"""
+"""Bringing data and weights into the cache on a node that has internet, and checking them, so that jobs run without. What has
+been checked is kept in features/records/ under what it was checked for (the images' content, the weights' files with their sizes
+and times), so that fetching again looks at nothing twice."""
 
 from __future__ import annotations
 
@@ -31,11 +29,9 @@ from pipeline.tasks import load_task
 
 
 def run(configs: Sequence[Config]) -> None:
-    """Download (or find) the data sets and weights of these configurations, each once, and read all of them.
-
-    Says where they lie, and keeps their content hashes for later. Raises UserError for images that cannot be read where
-    data.on_bad_image is error, WorkError where the Hub cannot be reached or an image cannot be downloaded.
-    """
+    """Download (or find) the data sets and weights of these configurations, each once, and read all of them. Says where they lie,
+    and keeps their content hashes for later. Raises UserError for images that cannot be read where data.on_bad_image is error,
+    WorkError where the Hub cannot be reached or an image cannot be downloaded."""
     try:
         for config in {str([*images_of(config.data), config.data.download]): config for config in configs}.values():
             _fetch_data(config)
@@ -63,11 +59,8 @@ def _fetch_data(config: Config) -> None:
     dataset: Dataset = load_task(config.task).load(config.data)
     data = data_record(config, dataset)
     bad, when = _unreadable(config, dataset, data)
-    print(
-        f"data: {config.data.source}: {data.n} images, {_place(dataset.source.files())}, content {data.content[:12]}, "
-        f"{len(bad) or 'none'} unreadable{when}",
-        flush=True,
-    )
+    read = f"content {data.content[:12]}, {len(bad) or 'none'} unreadable{when}"
+    print(f"data: {config.data.source}: {data.n} images, {_place(dataset.source.files())}, {read}", flush=True)
     if config.data.on_bad_image == "error":
         refuse_bad(bad, "these data")
     for message in list(bad.values())[:1]:

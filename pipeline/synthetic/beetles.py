@@ -1,19 +1,18 @@
 """Generated beetles: the challenge's schema, a drought signal in the specimens, and a domain shift that hurts.
 
-What carries the signal. Each event has three correlated SPEI values. Its specimens show them, with noise of their own:
-wet years make larger bodies (SPEI_2y), stouter elytra with bolder striae (SPEI_1y) and wider pale bands (SPEI_30d).
-Light and tint vary from event to event, so that the mean colour alone says little.
+What carries the signal. Each event has three correlated SPEI values. Its specimens show them, with noise of their own: wet years
+make larger bodies (SPEI_2y), stouter elytra with bolder striae (SPEI_1y) and wider pale bands (SPEI_30d). Light and tint vary
+from event to event, so that the mean colour alone says little.
 
-What makes the shift. In the known domains ground, light and build follow the domain's climate (wet domains look paler),
-a shortcut that a model will take. In the two unseen domains the look lies outside the known range and the climate
-contradicts it.
+What makes the shift. In the known domains ground, light and build follow the domain's climate (wet domains look paler), a
+shortcut that a model will take. In the two unseen domains the look lies outside the known range and the climate contradicts it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -64,22 +63,14 @@ class Size:
         """Every count times `scale`, but never less than what gives each domain an event. Raises UserError."""
         if not 0 < scale < math.inf:
             raise UserError(f"scale {scale}: the size of generated data is a number above 0; 1 is about 2,500 images.")
-        known, unseen = len(KNOWN_DOMAINS), len(UNSEEN_DOMAINS)
-        return Size(
-            max(known, round(self.train * scale)),
-            max(known, round(self.validation * scale)),
-            max(known, round(self.test_known * scale)),
-            max(2 * unseen, round(self.test_unseen * scale)),
-        )
+        least = (len(KNOWN_DOMAINS),) * 3 + (2 * len(UNSEEN_DOMAINS),)
+        return Size(*(max(n, round(count * scale)) for n, count in zip(least, astuple(self), strict=True)))
 
 
 @dataclass(frozen=True)
 class Domain:
-    """An eco-domain.
-
-    `climate` moves the targets' means and `look` the ground and light (scores, about within ±1); `build` is how its
-    beetles differ from what their SPEI values make of them, in units of SPEI.
-    """
+    """An eco-domain. `climate` moves the targets' means and `look` the ground and light (scores, about within ±1); `build` is how
+    its beetles differ from what their SPEI values make of them, in units of SPEI."""
 
     id: int
     climate: float
@@ -105,15 +96,9 @@ class Event:
 
 
 SPECIES = (
-    "Calathus advena",
-    "Carabus goryi",
-    "Cyclotrachelus sigillatus",
-    "Harpalus pensylvanicus",
-    "Poecilus lucublandus",
-    "Pterostichus melanarius",
-    "Synuchus impunctatus",
-    "Tetracha carolina",
-)
+    "Calathus advena", "Carabus goryi", "Cyclotrachelus sigillatus", "Harpalus pensylvanicus", "Poecilus lucublandus",
+    "Pterostichus melanarius", "Synuchus impunctatus", "Tetracha carolina",
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------- the world: domains and events
@@ -144,11 +129,8 @@ def make_events(seed: int, size: Size) -> list[Event]:
         ("test", size.test_known, known),
         ("test", size.test_unseen, unseen),
     ]
-    events: list[Event] = []
-    for split, count, domains in plan:
-        for i in range(count):
-            events.append(_event(rng, len(events), split, domains[i % len(domains)], seed))
-    return events
+    cells = [(split, domains[i % len(domains)]) for split, count, domains in plan for i in range(count)]
+    return [_event(rng, i, split, domain, seed) for i, (split, domain) in enumerate(cells)]
 
 
 def _event(rng: np.random.Generator, index: int, split: str, domain: Domain, seed: int) -> Event:
@@ -215,7 +197,9 @@ def draw_specimen(rng: np.random.Generator, look: Look, light: Light) -> Pixels:
     across, along = _body_grid(look)
     ground = light.ground + 0.05 * across + 0.03 * rng.standard_normal(across.shape, np.float32)
     image = np.repeat(ground[..., None], 3, axis=2)
-    dark = np.float32(look.tone) * _body_colour(look.hue)
+    # A carabid's colour around black-brown: bronze for a positive hue, blue-green for a negative one.
+    body = np.array([1.0 + 0.25 * look.hue, 0.95, 0.9 - 0.25 * look.hue], np.float32).clip(0.3, 1.8)
+    dark = np.float32(look.tone) * body
     image = paint(image, _legs(look), 0.6 * dark)
     middle, half = 0.12 * look.length, (look.width / 2, look.length / 2 * 0.72)
     head = _ellipse(across, along, -0.62 * look.length, (half[0] * 0.42, look.length * 0.10))
@@ -223,7 +207,7 @@ def draw_specimen(rng: np.random.Generator, look: Look, light: Light) -> Pixels:
     image = paint(paint(image, head, 0.8 * dark), pronotum, dark)
     colour = _elytra(across / half[0], (along - middle) / half[1], look, dark)
     image = paint(image, _ellipse(across, along, middle, half), colour)
-    return np.clip(image * np.asarray(light.gain * light.tint, np.float32), 0, 1)
+    return np.asarray(np.clip(image * np.asarray(light.gain * light.tint, np.float32), 0, 1), np.float32)
 
 
 def _body_grid(look: Look) -> tuple[Pixels, Pixels]:
@@ -239,11 +223,6 @@ def _ellipse(across: Pixels, along: Pixels, centre: float, half: tuple[float, fl
     """Coverage [HEIGHT, WIDTH] of an ellipse with an edge about a pixel soft."""
     radius = np.sqrt((across / half[0]) ** 2 + ((along - centre) / half[1]) ** 2)
     return np.clip((1 - radius) * min(half) * WIDTH + 0.5, 0, 1)
-
-
-def _body_colour(hue: float) -> Pixels:
-    """A carabid's colour [3] around black-brown: bronze for a positive hue, blue-green for a negative one."""
-    return np.array([1.0 + 0.25 * hue, 0.95, 0.9 - 0.25 * hue], np.float32).clip(0.3, 1.8)
 
 
 def _elytra(u: Pixels, v: Pixels, look: Look, dark: Pixels) -> Pixels:
@@ -328,12 +307,9 @@ def make_rows(seed: int, size: Size) -> dict[str, list[Row]]:
 
 # ---------------------------------------------------------------- writing
 def write(out: Path, seed: int = 0, size: Size | None = None, form: Form = "parquet") -> dict[str, int]:
-    """Write the data set to the folder `out`, wholly or not at all; returns the number of images per split.
-
-    `parquet`: as on the Hub, data/<split>-00000-of-00001.parquet; `csv`: metadata.csv and folders of images; `disk`: as
-    `save_to_disk` writes. The same data already there is left as it is; anything else there raises UserError, and so do a
-    negative seed and another form.
-    """
+    """Write the data set to the folder `out`, wholly or not at all; returns the number of images per split. `parquet`: as on the
+    Hub, data/<split>-00000-of-00001.parquet; `csv`: metadata.csv and folders of images; `disk`: as `save_to_disk` writes. The
+    same data already there is left as it is; anything else there raises UserError, and so do a negative seed and another form."""
     check_request(seed, form, get_args(Form))
     chosen = size or Size()
 

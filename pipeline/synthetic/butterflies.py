@@ -179,28 +179,15 @@ def specimen_rows(specimen: Specimen) -> Iterator[tuple[Row, bytes]]:
 def _row(specimen: Specimen, name: str, md5: str) -> Row:
     is_hybrid = len(specimen.parents) == 2
     first, second = (f"{parent}.0" for parent in specimen.parents * (2 // len(specimen.parents)))
-    cells = (
-        specimen.camid,
-        f"{ADDRESS}/{name}",
-        "hybrid" if is_hybrid else "non-hybrid",
-        "train",
-        ADDRESS,
-        md5,
-        "" if is_hybrid else first,
-        first if is_hybrid else "",
-        second if is_hybrid else "",
-        name,
-        specimen.indicator,
-    )
+    status, own, parents = ("hybrid", "", (first, second)) if is_hybrid else ("non-hybrid", first, ("", ""))
+    cells = (specimen.camid, f"{ADDRESS}/{name}", status, "train", ADDRESS, md5, own, *parents, name, specimen.indicator)
     return dict(zip(COLUMNS, cells, strict=True))
 
 
 def write(out: Path, seed: int = 0, scale: float = 1.0, form: str = "csv") -> dict[str, int]:
-    """Write the data set to the folder `out`, wholly or not at all: butterflies.csv and images/; images per split.
-
-    The same data already there is left as it is; anything else there raises UserError, and so do a negative seed, a scale
-    that is none and another form.
-    """
+    """Write the data set to the folder `out`, wholly or not at all: butterflies.csv and images/; images per split. The same data
+    already there is left as it is; anything else there raises UserError, and so do a negative seed, a scale that is none and
+    another form."""
     check_request(seed, form, ("csv",))
     specimens = make_specimens(seed, scale)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -22,24 +23,23 @@ Draw = Callable[[Path], dict[str, int]]
 """Writes a data set into an empty folder; returns the number of images per split."""
 
 
-def paint(image: Pixels, cover: Pixels, colour: Pixels) -> Pixels:
-    """An image [H, W, 3] with a colour ([3] or [H, W, 3]) laid over it where `cover` [H, W], 0 … 1, says."""
+def paint(
+    image: Float[np.ndarray, "height width 3"], cover: Float[np.ndarray, "height width"], colour: Float[np.ndarray, "... 3"]
+) -> Float32[np.ndarray, "height width 3"]:
+    """An image with a colour, of all of it or of each pixel, laid over it where `cover`, 0 … 1, says."""
     return np.asarray(image + cover[..., None] * (colour - image), np.float32)
 
 
-def encode(pixels: Pixels) -> bytes:
-    """A JPEG of an image [H, W, 3] with values within 0 … 1."""
+def encode(pixels: Float[np.ndarray, "height width 3"]) -> bytes:
+    """A JPEG of an image with values within 0 … 1."""
     stream = io.BytesIO()
     Image.fromarray((pixels * 255 + 0.5).astype(np.uint8)).save(stream, "JPEG", quality=92)
     return stream.getvalue()
 
 
 def write_once(out: Path, recipe: dict[str, Any], draw: Draw) -> dict[str, int]:
-    """Let `draw` fill the folder `out`, wholly or not at all; returns the number of images per split.
-
-    `recipe` (JSON values) says what is drawn. The same data already there is left as it is; anything else there raises
-    UserError.
-    """
+    """Let `draw` fill the folder `out`, wholly or not at all; returns the number of images per split. `recipe` (JSON values) says
+    what is drawn. The same data already there is left as it is; anything else there raises UserError."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         return _check_same(out, recipe)
     # The tables only are synced: thousands of pictures would take minutes, and they can be drawn again.

@@ -29,21 +29,16 @@ def open_source(data: Data) -> Source:
     if path.is_dir():
         return _open_folder(data, path)
     if path.is_file():
-        return _open_file(data, path)
+        kinds: dict[str, type[CsvSource] | type[ParquetSource]] = {".parquet": ParquetSource, ".csv": CsvSource}
+        if path.suffix not in kinds:
+            raise UserError(f"data.source {path}: this is neither a .csv nor a .parquet file. Name one, or a folder of them.")
+        return kinds[path.suffix](data, path.parent, {"train": [path]})
     if HUB_NAME.fullmatch(data.source) and path.suffix not in (".csv", ".parquet"):
         return HubSource(data)
     raise UserError(
         f"data.source {data.source}: there is no such file or folder (seen from {Path.cwd()}), and it is not the name "
         "of a Hub data set (owner/name). Correct data.source."
     )
-
-
-def _open_file(data: Data, path: Path) -> Source:
-    if path.suffix == ".parquet":
-        return ParquetSource(data, path.parent, {"train": [path]})
-    if path.suffix == ".csv":
-        return CsvSource(data, path.parent, {"train": [path]})
-    raise UserError(f"data.source {path}: this is neither a .csv nor a .parquet file. Name one, or a folder of them.")
 
 
 def _open_folder(data: Data, path: Path) -> Source:

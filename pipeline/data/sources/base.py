@@ -112,15 +112,14 @@ def _stat(path: Path) -> tuple[str, int, int]:
     """Path, size and time of change; a missing file is (path, -1, 0), because it is part of what the data are."""
     try:
         stat = path.stat()
+        return str(path), stat.st_size, stat.st_mtime_ns
     except OSError:
         return str(path), -1, 0
-    return str(path), stat.st_size, stat.st_mtime_ns
 
 
 def signature_of(kind: str, paths: Iterable[Path]) -> str:
     """The kind of source with a hash of its files' paths, sizes and times of change, in the order given."""
-    lines = [_stat(path) for path in paths]
-    return f"{kind}:{hashlib.sha256(json.dumps(lines).encode()).hexdigest()}"
+    return f"{kind}:{hashlib.sha256(json.dumps([_stat(path) for path in paths]).encode()).hexdigest()}"
 
 
 def named_files(names: Iterable[str | None], base: Path | None) -> Iterable[Path]:

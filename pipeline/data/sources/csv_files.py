@@ -28,10 +28,8 @@ class _Record:
 
 
 class CsvSource(TableSource):
-    """CSV files: one with a `split` column, one without (all of it is `train`), or one file per split.
-
-    Cells stay text. An image is a path relative to data.images, else to the CSV's folder.
-    """
+    """CSV files: one with a `split` column, one without (all of it is `train`), or one file per split. Cells stay text. An image
+    is a path relative to data.images, else to the CSV's folder."""
 
     kind = "csv"
 
@@ -78,12 +76,11 @@ class CsvSource(TableSource):
     def _loaded(self) -> tuple[dict[str, list[str]], dict[str, list[_Record]]]:
         headers: dict[str, list[str]] = {}
         records: dict[str, list[_Record]] = {}
-        for name, files in self.groups.items():
-            for file in files:
-                header, rows = read_csv(file)
-                if headers.setdefault(name, header) != header:
-                    raise UserError(f"{file}: its columns differ from those of {files[0]}, a part of the same split.")
-                records.setdefault(name, []).extend(rows)
+        for name, file in ((name, file) for name, files in self.groups.items() for file in files):
+            header, rows = read_csv(file)
+            if headers.setdefault(name, header) != header:
+                raise UserError(f"{file}: its columns differ from those of {self.groups[name][0]}, a part of the same split.")
+            records.setdefault(name, []).extend(rows)
         only = next(iter(headers))
         if len(headers) == 1 and SPLIT_COLUMN in headers[only]:
             records = _by_split_column(headers[only], records[only])
@@ -114,36 +111,28 @@ def read_csv(path: Path) -> tuple[list[str], list[_Record]]:
     _check_header(path, header)
     for record in records[1:]:
         if len(record.cells) != len(header):
-            raise UserError(
-                f"{path}, line {record.line}: {len(record.cells)} cells, but the header names {len(header)} columns. "
-                "Quote cells that hold a comma."
-            )
+            what = f"{len(record.cells)} cells, but the header names {len(header)} columns"
+            raise UserError(f"{path}, line {record.line}: {what}. Quote cells that hold a comma.")
     return header, records[1:]
 
 
 def _undecodable(path: Path) -> int:
     """The first line that is not UTF-8. (The error of a file that is read in pieces counts from its piece.)"""
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            line.decode()
-        except UnicodeDecodeError:
-            return number
-    return 1
+    lines = path.read_bytes().splitlines()
+    return next((n for n, line in enumerate(lines, 1) if line.decode(errors="replace").encode() != line), 1)
 
 
 def _csv_records(path: Path, reader: Any) -> list[_Record]:
     records: list[_Record] = []
     line = 1
-    while True:
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise UserError(f"{path}, line {line}: this is not CSV: {error}") from error
-        if cells is None:
-            return records
-        if len(cells) > 1 or any(cell.strip() for cell in cells):
-            records.append(_Record(path, line, cells))
-        line = reader.line_num + 1
+    try:
+        for cells in reader:
+            if len(cells) > 1 or any(cell.strip() for cell in cells):
+                records.append(_Record(path, line, cells))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {line}: this is not CSV: {error}") from error
+    return records
 
 
 def _check_header(path: Path, header: list[str]) -> None:

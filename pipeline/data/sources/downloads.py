@@ -92,16 +92,14 @@ class _Failed(Exception):
 
 
 def download(config: Config, source: CsvSource, columns: Download) -> None:
-    """Bring every image of a CSV that is missing, or whose md5 differs, into the source's folder of images.
-
-    One process does it, others wait. Raises UserError for rows that cannot be right, and WorkError naming what is still
-    missing at the end; where bad images are skipped, that is said only.
-    """
+    """Bring every image of a CSV that is missing, or whose md5 differs, into the source's folder of images. One process does it,
+    others wait. Raises UserError for rows that cannot be right, and WorkError naming what is still missing at the end; where bad
+    images are skipped, that is said only."""
     wanted = wanted_files(source, columns)
     folder = source.base.resolve()
-    lease = Lease(_record(config, folder).with_suffix(".lease"), config.resources.lease_seconds)
-    with lease.hold():
-        missing = _bring(config, wanted, folder)
+    record = record_path(config, "downloads", digest(str(folder))[:16])
+    with Lease(record.with_suffix(".lease"), config.resources.lease_seconds).hold():
+        missing = _bring(wanted, folder, record)
     if missing and config.data.on_bad_image == "skip":
         log(f"{_report(missing, len(wanted), folder)}They are left out, because data.on_bad_image is skip.")
     elif missing:
@@ -137,12 +135,9 @@ def _rows(source: CsvSource, columns: Download) -> Iterator[Wanted]:
         names, urls = source.texts(split, image), source.texts(split, columns.url)
         sums = source.texts(split, columns.md5) if columns.md5 else [None] * len(names)
         for i, (name, url, md5) in enumerate(zip(names, urls, sums, strict=True)):
-            where = source.where(split, i)
-            md5 = md5.lower() if md5 else None
-            _check_row(where, image, name, url, columns)
-            if columns.md5 and not (md5 and MD5.fullmatch(md5)):
-                raise UserError(f"{where}: column {columns.md5} holds {md5 or 'nothing'!r}, which is no md5 (32 digits).")
-            yield Wanted(where, str(name), url, md5)
+            row = Wanted(source.where(split, i), name or "", url, md5.lower() if md5 else None)
+            _check_row(row, image, columns)
+            yield row
 
 
 def _check_columns(source: CsvSource, columns: Download, split: str) -> None:
@@ -155,56 +150,50 @@ def _check_columns(source: CsvSource, columns: Download, split: str) -> None:
             )
 
 
-def _check_row(where: str, column: str, name: str | None, url: str | None, columns: Download) -> None:
-    if name is None or not PLAIN_NAME.fullmatch(name):
+def _check_row(row: Wanted, image: str, columns: Download) -> None:
+    if not PLAIN_NAME.fullmatch(row.name):
         raise UserError(
-            f"{where}: column {column} holds {name or 'nothing'!r}: what is downloaded needs a plain file name, without "
+            f"{row.where}: column {image} holds {row.name or 'nothing'!r}: what is downloaded needs a plain file name, without "
             "folders and without a dot in front."
         )
-    if url is not None and not _is_address(url):
-        raise UserError(f"{where}: column {columns.url} holds {hide(url)!r}: an address begins with http:// or https://.")
+    if row.url is not None and not _is_address(row.url):
+        raise UserError(f"{row.where}: column {columns.url} holds {hide(row.url)!r}: an address begins with http:// or https://.")
+    if columns.md5 and not MD5.fullmatch(row.md5 or ""):
+        raise UserError(f"{row.where}: column {columns.md5} holds {row.md5 or 'nothing'!r}, which is no md5 (32 digits).")
 
 
 def _is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
+        return parts.scheme.lower() in ("http", "https") and bool(parts.netloc)
     except ValueError:  # such as http://[x
         return False
-    return parts.scheme.lower() in ("http", "https") and bool(parts.netloc)
 
 
 # ---------------------------------------------------------------- what is there
-def _record(config: Config, folder: Path) -> Path:
-    return record_path(config, "downloads", digest(str(folder))[:16])
-
-
-def _bring(config: Config, wanted: Sequence[Wanted], folder: Path) -> list[tuple[Wanted, Outcome]]:
+def _bring(wanted: Sequence[Wanted], folder: Path, record: Path) -> list[tuple[Wanted, Outcome]]:
     """Download what is missing; the files that could not be had, with the reason."""
     folder.mkdir(parents=True, exist_ok=True)
-    record = _record(config, folder)
     seen: Seen = read_record(record)
     todo = _missing(wanted, folder, seen)
     _write_seen(record, seen)
-    outcomes: list[tuple[Wanted, Outcome]] = []
+    failed: list[tuple[Wanted, Outcome]] = []
+    size = 0
     try:
         with closing(_download_all(todo, folder)) as downloads:
             for one, outcome in downloads:
-                outcomes.append((one, outcome))
-                if not outcome.why and one.md5:
+                size += outcome.size
+                if outcome.why:
+                    failed.append((one, outcome))
+                elif one.md5:
                     seen[one.name] = [*_stat(folder / one.name), one.md5]
     except KeyboardInterrupt:
         log(f"{folder}: what was downloaded is kept; the same command goes on from there")
         raise
     finally:
         _write_seen(record, seen)
-    failed = [(one, outcome) for one, outcome in outcomes if outcome.why]
-    size = format_bytes(sum(outcome.size for _, outcome in outcomes))
-    done = len(todo) - len(failed)
-    print(
-        f"downloads: {folder}: {len(wanted)} images, {len(wanted) - len(todo)} were there, {done} downloaded ({size}), "
-        f"{len(failed) or 'none'} missing",
-        flush=True,
-    )
+    done = f"{len(todo) - len(failed)} downloaded ({format_bytes(size)}), {len(failed) or 'none'} missing"
+    print(f"downloads: {folder}: {len(wanted)} images, {len(wanted) - len(todo)} were there, {done}", flush=True)
     return failed
 
 
@@ -261,9 +250,9 @@ def _download_all(todo: Sequence[Wanted], folder: Path) -> Generator[tuple[Wante
 def _opener() -> request.OpenerDirector:
     """What opens addresses by http and https alone, wherever they are redirected; proxies as the environment names them."""
     opener = request.OpenerDirector()
-    names = "Proxy", "HTTP", "HTTPS", "HTTPRedirect", "HTTPDefaultError", "Unknown"
-    for handler in (*(getattr(request, f"{name}Handler") for name in names), request.HTTPErrorProcessor):
-        opener.add_handler(handler())
+    for name in ("Proxy", "HTTP", "HTTPS", "HTTPRedirect", "HTTPDefaultError", "Unknown"):
+        opener.add_handler(getattr(request, f"{name}Handler")())
+    opener.add_handler(request.HTTPErrorProcessor())
     return opener
 
 
@@ -271,7 +260,7 @@ def _download(opener: request.OpenerDirector, one: Wanted, folder: Path, stop: E
     """One file, in several attempts if it must be."""
     if one.url is None:
         return Outcome("the row gives no address", "no address")
-    part, pause = folder / f".{one.name}.part", FIRST_PAUSE
+    part = folder / f".{one.name}.part"
     for attempt in range(1, ATTEMPTS + 1):
         try:
             size = _attempt(opener, one, part, stop)
@@ -282,8 +271,7 @@ def _download(opener: request.OpenerDirector, one: Wanted, folder: Path, stop: E
             if not failed.again or attempt == ATTEMPTS:
                 tried = f" ({attempt} attempts)" if attempt > 1 else ""
                 return Outcome(f"{failed}{tried}", failed.short)
-            stop.wait(min(max(pause, failed.pause or 0), LONGEST_PAUSE))
-            pause *= 2
+            stop.wait(min(max(FIRST_PAUSE * 2 ** (attempt - 1), failed.pause or 0), LONGEST_PAUSE))
         if stop.is_set():
             break
     return Outcome("it was interrupted", "interrupted")
@@ -306,7 +294,8 @@ def _receive(opener: request.OpenerDirector, url: str, part: Path, begin: int, s
     headers = {"User-Agent": f"carabid/{__version__}"} | ({"Range": f"bytes={begin}-"} if begin else {})
     try:
         with opener.open(request.Request(quote(url, safe=URL_SIGNS), headers=headers), timeout=SILENCE) as response:
-            resumed = response.status == 206 and _first_byte(response.headers) == begin
+            sent = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+            resumed = response.status == 206 and sent is not None and int(sent[1]) == begin
             if response.status == 206 and not resumed:
                 part.unlink(missing_ok=True)
                 raise _Failed("the server sent another part than was asked for", again=True)
@@ -333,11 +322,6 @@ def _copy(response: HTTPResponse, part: Path, mode: str, stop: Event) -> None:
                 raise _Failed("it was interrupted", again=False, short="interrupted")
     if left:
         raise ConnectionError(f"it ended {left} bytes before the end")
-
-
-def _first_byte(headers: Message) -> int | None:
-    found = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
-    return int(found[1]) if found else None
 
 
 def _refusal(error: HTTPError, part: Path) -> _Failed:

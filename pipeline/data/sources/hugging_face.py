@@ -137,10 +137,8 @@ class HubSource(_HuggingFaceSource):
         """Offline, `datasets` takes whatever revision is in its cache, without a word."""
         wanted = self._wanted()
         if wanted and hub.COMMIT.fullmatch(commit) and wanted != commit:
-            raise NotFetched(
-                f"data.revision {self.data.revision}: the cache ({_cache(self.data.source)}) holds {self.data.source} at "
-                f"{commit} instead."
-            )
+            holds = f"the cache ({_cache(self.data.source)}) holds {self.data.source} at {commit} instead"
+            raise NotFetched(f"data.revision {self.data.revision}: {holds}.")
 
     def _wanted(self) -> str | None:
         """The commit that data.revision stands for; None if it names none, or nobody here knows."""
@@ -178,7 +176,8 @@ def hub_caches(source: str) -> list[Path]:
     owner, name = source.split("/")
     # `datasets` writes the name in snake case; names that differ in underscores alone count as several, never as one.
     found = _cache_root().glob(f"{owner}___*")
-    same = [path for path in found if _bare(path.name.removeprefix(f"{owner}___")) == _bare(name)]
+    bare = name.replace("_", "").lower()
+    same = [path for path in found if path.name.removeprefix(f"{owner}___").replace("_", "").lower() == bare]
     return [info.parent for path in same for info in path.glob("*/*/*/dataset_info.json")]
 
 
@@ -192,10 +191,6 @@ def _cache(source: str) -> Path:
     """The folder that holds a data set in every version; where there is none yet, the one that they all lie in."""
     found = hub_caches(source)
     return found[0].parents[2] if found else _cache_root()
-
-
-def _bare(name: str) -> str:
-    return name.replace("_", "").lower()
 
 
 def _arrow_folder(splits: dict[str, datasets.Dataset]) -> Path:

@@ -6,11 +6,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
+SPLIT_OF_WORD = dict.fromkeys(("train", "training"), "train")
+SPLIT_OF_WORD |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+SPLIT_OF_WORD |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
 """Words in a file's or folder's name that say which split it holds, as the Hub reads them."""
 
 
@@ -19,9 +17,8 @@ def split_of_file(path: Path, folder: Path) -> str | None:
     names = [path.stem, *reversed(path.relative_to(folder).parts[:-1])]
     for name in names:
         first = re.split(r"[^A-Za-z]", name, maxsplit=1)[0].lower()
-        for split, words in SPLIT_WORDS.items():
-            if first in words:
-                return split
+        if first in SPLIT_OF_WORD:
+            return SPLIT_OF_WORD[first]
     return None
 
 
@@ -31,10 +28,7 @@ def group_by_split(paths: Iterable[Path], folder: Path) -> dict[str, list[Path]]
     unnamed = all(split is None for split, _ in named)
     groups: dict[str, list[Path]] = {}
     for split, path in named:
-        groups.setdefault("train" if unnamed else split or _stem(path), []).append(path)
+        # `extra-00000-of-00002.parquet` → `extra`
+        own = re.sub(r"([-_.]?\d+(-of-\d+)?)$", "", path.stem) or path.stem
+        groups.setdefault("train" if unnamed else split or own, []).append(path)
     return groups
-
-
-def _stem(path: Path) -> str:
-    """A file's name without its ending and its shard number (`extra-00000-of-00002.parquet` → `extra`)."""
-    return re.sub(r"([-_.]?\d+(-of-\d+)?)$", "", path.stem) or path.stem

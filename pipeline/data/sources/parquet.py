@@ -8,6 +8,7 @@ from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,8 +59,9 @@ class ParquetSource(TableSource):
         return to_frame(self._read(split, self.plain(split)))
 
     def image_names(self, split: str, column: str) -> list[str | None]:
-        schema = _parquet_file(self._splits[split].paths[0]).schema_arrow
-        return names_in(schema.field(column).type, lambda leaf: self._read(split, [leaf]), column, self._n_rows(split))
+        files = self._splits[split]
+        kind = _parquet_file(files.paths[0]).schema_arrow.field(column).type
+        return names_in(kind, lambda leaf: self._read(split, [leaf]), column, files.starts[-1])
 
     def image_bytes(self, split: str, row: int, column: str) -> bytes:
         (path, group), place = self._locate(split, row)
@@ -68,9 +70,6 @@ class ParquetSource(TableSource):
     def where(self, split: str, row: int) -> str:
         (path, _), _ = self._locate(split, row)
         return f"{path}, split {split}, row {row} (counted from 0)"
-
-    def _n_rows(self, split: str) -> int:
-        return self._splits[split].starts[-1]
 
     def _locate(self, split: str, row: int) -> tuple[tuple[Path, int], int]:
         """File and row group of a row, and its place within them."""
@@ -102,29 +101,20 @@ def _parquet_file(path: Path) -> pq.ParquetFile:
 
 
 def _parquet_split(paths: list[Path]) -> _ParquetSplit:
-    columns: list[str] = []
-    plain: list[str] = []
-    groups: list[tuple[Path, int]] = []
-    starts = [0]
-    for path in paths:
-        file = _parquet_file(path)
-        names = file.schema_arrow.names
-        if columns and set(names) != set(columns):
-            odd = sorted(set(names) ^ set(columns))
+    files = [(path, file.schema_arrow, file.metadata) for path, file in ((path, _parquet_file(path)) for path in paths)]
+    schema = files[0][1]
+    for path, other, _ in files:
+        if odd := sorted(set(other.names) ^ set(schema.names)):
             raise UserError(f"{path}: its columns differ from those of {paths[0]}, the same split: {', '.join(odd)}.")
-        columns = columns or names
-        plain = plain or [field.name for field in file.schema_arrow if is_plain(field.type)]
-        for group in range(file.num_row_groups):
-            groups.append((path, group))
-            starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
-    return _ParquetSplit(paths, columns, plain, groups, starts)
+    plain = [field.name for field in schema if is_plain(field.type)]
+    groups = [(path, i) for path, _, about in files for i in range(about.num_row_groups)]
+    sizes = (about.row_group(i).num_rows for _, _, about in files for i in range(about.num_row_groups))
+    return _ParquetSplit(paths, schema.names, plain, groups, list(accumulate(sizes, initial=0)))
 
 
 class _RowGroups:
-    """A few columns of row groups in memory, shared by threads: who comes first reads, the others wait for it.
-
-    Extraction walks through the rows in order, so each row group is read and decompressed once.
-    """
+    """A few columns of row groups in memory, shared by threads: who comes first reads, the others wait for it. Extraction walks
+    through the rows in order, so each row group is read and decompressed once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -133,13 +123,11 @@ class _RowGroups:
     def column(self, path: Path, group: int, column: str) -> pa.ChunkedArray:
         """One column of one row group."""
         key = (path, group, column)
+        mine: Future[pa.ChunkedArray] = Future()
         with self._lock:
-            waiting = self._held.get(key)
-            mine: Future[pa.ChunkedArray] = Future()
-            if waiting is None:
-                self._held[key] = mine
+            held = self._held.setdefault(key, mine)
             self._held.move_to_end(key)
-        return waiting.result() if waiting is not None else self._read(key, mine)
+        return self._read(key, mine) if held is mine else held.result()
 
     def _read(self, key: tuple[Path, int, str], future: Future[pa.ChunkedArray]) -> pa.ChunkedArray:
         path, group, column = key

@@ -15,7 +15,13 @@ SHAPED = re.compile(r"\b(Float|Int|Int64|Bool|Num|Shaped|UInt8)\[")
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with its shaped arguments and results checked; what else its annotations say, mypy has read."""
-    hints = {name: hint for name, hint in function.__annotations__.items() if SHAPED.search(str(hint))}
+    known = getattr(function, "__globals__", {})
+
+    def says_shape(hint: object) -> bool:
+        """By itself, or by a name that the module has for one."""
+        return any(SHAPED.search(text) for text in (str(hint), *(str(known.get(name)) for name in re.findall(r"\w+", str(hint)))))
+
+    hints = {name: hint for name, hint in function.__annotations__.items() if says_shape(hint)}
     if not hints:
         return function
     function.__annotations__ = hints

@@ -42,17 +42,12 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
             model.save_pretrained(temporary, save_embedding_layers=False)
         except SafetensorError as error:
             raise OSError(errno.EIO, f"could not be written: {error}", str(folder)) from error
-        _sort_targets(temporary / "adapter_config.json")
+        # PEFT writes target_modules in the order of a set, another one in each process: equal runs would give unequal files
+        content = json.loads((temporary / "adapter_config.json").read_text())
+        write_json(temporary / "adapter_config.json", content | {"target_modules": sorted(content["target_modules"])})
 
 
 def load_adapter(tail: Tail, folder: Path) -> PeftModel:
     """Put a saved adapter, which can learn on, on an unadapted tail of the same cut."""
     loaded: PeftModel = PeftModel.from_pretrained(tail, folder, is_trainable=True)
     return loaded
-
-
-def _sort_targets(path: Path) -> None:
-    """PEFT writes target_modules in the order of a set, another one in each process: equal runs would give unequal files."""
-    content = json.loads(path.read_text())
-    content["target_modules"] = sorted(content["target_modules"])
-    write_json(path, content)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.config.trial import Config
@@ -45,11 +46,11 @@ class Facts:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a model says of B images, in the targets' own units, each [B, n_targets]."""
+    """What a model says of images, in the targets' own units."""
 
-    mean: Tensor
-    variance: Tensor
-    log_weights: Tensor
+    mean: Float[Tensor, "images targets"]
+    variance: Float[Tensor, "images targets"]
+    log_weights: Float[Tensor, "images targets"]
 
     def cpu(self) -> Predicted:
         return Predicted(self.mean.cpu(), self.variance.cpu(), self.log_weights.cpu())
@@ -68,8 +69,8 @@ class Model(nn.Module, ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def predict(self, features: Tensor, metadata: Metadata | None = None) -> Predicted:
-        """What it says of B images, from features [B, …] and what is known of them (None: nothing)."""
+    def predict(self, features: Float[Tensor, "images ..."], metadata: Metadata | None = None) -> Predicted:
+        """What it says of images, from features and what is known of them (None: nothing)."""
 
     # ------------------------------------------------------------ on disk
     def own_state(self) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from typing import Any, Literal
 
 import pandas as pd
+import torch
 
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
@@ -17,6 +18,7 @@ from pipeline.config.own import content_hash
 from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
+from pipeline.features.bank import make_bank
 from pipeline.features.hashes import data_record, ingredients, known_feature_key, weights_record
 from pipeline.features.staging import staged
 from pipeline.features.store import FeatureStore, open_key
@@ -25,7 +27,7 @@ from pipeline.models.metadata import Names
 from pipeline.progress import log
 from pipeline.tasks import check, load_task
 from pipeline.tasks.base import Task
-from pipeline.training.samples import columns
+from pipeline.training.samples import Samples, columns, make_samples
 
 Split = Literal["train", "validation", "test"]
 
@@ -59,6 +61,11 @@ class Inputs:
 
     def table(self, split: Split) -> pd.DataFrame:
         return self.dataset.table.loc[self.positions(split)]
+
+    def samples(self, facts: Facts, split: Split, device: torch.device) -> Samples:
+        """A split's features and truth for a model."""
+        bank = make_bank(self.store, self.positions(split).to_numpy(), device, self.config.resources.residence)
+        return make_samples(bank, self.table(split), facts, self.dataset.truth, device)
 
 
 def load_inputs(config: Config) -> Inputs:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
+from jaxtyping import Float64
 
 from pipeline.config.identity import digest
 from pipeline.config.trial import Config
@@ -21,15 +21,14 @@ from pipeline.disk.provenance import loaded_code, provenance
 from pipeline.disk.writing import sweep, write_json, write_table, write_text
 from pipeline.errors import TakenOver, UserError, WorkError
 from pipeline.experiments.reading import dump_config
-from pipeline.features.bank import make_bank
 from pipeline.metrics.groups import Prediction
 from pipeline.models.base import Facts, Model
 from pipeline.models.saved import is_whole, make_model, read_trained, save_model
 from pipeline.signals import StopFlag
-from pipeline.stages.inputs import Inputs, Split, changed, identity, load_inputs, make_facts
+from pipeline.stages.inputs import Inputs, changed, identity, load_inputs, make_facts
 from pipeline.training.checkpoint import Progress, remove_checkpoint
 from pipeline.training.run import Fitted, Run, Stop
-from pipeline.training.samples import Samples, make_samples, predict
+from pipeline.training.samples import Samples, predict
 
 
 def run(config: Config, trial: TrialDir, flag: StopFlag | None = None) -> None:
@@ -77,9 +76,9 @@ def _forget_outdated(trial: TrialDir) -> None:
             "trained again, results removed",
             flush=True,
         )
-    for path in (trial.trained, trial.results, trial.predictions, trial.groups, trial.provenance, trial.card):
+    results = (trial.results, trial.predictions, trial.groups, trial.provenance, trial.card)
+    for path in (trial.trained, *results, trial.validation):
         path.unlink(missing_ok=True)
-    trial.validation.unlink(missing_ok=True)
     for path in (trial.model, trial.adapter, trial.classifier, trial.validation, trial.resume_state, trial.attempts):
         sweep(path)
 
@@ -103,22 +102,26 @@ def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts
     inputs.store.verify()
     facts = make_facts(inputs)
     model = make_model(config, facts, inputs.encoder_backbone).to(device)
-    train, validation = (_samples(inputs, facts, split, device) for split in ("train", "validation"))
-    print(f"training {run.trial.path.name}: {_describe(model, train, validation)}, on {run.machine}", flush=True)
+    train, validation = inputs.samples(facts, "train", device), inputs.samples(facts, "validation", device)
+    trained = f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} trained parameters"
+    sizes = f"{len(train)} images, {len(validation)} for validation, {trained}"
+    print(f"training {run.trial.path.name}: {sizes}, on {run.machine}", flush=True)
     if config.select.epoch == "best" and config.select.folds is None and config.model.head.chooses:
         run.choice.check(config, validation)
     _check_names(inputs)
     _check_folds(inputs)
     fitted: Fitted = config.model.head.fit(model, train, validation, run)
     held_out = _held_out(model, validation, inputs, facts, fitted.left_out)
-    return model, facts, fitted.progress, _calibrate(held_out, inputs, facts, run.trial)
+    if (table := inputs.task.validation_table(held_out)) is not None:  # for ensembles and exports
+        write_table(run.trial.validation, table)
+    return model, facts, fitted.progress, inputs.task.calibrate(held_out, facts.domains, config.calibrate.kind)
 
 
 def _check_names(inputs: Inputs) -> None:
     """UserError where a name that the model reads tells the class by itself: it would learn that, and no image."""
     model, columns, table = inputs.config.model, inputs.config.data.columns, inputs.table("train")
     for name, read in (("species", model.species_embedding), ("domain", model.domain_embedding)):
-        if not read or inputs.dataset.truth.widths is None:
+        if not read or "label" not in table:
             continue
         classes = table.groupby(table[name].fillna(""))["label"].nunique()
         if classes.max() == 1 and len(classes) < len(table) / 2:
@@ -146,33 +149,16 @@ def _check_folds(inputs: Inputs) -> None:
 
 
 def _held_out(
-    model: Model, validation: Samples, inputs: Inputs, facts: Facts, left_out: NDArray[np.float64] | None = None
+    model: Model, validation: Samples, inputs: Inputs, facts: Facts, left_out: Float64[np.ndarray, "images classes"] | None
 ) -> Any:
     """Images that the model was not fitted to, and what it says of them: those of validation, or, if it was fitted to these too,
-    all of them, with what was said of each when it was `left_out` [N, C]."""
+    all of them, with what was said of each when it was `left_out`."""
     if left_out is None:
         said, table = predict(model, validation), inputs.table("validation")
     else:
         said = Prediction(left_out, np.ones_like(left_out), np.zeros_like(left_out))
         table = pd.concat([inputs.table("train"), inputs.table("validation")])
     return inputs.task.predictions(table, inputs.dataset.truth.of(table), facts.targets, said)
-
-
-def _calibrate(held_out: Any, inputs: Inputs, facts: Facts, trial: TrialDir) -> dict[str, Any]:
-    """Calibrations as JSON, from what is said of held-out images; that stays in the folder, for ensembles and exports."""
-    if (table := inputs.task.validation_table(held_out)) is not None:
-        write_table(trial.validation, table)
-    return inputs.task.calibrate(held_out, facts.domains, inputs.config.calibrate.kind)
-
-
-def _samples(inputs: Inputs, facts: Facts, split: Split, device: torch.device) -> Samples:
-    bank = make_bank(inputs.store, inputs.positions(split).to_numpy(), device, inputs.config.resources.residence)
-    return make_samples(bank, inputs.table(split), facts, inputs.dataset.truth, device)
-
-
-def _describe(model: Model, train: Samples, validation: Samples) -> str:
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return f"{len(train)} images, {len(validation)} for validation, {trainable:,} trained parameters"
 
 
 def _record(facts: Facts, inputs: Inputs, progress: Progress, attempts: Attempts) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""Shapes that are checked while tests run: functions whose annotations say one (`Float[Tensor, "images targets"]`) are called with
-nothing else. conftest.py installs this for the package; outside of tests an annotation costs nothing."""
+"""Shapes that are checked while tests run: functions whose annotations say one (`Float[Tensor, "images targets"]`) are called
+with nothing else. conftest.py installs this for the package; outside of tests an annotation costs nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from beartype import beartype
 from jaxtyping import install_import_hook
 
-SHAPED = re.compile(r"\b(Float|Int|Int64|Bool|Num|Shaped|UInt8)\[")
+SHAPED = re.compile(r"\b(Float|Int|UInt|Bool|Num|Shaped)\d*\[")
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -20,17 +20,10 @@ from pipeline.disk.writing import atomic_folder, write_json
 
 def add_adapter(tail: Tail, lora: cfg.Lora) -> PeftModel:
     """Wrap a tail: adapters on the named projections of every block and the final layer norm learn, the rest is frozen."""
-    peft_config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        use_rslora=lora.rslora,
-        use_dora=lora.dora,
-        bias="none",
-        target_modules=tail.module_names(lora.targets),
-        modules_to_save=["ln_post"],
-    )
-    model = get_peft_model(tail, peft_config)
+    sizes = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    kinds = {"use_rslora": lora.rslora, "use_dora": lora.dora, "bias": "none"}
+    targets = tail.module_names(lora.targets)
+    model = get_peft_model(tail, LoraConfig(**sizes, **kinds, target_modules=targets, modules_to_save=["ln_post"]))
     assert isinstance(model, PeftModel)
     return model
 
@@ -49,5 +42,4 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 
 def load_adapter(tail: Tail, folder: Path) -> PeftModel:
     """Put a saved adapter, which can learn on, on an unadapted tail of the same cut."""
-    loaded: PeftModel = PeftModel.from_pretrained(tail, folder, is_trainable=True)
-    return loaded
+    return PeftModel.from_pretrained(tail, folder, is_trainable=True)

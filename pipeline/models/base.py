@@ -15,6 +15,9 @@ from pipeline.disk.layout import TrialDir
 from pipeline.errors import UserError
 from pipeline.models.metadata import Metadata, Names
 
+Features = Float[Tensor, "images ..."]
+"""What an encoder reads: embeddings, tokens or images."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -37,11 +40,6 @@ class Facts:
     def learnt(self) -> tuple[str, ...]:
         """The columns of the data's table that the model learns, in the order of its predictions."""
         return self.targets + self.auxiliary
-
-    @property
-    def domains(self) -> tuple[str, ...]:
-        """Domains that were trained on."""
-        return self.names.domains
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class Model(nn.Module, ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def predict(self, features: Float[Tensor, "images ..."], metadata: Metadata | None = None) -> Predicted:
+    def predict(self, features: Features, metadata: Metadata | None = None) -> Predicted:
         """What it says of images, from features and what is known of them (None: nothing)."""
 
     # ------------------------------------------------------------ on disk

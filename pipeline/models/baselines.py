@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pipeline.config.head import ClimatologyHead
@@ -62,8 +62,13 @@ class Climatology(Baseline):
 
     def predict(self, features: Tensor, metadata: Metadata | None = None) -> Predicted:
         assert metadata is not None
-        mean, variance = self._moments(torch.ones(len(metadata), len(self.domain), device=self.domain.device))
-        for alike in (self._same_domain(metadata), self._same_season(metadata)):
+        mean, variance = self._moments(torch.ones(len(metadata), len(self.domain), dtype=torch.bool, device=self.domain.device))
+        same_domain = (metadata.domain[:, None] == self.domain) & (self.domain != self.unknown_domain)
+        apart = (metadata.day[:, None] - self.day).abs().float()
+        near = torch.minimum(apart, DAYS - apart) <= self.window
+        known = (metadata.day != UNKNOWN_DAY)[:, None] & (self.day != UNKNOWN_DAY) & (self.site != self.unknown_site)
+        same_season = (metadata.site[:, None] == self.site) & near & known
+        for alike in (same_domain, same_season):  # what is unknown is like nothing
             enough = (alike.sum(1) >= self.min_groups)[:, None]
             found = self._moments(alike)
             mean, variance = torch.where(enough, found[0], mean), torch.where(enough, found[1], variance)
@@ -72,23 +77,12 @@ class Climatology(Baseline):
     def spec(self) -> dict[str, Any]:
         return {"kind": "climatology", "min_groups": self.min_groups}
 
-    def _same_domain(self, metadata: Metadata) -> Float[Tensor, "images groups"]:
-        """1 where the training group is of the same domain; what is unknown is like nothing."""
-        return ((metadata.domain[:, None] == self.domain) & (self.domain != self.unknown_domain)).float()
-
-    def _same_season(self, metadata: Metadata) -> Float[Tensor, "images groups"]:
-        """1 where the training group is of the same site and within `window` days of that day of any year."""
-        apart = (metadata.day[:, None] - self.day).abs().float()
-        near = torch.minimum(apart, DAYS - apart) <= self.window
-        known = (metadata.day != UNKNOWN_DAY)[:, None] & (self.day != UNKNOWN_DAY) & (self.site != self.unknown_site)
-        return ((metadata.site[:, None] == self.site) & near & known).float()
-
-    def _moments(self, alike: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and unbiased variance [B, n_targets] of the training groups with a 1 in `alike` [B, M]."""
-        alike, targets = alike.double(), self.targets.double()  # squares far from 0 cancel
-        n = alike.sum(1, keepdim=True).clamp_min(1)
-        mean = alike @ targets / n
-        squares = alike @ targets.square() / n - mean.square()
+    def _moments(self, alike: Bool[Tensor, "images groups"]) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased variance of the training groups that are `alike`."""
+        weights, targets = alike.double(), self.targets.double()  # squares far from 0 cancel
+        n = weights.sum(1, keepdim=True).clamp_min(1)
+        mean = weights @ targets / n
+        squares = weights @ targets.square() / n - mean.square()
         return mean.float(), (squares * n / (n - 1).clamp_min(1)).clamp_min(1e-6).float()
 
 

@@ -189,13 +189,8 @@ class Neighbours(Standardised):
         return KNeighborsClassifier(self.head.k, weights=self.head.weights, algorithm="brute")
 
     def inner_arrays(self, inner: Any) -> Arrays:
-        return {
-            "points": inner._fit_X,
-            "labels": inner._y,
-            "k": np.array(inner.n_neighbors),
-            "by_distance": np.array(inner.weights == "distance"),
-            "n_classes": np.array(len(inner.classes_)),
-        }
+        options = {"k": np.array(inner.n_neighbors), "by_distance": np.array(inner.weights == "distance")}
+        return {"points": inner._fit_X, "labels": inner._y, **options, "n_classes": np.array(len(inner.classes_))}
 
 
 class GaussianProcess(Standardised):
@@ -210,10 +205,8 @@ class GaussianProcess(Standardised):
 
     def check(self, n: int, classes: Sequence[str]) -> None:
         if n > MOST_OF_A_PROCESS:
-            raise UserError(
-                f"model.head.kind {self.head.kind} takes the cube of the number of images, and {n} are more than "
-                f"{MOST_OF_A_PROCESS}: choose another head"
-            )
+            why = f"takes the cube of the number of images, and {n} are more than {MOST_OF_A_PROCESS}"
+            raise UserError(f"model.head.kind {self.head.kind} {why}: choose another head")
 
     def inner(self, width: int, random: int) -> Any:
         length = float(np.sqrt(width / 2)) if self.head.length_scale == "scale" else self.head.length_scale

@@ -16,11 +16,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from pipeline.config.encoder import Encoder, Frozen
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
-from pipeline.models.base import Facts, Model, Predicted
+from pipeline.models.base import Facts, Features, Model, Predicted
 from pipeline.models.losses import Loss, SquaredError
 from pipeline.models.metadata import Metadata
 from pipeline.models.pooling import HIDDEN, Pooling, Sets, make_pooling, pool
 
+Rows = Int[Tensor, " images"]
 Mix = Callable[[Tensor], Tensor]
 """Mixes the rows of a tensor with those of a permutation of the batch, by one λ."""
 SCALES = ("target_mean", "target_scale", "feature_mean", "feature_scale")
@@ -52,7 +53,7 @@ class DomainEmbedding(nn.Module):
         self.table = nn.Embedding(n_domains + 1, width)
         self.mlp = make_shift(width)
 
-    def forward(self, domains: Int[Tensor, " images"] | None, n: int) -> Float[Tensor, "images width"]:
+    def forward(self, domains: Rows | None, n: int) -> Float[Tensor, "images width"]:
         """Of row numbers; None: all unknown, `n` of them."""
         if domains is None:
             domains = torch.full((n,), self.unknown, device=self.table.weight.device)
@@ -71,9 +72,7 @@ class SpeciesEmbedding(nn.Module):
         self.species, self.genus = nn.Embedding(n_species + 1, width), nn.Embedding(n_genera + 1, width)
         self.mlp = make_shift(width)
 
-    def forward(
-        self, species: Int[Tensor, " images"] | None, genera: Int[Tensor, " images"] | None, n: int
-    ) -> Float[Tensor, "images width"]:
+    def forward(self, species: Rows | None, genera: Rows | None, n: int) -> Float[Tensor, "images width"]:
         """Of row numbers; None: all unknown, `n` of them."""
         parts = [
             table(torch.full((n,), table.num_embeddings - 1, device=table.weight.device) if rows is None else rows)
@@ -148,7 +147,7 @@ class Learner(Model):
         learner.kind_of_encoder = model.encoder
         return learner
 
-    def forward(self, features: Float[Tensor, "images ..."], metadata: Metadata | None = None, mix: Mix | None = None) -> Answer:
+    def forward(self, features: Features, metadata: Metadata | None = None, mix: Mix | None = None) -> Answer:
         """What the model says of images, from features and what is known of them (None: nothing).
 
         With mixup the features come mixed, domains and species do not: `mix` mixes their embeddings by the same λ.
@@ -158,9 +157,7 @@ class Learner(Model):
         parameters = self.loss.parameters(self.head[-1](hidden).float())
         return Answer(parameters, self.pooling(embedding, self.loss.moments(parameters)[1]), hidden)
 
-    def embed(
-        self, features: Float[Tensor, "images ..."], metadata: Metadata | None, mix: Mix | None
-    ) -> Float[Tensor, "images width"]:
+    def embed(self, features: Features, metadata: Metadata | None, mix: Mix | None) -> Float[Tensor, "images width"]:
         """What the head reads."""
         embedding: Tensor = self.encoder(features)
         if self.normalize:
@@ -175,7 +172,7 @@ class Learner(Model):
             embedding = embedding + (mix(shift) if mix else shift)
         return embedding
 
-    def predict(self, features: Float[Tensor, "images ..."], metadata: Metadata | None = None) -> Predicted:
+    def predict(self, features: Features, metadata: Metadata | None = None) -> Predicted:
         return self.in_units(self(features, metadata))
 
     def in_units(self, answer: Answer) -> Predicted:
@@ -211,20 +208,12 @@ class Learner(Model):
         """The widths of its layers and what stands between them; without its encoder, but for convolutions."""
         linear = [layer for layer in self.head if isinstance(layer, nn.Linear)]
         convolutions = getattr(self.encoder, "spec", None)
-        return {
-            "kind": "network",
-            "features": "patches" if convolutions else "pooled",
-            "convolutions": convolutions,
-            "width": linear[0].in_features,
-            "hidden": [layer.out_features for layer in linear[:-1]],
-            "normalize": self.normalize,
-            "n_features": len(self.feature_mean),
-            "domain": self.domain is not None,
-            "species": self.species is not None,
-            "pool": self.pooling.kind,
-            "attention": HIDDEN,
-            "output": self.loss.spec(),
-        }
+        reads = {"features": "patches" if convolutions else "pooled", "convolutions": convolutions}
+        widths = {"width": linear[0].in_features, "hidden": [layer.out_features for layer in linear[:-1]]}
+        scales = {"normalize": self.normalize, "n_features": len(self.feature_mean)}
+        names = {"domain": self.domain is not None, "species": self.species is not None}
+        pooling = {"pool": self.pooling.kind, "attention": HIDDEN}
+        return {"kind": "network"} | reads | widths | scales | names | pooling | {"output": self.loss.spec()}
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:

@@ -47,10 +47,8 @@ class OneClassRecipe(Recipe):
 
     def check(self, n: int, classes: Sequence[str]) -> None:
         if len(classes) != 2:
-            raise UserError(
-                f"model.head.kind {self.head.kind} tells one class from all else, and here are {len(classes)} "
-                f"({', '.join(classes)}): choose another head"
-            )
+            here = f"here are {len(classes)} ({', '.join(classes)})"
+            raise UserError(f"model.head.kind {self.head.kind} tells one class from all else, and {here}: choose another head")
 
     def fit(self, rows: Rows, folds: Folds, random: int) -> list[Any]:
         distances = np.empty(len(rows))

@@ -71,8 +71,7 @@ def spread(log_odds: float, knots: Sequence[float]) -> float:
 
 
 def _standardise(arrays: Arrays, x: Array) -> Array:
-    out: Array = (np.asarray(x, "float64") - arrays["mean"]) / arrays["scale"]
-    return out
+    return (np.asarray(x, "float64") - arrays["mean"]) / arrays["scale"]
 
 
 def _together(p: Array) -> Array:
@@ -86,21 +85,18 @@ def _together(p: Array) -> Array:
 
 def _log_sigmoid(z: Array) -> Array:
     """Without overflow, at either end."""
-    out: Array = -np.logaddexp(0, -z)
-    return out
+    return -np.logaddexp(0, -z)
 
 
 # ---------------------------------------------------------------- decisions
 def _linear(arrays: Arrays, z: Array) -> Array:
     """Of standardised features [B, E] the log-odds [B, 1] of the second class, or softmax's terms of each [B, C]."""
-    out: Array = z @ arrays["weights"] + arrays["bias"]
-    return out
+    return z @ arrays["weights"] + arrays["bias"]
 
 
 def _line(arrays: Arrays, score: Array) -> Array:
     """Platt's: a score's log-odds, of each column."""
-    out: Array = score * arrays["slope"] + arrays["intercept"]
-    return out
+    return score * arrays["slope"] + arrays["intercept"]
 
 
 def _support(arrays: Arrays, z: Array) -> Array:
@@ -204,8 +200,7 @@ def _expected_sigmoid(mean: Array, variance: Array) -> Array:
 def _expected_logit(mean: Array, variance: Array) -> Array:
     """log p / (1 − p) of the same integral p, by Gauss–Hermite quadrature of logarithms."""
     f = mean[..., None] + np.sqrt(2 * variance[..., None]) * NODES
-    out: Array = _log_mean(_log_sigmoid(f)) - _log_mean(_log_sigmoid(-f))
-    return out
+    return _log_mean(_log_sigmoid(f)) - _log_mean(_log_sigmoid(-f))
 
 
 def _log_mean(logs: Array) -> Array:

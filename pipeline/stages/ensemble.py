@@ -92,10 +92,8 @@ def _find(experiment: ExperimentDir, log: Log) -> list[list[_Member]]:
             found.setdefault(member.kind, []).append(member)
     several = [members for members in found.values() if len(members) > 1]
     if old := [member for members in several for member in members if not member.trial.validation.exists()]:
-        log(
-            f"carabid: in no ensemble: {_some(old)}, trained before validation.parquet was kept for that; to have them "
-            "in it, delete their folders and submit them again"
-        )
+        how = "to have them in it, delete their folders and submit them again"
+        log(f"carabid: in no ensemble: {_some(old)}, trained before validation.parquet was kept for that; {how}")
     usable = [[member for member in members if member not in old] for members in several]
     return [members for members in usable if len(members) > 1]
 
@@ -165,10 +163,8 @@ def _read(member: _Member, log: Log) -> tuple[dict[str, Any], Kept] | None:
         return training, member.task.kept(member.trial)
     except Exception as error:  # of damaged files, pyarrow raises errors of many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
-        log(
-            f"carabid: in no ensemble: {member.name}, because {path} cannot be used ({reason}); delete the trial's folder "
-            "and submit it again"
-        )
+        why = f"because {path} cannot be used ({reason}); delete the trial's folder and submit it again"
+        log(f"carabid: in no ensemble: {member.name}, {why}")
         return None
 
 

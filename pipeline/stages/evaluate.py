@@ -88,19 +88,11 @@ def make_results(
     summary |= {"inputs": config.evaluate.inputs, "features_dtype": config.features.dtype}
     summary["selection"] = {"metric": inputs.task.metric(config.select.metric), "value": record["best_metric"]}
     summary |= {"n_bad_images": len(bad), "bad_images": bad, "permuted_targets": config.data.permute_targets}
-    return blocks | {
-        **inputs.task.describe(blocks),
-        "split": split,
-        "selected_on": record["selected_on"],
-        "n_images": len(table),
-        "n_events": int(table["group"].nunique()),
-        "config_hash": config_hash(config),
-        "feature_key": record["feature_key"],
-        "task_hash": record.get("task_hash"),
-        "data_signature": inputs.dataset.signature(),
-        "evaluation": plain(config.evaluate),
-        "schema_version": SCHEMA_VERSION,
-    }
+    counts = {"n_images": len(table), "n_events": int(table["group"].nunique())}
+    keys = {"config_hash": config_hash(config), "feature_key": record["feature_key"], "task_hash": record.get("task_hash")}
+    data = {"data_signature": inputs.dataset.signature(), "evaluation": plain(config.evaluate), "schema_version": SCHEMA_VERSION}
+    of = {"split": split, "selected_on": record["selected_on"]}
+    return blocks | inputs.task.describe(blocks) | of | counts | keys | data
 
 
 def write_evaluation(

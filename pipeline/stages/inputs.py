@@ -98,27 +98,17 @@ def make_facts(inputs: Inputs) -> Facts:
     """What a new model is built for."""
     encoder, backbone = inputs.config.model.encoder, inputs.encoder_backbone
     cut = backbone.cut_before(encoder.tail_blocks) if encoder.tail_blocks and backbone else None
-    return Facts(
-        targets=inputs.dataset.targets,
-        names=Names.of(columns(inputs.table("train"))),
-        embed_dim=backbone.embed_dim if backbone else inputs.store.shape[-1],
-        base_weights=inputs.store.ingredients.weights,
-        cut=cut,
-        feature_key=inputs.store.ingredients.key(),
-        auxiliary=inputs.dataset.truth.auxiliary,
-    )
+    width, made = backbone.embed_dim if backbone else inputs.store.shape[-1], inputs.store.ingredients
+    names, dataset = Names.of(columns(inputs.table("train"))), inputs.dataset
+    return Facts(dataset.targets, names, width, made.weights, cut, made.key(), dataset.truth.auxiliary)
 
 
 def identity(inputs: Inputs) -> dict[str, str]:
     """What a trained model is a function of: its configuration, its features, and the table of the splits it learns from."""
     table = inputs.dataset.table
     learned_from = table[table["split"].isin(["train", "validation"])]
-    text = learned_from.to_csv(index=False, float_format="%.17g")
-    known = {
-        "config_hash": config_hash(inputs.config),
-        "feature_key": inputs.store.ingredients.key(),
-        "table_hash": hashlib.sha256(text.encode()).hexdigest(),
-    }
+    table_hash = hashlib.sha256(learned_from.to_csv(index=False, float_format="%.17g").encode()).hexdigest()
+    known = {"config_hash": config_hash(inputs.config), "feature_key": inputs.store.ingredients.key(), "table_hash": table_hash}
     task = content_hash(inputs.config.task)
     return known | ({"task_hash": task} if task else {})
 

@@ -116,8 +116,8 @@ def _predict_each(
     correct = _correction(config, origin)
     facts = load_facts(trial)
     metadata = facts.names.metadata(origin.columns(len(files)))
-    if origin.domain is not None and origin.domain not in facts.domains:
-        known = ", ".join(facts.domains) or "none at all"
+    if origin.domain is not None and origin.domain not in facts.names.domains:
+        known = ", ".join(facts.names.domains) or "none at all"
         print(f"carabid: {origin.domain} is taken as an unknown domain; the training domains are: {known}", file=sys.stderr)
     where = choose_device(device or config.device)
     try:

@@ -71,11 +71,8 @@ def is_trained(trial: TrialDir, inputs: Inputs) -> bool:
 def _forget_outdated(trial: TrialDir) -> None:
     """A model that is trained again takes its results with it: they would stand beside another model."""
     if trial.trained.exists():
-        print(
-            f"{trial.path.name}: its configuration, features or targets have changed, or a file of its model is damaged: "
-            "trained again, results removed",
-            flush=True,
-        )
+        why = "its configuration, features or targets have changed, or a file of its model is damaged"
+        print(f"{trial.path.name}: {why}: trained again, results removed", flush=True)
     results = (trial.results, trial.predictions, trial.groups, trial.provenance, trial.card)
     for path in (trial.trained, *results, trial.validation):
         path.unlink(missing_ok=True)
@@ -114,7 +111,7 @@ def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts
     held_out = _held_out(model, validation, inputs, facts, fitted.left_out)
     if (table := inputs.task.validation_table(held_out)) is not None:  # for ensembles and exports
         write_table(run.trial.validation, table)
-    return model, facts, fitted.progress, inputs.task.calibrate(held_out, facts.domains, config.calibrate.kind)
+    return model, facts, fitted.progress, inputs.task.calibrate(held_out, facts.names.domains, config.calibrate.kind)
 
 
 def _check_names(inputs: Inputs) -> None:
@@ -140,8 +137,7 @@ def _check_folds(inputs: Inputs) -> None:
             "select.folds fits validation images too, and there is no test split: nothing would be left to evaluate on. Name one "
             "(data.split), or set select.folds=null"
         )
-    both = set(inputs.table("train")["group"]) & set(inputs.table("validation")["group"])
-    if both:
+    if both := set(inputs.table("train")["group"]) & set(inputs.table("validation")["group"]):
         raise UserError(
             f"select.folds cannot keep a group in one fold that is in train and in validation: {sorted(both)[0]} "
             f"({len(both)} in all). Let folds be dealt by group (data.split.kind=folds), or set select.folds=null"
@@ -162,20 +158,15 @@ def _held_out(
 
 
 def _record(facts: Facts, inputs: Inputs, progress: Progress, attempts: Attempts) -> dict[str, Any]:
-    training = inputs.task.training(inputs.dataset, inputs.table("train"))
-    return identity(inputs) | {
-        "selected_on": "validation" if inputs.config.select.folds is None else "cross-validation",
-        "best_epoch": progress.best_epoch,
-        "best_metric": progress.best_metric,
-        "epochs": progress.epoch,
-        "train_domains": list(facts.domains),
+    table = inputs.table("train")
+    training = inputs.task.training(inputs.dataset, table)
+    selected = {"selected_on": "validation" if inputs.config.select.folds is None else "cross-validation"}
+    best = {"best_epoch": progress.best_epoch, "best_metric": progress.best_metric, "epochs": progress.epoch}
+    of = {
+        "train_domains": list(facts.names.domains),
         "train_means": training.means,
         "train_sds": training.sds,
-        "n_train": len(inputs.table("train")),
-        "provenance": provenance(
-            **spent(attempts.all()),
-            training_seconds=round(progress.seconds, 2),
-            resumed=progress.restarts,
-            computed_on=progress.machines,
-        ),
+        "n_train": len(table),
     }
+    runs = {"training_seconds": round(progress.seconds, 2), "resumed": progress.restarts, "computed_on": progress.machines}
+    return identity(inputs) | selected | best | of | {"provenance": provenance(**spent(attempts.all()), **runs)}

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Num, Shaped
+from jaxtyping import Float, Num, Shaped
 from torch import Tensor
 
 from pipeline.config.augment import Augment
-from pipeline.models.learner import Learner, Mix, SpeciesEmbedding
+from pipeline.models.learner import Learner, Mix, Rows, SpeciesEmbedding
 from pipeline.models.metadata import Metadata
 
 
@@ -72,9 +72,7 @@ def drop_names(metadata: Metadata, model: Learner, augment: Augment, share: floa
     return metadata
 
 
-def drop_domain(
-    domains: Int[Tensor, " images"], probability: float, unknown: int, rng: np.random.Generator
-) -> Int[Tensor, " images"]:
+def drop_domain(domains: Rows, probability: float, unknown: int, rng: np.random.Generator) -> Rows:
     """With `probability` the whole batch's domain rows become the unknown row."""
     return torch.full_like(domains, unknown) if probability > 0 and rng.random() < probability else domains
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.models.baselines import Baseline, Boosting, Climatology
+from pipeline.models.baselines import Boosting, Climatology
 from pipeline.training.checkpoint import Progress
 from pipeline.training.run import Fitted, Run
 from pipeline.training.samples import Samples, predict
@@ -22,14 +22,12 @@ def fit_climatology(model: Climatology, train: Samples, validation: Samples, run
     """Remember each training group once."""
     firsts = torch.from_numpy(np.unique(train.groups, return_index=True)[1]).to(train.targets.device)
     model.learn(train.metadata[firsts], train.targets[firsts])
-    return _fitted(model, validation, run, 1, 1)
+    return Fitted(Progress(epoch=1, best_epoch=0, best_metric=run.choice.score(validation, predict(model, validation))))
 
 
 def fit_boosting(model: Boosting, train: Samples, validation: Samples, run: Run) -> Fitted:
-    """A model for each target; how many trees it has is chosen on validation, by squared error.
-
-    Each group counts once, however many images it has.
-    """
+    """A model for each target; how many trees it has is chosen on validation, by squared error. Each group counts once, however
+    many images it has. Fitted tells of the model with most trees how many were grown, and how many kept."""
     import lightgbm  # nothing else needs it
 
     head: Any = run.config.model.head
@@ -50,10 +48,5 @@ def fit_boosting(model: Boosting, train: Samples, validation: Samples, run: Run)
         texts.append(booster.model_to_string(num_iteration=booster.best_iteration))
         grown, kept = max(grown, booster.current_iteration()), max(kept, booster.best_iteration)
     model.learn(texts)
-    return _fitted(model, validation, run, grown, kept)
-
-
-def _fitted(model: Baseline, validation: Samples, run: Run, grown: int, kept: int) -> Fitted:
-    """What a training run would report: of the model with most trees, how many were grown and how many kept."""
     metric = run.choice.score(validation, predict(model, validation))
     return Fitted(Progress(epoch=grown, best_epoch=kept - 1, best_metric=metric))

@@ -36,7 +36,10 @@ def augment_images(
     if not augment.is_on() or share == 0:
         return images
     if augment.flip or augment.rotation or augment.scale or augment.shift:
-        images = _resampled(images, _draw_maps(augment, share, len(images), rng))
+        matrices = inverse_matrices(_draw_maps(augment, share, len(images), rng), *images.shape[2:])
+        grid = F.affine_grid(to_device(matrices, images.device), list(images.shape), align_corners=False)
+        # Beyond its border an image goes on as it ends, or a frame around it would be a feature of its own.
+        images = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     if augment.brightness or augment.contrast:
         images = _relit(images, augment, share, rng)
     return _erased(images, share * augment.erase, rng) if augment.erase else images
@@ -57,14 +60,9 @@ class Maps:
 
 def _draw_maps(augment: ImageAugment, share: float, n: int, rng: np.random.Generator) -> Maps:
     angle, size, right, down = rng.uniform(-1, 1, (4, n)) * share
-    mirrored = rng.random(n) < share / 2 * augment.flip
-    return Maps(
-        np.radians(augment.rotation) * angle,
-        (1 + augment.scale) ** size,
-        augment.shift * right,
-        augment.shift * down,
-        np.where(mirrored, -1.0, 1.0),
-    )
+    mirror = np.where(rng.random(n) < share / 2 * augment.flip, -1.0, 1.0)
+    turned, scaled = np.radians(augment.rotation) * angle, (1 + augment.scale) ** size
+    return Maps(turned, scaled, augment.shift * right, augment.shift * down, mirror)
 
 
 def inverse_matrices(maps: Maps, height: int, width: int) -> Float[Tensor, "images 2 3"]:
@@ -80,13 +78,6 @@ def inverse_matrices(maps: Maps, height: int, width: int) -> Float[Tensor, "imag
         [sin / ratio, cos, sin / ratio * x + cos * y],
     ]
     return torch.from_numpy(np.stack([np.stack(row, -1) for row in rows], 1).astype("float32"))
-
-
-def _resampled(images: Images, maps: Maps) -> Images:
-    """Bilinear; beyond its border an image goes on as it ends, or a frame around it would be a feature of its own."""
-    matrices = to_device(inverse_matrices(maps, *images.shape[2:]), images.device)
-    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 # ---------------------------------------------------------------- colours

@@ -28,9 +28,12 @@ def fit_ridge(model: Learner, train: Samples, validation: Samples, run: Run) -> 
     assert isinstance(head, RidgeHead)
     set_scales(model, train, run)
     inputs, targets = embeddings(model, train), model.standardize(train.targets.dense()).cpu().numpy()
+    (linear,) = [module for module in model.head.modules() if isinstance(module, nn.Linear)]
     progress = Progress()
     for number, (weights, bias) in enumerate(solve(inputs, targets, head.alphas)):
-        set_linear(model, weights, bias)
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_numpy(weights))
+            linear.bias.copy_(torch.from_numpy(bias))
         metric = choice.score(validation, predict(model, validation))
         progress.keep_best(number, metric, lower=choice.lower_is_better, state=trained_state(model))
     progress.epoch = len(head.alphas)
@@ -58,11 +61,3 @@ def solve(
         inverse = np.divide(1, shrunk, out=np.zeros_like(shrunk), where=shrunk > TINY * shrunk.max())
         weights = (vectors @ (inverse[:, None] * projected)).T / scale
         yield weights, centre - weights @ mean
-
-
-def set_linear(model: Learner, weights: Weights, bias: Bias) -> None:
-    """Put a solution into the model's only linear layer."""
-    (linear,) = [module for module in model.head.modules() if isinstance(module, nn.Linear)]
-    with torch.no_grad():
-        linear.weight.copy_(torch.from_numpy(weights))
-        linear.bias.copy_(torch.from_numpy(bias))

@@ -44,8 +44,7 @@ def coral(hidden: Float[Tensor, "images hidden"], domains: Int[Tensor, " images"
 def _mean_squares_between(rows: Float[Tensor, "domains numbers"]) -> Float[Tensor, "domains domains"]:
     """Mean squared difference of each two rows, without a tensor of all differences."""
     squares = rows.square().mean(1)
-    out: Tensor = squares[:, None] + squares - 2 * (rows @ rows.T) / rows.shape[1]
-    return out
+    return squares[:, None] + squares - 2 * (rows @ rows.T) / rows.shape[1]
 
 
 def start_log_weights(domains: Int[Tensor, " images"]) -> Float[Tensor, " domains"]:

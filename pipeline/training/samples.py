@@ -22,6 +22,8 @@ from pipeline.models.learner import Answer, Learner
 from pipeline.models.metadata import COLUMNS, Metadata
 from pipeline.training.augmentation import to_device
 
+Learnt = Float32[Tensor, "batch learnt"]
+Scale = Float32[Tensor, " numbers"]
 PREDICTION_BATCH = 512
 Said = TypeVar("Said")
 
@@ -46,7 +48,7 @@ class Targets:
         """Of all images."""
         return self[slice(None)]
 
-    def __getitem__(self, rows: Shaped[Tensor, " rows"] | slice) -> Float32[Tensor, "batch learnt"]:
+    def __getitem__(self, rows: Shaped[Tensor, " rows"] | slice) -> Learnt:
         """Of some images: targets; or 1 in the column of the class, and behind the classes equal shares for the auxiliary names
         that an image has."""
         codes = self.codes[rows]
@@ -80,9 +82,7 @@ class Samples:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def select(
-        self, indices: Int64[Tensor, " batch"]
-    ) -> tuple[Float32[Tensor, "batch ..."], Float32[Tensor, "batch learnt"], Metadata]:
+    def select(self, indices: Int64[Tensor, " batch"]) -> tuple[Float32[Tensor, "batch ..."], Learnt, Metadata]:
         """Of images `indices` (on the CPU): features, targets with what is learnt beside them, metadata."""
         there = to_device(indices, self.targets.device)
         features = self.bank.gather(there if self.bank.residence == "device" else indices)
@@ -106,9 +106,7 @@ def columns(table: pd.DataFrame) -> dict[str, list[str | None]]:
     return {name: table[name].tolist() for name in COLUMNS if name in table}
 
 
-def target_scale(
-    table: pd.DataFrame, targets: tuple[str, ...]
-) -> tuple[Float32[Tensor, " targets"], Float32[Tensor, " targets"]]:
+def target_scale(table: pd.DataFrame, targets: tuple[str, ...]) -> tuple[Scale, Scale]:
     """Mean and sd over training groups, each group counted once."""
     groups = table.groupby("group")[list(targets)].first()
     sd = groups.std(ddof=0).to_numpy("float32")
@@ -121,7 +119,7 @@ def embeddings(model: Model, samples: Samples) -> Float32[np.ndarray, "images wi
     return (F.normalize(features, dim=-1) if model.normalize else features).cpu().numpy()
 
 
-def feature_scale(embedded: Float32[np.ndarray, "images width"]) -> tuple[Float32[Tensor, " width"], Float32[Tensor, " width"]]:
+def feature_scale(embedded: Float32[np.ndarray, "images width"]) -> tuple[Scale, Scale]:
     """Mean and sd of embeddings; 1 for what does not vary."""
     mean, sd = embedded.mean(0, dtype="float64"), embedded.std(0, dtype="float64")
     sd[sd <= 1e-6 * np.abs(mean)] = 1

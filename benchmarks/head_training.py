@@ -28,14 +28,15 @@ from pipeline.training.loop import train_epoch
 from pipeline.training.optimiser import make_optimizer
 from pipeline.training.risk import start_log_weights
 from pipeline.training.samples import Samples, Targets
-from tests.small import named
 
 N, WIDTH, BATCH, WORKERS = 12_000, 768, 64, 4
 LAYERS = (WIDTH, 512, 128, 32, 3)
+DATA = {"source": "made up", "columns": {"image": "file_path", "id": "public_id"}, "targets": ["a", "b", "c"]}
 
 
 def carabid_epoch(features: Tensor, targets: Tensor) -> Callable[[], object]:
-    config = Config.model_validate(named({"experiment": "benchmark", "train": Train(batch_size=BATCH, precision="fp32")}))
+    train = Train(batch_size=BATCH, precision="fp32")
+    config = Config.model_validate({"experiment": "benchmark", "task": "beetles", "data": DATA, "train": train})
     model = Learner(nn.Identity(), make_mlp(LAYERS), None, True, 3)
     optimizer = make_optimizer(model, config)
     metadata = Names().metadata({"domain": [None] * N})

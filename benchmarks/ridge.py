@@ -13,22 +13,24 @@ import sys
 import time
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.training.ridge import Array, solve
+from pipeline.training.ridge import solve
 
+Floats = NDArray[np.float64]
 N, WIDTH, N_TARGETS = 12_000, 768, 3
 ALPHAS = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
 
 
-def one_by_one(inputs: Array, targets: Array) -> list[Array]:
+def one_by_one(inputs: Floats, targets: Floats) -> list[Floats]:
     """Weights [n_targets, E] for unscaled inputs, of each penalty."""
     scaler = StandardScaler().fit(inputs)
     return [Ridge(alpha=alpha).fit(scaler.transform(inputs), targets).coef_ / scaler.scale_ for alpha in ALPHAS]
 
 
-def all_at_once(inputs: Array, targets: Array) -> list[Array]:
+def all_at_once(inputs: Floats, targets: Floats) -> list[Floats]:
     return [weights for weights, _ in solve(inputs.astype("float32"), targets.astype("float32"), ALPHAS)]
 
 

@@ -1,5 +1,5 @@
-"""Shapes that are checked while tests run: functions whose annotations say one (`Float[Tensor, "images targets"]`) are called with
-nothing else. conftest.py installs this for the package; outside of tests an annotation costs nothing."""
+"""Shapes that are checked while tests run: functions whose annotations say one (`Float[Tensor, "images targets"]`) are called
+with nothing else. conftest.py installs this for the package; outside of tests an annotation costs nothing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from typing import Any
 from beartype import beartype
 from jaxtyping import install_import_hook
 
-SHAPED = re.compile(r"\b(Float|Int|Int64|Bool|Num|Shaped|UInt8)\[")
+SHAPED = re.compile(r"\b(Float|Int|UInt|Bool|Num|Shaped)\d*\[")
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with its shaped arguments and results checked; what else its annotations say, mypy has read."""
-    hints = {name: hint for name, hint in function.__annotations__.items() if SHAPED.search(str(hint))}
+    known = getattr(function, "__globals__", {})
+
+    def says_shape(hint: object) -> bool:
+        """By itself, or by a name that the module has for one."""
+        return any(SHAPED.search(text) for text in (str(hint), *(str(known.get(name)) for name in re.findall(r"\w+", str(hint)))))
+
+    hints = {name: hint for name, hint in function.__annotations__.items() if says_shape(hint)}
     if not hints:
         return function
     function.__annotations__ = hints

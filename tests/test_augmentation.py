@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,7 @@ def make_model(n_domains: int = 3, width: int = 4, species: SpeciesEmbedding | N
 def of_rows(domains: list[int] | torch.Tensor, **others: torch.Tensor) -> Metadata:
     """Specimens of these rows, and of the first row of all else."""
     nothing = Names().metadata({"domain": [None] * len(domains)})
-    return nothing.replaced(domain=torch.as_tensor(domains), **others)
+    return replace(nothing, domain=torch.as_tensor(domains), **others)
 
 
 def said(model: Learner, features: torch.Tensor, domains: list[int] | torch.Tensor | None, *more: Any) -> torch.Tensor:

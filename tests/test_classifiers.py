@@ -63,6 +63,7 @@ def make_config(kind: str, folds: int | None = None, metric: str = "roc_auc", se
         named(
             {
                 "experiment": "x",
+                "task": "classify",
                 "seed": seed,
                 "data": {"label": "kind"},
                 "loss": {"kind": "cross_entropy"},

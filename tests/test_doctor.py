@@ -271,10 +271,8 @@ def kept_for_backward(model: torch.nn.Module, tokens: torch.Tensor, bf16: bool) 
 @pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("method", ["tail", "lora", "dora"])
 def test_what_a_block_keeps_for_the_backward_pass_is_as_measured(case: Any, backbone: Backbone, method: str, bf16: bool) -> None:
-    from pipeline.models.encoders import make_encoder
-
     config, weights = case(method)
-    tail = make_encoder(config.model.encoder, backbone)
+    tail = config.model.encoder.build(backbone)
     few, many = (torch.randn(n, weights.n_patches + 1, weights.width) for n in (64, 128))
     image = (kept_for_backward(tail, many, bf16) - kept_for_backward(tail, few, bf16)) / 64
     measured = image / (2 * (weights.n_patches + 1) * weights.width)

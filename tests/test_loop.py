@@ -62,7 +62,7 @@ class Watched(Learner):
 
 
 def of_domains(rows: Tensor) -> Metadata:
-    return Names().metadata({"domain": [None] * len(rows)}).replaced(domain=rows)
+    return replace(Names().metadata({"domain": [None] * len(rows)}), domain=rows)
 
 
 def make_config(**sections: Any) -> Config:

@@ -287,7 +287,7 @@ def test_a_failure_while_an_adapter_is_saved_keeps_the_one_before(
     trial = TrialDir(tmp_path / "trial")
     save_model(model, facts, trial)
     before = {path.name: path.read_bytes() for path in trial.adapter.iterdir()}
-    monkeypatch.setattr("pipeline.models.adapter._sort_targets", lambda _: 1 / 0)
+    monkeypatch.setattr("pipeline.models.adapter.write_json", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_model(model, facts, trial)
     assert {path.name: path.read_bytes() for path in trial.adapter.iterdir()} == before
@@ -351,7 +351,6 @@ def test_standardised_features_reach_the_head_with_mean_0_and_sd_1_of_the_traini
     from pipeline.signals import StopFlag
     from pipeline.stages import extract
     from pipeline.stages.inputs import load_inputs, make_facts
-    from pipeline.stages.train import _samples
     from pipeline.training.run import Run, Stop, set_scales
 
     config = config_of("forecast", "data.colour_card=false")
@@ -360,7 +359,7 @@ def test_standardised_features_reach_the_head_with_mean_0_and_sd_1_of_the_traini
     facts = make_facts(inputs)
     model = make_model(config, facts, None)
     assert isinstance(model, Learner)
-    train, validation = (_samples(inputs, facts, split, torch.device("cpu")) for split in ("train", "validation"))
+    train, validation = (inputs.samples(facts, split, torch.device("cpu")) for split in ("train", "validation"))
     run = Run(TrialDir(root), "", "", config, Stop(StopFlag(), lambda: True), table=inputs.table("train"))
     set_scales(model, train, run)
     read = [model.embed(samples.select(torch.arange(len(samples)))[0], None, None) for samples in (train, validation)]

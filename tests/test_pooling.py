@@ -28,7 +28,7 @@ from pipeline.signals import StopFlag
 from pipeline.training.loop import fit
 from pipeline.training.run import Run, Stop
 from pipeline.training.samples import Samples, Targets, answers, predict
-from pipeline.training.sets import whole_sets
+from pipeline.training.sets import make_sets
 from tests.small import named
 
 CPU, WIDTH, TARGETS = torch.device("cpu"), 4, ("a", "b", "c")
@@ -56,7 +56,7 @@ def draw(groups: list[int], kind: Any, seed: int) -> tuple[Tensor, Tensor, Tenso
 
 def by_torch(mean: Tensor, sd: Tensor, weights: Tensor, groups: NDArray[np.int64]) -> tuple[Any, Any]:
     """Mean and variance of groups as training pools the locations and scales of a distribution."""
-    mean, sd = pool(torch.stack((mean, sd), -1), weights, whole_sets(groups, CPU)).unbind(-1)
+    mean, sd = pool(torch.stack((mean, sd), -1), weights, make_sets(groups, CPU)).unbind(-1)
     return mean.numpy(), sd.square().numpy()
 
 
@@ -113,13 +113,13 @@ def test_log_weights_of_any_size_neither_overflow_nor_vanish(size: float) -> Non
     for pooled in (by_torch, by_numpy):
         found = pooled(mean, sd, weights.detach(), groups)[0]
         np.testing.assert_allclose(found, group_means(mean.numpy(), groups), rtol=1e-6)
-    pool(mean.unsqueeze(-1), weights, whole_sets(groups, CPU)).square().sum().backward()
+    pool(mean.unsqueeze(-1), weights, make_sets(groups, CPU)).square().sum().backward()
     assert weights.grad is not None and torch.isfinite(weights.grad).all()
 
 
 def test_the_gradient_of_pooling_is_that_of_a_softmax() -> None:
     mean, _, weights, groups = draw([0, 1, 0, 1, 1, 0], "attention", 2)
-    inputs, sets = (mean.double().requires_grad_(), weights.double().requires_grad_()), whole_sets(groups, CPU)
+    inputs, sets = (mean.double().requires_grad_(), weights.double().requires_grad_()), make_sets(groups, CPU)
     assert torch.autograd.gradcheck(lambda m, w: pool(m.unsqueeze(-1), w, sets), inputs)
     first = torch.tensor(groups == 0)
     expected = (weights[first].softmax(0) * mean[first]).sum(0)
@@ -169,9 +169,9 @@ def test_the_forecast_that_training_scores_is_the_one_that_evaluation_makes(loss
     model = make_model(loss, kind)
     samples = make_samples(torch.randn(40, WIDTH, generator=generator), torch.zeros(40, 3), groups)
     answer = answers(model, samples)
-    pooled = pool(answer.parameters, answer.log_weights, whole_sets(groups, CPU))
+    pooled = pool(answer.parameters, answer.log_weights, make_sets(groups, CPU))
     mean, variance = model.loss.moments(pooled)
-    scored = model.losses(answer, samples.targets.dense(), whole_sets(groups, CPU))
+    scored = model.losses(answer, samples.targets.dense(), make_sets(groups, CPU))
     table = pd.DataFrame({"id": range(40), "group": groups, "domain": None, **dict.fromkeys(TARGETS, 0.0)})
     made = group_table(image_table(table, TARGETS, predict(model, samples)), TARGETS)
     ours, ours_variance = (made[[f"{t}_{of}" for t in TARGETS]].to_numpy() for of in ("mean", "variance"))

@@ -398,7 +398,7 @@ def test_the_validation_loss_is_a_mean_over_validation(config_of: MakeConfig) ->
     inputs = load_inputs(config)
     facts = make_facts(inputs)
     model, device = make_model(config, facts, None), torch.device("cpu")
-    validation = train._samples(inputs, facts, "validation", device)
+    validation = inputs.samples(facts, "validation", device)
     assert len(validation) != len(inputs.table("train"))
     _, loss = loop.validate(model, validation, config)
     errors = predict(model, validation).mean - validation.targets.numpy()

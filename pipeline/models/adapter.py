@@ -20,17 +20,10 @@ from pipeline.disk.writing import atomic_folder, write_json
 
 def add_adapter(tail: Tail, lora: cfg.Lora) -> PeftModel:
     """Wrap a tail: adapters on the named projections of every block and the final layer norm learn, the rest is frozen."""
-    peft_config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        use_rslora=lora.rslora,
-        use_dora=lora.dora,
-        bias="none",
-        target_modules=tail.module_names(lora.targets),
-        modules_to_save=["ln_post"],
-    )
-    model = get_peft_model(tail, peft_config)
+    sizes = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    kinds = {"use_rslora": lora.rslora, "use_dora": lora.dora, "bias": "none"}
+    targets = tail.module_names(lora.targets)
+    model = get_peft_model(tail, LoraConfig(**sizes, **kinds, target_modules=targets, modules_to_save=["ln_post"]))
     assert isinstance(model, PeftModel)
     return model
 
@@ -42,17 +35,11 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
             model.save_pretrained(temporary, save_embedding_layers=False)
         except SafetensorError as error:
             raise OSError(errno.EIO, f"could not be written: {error}", str(folder)) from error
-        _sort_targets(temporary / "adapter_config.json")
+        # PEFT writes target_modules in the order of a set, another one in each process: equal runs would give unequal files
+        content = json.loads((temporary / "adapter_config.json").read_text())
+        write_json(temporary / "adapter_config.json", content | {"target_modules": sorted(content["target_modules"])})
 
 
 def load_adapter(tail: Tail, folder: Path) -> PeftModel:
     """Put a saved adapter, which can learn on, on an unadapted tail of the same cut."""
-    loaded: PeftModel = PeftModel.from_pretrained(tail, folder, is_trainable=True)
-    return loaded
-
-
-def _sort_targets(path: Path) -> None:
-    """PEFT writes target_modules in the order of a set, another one in each process: equal runs would give unequal files."""
-    content = json.loads(path.read_text())
-    content["target_modules"] = sorted(content["target_modules"])
-    write_json(path, content)
+    return PeftModel.from_pretrained(tail, folder, is_trainable=True)

@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import UserError
 from pipeline.models.metadata import Metadata, Names
+
+Features = Float[Tensor, "images ..."]
+"""What an encoder reads: embeddings, tokens or images."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +41,14 @@ class Facts:
         """The columns of the data's table that the model learns, in the order of its predictions."""
         return self.targets + self.auxiliary
 
-    @property
-    def domains(self) -> tuple[str, ...]:
-        """Domains that were trained on."""
-        return self.names.domains
-
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a model says of B images, in the targets' own units, each [B, n_targets]."""
+    """What a model says of images, in the targets' own units."""
 
-    mean: Tensor
-    variance: Tensor
-    log_weights: Tensor
+    mean: Float[Tensor, "images targets"]
+    variance: Float[Tensor, "images targets"]
+    log_weights: Float[Tensor, "images targets"]
 
     def cpu(self) -> Predicted:
         return Predicted(self.mean.cpu(), self.variance.cpu(), self.log_weights.cpu())
@@ -68,8 +67,8 @@ class Model(nn.Module, ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def predict(self, features: Tensor, metadata: Metadata | None = None) -> Predicted:
-        """What it says of B images, from features [B, …] and what is known of them (None: nothing)."""
+    def predict(self, features: Features, metadata: Metadata | None = None) -> Predicted:
+        """What it says of images, from features and what is known of them (None: nothing)."""
 
     # ------------------------------------------------------------ on disk
     def own_state(self) -> dict[str, Tensor]:

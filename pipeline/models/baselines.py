@@ -5,14 +5,13 @@ They remember what they learnt in buffers whose sizes follow from the data, so t
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pipeline.config.head import ClimatologyHead
@@ -31,10 +30,6 @@ class Baseline(Model):
 
     reads_images = False
 
-    @abstractmethod
-    def __init__(self, head: Any, names: Names) -> None:
-        super().__init__()
-
     @classmethod
     def make(cls, config: Config, facts: Facts, encoder: nn.Module) -> Self:
         return cls(config.model.head, facts.names)
@@ -48,27 +43,32 @@ class Baseline(Model):
 class Climatology(Baseline):
     """Mean and spread of the training groups of a site around that day of the year; else of the domain; else of all.
 
-    The organisers' first baseline. Its buffers are the training groups: `domain`, `site`, `day` [M], `targets` [M, n_targets].
+    The organisers' first baseline. Its buffers are the training groups.
     """
 
-    domain: Tensor
-    site: Tensor
-    day: Tensor
-    targets: Tensor
+    domain: Int[Tensor, " groups"]
+    site: Int[Tensor, " groups"]
+    day: Int[Tensor, " groups"]
+    targets: Float[Tensor, "groups targets"]
 
     def __init__(self, head: ClimatologyHead, names: Names) -> None:
-        super().__init__(head, names)
+        super().__init__()
         self.window, self.min_groups = head.window, head.min_groups
         self.unknown_domain, self.unknown_site = len(names.domains), len(names.sites)
 
-    def learn(self, metadata: Metadata, targets: Tensor) -> None:
-        """Remember the training groups [M] and their targets [M, n_targets]."""
+    def learn(self, metadata: Metadata, targets: Float[Tensor, "groups targets"]) -> None:
+        """Remember the training groups and their targets."""
         self.restore({"domain": metadata.domain, "site": metadata.site, "day": metadata.day, "targets": targets})
 
     def predict(self, features: Tensor, metadata: Metadata | None = None) -> Predicted:
         assert metadata is not None
-        mean, variance = self._moments(torch.ones(len(metadata), len(self.domain), device=self.domain.device))
-        for alike in (self._same_domain(metadata), self._same_season(metadata)):
+        mean, variance = self._moments(torch.ones(len(metadata), len(self.domain), dtype=torch.bool, device=self.domain.device))
+        same_domain = (metadata.domain[:, None] == self.domain) & (self.domain != self.unknown_domain)
+        apart = (metadata.day[:, None] - self.day).abs().float()
+        near = torch.minimum(apart, DAYS - apart) <= self.window
+        known = (metadata.day != UNKNOWN_DAY)[:, None] & (self.day != UNKNOWN_DAY) & (self.site != self.unknown_site)
+        same_season = (metadata.site[:, None] == self.site) & near & known
+        for alike in (same_domain, same_season):  # what is unknown is like nothing
             enough = (alike.sum(1) >= self.min_groups)[:, None]
             found = self._moments(alike)
             mean, variance = torch.where(enough, found[0], mean), torch.where(enough, found[1], variance)
@@ -77,23 +77,12 @@ class Climatology(Baseline):
     def spec(self) -> dict[str, Any]:
         return {"kind": "climatology", "min_groups": self.min_groups}
 
-    def _same_domain(self, metadata: Metadata) -> Tensor:
-        """[B, M]: 1 where the training group is of the same domain; what is unknown is like nothing."""
-        return ((metadata.domain[:, None] == self.domain) & (self.domain != self.unknown_domain)).float()
-
-    def _same_season(self, metadata: Metadata) -> Tensor:
-        """[B, M]: 1 where the training group is of the same site and within `window` days of that day of any year."""
-        apart = (metadata.day[:, None] - self.day).abs().float()
-        near = torch.minimum(apart, DAYS - apart) <= self.window
-        known = (metadata.day != UNKNOWN_DAY)[:, None] & (self.day != UNKNOWN_DAY) & (self.site != self.unknown_site)
-        return ((metadata.site[:, None] == self.site) & near & known).float()
-
-    def _moments(self, alike: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and unbiased variance [B, n_targets] of the training groups with a 1 in `alike` [B, M]."""
-        alike, targets = alike.double(), self.targets.double()  # squares far from 0 cancel
-        n = alike.sum(1, keepdim=True).clamp_min(1)
-        mean = alike @ targets / n
-        squares = alike @ targets.square() / n - mean.square()
+    def _moments(self, alike: Bool[Tensor, "images groups"]) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased variance of the training groups that are `alike`."""
+        weights, targets = alike.double(), self.targets.double()  # squares far from 0 cancel
+        n = weights.sum(1, keepdim=True).clamp_min(1)
+        mean = weights @ targets / n
+        squares = weights @ targets.square() / n - mean.square()
         return mean.float(), (squares * n / (n - 1).clamp_min(1)).clamp_min(1e-6).float()
 
 
@@ -101,7 +90,7 @@ class Boosting(Baseline):
     """Gradient-boosted trees on domain, species, site and day of the year. Its buffers are LightGBM's own text, `target_<i>`."""
 
     def __init__(self, head: Any, names: Names) -> None:
-        super().__init__(head, names)
+        super().__init__()
         self.sizes = (len(names.domains), len(names.species), len(names.sites))
 
     def learn(self, texts: list[str]) -> None:
@@ -118,8 +107,8 @@ class Boosting(Baseline):
     def spec(self) -> dict[str, Any]:
         return {"kind": "boosting"}
 
-    def columns(self, metadata: Metadata) -> NDArray[np.float64]:
-        """What the trees read [B, 4]; NaN for what is unknown."""
+    def columns(self, metadata: Metadata) -> Float[np.ndarray, "images 4"]:
+        """What the trees read; NaN for what is unknown."""
         rows = torch.stack((metadata.domain, metadata.species, metadata.site, metadata.day), 1).cpu().numpy()
         unknown = rows == np.array([*self.sizes, UNKNOWN_DAY])
         return np.where(unknown, np.nan, rows.astype("float64"))

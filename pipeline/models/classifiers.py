@@ -15,6 +15,7 @@ import numpy as np
 import sklearn
 import skops.io
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,9 +45,9 @@ class Classifier(Model):
     def make(cls, config: Config, facts: Facts, encoder: nn.Module) -> Self:
         return cls(config.model.head, facts.targets, config.model.normalize)
 
-    def predict(self, features: Tensor, metadata: Metadata | None = None) -> Predicted:
-        """Features [B, E] → probabilities of the classes [B, C] as means, in double precision: single would make one score of
-        several near 0, 1, or, with a strong penalty, near a half. Variances of one tell nothing."""
+    def predict(self, features: Float[Tensor, "images width"], metadata: Metadata | None = None) -> Predicted:
+        """Probabilities of the classes as means, in double precision: single would make one score of several near 0, 1, or, with
+        a strong penalty, near a half. Variances of one tell nothing."""
         embedded = F.normalize(features.float(), dim=-1) if self.normalize else features.float()
         said = self.estimator.predict_proba(embedded.cpu().numpy().astype("float64"))
         mean = torch.from_numpy(said).to(features.device)
@@ -65,15 +66,13 @@ class Classifier(Model):
         Raises WorkError if that is not there, is damaged, was written with another scikit-learn, or holds what its recipe does
         not trust.
         """
-        path = trial.classifier
-        if not path.is_file():
+        if not (path := trial.classifier).is_file():
             raise WorkError(f"{trial.path}: there is no {path.name}: `carabid train` makes it (again)")
         try:
             loaded = _load(path, self.recipe.trusted)
         except (BadZipFile, KeyError, ValueError, TypeError, AttributeError, EOFError, NotImplementedError) as error:
-            raise WorkError(
-                f"{path} is damaged ({error}): `carabid train` with this trial's configuration makes it again"
-            ) from error
+            again = "`carabid train` with this trial's configuration makes it again"
+            raise WorkError(f"{path} is damaged ({error}): {again}") from error
         self.estimator = self.recipe.unpacked(loaded)
 
     def spec(self) -> dict[str, Any]:
@@ -85,21 +84,16 @@ class Classifier(Model):
 
 
 def _load(path: Path, trusted: Sequence[str]) -> Any:
-    _check_version(path)
+    with ZipFile(path) as file:
+        written = str(json.loads(file.read(RECORD))["scikit-learn"])
+    if written != sklearn.__version__:  # it may say other things than it said when the model was evaluated
+        raise WorkError(
+            f"{path} was written with scikit-learn {written}, and here is {sklearn.__version__}: install "
+            f"scikit-learn=={written}, or run `carabid train` with this trial's configuration again"
+        )
     if unknown := sorted(set(skops.io.get_untrusted_types(file=path)) - set(trusted)):
         raise WorkError(
             f"{path} holds what no classifier of this project is made of ({', '.join(unknown)}), and is not loaded: "
             "`carabid train` with this trial's configuration makes it again"
         )
     return skops.io.load(path, trusted=list(trusted))
-
-
-def _check_version(path: Path) -> None:
-    """WorkError for a file of another scikit-learn, which may say other things than it said when it was evaluated."""
-    with ZipFile(path) as file:
-        written = str(json.loads(file.read(RECORD))["scikit-learn"])
-    if written != sklearn.__version__:
-        raise WorkError(
-            f"{path} was written with scikit-learn {written}, and here is {sklearn.__version__}: install "
-            f"scikit-learn=={written}, or run `carabid train` with this trial's configuration again"
-        )

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pipeline.backbones.base import Backbone
-from pipeline.config import encoder as cfg
 from pipeline.errors import UserError
 
 
@@ -27,21 +26,10 @@ class PatchConvs(nn.Module):
         self.spec = {"width": width, "grid": list(grid), "kernel": kernel, "channels": channels}
         self.convs = nn.Sequential(nn.Conv2d(width, width, kernel), nn.ReLU(), nn.Conv2d(width, channels, rest), nn.ReLU())
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """patches [B, P, D] → [B, channels]."""
+    def forward(self, patches: Float[Tensor, "images patches width"]) -> Float[Tensor, "images channels"]:
         maps = patches.transpose(1, 2).unflatten(2, self.grid)
         out: Tensor = self.convs(maps).flatten(1)
         return out
-
-
-def make_encoder(encoder: cfg.Encoder, backbone: Backbone | None) -> nn.Module:
-    """The encoder, new; `backbone` may be None for one that does not learn, which reads the embedding as it is.
-
-    Raises UserError if the backbone has fewer blocks than are to be trained, too small a grid, or no network to train.
-    """
-    assert backbone is not None or not encoder.learns, f"encoder.kind {encoder.kind} is built from a backbone"
-    built: nn.Module = encoder.build(backbone)
-    return built
 
 
 # ---------------------------------------------------------------- on disk

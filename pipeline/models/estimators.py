@@ -13,6 +13,7 @@ from itertools import combinations
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Float64, Int
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 from sklearn.calibration import CalibratedClassifierCV
@@ -39,16 +40,15 @@ MOST_OF_A_PROCESS = 4000
 
 @dataclass(frozen=True)
 class Rows:
-    """N images as scikit-learn takes them."""
+    """Images as scikit-learn takes them, by their embeddings."""
 
-    x: Array
-    """Embeddings [N, E]."""
-    labels: Labels
-    """Place of each one's class [N]."""
-    parents: Labels
-    """Auxiliary class of each [N], `one_class.UNKNOWN` where none is told."""
-    groups: Labels
-    """Number of each one's group [N]."""
+    x: Float64[np.ndarray, "images width"]
+    labels: Int[np.ndarray, " images"]
+    """Place of each one's class."""
+    parents: Int[np.ndarray, " images"]
+    """Auxiliary class of each, `one_class.UNKNOWN` where none is told."""
+    groups: Int[np.ndarray, " images"]
+    """Number of each one's group."""
 
     def __len__(self) -> int:
         return len(self.x)
@@ -101,9 +101,9 @@ class OfScikitLearn(Recipe):
     def fit(self, rows: Rows, folds: Folds, random: int) -> list[Any]:
         return [self.make(rows.x.shape[1], folds, random).fit(rows.x, rows.labels)]
 
-    def weights(self) -> str | None:
-        """scikit-learn's `class_weight`."""
-        return "balanced" if self.head.balanced else None
+    def common(self, random: int) -> dict[str, Any]:
+        """Options of several of scikit-learn's."""
+        return {"class_weight": "balanced" if self.head.balanced else None, "random_state": random}
 
 
 class Trees(OfScikitLearn):
@@ -112,16 +112,11 @@ class Trees(OfScikitLearn):
     trusted = ("sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",)
 
     def make(self, width: int, folds: Folds, random: int) -> Any:
-        return HistGradientBoostingClassifier(
-            learning_rate=self.head.lr,
-            max_iter=self.head.rounds,
-            max_leaf_nodes=self.head.leaves,
-            min_samples_leaf=self.head.min_leaf,
-            l2_regularization=self.head.l2,
-            early_stopping=False,  # it would hold images out that are not grouped by group
-            class_weight=self.weights(),
-            random_state=random,
-        )
+        head = self.head
+        sizes = {"max_iter": head.rounds, "max_leaf_nodes": head.leaves, "min_samples_leaf": head.min_leaf}
+        penalties = {"learning_rate": head.lr, "l2_regularization": head.l2}
+        # Stopping early would hold images out that are not grouped.
+        return HistGradientBoostingClassifier(**sizes, **penalties, **self.common(random), early_stopping=False)
 
     def arrays(self, fitted: Any) -> Arrays:
         """Nodes of the trees [rounds, K, nodes], padded with leaves; a leaf's children are itself."""
@@ -164,7 +159,7 @@ class Logistic(Standardised):
     """Logistic regression: a candidate for each penalty."""
 
     def inner(self, width: int, random: int) -> Any:
-        return LogisticRegression(class_weight=self.weights(), warm_start=True, max_iter=1000, random_state=random)
+        return LogisticRegression(warm_start=True, max_iter=1000, **self.common(random))
 
     def fit(self, rows: Rows, folds: Folds, random: int) -> list[Any]:
         """The strongest penalty first; each of the others starts where the one before has ended."""
@@ -194,13 +189,8 @@ class Neighbours(Standardised):
         return KNeighborsClassifier(self.head.k, weights=self.head.weights, algorithm="brute")
 
     def inner_arrays(self, inner: Any) -> Arrays:
-        return {
-            "points": inner._fit_X,
-            "labels": inner._y,
-            "k": np.array(inner.n_neighbors),
-            "by_distance": np.array(inner.weights == "distance"),
-            "n_classes": np.array(len(inner.classes_)),
-        }
+        options = {"k": np.array(inner.n_neighbors), "by_distance": np.array(inner.weights == "distance")}
+        return {"points": inner._fit_X, "labels": inner._y, **options, "n_classes": np.array(len(inner.classes_))}
 
 
 class GaussianProcess(Standardised):
@@ -215,10 +205,8 @@ class GaussianProcess(Standardised):
 
     def check(self, n: int, classes: Sequence[str]) -> None:
         if n > MOST_OF_A_PROCESS:
-            raise UserError(
-                f"model.head.kind {self.head.kind} takes the cube of the number of images, and {n} are more than "
-                f"{MOST_OF_A_PROCESS}: choose another head"
-            )
+            why = f"takes the cube of the number of images, and {n} are more than {MOST_OF_A_PROCESS}"
+            raise UserError(f"model.head.kind {self.head.kind} {why}: choose another head")
 
     def inner(self, width: int, random: int) -> Any:
         length = float(np.sqrt(width / 2)) if self.head.length_scale == "scale" else self.head.length_scale
@@ -262,23 +250,15 @@ class Descent(Calibrated):
     """A linear classifier by stochastic gradient descent."""
 
     def inner(self, width: int, random: int) -> Any:
-        return SGDClassifier(
-            loss="log_loss",
-            alpha=self.head.alpha,
-            learning_rate="adaptive",
-            eta0=self.head.eta0,
-            max_iter=self.head.max_iter,
-            n_iter_no_change=self.head.n_iter_no_change,
-            class_weight=self.weights(),
-            random_state=random,
-        )
+        options = {name: getattr(self.head, name) for name in ("alpha", "eta0", "max_iter", "n_iter_no_change")}
+        return SGDClassifier(loss="log_loss", learning_rate="adaptive", **options, **self.common(random))
 
 
 class SupportVectors(Calibrated):
     """A support vector classifier."""
 
     def inner(self, width: int, random: int) -> Any:
-        return SVC(C=self.head.C, kernel=self.head.kernel, gamma=self.head.gamma, class_weight=self.weights())
+        return SVC(C=self.head.C, kernel=self.head.kernel, gamma=self.head.gamma, **self.common(random))
 
     def inner_arrays(self, inner: Any) -> Arrays:
         """LIBSVM keeps of each support vector its coefficients against the other classes; here a column is of a pair of them."""

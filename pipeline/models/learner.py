@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
@@ -15,27 +16,28 @@ from torch.nn.modules.batchnorm import _NormBase
 from pipeline.config.encoder import Encoder, Frozen
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
-from pipeline.models.base import Facts, Model, Predicted
+from pipeline.models.base import Facts, Features, Model, Predicted
 from pipeline.models.losses import Loss, SquaredError
 from pipeline.models.metadata import Metadata
 from pipeline.models.pooling import HIDDEN, Pooling, Sets, make_pooling, pool
 
+Rows = Int[Tensor, " images"]
 Mix = Callable[[Tensor], Tensor]
-"""Mixes the rows of a [B, …] tensor with those of a permutation of the batch, by one λ."""
+"""Mixes the rows of a tensor with those of a permutation of the batch, by one λ."""
 SCALES = ("target_mean", "target_scale", "feature_mean", "feature_scale")
 """Buffers of a Learner that follow from the training data."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model makes of B images, in standardised units."""
+    """What a model makes of images, in standardised units."""
 
-    parameters: Tensor
-    """[B, n_targets, loss.n]: of each target's distribution (see `models/losses.py`)."""
-    log_weights: Tensor
-    """[B, n_targets]: how much an image counts among those of its group, up to a constant (`models/pooling.py`)."""
-    hidden: Tensor
-    """[B, H]: what the head's last layer reads."""
+    parameters: Float[Tensor, "images targets numbers"]
+    """Of each target's distribution (see `models/losses.py`)."""
+    log_weights: Float[Tensor, "images targets"]
+    """How much an image counts among those of its group, up to a constant (`models/pooling.py`)."""
+    hidden: Float[Tensor, "images hidden"]
+    """What the head's last layer reads."""
 
 
 class DomainEmbedding(nn.Module):
@@ -51,8 +53,8 @@ class DomainEmbedding(nn.Module):
         self.table = nn.Embedding(n_domains + 1, width)
         self.mlp = make_shift(width)
 
-    def forward(self, domains: Tensor | None, n: int) -> Tensor:
-        """domains [B] (row numbers) or None (all unknown, `n` of them) → [B, E]."""
+    def forward(self, domains: Rows | None, n: int) -> Float[Tensor, "images width"]:
+        """Of row numbers; None: all unknown, `n` of them."""
         if domains is None:
             domains = torch.full((n,), self.unknown, device=self.table.weight.device)
         out: Tensor = self.mlp(self.table(domains))
@@ -70,19 +72,18 @@ class SpeciesEmbedding(nn.Module):
         self.species, self.genus = nn.Embedding(n_species + 1, width), nn.Embedding(n_genera + 1, width)
         self.mlp = make_shift(width)
 
-    def forward(self, species: Tensor | None, genera: Tensor | None, n: int) -> Tensor:
-        """Row numbers [B] of both, or None (all unknown, `n` of them) → [B, E]."""
-        tables = ((self.species, species), (self.genus, genera))
+    def forward(self, species: Rows | None, genera: Rows | None, n: int) -> Float[Tensor, "images width"]:
+        """Of row numbers; None: all unknown, `n` of them."""
         parts = [
             table(torch.full((n,), table.num_embeddings - 1, device=table.weight.device) if rows is None else rows)
-            for table, rows in tables
+            for table, rows in ((self.species, species), (self.genus, genera))
         ]
         out: Tensor = self.mlp(parts[0] + parts[1])
         return out
 
 
 def make_shift(width: int) -> nn.Sequential:
-    """What brings an embedding of names to the image embedding's space: [B, E] → [B, E]."""
+    """What brings an embedding of names to the image embedding's space."""
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width))
 
 
@@ -97,16 +98,16 @@ def make_mlp(widths: Sequence[int]) -> nn.Sequential:
 class Learner(Model):
     """Predicts targets from cached features: all that learns by gradient descent.
 
-    `target_mean` and `target_scale` [n_targets] bring the head's output to the targets' own units, `feature_mean` and
-    `feature_scale` [E] (or of one number) the frozen embedding to the head's; what is not standardised has 0 and 1.
+    `target_mean` and `target_scale` bring the head's output to the targets' own units, `feature_mean` and `feature_scale`
+    (perhaps of one number) the frozen embedding to the head's; what is not standardised has 0 and 1.
     """
 
     kind_of_encoder: Encoder = Frozen()
     """The block that the encoder was built by."""
-    target_mean: Tensor
-    target_scale: Tensor
-    feature_mean: Tensor
-    feature_scale: Tensor
+    target_mean: Float[Tensor, " targets"]
+    target_scale: Float[Tensor, " targets"]
+    feature_mean: Float[Tensor, " width"]
+    feature_scale: Float[Tensor, " width"]
 
     def __init__(
         self,
@@ -128,10 +129,9 @@ class Learner(Model):
         self.head = head
         self.normalize = normalize
         self.loss = loss or SquaredError()
-        self.register_buffer("target_mean", torch.zeros(n_targets))
-        self.register_buffer("target_scale", torch.ones(n_targets))
-        self.register_buffer("feature_mean", torch.zeros(n_features))
-        self.register_buffer("feature_scale", torch.ones(n_features))
+        for of, n in (("target", n_targets), ("feature", n_features)):
+            self.register_buffer(f"{of}_mean", torch.zeros(n))
+            self.register_buffer(f"{of}_scale", torch.ones(n))
 
     @classmethod
     def make(cls, config: Config, facts: Facts, encoder: nn.Module) -> Self:
@@ -147,8 +147,8 @@ class Learner(Model):
         learner.kind_of_encoder = model.encoder
         return learner
 
-    def forward(self, features: Tensor, metadata: Metadata | None = None, mix: Mix | None = None) -> Answer:
-        """features [B, E] or [B, T, D] and what is known of the images (None: nothing) → what the model says of them.
+    def forward(self, features: Features, metadata: Metadata | None = None, mix: Mix | None = None) -> Answer:
+        """What the model says of images, from features and what is known of them (None: nothing).
 
         With mixup the features come mixed, domains and species do not: `mix` mixes their embeddings by the same λ.
         """
@@ -157,8 +157,8 @@ class Learner(Model):
         parameters = self.loss.parameters(self.head[-1](hidden).float())
         return Answer(parameters, self.pooling(embedding, self.loss.moments(parameters)[1]), hidden)
 
-    def embed(self, features: Tensor, metadata: Metadata | None, mix: Mix | None) -> Tensor:
-        """What the head reads [B, E]."""
+    def embed(self, features: Features, metadata: Metadata | None, mix: Mix | None) -> Float[Tensor, "images width"]:
+        """What the head reads."""
         embedding: Tensor = self.encoder(features)
         if self.normalize:
             embedding = F.normalize(embedding, dim=-1)
@@ -172,7 +172,7 @@ class Learner(Model):
             embedding = embedding + (mix(shift) if mix else shift)
         return embedding
 
-    def predict(self, features: Tensor, metadata: Metadata | None = None) -> Predicted:
+    def predict(self, features: Features, metadata: Metadata | None = None) -> Predicted:
         return self.in_units(self(features, metadata))
 
     def in_units(self, answer: Answer) -> Predicted:
@@ -180,18 +180,18 @@ class Learner(Model):
         mean, variance = self.loss.moments(answer.parameters)
         return Predicted(mean * self.target_scale + self.target_mean, variance * self.target_scale.square(), answer.log_weights)
 
-    def losses(self, answer: Answer, targets: Tensor, sets: Sets | None = None) -> Tensor:
-        """Mean loss over targets of each image [B], for targets [B, n_targets] in their own units.
-
-        With `sets`: of each group [n_groups], whose forecast is pooled from its images'.
-        """
+    def losses(
+        self, answer: Answer, targets: Float[Tensor, "images targets"], sets: Sets | None = None
+    ) -> Float[Tensor, " sets"]:
+        """Mean loss over targets, in their own units, of each image; with `sets` of each group, whose forecast is pooled from its
+        images'."""
         parameters, targets = answer.parameters, self.standardize(targets)
         if sets is not None:
             parameters, targets = pool(parameters, answer.log_weights, sets), targets[sets.firsts]
         return self.loss.losses(parameters, targets)
 
-    def standardize(self, targets: Tensor) -> Tensor:
-        """targets [B, n_targets] in their own units → in the head's."""
+    def standardize(self, targets: Float[Tensor, "images targets"]) -> Float[Tensor, "images targets"]:
+        """Targets in their own units → in the head's."""
         return (targets - self.target_mean) / self.target_scale
 
     # ------------------------------------------------------------ on disk, and export
@@ -208,20 +208,12 @@ class Learner(Model):
         """The widths of its layers and what stands between them; without its encoder, but for convolutions."""
         linear = [layer for layer in self.head if isinstance(layer, nn.Linear)]
         convolutions = getattr(self.encoder, "spec", None)
-        return {
-            "kind": "network",
-            "features": "patches" if convolutions else "pooled",
-            "convolutions": convolutions,
-            "width": linear[0].in_features,
-            "hidden": [layer.out_features for layer in linear[:-1]],
-            "normalize": self.normalize,
-            "n_features": len(self.feature_mean),
-            "domain": self.domain is not None,
-            "species": self.species is not None,
-            "pool": self.pooling.kind,
-            "attention": HIDDEN,
-            "output": self.loss.spec(),
-        }
+        reads = {"features": "patches" if convolutions else "pooled", "convolutions": convolutions}
+        widths = {"width": linear[0].in_features, "hidden": [layer.out_features for layer in linear[:-1]]}
+        scales = {"normalize": self.normalize, "n_features": len(self.feature_mean)}
+        names = {"domain": self.domain is not None, "species": self.species is not None}
+        pooling = {"pool": self.pooling.kind, "attention": HIDDEN}
+        return {"kind": "network"} | reads | widths | scales | names | pooling | {"output": self.loss.spec()}
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -229,12 +221,9 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 
     Trained parameters, and the running statistics of batch norm, which no gradient changes.
     """
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad} | _running_statistics(model)
-
-
-def _running_statistics(model: nn.Module) -> dict[str, Tensor]:
     norms = ((name, module) for name, module in model.named_modules() if isinstance(module, _NormBase))
-    return {f"{name}.{part}": buffer for name, norm in norms for part, buffer in norm.named_buffers(recurse=False)}
+    statistics = {f"{name}.{part}": buffer for name, norm in norms for part, buffer in norm.named_buffers(recurse=False)}
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad} | statistics
 
 
 def load_trained_state(model: nn.Module, state: dict[str, Tensor]) -> None:

@@ -12,12 +12,15 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from scipy.special import ndtri
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.config.loss import CrossEntropy
 
+Parameters = Float[Tensor, "images targets numbers"]
+PerTarget = Float[Tensor, "images targets"]
 MIN_SCALE = 1e-3
 """In standardised units: a scale that vanishes would make the likelihood infinite."""
 NEARLY = 1e-6
@@ -27,26 +30,26 @@ START = math.log(math.expm1(1 - MIN_SCALE))
 
 
 class Loss(ABC):
-    """How a head's numbers [B, n_targets · n] are read and scored."""
+    """How a head's numbers are read and scored."""
 
     n: int = 1
     """Numbers for each target."""
 
     @abstractmethod
-    def losses(self, parameters: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss over targets [B] of `parameters` [B, n_targets, n] for standardised targets [B, n_targets]."""
+    def losses(self, parameters: Parameters, targets: PerTarget) -> Float[Tensor, " images"]:
+        """Mean loss over standardised targets."""
 
     @abstractmethod
-    def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance [B, n_targets] in standardised units; both they and the sd are linear in the parameters."""
+    def moments(self, parameters: Parameters) -> tuple[PerTarget, PerTarget]:
+        """Mean and variance in standardised units; both they and the sd are linear in the parameters."""
 
-    def parameters(self, raw: Tensor) -> Tensor:
-        """A head's numbers [B, n_targets · n] → [B, n_targets, n]."""
+    def parameters(self, raw: Float[Tensor, "images outputs"]) -> Parameters:
+        """Of a head's numbers, `n` for each target."""
         out: Tensor = raw.unflatten(-1, (-1, self.n))
         return out
 
-    def balance(self, targets: Tensor) -> None:  # noqa: B027  (most have nothing)
-        """Set what is of the training images' targets [N, n_targets], if anything is."""
+    def balance(self, targets: PerTarget) -> None:  # noqa: B027  (most have nothing)
+        """Set what is of the training images' targets, if anything is."""
 
     def spec(self) -> dict[str, Any]:
         """How a submission's `network.py` reads a head's numbers."""
@@ -56,10 +59,10 @@ class Loss(ABC):
 class SquaredError(Loss):
     """A number and no variance (1, for the calibration to scale); squared error."""
 
-    def losses(self, parameters: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, parameters: Parameters, targets: PerTarget) -> Float[Tensor, " images"]:
         return (parameters[..., 0] - targets).square().mean(-1)
 
-    def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, parameters: Parameters) -> tuple[PerTarget, PerTarget]:
         return parameters[..., 0], torch.ones_like(parameters[..., 0])
 
     def spec(self) -> dict[str, Any]:
@@ -72,12 +75,12 @@ class LocationScale(Loss):
     n = 2
     widening: float = 1.0
 
-    def parameters(self, raw: Tensor) -> Tensor:
-        """[B, n_targets · 2] → location and scale [B, n_targets, 2], the scale at least MIN_SCALE."""
+    def parameters(self, raw: Float[Tensor, "images outputs"]) -> Parameters:
+        """Location and scale, which is at least MIN_SCALE."""
         location, free = super().parameters(raw).unbind(-1)
         return torch.stack((location, F.softplus(free + START) + MIN_SCALE), -1)
 
-    def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, parameters: Parameters) -> tuple[PerTarget, PerTarget]:
         location, scale = parameters.unbind(-1)
         return location, scale.square() * self.widening
 
@@ -91,7 +94,7 @@ class Gaussian(LocationScale):
     def __init__(self, score: str) -> None:
         self.score = score
 
-    def losses(self, parameters: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, parameters: Parameters, targets: PerTarget) -> Float[Tensor, " images"]:
         mean, scale = parameters.unbind(-1)
         z = (targets - mean) / scale
         if self.score == "nll":
@@ -106,7 +109,7 @@ class StudentT(LocationScale):
     def __init__(self, df: float) -> None:
         self.df, self.widening = df, df / (df - 2)
 
-    def losses(self, parameters: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, parameters: Parameters, targets: PerTarget) -> Float[Tensor, " images"]:
         location, scale = parameters.unbind(-1)
         density: Tensor = torch.distributions.StudentT(self.df, location, scale, validate_args=False).log_prob(targets)
         return -density.mean(-1)
@@ -121,12 +124,12 @@ class Quantiles(Loss):
     def __init__(self, levels: tuple[float, ...]) -> None:
         self.levels, self.n, self.z = levels, len(levels), torch.from_numpy(ndtri(levels))
 
-    def losses(self, parameters: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, parameters: Parameters, targets: PerTarget) -> Float[Tensor, " images"]:
         over = targets.unsqueeze(-1) - parameters
         levels = torch.tensor(self.levels, device=parameters.device)
         return torch.maximum(levels * over, (levels - 1) * over).mean((-1, -2))
 
-    def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, parameters: Parameters) -> tuple[PerTarget, PerTarget]:
         z = self.z.to(parameters)
         off = z - z.mean()
         scale = (parameters * off).sum(-1) / off.square().sum()
@@ -147,24 +150,24 @@ class Categorical(Loss):
         self.focal, self.auxiliary, self.n_classes = loss.focal, loss.auxiliary, n_classes
         self.balanced, self.class_weights = loss.balanced, torch.ones(n_classes)
 
-    def balance(self, targets: Tensor) -> None:
-        """Weights that give the classes of these training images [N, n_classes + …] equal sums, if that is asked for."""
+    def balance(self, targets: PerTarget) -> None:
+        """Weights that give the classes of these training images equal sums, if that is asked for."""
         if self.balanced:
             shares = targets[:, : self.n_classes].mean(0).cpu()
             self.class_weights = torch.where(shares > 0, 1 / (self.n_classes * shares), 1.0)
 
-    def parameters(self, raw: Tensor) -> Tensor:
+    def parameters(self, raw: Float[Tensor, "images outputs"]) -> Parameters:
         groups = (raw[:, : self.n_classes], raw[:, self.n_classes :])
         return torch.cat([F.softmax(group, -1) for group in groups], -1).unsqueeze(-1)
 
-    def losses(self, parameters: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, parameters: Parameters, targets: PerTarget) -> Float[Tensor, " images"]:
         p = parameters[..., 0].clamp_min(torch.finfo(torch.float32).tiny)
         entropies = -targets * p.log()
         main, other = entropies[:, : self.n_classes], entropies[:, self.n_classes :]
         weights = self.class_weights.to(p.device) * (1 - p[:, : self.n_classes]).clamp_min(NEARLY) ** self.focal
         return (weights * main).sum(-1) + self.auxiliary * other.sum(-1)
 
-    def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, parameters: Parameters) -> tuple[PerTarget, PerTarget]:
         p = parameters[..., 0]
         return p, p * (1 - p)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from datetime import date
 from typing import Self
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 COLUMNS = ("domain", "species", "site", "date")
@@ -17,13 +18,13 @@ UNKNOWN_DAY = -1
 
 @dataclass(frozen=True)
 class Metadata:
-    """Of B images, each field [B], int64: rows of a model's names, of which the one after the last stands for any other."""
+    """Of images: rows of a model's names, of which the one after the last stands for any other."""
 
-    domain: Tensor
-    species: Tensor
-    genus: Tensor
-    site: Tensor
-    day: Tensor
+    domain: Int64[Tensor, " images"]
+    species: Int64[Tensor, " images"]
+    genus: Int64[Tensor, " images"]
+    site: Int64[Tensor, " images"]
+    day: Int64[Tensor, " images"]
     """Day of the year, 1 to 366; UNKNOWN_DAY where there is no date."""
 
     def __len__(self) -> int:
@@ -34,10 +35,6 @@ class Metadata:
 
     def to(self, device: torch.device | str) -> Metadata:
         return Metadata(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
-
-    def replaced(self, **changes: Tensor) -> Metadata:
-        """The same with other rows in these fields."""
-        return replace(self, **changes)
 
 
 @dataclass(frozen=True)
@@ -61,13 +58,14 @@ class Names:
     def metadata(self, table: Mapping[str, Sequence[str | None]], device: torch.device | str = "cpu") -> Metadata:
         """Columns of images, COLUMNS of them or some, as rows; a name that training had not, or none, is unknown."""
         n = max((len(column) for column in table.values()), default=0)
-        domain, species, site, days = (list(table.get(column, [None] * n)) for column in COLUMNS)
+        domain, species, site, dates = (list(table.get(column, [None] * n)) for column in COLUMNS)
+        days = [UNKNOWN_DAY if _is_nothing(day) else date.fromisoformat(str(day)).timetuple().tm_yday for day in dates]
         return Metadata(
             domain=_rows(domain, self.domains),
             species=_rows(species, self.species),
             genus=_rows([genus(name) for name in species], self.genera),
             site=_rows(site, self.sites),
-            day=torch.tensor([UNKNOWN_DAY if _is_nothing(day) else day_of_year(str(day)) for day in days], dtype=torch.int64),
+            day=torch.tensor(days, dtype=torch.int64),
         ).to(device)
 
 
@@ -76,16 +74,11 @@ def genus(name: str | None) -> str | None:
     return None if _is_nothing(name) or not str(name).split() else str(name).split()[0]
 
 
-def day_of_year(day: str) -> int:
-    """`2017-07-11` → 192."""
-    return date.fromisoformat(day).timetuple().tm_yday
-
-
 def _known(names: Iterable[str | None]) -> tuple[str, ...]:
     return tuple(sorted({str(name) for name in names if not _is_nothing(name)}))
 
 
-def _rows(names: Sequence[str | None], known: Sequence[str]) -> Tensor:
+def _rows(names: Sequence[str | None], known: Sequence[str]) -> Int64[Tensor, " images"]:
     rows = {name: row for row, name in enumerate(known)}
     return torch.tensor([rows.get(str(name), len(rows)) for name in names], dtype=torch.int64)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64, Int
 from sklearn.covariance import ledoit_wolf
 from sklearn.linear_model import LogisticRegression
 
@@ -16,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.models import plain
 from pipeline.models.estimators import Array, Arrays, Folds, Labels, Recipe, Rows
 
+Features = Float64[np.ndarray, "images width"]
 UNKNOWN = -1
 """The parent class of an image whose auxiliary labels tell none."""
 TINY = 1e-10
@@ -32,8 +34,8 @@ class OneClass:
     kind: str
     arrays: Arrays
 
-    def predict_proba(self, x: Array) -> Array:
-        """Features [B, E] → probabilities [B, 2]."""
+    def predict_proba(self, x: Features) -> Float64[np.ndarray, "images 2"]:
+        """Probabilities of images, from features."""
         return plain.probabilities(self.kind, self.arrays, x)
 
 
@@ -45,10 +47,8 @@ class OneClassRecipe(Recipe):
 
     def check(self, n: int, classes: Sequence[str]) -> None:
         if len(classes) != 2:
-            raise UserError(
-                f"model.head.kind {self.head.kind} tells one class from all else, and here are {len(classes)} "
-                f"({', '.join(classes)}): choose another head"
-            )
+            here = f"here are {len(classes)} ({', '.join(classes)})"
+            raise UserError(f"model.head.kind {self.head.kind} tells one class from all else, and {here}: choose another head")
 
     def fit(self, rows: Rows, folds: Folds, random: int) -> list[Any]:
         distances = np.empty(len(rows))
@@ -65,8 +65,8 @@ class OneClassRecipe(Recipe):
         return {"mean": mean, "scale": sd, **self.fit_from((negative.x - mean) / sd, negative.parents)}
 
     @abstractmethod
-    def fit_from(self, z: Array, parents: Labels) -> Arrays:
-        """The same from standardised features [N, E] and parent classes [N], UNKNOWN where there is none."""
+    def fit_from(self, z: Features, parents: Int[np.ndarray, " images"]) -> Arrays:
+        """The same from standardised features and parent classes, UNKNOWN where there is none."""
 
     def arrays(self, fitted: Any) -> Arrays:
         return dict(fitted.arrays)
@@ -81,18 +81,16 @@ class OneClassRecipe(Recipe):
 class NearestDistance(OneClassRecipe):
     """The mean distance to the nearest images."""
 
-    def fit_from(self, z: Array, parents: Labels) -> Arrays:
-        if self.head.k > len(z):
-            raise UserError(
-                f"model.head.k {self.head.k} is more than the {len(z)} images to fit on that are not positive: lower it"
-            )
-        return {"points": z, "k": np.array(self.head.k)}
+    def fit_from(self, z: Features, parents: Int[np.ndarray, " images"]) -> Arrays:
+        if (k := self.head.k) > len(z):
+            raise UserError(f"model.head.k {k} is more than the {len(z)} images to fit on that are not positive: lower it")
+        return {"points": z, "k": np.array(k)}
 
 
 class Mahalanobis(OneClassRecipe):
     """The distance to the nearest parent class' Gaussian."""
 
-    def fit_from(self, z: Array, parents: Labels) -> Arrays:
+    def fit_from(self, z: Features, parents: Int[np.ndarray, " images"]) -> Arrays:
         """A centre for each known parent class, and what makes their shared covariance round (Lee et al. 2018, section 2.1).
 
         All are one class where no parents are known, or where each is that of one image and leaves no covariance.
@@ -108,8 +106,8 @@ class Mahalanobis(OneClassRecipe):
         return {"centres": centres @ whitening, "whitening": whitening}
 
 
-def _whitening(residuals: Array) -> Array:
-    """Residuals [N, E] → [E, E], the root of the inverse of their Ledoit–Wolf covariance."""
+def _whitening(residuals: Features) -> Float64[np.ndarray, "width width"]:
+    """The root of the inverse of the residuals' Ledoit–Wolf covariance."""
     values, vectors = np.linalg.eigh(ledoit_wolf(residuals, assume_centered=True)[0])
     inverse = np.divide(1, values, out=np.zeros_like(values), where=values > TINY * values.max())
     out: Array = vectors * np.sqrt(inverse)

@@ -1,6 +1,6 @@
 """Classifiers as arrays, scored by numpy alone: what a submission holds, where neither scikit-learn nor skops may be loaded.
 
-This file stands alone and is copied as it is. the recipes of `models/estimators.py` make the arrays; of every kind `mean` and
+This file stands alone and is copied as it is. The recipes of `models/estimators.py` make the arrays; of every kind `mean` and
 `scale` [E] standardise the features (0 and 1 where it does not). With two classes the first is the positive one, and a
 decision [B, 1] is the log-odds of the second, as scikit-learn has it; with C > 2 a decision is [B, C].
 """
@@ -26,6 +26,7 @@ COEFS = np.array([-1854.8214151, 3516.89893646, 221.29346712, 128.12323805, -201
 """The logistic function as a sum of error functions (Williams and Barber 1998, appendix A), with scikit-learn's numbers."""
 OUTSIDE = 0.01
 """What `spread` leaves of 0 … 1 on either side for log odds beyond those that it knows."""
+ERF = np.vectorize(math.erf, otypes=["float64"])
 NODES, WEIGHTS = np.polynomial.hermite.hermgauss(64)
 
 
@@ -70,8 +71,7 @@ def spread(log_odds: float, knots: Sequence[float]) -> float:
 
 
 def _standardise(arrays: Arrays, x: Array) -> Array:
-    out: Array = (np.asarray(x, "float64") - arrays["mean"]) / arrays["scale"]
-    return out
+    return (np.asarray(x, "float64") - arrays["mean"]) / arrays["scale"]
 
 
 def _together(p: Array) -> Array:
@@ -85,21 +85,18 @@ def _together(p: Array) -> Array:
 
 def _log_sigmoid(z: Array) -> Array:
     """Without overflow, at either end."""
-    out: Array = -np.logaddexp(0, -z)
-    return out
+    return -np.logaddexp(0, -z)
 
 
 # ---------------------------------------------------------------- decisions
 def _linear(arrays: Arrays, z: Array) -> Array:
     """Of standardised features [B, E] the log-odds [B, 1] of the second class, or softmax's terms of each [B, C]."""
-    out: Array = z @ arrays["weights"] + arrays["bias"]
-    return out
+    return z @ arrays["weights"] + arrays["bias"]
 
 
 def _line(arrays: Arrays, score: Array) -> Array:
     """Platt's: a score's log-odds, of each column."""
-    out: Array = score * arrays["slope"] + arrays["intercept"]
-    return out
+    return score * arrays["slope"] + arrays["intercept"]
 
 
 def _support(arrays: Arrays, z: Array) -> Array:
@@ -196,15 +193,14 @@ def _expected_sigmoid(mean: Array, variance: Array) -> Array:
     """∫ σ(f) N(f | mean, variance) df, as scikit-learn approximates it."""
     total = np.full_like(mean, COEFS.sum())
     for scale, coefficient in zip(LAMBDAS, COEFS, strict=True):
-        total += coefficient * _erf(scale * mean / np.sqrt(1 + 2 * scale**2 * variance))
+        total += coefficient * ERF(scale * mean / np.sqrt(1 + 2 * scale**2 * variance))
     return total / 2
 
 
 def _expected_logit(mean: Array, variance: Array) -> Array:
     """log p / (1 − p) of the same integral p, by Gauss–Hermite quadrature of logarithms."""
     f = mean[..., None] + np.sqrt(2 * variance[..., None]) * NODES
-    out: Array = _log_mean(_log_sigmoid(f)) - _log_mean(_log_sigmoid(-f))
-    return out
+    return _log_mean(_log_sigmoid(f)) - _log_mean(_log_sigmoid(-f))
 
 
 def _log_mean(logs: Array) -> Array:
@@ -212,11 +208,6 @@ def _log_mean(logs: Array) -> Array:
     highest = logs.max(-1, keepdims=True)
     out: Array = np.log((np.exp(logs - highest) * WEIGHTS).sum(-1)) + highest[..., 0]
     return out
-
-
-def _erf(values: Array) -> Array:
-    flat = [math.erf(value) for value in values.ravel()]
-    return np.array(flat).reshape(values.shape)
 
 
 # ---------------------------------------------------------------- kinds

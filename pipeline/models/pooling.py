@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 Kind = Literal["mean", "precision", "attention"]
+Embedded = Float[Tensor, "images width"]
+PerTarget = Float[Tensor, "images targets"]
 HIDDEN = 64
 """Width of the attention's hidden layer."""
 
@@ -24,8 +27,8 @@ class Pooling(nn.Module):
         super().__init__()
         self.kind = kind
 
-    def forward(self, embedding: Tensor, variance: Tensor) -> Tensor:
-        """Embedding [B, E] and variance [B, n_targets] of images → log weights [B, n_targets]."""
+    def forward(self, embedding: Embedded, variance: PerTarget) -> PerTarget:
+        """Log weights of images, from embedding and variance."""
         return -variance.log() if self.kind == "precision" else torch.zeros_like(variance)
 
 
@@ -38,7 +41,7 @@ class AttentionPooling(Pooling):
         self.score = nn.Linear(HIDDEN, 1, bias=False)  # a softmax does not see a bias
         nn.init.zeros_(self.score.weight)  # starts as the plain mean
 
-    def forward(self, embedding: Tensor, variance: Tensor) -> Tensor:
+    def forward(self, embedding: Embedded, variance: PerTarget) -> PerTarget:
         hidden = torch.tanh(self.value(embedding)) * torch.sigmoid(self.gate(embedding))
         out: Tensor = self.score(hidden).float().expand_as(variance)
         return out
@@ -51,19 +54,21 @@ def make_pooling(kind: Kind, width: int) -> Pooling:
 
 @dataclass(frozen=True)
 class Sets:
-    """Which of B images are of one group."""
+    """Which of some images are of one group."""
 
-    numbers: Tensor
-    """[B]: each one's group, from 0."""
-    firsts: Tensor
-    """[n_groups]: the position of one image of each group, for what its images share."""
+    numbers: Int[Tensor, " images"]
+    """Each one's group, from 0."""
+    firsts: Int[Tensor, " groups"]
+    """The position of one image of each group, for what its images share."""
 
     def to(self, device: torch.device) -> Sets:
         return Sets(self.numbers.to(device), self.firsts.to(device))
 
 
-def pool(parameters: Tensor, log_weights: Tensor, sets: Sets) -> Tensor:
-    """Weighted means over each group's images: [B, n_targets, n] and log weights [B, n_targets] → [n_groups, n_targets, n]."""
+def pool(
+    parameters: Float[Tensor, "images targets numbers"], log_weights: PerTarget, sets: Sets
+) -> Float[Tensor, "groups targets numbers"]:
+    """Weighted means over each group's images."""
     n, numbers = len(sets.firsts), sets.numbers
     highest = log_weights.new_full((n, log_weights.shape[1]), -torch.inf)
     highest = highest.scatter_reduce(0, numbers[:, None].expand_as(log_weights), log_weights.detach(), "amax")

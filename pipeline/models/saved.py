@@ -22,15 +22,19 @@ from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import read_json, write_tensors
 from pipeline.errors import WorkError
 from pipeline.models.base import Facts, Model
-from pipeline.models.encoders import is_whole_file, make_encoder
+from pipeline.models.encoders import is_whole_file
 from pipeline.models.metadata import Names
 
 
 def make_model(config: Config, facts: Facts, backbone: Backbone | None) -> Model:
-    """A new model with weights drawn from the trial's seed; the global random state is left as it was."""
+    """A new model with weights drawn from the trial's seed; the global random state is left as it was.
+
+    `backbone` may be None where the encoder does not learn. Raises UserError if the backbone has fewer blocks than are to be
+    trained, too small a grid, or no network to train.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model: Model = config.model.head.make_model(config, facts, make_encoder(config.model.encoder, backbone))
+        model: Model = config.model.head.make_model(config, facts, config.model.encoder.build(backbone))
         return model
 
 
@@ -90,28 +94,17 @@ def load_model(config: Config, trial: TrialDir, backbone: Backbone | None) -> Mo
 def _load_encoder(config: Config, facts: Facts, trial: TrialDir, backbone: Backbone | None) -> nn.Module:
     encoder = config.model.encoder
     if backbone is not None:
-        _check_base(facts, backbone, trial.path)
-        if encoder.tail_blocks:
-            _check_cut(facts, backbone.cut_before(encoder.tail_blocks), trial.path)
+        if (found := backbone.weights_hash()) != facts.base_weights:
+            raise WorkError(
+                f"{trial.path}: this model was trained on backbone weights {facts.base_weights[:12]}, the ones loaded now are "
+                f"{found[:12]}. Bring the old weights back, or train again."
+            )
+        if encoder.tail_blocks and (cut := backbone.cut_before(encoder.tail_blocks)) != facts.cut:
+            raise WorkError(
+                f"{trial.path}: this model was trained on a tail that begins after block {facts.cut}, model.encoder.blocks now "
+                f"makes it begin after block {cut}. Set model.encoder.blocks in its config.yaml back, or train again."
+            )
     if not encoder.files_are_whole(trial):  # PEFT would look for what is missing on the Hub
         raise _damaged(trial.adapter, FileNotFoundError("a file is missing or cut short"))
     loaded: nn.Module = encoder.load(backbone, trial)
     return loaded
-
-
-def _check_base(facts: Facts, backbone: Backbone, path: Path) -> None:
-    found = backbone.weights_hash()
-    if found != facts.base_weights:
-        raise WorkError(
-            f"{path}: this model was trained on backbone weights {facts.base_weights[:12]}, the ones loaded now are "
-            f"{found[:12]}. Bring the old weights back, or train again."
-        )
-
-
-def _check_cut(facts: Facts, cut: int, path: Path) -> None:
-    """PEFT would put an adapter of two blocks onto a tail of one without a word."""
-    if cut != facts.cut:
-        raise WorkError(
-            f"{path}: this model was trained on a tail that begins after block {facts.cut}, model.encoder.blocks now makes "
-            f"it begin after block {cut}. Set model.encoder.blocks in its config.yaml back, or train again."
-        )

@@ -60,14 +60,6 @@ class _Member:
         return digest([self.science, *(self.results.get(key) for key in SHARED)])
 
 
-@dataclass(frozen=True)
-class _Tables:
-    """What a member says, and OF_TRAINING."""
-
-    training: dict[str, Any]
-    kept: Kept
-
-
 def update_ensembles(experiment: ExperimentDir) -> bool:
     """Make the ensembles that are missing or outdated, remove those that are no more; whether anything has changed.
 
@@ -100,10 +92,8 @@ def _find(experiment: ExperimentDir, log: Log) -> list[list[_Member]]:
             found.setdefault(member.kind, []).append(member)
     several = [members for members in found.values() if len(members) > 1]
     if old := [member for members in several for member in members if not member.trial.validation.exists()]:
-        log(
-            f"carabid: in no ensemble: {_some(old)}, trained before validation.parquet was kept for that; to have them "
-            "in it, delete their folders and submit them again"
-        )
+        how = "to have them in it, delete their folders and submit them again"
+        log(f"carabid: in no ensemble: {_some(old)}, trained before validation.parquet was kept for that; {how}")
     usable = [[member for member in members if member not in old] for members in several]
     return [members for members in usable if len(members) > 1]
 
@@ -135,14 +125,14 @@ def _make_or_keep(folder: TrialDir, members: Sequence[_Member], log: Log) -> boo
     made_from = _made_from(folder)
     if made_from == _hashes(members):
         return False
-    read = [(member, tables) for member in members if (tables := _read_tables(member, log))]
+    read = [(member, said) for member in members if (said := _read(member, log))]
     usable = [member for member, _ in read]
     if len(read) < 2:
         return _remove(folder)
     if made_from == _hashes(usable):
         return False
     try:
-        _write(folder, usable, *_evaluate(usable, [tables for _, tables in read]))
+        _write(folder, usable, *_evaluate(usable, *zip(*(said for _, said in read), strict=True)))
         return True
     except Exception as error:  # of whatever kind: the table of the trials' results must be written
         if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
@@ -163,41 +153,36 @@ def _hashes(members: Sequence[_Member]) -> dict[str, str]:
     return {member.name: member.results_hash for member in members}
 
 
-def _read_tables(member: _Member, log: Log) -> _Tables | None:
-    """What a member says; None, and a word on stderr, if a file of it cannot be used."""
+def _read(member: _Member, log: Log) -> tuple[dict[str, Any], Kept] | None:
+    """OF_TRAINING and what a member says; None, and a word on stderr, if a file of it cannot be used."""
     path = member.trial.trained
     try:
         record = read_json(path)
         training = {key: record[key] for key in OF_TRAINING}
         path = member.trial.path
-        return _Tables(training, member.task.kept(member.trial))
+        return training, member.task.kept(member.trial)
     except Exception as error:  # of damaged files, pyarrow raises errors of many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
-        log(
-            f"carabid: in no ensemble: {member.name}, because {path} cannot be used ({reason}); delete the trial's folder "
-            "and submit it again"
-        )
+        why = f"because {path} cannot be used ({reason}); delete the trial's folder and submit it again"
+        log(f"carabid: in no ensemble: {member.name}, {why}")
         return None
 
 
-def _evaluate(members: Sequence[_Member], tables: Sequence[_Tables]) -> tuple[dict[str, Any], pd.DataFrame]:
+def _evaluate(
+    members: Sequence[_Member], trainings: Sequence[dict[str, Any]], kept: Sequence[Kept]
+) -> tuple[dict[str, Any], pd.DataFrame]:
     """An ensemble's results with its calibration, and the content of its groups.parquet. Raises WorkError if members differ."""
-    science, task, training = members[0].science, members[0].task, tables[0].training
-    if any(table.training != training for table in tables):
+    science, task = members[0].science, members[0].task
+    if any(training != trainings[0] for training in trainings):
         raise WorkError("they were trained on different targets, groups or splits")
-    together, train = task.combine([table.kept for table in tables], Training.of(training), science["calibrate"]["kind"])
+    together, train = task.combine(kept, Training.of(trainings[0]), science["calibrate"]["kind"])
     blocks = task.report(together, train)
-    blocks["summary"] |= _shared_summary(members, blocks["summary"]["warnings"])
+    summaries = [member.results["summary"] for member in members]
+    warnings = dict.fromkeys(line for summary in (blocks["summary"], *summaries) for line in summary["warnings"])
+    blocks["summary"] |= {key: summaries[0][key] for key in SHARED_IN_SUMMARY} | {"warnings": list(warnings)}
     counts = {"n_images": len(together.images), "n_events": int(together.images["group"].nunique())}
     results = blocks | task.describe(blocks) | counts | {"calibration": train.calibration}
     return results, task.tables(together)[1]
-
-
-def _shared_summary(members: Sequence[_Member], warnings: Sequence[str]) -> dict[str, Any]:
-    """What members' summaries say of the ensemble too, and every warning once."""
-    summaries = [member.results["summary"] for member in members]
-    lines = dict.fromkeys([*warnings, *(line for summary in summaries for line in summary["warnings"])])
-    return {key: summaries[0][key] for key in SHARED_IN_SUMMARY} | {"warnings": list(lines)}
 
 
 def _write(folder: TrialDir, members: Sequence[_Member], figures: dict[str, Any], groups: pd.DataFrame) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline.backbones.base import Backbone
 from pipeline.config.identity import config_hash, plain
 from pipeline.config.trial import Config
 from pipeline.device import choose_device, gpu_name, make_deterministic, set_threads
@@ -19,7 +18,6 @@ from pipeline.disk.layout import TrialDir
 from pipeline.disk.provenance import loaded_code, provenance
 from pipeline.disk.writing import write_json, write_table, write_text
 from pipeline.errors import WorkError
-from pipeline.features.bank import make_bank
 from pipeline.metrics.groups import Prediction
 from pipeline.metrics.regression_report import Training
 from pipeline.models.base import Facts, Model
@@ -28,7 +26,7 @@ from pipeline.reporting.cards import model_card
 from pipeline.stages.inputs import Inputs, Split, changed, load_inputs
 from pipeline.stages.predict import Models, predict_images
 from pipeline.tasks.base import Task
-from pipeline.training.samples import make_samples, predict
+from pipeline.training.samples import predict
 
 SCHEMA_VERSION = 1
 
@@ -44,11 +42,13 @@ def run(config: Config, trial: TrialDir) -> dict[str, Any]:
     make_deterministic()
     if not trial.trained.exists():
         raise WorkError(f"{trial.path}: not evaluated, because its training has not finished (no trained.json)")
-    inputs = load_inputs(config)
-    record = _training_record(inputs, trial)
+    inputs, record = load_inputs(config), read_trained(trial)
+    if why := changed(record, inputs):
+        raise WorkError(f"{trial.path}: not evaluated: {' and '.join(why)} changed since it was trained; train it again")
     inputs.store.verify()
     split, device, task = choose_split(config, inputs), choose_device(config.device), inputs.task
-    model, facts = load_model(config, trial, _backbone(inputs)).to(device), load_facts(trial)
+    backbone = inputs.backbone if config.evaluate.inputs == "images" else inputs.encoder_backbone
+    model, facts = load_model(config, trial, backbone).to(device), load_facts(trial)
     table, training = inputs.table(split), Training.of(record)
     said, cached = _predict_split(config, inputs, model, facts, split, device)
     predictions, blocks = _report(inputs, table, said, training)
@@ -88,19 +88,11 @@ def make_results(
     summary |= {"inputs": config.evaluate.inputs, "features_dtype": config.features.dtype}
     summary["selection"] = {"metric": inputs.task.metric(config.select.metric), "value": record["best_metric"]}
     summary |= {"n_bad_images": len(bad), "bad_images": bad, "permuted_targets": config.data.permute_targets}
-    return blocks | {
-        **inputs.task.describe(blocks),
-        "split": split,
-        "selected_on": record["selected_on"],
-        "n_images": len(table),
-        "n_events": int(table["group"].nunique()),
-        "config_hash": config_hash(config),
-        "feature_key": record["feature_key"],
-        "task_hash": record.get("task_hash"),
-        "data_signature": inputs.dataset.signature(),
-        "evaluation": plain(config.evaluate),
-        "schema_version": SCHEMA_VERSION,
-    }
+    counts = {"n_images": len(table), "n_events": int(table["group"].nunique())}
+    keys = {"config_hash": config_hash(config), "feature_key": record["feature_key"], "task_hash": record.get("task_hash")}
+    data = {"data_signature": inputs.dataset.signature(), "evaluation": plain(config.evaluate), "schema_version": SCHEMA_VERSION}
+    of = {"split": split, "selected_on": record["selected_on"]}
+    return blocks | inputs.task.describe(blocks) | of | counts | keys | data
 
 
 def write_evaluation(
@@ -117,29 +109,15 @@ def write_evaluation(
     write_json(trial.results, results)
 
 
-def _training_record(inputs: Inputs, trial: TrialDir) -> dict[str, Any]:
-    """trained.json. Raises WorkError if the model is not of this configuration and these data."""
-    record = read_trained(trial)
-    if why := changed(record, inputs):
-        raise WorkError(f"{trial.path}: not evaluated: {' and '.join(why)} changed since it was trained; train it again")
-    return record
-
-
-def _backbone(inputs: Inputs) -> Backbone | None:
-    """What the model is rebuilt on: the backbone, if predictions come from images or the encoder is built from it."""
-    return inputs.backbone if inputs.config.evaluate.inputs == "images" else inputs.encoder_backbone
-
-
 def _predict_split(
     config: Config, inputs: Inputs, model: Model, facts: Facts, split: Split, device: torch.device
 ) -> tuple[Prediction, Prediction | None]:
     """What the model says of the split's images; if that comes from the images, also what it says of cached features."""
-    bank = make_bank(inputs.store, inputs.positions(split).to_numpy(), device, config.resources.residence)
-    table = inputs.table(split)
-    cached = predict(model, make_samples(bank, table, facts, inputs.dataset.truth, device))
+    cached = predict(model, inputs.samples(facts, split, device))
     if config.evaluate.inputs == "features":
         return cached, None
-    return predict_images(config, Models(model, inputs.backbone.to(device), device), facts, inputs.dataset, table), cached
+    models = Models(model, inputs.backbone.to(device), device)
+    return predict_images(config, models, facts, inputs.dataset, inputs.table(split)), cached
 
 
 def _report(inputs: Inputs, table: pd.DataFrame, said: Prediction, training: Training) -> tuple[Any, dict[str, Any]]:

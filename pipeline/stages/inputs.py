@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from typing import Any, Literal
 
 import pandas as pd
+import torch
 
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
@@ -17,6 +18,7 @@ from pipeline.config.own import content_hash
 from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
+from pipeline.features.bank import make_bank
 from pipeline.features.hashes import data_record, ingredients, known_feature_key, weights_record
 from pipeline.features.staging import staged
 from pipeline.features.store import FeatureStore, open_key
@@ -25,7 +27,7 @@ from pipeline.models.metadata import Names
 from pipeline.progress import log
 from pipeline.tasks import check, load_task
 from pipeline.tasks.base import Task
-from pipeline.training.samples import columns
+from pipeline.training.samples import Samples, columns, make_samples
 
 Split = Literal["train", "validation", "test"]
 
@@ -60,6 +62,11 @@ class Inputs:
     def table(self, split: Split) -> pd.DataFrame:
         return self.dataset.table.loc[self.positions(split)]
 
+    def samples(self, facts: Facts, split: Split, device: torch.device) -> Samples:
+        """A split's features and truth for a model."""
+        bank = make_bank(self.store, self.positions(split).to_numpy(), device, self.config.resources.residence)
+        return make_samples(bank, self.table(split), facts, self.dataset.truth, device)
+
 
 def load_inputs(config: Config) -> Inputs:
     """Read the table and open the features, which must be there; this node's copy of them where `paths.stage` asks for it."""
@@ -91,27 +98,17 @@ def make_facts(inputs: Inputs) -> Facts:
     """What a new model is built for."""
     encoder, backbone = inputs.config.model.encoder, inputs.encoder_backbone
     cut = backbone.cut_before(encoder.tail_blocks) if encoder.tail_blocks and backbone else None
-    return Facts(
-        targets=inputs.dataset.targets,
-        names=Names.of(columns(inputs.table("train"))),
-        embed_dim=backbone.embed_dim if backbone else inputs.store.shape[-1],
-        base_weights=inputs.store.ingredients.weights,
-        cut=cut,
-        feature_key=inputs.store.ingredients.key(),
-        auxiliary=inputs.dataset.truth.auxiliary,
-    )
+    width, made = backbone.embed_dim if backbone else inputs.store.shape[-1], inputs.store.ingredients
+    names, dataset = Names.of(columns(inputs.table("train"))), inputs.dataset
+    return Facts(dataset.targets, names, width, made.weights, cut, made.key(), dataset.truth.auxiliary)
 
 
 def identity(inputs: Inputs) -> dict[str, str]:
     """What a trained model is a function of: its configuration, its features, and the table of the splits it learns from."""
     table = inputs.dataset.table
     learned_from = table[table["split"].isin(["train", "validation"])]
-    text = learned_from.to_csv(index=False, float_format="%.17g")
-    known = {
-        "config_hash": config_hash(inputs.config),
-        "feature_key": inputs.store.ingredients.key(),
-        "table_hash": hashlib.sha256(text.encode()).hexdigest(),
-    }
+    table_hash = hashlib.sha256(learned_from.to_csv(index=False, float_format="%.17g").encode()).hexdigest()
+    known = {"config_hash": config_hash(inputs.config), "feature_key": inputs.store.ingredients.key(), "table_hash": table_hash}
     task = content_hash(inputs.config.task)
     return known | ({"task_hash": task} if task else {})
 

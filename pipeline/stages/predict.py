@@ -11,6 +11,7 @@ from typing import Literal
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -52,11 +53,8 @@ def predict_images(config: Config, models: Models, facts: Facts, dataset: Datase
     chunks = [positions[start : start + size] for start in starts]
     batches = load_batches(dataset, chunks, models.backbone.transform, config.resources.decode_threads)
     metadata = facts.names.metadata(columns(table))
-    parts = [
-        _predict_batch(config, models, batch.images, metadata[start : start + size])
-        for batch, start in zip(batches, starts, strict=True)
-    ]
-    return joined(parts)
+    pairs = zip(batches, starts, strict=True)
+    return joined([_predict_batch(config, models, batch.images, metadata[start : start + size]) for batch, start in pairs])
 
 
 @dataclass(frozen=True)
@@ -118,11 +116,15 @@ def _predict_each(
     correct = _correction(config, origin)
     facts = load_facts(trial)
     metadata = facts.names.metadata(origin.columns(len(files)))
-    if origin.domain is not None and origin.domain not in facts.domains:
-        known = ", ".join(facts.domains) or "none at all"
+    if origin.domain is not None and origin.domain not in facts.names.domains:
+        known = ", ".join(facts.names.domains) or "none at all"
         print(f"carabid: {origin.domain} is taken as an unknown domain; the training domains are: {known}", file=sys.stderr)
     where = choose_device(device or config.device)
-    backbone = _load_backbone(config, trial)
+    try:
+        backbone = load_backbone(config.backbone)
+    except NotFetched as error:
+        error.config = trial.config
+        raise
     models = Models(load_model(config, trial, backbone).to(where), backbone.to(where), where)
     for i, file in enumerate(files):
         images = backbone.transform(correct(_open(file))).unsqueeze(0)
@@ -140,14 +142,6 @@ def trained_config(trial: TrialDir) -> Config:
             "other keys: the two would not fit. Put it back, or train it again (`carabid submit`)."
         )
     return config
-
-
-def _load_backbone(config: Config, trial: TrialDir) -> Backbone:
-    try:
-        return load_backbone(config.backbone)
-    except NotFetched as error:
-        error.config = trial.config
-        raise
 
 
 def trial_at(folder: Path) -> TrialDir:
@@ -175,7 +169,7 @@ def _places(folder: Path) -> list[Path]:
     return list(dict.fromkeys(base / folder.expanduser() for base in (Path.cwd(), root(), trained_root())))
 
 
-def _predict_batch(config: Config, models: Models, images: Tensor, metadata: Metadata) -> Predicted:
+def _predict_batch(config: Config, models: Models, images: Float[Tensor, "images 3 _ _"], metadata: Metadata) -> Predicted:
     """Of images and metadata on the CPU, back on the CPU."""
     (kind, blocks), backbone = token_kind(config), models.backbone
     with torch.inference_mode():

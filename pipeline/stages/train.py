@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
+from jaxtyping import Float64
 
 from pipeline.config.identity import digest
 from pipeline.config.trial import Config
@@ -21,15 +21,14 @@ from pipeline.disk.provenance import loaded_code, provenance
 from pipeline.disk.writing import sweep, write_json, write_table, write_text
 from pipeline.errors import TakenOver, UserError, WorkError
 from pipeline.experiments.reading import dump_config
-from pipeline.features.bank import make_bank
 from pipeline.metrics.groups import Prediction
 from pipeline.models.base import Facts, Model
 from pipeline.models.saved import is_whole, make_model, read_trained, save_model
 from pipeline.signals import StopFlag
-from pipeline.stages.inputs import Inputs, Split, changed, identity, load_inputs, make_facts
+from pipeline.stages.inputs import Inputs, changed, identity, load_inputs, make_facts
 from pipeline.training.checkpoint import Progress, remove_checkpoint
 from pipeline.training.run import Fitted, Run, Stop
-from pipeline.training.samples import Samples, make_samples, predict
+from pipeline.training.samples import Samples, predict
 
 
 def run(config: Config, trial: TrialDir, flag: StopFlag | None = None) -> None:
@@ -72,14 +71,11 @@ def is_trained(trial: TrialDir, inputs: Inputs) -> bool:
 def _forget_outdated(trial: TrialDir) -> None:
     """A model that is trained again takes its results with it: they would stand beside another model."""
     if trial.trained.exists():
-        print(
-            f"{trial.path.name}: its configuration, features or targets have changed, or a file of its model is damaged: "
-            "trained again, results removed",
-            flush=True,
-        )
-    for path in (trial.trained, trial.results, trial.predictions, trial.groups, trial.provenance, trial.card):
+        why = "its configuration, features or targets have changed, or a file of its model is damaged"
+        print(f"{trial.path.name}: {why}: trained again, results removed", flush=True)
+    results = (trial.results, trial.predictions, trial.groups, trial.provenance, trial.card)
+    for path in (trial.trained, *results, trial.validation):
         path.unlink(missing_ok=True)
-    trial.validation.unlink(missing_ok=True)
     for path in (trial.model, trial.adapter, trial.classifier, trial.validation, trial.resume_state, trial.attempts):
         sweep(path)
 
@@ -103,22 +99,26 @@ def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts
     inputs.store.verify()
     facts = make_facts(inputs)
     model = make_model(config, facts, inputs.encoder_backbone).to(device)
-    train, validation = (_samples(inputs, facts, split, device) for split in ("train", "validation"))
-    print(f"training {run.trial.path.name}: {_describe(model, train, validation)}, on {run.machine}", flush=True)
+    train, validation = inputs.samples(facts, "train", device), inputs.samples(facts, "validation", device)
+    trained = f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} trained parameters"
+    sizes = f"{len(train)} images, {len(validation)} for validation, {trained}"
+    print(f"training {run.trial.path.name}: {sizes}, on {run.machine}", flush=True)
     if config.select.epoch == "best" and config.select.folds is None and config.model.head.chooses:
         run.choice.check(config, validation)
     _check_names(inputs)
     _check_folds(inputs)
     fitted: Fitted = config.model.head.fit(model, train, validation, run)
     held_out = _held_out(model, validation, inputs, facts, fitted.left_out)
-    return model, facts, fitted.progress, _calibrate(held_out, inputs, facts, run.trial)
+    if (table := inputs.task.validation_table(held_out)) is not None:  # for ensembles and exports
+        write_table(run.trial.validation, table)
+    return model, facts, fitted.progress, inputs.task.calibrate(held_out, facts.names.domains, config.calibrate.kind)
 
 
 def _check_names(inputs: Inputs) -> None:
     """UserError where a name that the model reads tells the class by itself: it would learn that, and no image."""
     model, columns, table = inputs.config.model, inputs.config.data.columns, inputs.table("train")
     for name, read in (("species", model.species_embedding), ("domain", model.domain_embedding)):
-        if not read or inputs.dataset.truth.widths is None:
+        if not read or "label" not in table:
             continue
         classes = table.groupby(table[name].fillna(""))["label"].nunique()
         if classes.max() == 1 and len(classes) < len(table) / 2:
@@ -137,8 +137,7 @@ def _check_folds(inputs: Inputs) -> None:
             "select.folds fits validation images too, and there is no test split: nothing would be left to evaluate on. Name one "
             "(data.split), or set select.folds=null"
         )
-    both = set(inputs.table("train")["group"]) & set(inputs.table("validation")["group"])
-    if both:
+    if both := set(inputs.table("train")["group"]) & set(inputs.table("validation")["group"]):
         raise UserError(
             f"select.folds cannot keep a group in one fold that is in train and in validation: {sorted(both)[0]} "
             f"({len(both)} in all). Let folds be dealt by group (data.split.kind=folds), or set select.folds=null"
@@ -146,10 +145,10 @@ def _check_folds(inputs: Inputs) -> None:
 
 
 def _held_out(
-    model: Model, validation: Samples, inputs: Inputs, facts: Facts, left_out: NDArray[np.float64] | None = None
+    model: Model, validation: Samples, inputs: Inputs, facts: Facts, left_out: Float64[np.ndarray, "images classes"] | None
 ) -> Any:
     """Images that the model was not fitted to, and what it says of them: those of validation, or, if it was fitted to these too,
-    all of them, with what was said of each when it was `left_out` [N, C]."""
+    all of them, with what was said of each when it was `left_out`."""
     if left_out is None:
         said, table = predict(model, validation), inputs.table("validation")
     else:
@@ -158,38 +157,16 @@ def _held_out(
     return inputs.task.predictions(table, inputs.dataset.truth.of(table), facts.targets, said)
 
 
-def _calibrate(held_out: Any, inputs: Inputs, facts: Facts, trial: TrialDir) -> dict[str, Any]:
-    """Calibrations as JSON, from what is said of held-out images; that stays in the folder, for ensembles and exports."""
-    if (table := inputs.task.validation_table(held_out)) is not None:
-        write_table(trial.validation, table)
-    return inputs.task.calibrate(held_out, facts.domains, inputs.config.calibrate.kind)
-
-
-def _samples(inputs: Inputs, facts: Facts, split: Split, device: torch.device) -> Samples:
-    bank = make_bank(inputs.store, inputs.positions(split).to_numpy(), device, inputs.config.resources.residence)
-    return make_samples(bank, inputs.table(split), facts, inputs.dataset.truth, device)
-
-
-def _describe(model: Model, train: Samples, validation: Samples) -> str:
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return f"{len(train)} images, {len(validation)} for validation, {trainable:,} trained parameters"
-
-
 def _record(facts: Facts, inputs: Inputs, progress: Progress, attempts: Attempts) -> dict[str, Any]:
-    training = inputs.task.training(inputs.dataset, inputs.table("train"))
-    return identity(inputs) | {
-        "selected_on": "validation" if inputs.config.select.folds is None else "cross-validation",
-        "best_epoch": progress.best_epoch,
-        "best_metric": progress.best_metric,
-        "epochs": progress.epoch,
-        "train_domains": list(facts.domains),
+    table = inputs.table("train")
+    training = inputs.task.training(inputs.dataset, table)
+    selected = {"selected_on": "validation" if inputs.config.select.folds is None else "cross-validation"}
+    best = {"best_epoch": progress.best_epoch, "best_metric": progress.best_metric, "epochs": progress.epoch}
+    of = {
+        "train_domains": list(facts.names.domains),
         "train_means": training.means,
         "train_sds": training.sds,
-        "n_train": len(inputs.table("train")),
-        "provenance": provenance(
-            **spent(attempts.all()),
-            training_seconds=round(progress.seconds, 2),
-            resumed=progress.restarts,
-            computed_on=progress.machines,
-        ),
+        "n_train": len(table),
     }
+    runs = {"training_seconds": round(progress.seconds, 2), "resumed": progress.restarts, "computed_on": progress.machines}
+    return identity(inputs) | selected | best | of | {"provenance": provenance(**spent(attempts.all()), **runs)}

@@ -7,14 +7,15 @@ would, and so that the GPU is never waited for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Float, Num, Shaped
 from torch import Tensor
 
 from pipeline.config.augment import Augment
-from pipeline.models.learner import Learner, Mix, SpeciesEmbedding
+from pipeline.models.learner import Learner, Mix, Rows, SpeciesEmbedding
 from pipeline.models.metadata import Metadata
 
 
@@ -34,8 +35,8 @@ def epoch_streams(seed: int, epoch: int, device: torch.device) -> Streams:
     return Streams(np.random.default_rng(choices), generator)
 
 
-def to_device(indices: Tensor, device: torch.device) -> Tensor:
-    """CPU integers on the device without waiting for it: from pageable memory a copy would wait for all work queued there."""
+def to_device(indices: Shaped[Tensor, ...], device: torch.device) -> Shaped[Tensor, ...]:
+    """A CPU tensor on the device without waiting for it: from pageable memory a copy would wait for all work queued there."""
     return indices.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else indices
 
 
@@ -52,7 +53,7 @@ def make_mix(n: int, alpha: float, rng: np.random.Generator, device: torch.devic
     share = float(rng.beta(alpha, alpha))
     order = to_device(torch.from_numpy(rng.permutation(n)), torch.device(device))
 
-    def mix(rows: Tensor) -> Tensor:
+    def mix(rows: Float[Tensor, "images ..."]) -> Float[Tensor, "images ..."]:
         return share * rows + (1 - share) * rows[order]
 
     return mix
@@ -64,19 +65,16 @@ def drop_names(metadata: Metadata, model: Learner, augment: Augment, share: floa
     Nothing is drawn for what the model does not read.
     """
     if model.domain is not None:
-        metadata = metadata.replaced(
-            domain=drop_domain(metadata.domain, share * augment.domain_dropout, model.domain.unknown, rng)
-        )
+        domain = drop_domain(metadata.domain, share * augment.domain_dropout, model.domain.unknown, rng)
+        metadata = replace(metadata, domain=domain)
     if model.species is not None:
         metadata = drop_species(metadata, share * augment.species_dropout, model.species, rng)
     return metadata
 
 
-def drop_domain(domains: Tensor, probability: float, unknown: int, rng: np.random.Generator) -> Tensor:
-    """With `probability` the whole batch's domain rows [B] become the unknown row."""
-    if probability > 0 and rng.random() < probability:
-        return torch.full_like(domains, unknown)
-    return domains
+def drop_domain(domains: Rows, probability: float, unknown: int, rng: np.random.Generator) -> Rows:
+    """With `probability` the whole batch's domain rows become the unknown row."""
+    return torch.full_like(domains, unknown) if probability > 0 and rng.random() < probability else domains
 
 
 def drop_species(metadata: Metadata, probability: float, known: SpeciesEmbedding, rng: np.random.Generator) -> Metadata:
@@ -87,13 +85,14 @@ def drop_species(metadata: Metadata, probability: float, known: SpeciesEmbedding
     species, genus = (
         to_device(torch.from_numpy(rng.random(len(metadata)) < probability), metadata.species.device) for _ in range(2)
     )
-    return metadata.replaced(
+    return replace(
+        metadata,
         species=metadata.species.masked_fill(species, known.species.num_embeddings - 1),
         genus=metadata.genus.masked_fill(species & genus, known.genus.num_embeddings - 1),
     )
 
 
-def add_noise(features: Tensor, sd: float, generator: torch.Generator) -> Tensor:
+def add_noise(features: Num[Tensor, "images ..."], sd: float, generator: torch.Generator) -> Num[Tensor, "images ..."]:
     """Gaussian noise of standard deviation `sd` on every feature."""
     if sd == 0:
         return features

@@ -7,31 +7,32 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.config.head import BoostingHead
-from pipeline.models.baselines import Baseline, Boosting, Climatology
+from pipeline.models.baselines import Boosting, Climatology
 from pipeline.training.checkpoint import Progress
 from pipeline.training.run import Fitted, Run
 from pipeline.training.samples import Samples, predict
 
 CATEGORIES = [0, 1, 2]
 """Columns of `Boosting.columns` that are names."""
+SAME = {"deterministic": True, "force_row_wise": True, "num_threads": 1, "verbose": -1}
+"""One thread and rows in order, so that the same data grow the same trees on every machine."""
 
 
 def fit_climatology(model: Climatology, train: Samples, validation: Samples, run: Run) -> Fitted:
     """Remember each training group once."""
     firsts = torch.from_numpy(np.unique(train.groups, return_index=True)[1]).to(train.targets.device)
     model.learn(train.metadata[firsts], train.targets[firsts])
-    return _fitted(model, validation, run, 1, 1)
+    return Fitted(Progress(epoch=1, best_epoch=0, best_metric=run.choice.score(validation, predict(model, validation))))
 
 
 def fit_boosting(model: Boosting, train: Samples, validation: Samples, run: Run) -> Fitted:
-    """A model for each target; how many trees it has is chosen on validation, by squared error.
-
-    Each group counts once, however many images it has.
-    """
+    """A model for each target; how many trees it has is chosen on validation, by squared error. Each group counts once, however
+    many images it has. Fitted tells of the model with most trees how many were grown, and how many kept."""
     import lightgbm  # nothing else needs it
 
     head: Any = run.config.model.head
+    shape = {"learning_rate": head.lr, "num_leaves": head.leaves, "min_data_in_leaf": head.min_leaf}
+    parameters = {"objective": "regression", "seed": run.config.seed} | shape | SAME
     sets = []
     for samples in (train, validation):
         weights = 1 / np.bincount(samples.groups)[samples.groups]
@@ -42,32 +43,10 @@ def fit_boosting(model: Boosting, train: Samples, validation: Samples, run: Run)
             lightgbm.Dataset(x, y[:, target], weight=w, categorical_feature=CATEGORIES, params={"verbose": -1})
             for x, y, w in sets
         )
-        booster = lightgbm.train(
-            _parameters(head, run.config.seed), fit, head.rounds, valid_sets=[held_out],
-            callbacks=[lightgbm.early_stopping(head.patience, verbose=False)],
-        )  # fmt: skip
+        stop = [lightgbm.early_stopping(head.patience, verbose=False)]
+        booster = lightgbm.train(parameters, fit, head.rounds, valid_sets=[held_out], callbacks=stop)
         texts.append(booster.model_to_string(num_iteration=booster.best_iteration))
         grown, kept = max(grown, booster.current_iteration()), max(kept, booster.best_iteration)
     model.learn(texts)
-    return _fitted(model, validation, run, grown, kept)
-
-
-def _parameters(head: BoostingHead, seed: int) -> dict[str, object]:
-    """LightGBM's; one thread and rows in order, so that the same data grow the same trees on every machine."""
-    return {
-        "objective": "regression",
-        "learning_rate": head.lr,
-        "num_leaves": head.leaves,
-        "min_data_in_leaf": head.min_leaf,
-        "seed": seed,
-        "deterministic": True,
-        "force_row_wise": True,
-        "num_threads": 1,
-        "verbose": -1,
-    }
-
-
-def _fitted(model: Baseline, validation: Samples, run: Run, grown: int, kept: int) -> Fitted:
-    """What a training run would report: of the model with most trees, how many were grown and how many kept."""
     metric = run.choice.score(validation, predict(model, validation))
     return Fitted(Progress(epoch=grown, best_epoch=kept - 1, best_metric=metric))

@@ -64,9 +64,15 @@ def load_checkpoint(trial: TrialDir, identity: str, machine: str, model: Learner
 
     On another device or with other threads it goes on too, says that the last bits may differ, and keeps a record.
     """
-    state = _read(trial.resume_state, next(model.parameters()).device)
+    path = trial.resume_state
+    state: dict[str, Any] | None = None
+    if path.exists():
+        try:
+            state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file; each means: not usable
+            _put_aside(path, f"it cannot be read ({type(error).__name__}: {error})")
     if state is not None and state["identity"] != identity:
-        _put_aside(trial.resume_state, "it is of another configuration, other features or other targets")
+        _put_aside(path, "it is of another configuration, other features or other targets")
         state = None
     if state is None:
         return Progress(machines=[machine])
@@ -83,17 +89,6 @@ def load_checkpoint(trial: TrialDir, identity: str, machine: str, model: Learner
 def remove_checkpoint(trial: TrialDir) -> None:
     """Training is done: resume state is no longer needed. (Another job that waited for the trial may remove it too.)"""
     shutil.rmtree(trial.checkpoint, ignore_errors=True)
-
-
-def _read(path: Path, device: torch.device) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file; each means: not usable
-        _put_aside(path, f"it cannot be read ({type(error).__name__}: {error})")
-        return None
-    return state
 
 
 def _put_aside(path: Path, why: str) -> None:

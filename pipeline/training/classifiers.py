@@ -20,8 +20,8 @@ from pipeline.models.estimators import Array, Folds, Labels, Recipe, Rows
 from pipeline.models.one_class import UNKNOWN
 from pipeline.progress import log
 from pipeline.training.checkpoint import Progress
-from pipeline.training.run import Fitted, Run
-from pipeline.training.samples import Choice, Samples, embeddings
+from pipeline.training.run import Choice, Fitted, Run
+from pipeline.training.samples import Samples, embeddings
 
 CALIBRATION_FOLDS = 5
 """That probabilities are calibrated on, or fewer where a class has not so many groups."""
@@ -123,7 +123,8 @@ def grouped_folds(rows: Rows, classes: Sequence[str], n: int, seed: int) -> Fold
     """
     counts = [len(np.unique(rows.groups[rows.labels == row])) for row in range(len(classes))]
     for folds in range(min(n, *counts), 1, -1):
-        found = _folds(rows, folds, seed)
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed % 2**32)
+        found = list(splitter.split(rows.x, rows.labels, rows.groups))
         if all(len(np.unique(rows.labels[kept])) == len(classes) for kept, _ in found):
             return found
     fewest = int(np.argmin(counts))
@@ -131,8 +132,3 @@ def grouped_folds(rows: Rows, classes: Sequence[str], n: int, seed: int) -> Fold
         f"{classes[fewest]} has too few groups to leave some out and fit on the others ({counts[fewest]}): it takes two "
         "at least, and one more with select.folds; add some, or choose a head that is not calibrated (logistic, lda, knn)"
     )
-
-
-def _folds(rows: Rows, n: int, seed: int) -> Folds:
-    splitter = StratifiedGroupKFold(n, shuffle=True, random_state=seed % 2**32)
-    return list(splitter.split(rows.x, rows.labels, rows.groups))

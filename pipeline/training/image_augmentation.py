@@ -12,27 +12,34 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.config.augment import ImageAugment
 from pipeline.training.augmentation import to_device
 
+Images = Float[Tensor, "images 3 height width"]
+PerImage = Float64[np.ndarray, " images"]
 AREAS, RATIO = (0.02, 0.2), 0.3
 """An erased rectangle's share of the image, and the smallest ratio of its sides (Zhong et al. 2017, arXiv 1708.04896, have
 0.4 at most)."""
 
 
-def augment_images(images: Tensor, augment: ImageAugment, share: float, rng: np.random.Generator) -> Tensor:
-    """Images [B, 3, H, W] in the units of the network's input → as many, changed by `augment` at `share` of full strength.
+def augment_images(
+    images: Float[Tensor, "images ..."], augment: ImageAugment, share: float, rng: np.random.Generator
+) -> Float[Tensor, "images ..."]:
+    """Images in the units of the network's input, changed by `augment` at `share` of full strength.
 
-    Without any augmentation the very same tensor, and nothing is drawn.
+    Without any augmentation the very same tensor (features too), and nothing is drawn.
     """
     if not augment.is_on() or share == 0:
         return images
     if augment.flip or augment.rotation or augment.scale or augment.shift:
-        images = _resampled(images, _draw_maps(augment, share, len(images), rng))
+        matrices = inverse_matrices(_draw_maps(augment, share, len(images), rng), *images.shape[2:])
+        grid = F.affine_grid(to_device(matrices, images.device), list(images.shape), align_corners=False)
+        # Beyond its border an image goes on as it ends, or a frame around it would be a feature of its own.
+        images = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     if augment.brightness or augment.contrast:
         images = _relit(images, augment, share, rng)
     return _erased(images, share * augment.erase, rng) if augment.erase else images
@@ -41,30 +48,25 @@ def augment_images(images: Tensor, augment: ImageAugment, share: float, rng: np.
 # ---------------------------------------------------------------- geometry
 @dataclass(frozen=True)
 class Maps:
-    """How each of B images is moved, each [B]: angle in radians, anticlockwise as it is seen; factor of size; shift to the right
-    and down in fractions of the side; and −1 where it is mirrored, else 1."""
+    """How each image is moved: angle in radians, anticlockwise as it is seen; factor of size; shift to the right and down in
+    fractions of the side; and −1 where it is mirrored, else 1."""
 
-    angle: NDArray[np.float64]
-    size: NDArray[np.float64]
-    right: NDArray[np.float64]
-    down: NDArray[np.float64]
-    mirror: NDArray[np.float64]
+    angle: PerImage
+    size: PerImage
+    right: PerImage
+    down: PerImage
+    mirror: PerImage
 
 
 def _draw_maps(augment: ImageAugment, share: float, n: int, rng: np.random.Generator) -> Maps:
     angle, size, right, down = rng.uniform(-1, 1, (4, n)) * share
-    mirrored = rng.random(n) < share / 2 * augment.flip
-    return Maps(
-        np.radians(augment.rotation) * angle,
-        (1 + augment.scale) ** size,
-        augment.shift * right,
-        augment.shift * down,
-        np.where(mirrored, -1.0, 1.0),
-    )
+    mirror = np.where(rng.random(n) < share / 2 * augment.flip, -1.0, 1.0)
+    turned, scaled = np.radians(augment.rotation) * angle, (1 + augment.scale) ** size
+    return Maps(turned, scaled, augment.shift * right, augment.shift * down, mirror)
 
 
-def inverse_matrices(maps: Maps, height: int, width: int) -> Tensor:
-    """[B, 2, 3]: from a place in the new image to where its colour is in the old one, both in −1 … 1, x first.
+def inverse_matrices(maps: Maps, height: int, width: int) -> Float[Tensor, "images 2 3"]:
+    """From a place in the new image to where its colour is in the old one, both in −1 … 1, x first.
 
     Turning is of pixels, so in images that are not square the axes are brought to one unit and back.
     """
@@ -78,15 +80,8 @@ def inverse_matrices(maps: Maps, height: int, width: int) -> Tensor:
     return torch.from_numpy(np.stack([np.stack(row, -1) for row in rows], 1).astype("float32"))
 
 
-def _resampled(images: Tensor, maps: Maps) -> Tensor:
-    """Bilinear; beyond its border an image goes on as it ends, or a frame around it would be a feature of its own."""
-    matrices = to_device(inverse_matrices(maps, *images.shape[2:]), images.device)
-    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-
-
 # ---------------------------------------------------------------- colours
-def _relit(images: Tensor, augment: ImageAugment, share: float, rng: np.random.Generator) -> Tensor:
+def _relit(images: Images, augment: ImageAugment, share: float, rng: np.random.Generator) -> Images:
     draws = to_device(torch.from_numpy(rng.uniform(-share, share, (2, len(images))).astype("float32")), images.device)
     added, stretched = draws[:, :, None, None, None]
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
@@ -94,7 +89,7 @@ def _relit(images: Tensor, augment: ImageAugment, share: float, rng: np.random.G
     return relit
 
 
-def _erased(images: Tensor, probability: float, rng: np.random.Generator) -> Tensor:
+def _erased(images: Images, probability: float, rng: np.random.Generator) -> Images:
     n, (height, width) = len(images), images.shape[2:]
     chosen = rng.random(n) < probability
     area = rng.uniform(*AREAS, n) * height * width
@@ -106,7 +101,7 @@ def _erased(images: Tensor, probability: float, rng: np.random.Generator) -> Ten
     return images.masked_fill(to_device(torch.from_numpy(hidden), images.device)[:, None], 0.0)
 
 
-def _between(first: NDArray[np.float64], end: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
-    """[B, n]: which of n pixels have their centre within."""
+def _between(first: PerImage, end: PerImage, n: int) -> Bool[np.ndarray, "images pixels"]:
+    """Which of n pixels have their centre within."""
     centres = np.arange(n) + 0.5
     return (centres >= first[:, None]) & (centres < end[:, None])

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from torch.optim import Optimizer
 
 from pipeline.amounts import parse_time
 from pipeline.config.trial import Config
@@ -21,9 +23,9 @@ from pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpo
 from pipeline.training.image_augmentation import augment_images
 from pipeline.training.optimiser import make_optimizer, set_rates, without_gradient
 from pipeline.training.risk import start_log_weights
-from pipeline.training.run import Fitted, Run, set_scales
-from pipeline.training.samples import Choice, Samples, answers, joined
-from pipeline.training.sets import Batch, draw_batches, whole_sets
+from pipeline.training.run import Choice, Fitted, Run, set_scales
+from pipeline.training.samples import Samples, answers, joined
+from pipeline.training.sets import Batch, draw_batches, make_sets
 
 
 def fit(model: Learner, train: Samples, validation: Samples, run: Run) -> Fitted:
@@ -38,7 +40,8 @@ def fit(model: Learner, train: Samples, validation: Samples, run: Run) -> Fitted
     if not len(progress.domain_log_weights):
         progress.domain_log_weights = start_log_weights(train.metadata.domain)
     log, saved = EpochLog(run.trial.metrics, progress.epoch), time.monotonic()
-    while progress.epoch < epochs and not _patience_is_out(config, progress):
+    patience = math.inf if config.train.patience is None else config.train.patience
+    while progress.epoch < epochs and progress.epoch - 1 - progress.best_epoch < patience:
         fit_epoch(model, train, validation, optimizer, run, progress, log)
         run.stop.check_epoch(run.trial)
         told_to_stop = run.stop.flag.asked() and progress.epoch < epochs
@@ -53,13 +56,7 @@ def fit(model: Learner, train: Samples, validation: Samples, run: Run) -> Fitted
 
 
 def fit_epoch(
-    model: Learner,
-    train: Samples,
-    validation: Samples,
-    optimizer: torch.optim.Optimizer,
-    run: Run,
-    progress: Progress,
-    log: EpochLog,
+    model: Learner, train: Samples, validation: Samples, optimizer: Optimizer, run: Run, progress: Progress, log: EpochLog
 ) -> None:
     """Train for one epoch, validate, remember the weights if they are the best, and write the epoch's line."""
     started, epoch, config = time.monotonic(), progress.epoch, run.config
@@ -78,10 +75,10 @@ def fit_epoch(
 def train_epoch(
     model: Learner,
     samples: Samples,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     config: Config,
     epoch: int,
-    log_weights: Tensor,
+    log_weights: Float[Tensor, " domains"],
     after_batch: Callable[[], None],
 ) -> float:
     """One pass over the samples; returns the mean loss of a batch. `after_batch` may raise to end it early.
@@ -95,8 +92,10 @@ def train_epoch(
         loss, count = batch_loss(model, samples, batch, config, epoch, streams, log_weights)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if epoch == 0 and number == 0:
-            _check_gradients(model)
+        if epoch == 0 and number == 0 and (names := list(without_gradient(model))):  # better to stop at once
+            raise WorkError(
+                f"no gradient reaches {len(names)} trainable parameters, they would never learn: {', '.join(names[:8])}"
+            )
         if config.optim.clip is not None:
             torch.nn.utils.clip_grad_norm_((p for p in model.parameters() if p.requires_grad), config.optim.clip)
         optimizer.step()
@@ -134,7 +133,7 @@ def validate(model: Learner, samples: Samples, config: Config) -> tuple[float | 
     """The selection metric (None where it is not defined) and the mean loss of an image, or of a group."""
     answer, targets = answers(model, samples), samples.targets
     metric = Choice.of(config).score(samples, joined([model.in_units(answer)]))
-    sets = whole_sets(samples.groups, targets.device) if config.train.sample == "groups" else None
+    sets = make_sets(samples.groups, targets.device) if config.train.sample == "groups" else None
     return metric, float(model.losses(answer, targets.dense(), sets).mean())
 
 
@@ -147,28 +146,15 @@ class EpochLog:
         write_text(path, "".join(lines[:n_epochs_done]))
 
     def write(self, **values: float | int | None) -> None:
-        """Append one epoch, and print it: a log's line, and what a person watches."""
-        rounded = {k: _rounded(v) for k, v in values.items()}
+        """Append one epoch (what is not finite is null in JSON), and print it: a log's line, and what a person watches."""
+        numbers = {k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}
+        rounded = {k: None if v is None or not math.isfinite(v) else v for k, v in numbers.items()}
         with self.path.open("a") as file:
             file.write(json.dumps(rounded) + "\n")
         print("  ".join(f"{k} {v}" for k, v in rounded.items()), flush=True)
 
 
-def _rounded(value: float | int | None) -> float | int | None:
-    """Six decimals; what is not finite is null, for JSON has no word for it."""
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    return value
-
-
-def _check_gradients(model: Learner) -> None:
-    """A trainable tensor that no gradient reaches would stay random for ever; better to stop at once."""
-    names = list(without_gradient(model))
-    if names:
-        raise WorkError(f"no gradient reaches {len(names)} trainable parameters, they would never learn: {', '.join(names[:8])}")
-
-
-def _mean_loss(losses: Tensor, counts: list[int], epoch: int) -> float:
+def _mean_loss(losses: Float[Tensor, " batches"], counts: list[int], epoch: int) -> float:
     """Weighted mean over batches of unequal size. Read once per epoch: asking each batch would make the GPU wait."""
     bad = torch.nonzero(~torch.isfinite(losses)).flatten()
     if len(bad):
@@ -178,11 +164,6 @@ def _mean_loss(losses: Tensor, counts: list[int], epoch: int) -> float:
         )
     weights = torch.tensor(counts, dtype=losses.dtype, device=losses.device)
     return float((losses * weights).sum() / weights.sum())
-
-
-def _patience_is_out(config: Config, progress: Progress) -> bool:
-    patience = config.train.patience
-    return patience is not None and progress.epoch - 1 - progress.best_epoch >= patience
 
 
 def _checkpoint_is_due(config: Config, epochs_done: int, saved: float) -> bool:

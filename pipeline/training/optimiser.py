@@ -26,15 +26,9 @@ def parameter_groups(model: Learner, config: Config) -> list[dict[str, Any]]:
     by_rate: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            by_rate.setdefault(config.optim.lr * rate_scale(name, config), []).append(parameter)
+            part = config.model.encoder.rate_scale(name) if name.startswith("encoder.") else config.model.head.rate_scale()
+            by_rate.setdefault(config.optim.lr * part, []).append(parameter)
     return [{"params": parameters, "lr": rate, "peak_lr": rate} for rate, parameters in by_rate.items()]
-
-
-def rate_scale(name: str, config: Config) -> float:
-    """A parameter's learning rate as a multiple of `optim.lr`, by its name in the model."""
-    if name.startswith("encoder."):
-        return config.model.encoder.rate_scale(name)
-    return config.model.head.rate_scale()
 
 
 def set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, optim: Optim, epoch: int, epochs: int) -> None:

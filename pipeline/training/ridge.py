@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from jaxtyping import Float32, Float64
 from torch import nn
 
 from pipeline.config.head import RidgeHead
@@ -15,7 +15,8 @@ from pipeline.training.checkpoint import Progress
 from pipeline.training.run import Fitted, Run, set_scales
 from pipeline.training.samples import Samples, embeddings, predict
 
-Array = NDArray[np.float64]
+Weights = Float64[np.ndarray, "targets width"]
+Bias = Float64[np.ndarray, " targets"]
 TINY = 1e-12
 """Directions with a smaller share of the largest eigenvalue are rounding errors: without a penalty they are left out. So is a
 feature whose sd is a smaller share of its mean."""
@@ -27,9 +28,12 @@ def fit_ridge(model: Learner, train: Samples, validation: Samples, run: Run) -> 
     assert isinstance(head, RidgeHead)
     set_scales(model, train, run)
     inputs, targets = embeddings(model, train), model.standardize(train.targets.dense()).cpu().numpy()
+    (linear,) = [module for module in model.head.modules() if isinstance(module, nn.Linear)]
     progress = Progress()
     for number, (weights, bias) in enumerate(solve(inputs, targets, head.alphas)):
-        set_linear(model, weights, bias)
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_numpy(weights))
+            linear.bias.copy_(torch.from_numpy(bias))
         metric = choice.score(validation, predict(model, validation))
         progress.keep_best(number, metric, lower=choice.lower_is_better, state=trained_state(model))
     progress.epoch = len(head.alphas)
@@ -37,11 +41,13 @@ def fit_ridge(model: Learner, train: Samples, validation: Samples, run: Run) -> 
     return Fitted(progress)
 
 
-def solve(inputs: NDArray[np.float32], targets: NDArray[np.float32], alphas: Sequence[float]) -> Iterator[tuple[Array, Array]]:
-    """Weights [n_targets, E] and bias [n_targets] for unscaled inputs [N, E], for each penalty in turn.
+def solve(
+    inputs: Float32[np.ndarray, "images width"], targets: Float32[np.ndarray, "images targets"], alphas: Sequence[float]
+) -> Iterator[tuple[Weights, Bias]]:
+    """Weights and bias for unscaled inputs, for each penalty in turn.
 
-    A penalty acts on standardised inputs. All of them share one eigendecomposition of the inputs' covariance [E, E], after
-    which each costs no more than a product of matrices (Hastie, Tibshirani and Friedman 2009, equation 3.47). In float64.
+    A penalty acts on standardised inputs. All of them share one eigendecomposition of the inputs' covariance, after which each
+    costs no more than a product of matrices (Hastie, Tibshirani and Friedman 2009, equation 3.47). In float64.
     """
     x, y = inputs.astype("float64"), targets.astype("float64")
     mean, scale, centre = x.mean(0), x.std(0), y.mean(0)
@@ -55,11 +61,3 @@ def solve(inputs: NDArray[np.float32], targets: NDArray[np.float32], alphas: Seq
         inverse = np.divide(1, shrunk, out=np.zeros_like(shrunk), where=shrunk > TINY * shrunk.max())
         weights = (vectors @ (inverse[:, None] * projected)).T / scale
         yield weights, centre - weights @ mean
-
-
-def set_linear(model: Learner, weights: Array, bias: Array) -> None:
-    """Put a solution into the model's only linear layer."""
-    (linear,) = [module for module in model.head.modules() if isinstance(module, nn.Linear)]
-    with torch.no_grad():
-        linear.weight.copy_(torch.from_numpy(weights))
-        linear.bias.copy_(torch.from_numpy(bias))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def group_dro(losses: Tensor, domains: Tensor, log_weights: Tensor, step: float) -> Tensor:
+def group_dro(
+    losses: Float[Tensor, " losses"], domains: Int[Tensor, " losses"], log_weights: Float[Tensor, " domains"], step: float
+) -> Float[Tensor, ""]:
     """Σ q_d · (mean loss of domain d), q_d ∝ q_d · exp(step · that loss) (Sagawa et al. 2020, algorithm 1).
 
     `log_weights` is log q: a weight that has become tiny can come back, and none overflows.
@@ -21,8 +24,8 @@ def group_dro(losses: Tensor, domains: Tensor, log_weights: Tensor, step: float)
     return (log_weights.exp() * means).sum()
 
 
-def coral(hidden: Tensor, domains: Tensor, n_domains: int) -> Tensor:
-    """Mean squared difference of means and of covariances between each two domains of a batch; hidden [B, H], domains [B].
+def coral(hidden: Float[Tensor, "images hidden"], domains: Int[Tensor, " images"], n_domains: int) -> Float[Tensor, ""]:
+    """Mean squared difference of means and of covariances between each two domains of a batch.
 
     Sun and Saenko 2016, equation 1, over pairs of training domains and with the means too, as in DomainBed (Gulrajani and
     Lopez-Paz 2021). A domain with fewer than two images in the batch is left out; 0 where there is no pair.
@@ -38,14 +41,13 @@ def coral(hidden: Tensor, domains: Tensor, n_domains: int) -> Tensor:
     return (pairs * apart).sum() / pairs.sum().clamp_min(1)
 
 
-def _mean_squares_between(rows: Tensor) -> Tensor:
-    """[D, K] → mean squared difference of each two rows [D, D], without a tensor [D, D, K]."""
+def _mean_squares_between(rows: Float[Tensor, "domains numbers"]) -> Float[Tensor, "domains domains"]:
+    """Mean squared difference of each two rows, without a tensor of all differences."""
     squares = rows.square().mean(1)
-    out: Tensor = squares[:, None] + squares - 2 * (rows @ rows.T) / rows.shape[1]
-    return out
+    return squares[:, None] + squares - 2 * (rows @ rows.T) / rows.shape[1]
 
 
-def start_log_weights(domains: Tensor) -> Tensor:
-    """Group DRO's before the first step, equal for each domain: rows of the training domains [N] → [n_domains]."""
+def start_log_weights(domains: Int[Tensor, " images"]) -> Float[Tensor, " domains"]:
+    """Group DRO's before the first step, equal for each of the training images' domains."""
     n = int(domains.max()) + 1
     return torch.full((n,), -math.log(n), device=domains.device)

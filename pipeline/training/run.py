@@ -8,18 +8,58 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from jaxtyping import Float64
 
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
-from pipeline.errors import Interrupted, TakenOver
+from pipeline.errors import Interrupted, TakenOver, UserError
+from pipeline.metrics.groups import Prediction
 from pipeline.models.learner import Learner
 from pipeline.signals import StopFlag
+from pipeline.tasks import load_task
+from pipeline.tasks.base import Task
 from pipeline.training.checkpoint import Progress
-from pipeline.training.samples import Choice, Samples, embeddings, feature_scale, target_scale
+from pipeline.training.samples import Samples, embeddings, feature_scale, target_scale
+
+
+@dataclass(frozen=True)
+class Choice:
+    """By what the best epoch, penalty or classifier is known: a figure of the task, on validation."""
+
+    task: Task[Any]
+    metric: str
+
+    @classmethod
+    def of(cls, config: Config) -> Choice:
+        task = load_task(config.task)
+        return cls(task, task.metric(config.select.metric))
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.task.figures[self.metric].lower_is_better
+
+    def score(self, samples: Samples, said: Prediction) -> float | None:
+        """The figure of what is said of all samples; None where it is not defined."""
+        some = said.only(samples.n_targets)
+        return self.task.score(self.metric, samples.truth, some.mean, samples.groups, some.log_weights)
+
+    def check(self, config: Config, validation: Samples) -> None:
+        """UserError where no epoch could be better than another: the figure is not defined, even of the truth itself."""
+        truth = validation.targets.dense()[:, : validation.n_targets].cpu().numpy()
+        said = Prediction(truth, truth, np.zeros_like(truth))
+        if self.score(validation, said) is not None:
+            return
+        figures = [name for name, figure in self.task.figures.items() if figure.selectable]
+        able = [name for name in figures if Choice(self.task, name).score(validation, said) is not None]
+        raise UserError(
+            f"{config.data.source}: the {len(set(validation.groups))} validation groups are too much alike for "
+            f"{self.task.figures[self.metric].title}, so nothing can be chosen by it: choose another split (data.split), or "
+            f"select.metric={' or '.join(able)}."
+        )
 
 
 @dataclass(frozen=True)
@@ -66,20 +106,18 @@ class Fitted:
 
     progress: Progress
     """Of heads without epochs: how many candidates there were, and which is kept."""
-    left_out: NDArray[np.float64] | None = None
-    """With `select.folds`: what was said of each image of `train`, then of `validation`, when it was left out [N, C]."""
+    left_out: Float64[np.ndarray, "images classes"] | None = None
+    """With `select.folds`: what was said of each image of `train`, then of `validation`, when it was left out."""
 
 
 def set_scales(model: Learner, train: Samples, run: Run) -> None:
-    """Set scales of targets and features and weights of classes from the training split, where the configuration asks for
-    it."""
-    asked, targets = run.config.model, run.config.data.targets
-    if asked.standardize_targets:
+    """Set scales of targets and features and weights of classes from the training split, where the configuration asks for it."""
+    if run.config.model.standardize_targets:
         assert run.table is not None
-        mean, scale = target_scale(run.table, targets)
+        mean, scale = target_scale(run.table, run.config.data.targets)
         model.target_mean.copy_(mean)
         model.target_scale.copy_(scale)
-    if asked.standardize_features:
+    if run.config.model.standardize_features:
         mean, scale = feature_scale(embeddings(model, train))
         model.feature_mean.copy_(mean)
         model.feature_scale.copy_(scale)

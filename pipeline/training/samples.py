@@ -9,52 +9,49 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float32, Int64, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config.trial import Config
 from pipeline.data.truth import Truth
-from pipeline.errors import UserError
 from pipeline.features.bank import Bank
 from pipeline.metrics.groups import Prediction
 from pipeline.models.base import Facts, Model, Predicted
 from pipeline.models.learner import Answer, Learner
 from pipeline.models.metadata import COLUMNS, Metadata
-from pipeline.tasks import load_task
-from pipeline.tasks.base import Task
 from pipeline.training.augmentation import to_device
 
+Learnt = Float32[Tensor, "batch learnt"]
+Scale = Float32[Tensor, " numbers"]
 PREDICTION_BATCH = 512
 Said = TypeVar("Said")
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What is learnt of N images, on the device: numbers, or labels, which become shares of classes where they are asked for."""
+    """What is learnt of images, on the device: numbers, or labels, which become shares of classes where they are asked for."""
 
-    codes: Tensor
-    """[N, T] in fp32, or a label and auxiliary labels [N, 1 + K] in int64, -1 for none."""
+    codes: Float32[Tensor, "images targets"] | Int64[Tensor, "images labels"]
+    """Of labels the class, then auxiliary ones, -1 for none."""
     widths: tuple[int, int] | None = None
     """Of labels: how many classes, and how many auxiliary names."""
 
     def __len__(self) -> int:
         return len(self.codes)
 
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        """Of some images [B, W]: targets; or 1 in the column of the class, and behind the classes equal shares for the auxiliary
-        names that an image has."""
-        return self._dense(self.codes[rows])
-
-    def dense(self) -> Tensor:
-        """Of all images [N, W]."""
-        return self._dense(self.codes)
-
     @property
     def device(self) -> torch.device:
         return self.codes.device
 
-    def _dense(self, codes: Tensor) -> Tensor:
+    def dense(self) -> Float32[Tensor, "images learnt"]:
+        """Of all images."""
+        return self[slice(None)]
+
+    def __getitem__(self, rows: Shaped[Tensor, " rows"] | slice) -> Learnt:
+        """Of some images: targets; or 1 in the column of the class, and behind the classes equal shares for the auxiliary names
+        that an image has."""
+        codes = self.codes[rows]
         if self.widths is None:
             return codes
         n_classes, n_names = self.widths
@@ -67,26 +64,26 @@ class Targets:
 
 @dataclass(frozen=True)
 class Samples:
-    """N images: `bank` holds their features, `targets` and `metadata` [N] lie on the device, `groups` [N] are numbers from 0."""
+    """Images: `bank` holds their features, `targets` and `metadata` lie on the device, `groups` are numbers from 0."""
 
     bank: Bank
     targets: Targets
     metadata: Metadata
-    groups: NDArray[np.int64]
+    groups: Int64[np.ndarray, " images"]
     n_targets: int
     """How many of the columns of `targets` are predicted; auxiliary labels behind them are only learnt."""
 
     @property
-    def truth(self) -> NDArray[Any]:
-        """What is to be predicted, on the CPU: numbers [N, T], or labels [N]."""
+    def truth(self) -> Float32[np.ndarray, "images targets"] | Int64[np.ndarray, " images"]:
+        """What is to be predicted, on the CPU: numbers, or labels."""
         codes: NDArray[Any] = self.targets.codes.cpu().numpy()
         return codes if self.targets.widths is None else codes[:, 0]
 
     def __len__(self) -> int:
         return len(self.targets)
 
-    def select(self, indices: Tensor) -> tuple[Tensor, Tensor, Metadata]:
-        """Of images `indices` [B] (on the CPU): features [B, …] in fp32, targets [B, n_targets], metadata [B]."""
+    def select(self, indices: Int64[Tensor, " batch"]) -> tuple[Float32[Tensor, "batch ..."], Learnt, Metadata]:
+        """Of images `indices` (on the CPU): features, targets with what is learnt beside them, metadata."""
         there = to_device(indices, self.targets.device)
         features = self.bank.gather(there if self.bank.residence == "device" else indices)
         return features.float(), self.targets[there], self.metadata[there]
@@ -100,10 +97,8 @@ def make_targets(table: pd.DataFrame, truth: Truth, device: torch.device | str =
 
 def make_samples(bank: Bank, table: pd.DataFrame, facts: Facts, truth: Truth, device: torch.device) -> Samples:
     """The rows of `table`, in which `truth` stands, and whose features `bank` holds in the same order."""
-    targets = make_targets(table, truth, device)
-    metadata = facts.names.metadata(columns(table), device)
-    groups = pd.factorize(table["group"])[0].astype("int64")
-    return Samples(bank, targets, metadata, groups, len(facts.targets))
+    targets, metadata = make_targets(table, truth, device), facts.names.metadata(columns(table), device)
+    return Samples(bank, targets, metadata, pd.factorize(table["group"])[0].astype("int64"), len(facts.targets))
 
 
 def columns(table: pd.DataFrame) -> dict[str, list[str | None]]:
@@ -111,58 +106,21 @@ def columns(table: pd.DataFrame) -> dict[str, list[str | None]]:
     return {name: table[name].tolist() for name in COLUMNS if name in table}
 
 
-@dataclass(frozen=True)
-class Choice:
-    """By what the best epoch, penalty or classifier is known: a figure of the task, on validation."""
-
-    task: Task[Any]
-    metric: str
-
-    @classmethod
-    def of(cls, config: Config) -> Choice:
-        task = load_task(config.task)
-        return cls(task, task.metric(config.select.metric))
-
-    @property
-    def lower_is_better(self) -> bool:
-        return self.task.figures[self.metric].lower_is_better
-
-    def score(self, samples: Samples, said: Prediction) -> float | None:
-        """The figure of what is said of all samples; None where it is not defined."""
-        some = said.only(samples.n_targets)
-        return self.task.score(self.metric, samples.truth, some.mean, samples.groups, some.log_weights)
-
-    def check(self, config: Config, validation: Samples) -> None:
-        """UserError where no epoch could be better than another: the figure is not defined, even of the truth itself."""
-        truth = validation.targets.dense()[:, : validation.n_targets].cpu().numpy()
-        said = Prediction(truth, truth, np.zeros_like(truth))
-        if self.score(validation, said) is not None:
-            return
-        figures = [name for name, figure in self.task.figures.items() if figure.selectable]
-        able = [name for name in figures if Choice(self.task, name).score(validation, said) is not None]
-        raise UserError(
-            f"{config.data.source}: the {len(set(validation.groups))} validation groups are too much alike for "
-            f"{self.task.figures[self.metric].title}, so nothing can be chosen by it: choose another split (data.split), or "
-            f"select.metric={' or '.join(able)}."
-        )
-
-
-def target_scale(table: pd.DataFrame, targets: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and sd [n_targets] over training groups, each group counted once."""
+def target_scale(table: pd.DataFrame, targets: tuple[str, ...]) -> tuple[Scale, Scale]:
+    """Mean and sd over training groups, each group counted once."""
     groups = table.groupby("group")[list(targets)].first()
     sd = groups.std(ddof=0).to_numpy("float32")
     return torch.from_numpy(groups.mean().to_numpy("float32")), torch.from_numpy(np.where(sd > 0, sd, 1).astype("float32"))
 
 
-def embeddings(model: Model, samples: Samples) -> NDArray[np.float32]:
-    """The frozen embeddings of every image, as the head sees them before they are standardised [N, E]."""
+def embeddings(model: Model, samples: Samples) -> Float32[np.ndarray, "images width"]:
+    """The frozen embeddings of every image, as the head sees them before they are standardised."""
     features = samples.bank.gather(torch.arange(len(samples))).float()
-    out: NDArray[np.float32] = (F.normalize(features, dim=-1) if model.normalize else features).cpu().numpy()
-    return out
+    return (F.normalize(features, dim=-1) if model.normalize else features).cpu().numpy()
 
 
-def feature_scale(embedded: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
-    """Mean and sd [E] of embeddings [N, E]; 1 for what does not vary."""
+def feature_scale(embedded: Float32[np.ndarray, "images width"]) -> tuple[Scale, Scale]:
+    """Mean and sd of embeddings; 1 for what does not vary."""
     mean, sd = embedded.mean(0, dtype="float64"), embedded.std(0, dtype="float64")
     sd[sd <= 1e-6 * np.abs(mean)] = 1
     return torch.from_numpy(mean.astype("float32")), torch.from_numpy(sd.astype("float32"))
@@ -190,6 +148,6 @@ def _by_batches(say: Callable[[Tensor, Metadata], Said], samples: Samples) -> li
 
 
 def joined(parts: Sequence[Predicted]) -> Prediction:
-    """Batches of predictions as arrays [N, n_targets]."""
+    """Batches of predictions as arrays."""
     fields = ((part.mean, part.variance, part.log_weights) for part in parts)
     return Prediction(*(torch.cat(each).cpu().numpy() for each in zip(*fields, strict=True)))

@@ -7,23 +7,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from pipeline.config.training import Train
 from pipeline.models.pooling import Sets
 from pipeline.training.augmentation import to_device
 
-Integers = NDArray[np.int64]
-
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of one step: `indices` [B] into the samples, on the CPU, and where the step is of groups, each one's number [B]
-    in the batch, in ascending order."""
+    """Images of one step: `indices` into the samples, on the CPU, and where the step is of groups, each one's number in the
+    batch, in ascending order."""
 
-    indices: Tensor
-    numbers: Integers | None = None
+    indices: Int64[Tensor, " images"]
+    numbers: Int64[np.ndarray, " images"] | None = None
 
     def thinned(self, probability: float, rng: np.random.Generator) -> Batch:
         """Leave each image out with `probability`; at least one stays, of every group if the step is of groups."""
@@ -35,12 +33,12 @@ class Batch:
 
     def sets(self, device: torch.device) -> Sets | None:
         """Which images are of one group, on the device; None where the step is of images."""
-        return None if self.numbers is None else _sets(self.numbers, device)
+        return None if self.numbers is None else make_sets(self.numbers, device)
 
 
-def keep_some(groups: Integers, probability: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Which of the members of `groups` [B] (numbers in ascending order) stay: each is left out with `probability`, and of a
-    group that would lose all one stays, drawn at random."""
+def keep_some(groups: Int64[np.ndarray, " images"], probability: float, rng: np.random.Generator) -> Bool[np.ndarray, " images"]:
+    """Which of the members of `groups` (numbers in ascending order) stay: each is left out with `probability`, and of a group
+    that would lose all one stays, drawn at random."""
     keep = rng.random(len(groups)) >= probability
     firsts, counts = np.unique(groups, return_index=True, return_counts=True)[1:]
     lost = np.add.reduceat(keep, firsts) == 0
@@ -48,11 +46,9 @@ def keep_some(groups: Integers, probability: float, rng: np.random.Generator) ->
     return keep
 
 
-def draw_batches(groups: Integers, train: Train, rng: np.random.Generator) -> Iterator[Batch]:
-    """One pass over the images, or over the groups with a new draw of their images, in an order drawn from `rng`.
-
-    `groups` [N] is each image's group, by number from 0.
-    """
+def draw_batches(groups: Int64[np.ndarray, " images"], train: Train, rng: np.random.Generator) -> Iterator[Batch]:
+    """One pass over the images, or over the groups (of each image its number from 0) with a new draw of their images, in an order
+    drawn from `rng`."""
     if train.sample == "images":
         order = torch.from_numpy(rng.permutation(len(groups)))
         yield from map(Batch, order.split(train.batch_size))
@@ -64,11 +60,7 @@ def draw_batches(groups: Integers, train: Train, rng: np.random.Generator) -> It
         yield Batch(torch.from_numpy(np.concatenate(drawn)), numbers)
 
 
-def whole_sets(groups: Integers, device: torch.device) -> Sets:
-    """All images [N] as sets."""
-    return _sets(groups, device)
-
-
-def _sets(numbers: Integers, device: torch.device) -> Sets:
+def make_sets(numbers: Int64[np.ndarray, " images"], device: torch.device) -> Sets:
+    """Which images are of one group, from the number of each one's."""
     firsts = np.unique(numbers, return_index=True)[1]
     return Sets(*(to_device(torch.from_numpy(each), device) for each in (numbers, firsts)))

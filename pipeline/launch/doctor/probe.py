@@ -16,12 +16,13 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pipeline.amounts import format_memory, parse_memory
+from pipeline.config.own import load_file
 from pipeline.config.resources import Job
 from pipeline.config.trial import Config
 from pipeline.data.dataset import known_signature
@@ -80,7 +81,10 @@ class NotStarted(WorkError):
 # ---------------------------------------------------------------- where the look is taken
 def main(request: Path) -> None:
     """Look around, and write it beside the request."""
-    config = Config.model_validate(read_json(request))
+    values = read_json(request)
+    if values["task"].endswith(".py"):
+        load_file(values["task"])  # it may define kinds
+    config = Config.model_validate(values)
     device, error, memory = _device(config.device)
     stage, stage_error = _stage(config)
     temporary = tempfile.gettempdir()
@@ -93,7 +97,10 @@ def main(request: Path) -> None:
         gpu_memory=memory,
         memory=free_host_memory(),
         unwritable=try_folder(features_root(config)),
-        missing=[name for name, look in _inputs(config).items() if not look()],
+        missing=[
+            *(["data"] if not known_signature(config.data) else []),
+            *(["weights"] if not weights_signature(config.backbone) else []),
+        ],
         stage=stage,
         stage_error=stage_error,
         stage_free=shutil.disk_usage(stage).free if stage and not stage_error else 0,
@@ -142,10 +149,6 @@ def _device(wanted: str) -> tuple[str, str, int | None]:
     return device_name(device), "", torch.cuda.mem_get_info()[1] if device.type == "cuda" else None
 
 
-def _inputs(config: Config) -> dict[str, Callable[[], object]]:
-    return {"data": lambda: known_signature(config.data), "weights": lambda: weights_signature(config.backbone)}
-
-
 # ---------------------------------------------------------------- who asks for it
 def look_here(config: Config, trained: Path) -> Seen:
     """What this machine is like. Raises WorkError if Python ends badly."""
@@ -163,8 +166,8 @@ def look_there(manifest: Manifest, trained: Path, patience: float) -> tuple[Seen
     Raises NotStarted if no node was free in `patience` seconds, WorkError if the job came to nothing.
     """
     with _request(manifest.trial(0).config, trained) as (folder, request):
-        small = _small(replace(manifest, path=folder.submission("probe"), code=take_snapshot(folder)))
-        stage = sbatch.Stage("train", "train", lambda *_: None, range(1))
+        small = _small(replace(manifest, path=folder.submission("probe"), code=take_snapshot(folder, [manifest.common["task"]])))
+        stage = sbatch.Stage("train", "train", range(1))
         logs = small.experiment.stage_logs(small.number, stage.name)
         logs.mkdir(parents=True)
         job = sbatch.queue_script(sbatch.script_of(small, stage, MODULE, request))

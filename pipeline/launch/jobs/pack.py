@@ -16,7 +16,6 @@ from pathlib import Path
 from types import FrameType
 
 from pipeline.disk.attempts import SHARED_BY
-from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import write_json
 from pipeline.errors import REQUEUE_STATUS, RunAgain, WorkError
 from pipeline.launch.jobs.trials import failure_record, train_index
@@ -33,7 +32,10 @@ def train(manifest: Manifest, indices: range) -> None:
 
     Raises RunAgain if the walltime interrupted one, WorkError if none is done.
     """
-    children = {index: _start(manifest, index, _environment(manifest, len(indices))) for index in indices}
+    # Each has the threads that it has alone, so that it computes the same bits. (Slurm tells it the CPUs of all of them.)
+    threads = str(manifest.resources.train.cpus_per_task)
+    environ = {"OMP_NUM_THREADS": threads, **os.environ, SHARED_BY: str(len(indices))}
+    children = {index: _start(manifest, index, environ) for index in indices}
     with _passing_signals_on(children):
         statuses = {index: child.wait() for index, child in children.items()}
     for index, status in statuses.items():
@@ -47,15 +49,6 @@ def train(manifest: Manifest, indices: range) -> None:
 def log_path(manifest: Manifest, index: int) -> Path:
     """The log of one trial of a packed job task."""
     return manifest.experiment.own_log(manifest.number, "train", index)
-
-
-def _environment(manifest: Manifest, n: int) -> dict[str, str]:
-    """What each of `n` trials at once is told. Its threads are those that it has alone, so that it computes the same bits.
-
-    (Slurm tells it the CPUs of all of them.)
-    """
-    threads = str(manifest.resources.train.cpus_per_task)
-    return {"OMP_NUM_THREADS": threads, **os.environ, SHARED_BY: str(n)}
 
 
 def _start(manifest: Manifest, index: int, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -87,14 +80,10 @@ def _log_end(manifest: Manifest, index: int, status: int) -> None:
     name, how = manifest.entries[index].name, WORDS.get(status, "failed")
     if status < 0 and status not in WORDS:
         how = f"killed by {signal.Signals(-status).name}"
-        _record_kill(manifest.experiment.trial(name), how)
+        record = failure_record("train", WorkError(f"{how} (out of memory?)")) | {"kind": "killed"}
+        with suppress(OSError):  # it could leave no word itself, and Slurm may call the job task done
+            write_json(manifest.experiment.trial(name).failure, record)
     print(f"carabid train: {name}: {how} (log: {log_path(manifest, index)})", flush=True)
-
-
-def _record_kill(trial: TrialDir, killed: str) -> None:
-    """What was killed could leave no word itself, and Slurm may call the job task done."""
-    with suppress(OSError):
-        write_json(trial.failure, failure_record("train", WorkError(f"{killed} (out of memory?)")) | {"kind": "killed"})
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pipeline.disk.attempts import SHARED_BY
 from pipeline.errors import Interrupted
 from pipeline.launch.jobs import jobs
 from pipeline.launch.manifest.manifest import Manifest, load_manifest
+from pipeline.launch.submitting.sbatch import last_line
 
 Report = Callable[[str], None]
 
@@ -99,17 +100,12 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _begin_worker(parent: int, workers: int) -> None:
-    """In each worker: with how many it shares a GPU, and whom it follows."""
-    os.environ[SHARED_BY] = str(workers)
-    _follow_parent(parent)
+    """In each worker: tell with how many it shares a GPU, and end it when the process that started it is gone.
 
-
-def _follow_parent(parent: int) -> None:
-    """End this worker when the process that started it is gone; a training writes its checkpoint first.
-
-    Ctrl-C reaches workers too, but ending them is the parent's to do; a training listens by itself.
+    A training writes its checkpoint first.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ[SHARED_BY] = str(workers)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer; a training listens by itself
 
     def watch() -> None:
         while True:
@@ -134,7 +130,8 @@ def _work(manifest_path: Path, stage: str, index: int) -> None:
                 os._exit(1)  # told to stop: the pool has handed this worker its next work already
         except Exception:
             traceback.print_exc()
-    raise RuntimeError(_last_words(log))
+    said = last_line(log.read_text()).removeprefix("carabid: ")
+    raise RuntimeError(f"{said or 'it said nothing'} (log: {log})")
 
 
 @contextlib.contextmanager
@@ -155,8 +152,3 @@ def _output_to(path: Path) -> Iterator[None]:
         for number, old in enumerate(before, 1):
             os.dup2(old, number)
             os.close(old)
-
-
-def _last_words(log: Path) -> str:
-    lines = [line for line in log.read_text().splitlines() if line.strip()]
-    return f"{lines[-1].removeprefix('carabid: ') if lines else 'it said nothing'} (log: {log})"

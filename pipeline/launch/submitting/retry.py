@@ -52,7 +52,8 @@ def _retry(
 ) -> list[tuple[Experiment, tuple[Manifest, str] | None]]:
     cancel_stuck(directory)
     history = History(directory)
-    failed = [v for name in planned_trials(directory) if (v := _view(history, name)).failure and name in history.last]
+    views = [history.view(name, trial_state(directory.trial(name))) for name in planned_trials(directory)]
+    failed = [view for view in views if view.failure and view.name in history.last]
     chosen = [view for view in failed if view.failure and (not only or view.failure.kind in only)]
     if not chosen:
         print(f"nothing to retry: {_counted(failed) or 'no trial has failed'}")
@@ -70,10 +71,6 @@ def _retry(
         )
         queued.append((experiment, queue_trials(experiment, trials, request)))
     return queued
-
-
-def _view(history: History, name: str) -> View:
-    return history.view(name, trial_state(history.experiment.trial(name)))
 
 
 def _counted(views: Sequence[View]) -> str:

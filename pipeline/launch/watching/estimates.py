@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 
-from pipeline.config.training import Train
 from pipeline.config.trial import Config
 from pipeline.features.hashes import WeightsRecord
 from pipeline.features.kinds import KINDS
@@ -79,14 +78,10 @@ def _model_and_batch(config: Config, weights: WeightsRecord) -> int:
     encoder, precision, numbers = config.model.encoder, config.train.precision, _numbers(config, weights)
     trained, frozen = trained_parameters(config, weights), encoder.n_frozen(weights)
     copies = NUMBER["bf16"] * (trained + frozen) if precision == "bf16" else 0  # autocast's
-    kept = _images_a_step(config.train) * encoder.kept_bytes(weights, numbers, precision == "fp32")
+    images = config.train.batch_size * (config.train.max_images if config.train.sample == "groups" else 1)  # a step's, at most
+    kept = images * encoder.kept_bytes(weights, numbers, precision == "fp32")
     passing = PREDICTION_BATCH * encoder.passing_bytes(weights, numbers)
     return LEARNED * trained + NUMBER["fp32"] * frozen + copies + max(kept, passing)
-
-
-def _images_a_step(train: Train) -> int:
-    """At most."""
-    return train.batch_size * (train.max_images if train.sample == "groups" else 1)
 
 
 def extraction_bytes(config: Config, weights: WeightsRecord) -> int:

@@ -110,8 +110,7 @@ def _count(n: int, what: str) -> str:
 
 # ---------------------------------------------------------------- what takes equally long
 def _work(config: Config, is_trained: bool) -> _Work:
-    resources = config.resources
-    gpus = resources.train.gpus_per_node, resources.evaluate.gpus_per_node
+    gpus = config.resources.train.gpus_per_node, config.resources.evaluate.gpus_per_node
     return _Work(_kind(config), _schedule(config), gpus, is_trained)
 
 
@@ -130,7 +129,9 @@ def _schedule(config: Config) -> Schedule:
 def _past(experiment: Experiment, states: Sequence[TrialState], wanted: set[Kind]) -> dict[Kind, list[_Past]]:
     """Past trials of each kind: of this plan, else of this experiment, else of another one beside it."""
     found: dict[Kind, list[_Past]] = {}
-    for candidates in (_of_plan(experiment, states), _of_experiment(experiment), _of_others(experiment)):
+    unplanned = experiment.dir.folders() - {trial.name for trial in experiment.trials}
+    of_experiment = _saved(experiment.dir, unplanned, MAX_READ)
+    for candidates in (_of_plan(experiment, states), of_experiment, _of_others(experiment)):
         if left := wanted - found.keys():
             found |= _read(candidates, left, max(1, MAX_READ // len(wanted)))
     return found
@@ -174,11 +175,6 @@ def _of_plan(experiment: Experiment, states: Sequence[TrialState]) -> Iterator[t
     for trial, state in zip(experiment.trials, states, strict=True):
         if state.state in ("done", "trained", "stale") and trial.name in there:
             yield directory.trial(trial.name), trial.config
-
-
-def _of_experiment(experiment: Experiment) -> Iterator[tuple[TrialDir, Config]]:
-    named = {trial.name for trial in experiment.trials}
-    return _saved(experiment.dir, experiment.dir.folders() - named, MAX_READ)
 
 
 def _of_others(experiment: Experiment) -> Iterator[tuple[TrialDir, Config]]:

@@ -66,7 +66,8 @@ class History:
     @cached_property
     def submissions(self) -> list[Manifest]:
         """Every submission that can be read, oldest first."""
-        return sorted(self._read(), key=lambda m: (m.written, int(m.number.removeprefix(TYPED))))
+        read = [m for path in self.experiment.submissions.glob("*.json") if (m := self.parts.manifest(path.stem))]
+        return sorted(read, key=lambda m: (m.written, int(m.number.removeprefix(TYPED))))
 
     @cached_property
     def last(self) -> dict[str, tuple[Manifest, int]]:
@@ -80,7 +81,7 @@ class History:
         (Accounting knows nothing of a job task that is stuck; the queue does.)
         """
         found: dict[tuple[str, str], Attempt] = {}
-        stuck = [Outcome(t.id, t.name, t.state, 0, 0, 0, 0, 0, "", t.reason) for t in self.job_tasks if t.stuck]
+        stuck = [Outcome(t.id, t.name, t.state, 0, 0, 0, "", t.reason) for t in self.job_tasks if t.stuck]
         for outcome in sorted([*self._outcomes(), *stuck], key=lambda outcome: int(outcome.job.partition("_")[0])):
             array, _, index = outcome.job.partition("_")
             if part := self.parts.of(outcome.name, array, int(index) if index else None):
@@ -95,7 +96,8 @@ class History:
         """
         job = self.queued.get(name)
         if state.state != "done" and job and (trial is None or job.will_do(trial)):
-            return View(name, _queued_state(job), job.stage)
+            state = TrialState("running" if job.state == "running" else "queued", f"{job.stage}: job {job.job}, {job.state}")
+            return View(name, state, job.stage)
         if state.state in ("done", "running") or (state.state in ("missing", "stale") and name not in self.last):
             return View(name, state)
         stage, failure = self.failure(name)
@@ -105,8 +107,10 @@ class History:
 
     def failure(self, name: str) -> tuple[str, Failure | None]:
         """At which stage a trial's last attempt failed, and how; what failed because of an earlier stage is that one's."""
-        record = _record(self.experiment.trial(name).failure)
-        stage = record["stage"] if record else "evaluate" if self.experiment.trial(name).trained.exists() else "train"
+        trial = self.experiment.trial(name)
+        found = read_record(trial.failure)
+        record = found if {"stage", "message"} <= found.keys() else None
+        stage = record["stage"] if record else "evaluate" if trial.trained.exists() else "train"
         failure = self._classify(name, stage, record)
         may_be_older = stage == "train" and (failure is None or failure.kind == "dependency")
         of_extraction = self._classify(name, "extract", None) if may_be_older else None
@@ -144,20 +148,11 @@ class History:
         meant = [path for path in of_tasks if outcome and path.name == f"{outcome.job}_0_log.out"]
         return [*(meant or _latest(of_tasks)), *(own or [])]
 
-    def _read(self) -> Iterator[Manifest]:
-        for path in self.experiment.submissions.glob("*.json"):
-            if manifest := self.parts.manifest(path.stem):
-                yield manifest
-
     def _outcomes(self) -> list[Outcome]:
         submitted = [m for m in self.submissions if m.number.isdecimal() and m.terms.profile.scheduler == "slurm"]
         typed = [m.number.removeprefix(TYPED) for m in self.submissions if m.number.startswith(TYPED)]
         names = [name for m in submitted for name in job_names(m)] + [f"carabid-evaluate-{job}" for job in typed]
         return (outcomes(names, self.submissions[0].written, typed) or []) if names else []
-
-
-def _queued_state(job: Queued) -> TrialState:
-    return TrialState("running" if job.state == "running" else "queued", f"{job.stage}: job {job.job}, {job.state}")
 
 
 def _what_counts(before: Attempt | None, now: Attempt) -> Attempt:
@@ -208,11 +203,6 @@ def _folders_and_places(manifest: Manifest, index: int, stage: str) -> Iterator[
         chunk, place = divmod(job_task, manifest.array_size)
         alone = min(n - chunk * manifest.array_size, manifest.array_size) == 1
         yield manifest.experiment.stage_logs(manifest.number, names[chunk]).name, "" if alone else str(place)
-
-
-def _record(path: Path) -> dict[str, Any] | None:
-    record = read_record(path)
-    return record if {"stage", "message"} <= record.keys() else None
 
 
 def _end(log: Path) -> str:

@@ -148,7 +148,7 @@ def test_jobs_run_a_labs_own_task_as_it_was_when_it_was_submitted(tmp_path: Path
     (tmp_path / "stages.csv").write_text("file,plant,stage\n" + "".join(f"{i}.png,{i},{i % 5}\n" for i in range(20)))
     for number in range(20):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
-    paths = (f"paths.trained={tmp_path}/trained", f"paths.features={tmp_path}/features", "device=cpu")
+    paths = (f"paths.trained={tmp_path}/trained", f"paths.features={tmp_path}/features", f"data.source={tmp_path}/stages.csv")
     found = load_experiment(tmp_path / "phenology.yaml", paths)
     made = make_manifest(found, found.trials)
     own.write_text(BREAK)

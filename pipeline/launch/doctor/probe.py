@@ -42,7 +42,7 @@ TIME, MEMORY = "00:05:00", "8G"
 POLL_SECONDS = 1.0
 LOOKS = 5
 """How often a result is looked for once its job has ended: a network's disk may show it late."""
-MODULE = "pipeline.launch.doctor.probe"
+MODULE, RESULT = "pipeline.launch.doctor.probe", "seen.json"
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def main(request: Path) -> None:
         temporary_free=shutil.disk_usage(temporary).free,
         time=time.time(),
     )
-    write_json(_result(request), asdict(seen))
+    write_json(request.with_name(RESULT), asdict(seen))
 
 
 def try_folder(folder: Path) -> str:
@@ -157,7 +157,7 @@ def look_here(config: Config, trained: Path) -> Seen:
         done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, stdin=subprocess.DEVNULL)
         if done.returncode != 0:
             raise WorkError(f"{' '.join(command[:3])} ended with status {done.returncode}: {sbatch.last_line(done.stderr)}")
-        return Seen(**read_json(_result(request)))
+        return Seen(**read_json(request.with_name(RESULT)))
 
 
 def look_there(manifest: Manifest, trained: Path, patience: float) -> tuple[Seen, float]:
@@ -170,13 +170,13 @@ def look_there(manifest: Manifest, trained: Path, patience: float) -> tuple[Seen
         stage = sbatch.Stage("train", "train", range(1))
         logs = small.experiment.stage_logs(small.number, stage.name)
         logs.mkdir(parents=True)
-        job = sbatch.queue_script(sbatch.script_of(small, stage, MODULE, request))
+        job = sbatch.queue_module(small, stage, MODULE, request)
         try:
             at_work = _wait(job, patience)
         finally:
             with suppress(WorkError):
                 cancel([job])
-        return _read(_result(request), logs, job), at_work
+        return _read(request.with_name(RESULT), logs, job), at_work
 
 
 @contextmanager
@@ -188,10 +188,6 @@ def _request(config: Config, trained: Path) -> Iterator[tuple[ExperimentDir, Pat
         yield folder, request
     finally:
         shutil.rmtree(folder.path, ignore_errors=True)
-
-
-def _result(request: Path) -> Path:
-    return request.with_name("seen.json")
 
 
 def _small(manifest: Manifest) -> Manifest:

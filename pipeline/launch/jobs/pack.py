@@ -22,7 +22,6 @@ from pipeline.launch.jobs.trials import failure_record, train_index
 from pipeline.launch.manifest.manifest import Manifest, load_manifest
 from pipeline.signals import LISTENED, WALLTIME_SIGNAL
 
-Children = Mapping[int, subprocess.Popen[bytes]]
 WORDS = {0: "done", REQUEUE_STATUS: "interrupted", **{-number: "interrupted" for number in LISTENED}}
 """What exit statuses mean. A child that has only just begun does not listen yet: what it is told ends it."""
 
@@ -60,7 +59,7 @@ def _start(manifest: Manifest, index: int, environ: Mapping[str, str]) -> subpro
 
 
 @contextmanager
-def _passing_signals_on(children: Children) -> Iterator[None]:
+def _passing_signals_on(children: Mapping[int, subprocess.Popen[bytes]]) -> Iterator[None]:
     """What this process is told, its children are told too: they write their checkpoints, and this one waits for them."""
 
     def tell(number: int, frame: FrameType | None) -> None:

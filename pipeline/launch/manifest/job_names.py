@@ -1,6 +1,6 @@
 """Which part of a submission a Slurm job does: told by its name, its index in the array, and the submission's manifest.
 
-No list of job ids has to be kept right. Loads no torch.
+No list of job ids has to be kept right.
 """
 
 from __future__ import annotations

@@ -27,16 +27,11 @@ def take_snapshot(experiment: ExperimentDir, tasks: Iterable[str] = ()) -> Path:
     folder = experiment.code(hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:12])
     if not folder.exists():
         try:
-            _write(folder, files)
+            with atomic_folder(folder) as temporary:
+                for name, data in files.items():
+                    (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                    (temporary / name).write_bytes(data)
         except OSError:
             if not folder.exists():  # (another submission may have made it meanwhile)
                 raise
     return folder
-
-
-def _write(folder: Path, files: dict[str, bytes]) -> None:
-    with atomic_folder(folder) as temporary:
-        for name, content in files.items():
-            path = temporary / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)

@@ -69,21 +69,20 @@ def outcomes(names: Collection[str], since: str, jobs: Collection[str] = ()) -> 
         for begin in range(0, len(words), WORDS_A_CALL)
     ]
     try:
-        found = [line for option in wanted for line in _sacct(option, since)]
-    except _NoAccounting:
-        return None
+        found = [_sacct(option, since) for option in wanted]
     except WorkError as error:
         print(f"carabid: {error}: going by logs and records alone", file=sys.stderr)
         return None
-    return _last_attempts(found)
+    if None in found:
+        return None
+    in_order = sorted((line for lines in found for line in lines or ()), key=lambda line: _number(line[1]))
+    last = {job: line for line in in_order for job in _jobs(line[0])}
+    became = [_outcome(job, line) for job, line in last.items()]
+    return [outcome for outcome in became if outcome.state != "PENDING"]
 
 
-class _NoAccounting(Exception):
-    """This cluster keeps none, or this is no cluster."""
-
-
-def _sacct(wanted: str, since: str) -> list[list[str]]:
-    """The fields of each line. Raises WorkError if sacct fails."""
+def _sacct(wanted: str, since: str) -> list[list[str]] | None:
+    """The fields of each line; None without accounting. Raises WorkError if sacct fails."""
     begin = datetime.fromisoformat(since).astimezone().strftime("%Y-%m-%dT%H:%M:%S")  # sacct knows no other time zones
     window = [f"--starttime={begin}", "--endtime=now+365days", f"--state={STATES}"]
     options = ["--allocations", "--duplicates", "--parsable2", "--noheader", f"--format={FIELDS}", *window]
@@ -91,22 +90,15 @@ def _sacct(wanted: str, since: str) -> list[list[str]]:
     try:
         found = ask(["sacct", *options, wanted], told, TIMEOUT)
     except FileNotFoundError:
-        raise _NoAccounting from None
+        return None
     except WorkError as error:
         if DISABLED in str(error):
-            raise _NoAccounting from None
+            return None
         raise
     except OSError as error:
         raise WorkError(f"sacct cannot be called: {error}") from error
     lines = (line.split("|", N_FIELDS - 1) for line in found.splitlines())
     return [fields for fields in lines if len(fields) == N_FIELDS]
-
-
-def _last_attempts(lines: Sequence[Sequence[str]]) -> list[Outcome]:
-    in_order = sorted(lines, key=lambda line: _number(line[1]))
-    last = {job: line for line in in_order for job in _jobs(line[0])}
-    found = [_outcome(job, line) for job, line in last.items()]
-    return [outcome for outcome in found if outcome.state != "PENDING"]
 
 
 def _jobs(job: str) -> Iterator[str]:

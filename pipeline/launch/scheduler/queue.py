@@ -81,14 +81,14 @@ def my_job_tasks() -> list[JobTask]:
     """
     command = ["squeue", "--me", "--noheader", "--array", "--format=%j|%F|%K|%T|%r"]
     try:
-        done = ask(command)
+        lines = [fields for line in ask(command).splitlines() if len(fields := line.strip().split("|")) == 5]
     except FileNotFoundError:
         return []
-    lines = [fields for line in done.splitlines() if len(fields := line.strip().split("|")) == 5]
-    job_tasks = [
-        JobTask(name, job, int(index) if index.isdecimal() else None, state, reason) for name, job, index, state, reason in lines
+    return [
+        JobTask(name, job, int(index) if index.isdecimal() else None, state, reason)
+        for name, job, index, state, reason in lines
+        if state != "COMPLETING"
     ]
-    return [job_task for job_task in job_tasks if job_task.state != "COMPLETING"]
 
 
 def max_array_size() -> int:
@@ -156,16 +156,13 @@ def cancel_stuck(experiment: ExperimentDir) -> list[str]:
     (Jobs are queued with --kill-on-invalid-dep; some sites overrule it, and Slurm itself can miss one.)
     """
     parts = Parts(experiment)
-    stuck = [
-        job_task.id for job_task in my_job_tasks() if job_task.stuck and parts.of(job_task.name, job_task.array, job_task.index)
-    ]
-    if stuck:
-        cancel(stuck)
+    stuck = [task.id for task in my_job_tasks() if task.stuck and parts.of(task.name, task.array, task.index)]
+    cancel(stuck)
     return stuck
 
 
 def cancel(ids: Sequence[str]) -> None:
-    """scancel jobs or job tasks. Raises WorkError if Slurm refuses."""
+    """scancel jobs or job tasks, if there are any. Raises WorkError if Slurm refuses."""
     try:
         for begin in range(0, len(ids), 500):  # a command line has its limits
             ask(["scancel", *ids[begin : begin + 500]])

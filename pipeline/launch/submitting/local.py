@@ -32,7 +32,9 @@ def run(manifests: Sequence[Manifest], workers: int, report: Report = print) -> 
     """
     with _pool(workers) as pool:
         try:
-            _extract(pool, manifests, report)
+            extractions = [pool.submit(_work, m.path, "extract", i) for m in manifests for i in range(len(m.extractions))]
+            for future in as_completed(extractions):
+                _ended_well(future, "extract", report)
             evaluated = _train_and_evaluate(pool, manifests, report)
         except BrokenProcessPool:  # its other work has been reported already
             report("not run: what was left, because a worker process was killed (out of memory?)")
@@ -40,12 +42,6 @@ def run(manifests: Sequence[Manifest], workers: int, report: Report = print) -> 
     for manifest in manifests:
         jobs.collect(str(manifest.path))
     return evaluated == sum(len(manifest.entries) for manifest in manifests)
-
-
-def _extract(pool: ProcessPoolExecutor, manifests: Sequence[Manifest], report: Report) -> None:
-    futures = [pool.submit(_work, m.path, "extract", i) for m in manifests for i in range(len(m.extractions))]
-    for future in as_completed(futures):
-        _ended_well(future, "extract", report)
 
 
 def _train_and_evaluate(pool: ProcessPoolExecutor, manifests: Sequence[Manifest], report: Report) -> int:

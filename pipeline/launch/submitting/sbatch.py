@@ -1,7 +1,4 @@
-"""Talking to Slurm: through submitit for a whole submission, through sbatch for a job's own dependent evaluation.
-
-Loads no torch.
-"""
+"""Talking to Slurm: through submitit for a whole submission, through sbatch for a job's own dependent evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths
 from submitit.slurm.slurm import SlurmExecutor
@@ -131,10 +127,14 @@ def scripts(manifest: Manifest, stages: Sequence[Stage]) -> Iterator[tuple[str, 
         yield stage.name, executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
 
 
-def script_of(manifest: Manifest, stage: Stage, module: str, argument: Path) -> str:
-    """A stage's sbatch script with another command: a module that its Python runs. (It is given here, not pickled.)"""
+def queue_module(manifest: Manifest, stage: Stage, module: str, argument: Path) -> str:
+    """Queue a stage's script with another command, a module that its Python runs, and no pickle; returns its job id.
+
+    Raises WorkError if Slurm refuses.
+    """
     executor = _executor(manifest, stage, {})
-    return str(executor._make_submission_file_text(f"{executor.python} -u -m {module} {quote(str(argument))}", module))
+    script = executor._make_submission_file_text(f"{executor.python} -u -m {module} {quote(str(argument))}", module)
+    return _sbatch(["--parsable"], str(script)).partition(";")[0]
 
 
 def refusal(script: str) -> str | None:
@@ -144,11 +144,6 @@ def refusal(script: str) -> str | None:
     except WorkError as error:
         return str(error)
     return None
-
-
-def queue_script(script: str) -> str:
-    """Queue a script as it stands; returns its job id. Raises WorkError if Slurm refuses."""
-    return _sbatch(["--parsable"], script).partition(";")[0]
 
 
 @contextmanager
@@ -267,6 +262,8 @@ def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> SlurmExe
     job: Job = getattr(manifest.resources, stage.kind)
     pack = manifest.terms.pack if stage.kind == "train" else 1  # each trial of it gets what it would have alone
     cpus = job.cpus_per_task * pack
+    after = f"{stage.dependency}:{':'.join(ids[name] for name in stage.after)}"
+    options = {"dependency": after, "kill-on-invalid-dep": "yes"} if stage.after else {}
     executor = _Executor(
         folder=manifest.experiment.stage_logs(manifest.number, stage.name),
         python=python_command(profile, code, partial(_folders, manifest)),
@@ -281,7 +278,7 @@ def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> SlurmExe
         srun_args=[f"--cpus-per-task={cpus}"],  # since Slurm 22.05 srun does not inherit it
         setup=setup_lines(profile, code, root()),
         teardown=REQUEUE,
-        additional_parameters=_more_options(stage, ids) | gpu_option(profile, job),
+        additional_parameters={"requeue": True, "export": "ALL", **options, **gpu_option(profile, job)},
         **{key: value for key in PLAIN if (value := getattr(job, key)) is not None},
     )
     executor.parameters |= {"mem": scale_memory(job.mem, f"{pack}x"), "time": job.time}
@@ -299,14 +296,6 @@ def _folders(manifest: Manifest) -> list[Path]:
     ]
     named = [name for name in names if os.path.isabs(name)]
     return [manifest.code, root(), manifest.experiment.path, features_root(config), hub.cache(), *map(Path, sorted(set(named)))]
-
-
-def _more_options(stage: Stage, ids: dict[str, str]) -> dict[str, Any]:
-    options: dict[str, Any] = {"requeue": True, "export": "ALL"}
-    if stage.after:
-        after = ":".join(ids[name] for name in stage.after)
-        options |= {"dependency": f"{stage.dependency}:{after}", "kill-on-invalid-dep": "yes"}
-    return options
 
 
 def check_paths(manifest: Manifest) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from pipeline.data.sources import open_source
@@ -65,14 +64,12 @@ def submit(experiment: Experiment, request: Request) -> None:
         wait_until_done(experiment, *queued)
 
 
-@contextmanager
-def one_at_a_time(directory: ExperimentDir, request: Request) -> Iterator[None]:
-    """Of several submissions at once each looks when the one before has queued, or the same trials would be queued twice."""
-    if request.local:  # the leases of the trials keep these apart, for as long as they run
-        yield
-        return
-    with Lease(directory.submitting, LEASE_SECONDS).hold():
-        yield
+def one_at_a_time(directory: ExperimentDir, request: Request) -> AbstractContextManager[object]:
+    """Of several submissions at once each looks when the one before has queued, or the same trials would be queued twice.
+
+    On this machine the leases of the trials keep these apart, for as long as they run.
+    """
+    return nullcontext() if request.local else Lease(directory.submitting, LEASE_SECONDS).hold()
 
 
 def queue_trials(experiment: Experiment, trials: list[Trial], request: Request) -> tuple[Manifest, str] | None:

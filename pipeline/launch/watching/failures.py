@@ -122,7 +122,12 @@ def classify(record: Mapping[str, Any] | None, outcome: Outcome | None, log: str
 
 def kind_of(error: BaseException) -> Kind:
     """The class of an error, by its type and message and those of its causes: torch's types are told by their names."""
-    return _kind_in("\n".join(_in_words(each) for each in _chain(error)))
+    words = []
+    for each in _chain(error):
+        types = " ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in type(each).__mro__)
+        number = ERRNOS.get(each.errno or 0, "") if isinstance(each, OSError) else ""
+        words.append(f"{types} {number} {each}")
+    return _kind_in("\n".join(words))
 
 
 def last_frame(traceback: str) -> str:
@@ -150,12 +155,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         yield following
         seen.add(id(following))
         following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
-
-
-def _in_words(error: BaseException) -> str:
-    types = " ".join(f"{each.__module__}.{each.__qualname__}" for each in type(error).__mro__)
-    number = ERRNOS.get(error.errno or 0, "") if isinstance(error, OSError) else ""
-    return f"{types} {number} {error}"
 
 
 def _kind_in(words: str) -> Kind:

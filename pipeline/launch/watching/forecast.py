@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
@@ -130,7 +131,7 @@ def _past(experiment: Experiment, states: Sequence[TrialState], wanted: set[Kind
     """Past trials of each kind: of this plan, else of this experiment, else of another one beside it."""
     found: dict[Kind, list[_Past]] = {}
     unplanned = experiment.dir.folders() - {trial.name for trial in experiment.trials}
-    of_experiment = _saved(experiment.dir, unplanned, MAX_READ)
+    of_experiment = islice(_saved(experiment.dir, unplanned), MAX_READ)
     for candidates in (_of_plan(experiment, states), of_experiment, _of_others(experiment)):
         if left := wanted - found.keys():
             found |= _read(candidates, left, max(1, MAX_READ // len(wanted)))
@@ -149,6 +150,9 @@ def _read(candidates: Iterable[tuple[TrialDir, Config]], wanted: set[Kind], most
 
 def _read_past(folder: TrialDir, config: Config) -> _Past | None:
     """What a trial took, by the records of its training and evaluation; None if it was not trained."""
+    evaluation = None
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        evaluation = float(read_json(folder.provenance)["evaluate"]["seconds"])
     try:
         record = read_json(folder.trained)
         took, epochs = record["provenance"], int(record["epochs"])
@@ -158,14 +162,7 @@ def _read_past(folder: TrialDir, config: Config) -> _Past | None:
         device = took["device"].get("gpu") or "CPU"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return _Past(training, around, _evaluation(folder), epochs, _schedule(config), device)
-
-
-def _evaluation(folder: TrialDir) -> float | None:
-    try:
-        return float(read_json(folder.provenance)["evaluate"]["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return _Past(training, around, evaluation, epochs, _schedule(config), device)
 
 
 def _of_plan(experiment: Experiment, states: Sequence[TrialState]) -> Iterator[tuple[TrialDir, Config]]:
@@ -180,20 +177,12 @@ def _of_plan(experiment: Experiment, states: Sequence[TrialState]) -> Iterator[t
 def _of_others(experiment: Experiment) -> Iterator[tuple[TrialDir, Config]]:
     own = experiment.dir.path
     others = [ExperimentDir(own.parent / name) for name in sorted(folders_in(own.parent) - {own.name})]
-    each = (pair for other in others for pair in _saved(other, other.folders(), MAX_OF_OTHER))
-    return islice(each, MAX_READ)
+    return islice((pair for other in others for pair in islice(_saved(other, other.folders()), MAX_OF_OTHER)), MAX_READ)
 
 
-def _saved(experiment: ExperimentDir, names: set[str], most: int) -> Iterator[tuple[TrialDir, Config]]:
-    """The first trials of these names whose configuration can be read."""
-    pairs = ((folder, _saved_config(folder)) for folder in map(experiment.trial, sorted(names)))
-    return islice(((folder, config) for folder, config in pairs if config), most)
-
-
-def _saved_config(folder: TrialDir) -> Config | None:
-    """A trial's science as a configuration; None if it cannot be read."""
-    try:
-        values = saved_science(folder.config)
-        return Config.model_validate({**values, "experiment": "past"}) if values else None
-    except ValidationError:
-        return None
+def _saved(experiment: ExperimentDir, names: set[str]) -> Iterator[tuple[TrialDir, Config]]:
+    """The trials of these names whose configuration can be read."""
+    for folder in map(experiment.trial, sorted(names)):
+        with suppress(ValidationError):
+            if values := saved_science(folder.config):
+                yield folder, Config.model_validate({**values, "experiment": "past"})

@@ -120,13 +120,8 @@ def outside_environment() -> dict[str, str]:
 
     A nested sbatch would inherit the job's limits; SQUEUE_FORMAT and the like would change what is read here.
     """
-    return {name: value for name, value in os.environ.items() if not is_slurms(name)}
-
-
-def is_slurms(name: str) -> bool:
-    """Whether an environment variable is one that Slurm set for a job, or that its commands would read as an option."""
     prefixes = ("SLURM_", "SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SRUN_")
-    return name.startswith(prefixes) and name != "SLURM_CONF"
+    return {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not name.startswith(prefixes)}
 
 
 def find_job(name: str) -> tuple[str, set[str]] | None:

@@ -28,7 +28,7 @@ from pipeline.experiments.reading import Experiment
 from pipeline.launch.jobs import jobs
 from pipeline.launch.manifest.job_names import chunk_names, job_name
 from pipeline.launch.manifest.manifest import Manifest
-from pipeline.launch.scheduler.queue import ask, find_job, is_slurms, outside_environment
+from pipeline.launch.scheduler.queue import ask, find_job, outside_environment
 from pipeline.signals import warning_seconds
 
 LEASE_SECONDS = 60
@@ -149,9 +149,7 @@ def refusal(script: str) -> str | None:
 @contextmanager
 def scrubbed_environment() -> Iterator[None]:
     """Without the SLURM_* and SBATCH_* variables of a job that we may be in: a nested sbatch would inherit its limits."""
-    inherited = {name: value for name, value in os.environ.items() if is_slurms(name)}
-    for name in inherited:
-        del os.environ[name]
+    inherited = {name: os.environ.pop(name) for name in os.environ.keys() - outside_environment().keys()}
     try:
         yield
     finally:

@@ -225,14 +225,8 @@ def _process_space() -> str:
 
 
 def _describe_self() -> dict[str, str | int]:
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "space": _process_space(),
-        "job": job_id() or "",
-        "since": now(),
-        "id": uuid.uuid4().hex,
-    }
+    me: dict[str, str | int] = {"host": socket.gethostname(), "pid": os.getpid(), "space": _process_space()}
+    return me | {"job": job_id() or "", "since": now(), "id": uuid.uuid4().hex}
 
 
 def _name(content: str) -> str:

@@ -104,14 +104,10 @@ def installed_version(package: str) -> str | None:
 
 def _device() -> dict[str, Any]:
     """The GPU that was computed on, and threads, as torch sees them; only where torch is loaded already."""
-    torch = sys.modules.get("torch")
-    if torch is None:
+    if (torch := sys.modules.get("torch")) is None:
         return {}
-    return {
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_initialized() else None,
-        "threads": torch.get_num_threads(),
-        "cpu": platform.machine(),
-    }
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_initialized() else None
+    return {"gpu": gpu, "threads": torch.get_num_threads(), "cpu": platform.machine()}
 
 
 def _peak_memory() -> dict[str, float]:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -21,10 +21,8 @@ from pipeline.launch.jobs import jobs
 from pipeline.launch.manifest.manifest import Manifest, load_manifest
 from pipeline.launch.submitting.sbatch import last_line
 
-Report = Callable[[str], None]
 
-
-def run(manifests: Sequence[Manifest], workers: int, report: Report = print) -> bool:
+def run(manifests: Sequence[Manifest], workers: int) -> bool:
     """Extract, train, evaluate and collect; an evaluation starts when its own training has ended well.
 
     Returns whether every trial was evaluated. A trial that fails, or whose features cannot be made, leaves the others
@@ -34,24 +32,24 @@ def run(manifests: Sequence[Manifest], workers: int, report: Report = print) -> 
         try:
             extractions = [pool.submit(_work, m.path, "extract", i) for m in manifests for i in range(len(m.extractions))]
             for future in as_completed(extractions):
-                _ended_well(future, "extract", report)
-            evaluated = _train_and_evaluate(pool, manifests, report)
+                _ended_well(future, "extract")
+            evaluated = _train_and_evaluate(pool, manifests)
         except BrokenProcessPool:  # its other work has been reported already
-            report("not run: what was left, because a worker process was killed (out of memory?)")
+            print("not run: what was left, because a worker process was killed (out of memory?)")
             evaluated = 0
     for manifest in manifests:
         jobs.collect(str(manifest.path))
     return evaluated == sum(len(manifest.entries) for manifest in manifests)
 
 
-def _train_and_evaluate(pool: ProcessPoolExecutor, manifests: Sequence[Manifest], report: Report) -> int:
+def _train_and_evaluate(pool: ProcessPoolExecutor, manifests: Sequence[Manifest]) -> int:
     cells = [(manifest, i) for manifest in manifests for i in range(len(manifest.entries))]
     running = {pool.submit(_work, m.path, "train", i): ("train", m, i) for m, i in cells}
     evaluated = 0
     while running:
         future = next(as_completed(running))
         stage, manifest, index = running.pop(future)
-        if not _ended_well(future, f"{stage} {manifest.experiment.path.name}/{manifest.entries[index].name}", report):
+        if not _ended_well(future, f"{stage} {manifest.experiment.path.name}/{manifest.entries[index].name}"):
             continue
         if stage == "evaluate":
             evaluated += 1
@@ -59,20 +57,18 @@ def _train_and_evaluate(pool: ProcessPoolExecutor, manifests: Sequence[Manifest]
         try:
             running[pool.submit(_work, manifest.path, "evaluate", index)] = ("evaluate", manifest, index)
         except BrokenProcessPool:
-            report(f"evaluate {manifest.entries[index].name}: not run: a worker process was killed")
+            print(f"evaluate {manifest.entries[index].name}: not run: a worker process was killed")
     return evaluated
 
 
-def _ended_well(future: Future[None], what: str, report: Report) -> bool:
+def _ended_well(future: Future[None], what: str) -> bool:
     try:
         future.result()
-    except BrokenProcessPool:
-        report(f"{what}: failed: a worker process was killed (out of memory?)")
-        return False
     except Exception as error:
-        report(f"{what}: failed: {error}")
+        is_killed = isinstance(error, BrokenProcessPool)
+        print(f"{what}: failed: {'a worker process was killed (out of memory?)' if is_killed else error}")
         return False
-    report(f"{what}: done")
+    print(f"{what}: done")
     return True
 
 

@@ -258,17 +258,12 @@ def _of_log(log: str) -> Failure | None:
     ends = [(match.start(), kind) for kind, pattern in ENDS.items() for match in re.finditer(pattern, log)]
     position, kind = max(ends, default=(-1, "error"))
     if (begin := log.rfind(TRACEBACK)) > position:
-        return _of_traceback(log[begin:])
+        lines = log[begin:].splitlines()[1:]  # the error is the first line that is not indented, nor srun's own
+        message = next((line for line in lines if line[:1].strip() and not SLURMS_LINE.match(line)), "a Python error")
+        return _failure(_kind_in(message), _line(message), last_frame(log[begin:]))
     if position >= 0:
         return _failure(kind, _slurms(_line_at(log, position)))
     return _of_last_words(log)
-
-
-def _of_traceback(text: str) -> Failure:
-    """The error of a traceback that begins `text`: its last line is the first that is not indented, nor srun's own."""
-    lines = text.splitlines()[1:]
-    message = next((line for line in lines if line[:1].strip() and not SLURMS_LINE.match(line)), "a Python error")
-    return _failure(_kind_in(message), _line(message), last_frame(text))
 
 
 def _of_last_words(log: str) -> Failure | None:
@@ -287,8 +282,8 @@ def _without_accounting(recorded: Failure | None, record: Mapping[str, Any] | No
     if recorded is None or logged is None or record is None:
         return recorded or logged
     told = _line(str(record.get("message") or ""))
-    is_told = bool(told) and told in log
-    return logged if logged.kind in ("oom", "time", "preempted", "node", "killed") and not is_told else recorded
+    is_later = logged.kind in ("oom", "time", "preempted", "node", "killed") and not (told and told in log)
+    return logged if is_later else recorded
 
 
 def _line_at(log: str, position: int) -> str:

@@ -132,7 +132,10 @@ def _past(experiment: Experiment, states: Sequence[TrialState], wanted: set[Kind
     found: dict[Kind, list[_Past]] = {}
     unplanned = experiment.dir.folders() - {trial.name for trial in experiment.trials}
     of_experiment = islice(_saved(experiment.dir, unplanned), MAX_READ)
-    for candidates in (_of_plan(experiment, states), of_experiment, _of_others(experiment)):
+    own = experiment.dir.path
+    others = [ExperimentDir(own.parent / name) for name in sorted(folders_in(own.parent) - {own.name})]
+    of_others = (pair for other in others for pair in islice(_saved(other, other.folders()), MAX_OF_OTHER))
+    for candidates in (_of_plan(experiment, states), of_experiment, islice(of_others, MAX_READ)):
         if left := wanted - found.keys():
             found |= _read(candidates, left, max(1, MAX_READ // len(wanted)))
     return found
@@ -172,12 +175,6 @@ def _of_plan(experiment: Experiment, states: Sequence[TrialState]) -> Iterator[t
     for trial, state in zip(experiment.trials, states, strict=True):
         if state.state in ("done", "trained", "stale") and trial.name in there:
             yield directory.trial(trial.name), trial.config
-
-
-def _of_others(experiment: Experiment) -> Iterator[tuple[TrialDir, Config]]:
-    own = experiment.dir.path
-    others = [ExperimentDir(own.parent / name) for name in sorted(folders_in(own.parent) - {own.name})]
-    return islice((pair for other in others for pair in islice(_saved(other, other.folders()), MAX_OF_OTHER)), MAX_READ)
 
 
 def _saved(experiment: ExperimentDir, names: set[str]) -> Iterator[tuple[TrialDir, Config]]:

@@ -56,16 +56,11 @@ def set_threads() -> int:
     Raises UserError if what is set there is no number of threads.
     """
     chosen = next((name for name in THREAD_VARIABLES if os.environ.get(name)), None)
-    threads = _read_threads(chosen) if chosen else len(os.sched_getaffinity(0))
-    torch.set_num_threads(threads)
-    return threads
-
-
-def _read_threads(variable: str) -> int:
-    text = os.environ[variable]
+    text = os.environ[chosen] if chosen else str(len(os.sched_getaffinity(0)))
     outermost = text.split(",")[0].strip()  # OpenMP allows a number for each nesting level: 4,2
     if not re.fullmatch("[1-9][0-9]{0,4}", outermost):
-        raise UserError(f"{variable}={text} is no number of threads: set it to a whole number above 0, or unset it.")
+        raise UserError(f"{chosen}={text} is no number of threads: set it to a whole number above 0, or unset it.")
+    torch.set_num_threads(int(outermost))
     return int(outermost)
 
 

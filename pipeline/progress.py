@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from time import monotonic
 
 from rich.console import Console
@@ -19,12 +19,9 @@ def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-@contextmanager
-def progress(what: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int, unit: str = "images") -> AbstractContextManager[Callable[[int], None]]:
     """Show the progress of `total` units; the block calls what it is given with the number of units just done."""
-    show = _bar if sys.stderr.isatty() else _lines
-    with show(what, total, unit) as advance:
-        yield advance
+    return (_bar if sys.stderr.isatty() else _lines)(what, total, unit)
 
 
 @contextmanager

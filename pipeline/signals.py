@@ -1,7 +1,4 @@
-"""Being told to stop: Slurm's warning before the walltime (USR2), SIGTERM from preemption or scancel, Ctrl-C.
-
-Loads no torch.
-"""
+"""Being told to stop: Slurm's warning before the walltime (USR2), SIGTERM from preemption or scancel, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -75,10 +72,7 @@ def at_walltime(end: Callable[[], None]) -> Iterator[None]:
     For stages without a checkpoint of their own. submitit's handlers are replaced here too: they swallow SIGTERM.
     """
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        end()
-
-    before = signal.signal(WALLTIME_SIGNAL, handle), signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    before = signal.signal(WALLTIME_SIGNAL, lambda number, frame: end()), signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         yield
     finally:

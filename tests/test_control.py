@@ -62,7 +62,7 @@ class Site:
         """(job, state, exit) of tasks of one job name."""
         with self.accounts.open("a") as file:
             for job, state, code in tasks:
-                file.write(f"{job}|100|{state}|{code}|0:0|100|200|100|cpu=1|4G|n1|None|{name}\n")
+                file.write(f"{job}|100|{state}|{code}|0:0|100|100|4G|n1|None|{name}\n")
 
 
 @pytest.fixture

@@ -90,9 +90,11 @@ def test_a_snapshot_says_itself_what_it_is_of(project: Path) -> None:
 
 
 def test_an_edit_while_a_process_runs_is_not_taken_for_its_code(project: Path) -> None:
+    loaded_code.cache_clear()
     before = loaded_code()
     (project / "pipeline" / "module.py").write_text("first = 2\n")
     assert loaded_code() == before == provenance.provenance()["code"] != code_version()
+    loaded_code.cache_clear()
 
 
 # ---------------------------------------------------------------- the rest

@@ -13,11 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipeline.disk import provenance
 from pipeline.disk.layout import PROJECT, ExperimentDir
 from pipeline.disk.writing import read_json
+from pipeline.experiments.reading import load_experiment
 from pipeline.launch.manifest import snapshot
+from pipeline.launch.manifest.manifest import make_manifest
 from pipeline.launch.manifest.snapshot import take_snapshot
 from tests.conftest import Assets
 from tests.test_provenance import COMMIT, git
@@ -123,6 +126,37 @@ def test_what_runs_in_a_snapshot_says_that_it_is_that_code(take: Callable[[], Pa
         [sys.executable, "-c", code], cwd=folder, env={"PYTHONPATH": str(folder)}, capture_output=True, text=True
     )
     assert json.loads(done.stdout) == {"commit": commit, "dirty": False, "diff": "", "new_files": []}, done.stderr
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A lab's own task, which an edit can break."""
+    return Path(shutil.copy(PROJECT / "docs" / "examples" / "phenology.py", tmp_path))
+
+
+def test_a_labs_own_task_is_part_of_it(take: Callable[[], Path], experiment: ExperimentDir, own: Path) -> None:
+    first, before = take_snapshot(experiment, ["numbers", str(own), str(own)]), own.read_bytes()
+    assert [path.read_bytes() for path in (first / "own").iterdir()] == [before]
+    own.write_text(BREAK)
+    assert len({take(), first, take_snapshot(experiment, [str(own)])}) == 3
+    assert [path.read_bytes() for path in (first / "own").iterdir()] == [before]
+
+
+def test_jobs_run_a_labs_own_task_as_it_was_when_it_was_submitted(tmp_path: Path, own: Path) -> None:
+    """A trial of a pack: what it lacks are features, and not the task."""
+    shutil.copy(PROJECT / "docs" / "examples" / "phenology.yaml", tmp_path)
+    (tmp_path / "stages.csv").write_text("file,plant,stage\n" + "".join(f"{i}.png,{i},{i % 5}\n" for i in range(20)))
+    for number in range(20):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    paths = (f"paths.trained={tmp_path}/trained", f"paths.features={tmp_path}/features", f"data.source={tmp_path}/stages.csv")
+    found = load_experiment(tmp_path / "phenology.yaml", paths)
+    made = make_manifest(found, found.trials)
+    own.write_text(BREAK)
+    command = [sys.executable, "-m", "pipeline.launch.jobs.pack", str(made.path), "0"]
+    done = subprocess.run(command, cwd=made.code, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True)
+    failure = read_json(made.experiment.trial(made.names[0]).failure)
+    assert done.returncode == 1 and str(made.code) in done.stdout
+    assert (failure["kind"], failure["message"] in done.stderr) == ("dependency", True), failure["message"]
 
 
 # ---------------------------------------------------------------- jobs

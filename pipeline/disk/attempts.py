@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -93,7 +93,8 @@ class Attempts:
     def __init__(self, path: Path, identity: str, attempt: Attempt, started: float) -> None:
         """`started`: when this attempt began, by `time.monotonic`."""
         self._path, self._identity, self._mine, self._started = path, identity, attempt, started
-        self._earlier = _earlier(path, identity)
+        record = read_record(path)
+        self._earlier = read_attempts(record) if record.get("identity") == identity else []
 
     def all(self) -> list[Attempt]:
         """Every attempt, this one with the time it has taken until now."""
@@ -103,8 +104,7 @@ class Attempts:
     def note(self) -> None:
         """Bring the file up to date. A disk that is full is no reason for the training to end here."""
         with suppress(OSError):
-            values: Mapping[str, Any] = {"identity": self._identity, **spent(self.all())}
-            write_json(self._path, values)
+            write_json(self._path, {"identity": self._identity, **spent(self.all())})
 
     @contextmanager
     def noted(self, still_mine: Callable[[], bool]) -> Iterator[None]:
@@ -115,8 +115,3 @@ class Attempts:
         finally:
             if still_mine():
                 self.note()
-
-
-def _earlier(path: Path, identity: str) -> list[Attempt]:
-    record = read_record(path)
-    return read_attempts(record) if record.get("identity") == identity else []

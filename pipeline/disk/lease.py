@@ -142,14 +142,11 @@ class Lease:
             self._file(number).unlink(missing_ok=True)
             return None
         claim = _Claim(self, number, descriptor)
-        self._delete_below(number)
-        return claim
-
-    def _delete_below(self, number: int) -> None:
         with suppress(FileNotFoundError):  # the folder is gone: then the work is done
             for name in os.listdir(self.path):
                 if name.isdecimal() and int(name) < number:
                     (self.path / name).unlink(missing_ok=True)
+        return claim
 
     def _file(self, number: int) -> Path:
         return self.path / f"{number:06d}"
@@ -176,24 +173,18 @@ class _Watch:
         if is_gone(_parse(content)):
             _log(f"{self._lease.path}: taking over from {_name(content)}, which is gone")
             return True
-        self._look((number, content))
-        if self._silence < self._lease.seconds:
-            self._tell(number, f"waits for {_name(content)}")
-            return False
-        _log(f"{self._lease.path}: taking over from {_name(content)}, silent for {self._lease.seconds:g} s")
-        return True
-
-    def _look(self, seen: tuple[int, str]) -> None:
         now = time.monotonic()
         # We may have been suspended ourselves, together with the owner: what we slept through is no silence of its.
         passed = min(now - self._last, 2 * self._lease.pause)
-        self._silence = self._silence + passed if seen == self._seen else 0.0
-        self._seen, self._last = seen, now
-
-    def _tell(self, number: int, text: str) -> None:
+        self._silence = self._silence + passed if (number, content) == self._seen else 0.0
+        self._seen, self._last = (number, content), now
+        if self._silence >= self._lease.seconds:
+            _log(f"{self._lease.path}: taking over from {_name(content)}, silent for {self._lease.seconds:g} s")
+            return True
         if number != self._told:
-            _log(f"{self._lease.path}: {text}")
+            _log(f"{self._lease.path}: waits for {_name(content)}")
         self._told = number
+        return False
 
 
 def owner(path: Path) -> dict[str, Any] | None:
@@ -219,10 +210,8 @@ def is_gone(fields: dict[str, Any]) -> bool:
         return False
     try:
         os.kill(fields["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # it lives, as another user
-        return False
+    except OSError as error:  # PermissionError: it lives, as another user
+        return isinstance(error, ProcessLookupError)
     return False
 
 
@@ -236,14 +225,8 @@ def _process_space() -> str:
 
 
 def _describe_self() -> dict[str, str | int]:
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "space": _process_space(),
-        "job": job_id() or "",
-        "since": now(),
-        "id": uuid.uuid4().hex,
-    }
+    me: dict[str, str | int] = {"host": socket.gethostname(), "pid": os.getpid(), "space": _process_space()}
+    return me | {"job": job_id() or "", "since": now(), "id": uuid.uuid4().hex}
 
 
 def _name(content: str) -> str:

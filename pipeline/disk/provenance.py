@@ -16,7 +16,6 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
@@ -75,13 +74,9 @@ def code_version() -> dict[str, Any]:
     return {"commit": commit.strip(), "dirty": bool(diff or new), "diff": hide(diff)[:MAX_DIFF], "new_files": new}
 
 
+@cache
 def loaded_code() -> dict[str, Any]:
     """`code_version` when this was first called: what is edited later does not run in this process."""
-    return _code_at_first(PROJECT)
-
-
-@cache
-def _code_at_first(project: Path) -> dict[str, Any]:
     return code_version()
 
 
@@ -94,8 +89,7 @@ def job_id() -> str | None:
 def _git(*arguments: str) -> str | None:
     try:
         command = ["git", "-C", str(PROJECT), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=30)
-        return done.stdout
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=30).stdout
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -110,14 +104,10 @@ def installed_version(package: str) -> str | None:
 
 def _device() -> dict[str, Any]:
     """The GPU that was computed on, and threads, as torch sees them; only where torch is loaded already."""
-    torch = sys.modules.get("torch")
-    if torch is None:
+    if (torch := sys.modules.get("torch")) is None:
         return {}
-    return {
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_initialized() else None,
-        "threads": torch.get_num_threads(),
-        "cpu": platform.machine(),
-    }
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_initialized() else None
+    return {"gpu": gpu, "threads": torch.get_num_threads(), "cpu": platform.machine()}
 
 
 def _peak_memory() -> dict[str, float]:

@@ -35,7 +35,8 @@ def check_disk(context: Context) -> Iterator[Finding]:
             return
         features += estimates.features_bytes(config, weights, data.n) if needs_extraction(sharing) else 0
         models += sum(estimates.model_bytes(trial.config, weights) for trial in sharing)
-        checkpoint = max(checkpoint, *(estimates.checkpoint_bytes(trial.config, weights) for trial in sharing))
+        trained = max(estimates.trained_parameters(trial.config, weights) for trial in sharing)
+        checkpoint = max(checkpoint, estimates.CHECKPOINT * trained)
     config = context.experiment.config
     yield _disk("features", features_root(config), features)
     yield _disk("trained", trained_root(config), models + checkpoint)

@@ -100,14 +100,12 @@ def check_limits(context: Context) -> Iterator[Finding]:
     n_job_tasks = sum(len(stage.indices) for stage in stages)
     words = ", ".join(f"{kind} {n}" for kind, n in Counter(stage.kind for stage in stages).items())
     size = context.manifest.array_size
-    yield Finding(
-        "ok", "arrays", f"of at most {size} job tasks, for {len(context.trials)} trials: {words}; {n_job_tasks} jobs in all"
-    )
+    text = f"of at most {size} job tasks, for {len(context.trials)} trials: {words}; {n_job_tasks} jobs in all"
+    yield Finding("ok", "arrays", text)
     limit = site.max_submitted()
     if limit is not None and n_job_tasks > limit:
-        yield Finding(
-            "warn", "jobs", f"you may have {limit} queued: submit the grid in parts, or several trials a job task (--pack)"
-        )
+        todo = "submit the grid in parts, or several trials a job task (--pack)"
+        yield Finding("warn", "jobs", f"you may have {limit} queued: {todo}")
 
 
 # ---------------------------------------------------------------- folders and data

@@ -18,8 +18,6 @@ from pipeline.launch.submitting.submit import Request
 from pipeline.launch.watching.plan import missing_trials
 
 FETCH = "`carabid fetch CONFIG …` (the same arguments)"
-
-
 Verdict = Literal["ok", "warn", "FAIL", "skip"]
 
 

@@ -16,12 +16,13 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pipeline.amounts import format_memory, parse_memory
+from pipeline.config.own import load_file
 from pipeline.config.resources import Job
 from pipeline.config.trial import Config
 from pipeline.data.dataset import known_signature
@@ -41,7 +42,7 @@ TIME, MEMORY = "00:05:00", "8G"
 POLL_SECONDS = 1.0
 LOOKS = 5
 """How often a result is looked for once its job has ended: a network's disk may show it late."""
-MODULE = "pipeline.launch.doctor.probe"
+MODULE, RESULT = "pipeline.launch.doctor.probe", "seen.json"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,10 @@ class NotStarted(WorkError):
 # ---------------------------------------------------------------- where the look is taken
 def main(request: Path) -> None:
     """Look around, and write it beside the request."""
-    config = Config.model_validate(read_json(request))
+    values = read_json(request)
+    if values["task"].endswith(".py"):
+        load_file(values["task"])  # it may define kinds
+    config = Config.model_validate(values)
     device, error, memory = _device(config.device)
     stage, stage_error = _stage(config)
     temporary = tempfile.gettempdir()
@@ -93,7 +97,10 @@ def main(request: Path) -> None:
         gpu_memory=memory,
         memory=free_host_memory(),
         unwritable=try_folder(features_root(config)),
-        missing=[name for name, look in _inputs(config).items() if not look()],
+        missing=[
+            *(["data"] if not known_signature(config.data) else []),
+            *(["weights"] if not weights_signature(config.backbone) else []),
+        ],
         stage=stage,
         stage_error=stage_error,
         stage_free=shutil.disk_usage(stage).free if stage and not stage_error else 0,
@@ -101,7 +108,7 @@ def main(request: Path) -> None:
         temporary_free=shutil.disk_usage(temporary).free,
         time=time.time(),
     )
-    write_json(_result(request), asdict(seen))
+    write_json(request.with_name(RESULT), asdict(seen))
 
 
 def try_folder(folder: Path) -> str:
@@ -142,10 +149,6 @@ def _device(wanted: str) -> tuple[str, str, int | None]:
     return device_name(device), "", torch.cuda.mem_get_info()[1] if device.type == "cuda" else None
 
 
-def _inputs(config: Config) -> dict[str, Callable[[], object]]:
-    return {"data": lambda: known_signature(config.data), "weights": lambda: weights_signature(config.backbone)}
-
-
 # ---------------------------------------------------------------- who asks for it
 def look_here(config: Config, trained: Path) -> Seen:
     """What this machine is like. Raises WorkError if Python ends badly."""
@@ -154,7 +157,7 @@ def look_here(config: Config, trained: Path) -> Seen:
         done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, stdin=subprocess.DEVNULL)
         if done.returncode != 0:
             raise WorkError(f"{' '.join(command[:3])} ended with status {done.returncode}: {sbatch.last_line(done.stderr)}")
-        return Seen(**read_json(_result(request)))
+        return Seen(**read_json(request.with_name(RESULT)))
 
 
 def look_there(manifest: Manifest, trained: Path, patience: float) -> tuple[Seen, float]:
@@ -163,17 +166,17 @@ def look_there(manifest: Manifest, trained: Path, patience: float) -> tuple[Seen
     Raises NotStarted if no node was free in `patience` seconds, WorkError if the job came to nothing.
     """
     with _request(manifest.trial(0).config, trained) as (folder, request):
-        small = _small(replace(manifest, path=folder.submission("probe"), code=take_snapshot(folder)))
-        stage = sbatch.Stage("train", "train", lambda *_: None, range(1))
+        small = _small(replace(manifest, path=folder.submission("probe"), code=take_snapshot(folder, [manifest.common["task"]])))
+        stage = sbatch.Stage("train", "train", range(1))
         logs = small.experiment.stage_logs(small.number, stage.name)
         logs.mkdir(parents=True)
-        job = sbatch.queue_script(sbatch.script_of(small, stage, MODULE, request))
+        job = sbatch.queue_module(small, stage, MODULE, request)
         try:
             at_work = _wait(job, patience)
         finally:
             with suppress(WorkError):
                 cancel([job])
-        return _read(_result(request), logs, job), at_work
+        return _read(request.with_name(RESULT), logs, job), at_work
 
 
 @contextmanager
@@ -185,10 +188,6 @@ def _request(config: Config, trained: Path) -> Iterator[tuple[ExperimentDir, Pat
         yield folder, request
     finally:
         shutil.rmtree(folder.path, ignore_errors=True)
-
-
-def _result(request: Path) -> Path:
-    return request.with_name("seen.json")
 
 
 def _small(manifest: Manifest) -> Manifest:

@@ -1,7 +1,4 @@
-"""A job's work on features: shards that are done stay, and what fails is the failure of the trials that need them.
-
-Loads no torch.
-"""
+"""A job's work on features: shards that are done stay, and what fails is the failure of the trials that need them."""
 
 from __future__ import annotations
 

@@ -16,14 +16,12 @@ from pathlib import Path
 from types import FrameType
 
 from pipeline.disk.attempts import SHARED_BY
-from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import write_json
 from pipeline.errors import REQUEUE_STATUS, RunAgain, WorkError
 from pipeline.launch.jobs.trials import failure_record, train_index
 from pipeline.launch.manifest.manifest import Manifest, load_manifest
 from pipeline.signals import LISTENED, WALLTIME_SIGNAL
 
-Children = Mapping[int, subprocess.Popen[bytes]]
 WORDS = {0: "done", REQUEUE_STATUS: "interrupted", **{-number: "interrupted" for number in LISTENED}}
 """What exit statuses mean. A child that has only just begun does not listen yet: what it is told ends it."""
 
@@ -33,7 +31,10 @@ def train(manifest: Manifest, indices: range) -> None:
 
     Raises RunAgain if the walltime interrupted one, WorkError if none is done.
     """
-    children = {index: _start(manifest, index, _environment(manifest, len(indices))) for index in indices}
+    # Each has the threads that it has alone, so that it computes the same bits. (Slurm tells it the CPUs of all of them.)
+    threads = str(manifest.resources.train.cpus_per_task)
+    environ = {"OMP_NUM_THREADS": threads, **os.environ, SHARED_BY: str(len(indices))}
+    children = {index: _start(manifest, index, environ) for index in indices}
     with _passing_signals_on(children):
         statuses = {index: child.wait() for index, child in children.items()}
     for index, status in statuses.items():
@@ -49,15 +50,6 @@ def log_path(manifest: Manifest, index: int) -> Path:
     return manifest.experiment.own_log(manifest.number, "train", index)
 
 
-def _environment(manifest: Manifest, n: int) -> dict[str, str]:
-    """What each of `n` trials at once is told. Its threads are those that it has alone, so that it computes the same bits.
-
-    (Slurm tells it the CPUs of all of them.)
-    """
-    threads = str(manifest.resources.train.cpus_per_task)
-    return {"OMP_NUM_THREADS": threads, **os.environ, SHARED_BY: str(n)}
-
-
 def _start(manifest: Manifest, index: int, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
     path = log_path(manifest, index)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +59,7 @@ def _start(manifest: Manifest, index: int, environ: Mapping[str, str]) -> subpro
 
 
 @contextmanager
-def _passing_signals_on(children: Children) -> Iterator[None]:
+def _passing_signals_on(children: Mapping[int, subprocess.Popen[bytes]]) -> Iterator[None]:
     """What this process is told, its children are told too: they write their checkpoints, and this one waits for them."""
 
     def tell(number: int, frame: FrameType | None) -> None:
@@ -87,14 +79,10 @@ def _log_end(manifest: Manifest, index: int, status: int) -> None:
     name, how = manifest.entries[index].name, WORDS.get(status, "failed")
     if status < 0 and status not in WORDS:
         how = f"killed by {signal.Signals(-status).name}"
-        _record_kill(manifest.experiment.trial(name), how)
+        record = failure_record("train", WorkError(f"{how} (out of memory?)")) | {"kind": "killed"}
+        with suppress(OSError):  # it could leave no word itself, and Slurm may call the job task done
+            write_json(manifest.experiment.trial(name).failure, record)
     print(f"carabid train: {name}: {how} (log: {log_path(manifest, index)})", flush=True)
-
-
-def _record_kill(trial: TrialDir, killed: str) -> None:
-    """What was killed could leave no word itself, and Slurm may call the job task done."""
-    with suppress(OSError):
-        write_json(trial.failure, failure_record("train", WorkError(f"{killed} (out of memory?)")) | {"kind": "killed"})
 
 
 if __name__ == "__main__":

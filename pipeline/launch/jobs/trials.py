@@ -1,4 +1,4 @@
-"""A job's work on trials: one after another, each failure left in its trial's folder. Loads no torch.
+"""A job's work on trials, one after another. Loads no torch.
 
 A trial that fails leaves its reason in its folder, for `carabid status` and `results`; the next attempt removes it.
 """

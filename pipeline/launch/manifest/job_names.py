@@ -1,6 +1,6 @@
 """Which part of a submission a Slurm job does: told by its name, its index in the array, and the submission's manifest.
 
-No list of job ids has to be kept right. Loads no torch.
+No list of job ids has to be kept right.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Parts:
         self.experiment = experiment
         self._pattern = re.compile(rf"{re.escape(_prefix(experiment))}(\d+)-(extract|train|evaluate|collect)(?:-(\d+))?")
         self._manifests: dict[str, Manifest | None] = {}
-        self._arrays: dict[str, tuple[int, int, int]] = {}
+        self._arrays: dict[str, list[int]] = {}
 
     def of(self, name: str, array: str, index: int | None) -> Part | None:
         """The part that this job does; None if it is not the experiment's, or its manifest is gone: it will do nothing."""
@@ -94,12 +94,8 @@ class Parts:
 
     def _typed(self, manifest: Manifest, job: str, stage: str, index: int | None) -> Part:
         """A job typed by hand: the job tasks of its array share the trials out (`sharding.my_share`)."""
-        low, step, count = self._array(job)
+        if job not in self._arrays:
+            self._arrays[job] = read_json(self.experiment.submission(f"job-{job}"))["array"]
+        low, step, count = self._arrays[job]
         rank = 0 if index is None else (index - low) // step
         return Part(manifest, stage, range(len(manifest.entries))[rank::count])
-
-    def _array(self, job: str) -> tuple[int, int, int]:
-        if job not in self._arrays:
-            low, step, count = read_json(self.experiment.submission(f"job-{job}"))["array"]
-            self._arrays[job] = (low, step, count)
-        return self._arrays[job]

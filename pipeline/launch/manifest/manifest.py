@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.config.identity import digest, features_of, images_of
+from pipeline.config.own import load_file
 from pipeline.config.resources import Resources
 from pipeline.config.trial import Config
 from pipeline.disk.layout import ExperimentDir
@@ -89,7 +90,8 @@ class Manifest:
     @cached_property
     def job_tasks(self) -> list[range]:
         """For each job task of training and of evaluation: the indices of its trials."""
-        return _packs(len(self.entries), self.terms.pack)
+        n, size = len(self.entries), self.terms.pack
+        return [range(first, min(first + size, n)) for first in range(0, n, size)]
 
     def section(self, entry: Entry, name: str) -> Any:
         """One section of a trial's configuration, as plain JSON values."""
@@ -98,8 +100,11 @@ class Manifest:
     def trial(self, index: int) -> Trial:
         """Trial `index`, with its whole configuration."""
         entry = self.entries[index]
+        values = self.common | entry.differs
+        if values["task"].endswith(".py"):
+            load_file(values["task"])  # it may define kinds
         try:
-            config = Config.model_validate(self.common | entry.differs)
+            config = Config.model_validate(values)
         except ValidationError as error:
             raise UserError(
                 f"{self.path}: {entry.name} was submitted with another version of carabid: `carabid submit` with its YAML "
@@ -121,15 +126,11 @@ class Manifest:
         return [self.trial(i) for i, entry in enumerate(self.entries) if entry.features == features]
 
 
-def _packs(n: int, size: int) -> list[range]:
-    return [range(first, min(first + size, n)) for first in range(0, n, size)]
-
-
 def make_manifest(experiment: Experiment, trials: Sequence[Trial], terms: Terms | None = None) -> Manifest:
     """Write the manifest of a new submission, a snapshot of the code, and the experiment's record beside it."""
     directory = experiment.dir
     values = _values(experiment, trials, terms or Terms())
-    path = _write_numbered(directory, values | {"code": take_snapshot(directory).name})
+    path = _write_numbered(directory, values | {"code": take_snapshot(directory, [t.config.task for t in trials]).name})
     with suppress(OSError):  # a YAML that is gone: its record of the first submission stays
         write_text(directory.record, experiment.source.read_text(encoding="utf-8"))
     directory.logs.mkdir(parents=True, exist_ok=True)
@@ -176,7 +177,7 @@ def sharing_features(trials: Iterable[Trial]) -> list[list[Trial]]:
     """Trials grouped by the features they read, in order."""
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
-        groups.setdefault(_features_identity(trial.config), []).append(trial)
+        groups.setdefault(digest([*images_of(trial.config.data), *features_of(trial.config)]), []).append(trial)
     return list(groups.values())
 
 
@@ -199,18 +200,10 @@ def _values(experiment: Experiment, trials: Sequence[Trial], terms: Terms) -> Tr
         "extractions": [(number, part, n) for number, n in enumerate(counts) for part in range(n)],
         "common": common,
         "trials": [
-            {"name": trial.name, "features": numbers[id(trial)], "differs": _differing(config, common)}
+            {"name": trial.name, "features": numbers[id(trial)], "differs": {k: v for k, v in config.items() if v != common[k]}}
             for trial, config in zip(trials, configs, strict=True)
         ],
     }
-
-
-def _differing(config: Tree, common: Tree) -> Tree:
-    return {section: value for section, value in config.items() if value != common[section]}
-
-
-def _features_identity(config: Config) -> str:
-    return digest([*images_of(config.data), *features_of(config)])
 
 
 def _next_number(folder: Path) -> int:

@@ -1,7 +1,7 @@
 """What became of each job task by Slurm's accounting: one call of sacct for all of them. Loads no torch.
 
 sacct of Slurm 22.05 knows no number of restarts. `--duplicates` lists what ended before a job was queued again as lines of
-their own: the last line of a job is what became of it, those before it are counted.
+their own: the last line of a job is what became of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WORDS_A_CALL = 500
 """Job names are some sixty characters; an argument may have 128 KiB."""
 STATES = "CA,CD,F,NF,BF,OOM,PR,TO,DL,RQ,R,S,PD"
 """All of them. Named, or sacct leaves out what was cancelled before it could have begun, as jobs after a failed one are."""
-FIELDS = "JobID,Submit,State,ExitCode,DerivedExitCode,Start,End,ElapsedRaw,AllocTRES,ReqMem,NodeList,Reason,JobName"
+FIELDS = "JobID,Submit,State,ExitCode,DerivedExitCode,Start,ElapsedRaw,ReqMem,NodeList,Reason,JobName"
 """The name comes last: it alone may hold a |."""
 N_FIELDS = FIELDS.count(",") + 1
 DISABLED = "accounting storage is disabled"
@@ -42,11 +42,8 @@ class Outcome:
     exit_code: int
     signal: int
     """What killed the script or a command in it; 0: nothing did."""
-    restarts: int
-    """How often it was queued again."""
     seconds: int
     """How long the last attempt took."""
-    gpus: int
     node: str
     """Empty if it never ran."""
     reason: str = ""
@@ -56,7 +53,6 @@ class Outcome:
     by: str = ""
     """Who cancelled it; empty where Slurm did."""
     start: float | None = None
-    end: float | None = None
     """Seconds since 1970, by the controller's clock."""
 
 
@@ -66,29 +62,27 @@ def outcomes(names: Collection[str], since: str, jobs: Collection[str] = ()) -> 
     Tasks that wait, for the first time or again, are left out: squeue tells more of them. None where nothing can be known:
     there is no accounting, or no sacct; or it fails or does not answer, which is said on stderr.
     """
-    wanted = [f"--name={','.join(some)}" for some in batched(sorted(names))]
-    wanted += [f"--jobs={','.join(some)}" for some in batched(sorted(jobs))]
+    asked = {"name": sorted(names), "jobs": sorted(jobs)}
+    wanted = [
+        f"--{option}={','.join(words[begin : begin + WORDS_A_CALL])}"
+        for option, words in asked.items()
+        for begin in range(0, len(words), WORDS_A_CALL)
+    ]
     try:
-        found = [line for option in wanted for line in _sacct(option, since)]
-    except _NoAccounting:
-        return None
+        found = [_sacct(option, since) for option in wanted]
     except WorkError as error:
         print(f"carabid: {error}: going by logs and records alone", file=sys.stderr)
         return None
-    return _last_attempts(found)
+    if None in found:
+        return None
+    in_order = sorted((line for lines in found for line in lines or ()), key=lambda line: _number(line[1]))
+    last = {job: line for line in in_order for job in _jobs(line[0])}
+    became = [_outcome(job, line) for job, line in last.items()]
+    return [outcome for outcome in became if outcome.state != "PENDING"]
 
 
-class _NoAccounting(Exception):
-    """This cluster keeps none, or this is no cluster."""
-
-
-def batched(words: Sequence[str]) -> Iterator[Sequence[str]]:
-    """As many at once as one argument of a command may hold."""
-    return (words[begin : begin + WORDS_A_CALL] for begin in range(0, len(words), WORDS_A_CALL))
-
-
-def _sacct(wanted: str, since: str) -> list[list[str]]:
-    """The fields of each line. Raises WorkError if sacct fails."""
+def _sacct(wanted: str, since: str) -> list[list[str]] | None:
+    """The fields of each line; None without accounting. Raises WorkError if sacct fails."""
     begin = datetime.fromisoformat(since).astimezone().strftime("%Y-%m-%dT%H:%M:%S")  # sacct knows no other time zones
     window = [f"--starttime={begin}", "--endtime=now+365days", f"--state={STATES}"]
     options = ["--allocations", "--duplicates", "--parsable2", "--noheader", f"--format={FIELDS}", *window]
@@ -96,24 +90,15 @@ def _sacct(wanted: str, since: str) -> list[list[str]]:
     try:
         found = ask(["sacct", *options, wanted], told, TIMEOUT)
     except FileNotFoundError:
-        raise _NoAccounting from None
+        return None
     except WorkError as error:
         if DISABLED in str(error):
-            raise _NoAccounting from None
+            return None
         raise
     except OSError as error:
         raise WorkError(f"sacct cannot be called: {error}") from error
     lines = (line.split("|", N_FIELDS - 1) for line in found.splitlines())
     return [fields for fields in lines if len(fields) == N_FIELDS]
-
-
-def _last_attempts(lines: Sequence[Sequence[str]]) -> list[Outcome]:
-    attempts: dict[str, list[Sequence[str]]] = {}
-    for line in sorted(lines, key=lambda line: _number(line[1])):
-        for job in _jobs(line[0]):
-            attempts.setdefault(job, []).append(line)
-    found = [_outcome(job, rows[-1], len(rows) - 1) for job, rows in attempts.items()]
-    return [outcome for outcome in found if outcome.state != "PENDING"]
 
 
 def _jobs(job: str) -> Iterator[str]:
@@ -126,8 +111,8 @@ def _jobs(job: str) -> Iterator[str]:
         yield from (f"{array[1]}_{index}" for index in range(int(first), int(last or first) + 1, int(step or 1)))
 
 
-def _outcome(job: str, line: Sequence[str], restarts: int) -> Outcome:
-    _, _, state, own, derived, start, end, seconds, tres, mem, node, reason, name = line
+def _outcome(job: str, line: Sequence[str]) -> Outcome:
+    _, _, state, own, derived, start, seconds, mem, node, reason, name = line
     word, _, by = state.partition(" by ")
     exit_code, signal = _exit(own, derived)
     return Outcome(
@@ -136,15 +121,12 @@ def _outcome(job: str, line: Sequence[str], restarts: int) -> Outcome:
         state=word.strip().upper(),
         exit_code=exit_code,
         signal=signal,
-        restarts=restarts,
         seconds=_number(seconds),
-        gpus=_gpus(tres),
         node="" if node.startswith("None") else node,
         reason="" if reason == "None" else reason,
         mem=mem,
         by=_user(by),
         start=float(start) if start.isdecimal() else None,
-        end=float(end) if end.isdecimal() else None,
     )
 
 
@@ -163,12 +145,6 @@ def _exit(own: str, derived: str) -> tuple[int, int]:
     if signal == 0 and code in OF_SHELLS:
         return 0, code
     return code, signal or (_number(derived.partition(":")[2]) if code else 0)
-
-
-def _gpus(tres: str) -> int:
-    """From `billing=4,cpu=4,gres/gpu:a100=2,gres/gpu=2,…`: all of them, else the sum over their types."""
-    counts = {kind: int(n) for kind, n in re.findall(r"gres/gpu(:[^=,]+)?=(\d+)", tres)}
-    return counts.get("", sum(counts.values()))
 
 
 def _number(text: str) -> int:

@@ -81,14 +81,14 @@ def my_job_tasks() -> list[JobTask]:
     """
     command = ["squeue", "--me", "--noheader", "--array", "--format=%j|%F|%K|%T|%r"]
     try:
-        done = ask(command)
+        lines = [fields for line in ask(command).splitlines() if len(fields := line.strip().split("|")) == 5]
     except FileNotFoundError:
         return []
-    lines = [fields for line in done.splitlines() if len(fields := line.strip().split("|")) == 5]
-    job_tasks = [
-        JobTask(name, job, int(index) if index.isdecimal() else None, state, reason) for name, job, index, state, reason in lines
+    return [
+        JobTask(name, job, int(index) if index.isdecimal() else None, state, reason)
+        for name, job, index, state, reason in lines
+        if state != "COMPLETING"
     ]
-    return [job_task for job_task in job_tasks if job_task.state != "COMPLETING"]
 
 
 def max_array_size() -> int:
@@ -120,13 +120,8 @@ def outside_environment() -> dict[str, str]:
 
     A nested sbatch would inherit the job's limits; SQUEUE_FORMAT and the like would change what is read here.
     """
-    return {name: value for name, value in os.environ.items() if not is_slurms(name)}
-
-
-def is_slurms(name: str) -> bool:
-    """Whether an environment variable is one that Slurm set for a job, or that its commands would read as an option."""
     prefixes = ("SLURM_", "SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SRUN_")
-    return name.startswith(prefixes) and name != "SLURM_CONF"
+    return {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not name.startswith(prefixes)}
 
 
 def find_job(name: str) -> tuple[str, set[str]] | None:
@@ -156,16 +151,13 @@ def cancel_stuck(experiment: ExperimentDir) -> list[str]:
     (Jobs are queued with --kill-on-invalid-dep; some sites overrule it, and Slurm itself can miss one.)
     """
     parts = Parts(experiment)
-    stuck = [
-        job_task.id for job_task in my_job_tasks() if job_task.stuck and parts.of(job_task.name, job_task.array, job_task.index)
-    ]
-    if stuck:
-        cancel(stuck)
+    stuck = [task.id for task in my_job_tasks() if task.stuck and parts.of(task.name, task.array, task.index)]
+    cancel(stuck)
     return stuck
 
 
 def cancel(ids: Sequence[str]) -> None:
-    """scancel jobs or job tasks. Raises WorkError if Slurm refuses."""
+    """scancel jobs or job tasks, if there are any. Raises WorkError if Slurm refuses."""
     try:
         for begin in range(0, len(ids), 500):  # a command line has its limits
             ask(["scancel", *ids[begin : begin + 500]])

@@ -17,12 +17,9 @@ def cancel_trials(experiment: ExperimentDir, names: Collection[str] = ()) -> lis
     """
     parts = Parts(experiment)
     mine = [(job_task, part) for job_task in my_job_tasks() if (part := parts.of(job_task.name, job_task.array, job_task.index))]
-    if not names:
-        ids = list(dict.fromkeys(job_task.array for job_task, _ in mine))
-    else:
-        ids = [job_task.id for job_task, part in mine if _is_of(part, set(names))]
-    if ids:
-        cancel(ids)
+    whole = dict.fromkeys(job_task.array for job_task, _ in mine)
+    ids = [job_task.id for job_task, part in mine if _is_of(part, set(names))] if names else list(whole)
+    cancel(ids)
     return ids
 
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -19,11 +19,10 @@ from pipeline.disk.attempts import SHARED_BY
 from pipeline.errors import Interrupted
 from pipeline.launch.jobs import jobs
 from pipeline.launch.manifest.manifest import Manifest, load_manifest
+from pipeline.launch.submitting.sbatch import last_line
 
-Report = Callable[[str], None]
 
-
-def run(manifests: Sequence[Manifest], workers: int, report: Report = print) -> bool:
+def run(manifests: Sequence[Manifest], workers: int) -> bool:
     """Extract, train, evaluate and collect; an evaluation starts when its own training has ended well.
 
     Returns whether every trial was evaluated. A trial that fails, or whose features cannot be made, leaves the others
@@ -31,30 +30,26 @@ def run(manifests: Sequence[Manifest], workers: int, report: Report = print) -> 
     """
     with _pool(workers) as pool:
         try:
-            _extract(pool, manifests, report)
-            evaluated = _train_and_evaluate(pool, manifests, report)
+            extractions = [pool.submit(_work, m.path, "extract", i) for m in manifests for i in range(len(m.extractions))]
+            for future in as_completed(extractions):
+                _ended_well(future, "extract")
+            evaluated = _train_and_evaluate(pool, manifests)
         except BrokenProcessPool:  # its other work has been reported already
-            report("not run: what was left, because a worker process was killed (out of memory?)")
+            print("not run: what was left, because a worker process was killed (out of memory?)")
             evaluated = 0
     for manifest in manifests:
         jobs.collect(str(manifest.path))
     return evaluated == sum(len(manifest.entries) for manifest in manifests)
 
 
-def _extract(pool: ProcessPoolExecutor, manifests: Sequence[Manifest], report: Report) -> None:
-    futures = [pool.submit(_work, m.path, "extract", i) for m in manifests for i in range(len(m.extractions))]
-    for future in as_completed(futures):
-        _ended_well(future, "extract", report)
-
-
-def _train_and_evaluate(pool: ProcessPoolExecutor, manifests: Sequence[Manifest], report: Report) -> int:
+def _train_and_evaluate(pool: ProcessPoolExecutor, manifests: Sequence[Manifest]) -> int:
     cells = [(manifest, i) for manifest in manifests for i in range(len(manifest.entries))]
     running = {pool.submit(_work, m.path, "train", i): ("train", m, i) for m, i in cells}
     evaluated = 0
     while running:
         future = next(as_completed(running))
         stage, manifest, index = running.pop(future)
-        if not _ended_well(future, f"{stage} {manifest.experiment.path.name}/{manifest.entries[index].name}", report):
+        if not _ended_well(future, f"{stage} {manifest.experiment.path.name}/{manifest.entries[index].name}"):
             continue
         if stage == "evaluate":
             evaluated += 1
@@ -62,20 +57,18 @@ def _train_and_evaluate(pool: ProcessPoolExecutor, manifests: Sequence[Manifest]
         try:
             running[pool.submit(_work, manifest.path, "evaluate", index)] = ("evaluate", manifest, index)
         except BrokenProcessPool:
-            report(f"evaluate {manifest.entries[index].name}: not run: a worker process was killed")
+            print(f"evaluate {manifest.entries[index].name}: not run: a worker process was killed")
     return evaluated
 
 
-def _ended_well(future: Future[None], what: str, report: Report) -> bool:
+def _ended_well(future: Future[None], what: str) -> bool:
     try:
         future.result()
-    except BrokenProcessPool:
-        report(f"{what}: failed: a worker process was killed (out of memory?)")
-        return False
     except Exception as error:
-        report(f"{what}: failed: {error}")
+        is_killed = isinstance(error, BrokenProcessPool)
+        print(f"{what}: failed: {'a worker process was killed (out of memory?)' if is_killed else error}")
         return False
-    report(f"{what}: done")
+    print(f"{what}: done")
     return True
 
 
@@ -99,17 +92,12 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _begin_worker(parent: int, workers: int) -> None:
-    """In each worker: with how many it shares a GPU, and whom it follows."""
-    os.environ[SHARED_BY] = str(workers)
-    _follow_parent(parent)
+    """In each worker: tell with how many it shares a GPU, and end it when the process that started it is gone.
 
-
-def _follow_parent(parent: int) -> None:
-    """End this worker when the process that started it is gone; a training writes its checkpoint first.
-
-    Ctrl-C reaches workers too, but ending them is the parent's to do; a training listens by itself.
+    A training writes its checkpoint first.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ[SHARED_BY] = str(workers)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer; a training listens by itself
 
     def watch() -> None:
         while True:
@@ -134,7 +122,8 @@ def _work(manifest_path: Path, stage: str, index: int) -> None:
                 os._exit(1)  # told to stop: the pool has handed this worker its next work already
         except Exception:
             traceback.print_exc()
-    raise RuntimeError(_last_words(log))
+    said = last_line(log.read_text()).removeprefix("carabid: ")
+    raise RuntimeError(f"{said or 'it said nothing'} (log: {log})")
 
 
 @contextlib.contextmanager
@@ -155,8 +144,3 @@ def _output_to(path: Path) -> Iterator[None]:
         for number, old in enumerate(before, 1):
             os.dup2(old, number)
             os.close(old)
-
-
-def _last_words(log: Path) -> str:
-    lines = [line for line in log.read_text().splitlines() if line.strip()]
-    return f"{lines[-1].removeprefix('carabid: ') if lines else 'it said nothing'} (log: {log})"

@@ -40,40 +40,35 @@ def retry(directory: ExperimentDir, only: Sequence[str], changes: Changes, reque
     """
     if unknown := set(only) - set(KINDS):
         raise UserError(f"--only {','.join(sorted(unknown))}: the kinds of failure are: {', '.join(KINDS)}")
+    queued = []
     with one_at_a_time(directory, request):
-        queued = _retry(directory, only, changes, request)
+        for manifest, trials in _to_retry(directory, only, changes):
+            terms, experiment = manifest.terms, Experiment(manifest.source, manifest.overrides, trials)
+            request = replace(
+                request,
+                profile=changes.profile or terms.profile,
+                pack=changes.pack or terms.pack,
+                max_parallel=changes.max_parallel or terms.max_parallel,
+            )
+            queued.append((experiment, queue_trials(experiment, trials, request)))
     for experiment, made in queued:
         if made and request.wait:
             wait_until_done(experiment, *made)
 
 
-def _retry(
-    directory: ExperimentDir, only: Sequence[str], changes: Changes, request: Request
-) -> list[tuple[Experiment, tuple[Manifest, str] | None]]:
+def _to_retry(directory: ExperimentDir, only: Sequence[str], changes: Changes) -> list[tuple[Manifest, list[Trial]]]:
+    """What is to be queued again; says what is left alone, and if nothing remains."""
     cancel_stuck(directory)
     history = History(directory)
-    failed = [v for name in planned_trials(directory) if (v := _view(history, name)).failure and name in history.last]
+    views = [history.view(name, trial_state(directory.trial(name))) for name in planned_trials(directory)]
+    failed = [view for view in views if view.failure and view.name in history.last]
     chosen = [view for view in failed if view.failure and (not only or view.failure.kind in only)]
     if not chosen:
         print(f"nothing to retry: {_counted(failed) or 'no trial has failed'}")
         return []
     if left := [view for view in failed if view not in chosen]:
         print(f"left alone: {_counted(left)}")
-    queued = []
-    for manifest, trials in _groups(history, chosen, changes):
-        terms, experiment = manifest.terms, Experiment(manifest.source, manifest.overrides, trials)
-        request = replace(
-            request,
-            profile=changes.profile or terms.profile,
-            pack=changes.pack or terms.pack,
-            max_parallel=changes.max_parallel or terms.max_parallel,
-        )
-        queued.append((experiment, queue_trials(experiment, trials, request)))
-    return queued
-
-
-def _view(history: History, name: str) -> View:
-    return history.view(name, trial_state(history.experiment.trial(name)))
+    return _groups(history, chosen, changes)
 
 
 def _counted(views: Sequence[View]) -> str:

@@ -1,7 +1,4 @@
-"""Talking to Slurm: through submitit for a whole submission, through sbatch for a job's own dependent evaluation.
-
-Loads no torch.
-"""
+"""Talking to Slurm: through submitit for a whole submission, through sbatch for a job's own dependent evaluation."""
 
 from __future__ import annotations
 
@@ -10,13 +7,12 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths
 from submitit.slurm.slurm import SlurmExecutor
@@ -24,7 +20,6 @@ from submitit.slurm.slurm import SlurmExecutor
 from pipeline import hub
 from pipeline.amounts import parse_time, scale_memory
 from pipeline.config.resources import Job
-from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT, features_root, root
 from pipeline.disk.lease import Lease
 from pipeline.errors import REQUEUE_STATUS, UserError, WorkError
@@ -33,7 +28,7 @@ from pipeline.experiments.reading import Experiment
 from pipeline.launch.jobs import jobs
 from pipeline.launch.manifest.job_names import chunk_names, job_name
 from pipeline.launch.manifest.manifest import Manifest
-from pipeline.launch.scheduler.queue import ask, find_job, is_slurms, outside_environment
+from pipeline.launch.scheduler.queue import ask, find_job, outside_environment
 from pipeline.signals import warning_seconds
 
 LEASE_SECONDS = 60
@@ -49,19 +44,17 @@ REQUEUE = [
     'exit "$status"',
     "",
 ]
-Entry = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One job or array of the chain: `indices` of `entry`, after `dependency` (afterok, aftercorr, afterany) on `after`.
+    """One job or array of the chain: `indices`, after `dependency` (afterok, aftercorr, afterany) on `after`.
 
-    `name` is its kind (extract, train, evaluate, collect); from the second chunk of a large array on with its number.
+    `kind` is the function of `jobs` that it runs; from the second chunk of a large array on, `name` has its number too.
     """
 
     name: str
     kind: str
-    entry: Entry
     indices: range
     dependency: str = ""
     after: tuple[str, ...] = ()
@@ -72,25 +65,25 @@ def chain(manifest: Manifest, extract: bool = True) -> list[Stage]:
 
     Arrays longer than Slurm allows become several; what follows waits for all of them, an evaluation for its own.
     """
-    extractions = _chunks(manifest, "extract", jobs.extract, len(manifest.extractions) if extract else 0)
+    extractions = _chunks(manifest, "extract", len(manifest.extractions) if extract else 0)
     trainings = [
         # afterany: features that could not be made fail the trials that need them (`jobs.extract`), and no others.
         replace(stage, dependency="afterany", after=tuple(e.name for e in extractions))
-        for stage in _chunks(manifest, "train", jobs.train, len(manifest.job_tasks))
+        for stage in _chunks(manifest, "train", len(manifest.job_tasks))
     ]
     evaluations = [
         # Between two plain jobs Slurm has nothing to correspond: a single trial depends on its training as a whole.
         replace(stage, dependency="aftercorr" if len(stage.indices) > 1 else "afterok", after=(training.name,))
-        for stage, training in zip(_chunks(manifest, "evaluate", jobs.evaluate, len(manifest.job_tasks)), trainings, strict=True)
+        for stage, training in zip(_chunks(manifest, "evaluate", len(manifest.job_tasks)), trainings, strict=True)
     ]
-    last = Stage("collect", "collect", jobs.collect, range(1), "afterany", tuple(e.name for e in evaluations))
+    last = Stage("collect", "collect", range(1), "afterany", tuple(e.name for e in evaluations))
     return [*extractions, *trainings, *evaluations, last]
 
 
-def _chunks(manifest: Manifest, kind: str, entry: Entry, n: int) -> list[Stage]:
+def _chunks(manifest: Manifest, kind: str, n: int) -> list[Stage]:
     size = manifest.array_size
     parts = [range(begin, min(begin + size, n)) for begin in range(0, n, size)]
-    return [Stage(name, kind, entry, part) for name, part in zip(chunk_names(kind, n, size), parts, strict=False)]
+    return [Stage(name, kind, part) for name, part in zip(chunk_names(kind, n, size), parts, strict=False)]
 
 
 def submit(manifest: Manifest, stages: Sequence[Stage]) -> dict[str, str]:
@@ -134,10 +127,14 @@ def scripts(manifest: Manifest, stages: Sequence[Stage]) -> Iterator[tuple[str, 
         yield stage.name, executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
 
 
-def script_of(manifest: Manifest, stage: Stage, module: str, argument: Path) -> str:
-    """A stage's sbatch script with another command: a module that its Python runs. (It is given here, not pickled.)"""
+def queue_module(manifest: Manifest, stage: Stage, module: str, argument: Path) -> str:
+    """Queue a stage's script with another command, a module that its Python runs, and no pickle; returns its job id.
+
+    Raises WorkError if Slurm refuses.
+    """
     executor = _executor(manifest, stage, {})
-    return str(executor._make_submission_file_text(f"{executor.python} -u -m {module} {quote(str(argument))}", module))
+    script = executor._make_submission_file_text(f"{executor.python} -u -m {module} {quote(str(argument))}", module)
+    return _sbatch(["--parsable"], str(script)).partition(";")[0]
 
 
 def refusal(script: str) -> str | None:
@@ -149,17 +146,10 @@ def refusal(script: str) -> str | None:
     return None
 
 
-def queue_script(script: str) -> str:
-    """Queue a script as it stands; returns its job id. Raises WorkError if Slurm refuses."""
-    return _sbatch(["--parsable"], script).partition(";")[0]
-
-
 @contextmanager
 def scrubbed_environment() -> Iterator[None]:
     """Without the SLURM_* and SBATCH_* variables of a job that we may be in: a nested sbatch would inherit its limits."""
-    inherited = {name: value for name, value in os.environ.items() if is_slurms(name)}
-    for name in inherited:
-        del os.environ[name]
+    inherited = {name: os.environ.pop(name) for name in os.environ.keys() - outside_environment().keys()}
     try:
         yield
     finally:
@@ -191,18 +181,15 @@ def queue_evaluation(experiment: Experiment, arguments: Sequence[str]) -> str:
 
 
 def _evaluation_options(job: str, name: str) -> list[str]:
-    options = [f"--job-name={name}", "--kill-on-invalid-dep=yes", *_like_this_job()]
+    # What this job was given: a command line's `--partition` or `--gpus-per-node=0` holds for both.
+    given = {"partition": "JOB_PARTITION", "account": "JOB_ACCOUNT", "qos": "JOB_QOS"}
+    alike = [f"--{option}={os.environ[f'SLURM_{key}']}" for option, key in given.items() if os.environ.get(f"SLURM_{key}")]
+    gpus = f"--gpus-per-node={os.environ.get('SLURM_GPUS_ON_NODE', '0')}"
+    options = [f"--job-name={name}", "--kill-on-invalid-dep=yes", *alike, gpus]
     if "SLURM_ARRAY_JOB_ID" not in os.environ:
         return [*options, f"--dependency=afterok:{job}"]
     low, high, step = (os.environ[f"SLURM_ARRAY_TASK_{part}"] for part in ("MIN", "MAX", "STEP"))
     return [*options, f"--dependency=aftercorr:{job}", f"--array={low}-{high}:{step}"]
-
-
-def _like_this_job() -> list[str]:
-    """What this job was given, as options: a command line's `--partition` or `--gpus-per-node=0` holds for both."""
-    given = {"partition": "JOB_PARTITION", "account": "JOB_ACCOUNT", "qos": "JOB_QOS"}
-    options = [f"--{option}={os.environ[f'SLURM_{name}']}" for option, name in given.items() if os.environ.get(f"SLURM_{name}")]
-    return [*options, f"--gpus-per-node={os.environ.get('SLURM_GPUS_ON_NODE', '0')}"]
 
 
 def _sbatch(arguments: Sequence[str], script: str = "") -> str:
@@ -231,7 +218,9 @@ def _queue(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> str:
     """
     for pause in (*PAUSES, None):
         try:
-            return _map_array(manifest, stage, ids)
+            executor, entry = _executor(manifest, stage, ids), getattr(jobs, stage.kind)
+            queued = executor.map_array(entry, [str(manifest.path)] * len(stage.indices), stage.indices)
+            return str(queued[0].job_id).partition("_")[0]
         except (FailedJobError, OSError) as error:
             transient = re.search(TRANSIENT, str(error))
             if transient:  # what it has queued may be seen a little later only
@@ -254,12 +243,6 @@ def last_line(text: str) -> str:
     return ([line.strip() for line in text.splitlines() if line.strip()] or [""])[-1]
 
 
-def _map_array(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> str:
-    executor = _executor(manifest, stage, ids)
-    queued = executor.map_array(stage.entry, [str(manifest.path)] * len(stage.indices), stage.indices)
-    return str(queued[0].job_id).partition("_")[0]
-
-
 def _adopt(manifest: Manifest, stage: Stage) -> str | None:
     """The job that an sbatch queued before it failed, with the pickles that it will look for; None if there is none."""
     found = find_job(job_name(manifest, stage.name))
@@ -268,14 +251,17 @@ def _adopt(manifest: Manifest, stage: Stage) -> str | None:
     folder = manifest.experiment.stage_logs(manifest.number, stage.name)
     for place, index in enumerate(stage.indices):
         job = f"{found[0]}_{place}" if len(stage.indices) > 1 else found[0]
-        DelayedSubmission(stage.entry, str(manifest.path), index).dump(JobPaths(folder, job).submitted_pickle)
+        DelayedSubmission(getattr(jobs, stage.kind), str(manifest.path), index).dump(JobPaths(folder, job).submitted_pickle)
     return found[0]
 
 
 def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> SlurmExecutor:
     profile, code = manifest.terms.profile, manifest.code
     job: Job = getattr(manifest.resources, stage.kind)
-    cpus, memory = _for_pack(manifest, stage, job)
+    pack = manifest.terms.pack if stage.kind == "train" else 1  # each trial of it gets what it would have alone
+    cpus = job.cpus_per_task * pack
+    after = f"{stage.dependency}:{':'.join(ids[name] for name in stage.after)}"
+    options = {"dependency": after, "kill-on-invalid-dep": "yes"} if stage.after else {}
     executor = _Executor(
         folder=manifest.experiment.stage_logs(manifest.number, stage.name),
         python=python_command(profile, code, partial(_folders, manifest)),
@@ -290,40 +276,24 @@ def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> SlurmExe
         srun_args=[f"--cpus-per-task={cpus}"],  # since Slurm 22.05 srun does not inherit it
         setup=setup_lines(profile, code, root()),
         teardown=REQUEUE,
-        additional_parameters=_more_options(stage, ids) | gpu_option(profile, job),
+        additional_parameters={"requeue": True, "export": "ALL", **options, **gpu_option(profile, job)},
         **{key: value for key in PLAIN if (value := getattr(job, key)) is not None},
     )
-    executor.parameters |= {"mem": memory, "time": job.time}
+    executor.parameters |= {"mem": scale_memory(job.mem, f"{pack}x"), "time": job.time}
     return executor
-
-
-def _for_pack(manifest: Manifest, stage: Stage, job: Job) -> tuple[int, str]:
-    """CPUs and memory of a job task: each of the trials that train side by side gets what it would have alone."""
-    pack = manifest.terms.pack if stage.kind == "train" else 1
-    return job.cpus_per_task * pack, scale_memory(job.mem, f"{pack}x")
 
 
 def _folders(manifest: Manifest) -> list[Path]:
     """What a container must see: code, results, features, the Hub's cache, and data and weights in folders."""
     trials = [manifest.trial(index) for index in {entry.features: i for i, entry in enumerate(manifest.entries)}.values()]
-    named = [name for trial in trials for name in _places(trial.config) if os.path.isabs(name)]
     config = trials[0].config
+    names = [
+        name
+        for data, backbone in ((trial.config.data, trial.config.backbone) for trial in trials)
+        for name in (data.source, data.images or "", *(weights.path for weights in backbone.weights_from() if weights.path))
+    ]
+    named = [name for name in names if os.path.isabs(name)]
     return [manifest.code, root(), manifest.experiment.path, features_root(config), hub.cache(), *map(Path, sorted(set(named)))]
-
-
-def _places(config: Config) -> list[str]:
-    """What a configuration names that may be a path."""
-    backbone: dict[str, Any] = config.backbone.model_dump()
-    names = [config.data.source, config.data.images, backbone.get("name"), backbone.get("pretrained")]
-    return [name.removeprefix("local-dir:") for name in names if name]
-
-
-def _more_options(stage: Stage, ids: dict[str, str]) -> dict[str, Any]:
-    options: dict[str, Any] = {"requeue": True, "export": "ALL"}
-    if stage.after:
-        after = ":".join(ids[name] for name in stage.after)
-        options |= {"dependency": f"{stage.dependency}:{after}", "kill-on-invalid-dep": "yes"}
-    return options
 
 
 def check_paths(manifest: Manifest) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-from pipeline.config.trial import Config
 from pipeline.data.sources import open_source
 from pipeline.disk.layout import ExperimentDir
 from pipeline.disk.lease import Lease
@@ -66,14 +64,12 @@ def submit(experiment: Experiment, request: Request) -> None:
         wait_until_done(experiment, *queued)
 
 
-@contextmanager
-def one_at_a_time(directory: ExperimentDir, request: Request) -> Iterator[None]:
-    """Of several submissions at once each looks when the one before has queued, or the same trials would be queued twice."""
-    if request.local:  # the leases of the trials keep these apart, for as long as they run
-        yield
-        return
-    with Lease(directory.submitting, LEASE_SECONDS).hold():
-        yield
+def one_at_a_time(directory: ExperimentDir, request: Request) -> AbstractContextManager[object]:
+    """Of several submissions at once each looks when the one before has queued, or the same trials would be queued twice.
+
+    On this machine the leases of the trials keep these apart, for as long as they run.
+    """
+    return nullcontext() if request.local else Lease(directory.submitting, LEASE_SECONDS).hold()
 
 
 def queue_trials(experiment: Experiment, trials: list[Trial], request: Request) -> tuple[Manifest, str] | None:
@@ -83,9 +79,12 @@ def queue_trials(experiment: Experiment, trials: list[Trial], request: Request) 
     manifest = make_manifest(experiment, trials, request.terms(len(trials)))
     print(f"{len(trials)} of {len(experiment.trials)} trials, submission {manifest.path}", flush=True)
     if request.local:
-        _run_here(manifest, request.workers)
+        from pipeline.launch.submitting import local
+
+        if not local.run([manifest], request.workers):
+            raise WorkError(f"some trials did not finish; their logs are in {manifest.experiment.logs}")
         return None
-    return manifest, _queue(manifest, request, extract)
+    return manifest, _queue(manifest, extract)
 
 
 def wait_until_done(experiment: Experiment, manifest: Manifest, last: str) -> None:
@@ -93,7 +92,10 @@ def wait_until_done(experiment: Experiment, manifest: Manifest, last: str) -> No
     print(f"waiting for job {last}; Ctrl-C ends the waiting, and not the jobs", flush=True)
     while is_queued(last):
         time.sleep(POLL_SECONDS)
-    _check_all_done(experiment, manifest)
+    mine = set(manifest.names)
+    if left := [trial.name for trial in missing_trials(experiment) if trial.name in mine]:
+        where = f"see `carabid status` and {manifest.experiment.logs}"
+        raise WorkError(f"{len(left)} of {len(mine)} trials have no results: {', '.join(left[:5])}; {where}")
 
 
 def _todo(experiment: Experiment, request: Request) -> list[Trial]:
@@ -120,13 +122,6 @@ def _queue_of(experiment: Experiment, request: Request) -> dict[str, Queued]:
     return queued_trials(Parts(experiment.dir), my_job_tasks())
 
 
-def _check_all_done(experiment: Experiment, manifest: Manifest) -> None:
-    mine = set(manifest.names)
-    if left := [trial.name for trial in missing_trials(experiment) if trial.name in mine]:
-        where = f"see `carabid status` and {manifest.experiment.logs}"
-        raise WorkError(f"{len(left)} of {len(mine)} trials have no results: {', '.join(left[:5])}; {where}")
-
-
 def show_scripts(experiment: Experiment, todo: list[Trial], request: Request) -> None:
     """Print every script that would be queued. Nothing is written."""
     manifest = preview_manifest(experiment, todo, request.terms(len(todo)))
@@ -138,22 +133,11 @@ def show_scripts(experiment: Experiment, todo: list[Trial], request: Request) ->
 
 def needs_extraction(trials: list[Trial]) -> bool:
     """Whether a submission of these trials begins with extraction: not where all their features are there."""
-    return not all(_has_features(sharing[0].config) for sharing in sharing_features(trials))
+    configs = [sharing[0].config for sharing in sharing_features(trials)]
+    return not all((key := known_feature_key(config)) and is_complete(config, key) for config in configs)
 
 
-def _has_features(config: Config) -> bool:
-    key = known_feature_key(config)
-    return key is not None and is_complete(config, key)
-
-
-def _run_here(manifest: Manifest, workers: int) -> None:
-    from pipeline.launch.submitting import local
-
-    if not local.run([manifest], workers):
-        raise WorkError(f"some trials did not finish; their logs are in {manifest.experiment.logs}")
-
-
-def _queue(manifest: Manifest, request: Request, extract: bool) -> str:
+def _queue(manifest: Manifest, extract: bool) -> str:
     try:
         ids = sbatch.submit(manifest, sbatch.chain(manifest, extract))
     except BaseException:  # nothing is queued: no trial is planned, and the number is not used again

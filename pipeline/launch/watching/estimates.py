@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 
-from pipeline.config.training import Train
 from pipeline.config.trial import Config
 from pipeline.features.hashes import WeightsRecord
 from pipeline.features.kinds import KINDS
@@ -44,11 +43,6 @@ def model_bytes(config: Config, weights: WeightsRecord) -> int:
     return NUMBER["fp32"] * trained_parameters(config, weights)
 
 
-def checkpoint_bytes(config: Config, weights: WeightsRecord) -> int:
-    """What stands beside it while a trial trains."""
-    return CHECKPOINT * trained_parameters(config, weights)
-
-
 def _numbers(config: Config, weights: WeightsRecord) -> int:
     """Numbers in one image's features."""
     return KINDS[config.model.encoder.reads].n_numbers(weights)
@@ -71,22 +65,15 @@ def training_bytes(config: Config, weights: WeightsRecord, n_images: int, memory
     """Memory that training takes on a GPU with so much of it: features lie there only if they fit (`features/bank.py`)."""
     features, residence = features_bytes(config, weights, n_images), config.resources.residence
     there = residence == "device" or (residence == "auto" and memory is not None and features <= SHARE * memory)
-    return _model_and_batch(config, weights) + (features if there else 0) + OVERHEAD
-
-
-def _model_and_batch(config: Config, weights: WeightsRecord) -> int:
-    """Parameters, and the larger of what a step keeps for its backward pass and what a batch of validation takes on its way."""
     encoder, precision, numbers = config.model.encoder, config.train.precision, _numbers(config, weights)
     trained, frozen = trained_parameters(config, weights), encoder.n_frozen(weights)
     copies = NUMBER["bf16"] * (trained + frozen) if precision == "bf16" else 0  # autocast's
-    kept = _images_a_step(config.train) * encoder.kept_bytes(weights, numbers, precision == "fp32")
+    images = config.train.batch_size * (config.train.max_images if config.train.sample == "groups" else 1)  # a step's, at most
+    # The larger of what a step keeps for its backward pass and what a batch of validation takes on its way.
+    kept = images * encoder.kept_bytes(weights, numbers, precision == "fp32")
     passing = PREDICTION_BATCH * encoder.passing_bytes(weights, numbers)
-    return LEARNED * trained + NUMBER["fp32"] * frozen + copies + max(kept, passing)
-
-
-def _images_a_step(train: Train) -> int:
-    """At most."""
-    return train.batch_size * (train.max_images if train.sample == "groups" else 1)
+    parameters = LEARNED * trained + NUMBER["fp32"] * frozen + copies
+    return parameters + max(kept, passing) + (features if there else 0) + OVERHEAD
 
 
 def extraction_bytes(config: Config, weights: WeightsRecord) -> int:

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 from pipeline.disk.layout import PROJECT
 from pipeline.launch.scheduler.accounting import Outcome
+from pipeline.launch.scheduler.queue import STUCK
 from pipeline.signals import WALLTIME_SIGNAL
 
 Kind = Literal["oom", "gpu-oom", "time", "preempted", "node", "error", "data", "disk", "dependency", "cancelled", "killed"]
@@ -43,13 +44,9 @@ REMEDIES: dict[Kind, str] = {
 
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL"}
 OF_STATES: dict[str, Kind] = {
-    "OUT_OF_MEMORY": "oom",
-    "TIMEOUT": "time",
-    "DEADLINE": "time",
-    "PREEMPTED": "preempted",
-    "NODE_FAIL": "node",
-    "BOOT_FAIL": "node",
-}
+    "OUT_OF_MEMORY": "oom", "TIMEOUT": "time", "DEADLINE": "time", "PREEMPTED": "preempted",
+    "NODE_FAIL": "node", "BOOT_FAIL": "node",
+}  # fmt: skip
 NO_LOG = 53
 """The "signal" by which Slurm says that it could not open the job's log."""
 USAGE = 2
@@ -125,7 +122,12 @@ def classify(record: Mapping[str, Any] | None, outcome: Outcome | None, log: str
 
 def kind_of(error: BaseException) -> Kind:
     """The class of an error, by its type and message and those of its causes: torch's types are told by their names."""
-    return _kind_in("\n".join(_in_words(each) for each in _chain(error)))
+    words = []
+    for each in _chain(error):
+        types = " ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in type(each).__mro__)
+        number = ERRNOS.get(each.errno or 0, "") if isinstance(each, OSError) else ""
+        words.append(f"{types} {number} {each}")
+    return _kind_in("\n".join(words))
 
 
 def last_frame(traceback: str) -> str:
@@ -138,7 +140,10 @@ def last_frame(traceback: str) -> str:
     if not frames:
         return ""
     frame = (ours or frames)[-1]
-    return f"{_short(frame['path'], bool(ours))}:{frame['line']} in {frame['name'].strip()}"
+    path = re.sub(r"^.*/(?:(?:site|dist)-packages|lib/python[\d.]+)/", "", frame["path"])
+    if ours:
+        path = f"pipeline/{path.rpartition('/pipeline/')[2]}"
+    return f"{path}:{frame['line']} in {frame['name'].strip()}"
 
 
 # ---------------------------------------------------------------- errors
@@ -150,12 +155,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         yield following
         seen.add(id(following))
         following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
-
-
-def _in_words(error: BaseException) -> str:
-    types = " ".join(f"{each.__module__}.{each.__qualname__}" for each in type(error).__mro__)
-    number = ERRNOS.get(error.errno or 0, "") if isinstance(error, OSError) else ""
-    return f"{types} {number} {error}"
 
 
 def _kind_in(words: str) -> Kind:
@@ -170,12 +169,6 @@ def _is_ours(path: str) -> bool:
     return False
 
 
-def _short(path: str, ours: bool) -> str:
-    if ours:
-        return f"pipeline/{path.rpartition('/pipeline/')[2]}"
-    return re.sub(r"^.*/(?:(?:site|dist)-packages|lib/python[\d.]+)/", "", path)
-
-
 # ---------------------------------------------------------------- the trial's record
 def _of_record(record: Mapping[str, Any]) -> Failure:
     message, traceback = str(record.get("message") or ""), str(record.get("traceback") or "")
@@ -184,21 +177,17 @@ def _of_record(record: Mapping[str, Any]) -> Failure:
     return _failure(kind, _line(message), last_frame(traceback))
 
 
-def _written(record: Mapping[str, Any] | None) -> float | None:
-    with suppress(ValueError, OverflowError, OSError):
-        return datetime.fromisoformat(str(record["written"])).timestamp() if record and "written" in record else None
-    return None
-
-
 def _is_of(record: Mapping[str, Any] | None, outcome: Outcome) -> bool:
     """Whether a record was not written before this attempt began. Where a time is missing, it is taken not to be."""
-    written = _written(record)
-    return record is not None and (written is None or outcome.start is None or written >= outcome.start)
+    if record and outcome.start is not None:
+        with suppress(KeyError, ValueError, OverflowError, OSError):
+            return datetime.fromisoformat(str(record["written"])).timestamp() >= outcome.start
+    return record is not None
 
 
 # ---------------------------------------------------------------- Slurm's word
 def _is_stuck(outcome: Outcome) -> bool:
-    return outcome.state == "PENDING" and outcome.reason == "DependencyNeverSatisfied"
+    return outcome.state == "PENDING" and outcome.reason == STUCK
 
 
 def _of_outcome(outcome: Outcome, log: str) -> Failure:
@@ -212,13 +201,10 @@ def _of_outcome(outcome: Outcome, log: str) -> Failure:
     if outcome.signal:
         return logged if logged and logged.kind in ("oom", "gpu-oom", "disk") else _killed(outcome)
     if logged:
-        return _failure("data", logged.what) if _is_usage(logged, outcome) else logged
+        is_usage = logged.kind == "error" and outcome.exit_code == USAGE
+        return _failure("data", logged.what) if is_usage else logged
     last = next((line for line in reversed(log.splitlines()) if line.strip() and not SLURMS_LINE.match(line)), "")
     return _failure("error", f"exit status {outcome.exit_code}: {_line(last) or 'the log does not say why'}")
-
-
-def _is_usage(logged: Failure, outcome: Outcome) -> bool:
-    return logged.kind == "error" and outcome.exit_code == USAGE
 
 
 def _by_slurm(kind: Kind, outcome: Outcome) -> str:
@@ -235,14 +221,10 @@ def _by_slurm(kind: Kind, outcome: Outcome) -> str:
 def _cancelled(outcome: Outcome) -> Failure:
     if _is_stuck(outcome):
         return _failure("dependency", "it waits for a job that failed, and will never start")
-    if not outcome.node and (outcome.reason == "DependencyNeverSatisfied" or _waited_and_nobody_cancelled(outcome)):
+    if not outcome.node and (outcome.reason == STUCK or (outcome.reason == "Dependency" and not outcome.by)):
         return _failure("dependency", "never started: the job that it waited for failed")
     by = f" by user {outcome.by}" if outcome.by else ""
     return _failure("cancelled", f"cancelled{by}{f' after {timedelta(seconds=outcome.seconds)}' if outcome.node else ''}")
-
-
-def _waited_and_nobody_cancelled(outcome: Outcome) -> bool:
-    return outcome.reason == "Dependency" and not outcome.by
 
 
 def _killed(outcome: Outcome) -> Failure:
@@ -276,17 +258,12 @@ def _of_log(log: str) -> Failure | None:
     ends = [(match.start(), kind) for kind, pattern in ENDS.items() for match in re.finditer(pattern, log)]
     position, kind = max(ends, default=(-1, "error"))
     if (begin := log.rfind(TRACEBACK)) > position:
-        return _of_traceback(log[begin:])
+        lines = log[begin:].splitlines()[1:]  # the error is the first line that is not indented, nor srun's own
+        message = next((line for line in lines if line[:1].strip() and not SLURMS_LINE.match(line)), "a Python error")
+        return _failure(_kind_in(message), _line(message), last_frame(log[begin:]))
     if position >= 0:
         return _failure(kind, _slurms(_line_at(log, position)))
     return _of_last_words(log)
-
-
-def _of_traceback(text: str) -> Failure:
-    """The error of a traceback that begins `text`: its last line is the first that is not indented, nor srun's own."""
-    lines = text.splitlines()[1:]
-    message = next((line for line in lines if line[:1].strip() and not SLURMS_LINE.match(line)), "a Python error")
-    return _failure(_kind_in(message), _line(message), last_frame(text))
 
 
 def _of_last_words(log: str) -> Failure | None:
@@ -305,8 +282,8 @@ def _without_accounting(recorded: Failure | None, record: Mapping[str, Any] | No
     if recorded is None or logged is None or record is None:
         return recorded or logged
     told = _line(str(record.get("message") or ""))
-    is_told = bool(told) and told in log
-    return logged if logged.kind in ("oom", "time", "preempted", "node", "killed") and not is_told else recorded
+    is_later = logged.kind in ("oom", "time", "preempted", "node", "killed") and not (told and told in log)
+    return logged if is_later else recorded
 
 
 def _line_at(log: str, position: int) -> str:

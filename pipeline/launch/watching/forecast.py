@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
@@ -110,8 +111,7 @@ def _count(n: int, what: str) -> str:
 
 # ---------------------------------------------------------------- what takes equally long
 def _work(config: Config, is_trained: bool) -> _Work:
-    resources = config.resources
-    gpus = resources.train.gpus_per_node, resources.evaluate.gpus_per_node
+    gpus = config.resources.train.gpus_per_node, config.resources.evaluate.gpus_per_node
     return _Work(_kind(config), _schedule(config), gpus, is_trained)
 
 
@@ -130,7 +130,12 @@ def _schedule(config: Config) -> Schedule:
 def _past(experiment: Experiment, states: Sequence[TrialState], wanted: set[Kind]) -> dict[Kind, list[_Past]]:
     """Past trials of each kind: of this plan, else of this experiment, else of another one beside it."""
     found: dict[Kind, list[_Past]] = {}
-    for candidates in (_of_plan(experiment, states), _of_experiment(experiment), _of_others(experiment)):
+    unplanned = experiment.dir.folders() - {trial.name for trial in experiment.trials}
+    of_experiment = islice(_saved(experiment.dir, unplanned), MAX_READ)
+    own = experiment.dir.path
+    others = [ExperimentDir(own.parent / name) for name in sorted(folders_in(own.parent) - {own.name})]
+    of_others = (pair for other in others for pair in islice(_saved(other, other.folders()), MAX_OF_OTHER))
+    for candidates in (_of_plan(experiment, states), of_experiment, islice(of_others, MAX_READ)):
         if left := wanted - found.keys():
             found |= _read(candidates, left, max(1, MAX_READ // len(wanted)))
     return found
@@ -148,6 +153,9 @@ def _read(candidates: Iterable[tuple[TrialDir, Config]], wanted: set[Kind], most
 
 def _read_past(folder: TrialDir, config: Config) -> _Past | None:
     """What a trial took, by the records of its training and evaluation; None if it was not trained."""
+    evaluation = None
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        evaluation = float(read_json(folder.provenance)["evaluate"]["seconds"])
     try:
         record = read_json(folder.trained)
         took, epochs = record["provenance"], int(record["epochs"])
@@ -157,14 +165,7 @@ def _read_past(folder: TrialDir, config: Config) -> _Past | None:
         device = took["device"].get("gpu") or "CPU"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return _Past(training, around, _evaluation(folder), epochs, _schedule(config), device)
-
-
-def _evaluation(folder: TrialDir) -> float | None:
-    try:
-        return float(read_json(folder.provenance)["evaluate"]["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return _Past(training, around, evaluation, epochs, _schedule(config), device)
 
 
 def _of_plan(experiment: Experiment, states: Sequence[TrialState]) -> Iterator[tuple[TrialDir, Config]]:
@@ -176,28 +177,9 @@ def _of_plan(experiment: Experiment, states: Sequence[TrialState]) -> Iterator[t
             yield directory.trial(trial.name), trial.config
 
 
-def _of_experiment(experiment: Experiment) -> Iterator[tuple[TrialDir, Config]]:
-    named = {trial.name for trial in experiment.trials}
-    return _saved(experiment.dir, experiment.dir.folders() - named, MAX_READ)
-
-
-def _of_others(experiment: Experiment) -> Iterator[tuple[TrialDir, Config]]:
-    own = experiment.dir.path
-    others = [ExperimentDir(own.parent / name) for name in sorted(folders_in(own.parent) - {own.name})]
-    each = (pair for other in others for pair in _saved(other, other.folders(), MAX_OF_OTHER))
-    return islice(each, MAX_READ)
-
-
-def _saved(experiment: ExperimentDir, names: set[str], most: int) -> Iterator[tuple[TrialDir, Config]]:
-    """The first trials of these names whose configuration can be read."""
-    pairs = ((folder, _saved_config(folder)) for folder in map(experiment.trial, sorted(names)))
-    return islice(((folder, config) for folder, config in pairs if config), most)
-
-
-def _saved_config(folder: TrialDir) -> Config | None:
-    """A trial's science as a configuration; None if it cannot be read."""
-    try:
-        values = saved_science(folder.config)
-        return Config.model_validate({**values, "experiment": "past"}) if values else None
-    except ValidationError:
-        return None
+def _saved(experiment: ExperimentDir, names: set[str]) -> Iterator[tuple[TrialDir, Config]]:
+    """The trials of these names whose configuration can be read."""
+    for folder in map(experiment.trial, sorted(names)):
+        with suppress(ValidationError):
+            if values := saved_science(folder.config):
+                yield folder, Config.model_validate({**values, "experiment": "past"})

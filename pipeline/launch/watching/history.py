@@ -28,7 +28,6 @@ TYPED = "job-"
 """What the record of a job typed by hand is called by, before the job's id."""
 LOG_END = 64_000
 """Bytes of a log that are looked at for why its job ended."""
-Attempt = tuple[Part, Outcome]
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,8 @@ class History:
     @cached_property
     def submissions(self) -> list[Manifest]:
         """Every submission that can be read, oldest first."""
-        return sorted(self._read(), key=lambda m: (m.written, int(m.number.removeprefix(TYPED))))
+        read = [m for path in self.experiment.submissions.glob("*.json") if (m := self.parts.manifest(path.stem))]
+        return sorted(read, key=lambda m: (m.written, int(m.number.removeprefix(TYPED))))
 
     @cached_property
     def last(self) -> dict[str, tuple[Manifest, int]]:
@@ -74,18 +74,21 @@ class History:
         return {entry.name: (m, index) for m in self.submissions for index, entry in enumerate(m.entries)}
 
     @cached_property
-    def attempts(self) -> dict[tuple[str, str], Attempt]:
+    def attempts(self) -> dict[tuple[str, str], tuple[Part, Outcome]]:
         """(Trial, stage) → the last job task that did it, and what became of that by Slurm's accounting.
 
         (Accounting knows nothing of a job task that is stuck; the queue does.)
         """
-        found: dict[tuple[str, str], Attempt] = {}
-        stuck = [Outcome(t.id, t.name, t.state, 0, 0, 0, 0, 0, "", t.reason) for t in self.job_tasks if t.stuck]
+        found: dict[tuple[str, str], tuple[Part, Outcome]] = {}
+        stuck = [Outcome(t.id, t.name, t.state, 0, 0, 0, "", t.reason) for t in self.job_tasks if t.stuck]
         for outcome in sorted([*self._outcomes(), *stuck], key=lambda outcome: int(outcome.job.partition("_")[0])):
             array, _, index = outcome.job.partition("_")
             if part := self.parts.of(outcome.name, array, int(index) if index else None):
                 for key in ((entry.name, part.stage) for entry in part.entries()):
-                    found[key] = _what_counts(found.get(key), (part, outcome))
+                    _, before = found.get(key, (None, None))
+                    # Job tasks of one array share a trial (its features' extraction): one that did not end well counts.
+                    if not before or before.job.partition("_")[0] != array or before.state == "COMPLETED":
+                        found[key] = (part, outcome)
         return found
 
     def view(self, name: str, state: TrialState, trial: Trial | None = None) -> View:
@@ -95,7 +98,8 @@ class History:
         """
         job = self.queued.get(name)
         if state.state != "done" and job and (trial is None or job.will_do(trial)):
-            return View(name, _queued_state(job), job.stage)
+            state = TrialState("running" if job.state == "running" else "queued", f"{job.stage}: job {job.job}, {job.state}")
+            return View(name, state, job.stage)
         if state.state in ("done", "running") or (state.state in ("missing", "stale") and name not in self.last):
             return View(name, state)
         stage, failure = self.failure(name)
@@ -105,8 +109,10 @@ class History:
 
     def failure(self, name: str) -> tuple[str, Failure | None]:
         """At which stage a trial's last attempt failed, and how; what failed because of an earlier stage is that one's."""
-        record = _record(self.experiment.trial(name).failure)
-        stage = record["stage"] if record else "evaluate" if self.experiment.trial(name).trained.exists() else "train"
+        trial = self.experiment.trial(name)
+        found = read_record(trial.failure)
+        record = found if {"stage", "message"} <= found.keys() else None
+        stage = record["stage"] if record else "evaluate" if trial.trained.exists() else "train"
         failure = self._classify(name, stage, record)
         may_be_older = stage == "train" and (failure is None or failure.kind == "dependency")
         of_extraction = self._classify(name, "extract", None) if may_be_older else None
@@ -117,9 +123,8 @@ class History:
         if name not in self.last:
             return None
         manifest, index = self.last[name]
-        found = _own_logs(manifest, index, stage)
-        found = _latest(self._slurm_logs(manifest, index, stage) if found is None else found)
-        return found[0] if found else None
+        own = _own_logs(manifest, index, stage)
+        return next(iter(_latest(self._slurm_logs(manifest, index, stage) if own is None else own)), None)
 
     def _slurm_logs(self, manifest: Manifest, index: int, stage: str) -> list[Path]:
         """The logs of the job tasks that do a stage of a trial, of all their attempts."""
@@ -127,13 +132,11 @@ class History:
             self._listed[manifest.number] = _list_logs(self.experiment, manifest.number)
         if not (listed := self._listed[manifest.number]):
             return []
-        wanted = _folders_and_places(manifest, index, stage)
-        return [path for folder, place in wanted for path in listed.get((folder, place), [])]
+        return [path for wanted in _folders_and_places(manifest, index, stage) for path in listed.get(wanted, [])]
 
     def _classify(self, name: str, stage: str, record: Mapping[str, Any] | None) -> Failure | None:
         _, outcome = self.attempts.get((name, stage), (None, None))
-        logs = self._logs_of(name, stage, outcome)
-        return classify(record, outcome, "\n".join(map(_end, logs)))
+        return classify(record, outcome, "\n".join(map(_end, self._logs_of(name, stage, outcome))))
 
     def _logs_of(self, name: str, stage: str, outcome: Outcome | None) -> list[Path]:
         """What tells why an attempt ended: the log of its job task, and of a trial that shares a job task its own."""
@@ -144,31 +147,11 @@ class History:
         meant = [path for path in of_tasks if outcome and path.name == f"{outcome.job}_0_log.out"]
         return [*(meant or _latest(of_tasks)), *(own or [])]
 
-    def _read(self) -> Iterator[Manifest]:
-        for path in self.experiment.submissions.glob("*.json"):
-            if manifest := self.parts.manifest(path.stem):
-                yield manifest
-
     def _outcomes(self) -> list[Outcome]:
         submitted = [m for m in self.submissions if m.number.isdecimal() and m.terms.profile.scheduler == "slurm"]
         typed = [m.number.removeprefix(TYPED) for m in self.submissions if m.number.startswith(TYPED)]
         names = [name for m in submitted for name in job_names(m)] + [f"carabid-evaluate-{job}" for job in typed]
         return (outcomes(names, self.submissions[0].written, typed) or []) if names else []
-
-
-def _queued_state(job: Queued) -> TrialState:
-    return TrialState("running" if job.state == "running" else "queued", f"{job.stage}: job {job.job}, {job.state}")
-
-
-def _what_counts(before: Attempt | None, now: Attempt) -> Attempt:
-    """The later job; of the job tasks of one array that share a trial (its features' extraction), one that did not end well."""
-    if before and _array(before) == _array(now) and before[1].state != "COMPLETED":
-        return before
-    return now
-
-
-def _array(attempt: Attempt) -> str:
-    return attempt[1].job.partition("_")[0]
 
 
 def _latest(paths: Iterable[Path]) -> list[Path]:
@@ -180,8 +163,7 @@ def _list_logs(experiment: ExperimentDir, number: str) -> dict[tuple[str, str], 
     """The logs of a submission's job tasks by folder and place in the array ("" outside one)."""
     listed: dict[tuple[str, str], list[Path]] = {}
     for path in experiment.logs.glob(f"{number}-*/*_0_log.out"):
-        place = re.fullmatch(r"\d+(?:_(\d+))?_0_log\.out", path.name)
-        if place:
+        if place := re.fullmatch(r"\d+(?:_(\d+))?_0_log\.out", path.name):
             listed.setdefault((path.parent.name, place[1] or ""), []).append(path)
     return listed
 
@@ -208,11 +190,6 @@ def _folders_and_places(manifest: Manifest, index: int, stage: str) -> Iterator[
         chunk, place = divmod(job_task, manifest.array_size)
         alone = min(n - chunk * manifest.array_size, manifest.array_size) == 1
         yield manifest.experiment.stage_logs(manifest.number, names[chunk]).name, "" if alone else str(place)
-
-
-def _record(path: Path) -> dict[str, Any] | None:
-    record = read_record(path)
-    return record if {"stage", "message"} <= record.keys() else None
 
 
 def _end(log: Path) -> str:

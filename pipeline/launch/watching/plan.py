@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config.identity import flatten, science
@@ -22,17 +21,10 @@ from pipeline.reporting.state import TrialState, trial_states
 
 MAX_KEYS = 3
 """A trial that differs in more keys is another one, and no earlier form of this one."""
+Older = tuple[TrialDir, dict[str, Any], float]
+"""A trial of the experiment that the plan does not name: its folder, its science, and when that was written."""
 MAX_COMPARED = 20_000
 """Older trials that are read, and pairs of trials that are compared: about a second. Where there are more, none is."""
-
-
-@dataclass(frozen=True)
-class _Older:
-    """A trial of the experiment that the plan does not name: its folder, its science, and when that was written."""
-
-    folder: TrialDir
-    science: dict[str, Any]
-    time: float
 
 
 def plan(experiment: Experiment) -> tuple[list[TrialState], list[TrialState]]:
@@ -88,16 +80,15 @@ def _compare(experiment: Experiment, states: list[TrialState]) -> list[TrialStat
     return [found.get(i) or state for i, state in enumerate(states)]
 
 
-def _older_trials(experiment: Experiment) -> dict[str, list[_Older]]:
+def _older_trials(experiment: Experiment) -> dict[str, list[Older]]:
     """The trials in an experiment's folder that it does not name, by what tells repetitions apart."""
     directory = experiment.dir
     names = directory.folders() - {trial.name for trial in experiment.trials}
-    found: dict[str, list[_Older]] = {}
+    found: dict[str, list[Older]] = {}
     for folder in map(directory.trial, sorted(names) if len(names) <= MAX_COMPARED else ()):
         with suppress(OSError):
             if values := saved_science(folder.config):
-                older = _Older(folder, values, folder.config.stat().st_mtime)
-                found.setdefault(_repetition(values), []).append(older)
+                found.setdefault(_repetition(values), []).append((folder, values, folder.config.stat().st_mtime))
     return found
 
 
@@ -107,12 +98,12 @@ def _repetition(values: dict[str, Any]) -> str:
     return str([flat.get(key) for key in REPLICATES])
 
 
-def _change(values: dict[str, Any], candidates: list[_Older]) -> TrialState | None:
+def _change(values: dict[str, Any], candidates: list[Older]) -> TrialState | None:
     """What has changed since the nearest of older trials (of those equally near the latest); None if none is near."""
-    pairs = [(differences(older.science, values), older) for older in candidates]
-    near = [(keys, older) for keys, older in pairs if 0 < len(keys) <= MAX_KEYS]
+    pairs = [(differences(older, values), folder, time) for folder, older, time in candidates]
+    near = [pair for pair in pairs if 0 < len(pair[0]) <= MAX_KEYS]
     if not near:
         return None
-    keys, older = min(near, key=lambda pair: (len(pair[0]), -pair[1].time))
+    keys, folder, _ = min(near, key=lambda pair: (len(pair[0]), -pair[2]))
     words = ", ".join(f"{key} {written(old)} → {written(new)}" for key, (old, new) in keys.items())
-    return TrialState("stale" if older.folder.results.exists() else "missing", f"config changed: {words}")
+    return TrialState("stale" if folder.results.exists() else "missing", f"config changed: {words}")

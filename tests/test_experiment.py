@@ -271,7 +271,7 @@ def test_a_wrong_value_anywhere_in_a_grid_is_refused_where_it_stands() -> None:
     assert refusal("a.yaml").startswith(f"{path.resolve()}, line 4: `optim.clip`: Input should be greater than 0")
     assert refusal("a.yaml", "optim.clip=1", "seed=0,1,x").startswith("on the command line: `seed`: ")
     refused = refusal(FROZEN, "backbone.kind=open_clip,pixels", "model.encoder.kind=lora")
-    assert refused.startswith("on the command line: model.encoder.kind lora reads tokens at a cut, and backbone.kind pixels has")
+    assert refused.startswith("on the command line: model.encoder.kind lora reads cut features, and pixels has")
 
 
 def test_the_cells_of_a_grid_share_the_blocks_that_no_axis_reaches(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,33 @@ from zipfile import is_zipfile
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.config.fits import OWN, PLAIN, Fit
 from pipeline.config.kinds import Kind
 from pipeline.config.section import Fraction, Positive, implementation
+
+SOLVED = "is not trained by gradient descent"
+
+
+def _solved(key: str, of: tuple[Any, ...], why: str) -> Fit:
+    return Fit(key, of, why, "descends", (False,))
 
 
 class Head(Kind):
     """What turns an embedding into a prediction."""
 
+    fits = (
+        Fit("data.truth", OWN, "does not fit {data.truth_in_words}", "of", ("numbers", "classes")),
+        _solved("model.encoder.learns", (False,), SOLVED),
+        _solved("model.pool", ("mean",), SOLVED),
+        _solved("model.domain_embedding", (False,), SOLVED),
+        _solved("model.species_embedding", (False,), SOLVED),
+        _solved("loss.kind", ("mse", "cross_entropy"), "has no use for loss.kind {loss.kind}"),
+        _solved("loss", PLAIN, "has no use for options of loss"),
+        _solved("risk.kind", ("mean",), "has no use for risk.kind {risk.kind}"),
+        _solved("train.sample", ("images",), "has no use for train.sample {train.sample}"),
+        _solved("augment", PLAIN, "has no use for augment"),
+        _solved("select.epoch", ("best",), "has no epochs"),
+    )
     of: ClassVar[Literal["numbers", "classes", "both"]] = "numbers"
     """The truth that it predicts."""
     descends: ClassVar[bool] = False

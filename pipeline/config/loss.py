@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from pipeline.config.fits import GIVEN, OWN, Fit
 from pipeline.config.kinds import Kind
 from pipeline.config.section import implementation
 
@@ -13,6 +14,7 @@ from pipeline.config.section import implementation
 class Loss(Kind):
     """What a prediction costs. A kind names the `models/losses.Loss` that computes it; a lab's own overrides `make`."""
 
+    fits = (Fit("data.truth", OWN, "does not fit {data.truth_in_words}", "of"),)
     of: ClassVar[Literal["numbers", "classes"]] = "numbers"
     """The truth that it is of."""
     learns_variance: ClassVar[bool] = True
@@ -75,6 +77,7 @@ class QuantileLoss(Loss):
 class CrossEntropy(Loss):
     """Of classes: cross-entropy, with what helps where they are of unlike size."""
 
+    fits = (Fit("data.columns.auxiliary", GIVEN, "is the weight of labels beside the class", "auxiliary"),)
     of = "classes"
     learns_variance = False
 
@@ -93,6 +96,17 @@ class CrossEntropy(Loss):
 class Risk(Kind):
     """How the losses of a batch become the one that is minimised: methods of domain generalisation."""
 
+    fits = (
+        Fit("data.columns.domain", GIVEN, "tells domains apart", "tells_domains"),
+        Fit("augment.mixup_alpha", (0.0,), "tells domains apart, and augment.mixup_alpha mixes them", "tells_domains"),
+        Fit(
+            "model.has_hidden_layer",
+            (True,),
+            "acts on the last hidden layer, and there is none",
+            "reads_hidden",
+            hint="model.head.hidden to one width or more",
+        ),
+    )
     tells_domains: ClassVar[bool] = True
     """Whether it asks which domain an image is of."""
     reads_hidden: ClassVar[bool] = False

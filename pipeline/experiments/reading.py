@@ -13,6 +13,7 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -89,9 +90,9 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = (), below: La
 
 
 def load_config(path: Path) -> Config:
-    """Read a trial's resolved config.yaml."""
+    """Read a trial's resolved config.yaml. A task's file that is gone is no error: results can be shown without it."""
     document = read_document(path, ())
-    return _validate(document.values, document.places, path, _path_finder())
+    return _validate(document.values, document.places, path, _path_finder(), must_run=False)
 
 
 def saved_science(path: Path) -> Tree | None:
@@ -130,11 +131,12 @@ def find_config(source: str | Path) -> Path:
 
 
 # ---------------------------------------------------------------- validation with errors for people
-def _validate(values: Tree, places: dict[str, str], path: Path, absolute: Absolute) -> Config:
+def _validate(values: Tree, places: dict[str, str], path: Path, absolute: Absolute, must_run: bool = True) -> Config:
     task = values.get("task")
     if isinstance(task, str) and task.endswith(".py"):
         values = values | {"task": absolute(task)}
-        load_file(values["task"], places.get("task", str(path)))  # now: it may define kinds
+        with nullcontext() if must_run else suppress(UserError):
+            load_file(values["task"], places.get("task", str(path)))  # now: it may define kinds
     try:
         return _resolve_paths(Config.model_validate(values), absolute)
     except ValidationError as error:

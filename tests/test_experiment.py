@@ -724,3 +724,15 @@ def test_flattened_keys_lead_back_to_every_value(tree: dict[str, Any]) -> None:
 def test_what_is_hashed_has_plain_json_values_only() -> None:
     kinds = {type(value) for value in flatten(science(only(LORA))).values()}
     assert kinds <= {str, int, float, bool, list, type(None)}
+
+
+def test_a_trial_whose_tasks_file_is_gone_can_be_read_and_not_be_queued(tmp_path: Path) -> None:
+    own, source, saved = tmp_path / "own.py", tmp_path / "own.yaml", tmp_path / "config.yaml"
+    own.write_text("")
+    source.write_text("task: own.py")
+    config = load_experiment(source).config
+    saved.write_text(dump_config(config))
+    own.unlink()
+    assert load_config(saved) == config
+    with pytest.raises(UserError, match=r"own\.yaml, line 1: `task`: there is no file own\.py beside its YAML"):
+        load_experiment(source)

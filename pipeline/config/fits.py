@@ -75,7 +75,7 @@ def _blocks(values: Any, path: str = "") -> Iterator[tuple[str, Section]]:
         yield path, values
     for name, inner in vars(values).items() if isinstance(values, Section) else enumerate(values):
         if isinstance(inner, Section | tuple):
-            yield from _blocks(inner, f"{path}.{name}" if path else name)
+            yield from _blocks(inner, f"{path}.{name}".removeprefix("."))
 
 
 def _is_plain(value: Any) -> bool:
@@ -103,12 +103,14 @@ def _other(config: Section, fit: Fit, asking: Any) -> str:
         return f"{fit.key} to {'the column that holds it' if fit.of is GIVEN else 'nothing'}"
     if name in block.model_fields:
         return f"{fit.key} {_either(fit.of)}"
-    return _kinds(path, [kind for kind, each in _family(block).items() if fit.goes(asking, getattr(each, name))])
+    family: dict[str, type[Section]] = getattr(block, "kinds", {})
+    return _kinds(path, [kind for kind, each in family.items() if fit.goes(asking, getattr(each, name))])
 
 
 def _own(path: str, block: Section, fit: Fit, value: Any) -> str:
     """How what asks would ask no longer: by its default, or by another kind of its family."""
-    family, info = _family(type(block)), type(block).model_fields.get(fit.when)
+    family: dict[str, type[Section]] = getattr(block, "kinds", {})
+    info = type(block).model_fields.get(fit.when)
     if info and (fit.when != "kind" or not family):
         return f"{path}.{fit.when} " + ("to nothing" if isinstance(info.default, Section) else _either((info.default,)))
 
@@ -116,11 +118,6 @@ def _own(path: str, block: Section, fit: Fit, value: Any) -> str:
         return fit not in _fits_of(family[kind]) or fit.goes(getattr(family[kind], fit.when, kind), value)
 
     return _kinds(path, list(filter(goes, family)))
-
-
-def _family(block: type[Section]) -> dict[str, type[Any]]:
-    """The kinds that there are of a block that comes in kinds."""
-    return getattr(block, "kinds", {})
 
 
 def _kinds(path: str, names: list[str]) -> str:

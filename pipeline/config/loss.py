@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from pipeline.config.fits import GIVEN, OWN, Fit
 from pipeline.config.kinds import Kind
-from pipeline.config.section import implementation
+from pipeline.config.section import Ascending, implementation
+
+Level = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Loss(Kind):
@@ -29,7 +31,6 @@ class SquaredError(Loss):
     """Squared error of a point."""
 
     learns_variance = False
-
     kind: Literal["mse"] = "mse"
 
     def make(self, n_targets: int) -> Any:
@@ -60,15 +61,8 @@ class QuantileLoss(Loss):
     """Pinball loss of several quantiles."""
 
     kind: Literal["quantiles"]
-    levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field((0.05, 0.25, 0.5, 0.75, 0.95), min_length=2)
+    levels: Annotated[tuple[Level, ...], Field(min_length=2), Ascending] = (0.05, 0.25, 0.5, 0.75, 0.95)
     """Levels of the quantiles, in ascending order."""
-
-    @field_validator("levels")
-    @classmethod
-    def _ascend(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
-        if list(levels) != sorted(set(levels)):
-            raise ValueError("levels must ascend, and none stand twice")
-        return levels
 
     def make(self, n_targets: int) -> Any:
         return implementation("pipeline.models.losses.Quantiles")(self.levels)
@@ -80,7 +74,6 @@ class CrossEntropy(Loss):
     fits = (Fit("data.columns.auxiliary", GIVEN, "is the weight of labels beside the class", "auxiliary"),)
     of = "classes"
     learns_variance = False
-
     kind: Literal["cross_entropy"]
     balanced: bool = False
     """Weight classes by 1 / their share of the training images."""
@@ -125,7 +118,6 @@ class PlainRisk(Risk):
     """The mean loss, whatever domains the samples are of."""
 
     tells_domains = False
-
     kind: Literal["mean"] = "mean"
 
     def combine(self, losses: Any, hidden: Any, domains: Any, log_weights: Any) -> Any:
@@ -136,7 +128,6 @@ class Coral(Risk):
     """Deep CORAL (Sun and Saenko 2016, arXiv 1607.01719): means and covariances of the last hidden layer are drawn together."""
 
     reads_hidden = True
-
     kind: Literal["coral"]
     weight: float = Field(1.0, gt=0)
     """Of the penalty, beside the mean loss."""

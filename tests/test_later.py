@@ -153,7 +153,7 @@ FAMILIES: dict[str, Callable[[Config], Any]] = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_trial_of_each_kind_is_kept(family: str) -> None:
     blocks = [FAMILIES[family](Config.model_validate(_values(folder))) for folder in KEPT]
-    (base,) = (each for each in type(blocks[0]).__mro__ if Kind in each.__bases__)
+    base: Any = next(each for each in type(blocks[0]).__mro__ if Kind in each.__bases__)
     own = {kind for kind, block in base.kinds.items() if block.__module__.startswith("pipeline.")}
     assert {block.kind for block in blocks} == own and len(own) > 2
 

@@ -64,14 +64,11 @@ def prepare(place: Path) -> None:
 
 def experiments(place: Path) -> list[tuple[str, tuple[str, ...]]]:
     """Every experiment of the demo: YAML and overrides. The last one is a control: targets dealt to other groups."""
-    data, clip, dino = (
-        f"data.source={place / 'data'}",
-        f"backbone.name=local-dir:{place / 'backbones' / 'clip'}",
-        place / "backbones" / "dinov2",
-    )
+    data, backbones = f"data.source={place / 'data'}", place / "backbones"
+    clip = f"backbone.name=local-dir:{backbones / 'clip'}"
     chosen = []
     for name, overrides in METHODS.items():
-        backbone = f"backbone.name={dino}" if name == "dinov2" else clip
+        backbone = f"backbone.name={backbones / 'dinov2'}" if name == "dinov2" else clip
         chosen.append((name, (*SHARED, data, backbone, *overrides)))
     chosen += [(name, (*SHARED[1:], data)) for name in PLAIN]
     control = ("experiment=beetles-frozen-permuted", "data.permute_targets=true", *METHODS["frozen"])

@@ -271,7 +271,7 @@ def test_a_wrong_value_anywhere_in_a_grid_is_refused_where_it_stands() -> None:
     assert refusal("a.yaml").startswith(f"{path.resolve()}, line 4: `optim.clip`: Input should be greater than 0")
     assert refusal("a.yaml", "optim.clip=1", "seed=0,1,x").startswith("on the command line: `seed`: ")
     refused = refusal(FROZEN, "backbone.kind=open_clip,pixels", "model.encoder.kind=lora")
-    assert refused.startswith("on the command line: model.encoder.kind lora reads tokens at a cut, and backbone.kind pixels has")
+    assert refused.startswith("on the command line: model.encoder.kind lora reads cut features, and pixels has")
 
 
 def test_the_cells_of_a_grid_share_the_blocks_that_no_axis_reaches(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -724,3 +724,15 @@ def test_flattened_keys_lead_back_to_every_value(tree: dict[str, Any]) -> None:
 def test_what_is_hashed_has_plain_json_values_only() -> None:
     kinds = {type(value) for value in flatten(science(only(LORA))).values()}
     assert kinds <= {str, int, float, bool, list, type(None)}
+
+
+def test_a_trial_whose_tasks_file_is_gone_can_be_read_and_not_be_queued(tmp_path: Path) -> None:
+    own, source, saved = tmp_path / "own.py", tmp_path / "own.yaml", tmp_path / "config.yaml"
+    own.write_text("")
+    source.write_text("task: own.py")
+    config = load_experiment(source).config
+    saved.write_text(dump_config(config))
+    own.unlink()
+    assert load_config(saved) == config
+    with pytest.raises(UserError, match=r"own\.yaml, line 1: `task`: there is no file own\.py beside its YAML"):
+        load_experiment(source)

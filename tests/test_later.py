@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,12 +18,15 @@ from pipeline.config.identity import config_hash, digest, features_of, images_of
 from pipeline.config.kinds import Kind, blocks_in
 from pipeline.config.section import LATER
 from pipeline.config.trial import Config
-from pipeline.disk.layout import TrialDir
+from pipeline.disk.layout import ExperimentDir, TrialDir
 from pipeline.disk.writing import read_json
+from pipeline.experiments.documents import read_document
 from pipeline.experiments.names import HASH_DIGITS
 from pipeline.experiments.reading import load_config, saved_science
+from pipeline.features.store import is_complete
 from pipeline.reporting.state import trial_state
-from tests.fixtures.write import FOLDER
+from pipeline.stages.ensemble import update_ensembles
+from tests.fixtures.write import ENSEMBLE, FOLDER
 from tests.fixtures.write import identity as identity_of
 from tests.small import named
 
@@ -38,11 +43,13 @@ TRIALS: list[dict[str, Any]] = [
 def blocks() -> list[type[BaseModel]]:
     """Every block of a configuration, each after those that it holds."""
     found: dict[type[BaseModel], None] = {}
+    visited: set[type[BaseModel]] = set()  # parts of a concatenation are backbones, as it is one
 
     def visit(block: type[BaseModel]) -> None:
+        visited.add(block)
         for info in block.model_fields.values():
             for inner in blocks_in(info.annotation, of_lists=True):
-                if inner not in found:
+                if inner not in visited:
                     visit(inner)
         found[block] = None
 
@@ -132,27 +139,63 @@ def test_a_key_that_is_added_to_any_block_changes_no_identity_while_it_is_as_by_
 
 
 # ---------------------------------------------------------------- trials of earlier code
-KEPT = sorted(path.parent for path in FOLDER.glob("*/identity.json"))
+KEPT = sorted(path.parent for path in FOLDER.glob("*/*/identity.json"))
+FAMILIES: dict[str, Callable[[Config], Any]] = {
+    "backbone": lambda config: config.backbone,
+    "encoder": lambda config: config.model.encoder,
+    "head": lambda config: config.model.head,
+    "loss": lambda config: config.loss,
+    "risk": lambda config: config.risk,
+    "split": lambda config: config.data.split,
+}
 
 
-def test_trials_of_earlier_code_are_kept() -> None:
-    assert len(KEPT) >= 10
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_trial_of_each_kind_is_kept(family: str) -> None:
+    blocks = [FAMILIES[family](Config.model_validate(_values(folder))) for folder in KEPT]
+    base: Any = next(each for each in type(blocks[0]).__mro__ if Kind in each.__bases__)
+    own = {kind for kind, block in base.kinds.items() if block.__module__.startswith("pipeline.")}
+    assert {block.kind for block in blocks} == own and len(own) > 2
 
 
 @pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
-def test_a_trial_of_earlier_code_is_known_again_and_done(folder: Path) -> None:
+def test_a_trial_of_earlier_code_is_known_again_and_done(folder: Path, tmp_path: Path) -> None:
     _is_known_again(folder)
+    trial, config = TrialDir(tmp_path), load_config(folder / "config.yaml")
+    shutil.copy(folder / "trained.json", trial.trained)
+    assert trial_state(trial, config).state == "trained" and config == Config.model_validate(_values(folder))
+
+
+def test_an_ensemble_of_earlier_code_is_not_made_again(tmp_path: Path) -> None:
+    _ensemble_is_kept(tmp_path / "x")
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.__name__)
-def test_trials_of_earlier_code_are_done_when_a_key_is_added(block: type[BaseModel]) -> None:
+def test_trials_of_earlier_code_are_done_when_a_key_is_added(block: type[BaseModel], tmp_path: Path) -> None:
     with another_key(block):
         for folder in KEPT:
             _is_known_again(folder)
+        _ensemble_is_kept(tmp_path / "x")
+
+
+@cache
+def _values(folder: Path) -> dict[str, Any]:
+    """What stands in its config.yaml: parsing it takes longer than all else here."""
+    return read_document(folder / "config.yaml", ()).values
 
 
 def _is_known_again(folder: Path) -> None:
-    config, saved = load_config(folder / "config.yaml"), saved_science(folder / "config.yaml")
+    config, saved = Config.model_validate(_values(folder)), saved_science(folder / "config.yaml")
     assert identity_of(config) == read_json(folder / "identity.json")
     assert digest(saved) == config_hash(config) and folder.name.rpartition("-")[2] == config_hash(config)[:HASH_DIGITS]
     assert trial_state(TrialDir(folder), config).state == "done"
+    here = config.model_copy(update={"paths": config.paths.model_copy(update={"features": str(FOLDER / "features")})})
+    assert is_complete(here, read_json(folder / "trained.json")["feature_key"])
+
+
+def _ensemble_is_kept(copy: Path) -> None:
+    shutil.copytree(FOLDER / ENSEMBLE, copy)
+    experiment = ExperimentDir(copy)
+    (before,) = experiment.ensembles()
+    assert not update_ensembles(experiment)
+    assert experiment.ensembles() == [before] and len(read_json(before.results)["made_from"]) == 2

@@ -96,7 +96,10 @@ def test_a_head_of_ones_own_is_a_trial_like_any_other(assets: Assets, root: Path
     [
         ("loss.kind=crps", "model.head.kind least_squares has no use for loss.kind crps"),
         ("model.pool=precision", "head.kind least_squares is not trained by gradient descent"),
-        ("select.folds=3", "select.folds fits again and again, and model.head.kind least_squares is not made for that"),
+        (
+            "select.folds=3",
+            "select.folds 3 fits again and again, for which model.head.kind least_squares is not made: set model.head.kind svc",
+        ),
         ("model.head.rigde=1", "`model.head.ridge` does"),
         ("model.head.kind=least_cubes", "'least_squares'"),
     ],

@@ -31,16 +31,11 @@ def use_cluster(cluster: str | None) -> Cluster:
     return site
 
 
-def load(config: str, overrides: list[str] | None, cluster: str | None = None) -> Experiment:
-    """An experiment, on top of a cluster profile."""
-    return load_on(use_cluster(cluster), config, overrides)
-
-
-def load_on(site: Cluster, config: str, overrides: list[str] | None) -> Experiment:
-    """An experiment on top of this profile. Raises UserError also for what its tasks can say before any data are read."""
+def load(config: str, overrides: list[str] | None, site: Cluster | None = None) -> Experiment:
+    """An experiment on top of a profile. Raises UserError also for what its tasks can say before any data are read."""
     from pipeline.tasks import check  # loads numpy
 
-    experiment = load_experiment(config, overrides or (), site.layer)
+    experiment = load_experiment(config, overrides or (), (site or use_cluster(None)).layer)
     for trial in experiment.trials:
         check(trial.config)
     return experiment

@@ -18,7 +18,6 @@ from pipeline.cli.arguments import (
     Wait,
     find_experiments,
     load,
-    load_on,
     use_cluster,
 )
 from pipeline.errors import WorkError
@@ -28,7 +27,7 @@ def plan(config: ConfigArgument, overrides: Overrides = None, cluster: ClusterOp
     """Show every trial, its state and the reason; nothing is run."""
     from pipeline.launch.watching.plan import lines
 
-    for line in lines(load(config, overrides, cluster)):
+    for line in lines(load(config, overrides, use_cluster(cluster))):
         print(line)
 
 
@@ -44,7 +43,7 @@ def doctor(
     from pipeline.launch.doctor.findings import Context
 
     site = use_cluster(cluster)
-    experiment = load_on(site, config, overrides)
+    experiment = load(config, overrides, site)
     failed = []
     for line in module.run(Context(experiment, site.profile, probe, patience)):
         print(line, flush=True)
@@ -68,7 +67,7 @@ def submit(
 
     site = use_cluster(cluster)
     request = launcher.Request(site.profile, dry_run, wait, workers, max_parallel, pack, tuple(sys.argv))
-    launcher.submit(load_on(site, config, overrides), request)
+    launcher.submit(load(config, overrides, site), request)
 
 
 def status(

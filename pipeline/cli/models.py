@@ -78,7 +78,12 @@ def export(
 ) -> None:
     """Write trained trials as a challenge submission, or check one as its platform would run it, without this package."""
     if check is not None:
-        _check_submission(check, trials or out, python, largest, gpu, challenge)
+        from pipeline.export import check as module
+
+        if trials or out:
+            raise UserError("--check looks at a submission that is there: name no trials and no --out with it")
+        for line in module.check(check, python, largest, gpu, challenge):
+            print(line)
     elif to != "codabench":
         raise UserError(f"--to {to}: choose codabench")
     elif out is None:
@@ -87,13 +92,3 @@ def export(
         from pipeline.export.codabench import export as write
 
         print(write(trials or [], out, zipped, with_backbone))
-
-
-def _check_submission(folder: Path, other: object, python: Path | None, largest: int, gpu: bool, challenge: str | None) -> None:
-    """Print what was checked."""
-    from pipeline.export import check
-
-    if other:
-        raise UserError("--check looks at a submission that is there: name no trials and no --out with it")
-    for line in check.check(folder, python, largest, gpu, challenge):
-        print(line)

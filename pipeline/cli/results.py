@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from pipeline.cli.arguments import ExperimentNames, TrainedFolder, find_experiments
-from pipeline.disk.layout import ExperimentDir
 from pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    from pipeline.reporting.results import Row
 
 
 def results(
@@ -32,7 +27,12 @@ def results(
     by = module.sorts(tables, sort)
     rows = [row for look, some in tables.items() for row in module.sort_rows(some, by[look])]
     if cost:
-        _show_cost(found, rows, form, trained)
+        from pipeline.reporting import cost as costs
+
+        spent = costs.collect(found, rows)
+        forms = {"csv": costs.to_csv, "markdown": costs.to_markdown, "json": costs.to_json}
+        texts = {name: partial(write, spent) for name, write in forms.items()}
+        _show(form, partial(costs.print_table, spent, trained), texts)
         return
     lines = {look: module.summarize(some, by[look]) for look, some in tables.items()}
     texts = {"csv": partial(module.to_csv, rows), "markdown": partial(module.to_markdown, lines)}
@@ -53,15 +53,6 @@ def compare(
     found = module.compare(module.candidates(find_experiments(experiments, trained)), figure)
     texts = {"markdown": partial(module.to_markdown, found), "json": partial(module.to_json, found)}
     _show(form, partial(module.print_table, found), texts)
-
-
-def _show_cost(found: list[ExperimentDir], rows: list[Row], form: str, trained: Path | None) -> None:
-    from pipeline.reporting import cost as module
-
-    costs = module.collect(found, rows)
-    forms = {"csv": module.to_csv, "markdown": module.to_markdown, "json": module.to_json}
-    texts = {name: partial(write, costs) for name, write in forms.items()}
-    _show(form, partial(module.print_table, costs, trained), texts)
 
 
 def _show(form: str, table: Callable[[], None], texts: Mapping[str, Callable[[], str]]) -> None:

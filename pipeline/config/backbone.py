@@ -49,6 +49,8 @@ class Backbone(Kind):
     """Keys that may name a folder or a file."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """What it needs in a submission beside torch, by PyPI's name, in the version that is here."""
+    loader: ClassVar[str]
+    """The function or class that makes a `backbones.base.Backbone` of the block; a lab's own kind overrides `load`."""
 
     @property
     def display_name(self) -> str:
@@ -62,7 +64,7 @@ class Backbone(Kind):
 
     def load(self) -> Any:
         """The `backbones.base.Backbone`, on the CPU; torch's random state is left as it was."""
-        raise NotImplementedError
+        return implementation(self.loader)(self)
 
     def weights_from(self) -> tuple[Weights, ...]:
         """Where its weights come from, for each network that it is made of; nothing where there are no weights."""
@@ -91,6 +93,7 @@ class OpenClip(Backbone):
     offers = FEATURES
     libraries = ("open-clip-torch",)
     paths = ("name", "pretrained")
+    loader = "pipeline.backbones.open_clip.load_open_clip"
     kind: Literal["open_clip"] = "open_clip"
     name: str = "hf-hub:imageomics/bioclip-2"
     """`hf-hub:owner/name`, `local-dir:/a/folder`, or an architecture name such as `ViT-B-32`."""
@@ -98,9 +101,6 @@ class OpenClip(Backbone):
     """Pretrained tag or checkpoint file of an architecture name; null: random weights drawn from `seed`."""
     seed: Seed = 0
     """Seed of random weights; unused where weights are loaded."""
-
-    def load(self) -> Any:
-        return implementation("pipeline.backbones.open_clip.load_open_clip")(self)
 
     def weights_from(self) -> tuple[Weights, ...]:
         if (brought := _brought_by(self.name, "open_clip_config.json")) or self.pretrained is None:
@@ -116,6 +116,7 @@ class Dinov2(Backbone):
     offers = FEATURES
     libraries = ("transformers",)
     paths = ("name",)
+    loader = "pipeline.backbones.dinov2.load_dinov2"
     kind: Literal["dinov2"]
     name: str = "facebook/dinov2-base"
     """Hub name or local folder."""
@@ -123,9 +124,6 @@ class Dinov2(Backbone):
     """Commit, tag or branch on the Hub."""
     pooling: Literal["cls", "cls_mean"] = "cls"
     """The embedding: the class token; or the class token and, after it, the mean of the patch tokens."""
-
-    def load(self) -> Any:
-        return implementation("pipeline.backbones.dinov2.load_dinov2")(self)
 
     def weights_from(self) -> tuple[Weights, ...]:
         is_here = Path(self.name).expanduser().exists()
@@ -139,6 +137,7 @@ class Timm(Backbone):
     lacks = "cannot be cut"
     libraries = ("timm",)
     paths = ("name",)
+    loader = "pipeline.backbones.timm_models.load_timm"
     kind: Literal["timm"]
     name: str = "resnet18"
     """An architecture (with or without a tag: `resnet18.a1_in1k`), `hf-hub:owner/name`, or `local-dir:/a/folder`."""
@@ -148,9 +147,6 @@ class Timm(Backbone):
     """Side in pixels of the images that it reads; null: what it was made for."""
     seed: Seed = 0
     """Seed of random weights; unused where weights are loaded."""
-
-    def load(self) -> Any:
-        return implementation("pipeline.backbones.timm_models.load_timm")(self)
 
     def weights_from(self) -> tuple[Weights, ...]:
         published = Weights(tag=("pipeline.backbones.timm_models.hub_repository", self.name))

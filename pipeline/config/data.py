@@ -194,17 +194,13 @@ class Data(Section):
         return "numbers (data.targets)" if self.label is None else "classes (data.label)"
 
     @model_validator(mode="after")
-    def _a_label_or_numbers(self) -> Data:
+    def _names_what_is_predicted(self) -> Data:
         if self.label is not None and self.targets:
             raise ValueError("label and targets exclude one another: set targets to [] to predict the label")
         if self.label is not None and "=" in self.label:
             raise ValueError("label: a column whose name has no = in it, which stands between it and a class in results")
         if len({self.label, *self.columns.auxiliary}) <= len(self.columns.auxiliary):
             raise ValueError("columns.auxiliary names labels beside the label: each column once, and not the label's")
-        return self
-
-    @model_validator(mode="after")
-    def _targets_named_once(self) -> Data:
         if (not self.targets and self.label is None) or len(set(self.targets)) != len(self.targets):
             raise ValueError("name what is to be predicted: targets, at least one and none of them twice, or a label")
         if taken := RESULT_KEYS & set(self.targets):

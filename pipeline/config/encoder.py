@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field
 
 from pipeline.config.backbone import FeatureKind
+from pipeline.config.fits import OWN, Fit
 from pipeline.config.kinds import Kind
 from pipeline.config.measures import BLOCK, KEPT, PASSING, SIDES, Measures
 from pipeline.config.section import Fraction, Positive, implementation
@@ -19,6 +20,7 @@ from pipeline.config.section import Fraction, Positive, implementation
 class Encoder(Kind):
     """What turns features into an embedding."""
 
+    fits = (Fit("backbone.offers", OWN, "reads {model.encoder.reads} features, and {backbone.kind} {backbone.lacks}", "reads"),)
     reads: ClassVar[FeatureKind] = "pooled"
     """The features that it needs."""
     learns: ClassVar[bool] = True

@@ -10,15 +10,35 @@ import itertools
 from typing import Annotated, Any, ClassVar, Literal
 from zipfile import is_zipfile
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from pipeline.config.fits import OWN, PLAIN, Fit
 from pipeline.config.kinds import Kind
-from pipeline.config.section import Fraction, Positive, implementation
+from pipeline.config.section import Ascending, Fraction, Positive, implementation
+
+SOLVED = "is not trained by gradient descent"
+
+
+def _solved(key: str, of: tuple[Any, ...], why: str) -> Fit:
+    return Fit(key, of, why, "descends", (False,))
 
 
 class Head(Kind):
     """What turns an embedding into a prediction."""
 
+    fits = (
+        Fit("data.truth", OWN, "does not fit {data.truth_in_words}", "of", ("numbers", "classes")),
+        _solved("model.encoder.learns", (False,), SOLVED),
+        _solved("model.pool", ("mean",), SOLVED),
+        _solved("model.domain_embedding", (False,), SOLVED),
+        _solved("model.species_embedding", (False,), SOLVED),
+        _solved("loss.kind", ("mse", "cross_entropy"), "has no use for loss.kind {loss.kind}"),
+        _solved("loss", PLAIN, "has no use for options of loss"),
+        _solved("risk.kind", ("mean",), "has no use for risk.kind {risk.kind}"),
+        _solved("train.sample", ("images",), "has no use for train.sample {train.sample}"),
+        _solved("augment", PLAIN, "has no use for augment"),
+        _solved("select.epoch", ("best",), "has no epochs"),
+    )
     of: ClassVar[Literal["numbers", "classes", "both"]] = "numbers"
     """The truth that it predicts."""
     descends: ClassVar[bool] = False
@@ -47,16 +67,16 @@ class Head(Kind):
         return True
 
     def widths(self) -> tuple[int, ...]:
-        """Of its hidden layers."""
-        return ()
+        """Of its hidden layers: its key `hidden`, if it has one."""
+        return getattr(self, "hidden", ())
 
     def n_parameters(self, width: int, n_targets: int) -> int:
         """How many numbers it learns by gradient descent, on an embedding so wide, about."""
         return 0
 
     def rate_scale(self) -> float:
-        """Its learning rate, as a multiple of `optim.lr`."""
-        return 1.0
+        """Its learning rate, as a multiple of `optim.lr`: its key `lr_scale`, if it has one."""
+        return float(getattr(self, "lr_scale", 1.0))
 
 
 class MlpHead(Head):
@@ -65,28 +85,20 @@ class MlpHead(Head):
     of = "both"
     descends = True
     fitter = "pipeline.training.loop.fit"
-
     kind: Literal["mlp"] = "mlp"
     hidden: tuple[Positive, ...] = (512, 128, 32)
     """Widths of the hidden layers."""
     lr_scale: float = Field(1.0, gt=0)
     """Learning rate of head and domain embedding, as a multiple of `optim.lr`."""
 
-    def widths(self) -> tuple[int, ...]:
-        return self.hidden
-
     def n_parameters(self, width: int, n_targets: int) -> int:
         return sum(a * b for a, b in itertools.pairwise((width, *self.hidden, n_targets)))
-
-    def rate_scale(self) -> float:
-        return self.lr_scale
 
 
 class RidgeHead(Head):
     """Ridge regression on standardised embeddings, solved in closed form; the penalty is chosen on validation."""
 
     fitter = "pipeline.training.ridge.fit_ridge"
-
     kind: Literal["ridge"]
     alphas: tuple[Annotated[float, Field(ge=0)], ...] = Field((1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4), min_length=1)
     """Penalties to choose from by `select.metric`."""
@@ -97,7 +109,6 @@ class ClimatologyHead(Head):
 
     chooses = False
     model, fitter = "pipeline.models.baselines.Climatology", "pipeline.training.baselines.fit_climatology"
-
     kind: Literal["climatology"]
     window: Annotated[int, Field(ge=0, le=183)] = 30
     """Days before and after that day of the year, in any year, that count as that day."""
@@ -111,7 +122,6 @@ class BoostingHead(Head):
     chooses = False
     libraries = ("lightgbm",)
     model, fitter = "pipeline.models.baselines.Boosting", "pipeline.training.baselines.fit_boosting"
-
     kind: Literal["boosting"]
     rounds: Positive = 500
     """At most so many trees for each target."""
@@ -146,7 +156,6 @@ class SvcHead(ClassifierHead):
     """Support vector classifier; its probabilities by a logistic line through out-of-fold decisions (Platt)."""
 
     estimator = "pipeline.models.estimators.SupportVectors"
-
     kind: Literal["svc"]
     C: float = Field(1.0, gt=0)
     """Inverse of the penalty."""
@@ -167,7 +176,6 @@ class SgdHead(ClassifierHead):
     """Linear classifier learnt by stochastic gradient descent on log loss; its probabilities as those of `svc`."""
 
     estimator = "pipeline.models.estimators.Descent"
-
     kind: Literal["sgd"]
     alpha: float = Field(1e-3, gt=0)
     """L2 penalty."""
@@ -185,7 +193,6 @@ class KnnHead(ClassifierHead):
     """Vote of the nearest training images."""
 
     estimator = "pipeline.models.estimators.Neighbours"
-
     kind: Literal["knn"]
     k: Positive = 5
     """How many vote."""
@@ -200,7 +207,6 @@ class GaussianProcessHead(ClassifierHead):
     """
 
     estimator = "pipeline.models.estimators.GaussianProcess"
-
     kind: Literal["gaussian_process"]
     length_scale: Literal["scale"] | Annotated[float, Field(gt=0)] = "scale"
     """Length scale of the RBF kernel that the fit starts from; scale: √(number of features / 2), as `svc` has it."""
@@ -210,26 +216,17 @@ class LogisticHead(ClassifierHead):
     """Logistic regression (several classes: multinomial) with an L2 penalty, chosen by `select.metric`."""
 
     estimator = "pipeline.models.estimators.Logistic"
-
     kind: Literal["logistic"]
-    Cs: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1)
+    Cs: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1), Ascending] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1)
     """Inverses of the penalty to choose from, in ascending order: each fit starts from the one before."""
     balanced: bool = True
     """Weight classes by 1 / their share of the training images."""
-
-    @field_validator("Cs")
-    @classmethod
-    def _ascend(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if list(values) != sorted(set(values)):
-            raise ValueError("Cs must ascend, and none stand twice")
-        return values
 
 
 class LdaHead(ClassifierHead):
     """Linear discriminant analysis: normal classes of one covariance, by least squares."""
 
     estimator = "pipeline.models.estimators.Discriminant"
-
     kind: Literal["lda"]
     shrinkage: Literal["auto"] | Fraction | None = "auto"
     """Of the covariance towards its diagonal: auto (Ledoit–Wolf), a share, or null: none."""
@@ -239,7 +236,6 @@ class HistGradientBoostingHead(ClassifierHead):
     """scikit-learn's gradient-boosted trees on binned features (`boosting` is LightGBM's, on metadata)."""
 
     estimator = "pipeline.models.estimators.Trees"
-
     kind: Literal["hist_gradient_boosting"]
     lr: float = Field(0.1, gt=0)
     """Shrinkage of each tree."""
@@ -262,7 +258,6 @@ class MahalanobisHead(ClassifierHead):
     """
 
     estimator = "pipeline.models.one_class.Mahalanobis"
-
     kind: Literal["mahalanobis"]
 
 
@@ -270,7 +265,6 @@ class KnnDistanceHead(ClassifierHead):
     """One class: the mean distance to the nearest training images that are not positive."""
 
     estimator = "pipeline.models.one_class.NearestDistance"
-
     kind: Literal["knn_distance"]
     k: Positive = 5
     """How many are the nearest."""

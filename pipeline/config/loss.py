@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
+from pipeline.config.fits import GIVEN, OWN, Fit
 from pipeline.config.kinds import Kind
-from pipeline.config.section import implementation
+from pipeline.config.section import Ascending, implementation
+
+Level = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Loss(Kind):
     """What a prediction costs. A kind names the `models/losses.Loss` that computes it; a lab's own overrides `make`."""
 
+    fits = (Fit("data.truth", OWN, "does not fit {data.truth_in_words}", "of"),)
     of: ClassVar[Literal["numbers", "classes"]] = "numbers"
     """The truth that it is of."""
     learns_variance: ClassVar[bool] = True
@@ -27,7 +31,6 @@ class SquaredError(Loss):
     """Squared error of a point."""
 
     learns_variance = False
-
     kind: Literal["mse"] = "mse"
 
     def make(self, n_targets: int) -> Any:
@@ -58,15 +61,8 @@ class QuantileLoss(Loss):
     """Pinball loss of several quantiles."""
 
     kind: Literal["quantiles"]
-    levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field((0.05, 0.25, 0.5, 0.75, 0.95), min_length=2)
+    levels: Annotated[tuple[Level, ...], Field(min_length=2), Ascending] = (0.05, 0.25, 0.5, 0.75, 0.95)
     """Levels of the quantiles, in ascending order."""
-
-    @field_validator("levels")
-    @classmethod
-    def _ascend(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
-        if list(levels) != sorted(set(levels)):
-            raise ValueError("levels must ascend, and none stand twice")
-        return levels
 
     def make(self, n_targets: int) -> Any:
         return implementation("pipeline.models.losses.Quantiles")(self.levels)
@@ -75,9 +71,9 @@ class QuantileLoss(Loss):
 class CrossEntropy(Loss):
     """Of classes: cross-entropy, with what helps where they are of unlike size."""
 
+    fits = (Fit("data.columns.auxiliary", GIVEN, "is the weight of labels beside the class", "auxiliary"),)
     of = "classes"
     learns_variance = False
-
     kind: Literal["cross_entropy"]
     balanced: bool = False
     """Weight classes by 1 / their share of the training images."""
@@ -93,6 +89,17 @@ class CrossEntropy(Loss):
 class Risk(Kind):
     """How the losses of a batch become the one that is minimised: methods of domain generalisation."""
 
+    fits = (
+        Fit("data.columns.domain", GIVEN, "tells domains apart", "tells_domains"),
+        Fit("augment.mixup_alpha", (0.0,), "tells domains apart, and augment.mixup_alpha mixes them", "tells_domains"),
+        Fit(
+            "model.has_hidden_layer",
+            (True,),
+            "acts on the last hidden layer, and there is none",
+            "reads_hidden",
+            hint="model.head.hidden to one width or more",
+        ),
+    )
     tells_domains: ClassVar[bool] = True
     """Whether it asks which domain an image is of."""
     reads_hidden: ClassVar[bool] = False
@@ -111,7 +118,6 @@ class PlainRisk(Risk):
     """The mean loss, whatever domains the samples are of."""
 
     tells_domains = False
-
     kind: Literal["mean"] = "mean"
 
     def combine(self, losses: Any, hidden: Any, domains: Any, log_weights: Any) -> Any:
@@ -122,7 +128,6 @@ class Coral(Risk):
     """Deep CORAL (Sun and Saenko 2016, arXiv 1607.01719): means and covariances of the last hidden layer are drawn together."""
 
     reads_hidden = True
-
     kind: Literal["coral"]
     weight: float = Field(1.0, gt=0)
     """Of the penalty, beside the mean loss."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pipeline.config.encoder import Encoder, Frozen
+from pipeline.config.fits import GIVEN, Fit
 from pipeline.config.head import Head, MlpHead
 from pipeline.config.kinds import kind_of
 from pipeline.config.section import Section
@@ -13,6 +14,20 @@ from pipeline.config.section import Section
 class Model(Section):
     """What stands between features and predictions."""
 
+    fits = (
+        Fit("data.columns.species", GIVEN, "learns from names", "species_embedding"),
+        Fit("train.sample", ("groups",), "learns from sets of images", "pool", ("attention",)),
+        Fit(
+            "loss.learns_variance",
+            (True,),
+            "needs a variance of each image, which loss.kind {loss.kind} does not learn",
+            "pool",
+            ("precision",),
+        ),
+        Fit("data.truth", ("numbers",), "scales numbers: {data.truth_in_words} have no scale", "standardize_targets"),
+        Fit("model.encoder.learns", (False,), "scales what does not learn", "standardize_features"),
+        Fit("model.head.descends", (True,), "is for heads that do not scale it themselves", "standardize_features"),
+    )
     encoder: Annotated[Encoder, *kind_of(Encoder)] = Frozen()
     normalize: bool = True
     """L2-normalise the embedding before the head."""
@@ -32,5 +47,5 @@ class Model(Section):
     @property
     def has_hidden_layer(self) -> bool:
         """Whether anything is learnt below the head's last layer."""
-        learns = self.encoder.kind != "frozen" or self.domain_embedding or self.species_embedding
+        learns = self.encoder.learns or self.domain_embedding or self.species_embedding
         return learns or not self.head.descends or bool(self.head.widths())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -48,9 +47,7 @@ def load_file(path: str, place: str = "") -> ModuleType:
 @lru_cache(64)
 def _load(path: str, code: bytes) -> ModuleType:
     name = f"carabid_own_{Path(path).stem}_{hashlib.sha256(path.encode() + code).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_loader(name, loader=None, origin=path)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(name)
     module.__file__ = path
     sys.modules[name] = module  # dataclasses and pydantic look modules up by name
     try:

@@ -19,13 +19,19 @@ class Job(Section):
     """What one stage asks Slurm for; names are Slurm's."""
 
     partition: SlurmWord | None = None
+    """Nodes to choose from; null: the cluster's default."""
     account: SlurmWord | None = None
+    """Whose allocation pays; null: the user's default."""
     qos: SlurmWord | None = None
+    """Quality of service: its limits and its priority."""
     constraint: SlurmWord | None = None
+    """Features that a node must have."""
     gpus_per_node: Annotated[int, Field(ge=0)] = 1
+    """GPUs of the node."""
     gpu_type: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
     """Kind of GPU by Slurm's name for it (`sinfo -o %G` shows them): a100."""
     cpus_per_task: Positive = 4
+    """CPU cores."""
     mem: Memory = "32G"
     """Memory of the node, as Slurm writes it."""
     time: Walltime = "04:00:00"
@@ -74,7 +80,9 @@ class Paths(Section):
     """Where things go; null: `$CARABID_ROOT`, else the project's folder."""
 
     features: str | None = None
+    """Folder of the feature stores."""
     trained: str | None = None
+    """Folder of the experiments."""
     stage: str | None = None
     """Node-local folder that features are copied to before training reads them; variables such as $TMPDIR are expanded on
     the node. null: they are read where they are."""

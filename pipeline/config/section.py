@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -14,6 +14,13 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
+def _ascend(values: tuple[float, ...]) -> tuple[float, ...]:
+    if list(values) != sorted(set(values)):
+        raise ValueError("they must ascend, and none stand twice")
+    return values
+
+
+Ascending = AfterValidator(_ascend)
 LATER = "later"
 """Marks a key that is added later, `Annotated[int, LATER] = 1`, with a default that keeps the old behaviour: while it has that
 default it is left out of all hashes, so what was trained before stays valid."""

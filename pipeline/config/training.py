@@ -9,9 +9,6 @@ from pydantic import Field
 from pipeline.config.fits import Fit
 from pipeline.config.section import BelowOne, Fraction, Positive, Section
 
-HEAD = "model.head.kind {model.head.kind}"
-METRICS_OF_CLASSES = ("roc_auc", "average_precision", "balanced_accuracy", "log_loss")
-
 
 class Optim(Section):
     """Optimiser."""
@@ -60,9 +57,12 @@ class Select(Section):
     """Which epoch's weights are kept, and by what the best is known."""
 
     fits = (
-        Fit("data.truth", ("numbers",), "does not fit {data.truth_in_words}", "metric", ("r2", "MAE")),
-        Fit("data.truth", ("classes",), "does not fit {data.truth_in_words}", "metric", METRICS_OF_CLASSES),
-        Fit("model.head.takes_folds", (True,), f"fits again and again, for which {HEAD} is not made", "folds"),
+        Fit(
+            "model.head.takes_folds",
+            (True,),
+            "fits again and again, for which model.head.kind {model.head.kind} is not made",
+            "folds",
+        ),
         Fit("evaluate.split", ("auto", "test"), "fits validation images too, which would be evaluated", "folds"),
     )
     epoch: Literal["best", "last"] = "best"

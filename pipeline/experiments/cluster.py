@@ -168,14 +168,11 @@ def _find(name: str) -> Path:
 def _expanded(values: dict[str, Any]) -> dict[str, Any]:
     """$USER and ~ in `root`, now: commands on the login node look there too."""
     if isinstance(values.get("root"), str):
-        values = {**values, "root": os.path.expanduser(_with_variables(values["root"]))}
+        root = Template(values["root"]).safe_substitute({"USER": getpass.getuser(), **os.environ})
+        values = {**values, "root": os.path.expanduser(root)}
         if "$" in values["root"] or not os.path.isabs(values["root"]):
             raise UserError(f"root of a cluster profile must be an absolute path of set variables: {values['root']}")
     return values
-
-
-def _with_variables(text: str) -> str:
-    return Template(text).safe_substitute({"USER": getpass.getuser(), **os.environ})
 
 
 def _layer(values: dict[str, Any], places: dict[str, str], path: Path) -> Layer:

@@ -88,7 +88,8 @@ def read_document(path: Path, children: tuple[Path, ...]) -> Document:
     values, places = read_yaml(path)
     _check_blocks(values, places, path)
     grid = values.pop("grid", None) or {}
-    _check_grid(grid, path)
+    if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
+        raise UserError(f"{path}: grid must map dotted keys to non-empty lists, such as `optim.lr: [1e-4, 3e-4]`")
     variants = _read_variants(values.pop("variants"), places, path) if "variants" in values else None
     for block in (values, grid, *(variants or {}).values()):
         if "task" in block:
@@ -103,7 +104,8 @@ def read_document(path: Path, children: tuple[Path, ...]) -> Document:
     if variants is None:
         variants = {name: _without(axes, said | grid) for name, axes in parent.variants.items()}
     grid = _without(parent.grid, said) | grid
-    return Document(merge(lower, values), grid, variants, parent.places | _with_file(places, path))
+    places = {key.removeprefix("grid."): f"{path}, {line}" for key, line in places.items()}
+    return Document(merge(lower, values), grid, variants, parent.places | places)
 
 
 def _task_files(task: Any, path: Path) -> Any:
@@ -161,21 +163,12 @@ def _lines(node: yaml.Node, path: Path, prefix: str = "") -> Iterable[tuple[str,
         yield from _lines(value, path, f"{prefix}{key.value}.")
 
 
-def _with_file(places: dict[str, str], path: Path) -> dict[str, str]:
-    return {key.removeprefix("grid."): f"{path}, {line}" for key, line in places.items()}
-
-
 def _check_blocks(values: Tree, places: dict[str, str], path: Path) -> None:
     """Refuse a mistyped name of a block that is of an experiment and not of a trial: no model knows it."""
     for key in map(str, values):
         near = difflib.get_close_matches(key, BLOCKS_OF_EXPERIMENT, n=1, cutoff=0.8)
         if near and key not in (*near, *Config.model_fields):
             raise UserError(f"{path}, {places.get(key, 'a merged key')}: `{key}` does not exist, but `{near[0]}` does")
-
-
-def _check_grid(grid: Any, path: Path) -> None:
-    if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
-        raise UserError(f"{path}: grid must map dotted keys to non-empty lists, such as `optim.lr: [1e-4, 3e-4]`")
 
 
 def _read_variants(variants: Any, places: dict[str, str], path: Path) -> dict[str, Axes]:
@@ -189,9 +182,9 @@ def _read_variants(variants: Any, places: dict[str, str], path: Path) -> dict[st
 
 def _mapping(value: Any, place: str) -> Tree:
     """A mapping, or nothing at all: what is none is refused with an example."""
-    if not isinstance(value, dict | None):
-        raise UserError(f"{place} must map names to keys with their values, such as {EXAMPLE_VARIANTS}")
-    return value or {}
+    if isinstance(value, dict | None):
+        return value or {}
+    raise UserError(f"{place} must map names to keys with their values, such as {EXAMPLE_VARIANTS}")
 
 
 def _axes_of(block: Tree, place: str) -> Axes:

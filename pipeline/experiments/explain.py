@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
@@ -20,7 +20,7 @@ from pipeline.config.trial import KNOWN_TASKS, Config
 
 def explain(error: ErrorDetails, places: dict[str, str], path: Path) -> str:
     """One error as `place: key: what is wrong`. `places` maps the dotted keys that were given to where they stand."""
-    key = ".".join(str(part) for part in _without_tags(error["loc"]))
+    key = ".".join(map(str, error["loc"]))
     key += ".kind" if error["type"].startswith("union_tag") else ""
     place = _place(key, places, path)
     if error["type"] == "extra_forbidden":
@@ -64,17 +64,20 @@ def _place(key: str, places: dict[str, str], path: Path) -> str:
 
 
 def _nearest(key: str) -> str:
-    if kinds := _kinds_with(key):
-        return f" here: it is a key of `{key.rpartition('.')[0]}.kind` {' or '.join(kinds)}"
+    block, _, last = key.rpartition(".")
+    having = [model.model_fields for model in _models_of(block) if {last, "kind"} <= model.model_fields.keys()]
+    if kinds := sorted({kind for fields in having for kind in get_args(fields["kind"].annotation)}):
+        return f" here: it is a key of `{block}.kind` {' or '.join(kinds)}"
     if corrected := _corrected(key):
         return f", but `{corrected}` does"
     names = sorted(set(field_names(Config)))
-    last = key.rpartition(".")[2]
     same_last = [name for name in names if name.rpartition(".")[2] == last]
     longer = [name for name in names if name.startswith(key)]
     near = same_last or longer[:1] * (len(longer) == 1) or difflib.get_close_matches(key, names, n=1, cutoff=0.4)
     if not near:
-        return f"; here exist: {', '.join(_siblings(key))}"
+        while not _names_in(key):  # the innermost block that exists
+            key = key.rpartition(".")[0]
+        return f"; here exist: {', '.join(_names_in(key))}"
     verb = "does" if len(near) == 1 else "do"
     return f", but {' and '.join(f'`{name}`' for name in near)} {verb}"
 
@@ -87,15 +90,10 @@ def _names_in(block: str) -> list[str]:
 def _models_of(block: str) -> list[type[BaseModel]]:
     """What a block, which may be an element of a list, can be of."""
     models: list[type[BaseModel]] = [Config]
-    for part in filter(None, block.split(".")):
-        models = models if part.isdigit() else _inside(models, part)
+    for part in (part for part in block.split(".") if part and not part.isdigit()):
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        models = [block for info in fields for block in blocks_in(info.annotation, of_lists=True)]
     return models
-
-
-def _inside(models: Iterable[type[BaseModel]], name: str) -> list[type[BaseModel]]:
-    """The blocks that stand under a name in any of these, alone or in a list."""
-    fields = [model.model_fields[name] for model in models if name in model.model_fields]
-    return [block for info in fields for block in blocks_in(info.annotation, of_lists=True)]
 
 
 def _corrected(key: str) -> str | None:
@@ -109,19 +107,6 @@ def _corrected(key: str) -> str | None:
     return found
 
 
-def _siblings(key: str) -> list[str]:
-    """What stands in the innermost block of a dotted key that exists."""
-    while not _names_in(key):
-        key = key.rpartition(".")[0]
-    return _names_in(key)
-
-
-def _kinds_with(key: str) -> list[str]:
-    """The kinds of the block around `key` that have it."""
-    block, _, last = key.rpartition(".")
-    return sorted(_kinds(model for model in _models_of(block) if last in model.model_fields))
-
-
 def field_names(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
     """Every dotted key there is, over all kinds of every union."""
     for name, info in model.model_fields.items():
@@ -130,25 +115,3 @@ def field_names(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
             yield f"{prefix}{name}"
         for block in blocks:
             yield from field_names(block, f"{prefix}{name}.")
-
-
-def _without_tags(loc: tuple[int | str, ...]) -> list[int | str]:
-    """pydantic puts a union's `kind` into the place; a user did not write it there."""
-    kept: list[int | str] = []
-    models: list[type[BaseModel]] = [Config]
-    for part in loc:
-        if len(models) > 1 and part in _kinds(models):
-            models = [model for model in models if part in _kinds([model])]
-            continue
-        kept.append(part)
-        models = models if isinstance(part, int) else _inside(models, part)
-    return kept
-
-
-def _kinds(models: Iterable[type[BaseModel]]) -> set[Any]:
-    return {
-        value
-        for model in models
-        if "kind" in model.model_fields and get_origin(model.model_fields["kind"].annotation) is not Union
-        for value in get_args(model.model_fields["kind"].annotation)
-    }

@@ -28,16 +28,12 @@ def split_overrides(overrides: Sequence[str], document: Document) -> Axes:
             raise UserError(f"override {text!r}: write key=value, such as optim.lr=1e-4 (or optim.lr=1e-4,3e-4 for a grid)")
         if key in axes:
             raise UserError(f"override {text!r}: {key} is given twice")
-        axes[key] = [_parse_value(part, text) for part in split_commas(value)]
+        try:
+            axes[key] = [read_value(part) for part in split_commas(value)]
+        except (yaml.YAMLError, ValueError, LookupError) as error:
+            raise UserError(f"override {text!r} is not of YAML values: {error}") from error
         document.places[key] = "on the command line"
     return axes
-
-
-def _parse_value(text: str, override: str) -> Any:
-    try:
-        return read_value(text)
-    except (yaml.YAMLError, ValueError, LookupError) as error:
-        raise UserError(f"override {override!r}: {text!r} is not a YAML value: {error}") from error
 
 
 def split_commas(text: str) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
+from operator import attrgetter
 from typing import Any
 
 from pipeline.config.identity import changes, digest, flatten, science
@@ -37,16 +38,12 @@ def name_trials(configs: list[Config], plain: Config) -> list[tuple[str, Config]
             short = full[:HASH_DIGITS]
             by_hash[full] = existing.get(short) or f"{_label(config, base, varying)}-{short}", config
         elif (twin := by_hash[full][1]) != config:
-            raise _one_model_twice(twin, config)
+            differ = ", ".join(differences(twin.model_dump(mode="json"), config.model_dump(mode="json")))
+            raise UserError(
+                f"two trials of the grid differ in {differ} alone, which makes no other model: both would have one folder. "
+                "Give one value at a time."
+            )
     return list(by_hash.values())
-
-
-def _one_model_twice(a: Config, b: Config) -> UserError:
-    differ = differences(a.model_dump(mode="json"), b.model_dump(mode="json"))
-    return UserError(
-        f"two trials of the grid differ in {', '.join(differ)} alone, which makes no other model: both would have one "
-        "folder. Give one value at a time."
-    )
 
 
 def _varying(configs: Sequence[Config], kinds: Kinds) -> set[str]:
@@ -68,7 +65,8 @@ def _label(config: Config, base: Tree, varying: Callable[[Kinds], set[str]]) -> 
     changed = {key: value for key, value in changes(values, base).items() if key not in UNNAMED}
     for key in [key for key in changed if key in KIND_KEYS]:
         block = key.removesuffix("kind")
-        ordinary = _defaults_of(config, block)
+        section = attrgetter(block.removesuffix("."))(config)
+        ordinary = flatten(type(section)(kind=section.kind).model_dump(mode="json"))
         changed = {
             k: v for k, v in changed.items() if k == key or ordinary.get(k.removeprefix(block)) != v or not k.startswith(block)
         }
@@ -81,23 +79,11 @@ def _label(config: Config, base: Tree, varying: Callable[[Kinds], set[str]]) -> 
 
 
 def _parts(changed: Tree, values: Tree) -> list[str]:
-    words = _words(changed)
-    return [f"{words[key]}={_short(value)}" for key, value in changed.items()] + [f"seed={values['seed']}"]
-
-
-def _words(keys: Iterable[str]) -> dict[str, str]:
-    """What each key is called in a name: by its last part, with the block before it where two have that in common."""
-    parts = {key: key.removesuffix(".kind").split(".") for key in keys}
+    """Each key is called by its last part, with the block before it where two have that in common."""
+    parts = {key: key.removesuffix(".kind").split(".") for key in changed}
     last = Counter(part[-1] for part in parts.values())
-    return {key: ".".join(part[-2:] if last[part[-1]] > 1 else part[-1:]) for key, part in parts.items()}
-
-
-def _defaults_of(config: Config, block: str) -> Tree:
-    """The keys of a block such as `data.split.`, flat, as they are by default in one of its kind."""
-    section: Any = config
-    for part in block.removesuffix(".").split("."):
-        section = getattr(section, part)
-    return flatten(type(section)(kind=section.kind).model_dump(mode="json"))
+    words = {key: ".".join(part[-2:] if last[part[-1]] > 1 else part[-1:]) for key, part in parts.items()}
+    return [f"{words[key]}={_short(value)}" for key, value in changed.items()] + [f"seed={values['seed']}"]
 
 
 def _short(value: Any) -> str:

@@ -13,6 +13,7 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -79,7 +80,8 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = (), below: La
     variants = choose_variants(document.variants, typed.pop("variants", None), path)
     task = Path(str(document.values.get("task", ""))).stem
     document.values.setdefault("experiment", f"{task}-{path.stem}".lstrip("-"))
-    validate = partial(_validate, path=path, absolute=_path_finder())
+    # Each name is looked up once: every cell of a grid asks for the same ones.
+    validate = partial(_validate, path=path, absolute=cache(partial(_resolve, (Path.cwd(), root()))))
     plain = validate(document.values, document.places)
     configs: list[Config] = []
     for name, own in variants.items():
@@ -89,9 +91,9 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = (), below: La
 
 
 def load_config(path: Path) -> Config:
-    """Read a trial's resolved config.yaml."""
+    """Read a trial's resolved config.yaml. A task's file that is gone is no error: results can be shown without it."""
     document = read_document(path, ())
-    return _validate(document.values, document.places, path, _path_finder())
+    return _validate(document.values, document.places, path, partial(_resolve, (Path.cwd(), root())), must_run=False)
 
 
 def saved_science(path: Path) -> Tree | None:
@@ -117,24 +119,22 @@ def find_config(source: str | Path) -> Path:
     for candidate in (Path.cwd() / path, PROJECT / path):
         if candidate.is_file():
             return candidate.resolve()
-    known = sorted((PROJECT / "configs").rglob("*.yaml"))
+    known = [p.relative_to(PROJECT) for p in sorted((PROJECT / "configs").rglob("*.yaml"))]
     stems = difflib.get_close_matches(path.stem, {p.stem for p in known}, n=1)
     alike = [p for p in known if p.stem in stems]
-    near = [str(p.relative_to(PROJECT)) for p in alike if p.parent.name == path.parent.name] or [
-        str(p.relative_to(PROJECT)) for p in alike
-    ]
-    every = ", ".join(str(p.relative_to(PROJECT)) for p in known)
-    hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are: {every}"
+    near = [p for p in alike if p.parent.name == path.parent.name] or alike
+    hint = f"; did you mean {' or '.join(map(str, near))}?" if near else f"; there are: {', '.join(map(str, known))}"
     places = dict.fromkeys((str(Path.cwd()), str(PROJECT)))
     raise UserError(f"there is no config {source} (looked in {' and '.join(places)}){hint}")
 
 
 # ---------------------------------------------------------------- validation with errors for people
-def _validate(values: Tree, places: dict[str, str], path: Path, absolute: Absolute) -> Config:
+def _validate(values: Tree, places: dict[str, str], path: Path, absolute: Absolute, must_run: bool = True) -> Config:
     task = values.get("task")
     if isinstance(task, str) and task.endswith(".py"):
         values = values | {"task": absolute(task)}
-        load_file(values["task"], places.get("task", str(path)))  # now: it may define kinds
+        with nullcontext() if must_run else suppress(UserError):
+            load_file(values["task"], places.get("task", str(path)))  # now: it may define kinds
     try:
         return _resolve_paths(Config.model_validate(values), absolute)
     except ValidationError as error:
@@ -164,11 +164,6 @@ def _with(section: S, **values: Any) -> S:
     """The section with these values; itself if it has them: most blocks of a grid's cells are shared."""
     same = all(getattr(section, name) == value for name, value in values.items())
     return section if same else section.model_copy(update=values)
-
-
-def _path_finder() -> Absolute:
-    """`_resolve` from here. It looks each name up once: every cell of a grid asks for the same ones."""
-    return cache(partial(_resolve, (Path.cwd(), root())))
 
 
 def _resolve(bases: tuple[Path, ...], name: str) -> str:

@@ -33,31 +33,21 @@ def merge(base: Tree, over: Tree, place: str = "") -> Tree:
     """`over` on top of `base`, block by block; a block of another kind replaces the block where its keys are others."""
     out = dict(base)
     for key, value in over.items():
-        old = out.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and not _is_switched(f"{place}{key}", old, value):
-            out[key] = merge(old, value, f"{place}{key}.")
-        else:
-            out[key] = value
+        old, out[key] = out.get(key), value
+        if isinstance(old, dict) and isinstance(value, dict):
+            has_kinds = f"{place}{key}.kind" in KIND_KEYS  # (`optim.kind` is a plain key: all share their keys)
+            if not has_kinds or value.get("kind", old.get("kind")) == old.get("kind"):
+                out[key] = merge(old, value, f"{place}{key}.")
     return out
-
-
-def _is_switched(place: str, old: Tree, new: Tree) -> bool:
-    """Whether `new` makes the block at `place` one of another kind. (`optim.kind` is a plain key: all share their keys.)"""
-    return f"{place}.kind" in KIND_KEYS and "kind" in new and new["kind"] != old.get("kind")
 
 
 def override(values: Tree, overrides: Tree) -> Tree:
     """`values` with dotted overrides: whole blocks before their keys, kinds before the keys that only they have."""
     for key, value in sorted(overrides.items(), key=lambda item: (item[0].count("."), not item[0].endswith(".kind"))):
-        values = merge(values, nested(key, value))
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        values = merge(values, value)
     return values
-
-
-def nested(key: str, value: Any) -> Tree:
-    """`a.b`, 1 → {"a": {"b": 1}}."""
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return dict(value)
 
 
 def differences(old: Tree, new: Tree) -> dict[str, tuple[Any, Any]]:

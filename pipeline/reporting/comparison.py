@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.config.encoder import Encoder
 from pipeline.config.identity import digest
 from pipeline.disk.layout import ExperimentDir, TrialDir
 from pipeline.disk.writing import read_json
@@ -132,10 +133,10 @@ def _candidate(experiment: ExperimentDir, trial: TrialDir) -> Candidate | None:
 
 
 def method_of(science: Mapping[str, Any]) -> str:
-    """`timm resnet18, end_to_end, mlp`: backbone, encoder unless it is frozen, head."""
-    model = science["model"]
-    encoder = [kind for kind in [model["encoder"]["kind"]] if kind != "frozen"]
-    return ", ".join([_backbone(science["backbone"]), *encoder, model["head"]["kind"]])
+    """`timm resnet18, end_to_end, mlp`: backbone, encoder if it learns, head."""
+    encoder, head = (science["model"][block]["kind"] for block in ("encoder", "head"))
+    learns = encoder not in Encoder.kinds or Encoder.kinds[encoder].learns  # (a lab's own may not be known here)
+    return ", ".join([_backbone(science["backbone"]), *[encoder] * learns, head])
 
 
 def _backbone(block: Mapping[str, Any]) -> str:

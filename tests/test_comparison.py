@@ -20,10 +20,10 @@ from pipeline.disk.writing import read_json, write_json, write_table, write_text
 from pipeline.errors import UserError
 from pipeline.experiments.reading import dump_config
 from pipeline.metrics.classification import FIGURES
-from pipeline.metrics.intervals import bootstrap
 from pipeline.reporting.comparison import CHOSEN, HEADER, Line, candidates, cells, compare, method_of, notes, to_json, to_markdown
 from pipeline.stages import collect
 from pipeline.tasks import load_task
+from tests.bootstrap import bootstrap
 from tests.small import named
 
 CLASSES = ("hybrid", "non-hybrid")

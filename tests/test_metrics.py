@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
+from pipeline.metrics.figures import Training
 from pipeline.metrics.groups import group_table
 from pipeline.metrics.regression import group_means, group_r2, mae, r2, rmse
-from pipeline.metrics.regression_report import Training, regression_report
+from pipeline.metrics.regression_report import regression_report
 from pipeline.tasks import load_task
 
 numbers = st.floats(-1e3, 1e3, width=32)

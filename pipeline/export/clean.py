@@ -115,9 +115,9 @@ def run(
     )
 
 
-def last_lines(text: str, count: int = 12) -> str:
+def last_lines(text: str) -> str:
     """The end of what a process said."""
-    return "\n".join(text.rstrip().splitlines()[-count:])
+    return "\n".join(text.rstrip().splitlines()[-12:])
 
 
 def closure(names: Iterable[str]) -> list[Distribution]:

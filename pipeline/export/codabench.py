@@ -17,8 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -30,18 +28,15 @@ from pipeline.data import correction
 from pipeline.disk.layout import ExperimentDir, TrialDir
 from pipeline.disk.writing import atomic_folder, atomic_path, read_json, write_json, write_text
 from pipeline.errors import UserError, WorkError
+from pipeline.export.platforms import PLATFORMS, Spec
 from pipeline.models import plain
 from pipeline.models.base import Facts, Model
 from pipeline.models.saved import load_facts, load_model, read_trained
 from pipeline.reporting.results import hash_results
 from pipeline.stages.predict import ensemble_at, trained_config, trial_at
+from pipeline.tasks import load_task
 
-Spec = dict[str, Any]
 State = dict[str, Tensor]
-TARGETS = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
-"""What the beetles' platform asks for; the butterflies' asks for a score of one of two classes."""
-KNOTS = 101
-"""Quantiles of validation images' log odds, among which a butterfly's are told."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +45,8 @@ class Member:
 
     trial: TrialDir
     config: Config
+    challenge: str
+    says: tuple[str, ...]
     facts: Facts
     model: Model
 
@@ -96,16 +93,11 @@ def _members_of(trials: Sequence[Path]) -> tuple[Sequence[Path], Spec | None]:
 
 
 def _load(trial: TrialDir, config: Config, backbone: Backbone) -> Member:
-    facts = load_facts(trial)
-    if config.data.label is None and set(facts.targets) != set(TARGETS):
-        raise UserError(f"{trial.path} predicts {', '.join(facts.targets)}: the platform asks for {', '.join(TARGETS)}")
-    if config.data.label is not None and len(facts.targets) != 2:
-        raise UserError(f"{trial.path} tells {len(facts.targets)} classes apart: the platform asks for a score of one of two")
-    if config.data.label is not None and config.data.positive is None:
-        raise UserError(f"{trial.path}: nothing says which class the scores are of: train with data.positive")
-    if config.data.label is not None and (config.data.colour_card or config.data.scale_bar):
-        raise UserError(f"{trial.path} corrects images by a card or a bar, and the butterflies' platform has neither")
-    return Member(trial, config, facts, load_model(config, trial, backbone))
+    facts, challenge = load_facts(trial), load_task(config.task).challenge
+    if challenge is None:
+        raise UserError(f"{trial.path}: no challenge's platform takes what the task {config.task} predicts")
+    says = PLATFORMS[challenge].says(trial, config, facts.targets)
+    return Member(trial, config, challenge, says, facts, load_model(config, trial, backbone))
 
 
 def _shared_backbone(trials: Sequence[Path], configs: Sequence[Config], with_backbone: bool) -> Backbone:
@@ -126,10 +118,7 @@ def _check_alike(members: Sequence[Member]) -> None:
     """UserError unless all say the same things; classes in one order, for their first is the positive one."""
     first = members[0]
     for member in members:
-        same = member.facts.targets == first.facts.targets
-        if first.config.data.label is None:
-            same = set(member.facts.targets) == set(first.facts.targets)
-        if not same:
+        if member.says != first.says:
             raise UserError(
                 f"{member.trial.path} predicts {', '.join(member.facts.targets)}, and {first.trial.path} "
                 f"{', '.join(first.facts.targets)}: an exported ensemble says one thing"
@@ -155,42 +144,22 @@ def _brings_networks(configs: Iterable[Config]) -> bool:
 def _write(folder: Path, members: Sequence[Member], backbone: Backbone, with_backbone: bool, calibration: Spec | None) -> None:
     """All files of the submission."""
     states = _with_same_tails(members, [_state(member) for member in members], backbone)
-    config = members[0].config
-    challenge = "beetles" if config.data.label is None else "butterflies"
-    _copy_code(folder, challenge)
-    base = backbone.native() if with_backbone else {}
-    torch.save({"backbone": base, "members": states}, folder / "weights.pt")
-    spec = {
-        "challenge": challenge,
-        "correction": _correction(config),
-        "backbone": _write_backbone(folder, members, backbone),
-        "members": [_member_spec(member) for member in members],
-    }
-    own = {"targets": list(TARGETS), "calibration": calibration} if challenge == "beetles" else _scores(members)
-    write_json(folder / "submission.json", spec | own)
-    write_text(folder / "requirements.txt", _requirements(members))
-
-
-def _copy_code(folder: Path, challenge: str) -> None:
-    """model.py, and what it imports."""
+    first, challenge = members[0], members[0].challenge
     here = Path(__file__).parent
     shutil.copyfile(here / f"{challenge}.py", folder / "model.py")
     for file in (here / "network.py", here / "towers.py", Path(correction.__file__), Path(plain.__file__)):
         shutil.copyfile(file, folder / file.name)
-
-
-def _scores(members: Sequence[Member]) -> Spec:
-    """Among which log odds an image's are told: ascending quantiles, each once, of the members' means for the validation groups;
-    and the neutral score, that of their median."""
-    columns = []
-    for member in members:
-        table = pd.read_parquet(member.trial.validation).set_index("group")
-        p = table[f"{member.facts.targets[0]}_mean"].clip(plain.FEWEST, 1 - plain.FEWEST)
-        columns.append(np.log(p) - np.log1p(-p))
-    shared = pd.concat(columns, axis=1, join="inner").mean(axis=1)
-    found = shared if len(shared) else columns[0]  # (of other splits: nothing can be said of both)
-    knots = [float(value) for value in np.unique(np.quantile(found, np.linspace(0, 1, KNOTS)))]
-    return {"knots": knots, "neutral": plain.spread(float(np.median(found)), knots)}
+    base = backbone.native() if with_backbone else {}
+    torch.save({"backbone": base, "members": states}, folder / "weights.pt")
+    spec = {
+        "challenge": challenge,
+        "correction": _correction(first.config),
+        "backbone": _write_backbone(folder, members, backbone),
+        "members": [_member_spec(member) for member in members],
+    }
+    own = PLATFORMS[challenge].spec([member.trial for member in members], first.says, calibration)
+    write_json(folder / "submission.json", spec | own)
+    write_text(folder / "requirements.txt", _requirements(members))
 
 
 def _requirements(members: Iterable[Member]) -> str:

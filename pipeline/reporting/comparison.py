@@ -21,6 +21,7 @@ from pipeline.disk.layout import ExperimentDir, TrialDir
 from pipeline.disk.writing import read_json
 from pipeline.errors import UserError
 from pipeline.experiments.reading import saved_science
+from pipeline.metrics.figures import Figure
 from pipeline.metrics.intervals import central, draws
 from pipeline.reporting.results import cells_to_markdown, hash_results, print_cells
 from pipeline.tasks import load_task
@@ -134,8 +135,8 @@ def _candidate(experiment: ExperimentDir, trial: TrialDir) -> Candidate | None:
 def method_of(science: Mapping[str, Any]) -> str:
     """`timm resnet18, end_to_end, mlp`: backbone, encoder unless it is frozen, head."""
     model = science["model"]
-    encoder = [kind for kind in [model["encoder"]["kind"]] if kind != "frozen"]
-    return ", ".join([_backbone(science["backbone"]), *encoder, model["head"]["kind"]])
+    parts = (_backbone(science["backbone"]), model["encoder"]["kind"], model["head"]["kind"])
+    return ", ".join(part for part in parts if part != "frozen")
 
 
 def _backbone(block: Mapping[str, Any]) -> str:
@@ -161,7 +162,7 @@ def compare(found: Sequence[Candidate], name: str | None = None) -> Comparison:
     tested = {trial: _read(trial, name) for trials in methods.values() for trial in trials.values()}
     for them in _by_fold(methods).values():
         _check_same_images({trial: tested[trial] for trial in them})
-    figures = _figures(name, tested)
+    figures = _figures(load_task(found[0].task).figures[name], tested)
     lines = [_line(method, trials, chosen, figures) for method, trials in methods.items()]
     groups = [group for trial in chosen.values() for _, group in tested[trial].index]
     return Comparison(
@@ -236,7 +237,7 @@ def _check_same_images(tested: Mapping[Candidate, Tested]) -> None:
             raise UserError(f"fold {trial.fold}: {first.name} and {trial.name} did not test the same: {what}")
 
 
-def _figures(name: str, tested: Mapping[Candidate, Tested]) -> dict[Candidate, _Figure]:
+def _figures(figure: Figure, tested: Mapping[Candidate, Tested]) -> dict[Candidate, _Figure]:
     """The figure of each trial, and of draws of groups from all folds together: each draw is the same for all trials."""
     indices = {trial.fold: them.index for trial, them in tested.items()}
     folds = sorted(indices)
@@ -246,10 +247,8 @@ def _figures(name: str, tested: Mapping[Candidate, Tested]) -> dict[Candidate, _
     for weights in draws([group for fold in folds for _, group in indices[fold]], seed=0, n=DRAWS):
         of_fold = dict(zip(folds, np.split(weights, ends[:-1]), strict=True))
         for trial, them in tested.items():
-            parts[trial].append(load_task(trial.task).drawn(name, them, of_fold[trial.fold]))
-    return {
-        trial: _Figure(load_task(trial.task).value(name, them), np.concatenate(parts[trial])) for trial, them in tested.items()
-    }
+            parts[trial].append(them.drawn(figure, of_fold[trial.fold]))
+    return {trial: _Figure(them.value(figure), np.concatenate(parts[trial])) for trial, them in tested.items()}
 
 
 def _check_apart(indices: Mapping[int, Sequence[tuple[str, str]]]) -> None:
@@ -272,7 +271,6 @@ def _line(method: str, trials: Folds, chosen: Folds, figures: Mapping[Candidate,
     better = _mean(best) if method != CHOSEN else None
     test = _mean(mine)
     gaps = np.mean([b.drawn - m.drawn for b, m in zip(best, mine, strict=True)], axis=0)
-    found = central(gaps) if better is not None else None
     return Line(
         method=method,
         validation=statistics.fmean(trials[fold].value for fold in folds),
@@ -281,7 +279,7 @@ def _line(method: str, trials: Folds, chosen: Folds, figures: Mapping[Candidate,
         trials={fold: trials[fold].name for fold in folds},
         missing_folds=[fold for fold in chosen if fold not in trials],
         difference=better - test if better is not None and test is not None else None,
-        interval=[found.low, found.high] if found else None,
+        interval=central(gaps) if better is not None else None,
     )
 
 

@@ -20,8 +20,8 @@ from pipeline.disk.provenance import loaded_code, provenance
 from pipeline.disk.writing import write_json, write_table, write_text
 from pipeline.errors import WorkError
 from pipeline.features.bank import make_bank
+from pipeline.metrics.figures import Training
 from pipeline.metrics.groups import Prediction
-from pipeline.metrics.regression_report import Training
 from pipeline.models.base import Facts, Model
 from pipeline.models.saved import load_facts, load_model, read_trained
 from pipeline.reporting.cards import model_card
@@ -96,7 +96,7 @@ def make_results(
         "n_events": int(table["group"].nunique()),
         "config_hash": config_hash(config),
         "feature_key": record["feature_key"],
-        "task_hash": record.get("task_hash"),
+        **{key: record[key] for key in ("task_hash",) if key in record},  # (of a lab's own file)
         "data_signature": inputs.dataset.signature(),
         "evaluation": plain(config.evaluate),
         "schema_version": SCHEMA_VERSION,

@@ -36,8 +36,6 @@ SET = {
     "PYTHONDONTWRITEBYTECODE": "1",  # (a submission's folder stays as it is)
     "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",  # (a token that lies in the cache would open what the platform cannot read)
 }
-
-
 GPUS = "CUDA_VISIBLE_DEVICES"
 
 

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone, Network, Tail
-from pipeline.config.backbone import Backbone as BackboneConfig
 from pipeline.config.trial import Config
 from pipeline.data import correction
 from pipeline.disk.layout import ExperimentDir, TrialDir
@@ -73,7 +72,9 @@ def export(trials: Sequence[Path], out: Path, zipped: bool, with_backbone: bool)
     with atomic_folder(out) as folder:
         _write(folder, members, backbone, with_backbone, calibration)
     if zipped:
-        _zip(out, target)
+        with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in sorted(out.rglob("*")):
+                archive.write(path, path.relative_to(out))
     return target
 
 
@@ -109,7 +110,8 @@ def _shared_backbone(trials: Sequence[Path], configs: Sequence[Config], with_bac
                 f"{trial} is trained on another backbone than {trials[0]}, or on images corrected otherwise: an exported "
                 "ensemble shares both"
             )
-    if not with_backbone and not _is_public(first) and not _brings_networks(configs):
+    is_public = all(weights.repository or weights.tag for weights in first.weights_from())  # its name leads to them anywhere
+    if not with_backbone and not is_public and not _brings_networks(configs):
         raise UserError(f"the platform cannot fetch the backbone ({first}): it is here alone; add --with-backbone")
     return load_backbone(first)
 
@@ -119,20 +121,13 @@ def _check_alike(members: Sequence[Member]) -> None:
     first = members[0]
     for member in members:
         if member.says != first.says:
-            raise UserError(
-                f"{member.trial.path} predicts {', '.join(member.facts.targets)}, and {first.trial.path} "
-                f"{', '.join(first.facts.targets)}: an exported ensemble says one thing"
-            )
+            what = [f"{each.trial.path} predicts {', '.join(each.facts.targets)}" for each in (member, first)]
+            raise UserError(f"{what[0]}, and {what[1]}: an exported ensemble says one thing")
 
 
 def _correction(config: Config) -> Spec:
     """What is done to an image before the backbone's transform."""
     return {"colour_card": config.data.colour_card, "scale_bar": config.data.scale_bar, "canvas": config.data.canvas}
-
-
-def _is_public(backbone: BackboneConfig) -> bool:
-    """Whether the backbone's name leads to its weights on any machine."""
-    return all(weights.repository or weights.tag for weights in backbone.weights_from())
 
 
 def _brings_networks(configs: Iterable[Config]) -> bool:
@@ -150,11 +145,12 @@ def _write(folder: Path, members: Sequence[Member], backbone: Backbone, with_bac
     for file in (here / "network.py", here / "towers.py", Path(correction.__file__), Path(plain.__file__)):
         shutil.copyfile(file, folder / file.name)
     base = backbone.native() if with_backbone else {}
+    weights = None if _brings_networks(member.config for member in members) else fingerprint(backbone.native())
     torch.save({"backbone": base, "members": states}, folder / "weights.pt")
     spec = {
         "challenge": challenge,
         "correction": _correction(first.config),
-        "backbone": _write_backbone(folder, members, backbone),
+        "backbone": backbone.write_spec(first.config.backbone, folder, "architecture") | {"fingerprint": weights},
         "members": [_member_spec(member) for member in members],
     }
     own = PLATFORMS[challenge].spec([member.trial for member in members], first.says, calibration)
@@ -173,13 +169,6 @@ def _requirements(members: Iterable[Member]) -> str:
     named |= {name for member in members for name in member.config.model.head.libraries}
     lines |= {f"{name}=={version(name)}" for name in named}
     return "\n".join(["torch", "numpy", "Pillow", *sorted(lines)])
-
-
-def _zip(folder: Path, target: Path) -> None:
-    """The folder's files at the root of an archive."""
-    with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(folder.rglob("*")):
-            archive.write(path, path.relative_to(folder))
 
 
 # ---------------------------------------------------------------- tensors
@@ -210,13 +199,6 @@ def _with_same_tails(members: Sequence[Member], states: Sequence[State], backbon
 
 
 # ---------------------------------------------------------------- descriptions
-def _write_backbone(folder: Path, members: Sequence[Member], backbone: Backbone) -> Spec:
-    """What the backbone is made of; what its library builds it from is written to the folder."""
-    configs = [member.config for member in members]
-    spec = backbone.write_spec(configs[0].backbone, folder, "architecture")
-    return spec | {"fingerprint": None if _brings_networks(configs) else fingerprint(backbone.native())}
-
-
 def fingerprint(state: State) -> str:
     """As `network.py` has it, which this package cannot import: the weights that the platform fetches must be these."""
     digest = hashlib.sha256()

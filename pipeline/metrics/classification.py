@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from numpy.typing import NDArray
 
 from pipeline.metrics.figures import Figure
@@ -27,7 +27,7 @@ SMALLEST = float(np.finfo("float64").eps)
 
 
 # ---------------------------------------------------------------- for all rows
-def roc_auc(is_positive: Bool[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> float | None:
+def roc_auc(is_positive: Bool[np.ndarray, " n"], scores: Num[np.ndarray, " n"]) -> float | None:
     """Area under the ROC curve: how often a positive scores above a negative, where equal half (Hanley and McNeil 1982).
 
     None without a positive or without a negative.
@@ -35,7 +35,7 @@ def roc_auc(is_positive: Bool[np.ndarray, " n"], scores: Float[np.ndarray, " n"]
     return _number(_roc_auc(is_positive, scores, np.ones((len(scores), 1))))
 
 
-def average_precision(is_positive: Bool[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> float | None:
+def average_precision(is_positive: Bool[np.ndarray, " n"], scores: Num[np.ndarray, " n"]) -> float | None:
     """Area under the precision-recall curve as scikit-learn steps it; None without a positive."""
     if not is_positive.any():
         return None

@@ -75,10 +75,11 @@ def _values(said: Said, figures: Mapping[str, Figure]) -> Block:
 
 
 def _intervals(said: Said, groups: Sequence[str]) -> dict[str, list[float] | None]:
-    """[low, high] of each figure WITH_INTERVALS, None where it is not defined."""
-    values: dict[str, list[Array]] = {name: [] for name in WITH_INTERVALS}
+    """[low, high] of each figure WITH_INTERVALS, None where it is not defined. (A thousand draws of MANY areas take long.)"""
+    names = WITH_INTERVALS if said.p.shape[1] <= MANY else WITH_INTERVALS[1:]
+    values: dict[str, list[Array]] = {name: [] for name in names}
     for weights in draws(groups, seed=0, n=DRAWS) if groups else ():
-        for name in WITH_INTERVALS:
+        for name in names:
             values[name].append(FIGURES[name].drawn(said.labels, said.p, weights=weights))
     return {name: central(np.concatenate(parts)) if parts else None for name, parts in values.items()}
 

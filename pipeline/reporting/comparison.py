@@ -157,7 +157,9 @@ def compare(found: Sequence[Candidate], name: str | None = None) -> Comparison:
     """
     _check(found)
     name = name or found[0].figure
-    methods = _best(found)
+    methods: dict[str, Folds] = {}
+    for trial in sorted(found, key=_rank):  # the best on validation stands for its method and fold
+        methods.setdefault(trial.method, {}).setdefault(trial.fold, trial)
     chosen = {fold: min(them, key=_rank) for fold, them in _by_fold(methods).items()}
     tested = {trial: _read(trial, name) for trials in methods.values() for trial in trials.values()}
     for them in _by_fold(methods).values():
@@ -191,14 +193,6 @@ def _check(found: Sequence[Candidate]) -> None:
         if len(values) > 1:
             examples = "; ".join(f"{shorten(value, 80)}: {trial}" for value, trial in list(values.items())[:3])
             raise UserError(f"the trials cannot be compared: they {what} ({examples}). Name experiments that share it.")
-
-
-def _best(found: Iterable[Candidate]) -> dict[str, Folds]:
-    """Of each method and fold the trial that is best on validation."""
-    best: dict[str, Folds] = {}
-    for trial in sorted(found, key=_rank):
-        best.setdefault(trial.method, {}).setdefault(trial.fold, trial)
-    return best
 
 
 def _rank(trial: Candidate) -> tuple[float, str]:

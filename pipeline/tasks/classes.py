@@ -96,11 +96,13 @@ class Classes(Task[Probabilities]):
 
     def _images(self, predictions: Probabilities) -> pd.DataFrame:
         """A row per image, as `metrics/groups.py` has it, with what is true where that is known."""
+        import pandas as pd
+
         from pipeline.metrics.groups import image_table
 
-        table, names = predictions.images, predictions.names
-        if predictions.labels is not None:
-            table = table.assign(**dict(zip(names, one_hot(predictions.labels, len(names)).T, strict=True)))
+        table, names, labels = predictions.images, list(predictions.names), predictions.labels
+        if labels is not None:
+            table = pd.concat([table, pd.DataFrame(one_hot(labels, len(names)), table.index, names)], axis=1)
         return image_table(table, names, predictions.said)
 
     # ---------------------------------------------------------------- figures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
+from pipeline.disk.layout import TrialDir
+from pipeline.disk.writing import write_json, write_table
+from pipeline.errors import UserError
 from pipeline.metrics.classification import FIGURES, average_precision, roc_auc
 from pipeline.metrics.classification_report import Said, classification_report
+from pipeline.metrics.figures import Training
+from pipeline.metrics.groups import Prediction
 from pipeline.metrics.hybrids import challenge_scores, hybrid_report
-from pipeline.metrics.intervals import Rows, bootstrap, central, draws
+from pipeline.metrics.intervals import central, draws
+from pipeline.tasks import load_task
+from tests.bootstrap import Rows, bootstrap
 
 SCORES = st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=50)
 
@@ -150,8 +158,8 @@ def test_weights_are_the_draws_of_the_bootstrap(images: list[str], seed: int) ->
     expected, interval = bootstrap(of_rows, images, seed, n=30), central(found)
     assert len(found) == 30 and (expected is None) == (interval is None)
     if expected and interval:
-        assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
-        assert interval.n == expected.n
+        assert interval == pytest.approx([expected.low, expected.high], abs=1e-6)
+        assert np.isfinite(found).sum() == expected.n
 
 
 def test_draws_come_in_blocks_that_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,3 +294,35 @@ def test_no_tie_is_made_by_rounding() -> None:
     frame = table(STAT, 6).assign(domain="minor", **{STAT[0]: [0.0, 0, 0, 0, 0, 1]})
     frame[f"{STAT[0]}_prediction"] = [0.1, 0.2, 0.3, 0.4, 0.99996, 0.99999]
     assert hybrids(frame)["A_score_minor_recall"] == 1
+
+
+# ---------------------------------------------------------------- many classes
+def test_of_a_thousand_classes_files_stay_small_and_tell_what_can_be_compared(tmp_path: Path) -> None:
+    n, n_classes, task = 4000, 1000, load_task("classify")
+    rng = np.random.default_rng(0)
+    names = [f"species={i:03}" for i in range(n_classes)]
+    labels = np.repeat(rng.integers(n_classes, size=n // 2), 2)
+    raw = rng.normal(size=(n, n_classes)).astype("float32")
+    raw[np.arange(n), labels] += 3
+    p = np.exp(raw) / np.exp(raw).sum(axis=1, keepdims=True)
+    ids = {"id": [f"i{i // 4}" for i in range(n)], "group": [f"g{i // 2}" for i in range(n)], "domain": None}
+    predictions = task.predictions(pd.DataFrame(ids), labels, names, Prediction(p, p * (1 - p), np.zeros_like(p)))
+    assert len(task.answer(predictions)) == n_classes and task.validation_table(predictions) is None
+
+    blocks = task.report(predictions, Training([], dict.fromkeys(names, 1 / n_classes)))
+    trial, described = TrialDir(tmp_path), task.describe(blocks)
+    write_json(trial.results, blocks | described)
+    assert trial.results.stat().st_size < 300_000 and len(described["figures"]) < 20 and "confusion" not in blocks["summary"]
+    assert blocks["summary"]["intervals"].keys() == {"balanced_accuracy", "accuracy"}, "a thousand draws of areas take long"
+
+    images, groups = task.tables(predictions)
+    for table, rows in ((images, n), (groups, n // 2)):
+        assert 5 * rows <= len(table) <= 6 * rows and table["truth"].sum() == rows
+    write_table(trial.predictions, images.sample(frac=1, random_state=0))
+    assert trial.predictions.stat().st_size < 1_000_000
+    for name in ("accuracy", "balanced_accuracy", "log_loss", "calibration_error"):
+        tested = task.tested(trial, name)
+        assert tested.value(FIGURES[name]) == pytest.approx(blocks["summary"][name]), name
+    assert len(tested.index) == n and len(tested.names) == n_classes
+    with pytest.raises(UserError, match="of so many classes only the first are kept; choose balanced_accuracy, accuracy"):
+        task.tested(trial, "roc_auc")

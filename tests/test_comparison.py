@@ -10,20 +10,23 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import r2_score, roc_auc_score
 
 from pipeline.cli import results
 from pipeline.config.identity import config_hash, science
 from pipeline.config.trial import Config
-from pipeline.disk.layout import ExperimentDir, experiment_dir
+from pipeline.disk.layout import ExperimentDir, TrialDir, experiment_dir
 from pipeline.disk.writing import read_json, write_json, write_table, write_text
 from pipeline.errors import UserError
 from pipeline.experiments.reading import dump_config
 from pipeline.metrics.classification import FIGURES
-from pipeline.metrics.intervals import bootstrap
+from pipeline.metrics.figures import Figure, Training
+from pipeline.metrics.groups import Prediction
+from pipeline.metrics.regression_report import FIGURES as NUMBERS
 from pipeline.reporting.comparison import CHOSEN, HEADER, Line, candidates, cells, compare, method_of, notes, to_json, to_markdown
 from pipeline.stages import collect
 from pipeline.tasks import load_task
+from tests.bootstrap import bootstrap
 from tests.small import named
 
 CLASSES = ("hybrid", "non-hybrid")
@@ -343,3 +346,84 @@ def test_the_command_prints_a_table_json_or_markdown(capsys: pytest.CaptureFixtu
         assert capsys.readouterr().out.strip() == text.strip()
     with pytest.raises(UserError, match="choose table, markdown or json"):
         results.compare(["x"], form="csv")
+
+
+# ---------------------------------------------------------------- numbers
+LEVELS = ("level", "slope")
+
+
+def finish_numbers(method: dict[str, Any], value: float, noise: float, fold: int = 0) -> TrialDir:
+    """Leave the files of an evaluated trial of two numbers: three images a group, which share its numbers."""
+    data = {"targets": list(LEVELS), "split": {"kind": "folds", "fold": fold}}
+    config = Config.model_validate(named({"experiment": "x", "task": "regress", "data": data} | method))
+    trial, task = experiment_dir(config).trial(f"seed={config.seed}-{config_hash(config)[:8]}"), load_task("regress")
+    rng = np.random.default_rng([int(100 * noise), fold])
+    groups = np.repeat(np.arange(20), 3)
+    truth = np.random.default_rng(fold).normal(size=(20, 2))[groups]
+    table = pd.DataFrame(
+        {"id": [f"f{fold}-{i}" for i in range(60)], "group": [f"f{fold}-g{i}" for i in groups], "domain": "a", "species": None}
+    )
+    said = Prediction(truth + rng.normal(size=(60, 2)) * noise, np.ones((60, 2)), np.zeros((60, 2)))
+    training = Training(["a"], dict.fromkeys(LEVELS, 0.0), dict.fromkeys(LEVELS, 1.0))
+    predictions = task.predictions(table, truth, LEVELS, said)
+    for path, content in zip((trial.predictions, trial.groups), task.tables(predictions), strict=True):
+        write_table(path, content)
+    blocks = task.report(predictions, training)
+    blocks["summary"]["selection"] = {"metric": "r2", "value": value}
+    facts = {"split": "test", "selected_on": "validation", "config_hash": config_hash(config)}
+    write_text(trial.config, dump_config(config))
+    write_json(trial.results, blocks | task.describe(blocks) | facts | {"evaluation": config.evaluate.model_dump(mode="json")})
+    return trial
+
+
+def test_numbers_are_compared_by_the_first_of_their_headline_over_draws_of_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.reporting.comparison.DRAWS", 60)
+    trials = [finish_numbers(NETWORK, 0.9, 0.3), finish_numbers(PIXELS, 0.8, 0.6)]
+    found = compare(candidates([experiment()]))
+    assert (found.figure, found.n, found.n_groups) == ("r2", 20, 20), "R² is of groups"
+    frames = [pd.read_parquet(trial.groups) for trial in trials]
+    names = frames[0]["group"].iloc[:20].tolist()
+
+    def difference(rows: np.ndarray) -> float:
+        each = ([f[f["target"] == t].iloc[rows] for t in LEVELS] for f in frames)
+        values = [np.mean([r2_score(some["truth"], some["mean"]) for some in pair]) for pair in each]
+        return float(values[0] - values[1])
+
+    line = {line.method: line for line in found.lines}["pixels 32, mlp"]
+    expected = bootstrap(difference, names, seed=0, n=60)
+    assert expected and line.interval == pytest.approx([expected.low, expected.high], abs=1e-5)
+    assert line.difference == pytest.approx(difference(np.arange(20))) and line.difference > 0
+    assert found.chosen.test == pytest.approx(read_json(trials[0].results)["summary"]["r2"])
+
+
+def test_a_figure_of_images_is_of_images_and_forecasts_are_not_compared() -> None:
+    trials = [finish_numbers(method, value, 0.5, fold) for fold in (0, 1) for method, value in ((PIXELS, 0.9), (NETWORK, 0.8))]
+    found = compare(candidates([experiment()]), "MAE")
+    assert (found.n, found.n_groups) == (120, 40)
+    values = [read_json(trial.results)["summary"]["MAE"] for trial in trials[::2]]
+    assert found.chosen.test == pytest.approx(np.mean(values))
+    assert refusal(figure="CRPS") == "--figure CRPS: there is no such figure to compare by; choose r2, MAE, RMSE"
+
+
+def test_a_figure_of_ones_own_that_knows_no_weights_is_computed_of_repeated_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.reporting.comparison.DRAWS", 40)
+    finish_numbers(PIXELS, 0.9, 0.2), finish_numbers(NETWORK, 0.8, 0.7)
+    compared = compare(candidates([experiment()]), "MAE")
+    slow = Figure("MAE, slowly", NUMBERS["MAE"].compute, lower_is_better=True)
+    monkeypatch.setattr(type(load_task("regress")), "figures", NUMBERS | {"slow": slow})
+    own = compare(candidates([experiment()]), "slow")
+    assert own.figure == "slow" and own.chosen.test == pytest.approx(compared.chosen.test)
+    for mine, theirs in zip(own.lines, compared.lines, strict=True):
+        assert mine.interval == pytest.approx(theirs.interval, abs=1e-6)
+        assert mine.difference == pytest.approx(theirs.difference)
+
+
+@given(st.integers(1, 30), st.integers(0, 99), st.sampled_from(["r2", "MAE", "RMSE"]), st.sampled_from([0.0, 1e6]))
+def test_a_weighted_figure_of_numbers_is_that_of_repeated_rows(n: int, seed: int, name: str, shift: float) -> None:
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 3, n) + shift
+    said, weights = truth + rng.normal(size=n), rng.integers(0, 4, (n, 5)).astype("float32")
+    weights[0] += 1  # a draw has rows
+    repeated = Figure(name, NUMBERS[name].compute)
+    expected, found = (figure.drawn(truth, said, weights=weights) for figure in (repeated, NUMBERS[name]))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)

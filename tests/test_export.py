@@ -33,6 +33,7 @@ from pipeline.models.metadata import Metadata, Names
 from pipeline.models.saved import make_model, save_model
 from pipeline.stages import collect
 from pipeline.stages.predict import Origin, predict_group
+from pipeline.tasks import load_task
 from tests.conftest import Assets
 from tests.test_ensembles import MLP, finish
 from tests.test_fetch import in_cache
@@ -364,7 +365,9 @@ def test_without_its_backbone_a_submission_is_small_and_only_for_what_can_be_fet
     assert not (tmp_path / "submission").exists()
 
 
-def test_what_cannot_be_exported_is_refused_in_words(config_of: Callable[..., Config], tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_refused_in_words(
+    config_of: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trial = trial_of(config_of("pixels"), tmp_path / "trial")
     other = trial_of(config_of("mean_rgb"), tmp_path / "other")
     (tmp_path / "taken").mkdir()
@@ -379,3 +382,6 @@ def test_what_cannot_be_exported_is_refused_in_words(config_of: Callable[..., Co
     two = trial_of(config_of("pixels", "data.targets=[SPEI_30d,SPEI_1y]"), tmp_path / "two")
     with pytest.raises(UserError, match="the platform asks for"):
         export([two.path], tmp_path / "new", zipped=False, with_backbone=True)
+    monkeypatch.setattr(type(load_task("beetles")), "challenge", None)
+    with pytest.raises(UserError, match="no challenge's platform takes what the task beetles predicts"):
+        export([trial.path], tmp_path / "new", zipped=False, with_backbone=True)

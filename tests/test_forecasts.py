@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import WorkError
+from pipeline.metrics.figures import Training
 from pipeline.metrics.groups import Calibrations, Prediction, add_forecasts, fit_calibrations, group_table, image_table
-from pipeline.metrics.regression_report import Training, regression_report
+from pipeline.metrics.regression_report import regression_report
 
 TARGETS = ("a", "b")
 TRAIN = Training(["1", "2"], {"a": 0.0, "b": 0.5}, {"a": 1.0, "b": 2.0})

@@ -14,12 +14,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
+from pipeline.metrics.figures import Training
 from pipeline.metrics.groups import group_table
-from pipeline.metrics.regression import group_means, group_r2, mae, r2, rmse
-from pipeline.metrics.regression_report import Training, regression_report
+from pipeline.metrics.regression import group_means, mae, r2, rmse
+from pipeline.metrics.regression_report import regression_report
 from pipeline.tasks import load_task
 
 numbers = st.floats(-1e3, 1e3, width=32)
+
+
+def group_r2(truth: np.ndarray, said: np.ndarray, groups: np.ndarray, log_weights: np.ndarray | None = None) -> float | None:
+    return r2(group_means(truth, groups), group_means(said, groups, log_weights))
 
 
 def columns(n: int, width: int = 2, dtype: str = "float64") -> st.SearchStrategy[Any]:

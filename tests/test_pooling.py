@@ -19,7 +19,7 @@ from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
 from pipeline.features.bank import TensorBank
 from pipeline.metrics.groups import group_table, image_table, pool_groups
-from pipeline.metrics.regression import group_means, group_r2
+from pipeline.metrics.regression import group_means, r2
 from pipeline.models.learner import Learner, make_mlp
 from pipeline.models.losses import Quantiles
 from pipeline.models.metadata import Names
@@ -34,6 +34,10 @@ from tests.small import named
 CPU, WIDTH, TARGETS = torch.device("cpu"), 4, ("a", "b", "c")
 KINDS: tuple[Any, ...] = ("mean", "precision", "attention")
 LOSSES = ("mse", "crps", "nll", "student_t", "quantiles")
+
+
+def group_r2(truth: np.ndarray, said: np.ndarray, groups: np.ndarray, log_weights: np.ndarray | None = None) -> float | None:
+    return r2(group_means(truth, groups), group_means(said, groups, log_weights))
 
 
 def opinionated(kind: Any, width: int = WIDTH) -> Pooling:

@@ -31,7 +31,7 @@ from pipeline.export.whitelist import WHITELIST, Requirement, parse_requirements
 from tests.conftest import carabid
 
 LARGEST = 6
-MEAN = 'np.mean([np.asarray(s["relative_img"].convert("RGB").resize((8, 8))).mean() for s in images]) / 255'
+MEAN = 'np.mean([np.asarray(s["relative_img"].convert("RGB").resize((8, 8))).mean() for s in specimens]) / 255'
 ANSWER = '{target: {"mu": mu, "sigma": 1.0} for target in ("SPEI_30d", "SPEI_1y", "SPEI_2y")}'
 
 
@@ -44,7 +44,7 @@ class Model:
     def load(self):
         {load}
 
-    def predict(self, images):
+    def predict(self, specimens):
         mu = float({MEAN})
         {predict or "pass"}
         return {answer}
@@ -85,7 +85,7 @@ def test_a_good_submission_passes_and_is_left_as_it_was(tmp_path: Path, clean: P
     submission = write(tmp_path / "submission", files)
     said = "\n".join(check(submission, clean, LARGEST))
     assert "4 files" in said and "asks for numpy, scikit-learn" in said and f"numpy {np.__version__}" in said
-    assert f"16 groups, {35 + LARGEST} images" in said and "modes 1, CMYK, I;16, L, LA, P, RGB, RGBA" in said
+    assert f"16 events, {35 + LARGEST} specimens" in said and "modes 1, CMYK, I;16, L, LA, P, RGB, RGBA" in said
     assert "in another order" in said and "note" not in said
     left = {str(path.relative_to(submission)) for path in submission.rglob("*") if path.is_file()}
     assert left == set(files)
@@ -134,11 +134,11 @@ class Model:
     def load(self):
         self.record = open({record!r}, "a")
 
-    def predict(self, images):
-        for s in images:
+    def predict(self, specimens):
+        for s in specimens:
             images = [s.pop(name) for name in ("relative_img", "colorpicker_img", "scalebar_img")]
             assert all(isinstance(image, Image.Image) and image.fp is not None for image in images), images
-            line = [image.mode for image in images] + [s.pop("scientificName"), s.pop("domainID"), len(images)]
+            line = [image.mode for image in images] + [s.pop("scientificName"), s.pop("domainID"), len(specimens)]
             assert not s
             self.record.write(json.dumps(line) + "\\n")
         self.record.flush()
@@ -146,7 +146,7 @@ class Model:
 """
 
 
-def test_predict_is_given_each_group_once_with_images_as_opened_and_empty_names_as_nan(tmp_path: Path, clean: Path) -> None:
+def test_predict_is_given_each_event_once_with_images_as_opened_and_empty_names_as_nan(tmp_path: Path, clean: Path) -> None:
     record = tmp_path / "record.jsonl"
     check(write(tmp_path / "submission", {"model.py": RECORD.format(record=str(record))}), clean, LARGEST)
     lines = [json.loads(line) for line in record.read_text().splitlines()]
@@ -193,9 +193,9 @@ PROTOCOL = {
     "a numpy mean": (model(answer=answer("np.float64(mu)")), "a mu of SPEI_30d that is numpy.float64, not a Python float"),
     "a sigma of 5e-5": (model(answer=answer(sigma="5e-5")), "a sigma of SPEI_30d that is 5e-05: it is rounded"),
     "a NaN sigma": (model(answer=answer(sigma='float("nan")')), "a sigma of SPEI_30d that is nan"),
-    "a spread over one image": (
-        model(answer=answer(sigma="float(np.std([1.0] * len(images), ddof=1) + 0.1)")),
-        "group 9001 (1 image: RGB 80×96; domain 1; Calathus advena): predict answered a sigma of SPEI_30d that is nan",
+    "a spread over one specimen": (
+        model(answer=answer(sigma="float(np.std([1.0] * len(specimens), ddof=1) + 0.1)")),
+        "event 9001 (1 specimen: RGB 80×96; domain 1; Calathus advena): predict answered a sigma of SPEI_30d that is nan",
     ),
     "a missing target": (
         model(answer=answer(targets='"SPEI_30d", "SPEI_1y"')),
@@ -203,31 +203,31 @@ PROTOCOL = {
     ),
     "an extra key": (model(answer=f'{ANSWER} | {{"n": 3}}'), "the keys SPEI_30d, SPEI_1y, SPEI_2y, n, not"),
     "three channels": (
-        model('np.asarray(images[0]["relative_img"]).reshape(-1, 96, 80, 3)'),
-        "group 9002 (1 image: RGBA 80×96; domain 1; Calathus advena): predict raised\n"
+        model('np.asarray(specimens[0]["relative_img"]).reshape(-1, 96, 80, 3)'),
+        "event 9002 (1 specimen: RGBA 80×96; domain 1; Calathus advena): predict raised\n"
         '  File "model.py", line 10, in predict\n'
-        '    np.asarray(images[0]["relative_img"]).reshape(-1, 96, 80, 3)\n'
+        '    np.asarray(specimens[0]["relative_img"]).reshape(-1, 96, 80, 3)\n'
         "ValueError: cannot reshape",
     ),
     "names are text": (
-        model('[s["scientificName"].lower() for s in images]'),
-        "group 9013 (1 image: RGB 80×96; domain 4; nan): predict raised\n",
+        model('[s["scientificName"].lower() for s in specimens]'),
+        "event 9013 (1 specimen: RGB 80×96; domain 4; nan): predict raised\n",
     ),
     "known domains": (
-        model('{1: 0, 3: 1, 4: 2, 7: 3}[images[0]["domainID"]]'),
-        "group 9014 (1 image: RGB 80×96; domain 999; Nebria incognita): predict raised\n",
+        model('{1: 0, 3: 1, 4: 2, 7: 3}[specimens[0]["domainID"]]'),
+        "event 9014 (1 specimen: RGB 80×96; domain 999; Nebria incognita): predict raised\n",
     ),
-    "the first image": (
-        model('mu = float(np.asarray(images[0]["relative_img"].convert("RGB")).mean()) / 255'),
-        "with images and groups in another order",
+    "the first specimen": (
+        model('mu = float(np.asarray(specimens[0]["relative_img"].convert("RGB")).mean()) / 255'),
+        "with specimens and events in another order",
     ),
-    "the first few images": (
-        model("mu = float(np.mean([np.asarray(s['relative_img'].convert('L')).mean() for s in images[:4]]))"),
-        "images and groups in another order",
+    "the first few specimens": (
+        model("mu = float(np.mean([np.asarray(s['relative_img'].convert('L')).mean() for s in specimens[:4]]))"),
+        "specimens and events in another order",
     ),
-    "groups before": (
+    "events before": (
         model("self.calls += 1; mu = self.calls / 100", load="self.calls = 0"),
-        "images and groups in another order",
+        "specimens and events in another order",
     ),
     "chance": (model("mu = float(np.random.rand())"), "and, of the same input again,"),
     "the current folder": (
@@ -380,7 +380,7 @@ def test_the_command_says_what_it_checked_and_ends_with_its_own_status(tmp_path:
     good = write(tmp_path / "good", {"model.py": model()})
     bad = write(tmp_path / "bad", {"model.py": model(answer="None")})
     done = carabid("export", "--check", good, "--largest", LARGEST, root=tmp_path)
-    assert "protocol: 16 groups" in done.stdout
+    assert "protocol: 16 events" in done.stdout
     failed = carabid("export", "--check", bad, "--largest", LARGEST, root=tmp_path, check=False)
     assert failed.returncode == 1 and "predict answered NoneType, not a dict" in failed.stderr
     wrong = carabid("export", "--check", tmp_path / "nothing", root=tmp_path, check=False)

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.amounts import format_bytes
-from pipeline.disk.writing import read_json
+from pipeline.disk.writing import read_record
 from pipeline.errors import UserError, WorkError
 from pipeline.export import beetles_protocol, butterflies_protocol
 from pipeline.export.clean import FORBIDDEN, Seen, environment, last_lines, look, run
 from pipeline.export.contents import Contents, read_contents
-from pipeline.export.whitelist import FILE, IMPORTS, WHITELIST, Requirement
+from pipeline.export.whitelist import FILE, IMPORTS, WHITELIST
 
 OURS = ("carabid", FORBIDDEN)
 ALWAYS_THERE = {"pandas", "PIL", "numpy"}
@@ -53,7 +53,8 @@ def check(
             ran = protocol.run_protocol(partial(_run, interpreter, folder, gpu, protocol.SCRIPT), largest)
         except WorkError as error:
             raise WorkError("\n".join([f"{submission} does not get through: {error}", *notes])) from None
-        return [_summary(contents), f"environment: {_versions(seen)}", *ran, *notes]
+        versions = ", ".join([f"Python {seen.python}", *(f"{name} {version}" for name, version in seen.packages.items())])
+        return [_summary(contents), f"environment: {versions}", *ran, *notes]
 
 
 @contextmanager
@@ -98,7 +99,8 @@ def _notes(contents: Contents, seen: Seen) -> Iterator[str]:
     """What may be otherwise on the platform than it was here."""
     for each in contents.requirements:
         here = seen.packages.get(each.name)
-        if here is None or _another_version(each, here):
+        # (A pin without a local part, as `+cu130`, is for all of that version.)
+        if here is None or each.version not in (None, here, here.partition("+")[0]):
             yield f"note: {FILE} asks for {each}, and the check ran with {here or 'none'}: --python names another environment"
     listed = {IMPORTS[each.name] for each in contents.requirements} | ALWAYS_THERE
     used = {name for _, name in contents.imports}
@@ -108,12 +110,6 @@ def _notes(contents: Contents, seen: Seen) -> Iterator[str]:
         yield f"note: `{name}` is not on the platform's list: it is there only as long as another package brings it along"
 
 
-def _another_version(requirement: Requirement, here: str) -> bool:
-    """Whether a pin is for another version; one without a local part (`+cu130`) is for all of that version."""
-    pin = requirement.version
-    return pin is not None and pin not in (here, here.partition("+")[0])
-
-
 def _summary(contents: Contents) -> str:
     files = [path for path in contents.folder.rglob("*") if path.is_file()]
     size = format_bytes(sum(path.stat().st_size for path in files))
@@ -121,25 +117,14 @@ def _summary(contents: Contents) -> str:
     return f"submission: {len(files)} files, {size}; {FILE} asks for {asked}"
 
 
-def _versions(seen: Seen) -> str:
-    return ", ".join([f"Python {seen.python}", *(f"{name} {version}" for name, version in seen.packages.items())])
-
-
 # ---------------------------------------------------------------- the protocol
 def _protocol(folder: Path, challenge: str | None) -> Any:
     """The module of a challenge's protocol. Raises UserError for one that there is not."""
-    name = challenge or _own_challenge(folder)
+    # What somebody wrote does not say which it is for; the beetles' is the newer challenge.
+    name = challenge or str(read_record(folder / "submission.json").get("challenge", "beetles"))
     if name not in CHALLENGES:
         raise UserError(f"--challenge {name}: choose {' or '.join(CHALLENGES)}")
     return CHALLENGES[name]
-
-
-def _own_challenge(folder: Path) -> str:
-    """What an exported submission is for; one that somebody wrote does not say, and the beetles' is the newer challenge."""
-    try:
-        return str(read_json(folder / "submission.json")["challenge"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "beetles"
 
 
 def _run(python: Path, folder: Path, gpu: bool, script: str, work: Path, name: str) -> Path:

@@ -36,8 +36,6 @@ SET = {
     "PYTHONDONTWRITEBYTECODE": "1",  # (a submission's folder stays as it is)
     "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",  # (a token that lies in the cache would open what the platform cannot read)
 }
-
-
 GPUS = "CUDA_VISIBLE_DEVICES"
 
 
@@ -115,9 +113,9 @@ def run(
     )
 
 
-def last_lines(text: str, count: int = 12) -> str:
+def last_lines(text: str) -> str:
     """The end of what a process said."""
-    return "\n".join(text.rstrip().splitlines()[-count:])
+    return "\n".join(text.rstrip().splitlines()[-12:])
 
 
 def closure(names: Iterable[str]) -> list[Distribution]:

@@ -17,31 +17,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone, Network, Tail
-from pipeline.config.backbone import Backbone as BackboneConfig
 from pipeline.config.trial import Config
 from pipeline.data import correction
 from pipeline.disk.layout import ExperimentDir, TrialDir
 from pipeline.disk.writing import atomic_folder, atomic_path, read_json, write_json, write_text
 from pipeline.errors import UserError, WorkError
+from pipeline.export.platforms import PLATFORMS, Spec
 from pipeline.models import plain
 from pipeline.models.base import Facts, Model
 from pipeline.models.saved import load_facts, load_model, read_trained
 from pipeline.reporting.results import hash_results
 from pipeline.stages.predict import ensemble_at, trained_config, trial_at
+from pipeline.tasks import load_task
 
-Spec = dict[str, Any]
 State = dict[str, Tensor]
-TARGETS = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
-"""What the beetles' platform asks for; the butterflies' asks for a score of one of two classes."""
-KNOTS = 101
-"""Quantiles of validation images' log odds, among which a butterfly's are told."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +44,8 @@ class Member:
 
     trial: TrialDir
     config: Config
+    challenge: str
+    says: tuple[str, ...]
     facts: Facts
     model: Model
 
@@ -76,7 +72,9 @@ def export(trials: Sequence[Path], out: Path, zipped: bool, with_backbone: bool)
     with atomic_folder(out) as folder:
         _write(folder, members, backbone, with_backbone, calibration)
     if zipped:
-        _zip(out, target)
+        with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in sorted(out.rglob("*")):
+                archive.write(path, path.relative_to(out))
     return target
 
 
@@ -96,16 +94,11 @@ def _members_of(trials: Sequence[Path]) -> tuple[Sequence[Path], Spec | None]:
 
 
 def _load(trial: TrialDir, config: Config, backbone: Backbone) -> Member:
-    facts = load_facts(trial)
-    if config.data.label is None and set(facts.targets) != set(TARGETS):
-        raise UserError(f"{trial.path} predicts {', '.join(facts.targets)}: the platform asks for {', '.join(TARGETS)}")
-    if config.data.label is not None and len(facts.targets) != 2:
-        raise UserError(f"{trial.path} tells {len(facts.targets)} classes apart: the platform asks for a score of one of two")
-    if config.data.label is not None and config.data.positive is None:
-        raise UserError(f"{trial.path}: nothing says which class the scores are of: train with data.positive")
-    if config.data.label is not None and (config.data.colour_card or config.data.scale_bar):
-        raise UserError(f"{trial.path} corrects images by a card or a bar, and the butterflies' platform has neither")
-    return Member(trial, config, facts, load_model(config, trial, backbone))
+    facts, challenge = load_facts(trial), load_task(config.task).challenge
+    if challenge is None:
+        raise UserError(f"{trial.path}: no challenge's platform takes what the task {config.task} predicts")
+    says = PLATFORMS[challenge].says(trial, config, facts.targets)
+    return Member(trial, config, challenge, says, facts, load_model(config, trial, backbone))
 
 
 def _shared_backbone(trials: Sequence[Path], configs: Sequence[Config], with_backbone: bool) -> Backbone:
@@ -117,7 +110,8 @@ def _shared_backbone(trials: Sequence[Path], configs: Sequence[Config], with_bac
                 f"{trial} is trained on another backbone than {trials[0]}, or on images corrected otherwise: an exported "
                 "ensemble shares both"
             )
-    if not with_backbone and not _is_public(first) and not _brings_networks(configs):
+    is_public = all(weights.repository or weights.tag for weights in first.weights_from())  # its name leads to them anywhere
+    if not with_backbone and not is_public and not _brings_networks(configs):
         raise UserError(f"the platform cannot fetch the backbone ({first}): it is here alone; add --with-backbone")
     return load_backbone(first)
 
@@ -126,24 +120,14 @@ def _check_alike(members: Sequence[Member]) -> None:
     """UserError unless all say the same things; classes in one order, for their first is the positive one."""
     first = members[0]
     for member in members:
-        same = member.facts.targets == first.facts.targets
-        if first.config.data.label is None:
-            same = set(member.facts.targets) == set(first.facts.targets)
-        if not same:
-            raise UserError(
-                f"{member.trial.path} predicts {', '.join(member.facts.targets)}, and {first.trial.path} "
-                f"{', '.join(first.facts.targets)}: an exported ensemble says one thing"
-            )
+        if member.says != first.says:
+            what = [f"{each.trial.path} predicts {', '.join(each.facts.targets)}" for each in (member, first)]
+            raise UserError(f"{what[0]}, and {what[1]}: an exported ensemble says one thing")
 
 
 def _correction(config: Config) -> Spec:
     """What is done to an image before the backbone's transform."""
     return {"colour_card": config.data.colour_card, "scale_bar": config.data.scale_bar, "canvas": config.data.canvas}
-
-
-def _is_public(backbone: BackboneConfig) -> bool:
-    """Whether the backbone's name leads to its weights on any machine."""
-    return all(weights.repository or weights.tag for weights in backbone.weights_from())
 
 
 def _brings_networks(configs: Iterable[Config]) -> bool:
@@ -155,42 +139,23 @@ def _brings_networks(configs: Iterable[Config]) -> bool:
 def _write(folder: Path, members: Sequence[Member], backbone: Backbone, with_backbone: bool, calibration: Spec | None) -> None:
     """All files of the submission."""
     states = _with_same_tails(members, [_state(member) for member in members], backbone)
-    config = members[0].config
-    challenge = "beetles" if config.data.label is None else "butterflies"
-    _copy_code(folder, challenge)
-    base = backbone.native() if with_backbone else {}
-    torch.save({"backbone": base, "members": states}, folder / "weights.pt")
-    spec = {
-        "challenge": challenge,
-        "correction": _correction(config),
-        "backbone": _write_backbone(folder, members, backbone),
-        "members": [_member_spec(member) for member in members],
-    }
-    own = {"targets": list(TARGETS), "calibration": calibration} if challenge == "beetles" else _scores(members)
-    write_json(folder / "submission.json", spec | own)
-    write_text(folder / "requirements.txt", _requirements(members))
-
-
-def _copy_code(folder: Path, challenge: str) -> None:
-    """model.py, and what it imports."""
+    first, challenge = members[0], members[0].challenge
     here = Path(__file__).parent
     shutil.copyfile(here / f"{challenge}.py", folder / "model.py")
     for file in (here / "network.py", here / "towers.py", Path(correction.__file__), Path(plain.__file__)):
         shutil.copyfile(file, folder / file.name)
-
-
-def _scores(members: Sequence[Member]) -> Spec:
-    """Among which log odds an image's are told: ascending quantiles, each once, of the members' means for the validation groups;
-    and the neutral score, that of their median."""
-    columns = []
-    for member in members:
-        table = pd.read_parquet(member.trial.validation).set_index("group")
-        p = table[f"{member.facts.targets[0]}_mean"].clip(plain.FEWEST, 1 - plain.FEWEST)
-        columns.append(np.log(p) - np.log1p(-p))
-    shared = pd.concat(columns, axis=1, join="inner").mean(axis=1)
-    found = shared if len(shared) else columns[0]  # (of other splits: nothing can be said of both)
-    knots = [float(value) for value in np.unique(np.quantile(found, np.linspace(0, 1, KNOTS)))]
-    return {"knots": knots, "neutral": plain.spread(float(np.median(found)), knots)}
+    base = backbone.native() if with_backbone else {}
+    weights = None if _brings_networks(member.config for member in members) else fingerprint(backbone.native())
+    torch.save({"backbone": base, "members": states}, folder / "weights.pt")
+    spec = {
+        "challenge": challenge,
+        "correction": _correction(first.config),
+        "backbone": backbone.write_spec(first.config.backbone, folder, "architecture") | {"fingerprint": weights},
+        "members": [_member_spec(member) for member in members],
+    }
+    own = PLATFORMS[challenge].spec([member.trial for member in members], first.says, calibration)
+    write_json(folder / "submission.json", spec | own)
+    write_text(folder / "requirements.txt", _requirements(members))
 
 
 def _requirements(members: Iterable[Member]) -> str:
@@ -204,13 +169,6 @@ def _requirements(members: Iterable[Member]) -> str:
     named |= {name for member in members for name in member.config.model.head.libraries}
     lines |= {f"{name}=={version(name)}" for name in named}
     return "\n".join(["torch", "numpy", "Pillow", *sorted(lines)])
-
-
-def _zip(folder: Path, target: Path) -> None:
-    """The folder's files at the root of an archive."""
-    with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(folder.rglob("*")):
-            archive.write(path, path.relative_to(folder))
 
 
 # ---------------------------------------------------------------- tensors
@@ -241,13 +199,6 @@ def _with_same_tails(members: Sequence[Member], states: Sequence[State], backbon
 
 
 # ---------------------------------------------------------------- descriptions
-def _write_backbone(folder: Path, members: Sequence[Member], backbone: Backbone) -> Spec:
-    """What the backbone is made of; what its library builds it from is written to the folder."""
-    configs = [member.config for member in members]
-    spec = backbone.write_spec(configs[0].backbone, folder, "architecture")
-    return spec | {"fingerprint": None if _brings_networks(configs) else fingerprint(backbone.native())}
-
-
 def fingerprint(state: State) -> str:
     """As `network.py` has it, which this package cannot import: the weights that the platform fetches must be these."""
     digest = hashlib.sha256()

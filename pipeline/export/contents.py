@@ -39,7 +39,8 @@ def read_contents(folder: Path) -> Contents:
         contents.faults.append(_misplaced(folder))
         return contents  # (what is in another folder's place looks wrong, whatever it is)
     _read_requirements(contents)
-    own = _own_modules(folder)
+    own = {path.stem for path in folder.glob("*.py")}  # at the root, which the platform puts on the path
+    own |= {path.name for path in folder.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     for path in sorted(folder.rglob("*.py")):
         if not path.name.startswith("."):  # (a Mac packs ._model.py beside model.py, which is no Python)
             _read_imports(path, own, contents)
@@ -63,12 +64,6 @@ def _misplaced(folder: Path) -> str:
     if inner:
         return f"{ENTRY} lies in {inner[0]}/: the platform looks at the root, so pack what is in that folder, not the folder"
     return f"{ENTRY} is missing at the root: the platform runs `from model import Model`"
-
-
-def _own_modules(folder: Path) -> set[str]:
-    """The modules and packages at the root, which the platform puts on the path."""
-    packages = {path.name for path in folder.iterdir() if path.is_dir() and any(path.glob("*.py"))}
-    return packages | {path.stem for path in folder.glob("*.py")}
 
 
 def _read_imports(path: Path, own: set[str], contents: Contents) -> None:

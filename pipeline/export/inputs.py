@@ -33,13 +33,8 @@ Row = tuple[str, str, str, str, int, int]
 def make_inputs(folder: Path, most: int) -> list[Row]:
     """Write images and input.csv; the rows. The largest group has `most` images."""
     (folder / "images").mkdir(parents=True)
-    images = [_image(number) for number in range(SEVERAL)]
-    ordinary = [f"images/beetle-{number}.jpg" for number in range(SEVERAL)]
-    for name, image in zip(ordinary, images, strict=True):
-        image.save(folder / name, quality=92)
-    odd = [f"images/{name}" for name in ODD]
-    for name, write in ODD.items():
-        write(images[0], folder / "images" / name)
+    ordinary, odd = [f"images/beetle-{number}.jpg" for number in range(SEVERAL)], [f"images/{name}" for name in ODD]
+    _write_images(folder, ordinary, odd)
     rows = [row for group, rows in enumerate(_groups(ordinary, odd, most), FIRST_EVENT) for row in _rows(rows, group)]
     write_table(folder, rows)
     return rows
@@ -51,18 +46,22 @@ def make_files(folder: Path) -> tuple[list[str], list[str]]:
     Returns the names of the images that decode, and of those that open and do not.
     """
     folder.mkdir(parents=True)
-    images = [_image(number) for number in range(SEVERAL)]
     ordinary = [f"{1000 + number}_CAM{number:06}_d.JPG" for number in range(SEVERAL)]
-    for name, image in zip(ordinary, images, strict=True):
-        image.save(folder / name, "JPEG", quality=92)
-    for name, write in ODD.items():
-        write(images[0], folder / name)
+    _write_images(folder, ordinary, list(ODD))
     for name, source in BROKEN.items():
         whole = (folder / source).read_bytes()
         (folder / name).write_bytes(whole[: len(whole) // 2])
     (folder / "notes.txt").write_text("no image\n")
     (folder / "more").mkdir()
     return [*ordinary, *ODD], list(BROKEN)
+
+
+def _write_images(folder: Path, ordinary: Sequence[str], odd: Sequence[str]) -> None:
+    images = [_image(number) for number in range(SEVERAL)]
+    for name, image in zip(ordinary, images, strict=True):
+        image.save(folder / name, "JPEG", quality=92)
+    for name, write in zip(odd, ODD.values(), strict=True):
+        write(images[0], folder / name)
 
 
 def write_table(folder: Path, rows: Sequence[Row]) -> None:

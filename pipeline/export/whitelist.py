@@ -56,18 +56,14 @@ def _fault(line: str) -> str | None:
         return "the line ends as on Windows (\\r\\n): save the file with Unix line ends"
     name = re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0]
     if name not in WHITELIST:
-        return _unknown(name or line)
+        meant = [allowed for allowed in WHITELIST if _normal(allowed) == _normal(name)]
+        if meant:
+            return f"`{name}` is compared letter for letter: write `{meant[0]}`"
+        what = f"`{name or line}` is not on the platform's list: do without it, or copy what you need of its code"
+        return f"{what}. Allowed: {', '.join(WHITELIST)}"
     if not re.fullmatch(r"(==[0-9][A-Za-z0-9.+!]*)?", line.removeprefix(name)):
         return f"`{line}`: the platform takes `{name}`, or `{name}==` and one exact version, and nothing else on a line"
     return None
-
-
-def _unknown(name: str) -> str:
-    meant = [allowed for allowed in WHITELIST if _normal(allowed) == _normal(name)]
-    if meant:
-        return f"`{name}` is compared letter for letter: write `{meant[0]}`"
-    allowed = ", ".join(WHITELIST)
-    return f"`{name}` is not on the platform's list: do without it, or copy what you need of its code. Allowed: {allowed}"
 
 
 def _normal(name: str) -> str:

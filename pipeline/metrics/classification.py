@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Num
 from numpy.typing import NDArray
 
 from pipeline.metrics.figures import Figure
@@ -26,14 +27,16 @@ SMALLEST = float(np.finfo("float64").eps)
 
 
 # ---------------------------------------------------------------- for all rows
-def roc_auc(is_positive: Flags, scores: Array) -> float | None:
-    """Area under the ROC curve of scores [N]: how often a positive scores above a negative, where equal half (Hanley and
-    McNeil 1982). None without a positive or without a negative."""
+def roc_auc(is_positive: Bool[np.ndarray, " n"], scores: Num[np.ndarray, " n"]) -> float | None:
+    """Area under the ROC curve: how often a positive scores above a negative, where equal half (Hanley and McNeil 1982).
+
+    None without a positive or without a negative.
+    """
     return _number(_roc_auc(is_positive, scores, np.ones((len(scores), 1))))
 
 
-def average_precision(is_positive: Flags, scores: Array) -> float | None:
-    """Area under the precision-recall curve of scores [N] as scikit-learn steps it; None without a positive."""
+def average_precision(is_positive: Bool[np.ndarray, " n"], scores: Num[np.ndarray, " n"]) -> float | None:
+    """Area under the precision-recall curve as scikit-learn steps it; None without a positive."""
     if not is_positive.any():
         return None
     return _number(_average_precision(is_positive, scores, np.ones((len(scores), 1))))
@@ -110,13 +113,13 @@ def _calibration_error(labels: Labels, p: Array, weights: Array) -> Array:
     return _share(np.abs(gaps).sum(axis=0), weights.sum(axis=0))
 
 
-def is_right(labels: Labels, p: Array) -> Array:
-    """1.0 for each row [N] whose most probable class (of equal ones the first) is the true one, else 0.0."""
+def is_right(labels: Int[np.ndarray, " n"], p: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, " n"]:
+    """1.0 for each row whose most probable class (of equal ones the first) is the true one, else 0.0."""
     return np.asarray(labels == p.argmax(axis=1), "float64")
 
 
-def one_hot(labels: Labels, n: int) -> Array:
-    """Labels [N] of `n` classes → [N, C], 1.0 in each row's class."""
+def one_hot(labels: Int[np.ndarray, " rows"], n: int) -> Float[np.ndarray, "rows classes"]:
+    """Labels of `n` classes → 1.0 in each row's class, else 0.0."""
     rows: Array = np.zeros((len(labels), n))
     rows[np.arange(len(labels)), labels] = 1
     return rows
@@ -124,8 +127,7 @@ def one_hot(labels: Labels, n: int) -> Array:
 
 def _sums(rows: Array, weights: Array) -> Array:
     """Weighted sums [K, D] of rows [N, K]."""
-    sums: Array = np.matmul(rows.T.astype(weights.dtype), weights)
-    return sums
+    return np.asarray(np.matmul(rows.T.astype(weights.dtype), weights))
 
 
 def _weighted_mean(values: Array, weights: Array) -> Array:

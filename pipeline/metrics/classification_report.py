@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float, Int
 
-from pipeline.metrics.classification import FIGURES, Array, Flags, Labels, is_right, roc_auc
+from pipeline.metrics.classification import FIGURES, Array, Flags, roc_auc
 from pipeline.metrics.figures import Figure
-from pipeline.metrics.intervals import Rows, central, draws
+from pipeline.metrics.intervals import central, draws
 
 Block = dict[str, Any]
 WITH_INTERVALS = ("roc_auc", "balanced_accuracy", "accuracy")
@@ -25,13 +27,18 @@ MANY = 50
 
 @dataclass(frozen=True)
 class Said:
-    """What was said of some images: true labels [N] and probabilities [N, C]."""
+    """What was said of some images: true labels and probabilities."""
 
-    labels: Labels
-    p: Array
+    labels: Int[np.ndarray, " images"]
+    p: Float[np.ndarray, "images classes"]
 
-    def only(self, rows: Rows) -> Said:
-        return Said(self.labels[rows], self.p[rows])
+    @cached_property
+    def is_finite(self) -> bool:
+        return bool(np.isfinite(self.p).all())
+
+    @cached_property
+    def most_probable(self) -> Int[np.ndarray, " images"]:
+        return np.asarray(self.p.argmax(axis=1))
 
     def value(self, figure: Figure) -> float | None:
         return figure.value(self.labels, self.p)
@@ -47,12 +54,14 @@ def classification_report(
     group; `majority` those of always saying how frequent each class is in training. `classes` has each class against the rest.
     `by_species` and `by_domain` are there where these are known.
     """
-    computed = {name: figure for name, figure in figures.items() if figure.compute or figure.weighted}
+    computed = {name: figure for name, figure in figures.items() if figure.is_computed}
     summary: Block = _values(said, computed) | {"n": len(images)}
     summary["intervals"] = _intervals(said, images["group"].tolist())
     summary |= {"positive": classes[0] if len(classes) == 2 else None, "classes": list(classes)}
     summary["by_group"] = _by_group(images, said, computed)
-    summary["majority"] = _majority(said.labels, shares, classes, computed)
+    always = np.array(shares) / sum(shares)
+    summary["majority"] = _values(Said(said.labels, np.tile(always, (len(images), 1))), computed)
+    summary["majority"]["class"] = classes[int(always.argmax())]
     if len(classes) <= MANY:
         summary["confusion"] = _confusion(said)
     summary["warnings"] = _warnings(said, classes)
@@ -66,13 +75,13 @@ def _values(said: Said, figures: Mapping[str, Figure]) -> Block:
 
 
 def _intervals(said: Said, groups: Sequence[str]) -> dict[str, list[float] | None]:
-    """[low, high] of each figure WITH_INTERVALS, None where it is not defined."""
-    values: dict[str, list[Array]] = {name: [] for name in WITH_INTERVALS}
+    """[low, high] of each figure WITH_INTERVALS, None where it is not defined. (A thousand draws of MANY areas take long.)"""
+    names = WITH_INTERVALS if said.p.shape[1] <= MANY else WITH_INTERVALS[1:]
+    values: dict[str, list[Array]] = {name: [] for name in names}
     for weights in draws(groups, seed=0, n=DRAWS) if groups else ():
-        for name in WITH_INTERVALS:
+        for name in names:
             values[name].append(FIGURES[name].drawn(said.labels, said.p, weights=weights))
-    found = {name: central(np.concatenate(parts)) if parts else None for name, parts in values.items()}
-    return {name: [interval.low, interval.high] if interval else None for name, interval in found.items()}
+    return {name: central(np.concatenate(parts)) if parts else None for name, parts in values.items()}
 
 
 def _by_group(images: pd.DataFrame, said: Said, figures: Mapping[str, Figure]) -> Block:
@@ -82,32 +91,18 @@ def _by_group(images: pd.DataFrame, said: Said, figures: Mapping[str, Figure]) -
     return _values(means, figures) | {"n": len(labels)}
 
 
-def _majority(labels: Labels, shares: Sequence[float], classes: Sequence[str], figures: Mapping[str, Figure]) -> Block:
-    """What the training's shares of the classes, said of every image, are worth."""
-    p = np.array(shares) / sum(shares)
-    return _values(Said(labels, np.tile(p, (len(labels), 1))), figures) | {"class": classes[int(p.argmax())]}
-
-
 def _confusion(said: Said) -> list[list[int]] | None:
     """How many images of each true class (row) were said to be of each class (column)."""
-    if not np.isfinite(said.p).all():
-        return None
     n = said.p.shape[1]
-    counts = np.bincount(said.labels * n + said.p.argmax(axis=1), minlength=n * n)
-    table: list[list[int]] = counts.reshape(n, n).tolist()
-    return table
+    counts = np.bincount(said.labels * n + said.most_probable, minlength=n * n)
+    return counts.reshape(n, n).tolist() if said.is_finite else None
 
 
 def _of_class(said: Said, i: int) -> Block:
     """How well one class is told from the rest."""
-    true, finite = said.labels == i, bool(np.isfinite(said.p).all())
-    right, called = is_right(said.labels, said.p) > 0, said.p.argmax(axis=1) == i
-    return {
-        "n": int(true.sum()),
-        "recall": _share(right[true]) if finite else None,
-        "precision": _share(right[called]) if finite else None,
-        "roc_auc": roc_auc(true, said.p[:, i]) if finite else None,
-    }
+    true, called = said.labels == i, said.most_probable == i
+    figures = {"recall": _share(called[true]), "precision": _share(true[called]), "roc_auc": roc_auc(true, said.p[:, i])}
+    return {"n": int(true.sum())} | (figures if said.is_finite else dict.fromkeys(figures))
 
 
 def _share(flags: Flags) -> float | None:
@@ -117,8 +112,8 @@ def _share(flags: Flags) -> float | None:
 def _by(table: pd.DataFrame, column: str, said: Said) -> dict[str, Block]:
     """Figures of the images of each species or domain; empty where none is known."""
     values = table[column].to_numpy(object) if column in table else np.array([])
-    names = sorted({value for value in values if not pd.isna(value)})
-    return {str(name): _of_part(said.only(np.flatnonzero(values == name))) for name in names}
+    rows = {str(name): values == name for name in sorted({value for value in values if not pd.isna(value)})}
+    return {name: _of_part(Said(said.labels[some], said.p[some])) for name, some in rows.items()}
 
 
 def _of_part(said: Said) -> Block:

@@ -1,12 +1,14 @@
-"""Named figures: what people call one, which direction is better, what it is of, and how it is computed."""
+"""Named figures: what people call one, which direction is better, what it is of, and how it is computed; and what training was
+like, which they are told beside."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -31,6 +33,11 @@ class Figure:
     """Whether it may choose the best epoch or classifier (`select.metric`)."""
     weighted: Callable[..., Array] | None = None
 
+    @property
+    def is_computed(self) -> bool:
+        """Whether it is made of truth and predictions, and not by a report of other figures."""
+        return self.compute is not None or self.weighted is not None
+
     def value(self, truth: Array, *said: Array) -> float | None:
         """The figure of these rows; None where it is not defined, or what was said is not finite."""
         if not len(truth) or not all(np.isfinite(each).all() for each in said):
@@ -41,8 +48,10 @@ class Figure:
         found = self.weighted(truth, *said, np.ones((len(truth), 1)))[0]
         return float(found) if np.isfinite(found) else None
 
-    def drawn(self, truth: Array, *said: Array, weights: Array) -> Array:
-        """The figure [D] for each weighting of the rows [N, D], how often each draw has each row; NaN where not defined."""
+    def drawn(
+        self, truth: Shaped[np.ndarray, "n ..."], *said: Shaped[np.ndarray, "n ..."], weights: Float[np.ndarray, "n draws"]
+    ) -> Float[np.ndarray, " draws"]:
+        """The figure of each draw, by how often it has each row; NaN where it is not defined."""
         if not len(truth) or not all(np.isfinite(each).all() for each in said):
             return np.full(weights.shape[1], np.nan)
         if self.weighted is not None:
@@ -50,3 +59,27 @@ class Figure:
         rows = (np.repeat(np.arange(len(truth)), draw.astype("int64")) for draw in weights.T)
         values = (self.value(truth[some], *(each[some] for each in said)) for some in rows)
         return np.array([np.nan if value is None else value for value in values], "float64")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What was trained on, and what calibrates its forecasts."""
+
+    domains: Sequence[str]
+    means: Mapping[str, float] | None = None
+    """Of each target over the training groups; of classes their shares."""
+    sds: Mapping[str, float] | None = None
+    calibration: Mapping[str, Any] | None = None
+    """Of each target: part → calibration, as JSON."""
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Training:
+        """What trained.json tells of it."""
+        return cls(record["train_domains"], *map(record.get, ("train_means", "train_sds", "calibration")))
+
+
+def mean_of_all(values: Iterable[float | None]) -> float | None:
+    """The mean of a figure over targets or folds; None where one is not defined, or there is none."""
+    found = list(values)
+    defined = [value for value in found if value is not None]
+    return float(np.mean(defined)) if defined and len(defined) == len(found) else None

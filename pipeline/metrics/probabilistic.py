@@ -5,46 +5,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from jaxtyping import Float
+from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
-
-Array = NDArray[np.float64]
 
 MIN_SIGMA = 1e-3
 """The challenge rounds to four decimals: a smaller sigma could become 0, whose density is infinite."""
 LEVELS = (0.5, 0.8, 0.95)
 """Central intervals whose coverage is reported."""
-PIT_BINS = 10
 
 
-def crps(truth: ArrayLike, mu: ArrayLike, sigma: ArrayLike) -> Array:
-    """Continuous ranked probability score of N(mu, sigma²) for each `truth` [N], in its units; lower is better.
+def crps(truth: ArrayLike, mu: ArrayLike, sigma: ArrayLike) -> Float[np.ndarray, "*groups"]:
+    """Continuous ranked probability score of N(mu, sigma²) for each `truth`, in its units; lower is better.
 
     Gneiting and Raftery 2007, "Strictly proper scoring rules", equation 21. `sigma` must be above 0.
     """
     sigma = np.asarray(sigma, "float64")
     z = (np.asarray(truth, "float64") - mu) / sigma
     density = np.exp(-np.square(z) / 2) / np.sqrt(2 * np.pi)
-    score: Array = sigma * (z * (2 * ndtr(z) - 1) + 2 * density - 1 / np.sqrt(np.pi))
-    return score
+    return np.asarray(sigma * (z * (2 * ndtr(z) - 1) + 2 * density - 1 / np.sqrt(np.pi)))
 
 
-def pit(truth: ArrayLike, mu: ArrayLike, sigma: ArrayLike) -> Array:
-    """Probability integral transform [N]: the forecast's probability of a value below the true one; uniform if calibrated."""
-    values: Array = ndtr((np.asarray(truth, "float64") - mu) / np.asarray(sigma, "float64"))
-    return values
+def pit(truth: ArrayLike, mu: ArrayLike, sigma: ArrayLike) -> Float[np.ndarray, "*groups"]:
+    """Probability integral transform: the forecast's probability of a value below the true one; uniform if calibrated."""
+    return np.asarray(ndtr((np.asarray(truth, "float64") - mu) / np.asarray(sigma, "float64")))
 
 
-def pit_histogram(values: Array, bins: int = PIT_BINS) -> list[int]:
-    """How many of the PIT values [N] lie in each of equal bins from 0 to 1: flat if calibrated, ∪ if too sure."""
-    counts, _ = np.histogram(values, bins=bins, range=(0, 1))
-    return [int(count) for count in counts]
+def pit_histogram(values: Float[np.ndarray, " groups"]) -> list[int]:
+    """How many of the PIT values lie in each of ten equal bins from 0 to 1: flat if calibrated, ∪ if too sure."""
+    return [int(count) for count in np.histogram(values, bins=10, range=(0, 1))[0]]
 
 
 def coverage(truth: ArrayLike, mu: ArrayLike, sigma: ArrayLike, level: float) -> float | None:
     """Share of `truth` [N] within the central interval that should hold `level` of it; None of none."""
-    half = ndtri((1 + level) / 2) * np.asarray(sigma, "float64")
-    inside = np.abs(np.asarray(truth, "float64") - mu) <= half
+    inside = np.abs(np.asarray(truth, "float64") - mu) <= ndtri((1 + level) / 2) * np.asarray(sigma, "float64")
     return float(inside.mean()) if inside.size else None
 
 

@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from pipeline.metrics.figures import Figure
+from pipeline.metrics.figures import Figure, Training, mean_of_all
 from pipeline.metrics.probabilistic import LEVELS, MIN_SIGMA, coverage, crps, pit, pit_histogram, rms
 from pipeline.metrics.regression import mae, mae_drawn, r2, r2_drawn, rmse, rmse_drawn
 
 Block = dict[str, Any]
-Array = NDArray[np.float64]
 PARTS = ("in_domain", "out_of_domain")
 FIGURES: dict[str, Figure] = {
     "r2": Figure("R²", r2, of="groups", selectable=True, weighted=r2_drawn),
@@ -32,24 +30,6 @@ FIGURES: dict[str, Figure] = {
 
 
 @dataclass(frozen=True)
-class Training:
-    """What was trained on, and what calibrates its forecasts."""
-
-    domains: Sequence[str]
-    means: Mapping[str, float] | None = None
-    """Of each target over the training groups; of classes their shares."""
-    sds: Mapping[str, float] | None = None
-    calibration: Mapping[str, Any] | None = None
-    """Of each target: part → calibration, as JSON."""
-
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Training:
-        """What trained.json tells of it."""
-        others = (record.get(key) for key in ("train_means", "train_sds", "calibration"))
-        return cls(record["train_domains"], *others)
-
-
-@dataclass(frozen=True)
 class _Tables:
     """A row per image and a row per group, of all domains or of some."""
 
@@ -58,8 +38,9 @@ class _Tables:
 
     def parts(self, train: Training) -> dict[str, _Tables]:
         """Those of domains that were trained on, and those of others; one that is not known is neither."""
-        split = [_inside_and_outside(table, train) for table in (self.images, self.groups)]
-        return {name: _Tables(images, groups) for name, images, groups in zip(PARTS, *split, strict=True)}
+        known = [table["domain"].isin(list(train.domains)) for table in (self.images, self.groups)]
+        new = [~there & table["domain"].notna() for there, table in zip(known, (self.images, self.groups), strict=True)]
+        return {name: _Tables(self.images[i], self.groups[g]) for name, (i, g) in zip(PARTS, (known, new), strict=True)}
 
     def guessing(self, target: str, train: Training) -> _Tables:
         """The same with one forecast for all: the mean and spread of the training groups."""
@@ -68,11 +49,6 @@ class _Tables:
         said = {f"{target}_mean": mean, f"{target}_mu": mean, f"{target}_sigma": max(sd, MIN_SIGMA)}
         groups = self.groups.assign(**{name: value for name, value in said.items() if name in self.groups})
         return _Tables(self.images.assign(**{f"{target}_prediction": mean}), groups)
-
-
-def _inside_and_outside(table: pd.DataFrame, train: Training) -> tuple[pd.DataFrame, pd.DataFrame]:
-    inside = table["domain"].isin(list(train.domains))
-    return table[inside], table[~inside & table["domain"].notna()]
 
 
 def regression_report(
@@ -88,11 +64,11 @@ def regression_report(
     """
     whole = _Tables(images, groups)
     report: Block = {target: _target(whole, target, train, figures) for target in targets}
-    names = [name for name, figure in figures.items() if figure.compute or figure.weighted]
-    summary = _mean_blocks([report[target] for target in targets], names)
-    if "rms" in figures and all("CRPS" in report[target] for target in targets):
-        summary["rms"] = _rms([report[target] for target in targets])
-        summary["mean_predictor"]["rms"] = _rms([report[target]["mean_predictor"] for target in targets])
+    blocks = list(report.values())
+    summary = _mean_blocks(blocks, [name for name, figure in figures.items() if figure.is_computed])
+    if "rms" in figures and all("CRPS" in block for block in blocks):
+        summary["rms"] = _rms(blocks)
+        summary["mean_predictor"]["rms"] = _rms([block["mean_predictor"] for block in blocks])
     summary["warnings"] = [warning for target in targets for warning in _warnings(target, report[target])]
     return report | {"summary": summary}
 
@@ -113,7 +89,7 @@ def _block(tables: _Tables, target: str, figures: Mapping[str, Figure]) -> Block
     ends = {"images": ("_prediction",), "groups": ("_mean",), "forecasts": forecasts}
     block: Block = {}
     for name, figure in figures.items():
-        if (figure.compute or figure.weighted) and (of := ends[figure.of]):
+        if figure.is_computed and (of := ends[figure.of]):
             table = tables.images if figure.of == "images" else tables.groups
             block[name] = figure.value(*(table[f"{target}{end}"].to_numpy("float64") for end in ("", *of)))
     block |= {"n": len(tables.images), "n_events": len(tables.groups)}
@@ -131,14 +107,9 @@ def _spread(groups: pd.DataFrame, target: str) -> Block:
 
 def _mean_blocks(blocks: Sequence[Block], names: Sequence[str]) -> Block:
     """The means of figures over blocks of equal layout, and of the blocks within them."""
-    means: Block = {name: _mean([block[name] for block in blocks]) for name in names if name in blocks[0]}
+    means: Block = {name: mean_of_all(block[name] for block in blocks) for name in names if name in blocks[0]}
     inner = [name for name in (*PARTS, "mean_predictor") if name in blocks[0]]
     return means | {name: _mean_blocks([block[name] for block in blocks], names) for name in inner}
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    numbers = [value for value in values if value is not None]
-    return float(np.mean(numbers)) if numbers and len(numbers) == len(values) else None
 
 
 def _rms(blocks: Sequence[Block]) -> float | None:

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config.encoder import Encoder
 from pipeline.config.identity import digest
 from pipeline.disk.layout import ExperimentDir, TrialDir
 from pipeline.disk.writing import read_json
 from pipeline.errors import UserError
 from pipeline.experiments.reading import saved_science
+from pipeline.metrics.figures import Figure
 from pipeline.metrics.intervals import central, draws
 from pipeline.reporting.results import cells_to_markdown, hash_results, print_cells
 from pipeline.tasks import load_task
@@ -133,10 +133,10 @@ def _candidate(experiment: ExperimentDir, trial: TrialDir) -> Candidate | None:
 
 
 def method_of(science: Mapping[str, Any]) -> str:
-    """`timm resnet18, end_to_end, mlp`: backbone, encoder if it learns, head."""
-    encoder, head = (science["model"][block]["kind"] for block in ("encoder", "head"))
-    learns = encoder not in Encoder.kinds or Encoder.kinds[encoder].learns  # (a lab's own may not be known here)
-    return ", ".join([_backbone(science["backbone"]), *[encoder] * learns, head])
+    """`timm resnet18, end_to_end, mlp`: backbone, encoder unless it is frozen, head."""
+    model = science["model"]
+    parts = (_backbone(science["backbone"]), model["encoder"]["kind"], model["head"]["kind"])
+    return ", ".join(part for part in parts if part != "frozen")
 
 
 def _backbone(block: Mapping[str, Any]) -> str:
@@ -157,12 +157,14 @@ def compare(found: Sequence[Candidate], name: str | None = None) -> Comparison:
     """
     _check(found)
     name = name or found[0].figure
-    methods = _best(found)
+    methods: dict[str, Folds] = {}
+    for trial in sorted(found, key=_rank):  # the best on validation stands for its method and fold
+        methods.setdefault(trial.method, {}).setdefault(trial.fold, trial)
     chosen = {fold: min(them, key=_rank) for fold, them in _by_fold(methods).items()}
     tested = {trial: _read(trial, name) for trials in methods.values() for trial in trials.values()}
     for them in _by_fold(methods).values():
         _check_same_images({trial: tested[trial] for trial in them})
-    figures = _figures(name, tested)
+    figures = _figures(load_task(found[0].task).figures[name], tested)
     lines = [_line(method, trials, chosen, figures) for method, trials in methods.items()]
     groups = [group for trial in chosen.values() for _, group in tested[trial].index]
     return Comparison(
@@ -191,14 +193,6 @@ def _check(found: Sequence[Candidate]) -> None:
         if len(values) > 1:
             examples = "; ".join(f"{shorten(value, 80)}: {trial}" for value, trial in list(values.items())[:3])
             raise UserError(f"the trials cannot be compared: they {what} ({examples}). Name experiments that share it.")
-
-
-def _best(found: Iterable[Candidate]) -> dict[str, Folds]:
-    """Of each method and fold the trial that is best on validation."""
-    best: dict[str, Folds] = {}
-    for trial in sorted(found, key=_rank):
-        best.setdefault(trial.method, {}).setdefault(trial.fold, trial)
-    return best
 
 
 def _rank(trial: Candidate) -> tuple[float, str]:
@@ -237,7 +231,7 @@ def _check_same_images(tested: Mapping[Candidate, Tested]) -> None:
             raise UserError(f"fold {trial.fold}: {first.name} and {trial.name} did not test the same: {what}")
 
 
-def _figures(name: str, tested: Mapping[Candidate, Tested]) -> dict[Candidate, _Figure]:
+def _figures(figure: Figure, tested: Mapping[Candidate, Tested]) -> dict[Candidate, _Figure]:
     """The figure of each trial, and of draws of groups from all folds together: each draw is the same for all trials."""
     indices = {trial.fold: them.index for trial, them in tested.items()}
     folds = sorted(indices)
@@ -247,10 +241,8 @@ def _figures(name: str, tested: Mapping[Candidate, Tested]) -> dict[Candidate, _
     for weights in draws([group for fold in folds for _, group in indices[fold]], seed=0, n=DRAWS):
         of_fold = dict(zip(folds, np.split(weights, ends[:-1]), strict=True))
         for trial, them in tested.items():
-            parts[trial].append(load_task(trial.task).drawn(name, them, of_fold[trial.fold]))
-    return {
-        trial: _Figure(load_task(trial.task).value(name, them), np.concatenate(parts[trial])) for trial, them in tested.items()
-    }
+            parts[trial].append(them.drawn(figure, of_fold[trial.fold]))
+    return {trial: _Figure(them.value(figure), np.concatenate(parts[trial])) for trial, them in tested.items()}
 
 
 def _check_apart(indices: Mapping[int, Sequence[tuple[str, str]]]) -> None:
@@ -273,7 +265,6 @@ def _line(method: str, trials: Folds, chosen: Folds, figures: Mapping[Candidate,
     better = _mean(best) if method != CHOSEN else None
     test = _mean(mine)
     gaps = np.mean([b.drawn - m.drawn for b, m in zip(best, mine, strict=True)], axis=0)
-    found = central(gaps) if better is not None else None
     return Line(
         method=method,
         validation=statistics.fmean(trials[fold].value for fold in folds),
@@ -282,7 +273,7 @@ def _line(method: str, trials: Folds, chosen: Folds, figures: Mapping[Candidate,
         trials={fold: trials[fold].name for fold in folds},
         missing_folds=[fold for fold in chosen if fold not in trials],
         difference=better - test if better is not None and test is not None else None,
-        interval=[found.low, found.high] if found else None,
+        interval=central(gaps) if better is not None else None,
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.disk.attempts import read_attempts, restarts, spent
 from pipeline.disk.layout import ExperimentDir, TrialDir
-from pipeline.disk.writing import read_json
+from pipeline.disk.writing import read_record
 from pipeline.reporting.results import Row, cells_to_markdown, no_trials, print_cells
 
 HEADER = ("experiment", "trial", "state", "hours", "GPU-hours", "GPU", "restarts", "nodes", "jobs")
@@ -78,19 +78,10 @@ def _cost(row: Row, trial: TrialDir) -> Cost:
 
 def _records(trial: TrialDir) -> list[Any]:
     """The records of training and evaluation that hold attempts: of what is done, else of what has been tried so far."""
-    origin, trained = _read(trial.provenance), _read(trial.trained)
-    if origin:
+    if origin := read_record(trial.provenance):
         return [origin.get("train"), origin.get("evaluate")]
-    return [trained.get("provenance") if trained else _read(trial.attempts)]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty if there is none that can be read."""
-    try:
-        content = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    trained = read_record(trial.trained)
+    return [trained.get("provenance") if trained else read_record(trial.attempts)]
 
 
 def _names(names: Iterable[str | None]) -> str:

@@ -97,9 +97,8 @@ def summarize(rows: Sequence[Row], sort: str) -> list[Line]:
     """
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault(
-            (row.experiment, row.split + row.group if row.state == "done" else f"{row.trial} {row.state}"), []
-        ).append(row)
+        same = row.split + row.group if row.state == "done" else f"{row.trial} {row.state}"
+        groups.setdefault((row.experiment, same), []).append(row)
     _check_figure(rows, sort)
     lines = [(members[0], _line(members)) for members in groups.values()]
     return [line for _, line in sorted(lines, key=lambda each: _order(sort, each[0], each[1].means, each[1].name))]
@@ -275,16 +274,12 @@ def _line(rows: Sequence[Row]) -> Line:
     numbers = {name: [v for v in values if v is not None] for name, values in columns.items()}
     means: Figures = {name: statistics.fmean(v) if len(v) == len(rows) else None for name, v in numbers.items()}
     sds: Figures = {name: statistics.stdev(v) if len(v) == len(rows) > 1 else None for name, v in numbers.items()}
-    name = _line_name(rows)
+    shared = common_name([row.trial.rpartition("/")[2] for row in rows])
+    name = first.trial if first.state != "done" or len(rows) == 1 else shared
+    if first.members:
+        name = f"ensemble of {len(first.members)}: {shared}"
     state = first.state + (f": {shorten(first.reason, 160, placeholder=' … (`carabid status`)')}" if first.reason else "")
     return Line(first.experiment, name, state, len(rows), first.split, first.optimistic, means, sds)
-
-
-def _line_name(rows: Sequence[Row]) -> str:
-    first, shared = rows[0], common_name([row.trial.rpartition("/")[2] for row in rows])
-    if first.members:
-        return f"ensemble of {len(first.members)}: {shared}"
-    return first.trial if first.state != "done" or len(rows) == 1 else shared
 
 
 def common_name(names: Sequence[str]) -> str:

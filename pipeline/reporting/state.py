@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +51,7 @@ class Sources:
         self._signatures: dict[str, str | None] = {}
         self._now: dict[Reads, Basis] = {}
         self._words: dict[tuple[Reads, Basis], str] = {}
-        self._tasks: dict[str, str | None] = {}
+        self._task = cache(content_hash)
 
     def changed(self, results: dict[str, Any], config: Config) -> str:
         """What has changed since these results, in words; empty if nothing has, or if it cannot be told from here."""
@@ -63,11 +64,6 @@ class Sources:
                 self._now[reads] = self._look(config)
             self._words[reads, then] = basis_change(config, then, self._now[reads])
         return self._words[reads, then]
-
-    def _task(self, name: str) -> str | None:
-        if name not in self._tasks:
-            self._tasks[name] = content_hash(name)
-        return self._tasks[name]
 
     def _look(self, config: Config) -> Basis:
         images = digest(images_of(config.data))
@@ -152,10 +148,8 @@ def trial_config(trial: TrialDir) -> Config | None:
 
 
 def _is_current(results: dict[str, Any], config: Config | None) -> bool:
-    if config is None:
-        return True
-    same_evaluation = results["evaluation"] == plain(config.evaluate)
-    return bool(results["config_hash"] == config_hash(config)) and same_evaluation
+    told = results["config_hash"], results["evaluation"]
+    return config is None or told == (config_hash(config), plain(config.evaluate))
 
 
 def _read(path: Path, *keys: str) -> dict[str, Any] | None:
@@ -176,15 +170,10 @@ def _is_held(trial: TrialDir) -> bool:
     found = owner(trial.lease)
     if found is None or is_gone(found):
         return False
-    config = trial_config(trial)
-    return time.time() - _last_change(trial.lease) < (config.resources.lease_seconds if config else 120)
-
-
-def _last_change(folder: Path) -> float:
-    """When a file of the folder was last written; 0 if there is none: whoever finishes a trial removes its lease."""
     times = [0.0]
-    with suppress(OSError):
-        for path in folder.iterdir():
+    with suppress(OSError):  # (whoever finishes a trial removes its lease)
+        for path in trial.lease.iterdir():
             with suppress(OSError):
                 times.append(path.stat().st_mtime)
-    return max(times)
+    config = trial_config(trial)
+    return time.time() - max(times) < (config.resources.lease_seconds if config else 120)

@@ -22,7 +22,7 @@ from pipeline.disk.writing import atomic_folder, read_json, write_json, write_ta
 from pipeline.errors import UserError, WorkError
 from pipeline.experiments.names import HASH_DIGITS
 from pipeline.experiments.reading import saved_science
-from pipeline.metrics.regression_report import Training
+from pipeline.metrics.figures import Training
 from pipeline.progress import log
 from pipeline.reporting.results import common_name, hash_results
 from pipeline.tasks import load_task
@@ -57,7 +57,8 @@ class _Member:
     @cached_property
     def kind(self) -> str:
         """Equal for trials that are one ensemble."""
-        return digest([self.science, *(self.results.get(key) for key in SHARED)])
+        own = [self.results["task_hash"]] if "task_hash" in self.results else []  # (of a lab's own file)
+        return digest([self.science, *(self.results.get(key) for key in SHARED), *own])
 
 
 def update_ensembles(experiment: ExperimentDir) -> bool:
@@ -187,7 +188,8 @@ def _evaluate(
 
 def _write(folder: TrialDir, members: Sequence[_Member], figures: dict[str, Any], groups: pd.DataFrame) -> None:
     science = members[0].science
-    facts = {key: members[0].results[key] for key in SHARED} | {"config_hash": digest(science)}
+    shared = [*SHARED, *(["task_hash"] if "task_hash" in members[0].results else [])]
+    facts = {key: members[0].results[key] for key in shared} | {"config_hash": digest(science)}
     results = figures | facts | {"members": _names(members), "made_from": _hashes(members)}
     with atomic_folder(folder.path, replace=True) as new:
         write_table(TrialDir(new).groups, groups)

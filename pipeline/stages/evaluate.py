@@ -18,8 +18,8 @@ from pipeline.disk.layout import TrialDir
 from pipeline.disk.provenance import loaded_code, provenance
 from pipeline.disk.writing import write_json, write_table, write_text
 from pipeline.errors import WorkError
+from pipeline.metrics.figures import Training
 from pipeline.metrics.groups import Prediction
-from pipeline.metrics.regression_report import Training
 from pipeline.models.base import Facts, Model
 from pipeline.models.saved import load_facts, load_model, read_trained
 from pipeline.reporting.cards import model_card
@@ -89,7 +89,7 @@ def make_results(
     summary["selection"] = {"metric": inputs.task.metric(config.select.metric), "value": record["best_metric"]}
     summary |= {"n_bad_images": len(bad), "bad_images": bad, "permuted_targets": config.data.permute_targets}
     counts = {"n_images": len(table), "n_events": int(table["group"].nunique())}
-    keys = {"config_hash": config_hash(config), "feature_key": record["feature_key"], "task_hash": record.get("task_hash")}
+    keys = {key: record[key] for key in ("feature_key", "task_hash") if key in record} | {"config_hash": config_hash(config)}
     data = {"data_signature": inputs.dataset.signature(), "evaluation": plain(config.evaluate), "schema_version": SCHEMA_VERSION}
     of = {"split": split, "selected_on": record["selected_on"]}
     return blocks | inputs.task.describe(blocks) | of | counts | keys | data

@@ -28,8 +28,8 @@ from pipeline.disk.writing import read_json
 from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.experiments.reading import load_config
 from pipeline.features.forward import compute_features
+from pipeline.metrics.figures import Training
 from pipeline.metrics.groups import Prediction
-from pipeline.metrics.regression_report import Training
 from pipeline.models.base import Facts, Model, Predicted
 from pipeline.models.metadata import Metadata
 from pipeline.models.saved import load_facts, load_model, read_trained

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from pipeline.config.data import Data
 from pipeline.data.dataset import Dataset
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import UserError
-from pipeline.metrics.figures import Figure
-from pipeline.metrics.regression_report import Training
+from pipeline.metrics.figures import Figure, Training, mean_of_all
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,16 +49,28 @@ SCOPES = {"in_domain": "in-domain", "out_of_domain": "out-of-domain", "by_group"
 
 @dataclass(frozen=True)
 class Tested:
-    """What a trial said of what it was tested on: [N] images or groups, in the order of their names."""
+    """What a trial said of the N images or groups that it was tested on, in the order of their names."""
 
     index: list[tuple[str, str]]
     """Name and group of each."""
+    names: tuple[str, ...]
+    """What is predicted."""
     truth: Array
     """Numbers [N, T], or labels [N]."""
     said: Array
     """Predictions [N, T], or probabilities [N, C]."""
-    names: tuple[str, ...] = ()
-    """What is predicted."""
+
+    def pairs(self) -> list[tuple[Array, Array]]:
+        """What figures are made of, true and said: labels [N] and probabilities [N, C], or numbers [N] of each target."""
+        return [(self.truth, self.said)] if self.truth.ndim == 1 else list(zip(self.truth.T, self.said.T, strict=True))
+
+    def value(self, figure: Figure) -> float | None:
+        """A figure, of several targets the mean of theirs."""
+        return mean_of_all(figure.value(*pair) for pair in self.pairs())
+
+    def drawn(self, figure: Figure, weights: Float[np.ndarray, "n draws"]) -> Float[np.ndarray, " draws"]:
+        """The figure for each weighting of the rows; NaN where it is not defined."""
+        return np.asarray(np.mean([figure.drawn(*pair, weights=weights) for pair in self.pairs()], axis=0))
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,7 @@ class Task(ABC, Generic[P]):
     ensembles: ClassVar[bool] = False
     """Whether trials that differ in the seed alone are taken together as well (`kept`, `combine`)."""
     challenge: ClassVar[str | None] = None
-    """Whose platform `carabid export` writes for: a module of `export/`."""
+    """Whose platform `carabid export` writes for, one of `export/platforms.py`; None: no platform takes what it predicts."""
 
     # ---------------------------------------------------------------- data
     @abstractmethod
@@ -144,9 +156,7 @@ class Task(ABC, Generic[P]):
         able = [name for name, figure in self.figures.items() if figure.selectable]
         if wanted is None or wanted in able:
             return wanted or able[0]
-        near = difflib.get_close_matches(wanted, able, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(able)}"
-        raise UserError(f"select.metric: this task's models are not chosen by {wanted!r}; {hint}")
+        raise UserError(f"select.metric: this task's models are not chosen by {wanted!r}; {_nearest(wanted, able)}")
 
     def describe(self, blocks: Mapping[str, Any]) -> dict[str, Any]:
         """What tables need of results, for results.json: the figures by name, which of them are the headline with their titles,
@@ -170,26 +180,19 @@ class Task(ABC, Generic[P]):
                 yield from self._named(value, prefix if key in UNNAMED else f"{prefix}{key}.")
 
     # ---------------------------------------------------------------- comparisons and ensembles
-    @abstractmethod
     def tested(self, trial: TrialDir, figure: str) -> Tested:
         """What a trial said, from its folder, for a figure that can be compared.
 
         Raises OSError, ValueError or LookupError if a file is damaged, UserError if the figure cannot be compared.
         """
-
-    def refuse(self, figure: str, able: Sequence[str]) -> UserError:
-        """For a figure that trials cannot be compared by."""
-        near = difflib.get_close_matches(figure, able, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(able)}"
-        return UserError(f"--figure {figure}: there is no such figure to compare by; {hint}")
+        able = [name for name, each in self.figures.items() if each.is_computed and each.of != "forecasts"]
+        if figure not in able:
+            raise UserError(f"--figure {figure}: there is no such figure to compare by; {_nearest(figure, able)}")
+        return self.read_tested(trial, figure)
 
     @abstractmethod
-    def value(self, figure: str, tested: Tested) -> float | None:
-        """A figure of what was tested."""
-
-    @abstractmethod
-    def drawn(self, figure: str, tested: Tested, weights: Array) -> Array:
-        """The figure [D] for D weightings [N, D] of what was tested; NaN where it is not defined."""
+    def read_tested(self, trial: TrialDir, figure: str) -> Tested:
+        """The same for a figure that is computed of images or groups."""
 
     def kept(self, trial: TrialDir) -> Kept:
         """What ensembles are made of, from a trial's folder. Raises what pandas raises of damaged files."""
@@ -201,3 +204,24 @@ class Task(ABC, Generic[P]):
         Raises WorkError if they are not of the same images.
         """
         raise NotImplementedError
+
+
+def _nearest(name: str, able: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, able, n=1)
+    return f"did you mean {near[0]}?" if near else f"choose {', '.join(able)}"
+
+
+def read_wide(path: Path, column: str) -> tuple[list[tuple[str, str]], pd.DataFrame, pd.DataFrame]:
+    """What predictions.parquet or groups.parquet tells of N images or groups: name and group of each; what is true, and what
+    `column` says, [N, T], of each target in a column of its name, NaN where no row tells it.
+
+    Raises OSError, ValueError or LookupError if the file is damaged.
+    """
+    import pandas as pd
+
+    frame = pd.read_parquet(path)
+    frame["id"] = frame["id" if "id" in frame else "group"]
+    if "nth" not in frame:  # (an id may be an individual's)
+        frame["nth"] = frame.groupby(["id", "group", "target"]).cumcount()
+    wide: Any = frame.pivot(index=["id", "group", "nth"], columns="target", values=["truth", column])
+    return [(f"{name} {nth}", str(group)) for name, group, nth in wide.index], wide["truth"], wide[column]

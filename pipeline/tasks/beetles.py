@@ -13,9 +13,7 @@ from pipeline.tasks.numbers import Numbers
 
 
 class Beetles(Numbers):
-    """Numbers, and the challenge's data and platform."""
-
-    challenge = "beetles"
+    """Numbers, and the challenge's data."""
 
     def generate(
         self, out: Path, seed: int = 0, scale: float = 1.0, form: Literal["parquet", "csv", "disk"] = "parquet"
@@ -24,10 +22,7 @@ class Beetles(Numbers):
 
         Raises UserError if `out` holds anything else than generated beetles, and for a form, a seed or a scale that there is not.
         """
-        from pipeline.synthetic.beetles import (  # drawing needs numpy and Pillow, which nothing else here does
-            Size,
-            write,
-        )
+        from pipeline.synthetic.beetles import Size, write  # drawing needs Pillow, which nothing else here does
 
         return write(out, seed, Size().scaled(scale), form)
 

@@ -13,16 +13,15 @@ from pipeline.config.data import Data
 from pipeline.data.dataset import Dataset
 from pipeline.data.truth import class_name
 from pipeline.errors import UserError
+from pipeline.metrics.figures import Training
 from pipeline.metrics.hybrids import FIGURES, hybrid_report
-from pipeline.metrics.regression_report import Training
 from pipeline.tasks.classes import Classes, Probabilities
 
 
 class Butterflies(Classes):
-    """Classes, the challenge's scores where it is known which of its kinds a photograph counts to, and its data and platform."""
+    """Classes, the challenge's scores where it is known which of its kinds a photograph counts to, and its data."""
 
     figures = {**Classes.figures, **FIGURES}  # noqa: RUF012  (a table that nothing changes)
-    challenge = "butterflies"
 
     def load(self, data: Data) -> Dataset:
         """Raises UserError also where nothing says which of two classes the hybrids are: their scores would be another thing."""

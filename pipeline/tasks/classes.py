@@ -17,9 +17,9 @@ from pipeline.disk.writing import read_json
 from pipeline.errors import UserError
 from pipeline.metrics.classification import FIGURES, one_hot
 from pipeline.metrics.classification_report import MANY, Said, classification_report
-from pipeline.metrics.figures import Figure
-from pipeline.metrics.regression_report import Training
-from pipeline.tasks.base import Array, Groups, Task, Tested
+from pipeline.metrics.figures import Figure, Training
+from pipeline.metrics.regression import group_means
+from pipeline.tasks.base import Array, Groups, Task, Tested, read_wide
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 TOP = 5
 """Classes of each image that are kept where there are MANY; and the true one."""
 OF_ONE_CLASS = {"recall": Figure("recall"), "precision": Figure("precision")}
-FROM_TOP = ("accuracy", "balanced_accuracy", "log_loss")
+FROM_TOP = ("balanced_accuracy", "accuracy", "log_loss", "calibration_error")
 """Figures that the TOP classes and the true one tell."""
 
 
@@ -51,6 +51,7 @@ class Classes(Task[Probabilities]):
     """One of several classes, which the images of a group share."""
 
     figures: ClassVar[Mapping[str, Figure]] = {**FIGURES, **OF_ONE_CLASS}
+    challenge = "butterflies"
     headline: ClassVar[Sequence[str]] = ("roc_auc", "average_precision", "balanced_accuracy", "log_loss", "selection")
 
     def load(self, data: Data) -> Dataset:
@@ -76,39 +77,33 @@ class Classes(Task[Probabilities]):
     def tables(self, predictions: Probabilities) -> tuple[pd.DataFrame, pd.DataFrame]:
         from pipeline.metrics.groups import groups_long_form, images_long_form
 
-        if len(predictions.names) > MANY:
-            return _top_form(predictions.images, predictions), _top_form(*self._means(predictions))
-        names, labels = predictions.names, predictions.labels
+        images, names, said, labels = predictions.images, predictions.names, predictions.said, predictions.labels
         assert labels is not None
-        truth = dict(zip(names, one_hot(labels, len(names)).T, strict=True))
-        said = {f"{name}_prediction": column for name, column in zip(names, predictions.p.T, strict=True)}
-        return images_long_form(predictions.images.assign(**truth, **said), names), groups_long_form(
-            self._groups(predictions), names
-        )
+        if len(names) <= MANY:
+            return images_long_form(self._images(predictions), names), groups_long_form(self._groups(predictions), names)
+        together = images.groupby("group", sort=False)
+        groups = together[["domain"]].first().assign(n=together.size()).reset_index()
+        numbers = together.ngroup().to_numpy("int64")
+        p, of = group_means(said.mean, numbers, said.log_weights), labels[np.unique(numbers, return_index=True)[1]]
+        images = images.assign(nth=images.groupby(["id", "group"]).cumcount())  # (an id may be an individual's)
+        return _top_form(images, names, predictions.p, labels), _top_form(groups, names, p, of)
 
     def _groups(self, predictions: Probabilities) -> pd.DataFrame:
-        """A row per group, as `metrics/groups.group_table` has it."""
-        from pipeline.metrics.groups import group_table, image_table
+        """A row per group, as `metrics/groups.py` has it."""
+        from pipeline.metrics.groups import group_table
 
-        table, names = predictions.images, predictions.names
-        if predictions.labels is not None:
-            table = table.assign(**dict(zip(names, one_hot(predictions.labels, len(names)).T, strict=True)))
-        return group_table(image_table(table, names, predictions.said), names)
+        return group_table(self._images(predictions), predictions.names)
 
-    def _means(self, predictions: Probabilities) -> tuple[pd.DataFrame, Probabilities]:
-        """The groups, and their pooled probabilities."""
+    def _images(self, predictions: Probabilities) -> pd.DataFrame:
+        """A row per image, as `metrics/groups.py` has it, with what is true where that is known."""
         import pandas as pd
 
-        from pipeline.metrics.groups import Prediction, pool_groups
+        from pipeline.metrics.groups import image_table
 
-        images, said, labels = predictions.images, predictions.said, predictions.labels
-        numbers, names = pd.factorize(images["group"])
-        parts = [each.astype("float64") for each in (said.mean, said.variance, said.log_weights)]
-        mean, variance = pool_groups(parts[0], parts[1], parts[2], numbers.astype("int64"))
-        firsts = np.unique(numbers, return_index=True)[1]
-        groups = pd.DataFrame({"group": names, "domain": images["domain"].to_numpy()[firsts], "n": np.bincount(numbers)})
-        pooled = Prediction(mean, variance, np.zeros_like(mean))
-        return groups, Probabilities(predictions.names, groups, None if labels is None else labels[firsts], pooled)
+        table, names, labels = predictions.images, list(predictions.names), predictions.labels
+        if labels is not None:
+            table = pd.concat([table, pd.DataFrame(one_hot(labels, len(names)), table.index, names)], axis=1)
+        return image_table(table, names, predictions.said)
 
     # ---------------------------------------------------------------- figures
     def report(self, predictions: Probabilities, training: Training) -> dict[str, Any]:
@@ -128,39 +123,23 @@ class Classes(Task[Probabilities]):
         return self.figures[metric].value(truth, said.astype("float64")) if np.isfinite(weights).all() else None
 
     # ---------------------------------------------------------------- comparisons
-    def tested(self, trial: TrialDir, figure: str) -> Tested:
-        import pandas as pd
-
-        able = [name for name, each in self.figures.items() if each.compute or each.weighted]
-        if figure not in able:
-            raise self.refuse(figure, able)
-        frame = pd.read_parquet(trial.predictions, columns=["id", "group", "target", "truth", "prediction"])
-        frame["nth"] = frame.groupby(["id", "group", "target"]).cumcount()  # (an id may be an individual's)
-        wide = frame.pivot(index=["id", "group", "nth"], columns="target", values=["truth", "prediction"])
-        if wide.isna().to_numpy().any() and figure not in FROM_TOP:
+    def read_tested(self, trial: TrialDir, figure: str) -> Tested:
+        classes = tuple(read_json(trial.results)["summary"]["classes"])
+        if len(classes) > MANY and figure not in FROM_TOP:
             raise UserError(f"--figure {figure}: of so many classes only the first are kept; choose {', '.join(FROM_TOP)}")
-        place = {name: i for i, name in enumerate(read_json(trial.results)["summary"]["classes"])}
-        names = tuple(sorted(set(frame["target"]), key=lambda name: place[class_name(name)]))
-        truth, p = (wide[part][list(names)].fillna(0).to_numpy("float64") for part in ("truth", "prediction"))
-        return Tested([(f"{name} {nth}", str(group)) for name, group, nth in wide.index], truth.argmax(axis=1), p, names)
-
-    def value(self, figure: str, tested: Tested) -> float | None:
-        return self.figures[figure].value(tested.truth, tested.said)
-
-    def drawn(self, figure: str, tested: Tested, weights: Array) -> Array:
-        return self.figures[figure].drawn(tested.truth, tested.said, weights=weights)
+        index, *tables = read_wide(trial.predictions, "prediction")
+        truth, said = (table.rename(columns=class_name).reindex(columns=classes) for table in tables)
+        if not (truth.sum(axis=1) == 1).all():
+            raise ValueError("its images are not each of one of the classes in results.json")
+        return Tested(index, classes, truth.fillna(0).to_numpy().argmax(axis=1), said.where(truth.notna(), 0.0).to_numpy())
 
 
-def _top_form(rows: pd.DataFrame, said: Probabilities) -> pd.DataFrame:
-    """One row per image or group and each of its TOP classes, and its true one: a table of a column per class would be as long as
-    there are species."""
+def _top_form(rows: pd.DataFrame, names: Sequence[str], p: Array, labels: Array) -> pd.DataFrame:
+    """One row per image or group and each of its TOP classes by p [N, C], and its true one: not one per class."""
     import pandas as pd
 
-    p = said.p
-    assert said.labels is not None
     top = np.argsort(-p, axis=1, kind="stable")[:, :TOP]
-    pairs = np.stack([np.repeat(np.arange(len(p)), TOP + 1), np.column_stack([top, said.labels]).ravel()], axis=1)
+    pairs = np.stack([np.repeat(np.arange(len(p)), TOP + 1), np.column_stack([top, labels]).ravel()], axis=1)
     i, j = np.unique(pairs, axis=0).T
-    of = pd.DataFrame({"target": np.array(said.names)[j], "truth": (said.labels[i] == j) * 1.0, "prediction": p[i, j]})
-    found: pd.DataFrame = pd.concat([rows.iloc[i].reset_index(drop=True), of], axis=1)
-    return found
+    of = {"target": np.array(names)[j], "truth": (labels[i] == j) * 1.0, "prediction": p[i, j]}
+    return pd.DataFrame(rows.iloc[i].reset_index(drop=True)).assign(**of)

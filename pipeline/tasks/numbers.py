@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,10 +12,10 @@ from pipeline.config.data import Data
 from pipeline.data.dataset import Dataset
 from pipeline.data.table import load_numbers
 from pipeline.disk.layout import TrialDir
-from pipeline.metrics.figures import Figure
+from pipeline.metrics.figures import Figure, Training, mean_of_all
 from pipeline.metrics.regression import group_means
-from pipeline.metrics.regression_report import FIGURES, Training, regression_report
-from pipeline.tasks.base import Array, Groups, Kept, Task, Tested
+from pipeline.metrics.regression_report import FIGURES, regression_report
+from pipeline.tasks.base import Array, Groups, Kept, Task, Tested, read_wide
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +38,7 @@ class Numbers(Task[Tables]):
 
     figures: ClassVar[Mapping[str, Figure]] = FIGURES
     ensembles = True
+    challenge = "beetles"
     headline: ClassVar[Sequence[str]] = ("r2", "in_domain.r2", "out_of_domain.r2", "MAE", "rms")
 
     def load(self, data: Data) -> Dataset:
@@ -127,32 +128,13 @@ class Numbers(Task[Tables]):
             return None
         if figure.of == "groups":
             truth, said = group_means(truth, groups), group_means(said, groups, weights)
-        return _mean(figure.value(t, p) for t, p in zip(truth.T, said.T, strict=True))
+        return mean_of_all(figure.value(t, p) for t, p in zip(truth.T, said.T, strict=True))
 
     # ---------------------------------------------------------------- comparisons and ensembles
-    def tested(self, trial: TrialDir, figure: str) -> Tested:
-        import pandas as pd
-
-        able = [name for name, each in self.figures.items() if each.of != "forecasts" and _computed(each)]
-        if figure not in able:
-            raise self.refuse(figure, able)
+    def read_tested(self, trial: TrialDir, figure: str) -> Tested:
         of_groups = self.figures[figure].of == "groups"
-        path, column = (trial.groups, "mean") if of_groups else (trial.predictions, "prediction")
-        frame = pd.read_parquet(path)
-        frame["id"] = frame["group"] if of_groups else frame["id"]
-        frame["nth"] = frame.groupby(["id", "group", "target"]).cumcount()  # (an id may be an individual's)
-        names = tuple(dict.fromkeys(frame["target"]))
-        wide = frame.pivot(index=["id", "group", "nth"], columns="target", values=["truth", column])
-        truth, said = (wide[part][list(names)].to_numpy("float64") for part in ("truth", column))
-        return Tested([(f"{name} {nth}", str(group)) for name, group, nth in wide.index], truth, said, names)
-
-    def value(self, figure: str, tested: Tested) -> float | None:
-        return _mean(self.figures[figure].value(t, p) for t, p in zip(tested.truth.T, tested.said.T, strict=True))
-
-    def drawn(self, figure: str, tested: Tested, weights: Array) -> Array:
-        columns = zip(tested.truth.T, tested.said.T, strict=True)
-        drawn: Array = np.mean([self.figures[figure].drawn(t, p, weights=weights) for t, p in columns], axis=0)
-        return drawn
+        index, truth, said = read_wide(*((trial.groups, "mean") if of_groups else (trial.predictions, "prediction")))
+        return Tested(index, tuple(map(str, truth)), truth.to_numpy("float64"), said.to_numpy("float64"))
 
     def kept(self, trial: TrialDir) -> Kept:
         import pandas as pd
@@ -175,17 +157,6 @@ class Numbers(Task[Tables]):
         calibrated = replace(training, calibration=self.calibrate(held_out, training.domains, kind))
         together = Tables(names, images, combine([member.groups for member in members], names))
         return self.forecast(together, calibrated), calibrated
-
-
-def _computed(figure: Figure) -> bool:
-    return figure.compute is not None or figure.weighted is not None
-
-
-def _mean(values: Iterator[float | None]) -> float | None:
-    """The mean over targets; None where one is not defined."""
-    found = list(values)
-    defined = [value for value in found if value is not None]
-    return float(np.mean(defined)) if len(defined) == len(found) else None
 
 
 def _borrowed(groups: pd.DataFrame, training: Training) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the documentation shows is what there is: code in it stands in the files that it names, words in the code, commands in the CLI."""
+"""What the documentation shows is what there is: code in it stands in the files that it names, and links lead to files."""
 
 from __future__ import annotations
 

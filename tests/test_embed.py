@@ -27,6 +27,7 @@ from pipeline.disk.layout import PROJECT
 from pipeline.errors import UserError
 from pipeline.stages import embed, extract
 from tests.conftest import Assets
+from tests.small import named
 
 N = 11
 
@@ -112,7 +113,7 @@ def test_its_numbers_are_the_feature_stores_bit_for_bit(photos: Path, tmp_path: 
         "device": "cpu",
         "resources": {"extract_batch": 4},
     }
-    store = extract.run(Config.model_validate(values))
+    store = extract.run(Config.model_validate(named(values)))
     assert store is not None
     (stored,) = (load_file(store.path(shard))["features"] for shard in range(store.n_shards))
     rows = go(photos, tmp_path / "e.parquet", "pixels:3" if kind == "pixels" else str(clip))

@@ -14,6 +14,8 @@ from PIL import Image
 
 from pipeline.disk.layout import PROJECT
 from pipeline.disk.writing import read_json
+from pipeline.errors import UserError
+from pipeline.metrics.figures import Figure
 from tests.conftest import carabid
 
 EXAMPLES = PROJECT / "docs" / "examples"
@@ -120,3 +122,33 @@ def test_a_file_without_a_task_or_that_cannot_be_run_is_said(lab: Path) -> None:
     assert done.returncode == 2 and "gone.py" in done.stderr
     done = carabid("plan", "phenology.yaml", "select.metric=kapa", root=lab / "root", cwd=lab, check=False)
     assert done.returncode == 2 and "did you mean kappa" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            'headline = ("kappa", "within_one", "MAE")',
+            'headline = ("kappa", "within_too")',
+            "no figure 'within_too'; did you mean within_one",
+        ),
+        ('Figure("within one stage", within_one)', 'Figure("within one stage", within_one, of="plots")', "is of 'plots'"),
+        ('"within_one": Figure', '"within.one": Figure', "'within.one' has a dot in its name"),
+    ],
+)
+def test_a_task_that_cannot_be_right_is_refused_before_anything_is_trained(lab: Path, old: str, new: str, words: str) -> None:
+    (lab / "wrong.py").write_text((EXAMPLES / "phenology.py").read_text().replace(old, new))
+    done = carabid("plan", "phenology.yaml", "task=wrong.py", root=lab / "root", cwd=lab, check=False)
+    assert done.returncode == 2 and words in done.stderr
+
+
+def test_a_figure_that_fails_is_named_with_its_line_and_one_that_is_nan_is_not_defined() -> None:
+    def fails(truth: np.ndarray, prediction: np.ndarray) -> float:
+        return float(truth[999])
+
+    rows = np.arange(3.0)
+    with pytest.raises(UserError, match=r"figure 'mine' cannot be computed \(.*test_own_task.py, line \d+\): IndexError"):
+        Figure("mine", fails).value(rows, rows)
+    with pytest.raises(UserError, match="figure 'mine' cannot be computed"):
+        Figure("mine", lambda truth, prediction: truth).value(rows, rows)  # type: ignore[arg-type, return-value]
+    assert Figure("mine", lambda truth, prediction: float("nan")).value(rows, rows) is None

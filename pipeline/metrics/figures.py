@@ -3,6 +3,7 @@ like, which they are told beside."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +12,10 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 
+from pipeline.errors import UserError
+
 Array = NDArray[Any]
+Of = Literal["images", "groups", "forecasts"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Figure:
 
     `compute` makes it of what is true and what was said of N images or groups, both in the same order: of numbers of one
     target at a time, truth and prediction [N] (of forecasts mean and sigma [N] instead of a prediction), of classes of all at
-    once, labels [N] and probabilities [N, C]. It returns None where the figure is not defined. `weighted` does the same for D
+    once, labels [N] and probabilities [N, C]. It returns None (or NaN) where the figure is not defined. `weighted` does the same for D
     weightings [N, D] of the rows at once, [D] with NaN where it is not defined; without it a bootstrap repeats rows, which
     takes longer. A figure with neither is one that a report makes of others.
     """
@@ -28,7 +32,7 @@ class Figure:
     title: str
     compute: Callable[..., float | None] | None = None
     lower_is_better: bool = False
-    of: Literal["images", "groups", "forecasts"] = "images"
+    of: Of = "images"
     selectable: bool = False
     """Whether it may choose the best epoch or classifier (`select.metric`)."""
     weighted: Callable[..., Array] | None = None
@@ -42,11 +46,18 @@ class Figure:
         """The figure of these rows; None where it is not defined, or what was said is not finite."""
         if not len(truth) or not all(np.isfinite(each).all() for each in said):
             return None
-        if self.compute is not None:
-            return self.compute(truth, *said)
+        try:
+            found = self.compute(truth, *said) if self.compute else self._weighted(truth, *said, np.ones((len(truth), 1)))[0]
+            return None if found is None or not np.isfinite(found) else float(found)
+        except Exception as error:  # of whatever kind: it may be a lab's own code
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{at.filename}, line {at.lineno}"
+            raise UserError(f"the figure {self.title!r} cannot be computed ({where}): {type(error).__name__}: {error}") from error
+
+    @property
+    def _weighted(self) -> Callable[..., Array]:
         assert self.weighted is not None, f"{self.title} is made by its report"
-        found = self.weighted(truth, *said, np.ones((len(truth), 1)))[0]
-        return float(found) if np.isfinite(found) else None
+        return self.weighted
 
     def drawn(
         self, truth: Shaped[np.ndarray, "n ..."], *said: Shaped[np.ndarray, "n ..."], weights: Float[np.ndarray, "n draws"]

@@ -40,7 +40,8 @@ def _details(figures: Mapping[str, float | None]) -> list[str]:
         if block and not block.startswith("mean_predictor"):
             blocks.setdefault(block, {})[figure] = value
     columns = list(dict.fromkeys(name for block in blocks.values() for name in block))
-    rows = [(name, *(_cell(block.get(column)) for column in columns)) for name, block in blocks.items()]
+    told = {name: block for name, block in blocks.items() if any(value is not None for value in block.values())}
+    rows = [(name, *(_cell(block.get(column)) for column in columns)) for name, block in told.items()]
     return [*_table(("of", *columns), rows[:MOST_ROWS]), ""] if rows else []
 
 

@@ -35,7 +35,9 @@ def load_task(name: str) -> Task[Any]:
 
 def check(config: Config) -> None:
     """What the task can say of a configuration before any data are read. Raises UserError."""
-    load_task(config.task).metric(config.select.metric)
+    task = load_task(config.task)
+    task.check()
+    task.metric(config.select.metric)
 
 
 def generator(name: str) -> Callable[..., dict[str, int]]:

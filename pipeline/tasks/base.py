@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -20,7 +20,7 @@ from pipeline.config.data import Data
 from pipeline.data.dataset import Dataset
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import UserError
-from pipeline.metrics.figures import Figure, Training, mean_of_all
+from pipeline.metrics.figures import Figure, Of, Training, mean_of_all
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,10 +87,10 @@ class Task(ABC, Generic[P]):
     """One scientific problem."""
 
     figures: ClassVar[Mapping[str, Figure]]
-    """Every figure that its reports have, by name. The first that is selectable chooses models unless `select.metric` does."""
+    """Every figure that its reports have, by name."""
     headline: ClassVar[Sequence[str]]
     """What tables show, the first sorts them: names of figures, `in_domain.r2` of those in a block; `selection` is the figure on
-    validation that the model was chosen by."""
+    validation that the model was chosen by. The first that is selectable chooses models unless `select.metric` does."""
     ensembles: ClassVar[bool] = False
     """Whether trials that differ in the seed alone are taken together as well (`kept`, `combine`)."""
     challenge: ClassVar[str | None] = None
@@ -153,10 +153,24 @@ class Task(ABC, Generic[P]):
 
     def metric(self, wanted: str | None) -> str:
         """The figure that a model is chosen by. Raises UserError for one that none can be chosen by."""
-        able = [name for name, figure in self.figures.items() if figure.selectable]
+        able = [name for name in (*self.headline, *self.figures) if name in self.figures and self.figures[name].selectable]
         if wanted is None or wanted in able:
             return wanted or able[0]
+        able = list(dict.fromkeys(able))
         raise UserError(f"select.metric: this task's models are not chosen by {wanted!r}; {_nearest(wanted, able)}")
+
+    def check(self) -> None:
+        """Raises UserError where the task itself cannot be right: a headline that names no figure, a figure of nothing."""
+        for name in self.headline:
+            if name != "selection" and (last := name.rpartition(".")[2]) not in self.figures:
+                raise UserError(
+                    f"headline of {type(self).__name__}: there is no figure {last!r}; {_nearest(last, [*self.figures])}"
+                )
+        for name, figure in self.figures.items():
+            if "." in name or figure.of not in get_args(Of):
+                raise UserError(
+                    f"figures of {type(self).__name__}: {name!r} has a dot in its name, or is of {figure.of!r}, none of {', '.join(get_args(Of))}"
+                )
 
     def describe(self, blocks: Mapping[str, Any]) -> dict[str, Any]:
         """What tables need of results, for results.json: the figures by name, which of them are the headline with their titles,

@@ -1,5 +1,5 @@
-"""Shapes that are checked while tests run: functions whose annotations say one (`Float[Tensor, "images targets"]`) are called
-with nothing else. conftest.py installs this for the package; outside of tests an annotation costs nothing."""
+"""Shapes that are checked while tests run: functions whose annotations say one, `Float[Tensor, "images targets"]`, are called
+with nothing else. The tests' package installs this; outside of tests an annotation costs nothing."""
 
 from __future__ import annotations
 

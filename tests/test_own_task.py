@@ -130,7 +130,7 @@ def test_a_file_without_a_task_or_that_cannot_be_run_is_said(lab: Path) -> None:
         (
             'headline = ("kappa", "within_one", "MAE")',
             'headline = ("kappa", "within_too")',
-            "no figure 'within_too'; did you mean within_one",
+            "'within_too', and there is no such figure; did you mean within_one",
         ),
         ('Figure("within one stage", within_one)', 'Figure("within one stage", within_one, of="plots")', "is of 'plots'"),
         ('"within_one": Figure', '"within.one": Figure', "'within.one' has a dot in its name"),

@@ -27,8 +27,7 @@ def science(config: Config) -> dict[str, Any]:
 
 def plain(block: Section) -> dict[str, Any]:
     """A block as plain JSON values, as hashes take it."""
-    kept: dict[str, Any] = without_later(block.model_dump(mode="json"), [type(block)])
-    return kept
+    return without_later(block.model_dump(mode="json"), [type(block)])
 
 
 def without_later(values: Any, blocks: Sequence[type[BaseModel]]) -> Any:

@@ -64,8 +64,7 @@ def code_version() -> dict[str, Any]:
     A site edits jobs/setup.sh: a token or a proxy's password that is put there must not go from here into results.
     """
     with suppress(OSError):
-        recorded: dict[str, Any] = json.loads((PROJECT / CODE_RECORD).read_text())
-        return recorded
+        return json.loads((PROJECT / CODE_RECORD).read_text())
     commit = _git("rev-parse", "HEAD")
     if commit is None or not _git("ls-files", "--", *CODE):  # none, or of something else: an environment may lie in one
         return {"commit": None, "dirty": None}

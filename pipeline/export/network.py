@@ -72,8 +72,7 @@ class Batch:
         """What a member with this tail reads (without one, the backbone's own features)."""
         if tail:
             self.backbone.put(tail)
-            said: Tensor = self.backbone.features(self.images, kind)
-            return said
+            return self.backbone.features(self.images, kind)
         if kind not in self.found:
             self.found[kind] = self.backbone.features(self.images, kind)
         return self.found[kind]
@@ -200,8 +199,7 @@ def make_member(spec: Mapping[str, Any], state: Mapping[str, Tensor], device: to
         "boosting": TreesMember,
         "network": NetworkMember,
     }
-    made: Member = makers[spec["kind"]](spec, state, device)
-    return made
+    return makers[spec["kind"]](spec, state, device)
 
 
 # ---------------------------------------------------------------- the network on the features
@@ -240,8 +238,7 @@ class Network(nn.Module):
 
     def raw(self, embedding: Tensor) -> Tensor:
         """The head's numbers [B, n_targets, n]."""
-        out: Tensor = self.head(embedding).unflatten(-1, (-1, self.spec["output"]["n"]))
-        return out
+        return self.head(embedding).unflatten(-1, (-1, self.spec["output"]["n"]))
 
     def embed(self, features: Tensor, names: Mapping[str, Tensor]) -> Tensor:
         """What the head reads [B, E]."""
@@ -269,8 +266,7 @@ class Named(nn.Module):
 
     def forward(self, *found: Tensor) -> Tensor:
         parts = [getattr(self, table)(numbers) for table, numbers in zip(self.tables, found, strict=True)]
-        out: Tensor = self.mlp(sum(parts[1:], parts[0]))
-        return out
+        return self.mlp(sum(parts[1:], parts[0]))
 
 
 class Attention(nn.Module):
@@ -282,8 +278,7 @@ class Attention(nn.Module):
         self.score = nn.Linear(hidden, 1, bias=False)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        out: Tensor = self.score(torch.tanh(self.value(embedding)) * torch.sigmoid(self.gate(embedding)))
-        return out
+        return self.score(torch.tanh(self.value(embedding)) * torch.sigmoid(self.gate(embedding)))
 
 
 def make_mlp(widths: Sequence[int]) -> nn.Sequential:

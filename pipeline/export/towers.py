@@ -72,10 +72,10 @@ class OpenClip(Backbone):
             tokens = tower._embeds(images)
             for block in tower.transformer.resblocks:
                 tokens = block(tokens)
-            return tower.ln_post(tokens[:, 1:])  # type: ignore[no-any-return]
+            return tower.ln_post(tokens[:, 1:])
         pooled = tower(images)
         pooled = pooled[0] if isinstance(pooled, tuple) else pooled
-        return pooled[:, 0] if pooled.ndim == 3 else pooled  # type: ignore[no-any-return]
+        return pooled[:, 0] if pooled.ndim == 3 else pooled
 
 
 class Dinov2(Backbone):
@@ -94,8 +94,7 @@ class Dinov2(Backbone):
 
 class Timm(Backbone):
     def features(self, images: Tensor, kind: str) -> Tensor:
-        out: Tensor = self.module(images)
-        return out
+        return self.module(images)
 
 
 class Pixels(Backbone):
@@ -174,7 +173,7 @@ def make_dinov2(spec: Mapping[str, Any], is_here: bool, device: torch.device) ->
         model = AutoModel.from_pretrained(spec["name"], revision=spec["revision"], dtype=torch.float32)
 
     def transform(image: Image.Image) -> Tensor:
-        return processor(images=image, return_tensors="pt")["pixel_values"][0]  # type: ignore[no-any-return]
+        return processor(images=image, return_tensors="pt")["pixel_values"][0]
 
     made = Dinov2(model, transform, device)
     made.pooling = spec["pooling"]

@@ -22,11 +22,11 @@ Of = Literal["images", "groups", "forecasts"]
 class Figure:
     """A number that a report gives.
 
-    `compute` makes it of what is true and what was said of N images or groups, both in the same order: of numbers of one
-    target at a time, truth and prediction [N] (of forecasts mean and sigma [N] instead of a prediction), of classes of all at
-    once, labels [N] and probabilities [N, C]. It returns None (or NaN) where the figure is not defined. `weighted` does the same for D
-    weightings [N, D] of the rows at once, [D] with NaN where it is not defined; without it a bootstrap repeats rows, which
-    takes longer. A figure with neither is one that a report makes of others.
+    `compute` makes it of what is true and what was said of N images or groups, both in the same order: of numbers of one target
+    at a time, truth and prediction [N] (of forecasts mean and sigma [N] instead of a prediction), of classes of all at once,
+    labels [N] and probabilities [N, C]. It returns None (or NaN) where it is not defined. `weighted` does the same for D
+    weightings [N, D] of the rows at once, [D] with NaN where it is not defined; without it a bootstrap repeats rows, which takes
+    longer. A figure with neither is one that a report makes of others.
     """
 
     title: str

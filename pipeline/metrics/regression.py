@@ -75,5 +75,4 @@ def r2_drawn(
 
 
 def _weighted_mean(values: Array, weights: Array) -> NDArray[np.float64]:
-    means: NDArray[np.float64] = values.astype("float64") @ weights.astype("float64") / weights.sum(axis=0)
-    return means
+    return values.astype("float64") @ weights.astype("float64") / weights.sum(axis=0)

@@ -28,8 +28,7 @@ class PatchConvs(nn.Module):
 
     def forward(self, patches: Float[Tensor, "images patches width"]) -> Float[Tensor, "images channels"]:
         maps = patches.transpose(1, 2).unflatten(2, self.grid)
-        out: Tensor = self.convs(maps).flatten(1)
-        return out
+        return self.convs(maps).flatten(1)
 
 
 # ---------------------------------------------------------------- on disk

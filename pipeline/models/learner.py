@@ -57,8 +57,7 @@ class DomainEmbedding(nn.Module):
         """Of row numbers; None: all unknown, `n` of them."""
         if domains is None:
             domains = torch.full((n,), self.unknown, device=self.table.weight.device)
-        out: Tensor = self.mlp(self.table(domains))
-        return out
+        return self.mlp(self.table(domains))
 
 
 class SpeciesEmbedding(nn.Module):
@@ -78,8 +77,7 @@ class SpeciesEmbedding(nn.Module):
             table(torch.full((n,), table.num_embeddings - 1, device=table.weight.device) if rows is None else rows)
             for table, rows in ((self.species, species), (self.genus, genera))
         ]
-        out: Tensor = self.mlp(parts[0] + parts[1])
-        return out
+        return self.mlp(parts[0] + parts[1])
 
 
 def make_shift(width: int) -> nn.Sequential:

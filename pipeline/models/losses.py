@@ -45,8 +45,7 @@ class Loss(ABC):
 
     def parameters(self, raw: Float[Tensor, "images outputs"]) -> Parameters:
         """Of a head's numbers, `n` for each target."""
-        out: Tensor = raw.unflatten(-1, (-1, self.n))
-        return out
+        return raw.unflatten(-1, (-1, self.n))
 
     def balance(self, targets: PerTarget) -> None:  # noqa: B027  (most have nothing)
         """Set what is of the training images' targets, if anything is."""

@@ -110,8 +110,7 @@ def _whitening(residuals: Features) -> Float64[np.ndarray, "width width"]:
     """The root of the inverse of the residuals' Ledoit–Wolf covariance."""
     values, vectors = np.linalg.eigh(ledoit_wolf(residuals, assume_centered=True)[0])
     inverse = np.divide(1, values, out=np.zeros_like(values), where=values > TINY * values.max())
-    out: Array = vectors * np.sqrt(inverse)
-    return out
+    return vectors * np.sqrt(inverse)
 
 
 def _fit_line(distances: Array, labels: Labels) -> Arrays:

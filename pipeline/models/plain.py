@@ -39,8 +39,7 @@ def probabilities(kind: str, arrays: Arrays, x: Array) -> Array:
     if decision.shape[1] == 1 or kind in ONE_AGAINST_THE_REST:
         return _together(np.exp(_log_sigmoid(decision)))
     raised = np.exp(decision - decision.max(1, keepdims=True))
-    out: Array = raised / raised.sum(1, keepdims=True)
-    return out
+    return raised / raised.sum(1, keepdims=True)
 
 
 def log_odds(kind: str, arrays: Arrays, x: Array) -> Array:
@@ -79,8 +78,7 @@ def _together(p: Array) -> Array:
     if p.shape[1] == 1:
         return np.concatenate([1 - p, p], 1)
     total = p.sum(1, keepdims=True)
-    out: Array = np.divide(p, total, out=np.full_like(p, 1 / p.shape[1]), where=total != 0)
-    return out
+    return np.divide(p, total, out=np.full_like(p, 1 / p.shape[1]), where=total != 0)
 
 
 def _log_sigmoid(z: Array) -> Array:
@@ -117,8 +115,7 @@ def _one_against_one(pairs: Array) -> Array:
         votes[:, j] += pairs[:, column] < 0
         sums[:, i] += pairs[:, column]
         sums[:, j] -= pairs[:, column]
-    out: Array = votes + sums / (3 * (np.abs(sums) + 1))
-    return out
+    return votes + sums / (3 * (np.abs(sums) + 1))
 
 
 def _trees(arrays: Arrays, z: Array) -> Array:
@@ -135,8 +132,7 @@ def _trees(arrays: Arrays, z: Array) -> Array:
             break
         node = following
     leaves = value[trees, node].reshape(len(z), *arrays["value"].shape[:2])
-    out: Array = leaves.sum(1) + arrays["baseline"]
-    return out
+    return leaves.sum(1) + arrays["baseline"]
 
 
 # ---------------------------------------------------------------- distances
@@ -163,16 +159,14 @@ def _votes(arrays: Arrays, z: Array) -> Array:
         weights = np.where(same.any(1, keepdims=True), same, 1 / np.where(same, 1, distances))
     of_class = arrays["labels"][which][:, :, None] == np.arange(int(arrays["n_classes"]))
     votes = (weights[:, :, None] * of_class).sum(1)
-    out: Array = votes / votes.sum(1, keepdims=True)
-    return out
+    return votes / votes.sum(1, keepdims=True)
 
 
 def _from_centres(arrays: Arrays, z: Array) -> Array:
     """Distance [B] to the nearest centre (of whitened features), in the covariance's units."""
     whitened = z @ arrays["whitening"]
     squares = [np.square(whitened - centre).sum(1) for centre in arrays["centres"]]
-    out: Array = np.sqrt(np.min(squares, axis=0))
-    return out
+    return np.sqrt(np.min(squares, axis=0))
 
 
 # ---------------------------------------------------------------- Gaussian process
@@ -206,8 +200,7 @@ def _expected_logit(mean: Array, variance: Array) -> Array:
 def _log_mean(logs: Array) -> Array:
     """Logarithm of the weighted mean over nodes of what these are logarithms of."""
     highest = logs.max(-1, keepdims=True)
-    out: Array = np.log((np.exp(logs - highest) * WEIGHTS).sum(-1)) + highest[..., 0]
-    return out
+    return np.log((np.exp(logs - highest) * WEIGHTS).sum(-1)) + highest[..., 0]
 
 
 # ---------------------------------------------------------------- kinds

@@ -43,8 +43,7 @@ class AttentionPooling(Pooling):
 
     def forward(self, embedding: Embedded, variance: PerTarget) -> PerTarget:
         hidden = torch.tanh(self.value(embedding)) * torch.sigmoid(self.gate(embedding))
-        out: Tensor = self.score(hidden).float().expand_as(variance)
-        return out
+        return self.score(hidden).float().expand_as(variance)
 
 
 def make_pooling(kind: Kind, width: int) -> Pooling:

@@ -34,8 +34,7 @@ def make_model(config: Config, facts: Facts, backbone: Backbone | None) -> Model
     """
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model: Model = config.model.head.make_model(config, facts, config.model.encoder.build(backbone))
-        return model
+        return config.model.head.make_model(config, facts, config.model.encoder.build(backbone))
 
 
 def save_model(model: Model, facts: Facts, trial: TrialDir) -> None:
@@ -106,5 +105,4 @@ def _load_encoder(config: Config, facts: Facts, trial: TrialDir, backbone: Backb
             )
     if not encoder.files_are_whole(trial):  # PEFT would look for what is missing on the Hub
         raise _damaged(trial.adapter, FileNotFoundError("a file is missing or cut short"))
-    loaded: nn.Module = encoder.load(backbone, trial)
-    return loaded
+    return encoder.load(backbone, trial)

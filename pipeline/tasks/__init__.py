@@ -29,8 +29,7 @@ def load_task(name: str) -> Task[Any]:
         return found
     if name not in available():
         raise UserError(f"There is no task {name!r}. There are: {', '.join(available())}.")
-    task: Task[Any] = importlib.import_module(f"{__name__}.{name}").TASK
-    return task
+    return importlib.import_module(f"{__name__}.{name}").TASK
 
 
 def check(config: Config) -> None:

@@ -161,16 +161,12 @@ class Task(ABC, Generic[P]):
 
     def check(self) -> None:
         """Raises UserError where the task itself cannot be right: a headline that names no figure, a figure of nothing."""
-        for name in self.headline:
-            if name != "selection" and (last := name.rpartition(".")[2]) not in self.figures:
-                raise UserError(
-                    f"headline of {type(self).__name__}: there is no figure {last!r}; {_nearest(last, [*self.figures])}"
-                )
+        who = type(self).__name__
+        for last in {name.rpartition(".")[2] for name in self.headline} - {"selection", *self.figures}:
+            raise UserError(f"{who}: headline names {last!r}, and there is no such figure; {_nearest(last, [*self.figures])}")
         for name, figure in self.figures.items():
             if "." in name or figure.of not in get_args(Of):
-                raise UserError(
-                    f"figures of {type(self).__name__}: {name!r} has a dot in its name, or is of {figure.of!r}, none of {', '.join(get_args(Of))}"
-                )
+                raise UserError(f"{who}: figure {name!r} has a dot in its name, or is of {figure.of!r}, none of {get_args(Of)}")
 
     def describe(self, blocks: Mapping[str, Any]) -> dict[str, Any]:
         """What tables need of results, for results.json: the figures by name, which of them are the headline with their titles,

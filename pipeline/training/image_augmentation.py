@@ -85,8 +85,7 @@ def _relit(images: Images, augment: ImageAugment, share: float, rng: np.random.G
     draws = to_device(torch.from_numpy(rng.uniform(-share, share, (2, len(images))).astype("float32")), images.device)
     added, stretched = draws[:, :, None, None, None]
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    relit: Tensor = mean + (images - mean) * (1 + augment.contrast * stretched) + augment.brightness * added
-    return relit
+    return mean + (images - mean) * (1 + augment.contrast * stretched) + augment.brightness * added
 
 
 def _erased(images: Images, probability: float, rng: np.random.Generator) -> Images:

@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
     """Arrow to pandas; whole numbers stay whole where some are missing."""
-    frame: pd.DataFrame = table.to_pandas(integer_object_nulls=True, ignore_metadata=True)
-    return frame
+    return table.to_pandas(integer_object_nulls=True, ignore_metadata=True)
 
 
 def is_plain(kind: pa.DataType) -> bool:

@@ -70,5 +70,4 @@ class Context:
 
     def job(self, stage: str) -> Job:
         """What a stage asks Slurm for."""
-        job: Job = getattr(self.experiment.config.resources, stage)
-        return job
+        return getattr(self.experiment.config.resources, stage)

@@ -1,7 +1,5 @@
 """Amounts as text and as numbers: Slurm's memory (`32G`) and walltime (`1-12:00:00`), bytes for people. Loads no torch."""
 
-from __future__ import annotations
-
 import re
 from math import ceil
 

@@ -1,7 +1,5 @@
 """`carabid demo`: the whole chain on generated beetles with tiny random backbones, on this machine. Loads no torch itself."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which device a job computes on, with how many threads, and how it is made deterministic."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re

@@ -5,8 +5,6 @@ or could not be asked (then `carabid fetch` helps), the Hub has no such thing fo
 This module loads no torch.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

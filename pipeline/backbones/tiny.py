@@ -17,8 +17,6 @@ so that no direction (brightness above all) drowns the others when the embedding
 weights: the files hold nothing that a real model's files do not. Figures: tests/test_backbones.py.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

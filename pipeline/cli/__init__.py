@@ -1,7 +1,5 @@
 """The commands. Thin: parse, call, print. What needs torch is imported inside the command that needs it."""
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import Annotated

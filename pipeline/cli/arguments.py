@@ -1,7 +1,5 @@
 """What commands have in common: their arguments and options, and how an experiment is found by them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """The commands that bring trials to Slurm or to this machine, watch them, and take them back."""
 
-from __future__ import annotations
-
 import sys
 from contextlib import suppress
 from typing import Annotated

@@ -1,7 +1,5 @@
 """The commands that use models: predictions, embeddings, submissions to a challenge."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 from pathlib import Path

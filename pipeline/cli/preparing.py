@@ -1,7 +1,5 @@
 """The commands that come before any trial: the demo, made-up data, and what must be in the cache."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

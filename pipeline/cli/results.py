@@ -1,7 +1,5 @@
 """The commands that show results: tables, costs, comparisons."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated

@@ -1,7 +1,5 @@
 """The commands that run one stage here and now: what jobs/*.sh call."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

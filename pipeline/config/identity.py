@@ -1,7 +1,5 @@
 """What identifies a trial and its features: the part of a configuration that they depend on, and its hash."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A lab's own Python file, named by its path in a configuration: its task, and the kinds that it defines."""
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from functools import lru_cache

@@ -3,8 +3,6 @@
 Of the environment only what is named here is kept, and no token (`secrets.hide`).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

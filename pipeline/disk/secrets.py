@@ -4,8 +4,6 @@ They come from the environment (HF_TOKEN) or the Hub's own store and go to the H
 This module finds those that a person has put elsewhere: into a configuration, a job script, the address of a proxy.
 """
 
-from __future__ import annotations
-
 import os
 import re
 

@@ -3,8 +3,6 @@
 A key that does not exist is answered with the nearest one that does. This module loads no torch.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 from pathlib import Path

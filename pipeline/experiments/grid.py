@@ -1,7 +1,5 @@
 """The cells of an experiment's grid: overrides from the command line, the axes of the grid, and those of its variants."""
 
-from __future__ import annotations
-
 import difflib
 import itertools
 from collections.abc import Callable, Iterator, Sequence

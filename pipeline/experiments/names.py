@@ -1,7 +1,5 @@
 """What each trial's folder is called: the values that distinguish it from its YAML, its seed, and a short hash."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Nested blocks of values: one laid on top of another, what differs between two, and which block has which kind."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydantic import BaseModel

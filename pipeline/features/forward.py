@@ -1,7 +1,5 @@
 """The frozen part of a backbone: from images to features, in honest fp32 or, on a GPU, in bf16."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """How much memory this process may still take: the machine's, within its control groups, where Slurm's limit is."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

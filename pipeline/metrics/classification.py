@@ -5,8 +5,6 @@ Inside, a figure is computed for many weightings of the rows at once, `weights` 
 often each draw of a bootstrap has each row (`intervals.draws`). A thousand draws cost one sort. Pure functions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

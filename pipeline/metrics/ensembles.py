@@ -1,7 +1,5 @@
 """What several models say together that differ in the seed alone (Lakshminarayanan et al. 2017). Pure functions on tables."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

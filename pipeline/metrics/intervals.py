@@ -3,8 +3,6 @@
 Of a difference between two models on the same rows they are paired: each draw asks both of the same rows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """How good Gaussian forecasts are: CRPS, PIT, coverage, sharpness, and the challenge's `rms`. Pure functions on arrays."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 Those that end in `_drawn` compute one for D weightings of the rows [N, D] at once, [D], as `figures.Figure.weighted` says.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray

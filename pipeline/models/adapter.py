@@ -4,8 +4,6 @@ The tail's attention is made of real projections (see backbones/base.py): on ope
 would find `out_proj` only, and the fused call would bypass even that.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 from pathlib import Path

@@ -5,8 +5,6 @@ Beside the tensors stands what they fit: the backbone's weights by hash, the cut
 the targets. PEFT itself loads an adapter of two blocks onto a tail of one without a word, so this is checked here.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path

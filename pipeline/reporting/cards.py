@@ -1,7 +1,5 @@
 """The README of a trial's folder, for whoever finds it later: what results.json says, in a page. Loads no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 

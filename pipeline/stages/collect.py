@@ -1,8 +1,6 @@
 """The collecting stage: all results of one experiment in results.csv, ensembles of its trials over their seeds, and where
 there are several methods, a comparison of them."""
 
-from __future__ import annotations
-
 from pipeline.config.trial import Config
 from pipeline.disk.layout import ExperimentDir, experiment_dir
 from pipeline.disk.writing import write_text

@@ -1,7 +1,5 @@
 """Images through the frozen part of a backbone, batch by batch: what `extract` and `embed` do alike."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The evaluation stage: rebuild a trial's model from its folder, predict, write predictions, provenance and results."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from typing import Any

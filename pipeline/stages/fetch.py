@@ -2,8 +2,6 @@
 been checked is kept in features/records/ under what it was checked for (the images' content, the weights' files with their sizes
 and times), so that fetching again looks at nothing twice."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """The training stage: one trial from cached features to `model.safetensors`, `adapter/` and `trained.json`."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from typing import Any

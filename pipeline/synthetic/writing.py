@@ -1,7 +1,5 @@
 """What generated data of all tasks have in common: pictures as arrays, and how they come onto the disk, once and whole."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterable
 from pathlib import Path

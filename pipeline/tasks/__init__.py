@@ -3,8 +3,6 @@
 A module of this folder, or a file that a configuration names by its path, has one `TASK`, an object of `base.Task`.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Classes of images of any kind: a lab's own table, an image and a label in each row."""
 
-from __future__ import annotations
-
 from pipeline.tasks.classes import Classes
 
 TASK = Classes()

@@ -1,7 +1,5 @@
 """Numbers from images of any kind: a lab's own table, an image and one or more numeric targets in each row."""
 
-from __future__ import annotations
-
 from pipeline.tasks.numbers import Numbers
 
 TASK = Numbers()

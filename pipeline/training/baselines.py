@@ -1,7 +1,5 @@
 """Fitting what looks at no image: climatology remembers the training groups, boosting grows trees on their metadata."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

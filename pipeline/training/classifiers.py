@@ -1,7 +1,5 @@
 """Fitting classifiers of scikit-learn as heads: penalties chosen and scored on validation, or by folds of a trial's own."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Parameter groups at their own rates, the optimiser, and the learning rate of each epoch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Ridge regression in closed form, as a head: the penalty is chosen on validation groups."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Methods of domain generalisation: what the losses of a batch become, and what is added to them (`config/loss.Risk`)."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -7,8 +7,6 @@ the Hub and `save_to_disk`. `names` tells splits from file names, `arrow` is wha
 The package loads no torch, and pandas, pyarrow and datasets only where they are needed.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

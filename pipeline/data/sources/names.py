@@ -1,7 +1,5 @@
 """Splits told from the names of files and folders, as the Hub tells them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from pathlib import Path

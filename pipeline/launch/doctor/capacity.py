@@ -1,7 +1,5 @@
 """Whether there is room for what an experiment writes and computes: on disks, within quotas, in memory. Loads no torch."""
 
-from __future__ import annotations
-
 import getpass
 import re
 import shutil

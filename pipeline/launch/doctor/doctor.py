@@ -4,8 +4,6 @@
 UserError, WorkError or OSError has failed with that message, and the others are made all the same.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import time

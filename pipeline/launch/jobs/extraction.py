@@ -1,7 +1,5 @@
 """A job's work on features: shards that are done stay, and what fails is the failure of the trials that need them."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """What a job runs: one stage for one index of a manifest. The functions that submitit's pickles name. Loads no torch."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

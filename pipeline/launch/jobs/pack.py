@@ -4,8 +4,6 @@ A trial that fails, or is killed, leaves its siblings alone. `python -m pipeline
 the processes.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -3,8 +3,6 @@
 A trial that fails leaves its reason in its folder, for `carabid status` and `results`; the next attempt removes it.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import sys

@@ -1,7 +1,5 @@
 """Which trials are this job's: the job tasks of a Slurm array share them out. Loads no torch."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from typing import TypeVar

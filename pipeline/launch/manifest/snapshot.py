@@ -4,8 +4,6 @@ Snapshots lie under the experiment by the hash of their files and of where these
 submissions of the same code share one, and each says rightly which commit it is of. A lab's own files are copied into `own/`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """`carabid cancel`: take an experiment's jobs, or those of some of its trials, out of Slurm's queue. Loads no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from pipeline.disk.layout import ExperimentDir

@@ -1,7 +1,5 @@
 """The chain on this machine: the same stages, in worker processes that outlive a trial (so torch is loaded once each)."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

@@ -3,8 +3,6 @@
 From a backbone's measures (`hashes.WeightsRecord`) and the configuration, whose blocks say what they cost.
 """
 
-from __future__ import annotations
-
 import re
 
 from pipeline.config.trial import Config

@@ -1,7 +1,5 @@
 """Which trials are done, which wait in Slurm's queue, and why the others are not done. Loads no torch."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress

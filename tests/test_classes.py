@@ -157,7 +157,6 @@ def test_folds_keep_images_of_a_group_together(tmp_path: Path) -> None:
             {"data": {"source": "x", "targets": ["y"]}},
             "loss.kind cross_entropy does not fit numbers .data.targets.: set loss.kind mse",
         ),
-        ({"select": {"metric": "r2"}}, "select.metric r2 does not fit classes"),
         ({"model": {"standardize_targets": True}}, "classes .data.label. have no scale"),
         ({"model": {"pool": "precision"}}, "loss.kind cross_entropy does not learn"),
         (
@@ -179,6 +178,11 @@ def test_what_does_not_fit_classes_is_refused(change: dict[str, Any], message: s
     base = {"experiment": "x", "task": "classify", "data": {"label": "kind"}, "loss": {"kind": "cross_entropy"}}
     with pytest.raises(ValidationError, match=message):
         Config.model_validate(named(base | change))
+
+
+def test_a_figure_of_numbers_chooses_no_classes() -> None:
+    with pytest.raises(UserError, match="models are not chosen by 'r2'; choose roc_auc"):
+        load_task("classify").metric("r2")
 
 
 def test_classes_are_chosen_by_auc_unless_another_figure_is_named() -> None:

@@ -575,8 +575,10 @@ def test_a_stage_that_is_cancelled_ends_at_once(stage: str) -> None:
 
 
 # ---------------------------------------------------------------- on this machine
-def test_an_unexpected_failure_of_one_trial_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment, done, said = load("seed=0,1,2"), [], []
+def test_an_unexpected_failure_of_one_trial_leaves_the_others_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment, done = load("seed=0,1,2"), []
     made = make_manifest(experiment, experiment.trials)
 
     def note(stage: str) -> Callable[[str, int], None]:
@@ -590,7 +592,8 @@ def test_an_unexpected_failure_of_one_trial_leaves_the_others_alone(monkeypatch:
     for stage in ("extract", "train", "evaluate", "collect"):
         monkeypatch.setattr(jobs, stage, note(stage))
     monkeypatch.setattr(local, "_pool", lambda workers: ThreadPoolExecutor(1))
-    assert local.run([made], 1, said.append) is False
+    assert local.run([made], 1) is False
+    said = capsys.readouterr().out.splitlines()
     assert {index for stage, index in done if stage == "evaluate"} == {0, 2} and done[-1] == ("collect", 0)
     assert any("failed" in line and experiment.trials[1].name in line for line in said)
 

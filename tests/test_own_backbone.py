@@ -127,7 +127,7 @@ def test_a_trial_of_a_kind_of_ones_own_goes_all_the_way(encoder: str, make: Call
     train.run(config, trial)
     evaluate.run(config, trial)
     assert read_json(trial.results)["feature_key"] == store.key
-    assert [state.state for state in plan(experiment)] == ["done"] and "1 done" in "\n".join(lines(experiment))
+    assert [state.state for state in plan(experiment)[1]] == ["done"] and "1 done" in "\n".join(lines(experiment))
     _check_predictions(config, trial, own)
 
 

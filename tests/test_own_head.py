@@ -71,10 +71,10 @@ def test_a_head_of_ones_own_is_a_trial_like_any_other(assets: Assets, root: Path
     config, trial = entry.config, experiment.dir.trial(entry.name)
     assert isinstance(config.model.head, LeastSquaresHead) and config.model.head.ridge == 0.01
     extract.ensure(config)
-    assert [state.state for state in plan(experiment)] == ["missing"]
+    assert [state.state for state in plan(experiment)[1]] == ["missing"]
     train.run(config, trial)
     assert evaluate.run(config, trial)["SPEI_30d"]["n"] > 0
-    assert [state.state for state in plan(experiment)] == ["done"]
+    assert [state.state for state in plan(experiment)[1]] == ["done"]
     model = load_model(config, trial, None)
     assert isinstance(model, LeastSquares) and model.linear.weight.abs().max() > 0
     weights = WeightsRecord("", "", "", "", 0, model.linear.in_features, 0, 0, 0, 0)

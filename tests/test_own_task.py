@@ -133,7 +133,7 @@ def test_a_file_without_a_task_or_that_cannot_be_run_is_said(lab: Path) -> None:
             "'within_too', and there is no such figure; did you mean within_one",
         ),
         ('Figure("within one stage", within_one)', 'Figure("within one stage", within_one, of="plots")', "is of 'plots'"),
-        ('"within_one": Figure', '"within.one": Figure', "'within.one' has a dot in its name"),
+        ('"kappa": Figure', '"a.kappa": Figure(""), "kappa": Figure', "'a.kappa' has a dot in its name"),
     ],
 )
 def test_a_task_that_cannot_be_right_is_refused_before_anything_is_trained(lab: Path, old: str, new: str, words: str) -> None:

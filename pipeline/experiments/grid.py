@@ -29,7 +29,7 @@ def split_overrides(overrides: Sequence[str], document: Document) -> Axes:
         try:
             axes[key] = [read_value(part) for part in split_commas(value)]
         except (yaml.YAMLError, ValueError, LookupError) as error:
-            raise UserError(f"override {text!r} is not of YAML values: {error}") from error
+            raise UserError(f"override {text!r} holds what is not a YAML value: {error}") from error
         document.places[key] = "on the command line"
     return axes
 

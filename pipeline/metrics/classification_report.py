@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float, Int
 
 from pipeline.metrics.classification import FIGURES, Array, Flags, roc_auc
 from pipeline.metrics.figures import Figure
 from pipeline.metrics.intervals import central, draws
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Block = dict[str, Any]
 WITH_INTERVALS = ("roc_auc", "balanced_accuracy", "accuracy")
@@ -85,6 +87,8 @@ def _intervals(said: Said, groups: Sequence[str]) -> dict[str, list[float] | Non
 
 
 def _by_group(images: pd.DataFrame, said: Said, figures: Mapping[str, Figure]) -> Block:
+    import pandas as pd  # not on a login node
+
     together = pd.DataFrame(said.p).groupby(images["group"].to_numpy(), sort=True)
     labels = pd.Series(said.labels).groupby(images["group"].to_numpy(), sort=True).first()
     means = Said(labels.to_numpy("int64"), together.mean(skipna=False).to_numpy("float64"))
@@ -112,7 +116,7 @@ def _share(flags: Flags) -> float | None:
 def _by(table: pd.DataFrame, column: str, said: Said) -> dict[str, Block]:
     """Figures of the images of each species or domain; empty where none is known."""
     values = table[column].to_numpy(object) if column in table else np.array([])
-    rows = {str(name): values == name for name in sorted({value for value in values if not pd.isna(value)})}
+    rows = {str(name): values == name for name in sorted({value for value in values if value is not None and value == value})}
     return {name: _of_part(Said(said.labels[some], said.p[some])) for name, some in rows.items()}
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from scipy.special import ndtr, ndtri
 
 MIN_SIGMA = 1e-3
 """The challenge rounds to four decimals: a smaller sigma could become 0, whose density is infinite."""
@@ -18,6 +17,8 @@ def crps(truth: ArrayLike, mu: ArrayLike, sigma: ArrayLike) -> Float[np.ndarray,
 
     Gneiting and Raftery 2007, "Strictly proper scoring rules", equation 21. `sigma` must be above 0.
     """
+    from scipy.special import ndtr  # not for plans
+
     sigma = np.asarray(sigma, "float64")
     z = (np.asarray(truth, "float64") - mu) / sigma
     density = np.exp(-np.square(z) / 2) / np.sqrt(2 * np.pi)
@@ -26,6 +27,8 @@ def crps(truth: ArrayLike, mu: ArrayLike, sigma: ArrayLike) -> Float[np.ndarray,
 
 def pit(truth: ArrayLike, mu: ArrayLike, sigma: ArrayLike) -> Float[np.ndarray, "*groups"]:
     """Probability integral transform: the forecast's probability of a value below the true one; uniform if calibrated."""
+    from scipy.special import ndtr  # not for plans
+
     return np.asarray(ndtr((np.asarray(truth, "float64") - mu) / np.asarray(sigma, "float64")))
 
 
@@ -36,6 +39,8 @@ def pit_histogram(values: Float[np.ndarray, " groups"]) -> list[int]:
 
 def coverage(truth: ArrayLike, mu: ArrayLike, sigma: ArrayLike, level: float) -> float | None:
     """Share of `truth` [N] within the central interval that should hold `level` of it; None of none."""
+    from scipy.special import ndtri  # not for plans
+
     inside = np.abs(np.asarray(truth, "float64") - mu) <= ndtri((1 + level) / 2) * np.asarray(sigma, "float64")
     return float(inside.mean()) if inside.size else None
 

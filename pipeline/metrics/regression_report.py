@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from pipeline.metrics.figures import Figure, Training, mean_of_all
 from pipeline.metrics.probabilistic import LEVELS, MIN_SIGMA, coverage, crps, pit, pit_histogram, rms
 from pipeline.metrics.regression import mae, mae_drawn, r2, r2_drawn, rmse, rmse_drawn
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Block = dict[str, Any]
 PARTS = ("in_domain", "out_of_domain")

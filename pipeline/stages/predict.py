@@ -169,7 +169,7 @@ def _places(folder: Path) -> list[Path]:
     return list(dict.fromkeys(base / folder.expanduser() for base in (Path.cwd(), root(), trained_root())))
 
 
-def _predict_batch(config: Config, models: Models, images: Float[Tensor, "images 3 _ _"], metadata: Metadata) -> Predicted:
+def _predict_batch(config: Config, models: Models, images: Float[Tensor, "images ..."], metadata: Metadata) -> Predicted:
     """Of images and metadata on the CPU, back on the CPU."""
     (kind, blocks), backbone = token_kind(config), models.backbone
     with torch.inference_mode():

@@ -175,7 +175,7 @@ def test_an_epoch_that_cannot_be_chosen_by_r2_is_refused_before_training(root: P
     config = load_experiment(f"configs/beetles/{method}.yaml", overrides).config
     trial = experiment_dir(config).trial("trial")
     extract.ensure(config)
-    with pytest.raises(UserError, match=r"y is the same for all 10 validation groups.*select\.metric=MAE"):
+    with pytest.raises(UserError, match=r"the 10 validation groups are too much alike for R².*select\.metric=MAE"):
         train.run(config, trial)
     by_error = config.model_copy(update={"select": Select(metric="MAE")})
     train.run(by_error, trial)
@@ -401,7 +401,7 @@ def test_the_validation_loss_is_a_mean_over_validation(config_of: MakeConfig) ->
     validation = inputs.samples(facts, "validation", device)
     assert len(validation) != len(inputs.table("train"))
     _, loss = loop.validate(model, validation, config)
-    errors = predict(model, validation).mean - validation.targets.numpy()
+    errors = predict(model, validation).mean - validation.truth
     assert loss == pytest.approx(float(np.square(errors).mean()), rel=1e-5)
 
 

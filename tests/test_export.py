@@ -284,7 +284,7 @@ def test_an_exported_ensemble_forecasts_what_was_evaluated_and_passes_the_check(
             said = found[str(row.group)][str(row.target)]
             assert said == pytest.approx({"mu": row.mu, "sigma": row.sigma}, abs=1e-4), (name, row)
     lines = check(folder, largest=20)
-    assert any("the largest group has 20)" in line for line in lines), lines
+    assert any("the largest event has 20)" in line for line in lines), lines
     assert not any(line.startswith("note") for line in lines), lines
 
 

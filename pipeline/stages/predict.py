@@ -104,7 +104,8 @@ def predict_group(
     predicted = joined(list(_predict_each(trial, config, files, origin, device)))
     table = pd.DataFrame({"id": list(map(str, files)), "group": ""})
     table["domain"] = pd.Series([origin.domain] * len(files), dtype=object)
-    task, training = load_task(config.task), Training.of(read_trained(trial))
+    calibration = read_trained(trial)["calibration"]
+    task, training = load_task(config.task), Training(facts.names.domains, calibration=calibration)
     return task.answer(task.forecast(task.predictions(table, None, facts.targets, predicted), training))
 
 

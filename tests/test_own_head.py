@@ -77,7 +77,7 @@ def test_a_head_of_ones_own_is_a_trial_like_any_other(assets: Assets, root: Path
     assert [state.state for state in plan(experiment)[1]] == ["done"]
     model = load_model(config, trial, None)
     assert isinstance(model, LeastSquares) and model.linear.weight.abs().max() > 0
-    weights = WeightsRecord("", "", "", "", 0, model.linear.in_features, 0, 0, 0, 0)
+    weights = WeightsRecord(0, model.linear.in_features, 0, 0, 0, 0, "", "", "", "")
     assert estimates.model_bytes(config, weights) == 4 * sum(p.numel() for p in model.parameters())
     image = tmp_path / "beetle.png"
     load_task("beetles").load(config.data).image(0).save(image)

@@ -199,6 +199,26 @@ def test_splits_do_not_depend_on_the_order_of_rows(table: pd.DataFrame, split: F
     assert shuffled == [roles[i] for i in order]
 
 
+@pytest.mark.parametrize(
+    ("kind", "drawn"),
+    [
+        (FoldSplit(kind="folds", n=4, seed=3), "t.tvv..ttv...vvt.vt.t.v.v....v..t.vtt..."),
+        (DomainSplit(kind="domains", n=4, seed=3), "v...tv..ttttttttvvvvvvvv..t.....tttttttt"),
+        (YearSplit(kind="years", n=4, seed=3), "vt....vtvt....vtvt....vtvt....vtvt....vt"),
+        (SiteSplit(kind="sites", n=4, seed=3), "t..t..t.tv.t.vtvt..t..t.tv.t.vtvt.vtv.t."),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_a_draw_never_changes_since_trials_of_a_year_ago_were_tested_on_it(kind: Folded, drawn: str) -> None:
+    rows = [
+        (f"e{d}-{i}", f"D{d}", f"S{d}-{i % 2}" if i % 3 else "", f"{2012 + i % 6}-01-0{1 + i // 2}")
+        for d in range(5)
+        for i in range(8)
+    ]
+    roles = assign(pd.DataFrame(rows, columns=["group", "domain", "site", "date"]), kind)
+    assert "".join({"train": ".", "test": "t", "validation": "v"}[role] for role in roles) == drawn
+
+
 def test_a_share_of_the_training_domains_site_dates_is_held_out_for_each_of_test_and_validation() -> None:
     rows = [(f"e{d}-{i}", f"D{d}", f"S{d}", f"2015-01-{1 + i // 2:02d}") for d in range(4) for i in range(40)]
     table = pd.DataFrame(rows, columns=["group", "domain", "site", "date"])  # two groups a site-date

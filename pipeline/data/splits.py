@@ -130,6 +130,6 @@ def _hold_out(table: pd.DataFrame, chosen: list[str], split: Folded) -> list[str
 
 
 def site_dates(table: pd.DataFrame) -> list[str]:
-    """`SITE 2017-07-11` for each row, or its group where site or date is not known."""
+    """`SITE 2017-07-11` for each row, or its group where site or date is not known, as `event`: what is drawn hangs on it."""
     cells = zip(table["site"], table["date"], table["group"], strict=True)
-    return [f"{site} {date}" if site and date else f"group {group}" for site, date, group in cells]
+    return [f"{site} {date}" if site and date else f"event {group}" for site, date, group in cells]

@@ -20,6 +20,11 @@ from tests.conftest import carabid
 
 EXAMPLES = PROJECT / "docs" / "examples"
 SUBMIT = ("submit", "phenology.yaml", "seed=0,1", "device=cpu", "--cluster", "local", "--wait")
+UNFINISHED = """from typing import Literal
+from pipeline.config.loss import Loss
+class Unfinished(Loss):
+    kind: Literal["unfinished"]
+"""
 OTHER = ("experiment=phenology", "model.head={kind: ridge}", "model.standardize_features=false", "seed=0,1")
 
 
@@ -134,6 +139,7 @@ def test_a_file_without_a_task_or_that_cannot_be_run_is_said(lab: Path) -> None:
         ),
         ('Figure("within one stage", within_one)', 'Figure("within one stage", within_one, of="plots")', "is of 'plots'"),
         ('"kappa": Figure', '"a.kappa": Figure(""), "kappa": Figure', "'a.kappa' has a dot in its name"),
+        ("TASK = ", f"{UNFINISHED}TASK = ", "Unfinished: a kind of Loss defines make"),
     ],
 )
 def test_a_task_that_cannot_be_right_is_refused_before_anything_is_trained(lab: Path, old: str, new: str, words: str) -> None:

@@ -5,6 +5,7 @@ A block says all of its kind that needs no torch: what it reads and costs, and w
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from math import isqrt
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -43,9 +44,9 @@ class Encoder(Kind):
         return float(getattr(self, "lr_scale", 1.0))
 
     # ------------------------------------------------------------ its module, and that on disk
+    @abstractmethod
     def build(self, backbone: Any) -> Any:
         """A new module, features [B, …] → embedding [B, E], for a `backbones.base.Backbone` (None if it does not learn)."""
-        raise NotImplementedError
 
     def save(self, module: Any, trial: Any) -> None:
         """Write its own files into a trial's folder (`disk.layout.TrialDir`), if it has any."""

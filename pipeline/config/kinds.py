@@ -29,6 +29,8 @@ class Kind(Section):
             mine, other = (f"{each.__module__}.{each.__qualname__}" for each in (cls, cls.kinds.get(name, cls)))
             if mine != other:
                 raise TypeError(f"{mine}: there is a kind {name!r} already, {other}")
+            if missing := ", ".join(sorted(cls.__abstractmethods__)):  # known when it is read, not when it has been trained
+                raise TypeError(f"{mine}: a kind of {cls.__bases__[0].__name__} defines {missing}")
             cls.kinds[name] = cls
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -22,9 +23,9 @@ class Loss(Kind):
     learns_variance: ClassVar[bool] = True
     """Whether a head learns by it how sure it is of an image."""
 
+    @abstractmethod
     def make(self, n_targets: int) -> Any:
         """What reads and scores a head's numbers, for so many targets (or classes)."""
-        raise NotImplementedError
 
 
 class SquaredError(Loss):
@@ -105,13 +106,13 @@ class Risk(Kind):
     reads_hidden: ClassVar[bool] = False
     """Whether it acts on the last hidden layer."""
 
+    @abstractmethod
     def combine(self, losses: Any, hidden: Any, domains: Any, log_weights: Any) -> Any:
         """The loss of a batch from `losses` [N] of its images or groups and `hidden` [B, H] of its images.
 
         `domains` are the rows of the former [N] and of the latter [B]; `log_weights` [n_domains] are group DRO's, brought up to
         date in place.
         """
-        raise NotImplementedError
 
 
 class PlainRisk(Risk):

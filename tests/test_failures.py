@@ -79,6 +79,10 @@ BY_SLURM: list[tuple[dict[str, Any], str, str, str]] = [
     ({"state": "CANCELLED", "by": "1000"}, f"{ON} ***", "cancelled", "cancelled by user 1000 after 0:10:00"),
     ({"state": "CANCELLED", "by": "0", "node": "", "reason": "Dependency"}, "", "cancelled", "cancelled by user 0"),
     ({"state": "CANCELLED", "node": "", "reason": "Dependency"}, "", "dependency", "the job that it waited for failed"),
+    # Under load Slurm records that nobody cancelled a job which never began, and not that it had been waiting.
+    ({"state": "CANCELLED", "node": ""}, "", "dependency", "the job that it waited for failed"),
+    ({"state": "CANCELLED", "by": "1000", "node": ""}, "", "cancelled", "cancelled by user 1000"),
+    ({"state": "CANCELLED"}, "", "cancelled", "cancelled after 0:10:00"),
     ({"state": "CANCELLED", "by": "0", "node": "", "reason": "DependencyNeverSatisfied"}, "", "dependency", "never started"),
     ({"state": "PENDING", "node": "", "reason": "DependencyNeverSatisfied"}, "", "dependency", "will never start"),
     ({"state": "FAILED"}, TRACE, "error", f"{SAID} (pipeline/training/loop.py:94 in fit_epoch)"),

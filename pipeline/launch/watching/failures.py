@@ -221,7 +221,7 @@ def _by_slurm(kind: Kind, outcome: Outcome) -> str:
 def _cancelled(outcome: Outcome) -> Failure:
     if _is_stuck(outcome):
         return _failure("dependency", "it waits for a job that failed, and will never start")
-    if not outcome.node and (outcome.reason == STUCK or (outcome.reason == "Dependency" and not outcome.by)):
+    if not outcome.node and (outcome.reason == STUCK or (outcome.reason in ("Dependency", "") and not outcome.by)):
         return _failure("dependency", "never started: the job that it waited for failed")
     by = f" by user {outcome.by}" if outcome.by else ""
     return _failure("cancelled", f"cancelled{by}{f' after {timedelta(seconds=outcome.seconds)}' if outcome.node else ''}")

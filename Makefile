@@ -5,7 +5,7 @@ WORKERS ?= 3
 DISTURBANCES ?= 100
 SEED ?= 0
 
-.PHONY: demo test chaos lint cluster-up cluster-down clean
+.PHONY: demo test chaos fuzz lint cluster-up cluster-down clean
 
 demo: .venv/installed
 	$(BIN)/carabid demo
@@ -16,6 +16,10 @@ test: .venv/installed
 # A grid on a private Slurm while a seeded adversary disturbs it: the long form of tests/test_chaos.py.
 chaos: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --disturbances $(DISTURBANCES) --seed $(SEED)
+
+# Configurations, profiles, tables, images and damaged files by the thousand: the long form of tests/test_fuzz.py.
+fuzz: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seed $(SEED)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+MOST = 50
+"""Names that a message lists."""
 REQUEUE_STATUS = 75
 """Exit status (EX_TEMPFAIL) that a job script answers with `scontrol requeue`."""
 
@@ -50,3 +54,21 @@ class NotFetched(WorkError):
     def __str__(self) -> str:
         command = shlex.join(["carabid", "fetch", str(self.config or "CONFIG")])
         return f"{self.why} On a machine with internet (a cluster's login node) run `{command}`, and then this again."
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what led to it, as a traceback would show them."""
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following and id(following) not in seen:
+        yield following
+        seen.add(id(following))
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+
+
+def nearest(name: str, known: Iterable[str], listed: bool = False) -> str:
+    """Of the names that there are the one that was meant, else (or `listed` too) the first ones."""
+    names = list(known)
+    meant = [f"did you mean {near}?" for near in difflib.get_close_matches(name, names, n=1)]
+    there = ", ".join(names[:MOST] + ["…"] * (len(names) > MOST)) or "none"
+    return " ".join(meant + [f"there are: {there}"] * (listed or not meant))

@@ -6,18 +6,16 @@ This module loads no torch.
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pipeline.disk.secrets import hide
-from pipeline.errors import NotFetched, UserError, WorkError
+from pipeline.disk.reading import in_short
+from pipeline.errors import NotFetched, UserError, WorkError, causes
 
 Kind = Literal["models", "datasets"]
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REFUSALS = ("RepositoryNotFoundError", "RevisionNotFoundError", "RemoteEntryNotFoundError", "DatasetNotFoundError")
 """By name: `datasets` has one of its own, and need not be imported to be asked."""
-LONGEST = 300
 
 
 def cache() -> Path:
@@ -52,7 +50,7 @@ def not_loaded(what: str, error: Exception, place: Path) -> UserError | WorkErro
     """What to raise where `what` could be loaded neither from `place` in the cache nor from the Hub."""
     from huggingface_hub import constants
 
-    errors = list(_chain(error))
+    errors = list(causes(error))
     if refusal := next(filter(_is_refusal, errors), None):
         return UserError(
             f"{what}: the Hub does not have it, or does not show it to this account: {in_short(refusal)} Check the name. "
@@ -73,14 +71,7 @@ def not_loaded(what: str, error: Exception, place: Path) -> UserError | WorkErro
 
 def was_asked(error: Exception) -> bool:
     """Whether an error came of asking the Hub, or of not being able to."""
-    return any(_is_refusal(e) or _is_silence(e) for e in _chain(error))
-
-
-def in_short(error: BaseException) -> str:
-    """An error of a library in one sentence that a person reads to its end, without the password of a proxy."""
-    text = hide(" ".join(str(error).split())) or type(error).__name__
-    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
-    return text if text[-1] in ".!?…" else f"{text}."
+    return any(_is_refusal(e) or _is_silence(e) for e in causes(error))
 
 
 def _is_refusal(error: BaseException) -> bool:
@@ -92,10 +83,3 @@ def _is_silence(error: BaseException) -> bool:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     return isinstance(error, LocalEntryNotFoundError | ConnectionError | TimeoutError)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it was raised from or in the handling of, outermost first."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -98,11 +98,11 @@ def test_permuted_classes_keep_their_numbers_and_move_with_their_auxiliary_label
     [
         (["a.png,,,,9,train", *ROWS], {}, r"data\.csv, line 2: column kind \(data\.label\) is empty"),
         ([row.replace("hybrid", "pure") for row in ROWS], {}, r"\(data\.label\) holds 'pure' alone"),
-        (ROWS, {"positive": "hybird"}, r"no class 'hybird' \(data\.positive\)\. The nearest is 'hybrid'"),
+        (ROWS, {"positive": "hybird"}, r"no class 'hybird' \(data\.positive\); did you mean hybrid\?"),
         ([*ROWS, "a.png,third,,,9,train"], {"positive": "pure"}, "tells two classes apart, and column kind has 3"),
         (["a.png,pure,,,1,train", *ROWS], {}, "line 3: group 1 is hybrid here, but pure at .*line 2"),
         (ROWS[1:2] + ROWS[3:], {}, "all training images are of the class pure"),
-        (ROWS, {"label": "knd"}, r"no column 'knd' \(data\.label\)\. The nearest is 'kind'"),
+        (ROWS, {"label": "knd"}, r"no column 'knd' \(data\.label\); did you mean kind\?"),
         (ROWS, {"columns": {"auxiliary": ("off",)}}, r"no column 'off' \(data\.columns\.auxiliary\)"),
     ],
 )
@@ -181,7 +181,7 @@ def test_what_does_not_fit_classes_is_refused(change: dict[str, Any], message: s
 
 
 def test_a_figure_of_numbers_chooses_no_classes() -> None:
-    with pytest.raises(UserError, match="models are not chosen by 'r2'; choose roc_auc"):
+    with pytest.raises(UserError, match="models are not chosen by 'r2'; there are: roc_auc"):
         load_task("classify").metric("r2")
 
 

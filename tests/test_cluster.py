@@ -182,7 +182,7 @@ def test_naming_one_amount_of_a_stage_leaves_its_other_defaults() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gpu: gres\n", r"mine\.yaml, line 1: `gpu` does not exist, but `gpus` does"),
+        ("gpu: gres\n", r"mine\.yaml, line 1: `gpu` does not exist; did you mean gpus\?"),
         ("gpus: four\n", r"mine\.yaml, line 1: `gpus`"),
         ("resources:\n  all: {partitoin: gpu}\n", r"mine\.yaml, line 2: .*partition"),
         ("environment: {kind: conda, nme: x}\n", r"mine\.yaml, line 1: `environment\.nme`"),

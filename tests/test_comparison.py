@@ -287,7 +287,7 @@ def test_what_there_is_not_is_said() -> None:
     assert refusal(figure="roc_acu") == "--figure roc_acu: there is no such figure to compare by; did you mean roc_auc?"
     (trial,) = experiment().trials()
     write_text(trial.predictions, "x")
-    assert refusal().startswith(f"{trial.path}: cannot be compared: ")
+    assert refusal().startswith(f"damaged: {trial.path}: ")
 
 
 def test_images_that_share_an_id_are_told_apart_by_their_order() -> None:
@@ -402,7 +402,7 @@ def test_a_figure_of_images_is_of_images_and_forecasts_are_not_compared() -> Non
     assert (found.n, found.n_groups) == (120, 40)
     values = [read_json(trial.results)["summary"]["MAE"] for trial in trials[::2]]
     assert found.chosen.test == pytest.approx(np.mean(values))
-    assert refusal(figure="CRPS") == "--figure CRPS: there is no such figure to compare by; choose r2, MAE, RMSE"
+    assert refusal(figure="CRPS") == "--figure CRPS: there is no such figure to compare by; there are: r2, MAE, RMSE"
 
 
 def test_a_figure_of_ones_own_that_knows_no_weights_is_computed_of_repeated_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,16 +97,16 @@ def test_a_label_reads_the_same_however_it_is_stored(values: list[Any], names: l
     [
         ({"targets": ("y", "zz")}, r"no column 'zz' \(data\.targets\)"),
         ({"columns": {"image": "image"}}, r"no column 'image' \(data\.columns\.image\)"),
-        ({"columns": {"group": "grup"}}, r"'grup' \(data\.columns\.group\)\. The nearest is 'group'"),
+        ({"columns": {"group": "grup"}}, r"'grup' \(data\.columns\.group\); did you mean group\?"),
         ({"columns": {"domain": "area"}}, r"Set data\.columns\.domain to one of them, or null if"),
-        ({"columns": {"species": "nme"}}, r"'nme' \(data\.columns\.species\)\. The nearest is 'name'.*if the species is unknown"),
+        ({"columns": {"species": "nme"}}, r"'nme' \(data\.columns\.species\); did you mean name\?.*if the species is unknown"),
         ({"targets": ("y", "row")}, "'row' is a name Carabid itself uses"),
     ],
 )
 def test_a_missing_column_is_named_with_its_key_and_those_there_are(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         load(tmp_path, **change)
-    assert "row" in str(error.value) or "There are: img, name, group, domain, y, z, split" in str(error.value)
+    assert "row" in str(error.value) or "there are: img, name, group, domain, y, z, split" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -309,7 +309,7 @@ def test_random_weights_are_said_to_be_random(capsys: pytest.CaptureFixture[str]
         ({"backbone": "pixels:0"}, "--backbone pixels:0: .*greater than or equal to 1"),
         ({"backbone": "hf-hub:"}, "names no model"),
         ({"backbone": ""}, "names no model"),
-        ({"backbone": "ViT-B-23:openai"}, "no architecture of open_clip; the nearest are: .*ViT-B-32"),
+        ({"backbone": "ViT-B-23:openai"}, "no architecture of open_clip; did you mean ViT-B-32"),
         ({"out": Path("e.csv")}, r"--out e\.csv: .* name it \*\.parquet"),
         ({"folder": Path("/nowhere")}, "there is no such folder"),
         ({"folder": PROJECT / "docs"}, "holds no image: looked for .*\\.jpg"),

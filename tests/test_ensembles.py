@@ -400,7 +400,7 @@ def test_any_file_may_be_damaged_or_of_an_older_form(
         write_table(second.groups, pd.read_parquet(third.groups).drop(columns=["mean", "variance"]))
     collect.run(experiment.config)
     said = capsys.readouterr().err
-    assert str(path) in said and "delete the trial's folder and submit it again" in said
+    assert str(path) in said and "Delete the trial's folder and submit it again" in said
     assert len(experiment.dir.ensembles()) == (1 if name == "groups" else 2)
     assert experiment.dir.results_csv.exists()
 

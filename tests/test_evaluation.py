@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir, experiment_dir
-from pipeline.disk.writing import read_json, write_json
+from pipeline.disk.writing import read_json
 from pipeline.errors import UserError, WorkError
+from pipeline.models.saved import read_trained, write_trained
 from pipeline.stages import evaluate, extract, train
 from tests.conftest import Assets, carabid
 
@@ -167,10 +168,10 @@ def test_a_sigma_that_new_domains_borrow_from_known_ones_is_said_and_one_of_thei
     trial = finished(config)
     borrowed = [w for w in evaluate.run(config, trial)["summary"]["warnings"] if w.startswith("sigma in new domains")]
     assert len(borrowed) == 1  # validation is of known domains, the test split of new ones too
-    record = read_json(trial.trained)
+    record = read_trained(trial)
     for parts in record["calibration"].values():
         parts["out_of_domain"]["of_all"] = False
-    write_json(trial.trained, record)
+    write_trained(trial, record)
     assert not any("sigma in new" in w for w in evaluate.run(config, trial)["summary"]["warnings"])
 
 
@@ -189,7 +190,7 @@ def test_predict_on_a_file_that_is_no_image_is_a_clear_error(config_of: MakeConf
     trial = finished(config)
     (tmp_path / "x.jpg").write_text("no image")
     done = carabid("predict", trial.path, tmp_path / "x.jpg", root=root, check=False)
-    assert done.returncode == 2 and "x.jpg is not a readable image" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "x.jpg: its content is in no image format" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_unreadable_images_stop_the_chain_or_are_recorded_in_the_results(

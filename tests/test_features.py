@@ -254,7 +254,7 @@ def test_a_store_without_its_manifest_or_with_a_shard_missing_is_not_opened(tmp_
 def test_a_damaged_manifest_is_an_error_that_says_what_to_do(tmp_path: Path, damage: bytes) -> None:
     store = fill(make_store(tmp_path / MADE_OF.key()))
     store.dir.manifest.write_bytes(damage)
-    with pytest.raises(WorkError, match="remove it"):
+    with pytest.raises(WorkError, match="Remove it"):
         load_store(store.dir)
 
 

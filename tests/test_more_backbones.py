@@ -115,7 +115,7 @@ def folder_without(local: Path, tmp_path: Path, file: str) -> str:
     ("make", "message"),
     [
         (lambda _, __: small("resnet18.a1_in1k"), "names weights, and backbone.pretrained is false"),
-        (lambda _, __: small("resnt18"), "no architecture of timm; the nearest are: resnet18"),
+        (lambda _, __: small("resnt18"), "no architecture of timm; did you mean resnet18"),
         (lambda _, __: small("resnet18.nothing"), "resnet18 has no weights nothing; it has: a1_in1k"),
         (lambda _, __: small("hf-hub:a/b", pretrained=True), "brings its own weights: remove backbone.pretrained"),
         (lambda local, _: small(str(local)), "is a folder: write local-dir:"),

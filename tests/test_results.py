@@ -192,7 +192,7 @@ def test_a_damaged_ensemble_is_said_and_hides_nothing(content: str, capsys: pyte
         finish(trial, experiment, 0.3)
     write_text(experiment.dir.ensemble("defaults-0123abcd").results, content)
     assert [row.state for row in collect(all_experiments())] == ["done", "done"]
-    assert "ensembles/defaults-0123abcd/results.json is damaged" in capsys.readouterr().err
+    assert f"damaged: {experiment.dir.ensemble('defaults-0123abcd').results}" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- failed and missing
@@ -286,7 +286,12 @@ def test_damaged_results_are_a_failed_trial_and_the_others_are_shown(content: st
     file = experiment.dir.trial(experiment.trials[0].name).results
     write_text(file, content)
     damaged, whole = collect(all_experiments())
-    assert whole.state == "done" and damaged.state == "failed" and f"delete {file}" in damaged.reason
+    assert (
+        whole.state == "done"
+        and damaged.state == "failed"
+        and f"damaged: {file}: " in damaged.reason
+        and "Delete it" in damaged.reason
+    )
 
 
 def test_a_damaged_config_is_said_and_not_taken_for_a_repetition_of_nothing() -> None:
@@ -309,7 +314,7 @@ def test_results_that_lack_a_figure_are_damaged() -> None:
     for change in changes:
         write_json(file, values | change)
         (row,) = collect(all_experiments())
-        assert row.state == "failed" and row.reason.startswith("results.json is damaged") and not row.figures
+        assert row.state == "failed" and row.reason.startswith(f"damaged: {file}: ") and not row.figures
 
 
 # ---------------------------------------------------------------- formats

@@ -79,7 +79,8 @@ def test_a_damaged_file_is_a_failure_that_names_the_file_and_the_remedy(trial: T
     (trial.path / name).write_bytes(content)
     found = trial_state(trial)
     assert found.state == "failed"
-    assert found.reason == f"{name} is damaged: delete {trial.path / name} and submit the trial again"
+    assert found.reason.startswith(f"damaged: {trial.path / name}: ")
+    assert found.reason.endswith("Delete it and submit the trial again.")
 
 
 def test_a_failure_without_a_message_is_a_failure(trial: TrialDir) -> None:

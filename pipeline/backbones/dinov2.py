@@ -17,6 +17,7 @@ from pipeline import hub
 from pipeline.backbones.base import Backbone, Network, Tail, checked_folder, seeded
 from pipeline.config import backbone as blocks
 from pipeline.data.correction import to_rgb
+from pipeline.disk.reading import in_short
 from pipeline.errors import UserError, WorkError
 
 Pooling = Literal["cls", "cls_mean"]
@@ -182,6 +183,6 @@ def _is_folder(name: str) -> bool:
 
 def _failure(config: blocks.Dinov2, error: Exception) -> UserError | WorkError:
     if _is_folder(config.name):
-        return UserError(f"The model in {config.name} is damaged or incomplete: {hub.in_short(error)}")
+        return UserError(f"The model in {config.name} is damaged or incomplete: {in_short(error)}")
     of = f"{config.name}, revision {config.revision}" if config.revision else config.name
     return hub.not_loaded(f"The weights of {of}", error, hub.cached_repository(config.name, "models"))

@@ -5,7 +5,6 @@ the library."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -28,8 +27,9 @@ from pipeline.backbones.base import Backbone, Tail, checked_folder, seeded
 from pipeline.config import backbone as blocks
 from pipeline.config.backbone import HUB, LOCAL
 from pipeline.data.correction import to_rgb
+from pipeline.disk.reading import in_short, reading
 from pipeline.disk.writing import write_json
-from pipeline.errors import UserError, WorkError
+from pipeline.errors import UserError, WorkError, nearest
 
 CONFIG_FILE = "open_clip_config.json"
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -261,26 +261,20 @@ def _checked_name(config: blocks.OpenClip) -> str:
     if name not in open_clip.list_models():
         if Path(config.name).expanduser().is_dir():
             raise UserError(f"backbone.name {config.name} is a folder: write {LOCAL}{config.name}.")
-        near = ", ".join(difflib.get_close_matches(name, open_clip.list_models(), 3, 0.5)) or "none"
-        raise UserError(
-            f"backbone.name {config.name} is no architecture of open_clip; the nearest are: {near}. "
-            f"Published models are named {HUB}owner/name, folders {LOCAL}/a/folder."
-        )
+        near, named = nearest(name, open_clip.list_models()), f"{HUB}owner/name, folders {LOCAL}/a/folder"
+        raise UserError(f"backbone.name {config.name} is no architecture of open_clip; {near} On the Hub they are named {named}.")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if config.pretrained is not None and config.pretrained not in tags and not os.path.isfile(config.pretrained):
-        known = ", ".join(difflib.get_close_matches(config.pretrained, tags, 3, 0.3) or tags[:5]) or "none"
-        raise UserError(f"backbone.pretrained {config.pretrained} is neither a file nor a tag of {name}; tags: {known}.")
+        near = nearest(config.pretrained, tags)
+        raise UserError(f"backbone.pretrained {config.pretrained} is neither a file nor a tag of {name}; {near}")
     return name
 
 
 def _checked_folder(name: str) -> str:
-    folder = checked_folder(name, (), "open_clip")
-    try:
-        described = "model_cfg" in json.loads((folder / CONFIG_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG_FILE} of backbone.name {name} is missing or damaged: {error}") from error
-    if not described:
-        raise UserError(f"{folder / CONFIG_FILE} of backbone.name {name} has no model_cfg.")
+    folder = checked_folder(name, (CONFIG_FILE,), "open_clip")
+    with reading(folder / CONFIG_FILE, f"It is of backbone.name {name}.", UserError):
+        if "model_cfg" not in dict(json.loads((folder / CONFIG_FILE).read_text())):
+            raise ValueError("it has no model_cfg")
     return f"{LOCAL}{folder}"
 
 
@@ -313,7 +307,7 @@ def hub_repository(name: str, pretrained: str | None) -> str | None:
 
 
 def _failure(name: str, pretrained: str | None, error: Exception) -> UserError | WorkError:
-    cause = hub.in_short(error)
+    cause = in_short(error)
     if name.startswith(LOCAL):
         folder = name.removeprefix(LOCAL)
         return UserError(f"The weights in {folder} are missing, damaged or of another architecture than its config: {cause}")

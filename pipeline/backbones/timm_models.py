@@ -4,7 +4,6 @@ random, published (timm's names with a tag), of a model on the Hub, or of a fold
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +19,8 @@ from pipeline.backbones.base import Backbone, checked_folder, seeded
 from pipeline.config import backbone as blocks
 from pipeline.config.backbone import HUB, LOCAL
 from pipeline.data.correction import to_rgb
-from pipeline.errors import UserError, WorkError
+from pipeline.disk.reading import in_short
+from pipeline.errors import UserError, WorkError, nearest
 
 
 class TimmBackbone(Backbone):
@@ -64,7 +64,7 @@ class TimmBackbone(Backbone):
                 embedding = self.embed(torch.zeros(1, 3, self.image_size, self.image_size))
         except (RuntimeError, AssertionError, ValueError) as error:
             raise UserError(
-                f"{self.label} cannot read images of {self.image_size} × {self.image_size} pixels: {hub.in_short(error)} Set "
+                f"{self.label} cannot read images of {self.image_size} × {self.image_size} pixels: {in_short(error)} Set "
                 "backbone.image_size to a size that it can."
             ) from error
         if embedding.ndim != 2:
@@ -105,7 +105,7 @@ def _resize(model: nn.Module, size: int, label: str) -> None:
     try:
         cast(Any, model).set_input_size(img_size=(size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(f"{label} cannot be made to read {size} × {size} pixels: {hub.in_short(error)}") from error
+        raise UserError(f"{label} cannot be made to read {size} × {size} pixels: {in_short(error)}") from error
 
 
 def _checked_name(config: blocks.Timm) -> str:
@@ -121,11 +121,8 @@ def _checked_name(config: blocks.Timm) -> str:
         raise UserError(f"backbone.name {name} is a folder: write {LOCAL}{name}.")
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        near = ", ".join(difflib.get_close_matches(architecture, timm.list_models(), 3, 0.5)) or "none"
-        raise UserError(
-            f"backbone.name {name} is no architecture of timm; the nearest are: {near}. Models on the Hub are named "
-            f"{HUB}owner/name, folders {LOCAL}/a/folder."
-        )
+        near, named = nearest(architecture, timm.list_models()), f"{HUB}owner/name, folders {LOCAL}/a/folder"
+        raise UserError(f"backbone.name {name} is no architecture of timm; {near} Models on the Hub are named {named}.")
     published = [known.partition(".") for known in timm.list_pretrained(f"{architecture}*")]
     tags = [known_tag for known, _, known_tag in published if known == architecture]
     if tag and tag not in tags:
@@ -149,8 +146,8 @@ def hub_repository(name: str) -> str | None:
 def _failure(name: str, loads: bool, error: Exception) -> UserError | WorkError:
     if name.startswith(LOCAL):
         folder = name.removeprefix(LOCAL)
-        return UserError(f"The weights in {folder} are damaged or of another architecture than its config: {hub.in_short(error)}")
+        return UserError(f"The weights in {folder} are damaged or of another architecture than its config: {in_short(error)}")
     repository = name.removeprefix(HUB) if name.startswith(HUB) else hub_repository(name)
     if loads and repository:
         return hub.not_loaded(f"The weights of {name}", error, hub.cached_repository(repository, "models"))
-    return UserError(f"timm could not build {name}: {hub.in_short(error)}")
+    return UserError(f"timm could not build {name}: {in_short(error)}")

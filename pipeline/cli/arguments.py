@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.disk.layout import ExperimentDir, all_experiments, trained_root
-from pipeline.errors import UserError
+from pipeline.errors import UserError, nearest
 from pipeline.experiments.cluster import Cluster, load_cluster, use_root
 from pipeline.experiments.reading import Experiment, load_experiment
 
@@ -45,7 +45,5 @@ def find_experiments(names: list[str] | None, trained: Path | None) -> list[Expe
     known = {experiment.path.name: experiment for experiment in found}
     for name in names or []:
         if name not in known:
-            raise UserError(
-                f"there is no experiment {name} in {trained or trained_root()}; there are: {', '.join(known) or 'none'}"
-            )
+            raise UserError(f"there is no experiment {name} in {trained or trained_root()}; {nearest(name, known)}")
     return [known[name] for name in names] if names else found

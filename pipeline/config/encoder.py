@@ -27,8 +27,7 @@ class Encoder(Kind):
     learns: ClassVar[bool] = True
     """Whether there is anything in it that learns, for which it is built from the backbone."""
     has_own_files: ClassVar[bool] = False
-    """Whether its tensors stand in files of its own, which `save`, `load` and `files_are_whole` are of, instead of in
-    model.safetensors."""
+    """Whether its tensors stand in files of its own, which `save` and `load` are of, instead of in model.safetensors."""
 
     @property
     def tail_blocks(self) -> int:
@@ -54,10 +53,6 @@ class Encoder(Kind):
     def load(self, backbone: Any, trial: Any) -> Any:
         """The module with what its own files hold."""
         return self.build(backbone)
-
-    def files_are_whole(self, trial: Any) -> bool:
-        """Whether its own files are there, and none is cut short."""
-        return True
 
     # ------------------------------------------------------------ what it costs
     def n_trained(self, of: Measures) -> int:
@@ -153,10 +148,6 @@ class Lora(Encoder):
     def load(self, backbone: Any, trial: Any) -> Any:
         tail = backbone.make_tail(backbone.cut_before(self.blocks))
         return implementation("pipeline.models.adapter.load_adapter")(tail, trial.adapter)
-
-    def files_are_whole(self, trial: Any) -> bool:
-        # Not in `adapter`: this is asked of trials that need not be loaded, and PEFT takes seconds to import.
-        return bool(implementation("pipeline.models.encoders.is_whole_adapter")(trial.adapter))
 
     def n_trained(self, of: Measures) -> int:
         return self.blocks * self.r * of.width * sum(SIDES[target] for target in self.targets)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from typing import Annotated, Any, ClassVar, Literal
-from zipfile import is_zipfile
 
 from pydantic import Field, model_validator
 
@@ -61,10 +60,6 @@ class Head(Kind):
     def fit(self, model: Any, train: Any, validation: Any, run: Any) -> Any:
         """Fit `model` in place, to `Samples` of the two splits, and say how it went (`training/run.Fitted`)."""
         return implementation(self.fitter)(model, train, validation, run)
-
-    def files_are_whole(self, trial: Any) -> bool:
-        """Whether a `TrialDir` holds what its model saves beside `model.safetensors`."""
-        return True
 
     def widths(self) -> tuple[int, ...]:
         """Of its hidden layers: its key `hidden`, if it has one."""
@@ -147,9 +142,6 @@ class ClassifierHead(Head):
     def recipe(self) -> Any:
         """What makes and fits its estimators."""
         return implementation(self.estimator)(self)
-
-    def files_are_whole(self, trial: Any) -> bool:
-        return is_zipfile(trial.classifier)
 
 
 class SvcHead(ClassifierHead):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 from pipeline.config.data import Data
 from pipeline.data.truth import AUXILIARY, LABEL, Labels
-from pipeline.errors import UserError
+from pipeline.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,11 +42,8 @@ def _classes(column: pd.Series, data: Data) -> list[str]:
     if data.positive is None:
         return classes
     if data.positive not in classes:
-        near = difflib.get_close_matches(data.positive, classes, 1)
-        raise UserError(
-            f"{data.source}: column {data.label} (data.label) has no class {data.positive!r} (data.positive). "
-            f"{f'The nearest is {near[0]!r}. ' if near else ''}There are: {', '.join(classes)}."
-        )
+        what = f"column {data.label} (data.label) has no class {data.positive!r} (data.positive)"
+        raise UserError(f"{data.source}: {what}; {nearest(data.positive, classes)}")
     if len(classes) > 2:
         several = f"column {data.label} has {len(classes)}: {', '.join(classes)}"
         raise UserError(f"{data.source}: data.positive tells two classes apart, and {several}. Set it to null.")

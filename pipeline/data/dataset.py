@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
@@ -15,6 +16,7 @@ from pipeline.config.identity import image_columns
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import Source
 from pipeline.data.truth import Truth
+from pipeline.disk.reading import in_short
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,10 +84,7 @@ class Dataset:
     def image_bytes(self, i: int, column: str | None = None) -> bytes:
         """One image of row i as it is encoded, the image's by default; safe from several threads. Raises BadImage."""
         column = self.image_column if column is None else column
-        try:
-            return self.source.image_bytes(*self._place(i), column)
-        except (OSError, ValueError) as error:
-            raise self._bad(i, column, error) from error
+        return self._read(i, column, lambda _: self.source.image_bytes(*self._place(i), column), b"")
 
     def image(self, i: int) -> Image.Image:
         """Image i, wholly decoded and corrected; safe from several threads. Raises BadImage. In the mode it was saved in, RGB
@@ -123,14 +122,9 @@ class Dataset:
         names = {self.card_column: "colour card", self.bar_column: "scale bar", self.image_column: "image"}
         without = "it" if column == self.image_column else "the image that it belongs to"
         return BadImage(
-            f"{self.where(i)}: the {names[column]} in column {column} cannot be read: {in_short(error)}. "
+            f"{self.where(i)}: the {names[column]} in column {column} cannot be read: {in_short(error)} "
             f"Replace it, or set data.on_bad_image=skip to go on without {without}."
         )
-
-
-def in_short(error: Exception) -> str:
-    """A decoder's error in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def decode(encoded: bytes) -> Image.Image:
@@ -177,11 +171,10 @@ def signature(data: Data) -> str:
 
 def known_signature(data: Data) -> str | None:
     """`signature(data)` if it can be told from this machine's files alone, without a network; else None."""
-    try:
+    with suppress(UserError, OSError, ValueError, KeyError):  # whoever reads the data says what is wrong with them
         source = open_source(data)
         return signature(data) if source.is_here() else None
-    except (UserError, OSError, ValueError, KeyError):  # whoever reads the data says what is wrong with them
-        return None
+    return None
 
 
 def _signature(source: Source, splits: tuple[str, ...], columns: tuple[str, ...]) -> str:

@@ -3,7 +3,6 @@ and column of what is wrong; permutes targets for the control. Loads no torch an
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +16,7 @@ from pipeline.data.sources import open_source
 from pipeline.data.sources.base import Source
 from pipeline.data.splits import assign, rare_strata, shuffled
 from pipeline.data.truth import AUXILIARY, LABEL, Numbers, Truth
-from pipeline.errors import UserError
+from pipeline.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -168,10 +167,9 @@ def _check_columns(source: Source, data: Data, split: str) -> None:
     wanted += [("data.columns.auxiliary", column, ", or to []") for column in columns.auxiliary]
     for key, column, otherwise in wanted:
         if column not in exist:
-            near = difflib.get_close_matches(column, exist, 1, 0.6)
+            near = nearest(column, exist, listed=True)
             raise UserError(
-                f"data.source {data.source}, split {split}: there is no column {column!r} ({key}). "
-                f"{f'The nearest is {near[0]!r}. ' if near else ''}There are: {', '.join(exist)}. "
+                f"data.source {data.source}, split {split}: there is no column {column!r} ({key}); {near}. "
                 f"Set {key} to one of them{otherwise}."
             )
 

@@ -81,10 +81,9 @@ def restarts(attempts: Sequence[Attempt]) -> int:
 
 def read_attempts(record: Any) -> list[Attempt]:
     """The attempts in a record: of attempts.json, or a stage's provenance; none if it has none that can be read."""
-    try:
+    with suppress(KeyError, TypeError):
         return [Attempt(**attempt) for attempt in record["attempts"]]
-    except (KeyError, TypeError):
-        return []
+    return []
 
 
 class Attempts:

@@ -111,10 +111,9 @@ class Lease:
 
     def highest(self) -> int:
         """The number that counts; 0 if nobody has ever held the lease."""
-        try:
+        with suppress(FileNotFoundError):
             return max((int(name) for name in os.listdir(self.path) if name.isdecimal()), default=0)
-        except FileNotFoundError:
-            return 0
+        return 0
 
     def _wait(self, done: Callable[[], bool]) -> _Claim | None:
         """A claim once there is one to be had; None as soon as the work is done."""

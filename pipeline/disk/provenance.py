@@ -84,19 +84,17 @@ def job_id() -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    try:
+    with suppress(OSError, subprocess.SubprocessError):
         command = ["git", "-C", str(PROJECT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=30).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
+    return None
 
 
 def installed_version(package: str) -> str | None:
     """A package's version; None if it is not installed."""
-    try:
+    with suppress(PackageNotFoundError):
         return version(package)
-    except PackageNotFoundError:
-        return None
+    return None
 
 
 def _device() -> dict[str, Any]:

@@ -135,25 +135,36 @@ def write_table(path: Path, table: DataFrame) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file, atomically. Raises OSError naming it, where the library's own error is none."""
-    from safetensors import SafetensorError
+    """Write a safetensors file, atomically. Raises OSError."""
     from safetensors.torch import save_file
 
-    with atomic_path(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata)
-        except SafetensorError as error:
-            raise OSError(errno.EIO, f"could not be written: {error}", str(path)) from error
+    with atomic_path(path) as temporary, writing(path):
+        save_file(tensors, temporary, metadata)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """While a library writes: its error, for a full disk too, becomes an OSError that names the file."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise OSError(errno.EIO, f"could not be written: {error}", str(path)) from error
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON file. Raises OSError, RecursionError, or ValueError where it is none that `write_json` may have written."""
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is no number of JSON")
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """A JSON object; an empty one where the file is not there, damaged, or of something else."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         content = read_json(path)
         return content if isinstance(content, dict) else {}
     return {}

@@ -6,7 +6,6 @@ becomes lines of the sbatch script, in which every value is quoted.
 
 from __future__ import annotations
 
-import difflib
 import getpass
 import os
 import re
@@ -23,7 +22,7 @@ from pydantic import Field, ValidationError, field_validator
 from pipeline.config.resources import Job
 from pipeline.config.section import Section
 from pipeline.disk.layout import PROJECT
-from pipeline.errors import UserError
+from pipeline.errors import UserError, nearest
 from pipeline.experiments.documents import Layer, read_yaml
 
 FOLDER = PROJECT / "configs" / "cluster"
@@ -159,9 +158,7 @@ def _find(name: str) -> Path:
     else:
         path = FOLDER / f"{name}.yaml"
     if not path.is_file():
-        near = difflib.get_close_matches(name, known_profiles(), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known_profiles())}"
-        raise UserError(f"--cluster {name}: there is no cluster profile {path}; {hint}")
+        raise UserError(f"--cluster {name}: there is no cluster profile {path}; {nearest(name, known_profiles())}")
     return path
 
 
@@ -177,14 +174,16 @@ def _expanded(values: dict[str, Any]) -> dict[str, Any]:
 
 def _layer(values: dict[str, Any], places: dict[str, str], path: Path) -> Layer:
     """`resources` with what stands under `all` put under each stage, and `paths`."""
-    resources = dict(values.get("resources") or {})
-    shared = resources.pop("all", None) or {}
-    if not isinstance(shared, dict) or not all(isinstance(resources.get(stage, {}), dict) for stage in STAGES):
-        raise UserError(f"{path}: resources.all, resources.extract, … are blocks of keys: {', '.join(Job.model_fields)}")
-    merged = {stage: {**shared, **resources.get(stage, {})} for stage in STAGES if shared or stage in resources}
-    below = {"resources": {**resources, **merged}, "paths": values.get("paths") or {}}
+    resources, paths = values.get("resources") or {}, values.get("paths") or {}
+    shared, *jobs = [resources.get(name) or {} for name in ("all", *STAGES)] if isinstance(resources, dict) else [resources]
+    if not all(isinstance(block, dict) for block in (paths, shared, *jobs)):
+        keys = ", ".join(Job.model_fields)
+        raise UserError(f"{path}: paths, resources, resources.all, resources.extract, … are blocks of keys (of a job: {keys})")
+    resources = {key: value for key, value in resources.items() if key != "all"}
+    merged = {stage: {**shared, **job} for stage, job in zip(STAGES, jobs, strict=True) if shared or stage in resources}
+    below = {"resources": {**resources, **merged}, "paths": paths}
     spread = {
-        f"resources.{stage}.{key}": places[f"resources.all.{key}"]
+        f"resources.{stage}.{key}": places.get(f"resources.all.{key}", str(path))
         for stage in STAGES
         for key in shared
         if f"resources.{stage}.{key}" not in places
@@ -201,12 +200,10 @@ def _in_words(details: Any, places: Mapping[str, str], path: Path) -> str:
     place = next((places[k] for k in (key, key.rpartition(".")[0]) if k in places), str(path))
     if details["type"] == "extra_forbidden":
         known = [*Profile.model_fields, "resources", "paths"]
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f"but `{near[0]}` does" if near else f"there are: {', '.join(known)}"
-        return f"{place}: `{key}` does not exist, {hint}"
+        return f"{place}: `{key}` does not exist; {nearest(key, known)}"
     message = details["msg"].removeprefix("Value error, ")
     secret = details["type"] == "value_error"  # what was refused may be a password: it is not to be seen in a log
-    return f"{place}: `{key}`: {message}" + ("" if secret else f" (given: {details['input']!r})")
+    return f"{place}: `{key}`: {message}" + ("" if secret else f" (given: {details['input']!r:.100})")
 
 
 # ---------------------------------------------------------------- lines of a script

@@ -10,6 +10,7 @@ A list in `grid:` or in a variant is a grid axis. Each variant is a grid of its 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -31,11 +32,23 @@ BLOCKS_OF_EXPERIMENT = ("base", "grid", "variants")
 EXAMPLE_VARIANTS = "`variants: {small: {backbone.name: RN50}, large: {backbone.name: ViT-L-14, optim.lr: [1e-4, 3e-4]}}`"
 SHARED_BY_TRIALS = {"experiment", "resources", "paths"}
 """What all trials of an experiment have in common: it is one folder, and its jobs ask for the same."""
+MERGED = "a merged key"  # (`<<`)
 INTEGER = re.compile(r"^[-+]?(0|[1-9][0-9]*)$")
 
 
+MAX_CHARACTERS = 1_000_000
+"""Of the values of a YAML, each alias counted as what it stands for: a few hundred bytes of these can name gigabytes."""
+
+
 class _Yaml(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's scalars: 1e-4 is a float, 10:00:00 and 2024-01-02 are text, 010 is not the octal 8."""
+    """SafeLoader with YAML 1.2's scalars: 1e-4 is a float, 10:00:00 and 2024-01-02 are text, 010 is not the octal 8. Keys are
+    text as they are written."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        for key, _ in node.value:
+            key.tag = key.tag if key.tag == "tag:yaml.org,2002:merge" else "tag:yaml.org,2002:str"
+        return node
 
 
 _Yaml.yaml_implicit_resolvers = {
@@ -97,8 +110,8 @@ def read_document(path: Path, children: tuple[Path, ...]) -> Document:
     parent = Document(DEFAULT_KINDS)
     if base := values.pop("base", None):
         parent_path = (path.parent / str(base)).resolve()
-        if not parent_path.is_file():
-            raise UserError(f"{path}, {places['base']}: base {base} does not exist (looked for {parent_path})")
+        if not os.path.isfile(parent_path):
+            raise UserError(f"{path}, {places.get('base', MERGED)}: base {base} does not exist (looked for {parent_path})")
         parent = read_document(parent_path, (*children, path))
     said, lower = flatten(values), {key: value for key, value in parent.values.items() if key != "experiment"}
     if variants is None:
@@ -113,7 +126,7 @@ def _task_files(task: Any, path: Path) -> Any:
     if isinstance(task, list):
         return [_task_files(each, path) for each in task]
     own = path.parent / Path(str(task)).expanduser()
-    return str(own.resolve()) if str(task).endswith(".py") and own.is_file() else task
+    return str(own.resolve()) if str(task).endswith(".py") and os.path.isfile(own) else task
 
 
 def _without(axes: Axes, said: Tree) -> Axes:
@@ -127,11 +140,10 @@ def read_yaml(path: Path) -> tuple[Tree, dict[str, str]]:
         text = path.read_text(encoding="utf-8")
         for number, line in enumerate(text.splitlines(), 1):  # comments too: the file is kept as it is
             refuse_secret(line, f"{path}, line {number}")
-        loader = _Yaml(text)
-        node = loader.get_single_node()
-        values = loader.construct_document(node) if node else {}
-    except (yaml.YAMLError, ValueError, LookupError) as error:
+        node, values = _parse(text)
+    except ValueError as error:
         raise UserError(f"{path}: not valid YAML: {error}") from error
+    values = values if node else {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: an experiment is a mapping of keys to values, this is a {type(values).__name__}")
     return values, dict(_lines(node, path)) if node else {}
@@ -145,8 +157,34 @@ def read_block(text: str) -> tuple[str, Any]:
 
 
 def read_value(text: str) -> Any:
-    """A YAML value. Whole numbers are read by themselves: thousands of trials differ in their seeds alone."""
-    return int(text) if INTEGER.match(text.strip()) else _Yaml(text).get_single_data()
+    """A YAML value. Whole numbers are read by themselves: thousands of trials differ in their seeds alone. Raises ValueError."""
+    return int(text) if INTEGER.match(text.strip()) else _parse(text)[1]
+
+
+def _parse(text: str) -> tuple[yaml.Node | None, Any]:
+    """The nodes of a YAML, and its values. Raises ValueError saying what is wrong with it."""
+    try:
+        loader = _Yaml(text)
+        node = loader.get_single_node()
+        if node and _size(node, {}) > MAX_CHARACTERS:
+            raise ValueError(f"its values are longer than {MAX_CHARACTERS:,} characters, aliases written out")
+        return node, loader.construct_document(node) if node else None
+    except RecursionError:
+        raise ValueError("its values lie too deep in one another, or one in itself") from None
+    except Exception as error:  # PyYAML raises errors of many kinds on text that is meant for no YAML
+        raise ValueError(str(error)) from error
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Characters of a node's values with those below it. Raises ValueError for one that no file or name can have."""
+    if isinstance(node, yaml.ScalarNode):
+        if "\0" in node.value or node.value != node.value.encode(errors="replace").decode():
+            raise ValueError(f"line {node.start_mark.line + 1}: {node.value!r:.100} holds a character that no name can have")
+        return len(node.value) + 1
+    if id(node) not in known:
+        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _lines(node: yaml.Node, path: Path, prefix: str = "") -> Iterable[tuple[str, str]]:
@@ -168,14 +206,14 @@ def _check_blocks(values: Tree, places: dict[str, str], path: Path) -> None:
     for key in map(str, values):
         near = difflib.get_close_matches(key, BLOCKS_OF_EXPERIMENT, n=1, cutoff=0.8)
         if near and key not in (*near, *Config.model_fields):
-            raise UserError(f"{path}, {places.get(key, 'a merged key')}: `{key}` does not exist, but `{near[0]}` does")
+            raise UserError(f"{path}, {places.get(key, MERGED)}: `{key}` does not exist, but `{near[0]}` does")
 
 
 def _read_variants(variants: Any, places: dict[str, str], path: Path) -> dict[str, Axes]:
     """The axes of each variant, by its name. Raises UserError where they are none."""
     found: dict[str, Axes] = {}
-    for name, block in _mapping(variants, f"{path}, {places['variants']}: variants").items():
-        place = f"{path}, {places.get(f'variants.{name}', places['variants'])}: variant {name!r}"
+    for name, block in _mapping(variants, f"{path}, {places.get('variants', MERGED)}: variants").items():
+        place = f"{path}, {places.get(f'variants.{name}', places.get('variants', MERGED))}: variant {name!r}"
         found[str(name)] = _axes_of(_mapping(block, place), place)
     return found
 

@@ -24,7 +24,7 @@ def explain(error: ErrorDetails, places: dict[str, str], path: Path) -> str:
     if error["type"] == "extra_forbidden":
         return f"{place}: {_unknown(key, error['input'])}"
     message = _in_words(key, error)
-    given = "" if isinstance(error["input"], dict) or error["type"] == "missing" else f" (given: {error['input']!r})"
+    given = "" if isinstance(error["input"], dict) or error["type"] == "missing" else f" (given: {error['input']!r:.100})"
     if not key:  # what does not fit what: each line begins with a key
         return "\n".join(f"{_place(line.partition(' ')[0], places, path)}: {line}" for line in message.splitlines())
     return f"{place}: `{key}`: {message}{given}"

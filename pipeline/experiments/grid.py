@@ -1,19 +1,19 @@
 """The cells of an experiment's grid: overrides from the command line, the axes of the grid, and those of its variants."""
 
-import difflib
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.config.identity import flatten
 from pipeline.config.trial import Config
 from pipeline.disk.secrets import hide
-from pipeline.errors import UserError
+from pipeline.errors import UserError, nearest
 from pipeline.experiments.documents import Axes, Document, read_value, refuse_secret
 from pipeline.experiments.trees import Tree, override
+
+MAX_TRIALS = 100_000  # a longer list is a slip, and nobody would wait for it
 
 
 def split_overrides(overrides: Sequence[str], document: Document) -> Axes:
@@ -23,13 +23,13 @@ def split_overrides(overrides: Sequence[str], document: Document) -> Axes:
         key, equals, value = text.partition("=")
         refuse_secret(text, f"on the command line: {hide(key)}")
         if not equals or not key:
-            raise UserError(f"override {text!r}: write key=value, such as optim.lr=1e-4 (or optim.lr=1e-4,3e-4 for a grid)")
+            raise UserError(f"override {text!r:.100}: write key=value, such as optim.lr=1e-4 (or optim.lr=1e-4,3e-4 for a grid)")
         if key in axes:
-            raise UserError(f"override {text!r}: {key} is given twice")
+            raise UserError(f"override {text!r:.100}: {key} is given twice")
         try:
             axes[key] = [read_value(part) for part in split_commas(value)]
-        except (yaml.YAMLError, ValueError, LookupError) as error:
-            raise UserError(f"override {text!r} holds what is not a YAML value: {error}") from error
+        except ValueError as error:
+            raise UserError(f"override {text!r:.100} holds what is not a YAML value: {error}") from error
         document.places[key] = "on the command line"
     return axes
 
@@ -62,9 +62,7 @@ def choose_variants(variants: dict[str, Axes], names: list[Any] | None, path: Pa
         return variants or {"": {}}
     for name in map(str, names):
         if name not in variants:
-            near = difflib.get_close_matches(name, variants, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(variants) or 'none'}"
-            raise UserError(f"on the command line: `variants`: {path} has no variant {name}; {hint}")
+            raise UserError(f"on the command line: `variants`: {path} has no variant {name}; {nearest(name, variants)}")
     return {name: axes for name, axes in variants.items() if name in map(str, names)}
 
 
@@ -72,6 +70,9 @@ def cells(values: Tree, axes: Axes, typed: Axes, validate: Callable[[Tree], Conf
     """Every cell of the grid `axes` under what was typed. The blocks in which nothing varies are those of the first one,
     validated already."""
     axes = axes | typed
+    if (n := math.prod(map(len, axes.values()))) > MAX_TRIALS:
+        longest = max(axes, key=lambda key: len(axes[key]))
+        raise UserError(f"the grid has {n:,} trials, more than {MAX_TRIALS:,}: shorten its axes, such as {longest}")
     varying = {key.partition(".")[0] for key, choices in axes.items() if len(choices) > 1}
     shared: Tree = {}
     for choice in itertools.product(*axes.values()):

@@ -33,6 +33,7 @@ from pipeline.experiments.grid import cells, choose_variants, split_overrides
 from pipeline.experiments.names import name_trials
 from pipeline.experiments.trees import Tree, merge
 
+MOST = 8  # errors that are told at once
 Absolute = Callable[[str], str]
 S = TypeVar("S", bound=BaseModel)
 BLOCKS = re.compile(r"^(?=[a-z])", re.M)
@@ -103,7 +104,7 @@ def saved_science(path: Path) -> Tree | None:
     """
     try:
         blocks = dict(read_block(text) for text in BLOCKS.split(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, ValueError, LookupError):
+    except (OSError, ValueError):
         return None
     return only_science({key: value for key, value in blocks.items() if key in Config.model_fields})
 
@@ -117,7 +118,7 @@ def find_config(source: str | Path) -> Path:
     """The YAML meant by `source`: relative to the current folder, else to the project, so that jobs work from anywhere."""
     path = Path(source).expanduser()
     for candidate in (Path.cwd() / path, PROJECT / path):
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # (Path's own raises for a name that is too long)
             return candidate.resolve()
     known = [p.relative_to(PROJECT) for p in sorted((PROJECT / "configs").rglob("*.yaml"))]
     stems = difflib.get_close_matches(path.stem, {p.stem for p in known}, n=1)
@@ -138,8 +139,9 @@ def _validate(values: Tree, places: dict[str, str], path: Path, absolute: Absolu
     try:
         return _resolve_paths(Config.model_validate(values), absolute)
     except ValidationError as error:
-        lines = [explain(details, places, path) for details in error.errors(include_url=False)]
-        raise UserError("\n".join(dict.fromkeys(lines))) from error
+        lines = list(dict.fromkeys(explain(details, places, path) for details in error.errors(include_url=False)))
+        more = [f"{path}: and {len(lines) - MOST} more"] * (len(lines) > MOST)
+        raise UserError("\n".join(lines[:MOST] + more)) from error
 
 
 def _resolve_paths(config: Config, absolute: Absolute) -> Config:
@@ -153,7 +155,7 @@ def _folder_of_images(source: str, images: str, absolute: Absolute) -> str:
     """A relative folder is the one beside the table; else, if it is there, the one in the current folder; else to be made beside
     the table."""
     place = Path(source).expanduser()
-    if Path(images).expanduser().is_absolute() or not place.exists():
+    if Path(images).expanduser().is_absolute() or not os.path.exists(place):
         return absolute(images)
     beside = (place if place.is_dir() else place.parent).resolve() / images
     here = absolute(images)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.amounts import format_bytes
+from pipeline.disk.reading import reading
 from pipeline.disk.writing import read_record
 from pipeline.errors import UserError, WorkError
 from pipeline.export import beetles_protocol, butterflies_protocol
@@ -69,11 +69,8 @@ def _unpacked(submission: Path) -> Iterator[Path]:
     if not zipfile.is_zipfile(submission):
         raise UserError(f"{submission}: there is no folder or zip file of that name.")
     with tempfile.TemporaryDirectory(prefix="carabid-submission-") as folder:
-        try:
-            with zipfile.ZipFile(submission) as archive:
-                archive.extractall(folder)
-        except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # (the last for a password)
-            raise WorkError(f"{submission} cannot be unpacked: {error}") from None
+        with reading(submission, "It cannot be unpacked."), zipfile.ZipFile(submission) as archive:
+            archive.extractall(folder)
         yield Path(folder).resolve()
 
 

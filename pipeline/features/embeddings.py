@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -79,10 +80,9 @@ class Rows:
 
 def about_of(path: Path) -> dict[str, Any] | None:
     """What a Parquet file says that it is of; None if it is none of ours."""
-    try:
+    with suppress(OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return dict(json.loads(pq.read_schema(path).metadata[OWN]))
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
-        return None
+    return None
 
 
 def part_paths(folder: Path) -> list[Path]:

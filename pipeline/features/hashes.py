@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,7 +25,7 @@ from pipeline.data.dataset import BadImage, Dataset, content_of, known_signature
 from pipeline.disk.layout import PROJECT, record_path, store_dir
 from pipeline.disk.lease import Lease
 from pipeline.disk.provenance import installed_version
-from pipeline.disk.writing import read_json, write_json
+from pipeline.disk.writing import read_json, read_record, write_json
 from pipeline.errors import UserError, WorkError
 from pipeline.features.key import Ingredients
 
@@ -224,10 +225,8 @@ def basis_change(config: Config, then: Basis, now: Basis) -> str:
 
 def _stored_ingredients(config: Config, key: str | None) -> dict[str, Any]:
     """What the manifest of a store says that it was made of; nothing if it is gone."""
-    try:
-        return dict(read_json(store_dir(config, key).manifest)["ingredients"]) if key else {}
-    except (OSError, TypeError, ValueError, KeyError):
-        return {}
+    found = read_record(store_dir(config, key).manifest).get("ingredients") if key else None
+    return found if isinstance(found, dict) else {}
 
 
 def _images_change(config: Config, then: Basis, now: Basis, stored: dict[str, Any]) -> str | None:
@@ -266,7 +265,6 @@ def _path(config: Config, kind: str, now: str) -> Path:
 
 def _read(path: Path, kind: type[Record]) -> Record | None:
     """The record in a file; None if there is none, or one of another version."""
-    try:
+    with suppress(OSError, TypeError, ValueError):
         return kind(**read_json(path))
-    except (OSError, TypeError, ValueError):
-        return None
+    return None

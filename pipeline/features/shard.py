@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.disk.reading import Damaged, reading
+
 DTYPES = {"bf16": "BF16", "fp32": "F32"}
 """Our name of a number format → safetensors' name."""
 SIZES = {"BF16": 2, "F32": 4}
@@ -19,7 +21,7 @@ MAX_HEADER = 64 << 20
 CHUNK = 1 << 22
 
 
-class DamagedShard(Exception):
+class DamagedShard(Damaged):
     """A shard's file is not what its store needs; the message says why."""
 
 
@@ -46,10 +48,8 @@ def read_header(path: Path) -> Shard:
         if length > MAX_HEADER:
             raise DamagedShard(f"{path} does not begin as a safetensors file")
         text = file.read(length)
-    try:
+    with reading(path, "Its header is of no shard.", DamagedShard):
         return _parse_header(path, json.loads(text), 8 + length)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedShard(f"{path} has a damaged header: {error!r}") from error
 
 
 def _parse_header(path: Path, header: dict[str, Any], offset: int) -> Shard:

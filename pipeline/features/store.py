@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.config.trial import Config
 from pipeline.disk.layout import StoreDir, store_dir
+from pipeline.disk.reading import reading
 from pipeline.disk.writing import atomic_path, read_json, write_json, write_tensors
 from pipeline.errors import MissingFeatures, UserError
 from pipeline.features.key import FORMAT, Ingredients
@@ -199,15 +200,15 @@ def is_complete(config: Config, key: str) -> bool:
 def load_store(directory: StoreDir) -> FeatureStore:
     """The store in a folder as its manifest describes it. Raises MissingFeatures if there is no manifest that can be used."""
     try:
-        manifest = read_json(directory.manifest)
-        store = FeatureStore(directory, Ingredients(**manifest["ingredients"]), manifest["n"])
+        with reading(directory.manifest, "Remove it and run `carabid extract`.", MissingFeatures):
+            manifest = read_json(directory.manifest)
+            store = FeatureStore(directory, Ingredients(**manifest["ingredients"]), manifest["n"])
+            key = store.ingredients.key()
     except FileNotFoundError:
         raise MissingFeatures(
             f"{directory.path}: these features are not there, or not all: run `carabid extract` on this configuration."
         ) from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise MissingFeatures(f"{directory.manifest} is damaged ({error}): remove it and run `carabid extract`.") from error
-    if store.ingredients.format != FORMAT or store.ingredients.key() != manifest["key"]:
+    if store.ingredients.format != FORMAT or key != manifest.get("key"):
         raise MissingFeatures(f"{directory.manifest} does not describe its own store: remove it and run `carabid extract`.")
     return store
 

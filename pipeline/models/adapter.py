@@ -4,16 +4,14 @@ The tail's attention is made of real projections (see backbones/base.py): on ope
 would find `out_proj` only, and the fused call would bypass even that.
 """
 
-import errno
 import json
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
 
 from pipeline.backbones.base import Tail
 from pipeline.config import encoder as cfg
-from pipeline.disk.writing import atomic_folder, write_json
+from pipeline.disk.writing import atomic_folder, write_json, writing
 
 
 def add_adapter(tail: Tail, lora: cfg.Lora) -> PeftModel:
@@ -29,10 +27,8 @@ def add_adapter(tail: Tail, lora: cfg.Lora) -> PeftModel:
 def save_adapter(model: PeftModel, folder: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors; `folder` is replaced as a whole."""
     with atomic_folder(folder, replace=True) as temporary:
-        try:
+        with writing(folder):
             model.save_pretrained(temporary, save_embedding_layers=False)
-        except SafetensorError as error:
-            raise OSError(errno.EIO, f"could not be written: {error}", str(folder)) from error
         # PEFT writes target_modules in the order of a set, another one in each process: equal runs would give unequal files
         content = json.loads((temporary / "adapter_config.json").read_text())
         write_json(temporary / "adapter_config.json", content | {"target_modules": sorted(content["target_modules"])})

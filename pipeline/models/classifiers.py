@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import sklearn
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
+from pipeline.disk.reading import reading
 from pipeline.disk.writing import atomic_path
 from pipeline.errors import WorkError
 from pipeline.models.base import Facts, Model, Predicted
@@ -68,12 +69,8 @@ class Classifier(Model):
         """
         if not (path := trial.classifier).is_file():
             raise WorkError(f"{trial.path}: there is no {path.name}: `carabid train` makes it (again)")
-        try:
-            loaded = _load(path, self.recipe.trusted)
-        except (BadZipFile, KeyError, ValueError, TypeError, AttributeError, EOFError, NotImplementedError) as error:
-            again = "`carabid train` with this trial's configuration makes it again"
-            raise WorkError(f"{path} is damaged ({error}): {again}") from error
-        self.estimator = self.recipe.unpacked(loaded)
+        with reading(path, "`carabid train` with this trial's configuration makes it again"):
+            self.estimator = self.recipe.unpacked(_load(path, self.recipe.trusted))
 
     def spec(self) -> dict[str, Any]:
         return {"kind": "plain", "classifier": self.head.kind, "normalize": self.normalize}

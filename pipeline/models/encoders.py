@@ -3,10 +3,7 @@ or what turns images into one: the whole backbone."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
@@ -29,18 +26,3 @@ class PatchConvs(nn.Module):
     def forward(self, patches: Float[Tensor, "images patches width"]) -> Float[Tensor, "images channels"]:
         maps = patches.transpose(1, 2).unflatten(2, self.grid)
         return self.convs(maps).flatten(1)
-
-
-# ---------------------------------------------------------------- on disk
-def is_whole_adapter(folder: Path) -> bool:
-    """Whether PEFT's files are there, and none is cut short."""
-    return is_whole_file(folder / "adapter_model.safetensors") and (folder / "adapter_config.json").is_file()
-
-
-def is_whole_file(path: Path) -> bool:
-    """Whether a file of tensors is there, and as long as its header says."""
-    try:
-        with safe_open(path, framework="pt"):
-            return True
-    except (OSError, SafetensorError):
-        return False

@@ -7,21 +7,23 @@ the targets. PEFT itself loads an adapter of two blocks onto a tail of one witho
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
 from pipeline.backbones.base import Backbone
+from pipeline.config.identity import digest
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
-from pipeline.disk.writing import read_json, write_tensors
+from pipeline.disk.reading import Damaged, reading, sha256_of_file
+from pipeline.disk.writing import read_json, write_json, write_tensors
 from pipeline.errors import WorkError
 from pipeline.models.base import Facts, Model
-from pipeline.models.encoders import is_whole_file
 from pipeline.models.metadata import Names
+
+AGAIN = "`carabid train` with this trial's configuration makes it again"
 
 
 def make_model(config: Config, facts: Facts, backbone: Backbone | None) -> Model:
@@ -42,41 +44,46 @@ def save_model(model: Model, facts: Facts, trial: TrialDir) -> None:
     write_tensors(trial.model, state, {"carabid": json.dumps(asdict(facts), sort_keys=True)})
 
 
+def write_trained(trial: TrialDir, record: dict[str, Any]) -> None:
+    """Write trained.json: the record with the sha256 of each file of the model, and of itself."""
+    record = json.loads(json.dumps(record | {"content": _content(trial)}))
+    write_json(trial.trained, record | {"sha256": digest(record)})
+
+
 def read_trained(trial: TrialDir) -> dict[str, Any]:
-    """trained.json. Raises WorkError if it cannot be read."""
-    try:
-        record: dict[str, Any] = read_json(trial.trained)
-        return {**record, "config_hash": record["config_hash"]}
-    except (ValueError, TypeError, KeyError) as error:
-        raise _damaged(trial.trained, error) from error
+    """trained.json, once it and all files of the model are known to hold what was written. Raises WorkError."""
+    with reading(trial.trained, AGAIN):
+        record = dict(read_json(trial.trained))
+        if record.pop("sha256", None) not in (digest(record), None):  # (None: written before there were hashes)
+            raise ValueError("its content is not what was written.")
+        now, then = _content(trial), dict(record.get("content", {}), config_hash=record["config_hash"])
+    if other := next((name for name in then.keys() - {"config_hash"} if now.get(name) != then[name]), None):
+        what = "its content is not what was written" if other in now else "it is gone"
+        raise Damaged(f"damaged: {trial.path / other}: {what}. {AGAIN}")
+    return record
 
 
-def is_whole(trial: TrialDir, config: Config) -> bool:
-    """Whether the files of a trained model are there, each as long as its header says, or a whole archive."""
-    parts = (config.model.head, config.model.encoder)
-    return is_whole_file(trial.model) and all(part.files_are_whole(trial) for part in parts)
+def _content(trial: TrialDir) -> dict[str, str]:
+    """sha256 of each file that a trained model is made of, by its path in the trial's folder."""
+    files = (trial.model, trial.classifier, *sorted(trial.adapter.glob("*.*s*")))  # (.json and .safetensors)
+    there = {path.relative_to(trial.path).as_posix(): path for path in files if path.is_file()}
+    return {name: sha256_of_file(path) for name, path in there.items()}
 
 
 def load_facts(trial: TrialDir) -> Facts:
     """What the model in a trial's folder was built for. Raises WorkError if there is none, or a damaged one."""
     if not trial.model.is_file():
         raise WorkError(f"{trial.path}: there is no model.safetensors: `carabid train` makes it (again)")
-    try:
-        with safe_open(trial.model, framework="pt") as file:
-            values: dict[str, Any] = json.loads(file.metadata()["carabid"])
-            names = Names(**{kind: tuple(known) for kind, known in values["names"].items()})
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(trial.model, error) from error
-    lists = {key: tuple(values.get(key, ())) for key in ("targets", "auxiliary")}
-    return Facts(**values | lists | {"names": names})
-
-
-def _damaged(path: Path, error: Exception) -> WorkError:
-    return WorkError(f"{path} is damaged ({error}): `carabid train` with this trial's configuration makes it again")
+    with reading(trial.model, AGAIN), safe_open(trial.model, framework="pt") as file:
+        values: dict[str, Any] = json.loads(file.metadata()["carabid"])
+        names = Names(**{kind: tuple(known) for kind, known in values["names"].items()})
+        lists = {key: tuple(values.get(key, ())) for key in ("targets", "auxiliary")}
+        return Facts(**values | lists | {"names": names})
 
 
 def load_model(config: Config, trial: TrialDir, backbone: Backbone | None) -> Model:
-    """Rebuild a trained model, in evaluation mode. Raises WorkError if the backbone is not the one it was trained on."""
+    """Rebuild a trained model, in evaluation mode; `read_trained` tells before whether its files are what was written. Raises
+    WorkError if the backbone is not the one it was trained on."""
     facts = load_facts(trial)
     with safe_open(trial.model, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
@@ -101,6 +108,4 @@ def _load_encoder(config: Config, facts: Facts, trial: TrialDir, backbone: Backb
                 f"{trial.path}: this model was trained on a tail that begins after block {facts.cut}, model.encoder.blocks now "
                 f"makes it begin after block {cut}. Set model.encoder.blocks in its config.yaml back, or train again."
             )
-    if not encoder.files_are_whole(trial):  # PEFT would look for what is missing on the Hub
-        raise _damaged(trial.adapter, FileNotFoundError("a file is missing or cut short"))
     return encoder.load(backbone, trial)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from textwrap import shorten
 from typing import Any
@@ -18,12 +19,14 @@ import numpy as np
 
 from pipeline.config.identity import digest
 from pipeline.disk.layout import ExperimentDir, TrialDir
+from pipeline.disk.reading import Damaged, reading
 from pipeline.disk.writing import read_json
 from pipeline.errors import UserError
 from pipeline.experiments.reading import saved_science
 from pipeline.metrics.figures import Figure
 from pipeline.metrics.intervals import central, draws
 from pipeline.reporting.results import cells_to_markdown, hash_results, print_cells
+from pipeline.reporting.state import AGAIN
 from pipeline.tasks import load_task
 from pipeline.tasks.base import Array, Tested
 
@@ -107,7 +110,7 @@ def candidates(experiments: Iterable[ExperimentDir]) -> list[Candidate]:
 
 
 def _candidate(experiment: ExperimentDir, trial: TrialDir) -> Candidate | None:
-    try:
+    with suppress(FileNotFoundError, Damaged), reading(trial.results, AGAIN):  # (what is damaged, `carabid results` tells)
         results = read_json(trial.results)
         summary = results["summary"]
         science = saved_science(trial.config)
@@ -128,8 +131,7 @@ def _candidate(experiment: ExperimentDir, trial: TrialDir) -> Candidate | None:
             optimistic=results["split"] == results["selected_on"],
             results_hash=hash_results(trial),
         )
-    except (OSError, ValueError, LookupError, TypeError):  # where they are damaged, `carabid results` says so
-        return None
+    return None
 
 
 def method_of(science: Mapping[str, Any]) -> str:
@@ -213,10 +215,12 @@ def _by_fold(methods: Mapping[str, Folds]) -> dict[int, list[Candidate]]:
 
 def _read(trial: Candidate, figure: str) -> Tested:
     """What a trial said. Raises UserError if that is damaged, or if the figure cannot be compared."""
+    again = f"It cannot be compared: evaluate {trial.name} again."
     try:
-        return load_task(trial.task).tested(trial.trial, figure)
-    except (OSError, ValueError, LookupError) as error:
-        raise UserError(f"{trial.trial.path}: cannot be compared: {error}. Evaluate {trial.name} again.") from error
+        with reading(trial.trial.path, again, UserError):
+            return load_task(trial.task).tested(trial.trial, figure)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is not there. {again}") from error
 
 
 def _check_same_images(tested: Mapping[Candidate, Tested]) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from textwrap import shorten
@@ -17,9 +17,10 @@ from typing import Any
 from pipeline.config.identity import flatten, science
 from pipeline.config.trial import Config
 from pipeline.disk.layout import ExperimentDir, TrialDir, trained_root
+from pipeline.disk.reading import Damaged, reading, sha256_of_file, told
 from pipeline.disk.writing import read_json
 from pipeline.errors import UserError
-from pipeline.reporting.state import damaged, planned_trials, trial_config, trial_state
+from pipeline.reporting.state import AGAIN, planned_trials, trial_config, trial_state
 
 REPLICATES = ("seed", "data.split.fold")
 """Trials that differ in these alone are repetitions of one another: the table shows their mean ± sd."""
@@ -76,7 +77,7 @@ def collect(experiments: Iterable[ExperimentDir]) -> list[Row]:
 
 def hash_results(trial: TrialDir) -> str:
     """What tells a trial's results from others. Raises OSError if there are none."""
-    return hashlib.sha256(trial.results.read_bytes()).hexdigest()
+    return sha256_of_file(trial.results)
 
 
 def sorts(tables: Mapping[Look, Sequence[Row]], wanted: str | None) -> dict[Look, str]:
@@ -228,15 +229,16 @@ def _row(experiment: ExperimentDir, name: str) -> Row:
         why = "config.yaml is damaged: `carabid train` with this trial's configuration writes it again"
         return replace(row, state="failed", reason=why)
     try:
-        return _with_results(row, read_json(trial.results), _group(name, config))
-    except (OSError, ValueError, KeyError, TypeError):
-        return replace(row, state="failed", reason=damaged(trial.results))
+        with reading(trial.results, AGAIN):
+            return _with_results(row, read_json(trial.results), _group(name, config))
+    except (FileNotFoundError, Damaged) as error:
+        return replace(row, state="failed", reason=str(error))
 
 
 def _ensembles(experiment: ExperimentDir) -> Iterator[Row]:
     """Rows of the ensembles; one whose members have other results by now waits, out of sight, for the next collection."""
     for folder in experiment.ensembles():
-        try:
+        with suppress(FileNotFoundError), told(), reading(folder.results, "Delete it, and `carabid collect` makes it again."):
             results = read_json(folder.results)
             members = tuple(results["members"])
             if results["made_from"] != {name: hash_results(experiment.trial(name)) for name in members}:
@@ -244,18 +246,16 @@ def _ensembles(experiment: ExperimentDir) -> Iterator[Row]:
             row = Row(experiment.path.name, f"ensembles/{folder.path.name}", "done", members=members)
             group = _group(folder.path.name, trial_config(experiment.trial(members[0])))
             yield _with_results(row, results, f"ensemble of {len(members)}: {group}")
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, LookupError, TypeError):
-            why = "is damaged: not shown; delete it, and `carabid collect` makes it again"
-            print(f"carabid: {folder.results} {why}", file=sys.stderr)
 
 
 def _with_results(row: Row, results: dict[str, Any], group: str) -> Row:
     optimistic = results["split"] == results["selected_on"]
     figures, headline = dict(results["figures"]), dict(results["headline"])
+    texts = (results["split"], *headline.values(), *results["lower_is_better"])
     if not headline.keys() <= figures.keys() or not all(isinstance(v, float | int | None) for v in figures.values()):
         raise ValueError("its figures are not those of its headline, or no numbers")
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a split, a title or the name of a figure is no text")
     told = {"split": results["split"], "optimistic": optimistic, "lower_is_better": tuple(results["lower_is_better"])}
     return replace(row, group=group, figures=figures, headline=headline, **told)
 

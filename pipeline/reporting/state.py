@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pipeline.config.trial import Config
 from pipeline.data.dataset import known_signature
 from pipeline.disk.layout import ExperimentDir, TrialDir
 from pipeline.disk.lease import is_gone, owner
+from pipeline.disk.reading import Damaged, reading, told
 from pipeline.disk.writing import read_json
 from pipeline.errors import UserError
 from pipeline.experiments.reading import Experiment, load_config
@@ -29,10 +29,6 @@ Reads = tuple[Data, Backbone, Features, tuple[str, int]]
 """What a trial's features are made from."""
 
 
-class _Damaged(Exception):
-    """A file of a trial that is there and does not hold what it should; the text names it."""
-
-
 @dataclass(frozen=True)
 class TrialState:
     """What is known of a trial: `state`, and `reason` in words where there is something to say."""
@@ -41,6 +37,7 @@ class TrialState:
     reason: str = ""
 
 
+AGAIN = "Delete it and submit the trial again."
 NOT_RUN = TrialState("missing", "not run")
 
 
@@ -91,25 +88,21 @@ def trial_state(trial: TrialDir, config: Config | None = None, sources: Sources 
     """
     try:
         return _state(trial, config, sources)
-    except _Damaged as error:
+    except Damaged as error:
         return TrialState("failed", str(error))
 
 
-def damaged(path: Path) -> str:
-    """The reason of a trial whose file cannot be used."""
-    return f"{path.name} is damaged: delete {path} and submit the trial again"
-
-
 def _state(trial: TrialDir, config: Config | None, sources: Sources | None) -> TrialState:
-    results = _read(trial.results, "evaluation", "config_hash")
-    if results and _is_current(results, config):
-        changed = sources.changed(results, config) if sources and config else ""
-        return TrialState("stale", changed) if changed else TrialState("done")
-    failure = _read(trial.failure, "stage", "message")
-    if failure:
-        after = {"extract": "; not trained", "train": "; not evaluated"}.get(failure["stage"], "")
-        message = next(iter(str(failure["message"]).splitlines()), "no reason given")
-        return TrialState("failed", f"{failure['stage']}: {message}{after}")
+    with reading(trial.results, AGAIN):
+        results = _read(trial.results, "evaluation", "config_hash")
+        if results and _is_current(results, config):
+            changed = sources.changed(results, config) if sources and config else ""
+            return TrialState("stale", changed) if changed else TrialState("done")
+    with reading(trial.failure, AGAIN):
+        if failure := _read(trial.failure, "stage", "message"):
+            after = {"extract": "; not trained", "train": "; not evaluated"}.get(failure["stage"], "")
+            message = next(iter(str(failure["message"]).splitlines()), "no reason given")
+            return TrialState("failed", f"{failure['stage']}: {message}{after}")
     if _is_held(trial):
         return TrialState("running")
     record = _read(trial.trained, "config_hash")
@@ -130,21 +123,16 @@ def planned_trials(experiment: ExperimentDir) -> list[str]:
 
 def _planned(submission: Path) -> list[str]:
     """Names of a submission's trials; a record that is damaged is said on stderr, and must not hide all others."""
-    try:
+    with suppress(FileNotFoundError), told(), reading(submission, "Trials that stand in it alone are not shown."):
         return [str(trial["name"]) for trial in read_json(submission)["trials"]]
-    except FileNotFoundError:
-        return []
-    except (ValueError, TypeError, KeyError):
-        print(f"carabid: {submission} is damaged: trials that stand in it alone are not shown", file=sys.stderr)
-        return []
+    return []
 
 
 def trial_config(trial: TrialDir) -> Config | None:
     """The configuration in a trial's folder, or None if there is none that can be read."""
-    try:
+    with suppress(UserError):
         return load_config(trial.config) if trial.config.exists() else None
-    except UserError:
-        return None
+    return None
 
 
 def _is_current(results: dict[str, Any], config: Config | None) -> bool:
@@ -155,14 +143,11 @@ def _is_current(results: dict[str, Any], config: Config | None) -> bool:
 def _read(path: Path, *keys: str) -> dict[str, Any] | None:
     """A JSON object that has these keys; None if it is not there, or no longer: a job may be at work in the folder."""
     try:
-        content = read_json(path)
+        with reading(path, AGAIN):
+            content = read_json(path)
+            return {**content, **{key: content[key] for key in keys}}
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError:
-        raise _Damaged(damaged(path)) from None
-    if not isinstance(content, dict) or not content.keys() >= set(keys):
-        raise _Damaged(damaged(path))
-    return content
 
 
 def _is_held(trial: TrialDir) -> bool:

@@ -33,11 +33,12 @@ from pipeline.config.backbone import Backbone, Dinov2, OpenClip, Pixels, Timm
 from pipeline.config.identity import digest
 from pipeline.config.resources import Resources
 from pipeline.config.trial import Config
-from pipeline.data.dataset import BadImage, decode, in_short
+from pipeline.data.dataset import BadImage, decode
 from pipeline.data.images import blank_for, prepare_batches
 from pipeline.device import choose_device, set_threads
 from pipeline.disk.lease import Lease
 from pipeline.disk.provenance import now
+from pipeline.disk.reading import in_short
 from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.features.embeddings import File, Rows, about_of, find_rows, part_paths, write_whole
 from pipeline.features.forward import compute_features

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -18,7 +19,8 @@ import pandas as pd
 
 from pipeline.config.identity import digest
 from pipeline.disk.layout import ExperimentDir, TrialDir
-from pipeline.disk.writing import atomic_folder, read_json, write_json, write_table
+from pipeline.disk.reading import reading
+from pipeline.disk.writing import atomic_folder, read_json, read_record, write_json, write_table
 from pipeline.errors import UserError, WorkError
 from pipeline.experiments.names import HASH_DIGITS
 from pipeline.experiments.reading import saved_science
@@ -101,13 +103,12 @@ def _find(experiment: ExperimentDir, log: Log) -> list[list[_Member]]:
 
 def _read_member(trial: TrialDir) -> _Member | None:
     """A trial with results of the configuration that stands beside them; None if it has none."""
-    try:
+    with suppress(UserError, OSError, ValueError, KeyError, TypeError):  # where they are damaged, the trial's own row says so
         science, results = saved_science(trial.config), read_json(trial.results)
         if not science or results["config_hash"] != digest(science) or not load_task(science["task"]).ensembles:
             return None
         return _Member(trial, {k: v for k, v in science.items() if k != "seed"}, results, hash_results(trial))
-    except (UserError, OSError, ValueError, KeyError, TypeError):  # where they are damaged, the trial's own row says so
-        return None
+    return None
 
 
 def _names(members: Sequence[_Member]) -> list[str]:
@@ -123,7 +124,7 @@ def _some(members: Sequence[_Member]) -> str:
 # ---------------------------------------------------------------- one ensemble
 def _make_or_keep(folder: TrialDir, members: Sequence[_Member], log: Log) -> bool:
     """Whether the folder is another than before."""
-    made_from = _made_from(folder)
+    made_from = read_record(folder.results).get("made_from")
     if made_from == _hashes(members):
         return False
     read = [(member, said) for member in members if (said := _read(member, log))]
@@ -142,30 +143,21 @@ def _make_or_keep(folder: TrialDir, members: Sequence[_Member], log: Log) -> boo
         return _remove(folder)
 
 
-def _made_from(folder: TrialDir) -> Any:
-    """The results of its members that an ensemble was made of; None if there is no ensemble that can be read."""
-    try:
-        return read_json(folder.results)["made_from"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def _hashes(members: Sequence[_Member]) -> dict[str, str]:
     return {member.name: member.results_hash for member in members}
 
 
 def _read(member: _Member, log: Log) -> tuple[dict[str, Any], Kept] | None:
     """OF_TRAINING and what a member says; None, and a word on stderr, if a file of it cannot be used."""
-    path = member.trial.trained
+    again = "Delete the trial's folder and submit it again."
     try:
-        record = read_json(path)
-        training = {key: record[key] for key in OF_TRAINING}
-        path = member.trial.path
-        return training, member.task.kept(member.trial)
-    except Exception as error:  # of damaged files, pyarrow raises errors of many kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
-        why = f"because {path} cannot be used ({reason}); delete the trial's folder and submit it again"
-        log(f"carabid: in no ensemble: {member.name}, {why}")
+        with reading(member.trial.trained, again):
+            record = read_json(member.trial.trained)
+            training = {key: record[key] for key in OF_TRAINING}
+        with reading(member.trial.path, again):
+            return training, member.task.kept(member.trial)
+    except (OSError, WorkError) as error:
+        log(f"carabid: in no ensemble: {member.name}: {error}")
         return None
 
 

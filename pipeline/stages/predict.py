@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,7 +23,8 @@ from pipeline.data.dataset import Dataset, decode
 from pipeline.data.images import load_batches
 from pipeline.device import choose_device, set_threads
 from pipeline.disk.layout import TrialDir, root, trained_root
-from pipeline.disk.writing import read_json
+from pipeline.disk.reading import reading
+from pipeline.disk.writing import read_record
 from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.experiments.reading import load_config
 from pipeline.features.forward import compute_features
@@ -84,8 +84,8 @@ def predict_files(folder: Path, files: Sequence[Path], origin: Origin, device: s
     where the trial was trained on images corrected by a card or a bar that `origin` lacks.
     """
     trial = trial_at(folder)
-    targets = load_facts(trial).targets
-    for said in _predict_each(trial, trained_config(trial), files, origin, device):
+    config, targets = trained_config(trial), load_facts(trial).targets
+    for said in _predict_each(trial, config, files, origin, device):
         yield dict(zip(targets, said.mean[0].tolist(), strict=False))  # behind them stand auxiliary labels
 
 
@@ -160,9 +160,8 @@ def trial_at(folder: Path) -> TrialDir:
 def ensemble_at(folder: Path) -> TrialDir | None:
     """The ensemble that a person means by a path, if it is one: results that name members."""
     for place in _places(folder):
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            if {"members", "made_from", "calibration"} <= read_json(TrialDir(place).results).keys():
-                return TrialDir(place)
+        if {"members", "made_from", "calibration"} <= read_record(TrialDir(place).results).keys():
+            return TrialDir(place)
     return None
 
 
@@ -207,11 +206,7 @@ def _reference(config: Config, origin: Origin, name: Literal["colour_card", "sca
 
 def _open(file: Path) -> Image.Image:
     try:
-        return decode(file.read_bytes())
+        with reading(file, "It is not a readable image.", UserError):
+            return decode(file.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{file} does not exist: name image files that do.") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # PIL's decoders raise errors of many kinds on damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{file} is not a readable image: {reason}") from error

@@ -16,12 +16,12 @@ from pipeline.disk.attempts import Attempts, spent, this_attempt
 from pipeline.disk.layout import TrialDir
 from pipeline.disk.lease import Lease
 from pipeline.disk.provenance import loaded_code, provenance
-from pipeline.disk.writing import sweep, write_json, write_table, write_text
+from pipeline.disk.writing import sweep, write_table, write_text
 from pipeline.errors import TakenOver, UserError, WorkError
 from pipeline.experiments.reading import dump_config
 from pipeline.metrics.groups import Prediction
 from pipeline.models.base import Facts, Model
-from pipeline.models.saved import is_whole, make_model, read_trained, save_model
+from pipeline.models.saved import make_model, read_trained, save_model, write_trained
 from pipeline.signals import StopFlag
 from pipeline.stages.inputs import Inputs, changed, identity, load_inputs, make_facts
 from pipeline.training.checkpoint import Progress, remove_checkpoint
@@ -55,15 +55,14 @@ def run(config: Config, trial: TrialDir, flag: StopFlag | None = None) -> None:
 
 
 def is_trained(trial: TrialDir, inputs: Inputs) -> bool:
-    """Whether the folder holds a whole model of just this configuration, features, splits and targets."""
+    """Whether the folder holds a model, as it was written, of just this configuration, features, splits and targets."""
     try:
-        same = not changed(read_trained(trial), inputs)
+        return not changed(read_trained(trial), inputs)
     except FileNotFoundError:
         return False
     except WorkError as error:
         print(f"carabid: {error}", flush=True)
         return False
-    return same and is_whole(trial, inputs.config)
 
 
 def _forget_outdated(trial: TrialDir) -> None:
@@ -87,7 +86,7 @@ def _train(inputs: Inputs, trial: TrialDir, stop: Stop, started: float) -> None:
     with attempts.noted(stop.still_mine):
         model, facts, progress, calibrations = _learn(inputs, run, device)
         save_model(model, facts, trial)
-        write_json(trial.trained, _record(facts, inputs, progress, attempts) | {"calibration": calibrations})
+        write_trained(trial, _record(facts, inputs, progress, attempts) | {"calibration": calibrations})
 
 
 def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts, Progress, dict[str, Any]]:

@@ -5,7 +5,6 @@ A stock task (`numbers.Numbers`, `classes.Classes`) does all of it; a problem's 
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.config.data import Data
 from pipeline.data.dataset import Dataset
 from pipeline.disk.layout import TrialDir
-from pipeline.errors import UserError
+from pipeline.errors import UserError, nearest
 from pipeline.metrics.figures import Figure, Of, Training, mean_of_all
 
 if TYPE_CHECKING:
@@ -157,13 +156,13 @@ class Task(ABC, Generic[P]):
         if wanted is None or wanted in able:
             return wanted or able[0]
         able = list(dict.fromkeys(able))
-        raise UserError(f"select.metric: this task's models are not chosen by {wanted!r}; {_nearest(wanted, able)}")
+        raise UserError(f"select.metric: this task's models are not chosen by {wanted!r}; {nearest(wanted, able)}")
 
     def check(self) -> None:
         """Raises UserError where the task itself cannot be right: a headline that names no figure, a figure of nothing."""
         who = type(self).__name__
         for last in {name.rpartition(".")[2] for name in self.headline} - {"selection", *self.figures}:
-            raise UserError(f"{who}: headline names {last!r}, and there is no such figure; {_nearest(last, [*self.figures])}")
+            raise UserError(f"{who}: headline names {last!r}, and there is no such figure; {nearest(last, [*self.figures])}")
         for name, figure in self.figures.items():
             if "." in name or figure.of not in get_args(Of):
                 raise UserError(f"{who}: figure {name!r} has a dot in its name, or is of {figure.of!r}, none of {get_args(Of)}")
@@ -197,7 +196,7 @@ class Task(ABC, Generic[P]):
         """
         able = [name for name, each in self.figures.items() if each.is_computed and each.of != "forecasts"]
         if figure not in able:
-            raise UserError(f"--figure {figure}: there is no such figure to compare by; {_nearest(figure, able)}")
+            raise UserError(f"--figure {figure}: there is no such figure to compare by; {nearest(figure, able)}")
         return self.read_tested(trial, figure)
 
     @abstractmethod
@@ -214,11 +213,6 @@ class Task(ABC, Generic[P]):
         Raises WorkError if they are not of the same images.
         """
         raise NotImplementedError
-
-
-def _nearest(name: str, able: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, able, n=1)
-    return f"did you mean {near[0]}?" if near else f"choose {', '.join(able)}"
 
 
 def read_wide(path: Path, column: str) -> tuple[list[tuple[str, str]], pd.DataFrame, pd.DataFrame]:

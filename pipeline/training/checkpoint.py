@@ -6,7 +6,6 @@ from (seed, epoch). One file, replaced as a whole, read with `weights_only=True`
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.disk.layout import TrialDir
-from pipeline.disk.writing import atomic_path
+from pipeline.disk.writing import atomic_path, writing
 from pipeline.models.learner import Learner, load_trained_state, trained_state
 
 
@@ -52,11 +51,8 @@ class Progress:
 def save_checkpoint(trial: TrialDir, identity: str, model: Learner, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Replace the checkpoint. `identity` names what must not change on resume: config, features, table."""
     state = {"identity": identity, "model": trained_state(model), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
-    with atomic_path(trial.resume_state) as temporary:
-        try:
-            torch.save(state, temporary)
-        except RuntimeError as error:  # torch has no better error for a disk that is full
-            raise OSError(errno.EIO, f"could not be written: {error}", str(trial.resume_state)) from error
+    with atomic_path(trial.resume_state) as temporary, writing(trial.resume_state):
+        torch.save(state, temporary)
 
 
 def load_checkpoint(trial: TrialDir, identity: str, machine: str, model: Learner, optimizer: torch.optim.Optimizer) -> Progress:

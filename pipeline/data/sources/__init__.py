@@ -7,6 +7,7 @@ the Hub and `save_to_disk`. `names` tells splits from file names, `arrow` is wha
 The package loads no torch, and pandas, pyarrow and datasets only where they are needed.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -24,9 +25,9 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def open_source(data: Data) -> Source:
     """The source that `data.source` names. Raises UserError where nothing that can be read is there."""
     path = Path(data.source).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # (Path's own raises for a name that is too long)
         return _open_folder(data, path)
-    if path.is_file():
+    if os.path.isfile(path):
         kinds: dict[str, type[CsvSource] | type[ParquetSource]] = {".parquet": ParquetSource, ".csv": CsvSource}
         if path.suffix not in kinds:
             raise UserError(f"data.source {path}: this is neither a .csv nor a .parquet file. Name one, or a folder of them.")

@@ -163,11 +163,10 @@ def _check_row(row: Wanted, image: str, columns: Download) -> None:
 
 
 def _is_address(url: str) -> bool:
-    try:
+    with suppress(ValueError):  # such as http://[x
         parts = urlsplit(url)
         return parts.scheme.lower() in ("http", "https") and bool(parts.netloc)
-    except ValueError:  # such as http://[x
-        return False
+    return False
 
 
 # ---------------------------------------------------------------- what is there

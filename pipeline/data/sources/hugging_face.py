@@ -15,6 +15,7 @@ from pipeline.config.data import Data
 from pipeline.config.identity import image_columns
 from pipeline.data.sources.arrow import is_plain, names_in, to_frame
 from pipeline.data.sources.base import Source, encoded, named_files
+from pipeline.disk.reading import reading
 from pipeline.errors import NotFetched, UserError
 
 if TYPE_CHECKING:
@@ -94,10 +95,8 @@ class DiskSource(_HuggingFaceSource):
     def _load(self) -> datasets.DatasetDict | datasets.Dataset:
         from datasets import load_from_disk
 
-        try:
+        with reading(self.folder, "`datasets` cannot load this folder.", UserError):
             return load_from_disk(str(self.folder))
-        except Exception as error:
-            raise UserError(f"{self.folder}: `datasets` cannot load this folder: {hub.in_short(error)}") from error
 
     def files(self) -> Iterable[Path]:
         tables = [path for path in sorted(self.folder.resolve().rglob("*")) if path.suffix in (".arrow", ".json")]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline.config.data import Data
 from pipeline.data.sources.arrow import is_plain, names_in, to_frame
 from pipeline.data.sources.base import TableSource, encoded
+from pipeline.disk.reading import reading
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+AGAIN = "Fetch or write it again."
 CACHED_BYTES = 1 << 30
 """Row groups of images are kept up to this size together, and never fewer than two a column: threads straddle a border."""
 
@@ -82,8 +84,13 @@ class ParquetSource(TableSource):
     def _read(self, split: str, columns: list[str]) -> pa.Table:
         import pyarrow as pa
 
-        parts = [_parquet_file(path).read(columns=columns) for path in self._splits[split].paths]
-        return pa.concat_tables(parts, promote_options="permissive")
+        parts = []
+        for path in self._splits[split].paths:
+            with reading(path, AGAIN, UserError):
+                parts.append(_parquet_file(path).read(columns=columns))
+                parts[-1].validate(full=True)
+        with reading(path, AGAIN, UserError):  # (columns of one name are of other types in another file)
+            return pa.concat_tables(parts, promote_options="permissive")
 
     @cached_property
     def _splits(self) -> dict[str, _ParquetSplit]:
@@ -91,13 +98,10 @@ class ParquetSource(TableSource):
 
 
 def _parquet_file(path: Path) -> pq.ParquetFile:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with reading(path, AGAIN, UserError):
         return pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: this is not a whole Parquet file: {error}. Fetch or write it again.") from error
 
 
 def _parquet_split(paths: list[Path]) -> _ParquetSplit:

@@ -118,10 +118,9 @@ def evaluate_trial(trial: Trial) -> None:
 
 
 def _time_of(path: Path) -> int:
-    try:
+    with suppress(OSError):
         return path.stat().st_mtime_ns
-    except OSError:
-        return 0
+    return 0
 
 
 def out_of_time() -> NoReturn:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pipeline.config.identity import digest
 from pipeline.disk.layout import ExperimentDir
+from pipeline.disk.reading import Damaged
 from pipeline.disk.writing import read_json
 from pipeline.launch.manifest.manifest import Entry, Manifest, load_manifest
 
@@ -75,10 +77,9 @@ class Parts:
     def manifest(self, number: str) -> Manifest | None:
         """A submission's manifest; None if it is gone or cannot be read."""
         if number not in self._manifests:
-            try:
+            self._manifests[number] = None
+            with suppress(FileNotFoundError, Damaged):
                 self._manifests[number] = load_manifest(self.experiment.submission(number))
-            except (OSError, ValueError, KeyError, TypeError):
-                self._manifests[number] = None
         return self._manifests[number]
 
     def _submitted(self, manifest: Manifest, stage: str, chunk: int, index: int) -> Part | None:

@@ -23,6 +23,7 @@ from pipeline.config.resources import Resources
 from pipeline.config.trial import Config
 from pipeline.disk.layout import ExperimentDir
 from pipeline.disk.provenance import now
+from pipeline.disk.reading import reading
 from pipeline.disk.writing import read_json, write_json, write_text
 from pipeline.errors import UserError
 from pipeline.experiments.cluster import Profile
@@ -154,8 +155,9 @@ def preview_manifest(experiment: Experiment, trials: Sequence[Trial], terms: Ter
 
 
 def load_manifest(path: Path) -> Manifest:
-    """Read a manifest. Raises OSError, ValueError, KeyError or TypeError if it is not there or damaged."""
-    return _manifest(path, read_json(path))
+    """Read a manifest. Raises FileNotFoundError or Damaged."""
+    with reading(path, "`carabid submit` makes another submission."):
+        return _manifest(path, read_json(path))
 
 
 def _manifest(path: Path, values: Tree) -> Manifest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pipeline.amounts import format_memory, format_time, parse_memory, parse_time
@@ -60,10 +61,9 @@ def _nodes(fields: Sequence[str]) -> Nodes:
 
 
 def _seconds(limit: str) -> int | None:
-    try:
+    with suppress(ValueError):  # infinite
         return parse_time(limit)
-    except ValueError:  # infinite
-        return None
+    return None
 
 
 def _number(text: str) -> int:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import re
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
 from pipeline.disk.layout import PROJECT
+from pipeline.errors import causes
 from pipeline.launch.scheduler.accounting import Outcome
 from pipeline.launch.scheduler.queue import STUCK
 from pipeline.signals import WALLTIME_SIGNAL
@@ -123,7 +124,7 @@ def classify(record: Mapping[str, Any] | None, outcome: Outcome | None, log: str
 def kind_of(error: BaseException) -> Kind:
     """The class of an error, by its type and message and those of its causes: torch's types are told by their names."""
     words = []
-    for each in _chain(error):
+    for each in causes(error):
         types = " ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in type(each).__mro__)
         number = ERRNOS.get(each.errno or 0, "") if isinstance(each, OSError) else ""
         words.append(f"{types} {number} {each}")
@@ -147,16 +148,6 @@ def last_frame(traceback: str) -> str:
 
 
 # ---------------------------------------------------------------- errors
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what led to it, as a traceback would show them."""
-    seen: set[int] = set()
-    following: BaseException | None = error
-    while following and id(following) not in seen:
-        yield following
-        seen.add(id(following))
-        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
-
-
 def _kind_in(words: str) -> Kind:
     return next((kind for kind, pattern in OF_WORDS.items() if re.search(pattern, words)), "error")
 

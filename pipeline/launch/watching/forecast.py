@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pipeline.config.identity import token_kind
 from pipeline.config.trial import Config
 from pipeline.disk.layout import ExperimentDir, TrialDir, folders_in
+from pipeline.disk.reading import Damaged, reading
 from pipeline.disk.writing import read_json
 from pipeline.experiments.reading import Experiment, saved_science
 from pipeline.reporting.state import TrialState
@@ -154,18 +155,17 @@ def _read(candidates: Iterable[tuple[TrialDir, Config]], wanted: set[Kind], most
 def _read_past(folder: TrialDir, config: Config) -> _Past | None:
     """What a trial took, by the records of its training and evaluation; None if it was not trained."""
     evaluation = None
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(FileNotFoundError, Damaged), reading(folder.provenance, ""):
         evaluation = float(read_json(folder.provenance)["evaluate"]["seconds"])
-    try:
+    with suppress(FileNotFoundError, Damaged), reading(folder.trained, ""):
         record = read_json(folder.trained)
         took, epochs = record["provenance"], int(record["epochs"])
         training = float(took["training_seconds"])
         # Each of its attempts began anew; of those of an old record, only the last one's time stands there.
         around = max(0.0, float(took["seconds"]) - training) / max(1, len(took.get("attempts", ())))
         device = took["device"].get("gpu") or "CPU"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return _Past(training, around, evaluation, epochs, _schedule(config), device)
+        return _Past(training, around, evaluation, epochs, _schedule(config), device)
+    return None
 
 
 def _of_plan(experiment: Experiment, states: Sequence[TrialState]) -> Iterator[tuple[TrialDir, Config]]:

@@ -1,0 +1,53 @@
+"""How files are read: whatever is wrong with what one holds becomes one error that names it. Loads no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.disk.secrets import hide
+from pipeline.errors import UserError, WorkError
+
+LONGEST = 300
+
+
+class Damaged(WorkError):
+    """A file is there and does not hold what it should."""
+
+
+@contextmanager
+def reading(path: Path, remedy: str, kind: type[UserError | WorkError] = Damaged) -> Iterator[None]:
+    """While `path` is read: whatever error its content leads to, in whatever library, becomes `kind`, with what to do about it.
+
+    A file that is not there is no damaged one; our own errors, Ctrl-C and a full memory stay what they are.
+    """
+    try:
+        yield
+    except (UserError, WorkError, FileNotFoundError, NotADirectoryError, MemoryError):
+        raise
+    except Exception as error:  # JSON, Parquet, safetensors, torch and skops raise errors of many kinds
+        raise kind(f"damaged: {path}: {in_short(error)} {remedy}") from error
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Says on stderr which file is damaged, and goes on without it."""
+    try:
+        yield
+    except Damaged as error:
+        print(f"carabid: {error}", file=sys.stderr)
+
+
+def sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def in_short(error: BaseException) -> str:
+    """An error of a library in one sentence that a person reads to its end, without the password of a proxy."""
+    text = hide(" ".join(str(error).split())) or type(error).__name__
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    return text if text[-1] in ".!?…" else f"{text}."

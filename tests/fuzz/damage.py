@@ -1,0 +1,137 @@
+"""What disks and editors do to the files of a trained experiment, thrown at the commands that read them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from PIL import Image
+
+from pipeline.backbones.tiny import write_tiny_open_clip
+from pipeline.disk.layout import PROJECT
+from pipeline.errors import WorkError
+from pipeline.tasks import load_task
+from tests.fuzz.values import VALUES, paths_in, spoil, spoil_bytes
+from tests.fuzz.verdict import Case, Ended, command, refused_or_done
+
+QUICK = ("device=cpu", "train.precision=fp32", "features.dtype=fp32", "resources.lease_seconds=1", "resources.decode_threads=1")
+KEPT = (".png", ".jpg", ".log", ".out")
+"""What no command reads as a structure."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A root in which experiments were trained, and how each was asked for."""
+
+    root: Path
+    requests: dict[str, tuple[str, ...]]
+
+    def trials(self, root: Path) -> list[Path]:
+        return sorted(path.parent for path in root.glob("trained/*/*/trained.json"))
+
+
+@cache
+def trained(place: Path) -> Trained:
+    """A network of two seeds with an ensemble, an adapter and a classifier, each through every stage."""
+    root = place / "root"
+    load_task("beetles").generate(root / "beetles", scale=0.02, form="csv")
+    load_task("butterflies").generate(root / "butterflies", scale=0.02)
+    write_tiny_open_clip(root / "clip")
+    beetles = (f"data.source={root / 'beetles'}", *QUICK, "train.epochs=1")
+    clip = ("backbone.kind=open_clip", f"backbone.name=local-dir:{root / 'clip'}")
+    pixels = ("backbone.kind=pixels", "backbone.size=4")
+    requests = {
+        "beetles-pixels": (str(PROJECT / "configs/beetles/pixels.yaml"), *beetles, "seed=0,1"),
+        "beetles-lora": (str(PROJECT / "configs/beetles/lora.yaml"), *beetles, *clip),
+        "butterflies-logistic": (
+            str(PROJECT / "configs/butterflies/logistic.yaml"), f"data.source={root / 'butterflies'}", *QUICK, *pixels,
+        ),
+    }  # fmt: skip
+    with rooted(root):
+        for request in requests.values():
+            for stage in ("extract", "train", "evaluate", "collect"):
+                ended = command(stage, *request)
+                assert ended.status == 0, (stage, request, ended)
+    return Trained(root, requests)
+
+
+def rooted(root: Path) -> Any:
+    return mock.patch.dict(os.environ, {"CARABID_ROOT": str(root)})
+
+
+def damage_case(number: int, draw: random.Random, place: Path) -> Case:
+    """One file spoilt, and every command that may read it."""
+    whole = trained(place)
+    root = place / "spoilt"
+    shutil.rmtree(root, ignore_errors=True)
+    shutil.copytree(whole.root, root, symlinks=True)
+    path = draw.choice([path for path in sorted(root.rglob("*")) if path.is_file() and path.suffix not in KEPT])
+    spoil_file(path, draw)
+    actions = every_command(whole, root, place)
+    chosen = draw.sample(actions, 4)
+    return Case(f"damage {number} ({path.relative_to(root)})", lambda: run(chosen, root), ())
+
+
+def spoil_file(path: Path, draw: random.Random) -> None:
+    """Gone, a folder, other bytes, or (JSON) another value in its place."""
+    how = draw.random()
+    if how < 0.05:
+        path.unlink()
+    elif how < 0.08:
+        path.unlink()
+        path.mkdir()
+    elif path.suffix == ".json" and how < 0.6:
+        content = json.loads(path.read_text())
+        if isinstance(content, dict) and paths_in(content):
+            spoil(content, draw)
+        else:
+            content = draw.choice(VALUES)
+        path.write_text(json.dumps(content, default=str))
+    elif path.suffix == ".json" and how < 0.63:
+        path.write_text(draw.choice(("[" * 100_000, '{"a":' * 100_000, "NaN", "null", '"x"', "1e999", "{}", "[]")))
+    else:
+        path.write_bytes(spoil_bytes(path.read_bytes(), draw))
+
+
+def every_command(whole: Trained, root: Path, place: Path) -> list[Callable[[], Ended]]:
+    """The commands that read what is trained."""
+    requests = [tuple(text.replace(str(whole.root), str(root)) for text in request) for request in whole.requests.values()]
+    image = place / "image.png"
+    Image.new("RGB", (40, 30), (200, 120, 30)).save(image)
+    lines = [("results",), ("results", "--format", "json"), ("results", "--cost"), ("results", "--format", "csv")]
+    lines += [(name, experiment) for experiment in whole.requests for name in ("status", "compare", "logs")]
+    lines += [(stage, *request) for request in requests for stage in ("plan", "train", "evaluate", "collect")]
+    told = [("predict", str(trial), str(image)) for trial in whole.trials(whole.root)]
+    plain: list[Callable[[], Ended]] = [lambda line=line: command(*line) for line in lines]  # type: ignore[misc]
+    return plain + [lambda line=line: as_before(line, whole.root, root) for line in told]  # type: ignore[misc]
+
+
+def as_before(line: tuple[str, ...], before: Path, root: Path) -> Ended:
+    """A prediction that is refused, or the one of the undamaged model."""
+    ended = command(*(text.replace(str(before), str(root)) for text in line))
+    assert ended.status or ended.out == predicted(line), f"another prediction, silently: {ended.out}"
+    return ended
+
+
+@cache
+def predicted(line: tuple[str, ...]) -> str:
+    """What the undamaged model says."""
+    ended = command(*line)
+    assert ended.status == 0, ended
+    return ended.out
+
+
+def run(actions: list[Callable[[], Ended]], root: Path) -> None:
+    with rooted(root):
+        for act in actions:
+            with contextlib.suppress(WorkError):
+                refused_or_done(act())

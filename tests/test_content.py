@@ -1,0 +1,94 @@
+"""What a model is made of is hashed when it is written and checked when it is read: no byte of a trained trial can change, and a
+prediction with it, without a word."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.disk.layout import TrialDir
+from pipeline.disk.writing import read_json, write_json
+from pipeline.errors import WorkError
+from pipeline.models.saved import read_trained
+from tests.fuzz import damage
+from tests.fuzz.verdict import command
+
+FLIPS = 3
+"""Bytes of each file of each trial."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> damage.Trained:
+    return damage.trained(tmp_path_factory.mktemp("content"))
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("image") / "beetle.png"
+    Image.new("RGB", (40, 30), (200, 120, 30)).save(path)
+    return path
+
+
+def copy_of(trial: Path, folder: Path) -> TrialDir:
+    return TrialDir(Path(shutil.copytree(trial, folder / trial.name)))
+
+
+def test_no_byte_of_a_trial_changes_a_prediction_silently(whole: damage.Trained, image: Path, tmp_path: Path) -> None:
+    refused = 0
+    with damage.rooted(whole.root):
+        for original in whole.trials(whole.root):
+            said = command("predict", str(original), str(image))
+            assert said.status == 0, said
+            for path in sorted(path for path in original.rglob("*") if path.is_file()):
+                refused += flip(path, original, said.out, image, tmp_path)
+    assert refused > 30
+
+
+def flip(path: Path, original: Path, said: str, image: Path, folder: Path) -> int:
+    """How many of FLIPS changed bytes of a file are refused; the others change nothing that is said."""
+    trial = copy_of(original, folder)
+    place, content, refused = trial.path / path.relative_to(original), path.read_bytes(), 0
+    draw = random.Random(path.name)
+    for i in [draw.randrange(len(content)) for _ in range(FLIPS)]:
+        place.write_bytes(content[:i] + bytes([content[i] ^ 1 << draw.randrange(8)]) + content[i + 1 :])
+        ended = command("predict", str(trial.path), str(image))
+        assert ended.status or ended.out == said, f"byte {i} of {path.name} changes what is predicted: {ended.out}"
+        refused += ended.status > 0
+    shutil.rmtree(trial.path)
+    return refused
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"])
+@pytest.mark.parametrize("how", ["changed", "gone"])
+def test_a_file_of_a_model_is_named(whole: damage.Trained, tmp_path: Path, name: str, how: str) -> None:
+    (original,) = (path for path in whole.trials(whole.root) if (path / "adapter").exists())
+    trial = copy_of(original, tmp_path)
+    path = trial.path / name
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes().replace(b"16", b"32").replace(b"0.", b"1.") + b" ")
+    with pytest.raises(WorkError, match=rf"damaged: {path}: it.* `carabid train`"):
+        read_trained(trial)
+
+
+@pytest.mark.parametrize("change", [{"calibration": {}}, {"train_means": {}}, {"config_hash": "0" * 64}, {"more": 1}])
+def test_a_record_of_training_that_was_edited_is_damaged(
+    whole: damage.Trained, tmp_path: Path, change: dict[str, object]
+) -> None:
+    trial = copy_of(whole.trials(whole.root)[0], tmp_path)
+    write_json(trial.trained, read_json(trial.trained) | change)
+    with pytest.raises(WorkError, match=r"damaged: .*trained\.json: its content is not what was written"):
+        read_trained(trial)
+
+
+def test_a_record_of_before_there_were_hashes_is_read(whole: damage.Trained, tmp_path: Path) -> None:
+    trial = copy_of(whole.trials(whole.root)[0], tmp_path)
+    record = read_trained(trial)
+    older = {key: value for key, value in record.items() if key != "content"}
+    write_json(trial.trained, older)
+    assert read_trained(trial) == older

@@ -1,0 +1,50 @@
+"""The short form of `make fuzz`, and the check that its judge can fail."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from tests.fuzz import verdict
+from tests.fuzz.__main__ import KINDS, run
+from tests.fuzz.verdict import Case, judge
+
+SHORT = {"configs": 400, "profiles": 100, "tables": 300, "images": 200, "damage": 15}
+"""Cases of each kind: half a minute together."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_that_is_mistyped_or_damaged_ends_in_anything_but_words_for_people(kind: str, place: Path) -> None:
+    (place / kind).mkdir()
+    assert not run(kind, range(SHORT[kind]), seed=0, place=place / kind)
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("case", "what"),
+    [
+        (Case("x", lambda: _raise(KeyError("a"))), "KeyError"),
+        (Case("x", lambda: _raise(UserError("a" * 2001))), "a message of 2001 characters"),
+        (Case("x", lambda: _raise(UserError("it is wrong")), ("table.csv",)), "names none of table.csv"),
+        (Case("x", lambda: time.sleep(5)), "no answer within 0.05 s"),
+        (Case("x", lambda: verdict.refused_or_done(verdict.Ended(3, "", "?"))), "exit status 3"),
+    ],
+)
+def test_each_kind_of_failure_is_seen(case: Case, what: str) -> None:
+    found = judge(case, seconds=0.05)
+    assert found is not None and what in found.what
+
+
+def test_a_refusal_in_words_that_names_the_place_is_no_failure() -> None:
+    assert judge(Case("x", lambda: _raise(UserError("table.csv, line 3: empty")), ("table.csv",))) is None

@@ -2,16 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 3
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 DISTURBANCES ?= 100
 SEED ?= 0
 
-.PHONY: demo test chaos fuzz lint cluster-up cluster-down clean
+.PHONY: demo check test test-long chaos fuzz lint cluster-up cluster-down clean
 
 demo: .venv/installed
 	$(BIN)/carabid demo
 
+# What a contributor runs ten times a day: lint, types, and the tests that start no job and train nothing.
+check: lint
+	$(PYTEST) -m "not slurm and not jobs and not long"
+
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=15
+	$(PYTEST) --durations=15 -m "not long"
+
+# What repeats other tests at greater length: the whole demo, a grid that is disturbed, trainings that are killed at random.
+test-long: .venv/installed
+	$(PYTEST) --durations=15 -m long
 
 # A grid on a private Slurm while a seeded adversary disturbs it: the long form of tests/test_chaos.py.
 chaos: .venv/installed

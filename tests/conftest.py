@@ -17,6 +17,7 @@ from hypothesis import settings
 from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT
 from pipeline.experiments.reading import load_experiment
+from tests import forked
 from tests.cluster.cluster import Cluster
 from tests.small import make_small
 
@@ -25,8 +26,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("untimed", parent=settings.default, deadline=None)
 settings.load_profile("untimed")
 LONGEST = (
-    "test_slurm.py", "test_failure_classes.py", "test_chaos.py", "test_demo.py", "test_training.py", "test_local.py",
-    "test_pack.py", "test_secrets.py", "test_butterflies.py", "test_export.py", "test_submission_check.py",
+    "test_slurm.py", "test_chaos.py", "test_demo.py", "test_failure_classes.py", "test_training.py", "test_local.py",
+    "test_cluster.py", "test_export.py", "test_ensembles.py", "test_own_task.py", "test_submission_check.py", "test_pack.py",
+    "test_evaluation.py", "test_fetch.py", "test_secrets.py", "test_butterflies.py", "test_content.py", "test_fuzz.py",
 )  # fmt: skip
 """Files that take minutes: begun first, or all workers but one would be idle at the end."""
 
@@ -115,11 +117,10 @@ def config_of(assets: Assets, root: Path) -> Callable[..., Config]:
 
 
 def carabid(*arguments: str | Path, root: Path, cwd: Path | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run the command line; with `check`, a non-zero exit status fails the test with what it printed."""
+    """Run the command line in a process of its own; with `check`, a non-zero exit status fails the test with what it printed."""
     environ = {**os.environ, "CARABID_ROOT": str(root)}
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd or PROJECT, env=environ, timeout=600)
-    assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    done = forked.run([*map(str, arguments)], cwd or PROJECT, environ, 600)
+    assert not check or done.returncode == 0, f"{done.args}\n{done.stdout}\n{done.stderr}"
     return done
 
 

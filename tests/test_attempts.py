@@ -24,6 +24,8 @@ from pipeline.stages import evaluate, extract, train
 from tests.conftest import Assets, carabid
 from tests.test_training import StopAfter
 
+pytestmark = pytest.mark.jobs
+
 MakeConfig = Callable[..., Config]
 SLURM = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT", "GPUS_ON_NODE")
 VARIABLES = (*(f"SLURM_{name}" for name in SLURM), "SLURMD_NODENAME", "CARABID_SHARED_BY")

@@ -81,6 +81,7 @@ def test_mixing_keeps_constants_and_stays_within_the_batch(n: int, alpha: float,
     assert torch.isfinite(mixed).all()
 
 
+@pytest.mark.jobs
 def test_lambda_follows_the_beta_distribution_of_alpha() -> None:
     """Beta(α, α): mean ½ and variance 1 / (4·(2α + 1))."""
     for alpha in (0.2, 1.0, 4.0):

@@ -527,6 +527,7 @@ def probe(features: Tensor, targets: NDArray[np.float64]) -> NDArray[np.float64]
     return np.asarray(1 - (residual**2).sum(axis=0) / (spread**2).sum(axis=0))
 
 
+@pytest.mark.jobs
 @torch.no_grad()
 def test_tiny_features_show_colour_size_and_shape(clip_backbone: Backbone, dino_backbone: Backbone) -> None:
     rng = np.random.default_rng(0)
@@ -577,6 +578,7 @@ def bioclip2(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 
 @torch.no_grad()
+@pytest.mark.jobs
 def test_the_real_bioclip2_architecture_embeds_and_cuts(bioclip2: Backbone) -> None:
     shape = (bioclip2.n_blocks, bioclip2.width, bioclip2.embed_dim, bioclip2.grid, bioclip2.image_size)
     assert shape == (24, 1024, 768, (16, 16), 224)

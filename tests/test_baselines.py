@@ -236,6 +236,7 @@ def test_a_baseline_predicts_the_same_when_it_is_loaded_and_is_saved_as_tensors_
 
 
 # ---------------------------------------------------------------- whole trials
+@pytest.mark.jobs
 @pytest.mark.parametrize("method", ["climatology", "metadata"])
 def test_a_baseline_is_trained_evaluated_and_asked_like_any_trial(config_of: MakeConfig, tmp_path: Path, method: str) -> None:
     from pipeline.tasks import load_task

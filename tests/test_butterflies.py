@@ -33,6 +33,8 @@ from pipeline.tasks import load_task
 from tests.conftest import Assets, carabid
 from tests.test_export import MODELS
 
+pytestmark = pytest.mark.jobs
+
 CONFIG = "configs/butterflies/logistic.yaml"
 QUICK = ("device=cpu", "features.dtype=fp32", "data.split.fold=0", "resources.lease_seconds=1")
 MLP = ("train.epochs=3", "train.precision=fp32", "optim.lr=1e-2")

@@ -13,6 +13,7 @@ from tests.cluster.cluster import Cluster
 from tests.conftest import Assets
 
 
+@pytest.mark.long
 @pytest.mark.slurm
 def test_a_disturbed_grid_ends_with_the_results_of_an_undisturbed_one(assets: Assets, cluster: Cluster, environ: Path) -> None:
     # With this seed the shard is cut last: trainings that begin after that can only fail, and are disturbed for nothing.

@@ -297,6 +297,7 @@ def test_no_tie_is_made_by_rounding() -> None:
 
 
 # ---------------------------------------------------------------- many classes
+@pytest.mark.jobs
 def test_of_a_thousand_classes_files_stay_small_and_tell_what_can_be_compared(tmp_path: Path) -> None:
     n, n_classes, task = 4000, 1000, load_task("classify")
     rng = np.random.default_rng(0)

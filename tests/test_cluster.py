@@ -20,6 +20,8 @@ from pipeline.experiments.reading import load_experiment
 from pipeline.launch.manifest.manifest import Terms, preview_manifest
 from pipeline.launch.submitting import sbatch as slurm
 
+pytestmark = pytest.mark.jobs
+
 GOLDEN = Path(__file__).parent / "golden"
 LORA = PROJECT / "configs" / "beetles" / "lora.yaml"
 

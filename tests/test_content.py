@@ -17,6 +17,8 @@ from pipeline.models.saved import read_trained
 from tests.fuzz import damage
 from tests.fuzz.verdict import command
 
+pytestmark = pytest.mark.jobs
+
 FLIPS = 3
 """Bytes of each file of each trial."""
 

@@ -20,7 +20,7 @@ from pipeline.reporting.results import sort_rows
 from tests.conftest import carabid
 from tests.test_results import finish, plan
 
-pytestmark = pytest.mark.usefixtures("root")
+pytestmark = [pytest.mark.jobs, pytest.mark.usefixtures("root")]
 HOUR = 3600
 
 

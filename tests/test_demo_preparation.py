@@ -12,6 +12,8 @@ from pipeline.config.backbone import Dinov2, OpenClip
 from pipeline.demo import prepare
 from pipeline.synthetic.beetles import Size
 
+pytestmark = pytest.mark.jobs
+
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:

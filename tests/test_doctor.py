@@ -37,6 +37,8 @@ from tests.conftest import Assets, carabid
 from tests.small import named
 from tests.test_launch import fake_command
 
+pytestmark = pytest.mark.jobs
+
 GB = 10**9
 NO_GPU = tuple(f"resources.{stage}.gpus_per_node=0" for stage in ("extract", "train", "evaluate"))
 

@@ -360,6 +360,7 @@ main()
 """
 
 
+@pytest.mark.jobs
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_after_ctrl_c_or_a_kill_the_same_command_goes_on(
     photos: Path, tmp_path: Path, how: int, capsys: pytest.CaptureFixture[str]

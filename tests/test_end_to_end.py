@@ -31,6 +31,8 @@ from tests.conftest import Assets
 from tests.small import image_files, named, small_config
 from tests.test_training import StopAfter
 
+pytestmark = pytest.mark.jobs
+
 AUGMENTED = {"flip": True, "rotation": 20, "scale": 0.2, "shift": 0.1, "brightness": 0.2, "contrast": 0.2, "erase": 0.3}
 MakeTrial = Callable[..., tuple[Config, TrialDir]]
 

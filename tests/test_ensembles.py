@@ -31,6 +31,8 @@ from pipeline.reporting.state import planned_trials
 from pipeline.stages import collect, ensemble, evaluate, extract, train
 from tests.conftest import Assets, carabid
 
+pytestmark = pytest.mark.jobs
+
 TARGETS = ("a", "b")
 ENDS = [f"{target}_{end}" for target in TARGETS for end in SAID]
 

@@ -23,6 +23,8 @@ from pipeline.models.saved import read_trained, write_trained
 from pipeline.stages import evaluate, extract, train
 from tests.conftest import Assets, carabid
 
+pytestmark = pytest.mark.jobs
+
 MakeConfig = Callable[..., Config]
 SMALL = ("train.epochs=2", "features.dtype=fp32")
 QUICK_LORA = ("model.encoder.r=4", "model.encoder.alpha=4")

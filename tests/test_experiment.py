@@ -556,6 +556,7 @@ def test_a_config_is_found_from_any_folder_and_the_current_one_comes_first(here:
     assert find_config("configs/beetles/lora.yaml") == mine
 
 
+@pytest.mark.jobs
 @given(st.text(max_size=20))
 @example("{a: 1")
 @example("!!timestamp 2024-13-45")

@@ -38,6 +38,8 @@ from tests.conftest import Assets
 from tests.test_ensembles import MLP, finish
 from tests.test_fetch import in_cache
 
+pytestmark = pytest.mark.jobs
+
 NAMES = Names(("1", "3"), ("Carabus goryi", "Tetracha carolina"), ("ABCD",))
 EVENTS: dict[str, tuple[str | None, int, str | None]] = {
     "known": ("3", 3, "Carabus goryi"),

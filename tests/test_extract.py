@@ -25,6 +25,8 @@ from pipeline.stages.inputs import feature_key
 from pipeline.tasks import load_task
 from tests.small import SHARDS, extract_and_log, image_files, small_config, start
 
+pytestmark = pytest.mark.jobs
+
 CUT = {"encoder": {"kind": "finetuned", "blocks": 2}}
 
 

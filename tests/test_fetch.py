@@ -29,6 +29,8 @@ from tests.conftest import Assets, carabid
 from tests.fake_hub import COMMIT, TOKEN, Hub, fake_hub
 from tests.small import NAMED, image_files, small_config
 
+pytestmark = pytest.mark.jobs
+
 FROZEN = "configs/beetles/frozen.yaml"
 ON_HUB = ("data.source=owner/beetles", "backbone.name=hf-hub:owner/tiny-clip", "device=cpu", "train.epochs=2")
 NO_WAITING = "import time; time.sleep = lambda s: None; from pipeline.cli import main; main()"

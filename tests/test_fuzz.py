@@ -12,6 +12,8 @@ from tests.fuzz import verdict
 from tests.fuzz.__main__ import KINDS, run
 from tests.fuzz.verdict import Case, judge
 
+pytestmark = pytest.mark.jobs
+
 SHORT = {"configs": 400, "profiles": 100, "tables": 300, "images": 200, "damage": 15}
 """Cases of each kind: half a minute together."""
 

@@ -194,6 +194,7 @@ def event_r2(data: Dataset, pixels: np.ndarray, unseen: bool) -> float:
     return float((1 - (error**2).sum() / ((true - true.mean()) ** 2).sum()).mean())
 
 
+@pytest.mark.jobs
 def test_drought_shows_in_shape_but_not_in_mean_colour_nor_elsewhere_nor_in_permuted_targets(whole: Path) -> None:
     data, permuted = load(whole), load(whole, permute_targets=True)
     shapes, colours = thumbnails(data, 8), thumbnails(data, 1)

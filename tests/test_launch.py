@@ -43,7 +43,7 @@ from pipeline.signals import WALLTIME_SIGNAL, StopFlag
 from tests.small import load_named as load_experiment
 
 LORA = PROJECT / "configs" / "beetles" / "lora.yaml"
-pytestmark = pytest.mark.usefixtures("root", "empty_queue")
+pytestmark = [pytest.mark.jobs, pytest.mark.usefixtures("root", "empty_queue")]
 
 
 def load(*overrides: str) -> Experiment:

@@ -18,6 +18,8 @@ from pipeline.disk.writing import read_json
 from tests.conftest import Assets, carabid, hear_ctrl_c
 from tests.small import image_files
 
+pytestmark = pytest.mark.jobs
+
 CONFIG = "configs/beetles/frozen.yaml"
 
 

@@ -35,6 +35,8 @@ from pipeline.stages.inputs import load_inputs
 from pipeline.stages.predict import Origin, predict_files
 from tests.small import image_files, small_config
 
+pytestmark = pytest.mark.jobs
+
 
 # ---------------------------------------------------------------- the kinds
 class Halves(Backbone):

@@ -28,6 +28,8 @@ from pipeline.training.run import Fitted
 from pipeline.training.samples import embeddings, predict
 from tests.conftest import Assets
 
+pytestmark = pytest.mark.jobs
+
 
 class LeastSquares(Model):
     """A linear map of the embedding."""

@@ -18,6 +18,8 @@ from pipeline.errors import UserError
 from pipeline.metrics.figures import Figure
 from tests.conftest import carabid
 
+pytestmark = pytest.mark.jobs
+
 EXAMPLES = PROJECT / "docs" / "examples"
 SUBMIT = ("submit", "phenology.yaml", "seed=0,1", "device=cpu", "--cluster", "local", "--wait")
 UNFINISHED = """from typing import Literal

@@ -24,6 +24,8 @@ from pipeline.stages import extract
 from tests.conftest import Assets, carabid
 from tests.test_slurm import NO_GPU, SMALL, logs, results, wait_for_all
 
+pytestmark = pytest.mark.jobs
+
 CONFIG = "configs/beetles/frozen.yaml"
 MakeManifest = Callable[..., Manifest]
 

@@ -22,6 +22,8 @@ from pipeline.experiments.reading import load_experiment
 from tests.conftest import Assets, carabid
 from tests.fake_hub import TOKEN, Hub, fake_hub
 
+pytestmark = pytest.mark.jobs
+
 FROZEN = "configs/beetles/frozen.yaml"
 PASSWORD = "OpenSesame-of-the-proxy"
 OPAQUE = "a-token-of-no-known-shape"

@@ -26,6 +26,8 @@ from tests.conftest import Assets
 from tests.test_provenance import COMMIT, git
 from tests.test_slurm import NO_GPU, SMALL, logs, results, wait_for_all
 
+pytestmark = pytest.mark.jobs
+
 BREAK = "raise RuntimeError('this code was not submitted')\n"
 
 

@@ -274,6 +274,7 @@ def test_a_split_whose_column_is_not_named_is_refused_by_the_configuration(kind:
 
 
 # ---------------------------------------------------------------- what belongs together
+@pytest.mark.jobs
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=40))
 def test_rows_are_joined_as_a_graph_of_groups_and_labels_is_connected(pairs: list[tuple[int, int]]) -> None:
     from scipy.sparse import coo_array

@@ -248,6 +248,7 @@ def test_a_relative_folder_is_refused() -> None:
 
 
 # ---------------------------------------------------------------- training and evaluation
+@pytest.mark.jobs
 def test_a_trial_is_trained_and_evaluated_from_the_copy_with_the_same_results(
     assets: Assets, root: Path, node: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,8 @@ from pipeline.export.contents import read_contents
 from pipeline.export.whitelist import WHITELIST, Requirement, parse_requirements
 from tests.conftest import carabid
 
+pytestmark = pytest.mark.jobs
+
 LARGEST = 6
 MEAN = 'np.mean([np.asarray(s["relative_img"].convert("RGB").resize((8, 8))).mean() for s in specimens]) / 255'
 ANSWER = '{target: {"mu": mu, "sigma": 1.0} for target in ("SPEI_30d", "SPEI_1y", "SPEI_2y")}'

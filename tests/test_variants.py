@@ -246,6 +246,7 @@ def test_a_submission_makes_the_features_of_each_backbone_once() -> None:
         assert {trial.config.backbone for trial in manifest.reading(number)} == {them}
 
 
+@pytest.mark.jobs
 def test_a_manifest_gives_back_the_trials_of_every_variant_and_plan_shows_them() -> None:
     experiment = planned()
     manifest = make_manifest(experiment, experiment.trials)

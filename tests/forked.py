@@ -1,0 +1,43 @@
+"""Commands in processes of their own, forked from one that has loaded torch: a Python that loads it takes some four seconds
+of CPU, and the tests start a hundred. What reads the environment as it is imported (the Hub's libraries) is not loaded before."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+WARM = ["torch", "torch._dynamo", "torchvision", "pandas", "pyarrow.parquet", "scipy.special", "sklearn.linear_model"]
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(WARM)
+
+
+def run(arguments: Sequence[str], cwd: Path, environ: Mapping[str, str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """`carabid …` with these arguments. Raises TimeoutExpired."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = SERVER.Process(target=_command, args=(list(arguments), str(cwd), dict(environ), str(out), str(err)))
+        process.start()
+        process.join(seconds)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(list(arguments), seconds)
+        texts = [path.read_text() if path.exists() else "" for path in (out, err)]
+        return subprocess.CompletedProcess(["carabid", *arguments], process.exitcode, *texts)
+
+
+def _command(arguments: list[str], cwd: str, environ: dict[str, str], out: str, err: str) -> None:
+    os.environ.clear()
+    os.environ.update(environ)
+    os.chdir(cwd)
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+    sys.argv = ["carabid", *arguments]
+    from pipeline.cli import main
+
+    main()

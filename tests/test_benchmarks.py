@@ -1,0 +1,71 @@
+"""Each script of benchmarks/ in a short form: that it runs, and that the two ways it sets side by side say the same."""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import forecasts, head_training, ridge, silhouettes
+from pipeline.disk.layout import PROJECT
+from tests import conftest
+
+
+def test_every_script_has_a_short_form_here() -> None:
+    scripts = {path.stem for path in (PROJECT / "benchmarks").glob("*.py")} - {"__init__"}
+    assert scripts == {module.__name__.rpartition(".")[2] for module in (forecasts, head_training, ridge, silhouettes)}
+
+
+def test_head_training_times_an_epoch_each_way(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in {"N": 256, "WIDTH": 16, "LAYERS": (16, 8, 3), "WORKERS": 0}.items():
+        monkeypatch.setattr(head_training, name, value)
+    head_training.main(1)
+    assert re.search(r"carabid \d\.\d\d s, sample \d\.\d\d s .*\nratio sample/carabid: \d+\.\d\d", capsys.readouterr().out)
+
+
+def test_ridge_finds_the_same_weights_both_ways(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in {"N": 300, "WIDTH": 20}.items():
+        monkeypatch.setattr(ridge, name, value)
+    monkeypatch.setattr("sys.argv", ["ridge.py", "1"])
+    ridge.main()
+    told = re.search(r"ratio \d+\.\d; weights differ by at most (\S+)", capsys.readouterr().out)
+    assert told and float(told[1]) < 1e-5
+
+
+def test_silhouettes_are_measured_as_by_hand(tmp_path: Path) -> None:
+    mask = np.zeros((40, 50), np.uint8)
+    mask[10:20, 5:45] = 255  # 10 high, 40 wide
+    Image.fromarray(mask).convert("1").save(tmp_path / "a.png")
+    assert silhouettes.write_csv(tmp_path, tmp_path / "shapes.csv") == 1
+    with (tmp_path / "shapes.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["filename"] == "a.png"
+    measured = [float(row[name]) for name in silhouettes.TARGETS]
+    assert measured == pytest.approx([400 / 2000, 4.0, np.sqrt((10**2 - 1) / (40**2 - 1))])
+
+
+@pytest.mark.jobs
+def test_forecasts_compares_methods_over_folds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = {name: forecasts.MUST_BEAT[name] for name in ("forecast", "ridge")}
+    quick["forecast"] = replace(quick["forecast"], overrides=(*forecasts.PIXELS, "train.epochs=2"))
+    monkeypatch.setattr(forecasts, "MUST_BEAT", quick)
+    monkeypatch.setattr(forecasts, "VARIANTS", {"forecast": quick["forecast"]})
+    monkeypatch.setattr(forecasts, "carabid", small)
+    monkeypatch.setattr("sys.argv", ["forecasts.py", str(tmp_path), "0"])
+    forecasts.main()
+    out = capsys.readouterr().out
+    assert all(out.count(method.label) >= 2 for method in quick.values()), out
+    assert "of 5 |" in out and "nan" not in out, out
+
+
+def small(*arguments: object, root: Path) -> None:
+    """`carabid` on a tenth of the data, on the CPU."""
+    more = ("--scale", 0.1) if arguments[0] == "generate" else ("device=cpu", "train.precision=fp32", "features.dtype=fp32")
+    conftest.carabid(*map(str, (*arguments, *more)), root=root)

@@ -8,32 +8,46 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 WARM = ["torch", "torch._dynamo", "torchvision", "pandas", "pyarrow.parquet", "scipy.special", "sklearn.linear_model"]
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(WARM)
+ENVIRON = dict(os.environ)
+"""As it was before any test changed it: what the process that others are forked from begins with."""
+
+
+def process(function: Callable[..., None], *arguments: Any, daemon: bool = False) -> ForkServerProcess:
+    """A process of its own that will run a module-level function."""
+    with mock.patch.dict(os.environ, ENVIRON, clear=True):
+        forkserver.ensure_running()
+    return SERVER.Process(target=function, args=arguments, daemon=daemon)
 
 
 def run(arguments: Sequence[str], cwd: Path, environ: Mapping[str, str], seconds: float) -> subprocess.CompletedProcess[str]:
     """`carabid …` with these arguments. Raises TimeoutExpired."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        process = SERVER.Process(target=_command, args=(list(arguments), str(cwd), dict(environ), str(out), str(err)))
-        process.start()
-        process.join(seconds)
-        if process.exitcode is None:
-            process.kill()
+        started = process(_command, list(arguments), str(cwd), dict(environ), str(out), str(err))
+        started.start()
+        started.join(seconds)
+        if started.exitcode is None:
+            started.kill()
             raise subprocess.TimeoutExpired(list(arguments), seconds)
         texts = [path.read_text() if path.exists() else "" for path in (out, err)]
-        return subprocess.CompletedProcess(["carabid", *arguments], process.exitcode, *texts)
+        return subprocess.CompletedProcess(["carabid", *arguments], started.exitcode, *texts)
 
 
 def _command(arguments: list[str], cwd: str, environ: dict[str, str], out: str, err: str) -> None:
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(cwd)
+    sys.path[:0] = [cwd, *filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))]  # as `python -m` has them
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import multiprocessing
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ from pipeline.config.trial import Config
 from pipeline.experiments.documents import Layer
 from pipeline.experiments.reading import Experiment, load_experiment
 from pipeline.synthetic.beetles import IMAGE_COLUMNS
+from tests import forked
 
 SHARDS = 5
 """Of 8 images each."""
@@ -92,9 +92,7 @@ def image_files(table: Path, column: str = "file_path") -> list[Path]:
 # ---------------------------------------------------------------- processes
 def start(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
     """A process of its own that runs a module-level function; it starts fast, from a server that has torch loaded."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.stages.extract", "pipeline.backbones.open_clip", "datasets"])
-    process = context.Process(target=function, args=arguments, daemon=True)
+    process = forked.process(function, *arguments, daemon=True)
     process.start()
     return process
 

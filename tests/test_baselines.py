@@ -22,6 +22,7 @@ from pipeline.data.truth import Numbers
 from pipeline.disk.layout import TrialDir, experiment_dir
 from pipeline.disk.writing import read_json
 from pipeline.features.bank import TensorBank
+from pipeline.metrics.probabilistic import MIN_SIGMA
 from pipeline.models.base import Facts
 from pipeline.models.baselines import Boosting, Climatology
 from pipeline.models.metadata import Names
@@ -100,6 +101,7 @@ def test_climatology_is_that_of_the_site_and_season_else_of_the_domain_else_of_a
     for i, row in enumerate(new.itertuples()):
         expected = by_pandas(table, row, window, least)
         found = [figure for t in range(2) for figure in (said.mean[i, t], np.sqrt(said.variance[i, t]))]
+        expected[1::2] = [max(sigma, MIN_SIGMA) for sigma in expected[1::2]]
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-4), row
     assert (said.log_weights == 0).all()
 

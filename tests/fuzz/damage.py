@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +19,13 @@ from PIL import Image
 
 from pipeline.backbones.tiny import write_tiny_open_clip
 from pipeline.disk.layout import PROJECT
-from pipeline.errors import WorkError
+from pipeline.disk.writing import write_text
+from pipeline.errors import Interrupted, UserError, WorkError
+from pipeline.experiments.reading import dump_config, load_experiment
+from pipeline.launch.jobs.trials import recorded_failure
+from pipeline.launch.manifest.manifest import Terms, make_manifest
+from pipeline.signals import StopFlag
+from pipeline.stages import train
 from pipeline.tasks import load_task
 from tests.fuzz.values import VALUES, paths_in, spoil, spoil_bytes
 from tests.fuzz.verdict import Case, Ended, command, refused_or_done
@@ -61,7 +68,23 @@ def trained(place: Path) -> Trained:
             for stage in ("extract", "train", "evaluate", "collect"):
                 ended = command(stage, *request)
                 assert ended.status == 0, (stage, request, ended)
+        leave_unfinished(requests["beetles-pixels"])
     return Trained(root, requests)
+
+
+def leave_unfinished(request: tuple[str, ...]) -> None:
+    """Beside what is done: a trial that failed, one that was interrupted and has a checkpoint, and a submission's record."""
+    experiment = load_experiment(request[0], (*request[1:-1], "seed=7,8", "model.head.kind=mlp"))
+    make_manifest(experiment, experiment.trials, Terms(argv=("carabid", "submit")))
+    failed, stopped = experiment.trials
+    with contextlib.suppress(UserError), recorded_failure(experiment.dir.trial(failed.name), "train"):
+        write_text(experiment.dir.trial(failed.name).config, dump_config(failed.config))
+        raise UserError("table.csv, line 3: made to fail")
+    flag = StopFlag()
+    flag.signal = signal.SIGTERM
+    with contextlib.suppress(Interrupted):
+        train.run(stopped.config, experiment.dir.trial(stopped.name), flag)
+    assert experiment.dir.trial(stopped.name).resume_state.exists()
 
 
 def rooted(root: Path) -> Any:
@@ -74,7 +97,9 @@ def damage_case(number: int, draw: random.Random, place: Path) -> Case:
     root = place / "spoilt"
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(whole.root, root, symlinks=True)
-    path = draw.choice([path for path in sorted(root.rglob("*")) if path.is_file() and path.suffix not in KEPT])
+    files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.suffix not in KEPT and "code" not in path.parts]
+    records = [path for path in files if path.suffix in (".json", ".parquet") and "trained" in path.parts]
+    path = draw.choice(records if draw.random() < 0.6 else files)
     spoil_file(path, draw)
     actions = every_command(whole, root, place)
     chosen = draw.sample(actions, 4)
@@ -104,7 +129,8 @@ def spoil_file(path: Path, draw: random.Random) -> None:
 
 def every_command(whole: Trained, root: Path, place: Path) -> list[Callable[[], Ended]]:
     """The commands that read what is trained."""
-    requests = [tuple(text.replace(str(whole.root), str(root)) for text in request) for request in whole.requests.values()]
+    requests = [(*whole.requests["beetles-pixels"][:-1], "seed=7,8", "model.head.kind=mlp"), *whole.requests.values()]
+    requests = [tuple(text.replace(str(whole.root), str(root)) for text in request) for request in requests]
     image = place / "image.png"
     Image.new("RGB", (40, 30), (200, 120, 30)).save(image)
     lines = [("results",), ("results", "--format", "json"), ("results", "--cost"), ("results", "--format", "csv")]

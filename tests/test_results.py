@@ -286,12 +286,50 @@ def test_damaged_results_are_a_failed_trial_and_the_others_are_shown(content: st
     file = experiment.dir.trial(experiment.trials[0].name).results
     write_text(file, content)
     damaged, whole = collect(all_experiments())
-    assert (
-        whole.state == "done"
-        and damaged.state == "failed"
-        and f"damaged: {file}: " in damaged.reason
-        and "Delete it" in damaged.reason
-    )
+    assert whole.state == "done" and damaged.state == "failed"
+    assert damaged.reason.startswith(f"damaged: {file}: ") and "Delete it" in damaged.reason
+
+
+ODD: list[tuple[str, str]] = [
+    ('"split": "test"', '"split": true'),
+    ('"split": "test"', '"split": ["test"]'),
+    ('"headline": {', '"headline": {"x": 1, '),
+    ('"figures": {', '"figures": {"r2": NaN, "x": '),
+    ('"lower_is_better": [', '"lower_is_better": [{}, '),
+    ('"figures": {', '"figures": {"more": ' + "[" * 100_000 + "]" * 100_000 + ", "),
+]
+"""What stands in results.json, and what stands there instead."""
+
+
+@pytest.mark.parametrize(("was", "odd"), ODD, ids=[odd[:40] for _, odd in ODD])
+def test_odd_results_are_a_failed_trial_in_every_form_and_the_others_are_shown(was: str, odd: str) -> None:
+    experiment = plan("optim.lr=1e-3,2e-3")
+    for trial in experiment.trials:
+        finish(trial, experiment, 0.5)
+    file = experiment.dir.trial(experiment.trials[0].name).results
+    text = file.read_text()
+    assert was in text
+    write_text(file, text.replace(was, odd, 1))
+    rows = collect(all_experiments())
+    assert [row.state for row in rows] == ["failed", "done"] and rows[0].reason.startswith(f"damaged: {file}: ")
+    assert to_csv(rows) and to_json(rows) and to_markdown(by_look_lines(rows))
+
+
+def by_look_lines(rows: list[Row]) -> dict[Any, list[Line]]:
+    return {look: summarize(some, "r2") for look, some in by_look(rows).items()}
+
+
+@pytest.mark.parametrize(
+    "failure", ['{"stage": {}, "message": "x"}', '{"stage": [], "message": {}}', "[" * 100_000, '{"stage": 1}']
+)
+def test_an_odd_record_of_a_failure_is_damaged_and_hides_no_other(failure: str) -> None:
+    experiment = plan("optim.lr=1e-3,2e-3")
+    finish(experiment.trials[1], experiment, 0.5)
+    folder = experiment.dir.trial(experiment.trials[0].name)
+    write_text(folder.config, dump_config(experiment.trials[0].config))
+    write_text(folder.failure, failure)
+    rows = collect(all_experiments())
+    assert [row.state for row in rows] == ["failed", "done"] and rows[0].reason.startswith(f"damaged: {folder.failure}: ")
 
 
 def test_a_damaged_config_is_said_and_not_taken_for_a_repetition_of_nothing() -> None:

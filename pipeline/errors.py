@@ -7,8 +7,7 @@ import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-MOST = 50
-"""Names that a message lists."""
+MOST = 50  # names that a message lists
 REQUEUE_STATUS = 75
 """Exit status (EX_TEMPFAIL) that a job script answers with `scontrol requeue`."""
 

@@ -3,6 +3,7 @@ prediction with it, without a word."""
 
 from __future__ import annotations
 
+import errno
 import random
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import read_json, write_json
 from pipeline.errors import WorkError
+from pipeline.models import saved
 from pipeline.models.saved import read_trained
 from tests.fuzz import damage
 from tests.fuzz.verdict import command
@@ -94,3 +96,16 @@ def test_a_record_of_before_there_were_hashes_is_read(whole: damage.Trained, tmp
     older = {key: value for key, value in record.items() if key != "content"}
     write_json(trial.trained, older)
     assert read_trained(trial) == older
+
+
+def test_what_the_disk_does_not_give_is_not_damaged_and_is_not_trained_again(
+    whole: damage.Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = copy_of(whole.trials(whole.root)[0], tmp_path)
+
+    def fail(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(saved, "sha256_of_file", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        read_trained(trial)

@@ -22,13 +22,15 @@ class Damaged(WorkError):
 def reading(path: Path, remedy: str, kind: type[UserError | WorkError] = Damaged) -> Iterator[None]:
     """While `path` is read: whatever error its content leads to, in whatever library, becomes `kind`, with what to do about it.
 
-    A file that is not there is no damaged one; our own errors, Ctrl-C and a full memory stay what they are.
+    What the disk does not give is not damaged, and must not be made again for that: its errors, and our own, stay what they are.
     """
     try:
         yield
-    except (UserError, WorkError, FileNotFoundError, NotADirectoryError, MemoryError):
+    except (UserError, WorkError, MemoryError):
         raise
     except Exception as error:  # JSON, Parquet, safetensors, torch and skops raise errors of many kinds
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise kind(f"damaged: {path}: {in_short(error)} {remedy}") from error
 
 
@@ -49,5 +51,4 @@ def sha256_of_file(path: Path) -> str:
 def in_short(error: BaseException) -> str:
     """An error of a library in one sentence that a person reads to its end, without the password of a proxy."""
     text = hide(" ".join(str(error).split())) or type(error).__name__
-    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
-    return text if text[-1] in ".!?…" else f"{text}."
+    return (text if text[-1] in ".!?…" else f"{text}.") if len(text) <= LONGEST else f"{text[:LONGEST]}…"

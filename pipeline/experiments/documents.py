@@ -169,10 +169,9 @@ def _parse(text: str) -> tuple[yaml.Node | None, Any]:
         if node and _size(node, {}) > MAX_CHARACTERS:
             raise ValueError(f"its values are longer than {MAX_CHARACTERS:,} characters, aliases written out")
         return node, loader.construct_document(node) if node else None
-    except RecursionError:
-        raise ValueError("its values lie too deep in one another, or one in itself") from None
     except Exception as error:  # PyYAML raises errors of many kinds on text that is meant for no YAML
-        raise ValueError(str(error)) from error
+        is_deep = isinstance(error, RecursionError)
+        raise ValueError("its values lie too deep in one another, or one in itself" if is_deep else f"{error}") from error
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:

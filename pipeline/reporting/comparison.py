@@ -110,7 +110,7 @@ def candidates(experiments: Iterable[ExperimentDir]) -> list[Candidate]:
 
 
 def _candidate(experiment: ExperimentDir, trial: TrialDir) -> Candidate | None:
-    with suppress(FileNotFoundError, Damaged), reading(trial.results, AGAIN):  # (what is damaged, `carabid results` tells)
+    with suppress(OSError, Damaged), reading(trial.results, AGAIN):  # (what is damaged, `carabid results` tells)
         results = read_json(trial.results)
         summary = results["summary"]
         science = saved_science(trial.config)
@@ -219,8 +219,8 @@ def _read(trial: Candidate, figure: str) -> Tested:
     try:
         with reading(trial.trial.path, again, UserError):
             return load_task(trial.task).tested(trial.trial, figure)
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is not there. {again}") from error
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}. {again}") from error
 
 
 def _check_same_images(tested: Mapping[Candidate, Tested]) -> None:

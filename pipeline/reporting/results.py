@@ -231,14 +231,14 @@ def _row(experiment: ExperimentDir, name: str) -> Row:
     try:
         with reading(trial.results, AGAIN):
             return _with_results(row, read_json(trial.results), _group(name, config))
-    except (FileNotFoundError, Damaged) as error:
+    except (OSError, Damaged) as error:
         return replace(row, state="failed", reason=str(error))
 
 
 def _ensembles(experiment: ExperimentDir) -> Iterator[Row]:
     """Rows of the ensembles; one whose members have other results by now waits, out of sight, for the next collection."""
     for folder in experiment.ensembles():
-        with suppress(FileNotFoundError), told(), reading(folder.results, "Delete it, and `carabid collect` makes it again."):
+        with suppress(OSError), told(), reading(folder.results, "Delete it, and `carabid collect` makes it again."):
             results = read_json(folder.results)
             members = tuple(results["members"])
             if results["made_from"] != {name: hash_results(experiment.trial(name)) for name in members}:

@@ -88,7 +88,7 @@ def trial_state(trial: TrialDir, config: Config | None = None, sources: Sources 
     """
     try:
         return _state(trial, config, sources)
-    except Damaged as error:
+    except (Damaged, OSError) as error:
         return TrialState("failed", str(error))
 
 
@@ -123,7 +123,7 @@ def planned_trials(experiment: ExperimentDir) -> list[str]:
 
 def _planned(submission: Path) -> list[str]:
     """Names of a submission's trials; a record that is damaged is said on stderr, and must not hide all others."""
-    with suppress(FileNotFoundError), told(), reading(submission, "Trials that stand in it alone are not shown."):
+    with suppress(OSError), told(), reading(submission, "Trials that stand in it alone are not shown."):
         return [str(trial["name"]) for trial in read_json(submission)["trials"]]
     return []
 

@@ -208,5 +208,6 @@ def _open(file: Path) -> Image.Image:
     try:
         with reading(file, "It is not a readable image.", UserError):
             return decode(file.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{file} does not exist: name image files that do.") from None
+    except OSError as error:
+        what = "does not exist" if isinstance(error, FileNotFoundError) else "is not a readable image"
+        raise UserError(f"{file} {what}: {error.strerror}. Name image files that can be read.") from error

@@ -78,7 +78,7 @@ class Parts:
         """A submission's manifest; None if it is gone or cannot be read."""
         if number not in self._manifests:
             self._manifests[number] = None
-            with suppress(FileNotFoundError, Damaged):
+            with suppress(OSError, Damaged):
                 self._manifests[number] = load_manifest(self.experiment.submission(number))
         return self._manifests[number]
 

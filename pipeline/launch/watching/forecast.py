@@ -155,9 +155,9 @@ def _read(candidates: Iterable[tuple[TrialDir, Config]], wanted: set[Kind], most
 def _read_past(folder: TrialDir, config: Config) -> _Past | None:
     """What a trial took, by the records of its training and evaluation; None if it was not trained."""
     evaluation = None
-    with suppress(FileNotFoundError, Damaged), reading(folder.provenance, ""):
+    with suppress(OSError, Damaged), reading(folder.provenance, ""):
         evaluation = float(read_json(folder.provenance)["evaluate"]["seconds"])
-    with suppress(FileNotFoundError, Damaged), reading(folder.trained, ""):
+    with suppress(OSError, Damaged), reading(folder.trained, ""):
         record = read_json(folder.trained)
         took, epochs = record["provenance"], int(record["epochs"])
         training = float(took["training_seconds"])

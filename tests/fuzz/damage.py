@@ -72,17 +72,22 @@ def trained(place: Path) -> Trained:
     return Trained(root, requests)
 
 
+def unfinished(request: tuple[str, ...]) -> tuple[str, ...]:
+    """Asks for two other trials, of a head that is trained in epochs."""
+    kept = (text for text in request if not text.startswith(("seed=", "train.epochs=")))
+    return (*kept, "seed=7,8", "model.head.kind=mlp", "train.epochs=3")
+
+
 def leave_unfinished(request: tuple[str, ...]) -> None:
     """Beside what is done: a trial that failed, one that was interrupted and has a checkpoint, and a submission's record."""
-    experiment = load_experiment(request[0], (*request[1:-1], "seed=7,8", "model.head.kind=mlp"))
+    experiment = load_experiment(request[0], unfinished(request)[1:])
     make_manifest(experiment, experiment.trials, Terms(argv=("carabid", "submit")))
     failed, stopped = experiment.trials
     with contextlib.suppress(UserError), recorded_failure(experiment.dir.trial(failed.name), "train"):
         write_text(experiment.dir.trial(failed.name).config, dump_config(failed.config))
         raise UserError("table.csv, line 3: made to fail")
-    flag = StopFlag()
-    flag.signal = signal.SIGTERM
-    with contextlib.suppress(Interrupted):
+    with contextlib.suppress(Interrupted), StopFlag().installed() as flag:
+        signal.raise_signal(signal.SIGTERM)
         train.run(stopped.config, experiment.dir.trial(stopped.name), flag)
     assert experiment.dir.trial(stopped.name).resume_state.exists()
 
@@ -129,7 +134,7 @@ def spoil_file(path: Path, draw: random.Random) -> None:
 
 def every_command(whole: Trained, root: Path, place: Path) -> list[Callable[[], Ended]]:
     """The commands that read what is trained."""
-    requests = [(*whole.requests["beetles-pixels"][:-1], "seed=7,8", "model.head.kind=mlp"), *whole.requests.values()]
+    requests = [unfinished(whole.requests["beetles-pixels"]), *whole.requests.values()]
     requests = [tuple(text.replace(str(whole.root), str(root)) for text in request) for request in requests]
     image = place / "image.png"
     Image.new("RGB", (40, 30), (200, 120, 30)).save(image)

@@ -174,6 +174,7 @@ def test_provenance_keeps_the_edit_of_a_job_script_and_not_the_token_in_it(
         subprocess.run([*git, *command], check=True)
     script.write_text(f"module load cuda\nexport HF_TOKEN={OPAQUE}\nexport https_proxy=http://u:{PASSWORD}@proxy\n")
     monkeypatch.setattr(provenance, "PROJECT", tmp_path)
+    monkeypatch.setattr(provenance, "loaded_code", provenance.code_version)  # (which is remembered of an earlier test)
     monkeypatch.setattr("sys.argv", ["carabid", "predict", TOKEN])
     monkeypatch.setenv("SECRET_OF_THE_SITE", OPAQUE)
     text = json.dumps(provenance.provenance())

@@ -55,14 +55,14 @@ class NotFetched(WorkError):
         return f"{self.why} On a machine with internet (a cluster's login node) run `{command}`, and then this again."
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what led to it, as a traceback would show them."""
+def causes(error: BaseException, hidden: bool = False) -> Iterator[BaseException]:
+    """An error and what led to it, as a traceback would show them; with what `from None` has `hidden`, if that is asked for."""
     seen: set[int] = set()
     following: BaseException | None = error
     while following and id(following) not in seen:
         yield following
         seen.add(id(following))
-        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+        following = following.__cause__ or (following.__context__ if hidden or not following.__suppress_context__ else None)
 
 
 def nearest(name: str, known: Iterable[str], listed: bool = False) -> str:

@@ -50,7 +50,7 @@ def not_loaded(what: str, error: Exception, place: Path) -> UserError | WorkErro
     """What to raise where `what` could be loaded neither from `place` in the cache nor from the Hub."""
     from huggingface_hub import constants
 
-    errors = list(causes(error))
+    errors = list(causes(error, hidden=True))
     if refusal := next(filter(_is_refusal, errors), None):
         return UserError(
             f"{what}: the Hub does not have it, or does not show it to this account: {in_short(refusal)} Check the name. "
@@ -71,7 +71,7 @@ def not_loaded(what: str, error: Exception, place: Path) -> UserError | WorkErro
 
 def was_asked(error: Exception) -> bool:
     """Whether an error came of asking the Hub, or of not being able to."""
-    return any(_is_refusal(e) or _is_silence(e) for e in causes(error))
+    return any(_is_refusal(e) or _is_silence(e) for e in causes(error, hidden=True))
 
 
 def _is_refusal(error: BaseException) -> bool:

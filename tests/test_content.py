@@ -109,3 +109,16 @@ def test_what_the_disk_does_not_give_is_not_damaged_and_is_not_trained_again(
     monkeypatch.setattr(saved, "sha256_of_file", fail)
     with pytest.raises(OSError, match="Input/output error"):
         read_trained(trial)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "adapter/adapter_model.safetensors"])
+def test_a_model_of_before_there_were_hashes_that_was_cut_short_is_damaged(
+    whole: damage.Trained, tmp_path: Path, name: str
+) -> None:
+    (original,) = (path for path in whole.trials(whole.root) if (path / "adapter").exists())
+    trial = copy_of(original, tmp_path)
+    write_json(trial.trained, {key: value for key, value in read_trained(trial).items() if key != "content"})
+    path = trial.path / name
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(WorkError, match=rf"damaged: {path}: "):
+        read_trained(trial)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -216,8 +217,8 @@ NAMED = {
     "oom": "it used more memory than it had on n",
     "gpu-oom": "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. (pipeline/training/loop.py:",
     "time": "its walltime was over, after 0:01:",
-    "preempted": "another job took its place on n1, after 0:0",
-    "node": "its node failed (n2), after 0:0",
+    "preempted": "another job took its place on n1, after {after}",
+    "node": "its node failed (n2), after {after}",
     "error": "ZeroDivisionError: division by zero (pipeline/training/loop.py:",
     "data": "data/metadata.csv, line 9: the image in column file_path cannot be read",
     "disk": "No space left on device",
@@ -237,7 +238,8 @@ def test_every_class_is_provoked() -> None:
 def test_what_is_left_names_the_class(kind: str, left: dict[str, Left]) -> None:
     seen = found(kind, left)
     failure = classify(seen.record, seen.outcome, seen.log)
-    assert failure is not None and failure.kind == kind and NAMED[kind] in failure.what, (failure, seen)
+    words = NAMED[kind].format(after=timedelta(seconds=seen.outcome.seconds if seen.outcome else 0))
+    assert failure is not None and failure.kind == kind and words in failure.what, (failure, seen)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in NAMED if kind not in UNSEEN])

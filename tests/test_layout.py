@@ -28,7 +28,7 @@ from pipeline.disk.layout import (
     store_dir,
     trained_root,
 )
-from pipeline.disk.writing import atomic_folder, atomic_path, read_json, write_bytes, write_json, write_text
+from pipeline.disk.writing import atomic_folder, atomic_path, read_json, read_record, write_bytes, write_json, write_text
 from pipeline.errors import UserError
 from tests.small import named
 
@@ -327,3 +327,12 @@ def test_json_comes_back_as_it_was(value: object) -> None:
         path = Path(folder) / "x.json"
         write_json(path, value)
         assert read_json(path) == value == json.loads(path.read_bytes())
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "NaN", '{"a": Infinity}'])
+def test_json_that_nobody_wrote_is_a_value_error_and_no_record(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"JSON|deep|Expecting"):
+        read_json(path)
+    assert read_record(path) == {}

@@ -13,18 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline import hub
 from pipeline.config.data import Columns, Data
-from pipeline.data.dataset import _signature, choose_splits, known_signature
+from pipeline.data.dataset import Dataset, _signature, choose_splits, known_signature
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import Source
 from pipeline.data.sources.csv_files import CsvSource, read_csv
 from pipeline.data.sources.hugging_face import HubSource
 from pipeline.data.sources.names import group_by_split, split_of_file
+from pipeline.data.truth import Numbers
 from pipeline.errors import NotFetched, UserError
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -390,3 +393,25 @@ def test_a_csv_in_another_encoding_is_refused_with_its_line(tmp_path: Path) -> N
     path.write_bytes("img,name\na.png,A\nb.png,Käfer\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"data\.csv, line 3: .*save the file as CSV UTF-8"):
         read_csv(path)
+
+
+def test_an_error_whose_cause_a_library_hid_still_tells_that_the_hub_was_asked() -> None:
+    try:
+        try:
+            raise ConnectionError("no network")
+        except ConnectionError:
+            raise ValueError("cannot be loaded") from None  # as `datasets` raises it
+    except ValueError as error:
+        assert hub.was_asked(error)
+
+
+def test_what_is_not_fetched_is_no_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_parquet(tmp_path / "a.parquet", [0, 1])
+    dataset = Dataset(pd.DataFrame({"source_split": ["train"], "row": [0]}), Numbers(()), make_source(path), "img")
+
+    def not_fetched(*_: object) -> bytes:
+        raise NotFetched("the images are not here.")
+
+    monkeypatch.setattr(dataset.source, "image_bytes", not_fetched)
+    with pytest.raises(NotFetched, match="carabid fetch"):
+        dataset.image_bytes(0)

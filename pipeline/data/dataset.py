@@ -17,7 +17,7 @@ from pipeline.data.sources import open_source
 from pipeline.data.sources.base import Source
 from pipeline.data.truth import Truth
 from pipeline.disk.reading import in_short
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,7 +113,7 @@ class Dataset:
         """What `read` makes of an encoded image. Raises BadImage where it cannot."""
         try:
             return read(encoded)
-        except MemoryError:
+        except (UserError, WorkError, MemoryError):
             raise
         except Exception as error:  # PIL's decoders raise errors of many kinds on damaged files
             raise self._bad(i, column, error) from error

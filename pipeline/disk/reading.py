@@ -11,8 +11,6 @@ from pathlib import Path
 from pipeline.disk.secrets import hide
 from pipeline.errors import UserError, WorkError
 
-LONGEST = 300
-
 
 class Damaged(WorkError):
     """A file is there and does not hold what it should."""
@@ -51,4 +49,4 @@ def sha256_of_file(path: Path) -> str:
 def in_short(error: BaseException) -> str:
     """An error of a library in one sentence that a person reads to its end, without the password of a proxy."""
     text = hide(" ".join(str(error).split())) or type(error).__name__
-    return (text if text[-1] in ".!?…" else f"{text}.") if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    return (text if text[-1] in ".!?…" else f"{text}.") if len(text) <= 300 else f"{text[:300]}…"

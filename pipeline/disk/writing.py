@@ -154,8 +154,11 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises OSError, RecursionError, or ValueError where it is none that `write_json` may have written."""
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    """Read a JSON file. Raises OSError, or ValueError where it is none that `write_json` may have written."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("its values lie too deep in one another") from error
 
 
 def _refuse(word: str) -> None:
@@ -164,7 +167,7 @@ def _refuse(word: str) -> None:
 
 def read_record(path: Path) -> dict[str, Any]:
     """A JSON object; an empty one where the file is not there, damaged, or of something else."""
-    with suppress(OSError, ValueError, RecursionError):
+    with suppress(OSError, ValueError):
         content = read_json(path)
         return content if isinstance(content, dict) else {}
     return {}

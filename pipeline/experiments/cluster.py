@@ -177,8 +177,7 @@ def _layer(values: dict[str, Any], places: dict[str, str], path: Path) -> Layer:
     resources, paths = values.get("resources") or {}, values.get("paths") or {}
     shared, *jobs = [resources.get(name) or {} for name in ("all", *STAGES)] if isinstance(resources, dict) else [resources]
     if not all(isinstance(block, dict) for block in (paths, shared, *jobs)):
-        keys = ", ".join(Job.model_fields)
-        raise UserError(f"{path}: paths, resources, resources.all, resources.extract, … are blocks of keys (of a job: {keys})")
+        raise UserError(f"{path}: paths, resources, resources.all, … are blocks of keys: {', '.join(Job.model_fields)}")
     resources = {key: value for key, value in resources.items() if key != "all"}
     merged = {stage: {**shared, **job} for stage, job in zip(STAGES, jobs, strict=True) if shared or stage in resources}
     below = {"resources": {**resources, **merged}, "paths": paths}

@@ -36,13 +36,11 @@ MERGED = "a merged key"  # (`<<`)
 INTEGER = re.compile(r"^[-+]?(0|[1-9][0-9]*)$")
 
 
-MAX_CHARACTERS = 1_000_000
-"""Of the values of a YAML, each alias counted as what it stands for: a few hundred bytes of these can name gigabytes."""
+MAX_CHARACTERS = 1_000_000  # of a YAML's values, aliases written out: a few hundred bytes of these can name gigabytes
 
 
 class _Yaml(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's scalars: 1e-4 is a float, 10:00:00 and 2024-01-02 are text, 010 is not the octal 8. Keys are
-    text as they are written."""
+    """SafeLoader with YAML 1.2's scalars (1e-4 is a float, 10:00:00 and 2024-01-02 are text, 010 is ten), and text for keys."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)

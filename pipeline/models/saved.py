@@ -56,8 +56,12 @@ def read_trained(trial: TrialDir) -> dict[str, Any]:
         record = dict(read_json(trial.trained))
         if record.pop("sha256", None) not in (digest(record), None):  # (None: written before there were hashes)
             raise ValueError("its content is not what was written.")
-        now, then = _content(trial), dict(record.get("content", {}), config_hash=record["config_hash"])
-    if other := next((name for name in then.keys() - {"config_hash"} if now.get(name) != then[name]), None):
+        now, then, _ = _content(trial), dict(record.get("content", {})), record["config_hash"]
+    if not then:  # written before there were hashes: at least nothing is cut short
+        for path in trial.path.rglob("*.safetensors"):
+            with reading(path, AGAIN), safe_open(path, framework="pt"):
+                pass
+    if other := next((name for name in then if now.get(name) != then[name]), None):
         what = "its content is not what was written" if other in now else "it is gone"
         raise Damaged(f"damaged: {trial.path / other}: {what}. {AGAIN}")
     return record
@@ -65,7 +69,7 @@ def read_trained(trial: TrialDir) -> dict[str, Any]:
 
 def _content(trial: TrialDir) -> dict[str, str]:
     """sha256 of each file that a trained model is made of, by its path in the trial's folder."""
-    files = (trial.model, trial.classifier, *sorted(trial.adapter.glob("*.*s*")))  # (.json and .safetensors)
+    files = (trial.model, trial.classifier, *sorted(trial.adapter.glob("adapter_*")))
     there = {path.relative_to(trial.path).as_posix(): path for path in files if path.is_file()}
     return {name: sha256_of_file(path) for name, path in there.items()}
 
@@ -82,8 +86,7 @@ def load_facts(trial: TrialDir) -> Facts:
 
 
 def load_model(config: Config, trial: TrialDir, backbone: Backbone | None) -> Model:
-    """Rebuild a trained model, in evaluation mode; `read_trained` tells before whether its files are what was written. Raises
-    WorkError if the backbone is not the one it was trained on."""
+    """Rebuild a trained model (`read_trained` vouches for its files), to evaluate. Raises WorkError for another backbone."""
     facts = load_facts(trial)
     with safe_open(trial.model, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)

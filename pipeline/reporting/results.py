@@ -252,10 +252,9 @@ def _with_results(row: Row, results: dict[str, Any], group: str) -> Row:
     optimistic = results["split"] == results["selected_on"]
     figures, headline = dict(results["figures"]), dict(results["headline"])
     texts = (results["split"], *headline.values(), *results["lower_is_better"])
-    if not headline.keys() <= figures.keys() or not all(isinstance(v, float | int | None) for v in figures.values()):
-        raise ValueError("its figures are not those of its headline, or no numbers")
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError("a split, a title or the name of a figure is no text")
+    are_numbers = headline.keys() <= figures.keys() and all(isinstance(v, float | int | None) for v in figures.values())
+    if not are_numbers or not all(isinstance(text, str) for text in texts):
+        raise ValueError("its figures are not those of its headline, or no numbers, or their names no text")
     told = {"split": results["split"], "optimistic": optimistic, "lower_is_better": tuple(results["lower_is_better"])}
     return replace(row, group=group, figures=figures, headline=headline, **told)
 

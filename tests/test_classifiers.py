@@ -22,17 +22,17 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from pipeline.config import head as head_blocks
 from pipeline.config.head import Head
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import UserError, WorkError
 from pipeline.features.bank import TensorBank
 from pipeline.metrics.classification import FIGURES
-from pipeline.models import estimators, plain
+from pipeline.models import plain
 from pipeline.models.classifiers import Classifier
-from pipeline.models.estimators import Rows
+from pipeline.models.estimators import OfSome, Rows
 from pipeline.models.metadata import Names
-from pipeline.models.one_class import OneClass
 from pipeline.signals import StopFlag
 from pipeline.training.classifiers import fit_classifier, fit_path, grouped_folds
 from pipeline.training.run import Fitted, Run, Stop
@@ -107,7 +107,7 @@ def fit_it(model: Classifier, train: Samples, validation: Samples, config: Confi
 
 
 def plain_arrays(estimator: Any, head: Any) -> Any:
-    return head.recipe().arrays(estimator)
+    return head.recipe().arrays(estimator.fitted)
 
 
 # ---------------------------------------------------------------- plain arrays
@@ -212,8 +212,8 @@ def test_knn_distance_is_the_mean_distance_to_the_nearest_that_are_not_positive(
     np.testing.assert_allclose(distance_of(made, estimator, make_rows(seed=1).x), expected, rtol=1e-6)
 
 
-def distance_of(head: Any, estimator: OneClass, x: Any) -> Any:
-    arrays = {**estimator.arrays, "slope": np.ones(1), "intercept": np.zeros(1)}
+def distance_of(head: Any, estimator: OfSome, x: Any) -> Any:
+    arrays = {**estimator.fitted.arrays, "slope": np.ones(1), "intercept": np.zeros(1)}
     return plain.log_odds(head.kind, arrays, x)
 
 
@@ -270,7 +270,7 @@ def test_all_penalties_of_logistic_regression_are_those_of_fits_of_their_own() -
 
 def test_each_penalty_starts_where_the_one_before_has_ended() -> None:
     first, second = fit_path(make_head("logistic", Cs=(1.0, 1.001)), make_rows(n=200, width=6), "ab", 0)
-    assert second[-1].n_iter_[0] < first[-1].n_iter_[0] / 2
+    assert second.fitted[-1].n_iter_[0] < first.fitted[-1].n_iter_[0] / 2
 
 
 def test_trees_grow_on_without_holding_out_images_that_other_photographs_betray() -> None:
@@ -279,7 +279,7 @@ def test_trees_grow_on_without_holding_out_images_that_other_photographs_betray(
 
 
 def test_a_calibrated_model_does_not_keep_its_folds() -> None:
-    assert fit("svc", make_rows())[1].cv is None
+    assert fit("svc", make_rows())[1].fitted.cv is None
 
 
 @pytest.mark.parametrize("metric", ["roc_auc", "average_precision", "balanced_accuracy", "log_loss"])
@@ -365,7 +365,7 @@ def test_auxiliary_columns_are_parents_and_no_classes() -> None:
     config = make_config("mahalanobis")
     model = Classifier(config.model.head, "ab", normalize=False)  # type: ignore[arg-type]
     fit_it(model, *(make_samples(rows, auxiliary),) * 2, config)
-    assert model.estimator.arrays["centres"].shape == (3, 4)
+    assert model.estimator.fitted.arrays["centres"].shape == (3, 4)
     assert predict(model, make_samples(rows, auxiliary)).mean.shape == (60, 2)  # type: ignore[arg-type]
 
 
@@ -396,19 +396,21 @@ def test_a_class_of_one_image_cannot_be_calibrated_on_and_is_named(kind: str) ->
     fit_path(make_head(kind), few_positives(2), ("hybrid", "parent"), 0)
 
 
-def test_a_class_without_images_is_named() -> None:
-    with pytest.raises(UserError, match=r"none of the 20 images to fit model\.head\.kind knn on is of hybrid"):
+def test_of_two_classes_none_may_be_without_images() -> None:
+    with pytest.raises(UserError, match=r"head\.kind knn tells classes apart, and all images to fit on are of parent"), pytest.warns():
         fit_path(make_head("knn"), few_positives(0), ("hybrid", "parent"), 0)
 
 
 def test_a_head_that_does_not_fit_the_data_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"mahalanobis tells one class from all else, and here are 3 \(a, b, c\)"):
         fit_path(make_head("mahalanobis"), make_rows(n_classes=3), "abc", 0)
-    with pytest.raises(UserError, match=r"head\.k 23 is more than the 22 images"):
+    with pytest.raises(UserError, match=r"head\.kind knn has k 23, more than the 22 images"):
         fit_path(make_head("knn", k=23), few_positives(2), "ab", 0)
+    with pytest.raises(UserError, match=r"has k 21, more than the 20 images .* not positive"):
+        fit_path(make_head("knn_distance", k=21), few_positives(5), "ab", 0)
     with pytest.raises(UserError, match=r"head.k 19 is more than the 16 images .* not positive"):
         fit_path(make_head("knn_distance", k=19), few_positives(5), "ab", 0)
-    monkeypatch.setattr(estimators, "MOST_OF_A_PROCESS", 20)
+    monkeypatch.setattr(head_blocks, "MOST_OF_A_PROCESS", 20)
     with pytest.raises(UserError, match="22 are more than 20"):
         fit_path(make_head("gaussian_process"), few_positives(2), "ab", 0)
 

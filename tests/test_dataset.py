@@ -110,7 +110,7 @@ def test_a_missing_column_is_named_with_its_key_and_those_there_are(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("cell", "words"), [("", "is empty"), ("nan", "is empty or NaN"), ("wet", "holds 'wet'"), ("inf", "holds 'inf'")]
+    ("cell", "words"), [("", "is empty"), ("nan", "holds 'nan', which stands for nothing"), ("wet", "holds 'wet'"), ("inf", "holds 'inf'")]
 )
 def test_a_target_that_is_no_number_is_refused_with_file_line_and_column(tmp_path: Path, cell: str, words: str) -> None:
     with pytest.raises(UserError, match=rf"data\.csv, line 4: column z \(data\.targets\) {words}"):
@@ -122,9 +122,10 @@ def test_two_images_of_one_group_with_different_targets_are_both_named(tmp_path:
         load(tmp_path, [ROWS[0], "a.png,B,1,7,0.5,9,train", *ROWS[2:]])
 
 
-def test_an_empty_group_is_refused_with_its_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.csv, line 2: column group \(data\.columns\.group\) is empty"):
-        load(tmp_path, ["a.png,A,,7,0.5,1,train", *ROWS[1:]])
+def test_an_image_without_a_group_is_one_of_its_own_which_is_said(tmp_path: Path) -> None:
+    data = load(tmp_path, ["a.png,A,,7,0.5,1,train", *ROWS[1:]])
+    assert data.table["group"].tolist() == ["train:0", "1", "2", "3", "4"]
+    assert data.warnings == ("1 of 5 images have no group (column group): each is taken as one of its own",)
 
 
 def test_group_numbers_may_start_again_in_each_split_unless_folds_pool_them(tmp_path: Path) -> None:

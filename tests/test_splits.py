@@ -140,7 +140,7 @@ def test_a_group_of_two_classes_is_refused_and_a_rare_class_is_warned_of() -> No
     assert rare_strata(groups, folds(7), ["moth"] * 8) == []
     assert rare_strata(groups, folds(3), classes) == [
         "2 of 3 classes have fewer groups than data.split.n = 3: bee (1), fly (2). In some folds these are not tested, not "
-        "validated or not trained on."
+        "validated or not trained on; those with one group train in all."
     ]
     many = rare_strata(groups, folds(3), list("abcdefgg"))
     assert many[0].startswith("7 of 7 classes") and "e (1), …. In" in many[0]

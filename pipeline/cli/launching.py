@@ -20,12 +20,14 @@ from pipeline.cli.arguments import (
 )
 from pipeline.errors import WorkError
 
+CheckOption = Annotated[bool, typer.Option("--check/--no-check", help="Look at the tables of data first; each is read once.")]
 
-def plan(config: ConfigArgument, overrides: Overrides = None, cluster: ClusterOption = None) -> None:
-    """Show every trial, its state and the reason; nothing is run."""
+
+def plan(config: ConfigArgument, overrides: Overrides = None, cluster: ClusterOption = None, check: CheckOption = True) -> None:
+    """Show every trial, its state and the reason; nothing is run. Status 2 if a table cannot be trained on."""
     from pipeline.launch.watching.plan import lines
 
-    for line in lines(load(config, overrides, use_cluster(cluster))):
+    for line in lines(load(config, overrides, use_cluster(cluster)), check):
         print(line)
 
 
@@ -59,12 +61,13 @@ def submit(
     workers: Annotated[int, typer.Option(min=1, help="Trials at once with --cluster local.")] = 1,
     max_parallel: Annotated[int | None, typer.Option(min=1, help="Job tasks of each array at once; default: all.")] = None,
     pack: Annotated[int, typer.Option(min=1, help="Trials that share a job task and its GPU, side by side.")] = 1,
+    check: CheckOption = True,
 ) -> None:
     """Queue extraction, training, evaluation and collection of all trials that have no results yet."""
     from pipeline.launch.submitting import submit as launcher
 
     site = use_cluster(cluster)
-    request = launcher.Request(site.profile, dry_run, wait, workers, max_parallel, pack, tuple(sys.argv))
+    request = launcher.Request(site.profile, dry_run, wait, workers, max_parallel, pack, tuple(sys.argv), check)
     launcher.submit(load(config, overrides, site), request)
 
 
@@ -127,6 +130,7 @@ def retry(
     max_parallel: Annotated[int | None, typer.Option(min=1, help="Job tasks at once; default: as before.")] = None,
     cluster: ClusterOption = None,
     wait: Wait = False,
+    check: CheckOption = True,
     trained: TrainedFolder = None,
 ) -> None:
     """Queue the trials that failed again, and no others."""
@@ -136,4 +140,4 @@ def retry(
     changes = launcher.Changes(mem, walltime, pack, max_parallel, use_cluster(cluster).profile if cluster else None)
     (directory,) = find_experiments([experiment], trained)
     kinds = [kind for kind in only.split(",") if kind]
-    launcher.retry(directory, kinds, changes, Request(wait=wait, argv=tuple(sys.argv)))
+    launcher.retry(directory, kinds, changes, Request(wait=wait, argv=tuple(sys.argv), check=check))

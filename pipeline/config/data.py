@@ -8,12 +8,16 @@ from pydantic import Field, model_validator
 
 from pipeline.config.fits import GIVEN, Fit
 from pipeline.config.kinds import Kind, kind_of
-from pipeline.config.section import Section, Seed
+from pipeline.config.section import LATER, Section, Seed
 
 RESULT_KEYS = {
     "summary", "split", "selected_on", "n_images", "n_events", "config_hash", "feature_key", "data_signature",
     "evaluation", "schema_version", "classes", "challenge", "by_species", "by_domain",
 }  # fmt: skip
+
+
+MISSING = ("NA", "N/A", "#N/A", "nan", "NULL", "None", "NaT", "<NA>", "-", "?")
+"""What R, Excel, pandas and databases write for nothing."""
 
 
 class Columns(Section):
@@ -172,6 +176,12 @@ class Data(Section):
     """Column with the class to predict, instead of numbers; all rows of one group share it."""
     positive: str | None = None
     """Of two classes the one that scores are of (`hybrid`); null: the first one by name."""
+    missing: Annotated[tuple[str, ...], LATER] = MISSING
+    """What stands in a cell, in letters of any case, for nothing: a label, a number or an image that lacks is refused, a group
+    that lacks is one of its own, a domain, species, site or date is unknown. `[]`: empty cells alone."""
+    on_duplicate: Annotated[Literal["warn", "error", "drop"], LATER] = "warn"
+    """The same image (to the byte) in several splits, or with different truths: say so in the results; stop; or go on without
+    those that contradict one another, and without copies in train, then in validation, of what is in a later split."""
     split: Annotated[Split, *kind_of(Split)] = SourceSplit()
     on_bad_image: Literal["error", "skip"] = "error"
     """An unreadable image: stop and name it, or go on without it and record it in the results."""

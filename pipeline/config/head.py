@@ -7,6 +7,7 @@ is imported when it is needed: the configuration loads no torch. A lab's own kin
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -15,6 +16,8 @@ from pipeline.config.fits import OWN, PLAIN, Fit
 from pipeline.config.kinds import Kind
 from pipeline.config.section import Ascending, Fraction, Positive, implementation
 
+MOST_OF_A_PROCESS = 4000
+"""Images that a Gaussian process is fitted to: time grows with their cube, memory with their square (128 MB a matrix)."""
 SOLVED = "is not trained by gradient descent"
 
 
@@ -60,6 +63,11 @@ class Head(Kind):
     def fit(self, model: Any, train: Any, validation: Any, run: Any) -> Any:
         """Fit `model` in place, to `Samples` of the two splits, and say how it went (`training/run.Fitted`)."""
         return implementation(self.fitter)(model, train, validation, run)
+
+    def misfit(self, counts: Mapping[str, int]) -> str:
+        """Why it cannot be fitted to so many images of each class (the positive one of two first; of numbers: nothing is told),
+        after the head's name; empty if it can. A class of none is one that it goes on without."""
+        return ""
 
     def widths(self) -> tuple[int, ...]:
         """Of its hidden layers: its key `hidden`, if it has one."""
@@ -139,6 +147,10 @@ class ClassifierHead(Head):
     estimator: ClassVar[str]
     """The class (`models/estimators.Recipe`) that makes and fits its estimators, and tells their arrays."""
 
+    def misfit(self, counts: Mapping[str, int]) -> str:
+        there = [name for name, n in counts.items() if n]
+        return "" if len(there) > 1 else f"tells classes apart, and all images to fit on are of {there[0] if there else 'none'}"
+
     def recipe(self) -> Any:
         """What makes and fits its estimators."""
         return implementation(self.estimator)(self)
@@ -191,17 +203,26 @@ class KnnHead(ClassifierHead):
     weights: Literal["uniform", "distance"] = "uniform"
     """Each vote alike, or by 1 / distance."""
 
+    def misfit(self, counts: Mapping[str, int]) -> str:
+        n = sum(counts.values())
+        return super().misfit(counts) or (f"has k {self.k}, more than the {n} images to fit on" if self.k > n else "")
+
 
 class GaussianProcessHead(ClassifierHead):
     """Gaussian process classifier by Laplace's approximation; its kernel, amplitude² · RBF, is fitted to the training images.
 
-    It takes the cube of their number: for more than a few thousand it is refused (`training/classifiers.py`).
+    It takes the cube of their number: for more than a few thousand it is refused.
     """
 
     estimator = "pipeline.models.estimators.GaussianProcess"
     kind: Literal["gaussian_process"]
     length_scale: Literal["scale"] | Annotated[float, Field(gt=0)] = "scale"
     """Length scale of the RBF kernel that the fit starts from; scale: √(number of features / 2), as `svc` has it."""
+
+    def misfit(self, counts: Mapping[str, int]) -> str:
+        n = sum(counts.values())
+        many = f"takes the cube of the number of images, and {n} are more than {MOST_OF_A_PROCESS}"
+        return super().misfit(counts) or (many if n > MOST_OF_A_PROCESS else "")
 
 
 class LogisticHead(ClassifierHead):
@@ -243,7 +264,15 @@ class HistGradientBoostingHead(ClassifierHead):
     """Weight classes by 1 / their share of the training images."""
 
 
-class MahalanobisHead(ClassifierHead):
+class OneClassHead(ClassifierHead):
+    """One that learns what is not positive, and calls positive what is far from it."""
+
+    def misfit(self, counts: Mapping[str, int]) -> str:
+        several = f"tells one class from all else, and here are {len(counts)} ({', '.join(counts)})"
+        return several if len(counts) != 2 else super().misfit(counts)
+
+
+class MahalanobisHead(OneClassHead):
     """One class: the distance to the nearest parent class' Gaussian, all of one Ledoit–Wolf covariance (arXiv 1807.03888).
 
     Parent classes are the auxiliary labels of images that are not positive; without these, they are one class.
@@ -253,10 +282,15 @@ class MahalanobisHead(ClassifierHead):
     kind: Literal["mahalanobis"]
 
 
-class KnnDistanceHead(ClassifierHead):
+class KnnDistanceHead(OneClassHead):
     """One class: the mean distance to the nearest training images that are not positive."""
 
     estimator = "pipeline.models.one_class.NearestDistance"
     kind: Literal["knn_distance"]
     k: Positive = 5
     """How many are the nearest."""
+
+    def misfit(self, counts: Mapping[str, int]) -> str:
+        n = sum(list(counts.values())[1:])
+        few = f"has k {self.k}, more than the {n} images to fit on that are not positive"
+        return super().misfit(counts) or (few if self.k > n else "")

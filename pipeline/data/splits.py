@@ -27,7 +27,8 @@ def assign(table: pd.DataFrame, split: Folded, strata: Sequence[str] | None = No
     years with all that hangs on them: rows that share a group are never parted. With `domains`, a share of the training
     domains' site-dates tests too, and an equal share validates, so that both known and new domains do.
 
-    `strata` names each row's stratum (its class), which what is stratified deals out evenly; other kinds make no use of it.
+    `strata` names each row's stratum (its class), which what is stratified deals out evenly; a stratum of one group always
+    trains. Other kinds make no use of it.
     Raises UserError if there are fewer of them than folds, too few site-dates to hold some out, or a group of two strata.
     """
     labels = table["group"] if split.by is None else [split.part_of(str(value)) for value in table[split.by]]
@@ -36,6 +37,9 @@ def assign(table: pd.DataFrame, split: Folded, strata: Sequence[str] | None = No
     folds = deal_groups(units, split, strata) if split.by is None else deal_units(sizes, split)
     roles = {split.fold: "test", (split.fold + 1) % split.n: "validation"}
     chosen = [roles.get(folds[unit], "train") for unit in units]
+    if split.is_stratified and strata is not None:
+        alone = _single_strata(table["group"], strata)
+        chosen = ["train" if stratum in alone else role for stratum, role in zip(strata, chosen, strict=True)]
     return _hold_out(table, chosen, split) if split.share_held_out else chosen
 
 
@@ -80,13 +84,20 @@ def stratum_of(groups: Sequence[str], strata: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def _single_strata(groups: Iterable[str], strata: Sequence[str]) -> set[str]:
+    """Strata of one group: where that was tested, nothing of its kind could have been trained on."""
+    counts = Counter(stratum for stratum, _ in set(zip(strata, groups, strict=True)))
+    return {stratum for stratum, n in counts.items() if n == 1}
+
+
 def rare_strata(groups: Sequence[str], split: Folded, strata: Sequence[str]) -> list[str]:
     """A warning if some strata have fewer groups than there are folds, naming the rarest; else none."""
     counts = Counter(stratum_of(groups, strata).values())
     rare = sorted((n, stratum) for stratum, n in counts.items() if n < split.n)
     names = ", ".join(f"{stratum} ({n})" for n, stratum in rare[:NAMED]) + (", …" if len(rare) > NAMED else "")
     some = f"{len(rare)} of {len(counts)} classes have fewer groups than data.split.n = {split.n}: {names}"
-    return [f"{some}. In some folds these are not tested, not validated or not trained on."] if rare else []
+    rest = "In some folds these are not tested, not validated or not trained on; those with one group train in all"
+    return [f"{some}. {rest}."] if rare else []
 
 
 def deal_units(sizes: Mapping[str, int], split: Folded) -> dict[str, int]:

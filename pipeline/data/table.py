@@ -3,6 +3,7 @@ and column of what is wrong; permutes targets for the control. Loads no torch an
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from pipeline.data.dataset import Dataset, choose_splits
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import Source
 from pipeline.data.splits import assign, rare_strata, shuffled
+from pipeline.data.suspects import sentinels
 from pipeline.data.truth import AUXILIARY, LABEL, Numbers, Truth
 from pipeline.errors import UserError, nearest
 
@@ -28,6 +30,11 @@ OWN_ENDS = ("prediction", "variance", "weight", "mean", "spread", "mu", "sigma")
 """What follows a target's name in the columns of predictions and forecasts."""
 OFFSET = r"(?:Z|[+-]\d\d:?\d\d)$"
 WHOLE = re.compile(r"-?\d+(\.0+)?")
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+LARGEST = 3.4e38
+"""Of a target: networks learn in single precision."""
+NAMED = 5
+"""Rows that an error names."""
 
 
 def load_numbers(data: Data) -> Dataset:
@@ -59,7 +66,8 @@ def _read(data: Data) -> Dataset:
         table, truth = number_classes(table, data)
     card = data.columns.colour_card if data.colour_card else None
     bar = data.columns.scale_bar if data.scale_bar else None
-    dataset = Dataset(table, truth, source, data.columns.image, (), card, bar, data.canvas)
+    warnings = (*source.notes(), *_ungrouped(table, data), *sentinels(table, data.targets))
+    dataset = Dataset(table, truth, source, data.columns.image, warnings, card, bar, data.canvas)
     return _warned(dataset, _check_groups(dataset, data))
 
 
@@ -133,7 +141,7 @@ def _split_table(source: Source, data: Data, name: str, split: str) -> pd.DataFr
     import pandas as pd
 
     _check_columns(source, data, name)
-    cells = source.table(name)
+    cells = _known(source.table(name), data.missing)
     if cells.empty:
         raise UserError(f"data.source {data.source}: the split {name!r} has no rows.")
     table = pd.DataFrame({"split": split, "source_split": name, "row": range(len(cells))})
@@ -151,10 +159,22 @@ def _split_table(source: Source, data: Data, name: str, split: str) -> pd.DataFr
     return table
 
 
+def _known(cells: pd.DataFrame, missing: Sequence[str]) -> pd.DataFrame:
+    """The cells, None for those that hold nothing but what stands for nothing."""
+    nothing = {each.casefold() for each in missing}
+    for column in cells:
+        gone = {cell for cell in set(cells[column].dropna()) if _whole(str(cell).strip()).casefold() in nothing}
+        if gone:
+            cells[column] = cells[column].astype(object).mask(cells[column].isin(gone), None)
+    return cells
+
+
 def _check_columns(source: Source, data: Data, split: str) -> None:
-    """Every column that the configuration names exists and can be read; only the id's may be absent."""
+    """Every column that the configuration names exists once and can be read; only the id's may be absent."""
     columns = data.columns
     exist = source.columns(split)
+    if twice := next((name for name, n in Counter(exist).items() if n > 1), None):
+        raise UserError(f"data.source {data.source}, split {split}: the column {twice!r} stands there twice. Rename one of them.")
     wanted = [("data.columns.image", columns.image, "")]
     optional = {"group": "each image is a group of its own"}
     optional |= {name: f"the {name} is unknown" for name in ("domain", "species", "site", "date")}
@@ -186,22 +206,41 @@ def _ids(source: Source, data: Data, split: str, cells: pd.DataFrame) -> list[st
 
 
 def _groups(source: Source, data: Data, split: str, cells: pd.DataFrame) -> list[str]:
-    """The group of each row; without a group column each image is one, however many rows it has."""
+    """The group of each row, its own where the cell is empty; without a group column each image is one, however many rows it
+    has."""
     column = data.columns.group
     if column is None:
         names = source.image_names(split, data.columns.image)
         rows_of = Counter(names)
         return [f"{name}" if name and rows_of[name] > 1 else f"{split}:{row}" for row, name in enumerate(names)]
-    return _filled(source, split, _plain(cells, column, "data.columns.group"), "data.columns.group", "group")
+    return [name or f"{split}:{row}" for row, name in enumerate(labels(_plain(cells, column, "data.columns.group")))]
+
+
+def _ungrouped(table: pd.DataFrame, data: Data) -> Iterator[str]:
+    """A warning if some rows have no group where others have."""
+    if data.columns.group is not None:
+        alone = (table["group"] == table["source_split"] + ":" + table["row"].astype(str)).sum()
+        if alone:
+            yield f"{alone} of {len(table)} images have no group (column {data.columns.group}): each is taken as one of its own"
 
 
 def _filled(source: Source, split: str, column: pd.Series, key: str, what: str) -> list[str]:
-    """The cells of a column as names. Raises UserError at the first that is empty."""
+    """The cells of a column as names. Raises UserError naming the rows in which it is empty."""
     names = labels(column)
-    if None in names:
-        where = source.where(split, names.index(None))
-        raise UserError(f"{where}: column {column.name} ({key}) is empty. Give the row its {what}, or remove it.")
+    if empty := [row for row, name in enumerate(names) if name is None]:
+        places = [source.where(split, row) for row in empty[:NAMED]]
+        others = "".join(f", {place.rpartition(', ')[2]}" for place in places[1:])
+        raise UserError(
+            f"{places[0]}{others}{f' and {len(empty) - NAMED} more' if len(empty) > NAMED else ''}: column {column.name} ({key}) "
+            f"{_cell(source, split, str(column.name), empty[0])}. Give the rows their {what}, or remove them."
+        )
     return [str(name) for name in names]
+
+
+def _cell(source: Source, split: str, column: str, row: int) -> str:
+    """What is wrong with a cell that stands for nothing: it is empty, or holds one of data.missing."""
+    (said,) = labels(source.table(split)[column].iloc[[row]])
+    return f"holds {said!r}, which stands for nothing (data.missing: it may say otherwise)" if said else "is empty"
 
 
 def _names(cells: pd.DataFrame, column: str | None, key: str) -> pd.Series:
@@ -234,44 +273,60 @@ def labels(column: pd.Series) -> list[str | None]:
 
     cells = (None if cell is None or pd.isna(cell) else str(cell).strip() or None for cell in column)
     # Cell by cell, so that domain 7 is '7' in a split stored as whole numbers and in one stored as floats or text.
-    return [cell.partition(".")[0] if cell and WHOLE.fullmatch(cell) else cell for cell in cells]
+    return [_whole(cell) if cell else None for cell in cells]
+
+
+def _whole(cell: str) -> str:
+    return cell.partition(".")[0] if WHOLE.fullmatch(cell) else cell
 
 
 def _numbers(source: Source, split: str, target: str, column: pd.Series) -> NDArray[np.float64]:
-    """A target's values [rows]. Raises UserError at the first cell that is empty, not a number or not finite."""
+    """A target's values [rows]. Raises UserError at the first cell that is empty, not a number, or one that single precision, in
+    which networks learn, cannot hold."""
     import numpy as np
     import pandas as pd
 
     values: NDArray[np.float64] = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    if len(bad := np.flatnonzero(~np.isfinite(values))):
+    if len(bad := np.flatnonzero(~(np.abs(values) <= LARGEST))):
         row = int(bad[0])
         more = f" So are {len(bad) - 1} more rows of this split." if len(bad) > 1 else ""
+        what = _describe(column.iat[row]) or _cell(source, split, target, row)
         raise UserError(
-            f"{source.where(split, row)}: column {target} (data.targets) {_describe(column.iat[row])}.{more} "
+            f"{source.where(split, row)}: column {target} (data.targets) {what}.{more} "
             "Correct the data or remove such rows; a whole split without targets is left out by data.split.test=none."
         )
     return values
 
 
 def _describe(cell: Any) -> str:
-    if cell is None or str(cell).lower() in ("nan", "<na>", "nat"):
-        return "is empty or NaN"
-    return f"holds {str(cell)!r}, which is not a finite number"
+    """What is wrong with a target's cell; empty for one that stands for nothing."""
+    text = str(cell).strip()
+    if cell is None or text.lower() in ("", "nan", "<na>", "nat"):
+        return ""
+    if DECIMAL_COMMA.fullmatch(text):
+        return f"holds {text!r}: write decimal points, {text.replace(',', '.')}"
+    try:
+        beyond = math.isfinite(float(text))
+    except ValueError:
+        beyond = False
+    return f"holds {text[:100]!r}, which is {f'beyond ±{LARGEST:.2g}' if beyond else 'not a finite number'}"
 
 
 # ---------------------------------------------------------------- groups
 def _check_groups(dataset: Dataset, data: Data) -> tuple[str, ...]:
     """All images of a group share its targets; groups that stand in several splits are what the warnings are of."""
+    import numpy as np
+    import pandas as pd
+
     table = dataset.table
     # Folds pool the splits, so there a group is one group wherever it stands.
     pooled = not data.split.names
-    scope = [""] * len(table) if pooled else list(table["split"])
-    first: dict[tuple[str, str], int] = {}
+    keys = table["group"] if pooled else table["split"] + "\0" + table["group"]
+    codes, _ = pd.factorize(keys)
+    _, first = np.unique(codes, return_index=True)
     values = table[list(dataset.truth.columns)].to_numpy()
-    for i, key in enumerate(zip(scope, table["group"], strict=True)):
-        j = first.setdefault(key, i)
-        if (values[i] != values[j]).any():
-            _raise_disagreement(dataset, key[1], j, i)
+    if len(odd := np.flatnonzero((values != values[first[codes]]).any(1))):
+        _raise_disagreement(dataset, str(table["group"].iat[odd[0]]), int(first[codes[odd[0]]]), int(odd[0]))
     return () if pooled else tuple(_shared_groups(dataset, first, values))
 
 
@@ -287,12 +342,13 @@ def _raise_disagreement(dataset: Dataset, group: str, i: int, j: int) -> None:
     )
 
 
-def _shared_groups(dataset: Dataset, first: dict[tuple[str, str], int], values: NDArray[np.float64]) -> Iterator[str]:
+def _shared_groups(dataset: Dataset, first: NDArray[np.int64], values: NDArray[np.float64]) -> Iterator[str]:
     """A warning for each pair of splits with the same groups (the same targets too: numbers may start again)."""
     seen: dict[str, int] = {}
     shared: dict[tuple[str, str], list[int]] = {}
     splits, groups = dataset.table["split"].tolist(), dataset.table["group"].tolist()
-    for (split, group), i in first.items():
+    for i in first.tolist():
+        split, group = splits[i], groups[i]
         j = seen.setdefault(group, i)
         if j != i and (values[i] == values[j]).all():
             shared.setdefault((splits[j], split), []).append(i)

@@ -44,6 +44,14 @@ class Truth(ABC):
         """Of labels: how many classes, and how many auxiliary names there are; None: numbers are learnt as they are."""
         return None
 
+    def counts(self, table: pd.DataFrame) -> dict[str, int]:
+        """Of labels: how many of these rows are of each class, by its name."""
+        return {}
+
+    def perfect(self, table: pd.DataFrame) -> tuple[Num[np.ndarray, "images ..."], Num[np.ndarray, "images targets"]]:
+        """What is true of these rows, and what a model would say that is always right."""
+        return self.of(table), self.of(table)
+
     def of(self, table: pd.DataFrame) -> Num[np.ndarray, "images ..."]:
         """What is true of these rows: numbers in float64, a column per target, or labels in int64."""
         return table[list(self.columns)].to_numpy()
@@ -75,6 +83,14 @@ class Labels(Truth):
     @property
     def widths(self) -> tuple[int, int]:
         return len(self.names), len(self.auxiliary)
+
+    def counts(self, table: pd.DataFrame) -> dict[str, int]:
+        numbers = np.bincount(self.of(table), minlength=len(self.names))
+        return {class_name(name): int(n) for name, n in zip(self.names, numbers, strict=True)}
+
+    def perfect(self, table: pd.DataFrame) -> tuple[Num[np.ndarray, "images ..."], Num[np.ndarray, "images targets"]]:
+        labels = self.of(table)
+        return labels, np.eye(len(self.names), dtype="float32")[labels]
 
     def of(self, table: pd.DataFrame) -> Int64[np.ndarray, " images"]:
         return table[LABEL].to_numpy("int64")

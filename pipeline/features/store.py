@@ -117,6 +117,14 @@ class FeatureStore:
         """Position of each image that could not be read → the message that says where it lies and why."""
         return {position: error for shard in self.shards for position, error in shard.bad.items()}
 
+    def images(self) -> list[str]:
+        """`content_of` every image as the index tells it; "" for one that was not there. Raises MissingFeatures if it is
+        damaged."""
+        import pandas as pd
+
+        with reading(self.dir.index, "Remove it and run `carabid extract`.", MissingFeatures):
+            return [str(each) for each in pd.read_parquet(self.dir.index, columns=["image_sha256"])["image_sha256"]]
+
     # ------------------------------------------------------------ writing
     def write_shard(self, number: int, features: Tensor, bad: dict[int, str], made: dict[str, Any]) -> None:
         """Write features [n, …] (CPU, contiguous, in the store's dtype); `made` says how, for the JSON beside it."""

@@ -25,17 +25,18 @@ from pipeline.disk.reading import reading
 from pipeline.disk.writing import atomic_path
 from pipeline.errors import WorkError
 from pipeline.models.base import Facts, Model, Predicted
-from pipeline.models.estimators import Recipe
+from pipeline.models.estimators import OfSome, Recipe
 from pipeline.models.metadata import Metadata
 
 RECORD = "carabid.json"
-"""In the file, beside what skops writes: the version of scikit-learn. What another version has to say is not even looked at."""
+"""In the file, beside what skops writes: the version of scikit-learn, and the places of the classes that it was fitted on, where
+these are not all. What another version has to say is not even looked at."""
 
 
 class Classifier(Model):
     """A head without parameters that learn; `estimator` is a fitted one that its recipe has made."""
 
-    estimator: Any = None
+    estimator: OfSome
 
     def __init__(self, head: Any, classes: Sequence[str], normalize: bool) -> None:
         super().__init__()
@@ -56,10 +57,11 @@ class Classifier(Model):
 
     def save_more(self, trial: TrialDir) -> None:
         """Write the fitted estimator to `classifier.skops`, as a whole or not at all."""
+        known = {} if self.estimator.has_all else {"present": self.estimator.present}
         with atomic_path(trial.classifier) as temporary:
-            skops.io.dump(self.recipe.packed(self.estimator), temporary)
+            skops.io.dump(self.recipe.packed(self.estimator.fitted), temporary)
             with ZipFile(temporary, "a") as file:
-                file.writestr(RECORD, json.dumps({"scikit-learn": sklearn.__version__}))
+                file.writestr(RECORD, json.dumps({"scikit-learn": sklearn.__version__, **known}))
 
     def load_more(self, trial: TrialDir) -> None:
         """Take over the fitted estimator that `classifier.skops` holds.
@@ -70,19 +72,25 @@ class Classifier(Model):
         if not (path := trial.classifier).is_file():
             raise WorkError(f"{trial.path}: there is no {path.name}: `carabid train` makes it (again)")
         with reading(path, "`carabid train` with this trial's configuration makes it again"):
-            self.estimator = self.recipe.unpacked(_load(path, self.recipe.trusted))
+            loaded, present = _load(path, self.recipe.trusted)
+            n = len(self.classes)
+            self.estimator = OfSome(self.recipe.unpacked(loaded), tuple(range(n)) if present is None else tuple(present), n)
 
     def spec(self) -> dict[str, Any]:
         return {"kind": "plain", "classifier": self.head.kind, "normalize": self.normalize}
 
     def plain_state(self) -> Mapping[str, Tensor]:
-        arrays = self.recipe.arrays(self.estimator)
+        arrays, of = self.recipe.arrays(self.estimator.fitted), self.estimator
+        if not of.has_all:
+            arrays |= {"present": np.array(of.present), "n_in_all": np.array(of.n)}
         return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
 
 
-def _load(path: Path, trusted: Sequence[str]) -> Any:
+def _load(path: Path, trusted: Sequence[str]) -> tuple[Any, list[int] | None]:
+    """What skops reads, and the places of the classes that it knows; None: all."""
     with ZipFile(path) as file:
-        written = str(json.loads(file.read(RECORD))["scikit-learn"])
+        record = json.loads(file.read(RECORD))
+    written = str(record["scikit-learn"])
     if written != sklearn.__version__:  # it may say other things than it said when the model was evaluated
         raise WorkError(
             f"{path} was written with scikit-learn {written}, and here is {sklearn.__version__}: install "
@@ -93,4 +101,4 @@ def _load(path: Path, trusted: Sequence[str]) -> Any:
             f"{path} holds what no classifier of this project is made of ({', '.join(unknown)}), and is not loaded: "
             "`carabid train` with this trial's configuration makes it again"
         )
-    return skops.io.load(path, trusted=list(trusted))
+    return skops.io.load(path, trusted=list(trusted)), record.get("present")

@@ -27,15 +27,11 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from pipeline.errors import UserError
-
 Array = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
 Labels = NDArray[np.int64]
 Folds = Sequence[tuple[Labels, Labels]]
 """Row numbers that are fitted on, and those that are left out, of each fold."""
-MOST_OF_A_PROCESS = 4000
-"""Images that a Gaussian process is fitted to: time grows with their cube, memory with their square (128 MB a matrix)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +53,25 @@ class Rows:
         return Rows(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
+@dataclass(frozen=True)
+class OfSome:
+    """A fitted estimator of those of `n` classes that it was fitted on; of the others it says that nothing is one."""
+
+    fitted: Any
+    present: tuple[int, ...]
+    n: int
+
+    @property
+    def has_all(self) -> bool:
+        return len(self.present) == self.n
+
+    def predict_proba(self, x: Float64[np.ndarray, "images width"]) -> Float64[np.ndarray, "images classes"]:
+        """Probabilities of images, from features."""
+        said = np.zeros((len(x), self.n))
+        said[:, list(self.present)] = self.fitted.predict_proba(x)
+        return said
+
+
 class Recipe(ABC):
     """One kind of classifier, with its block's options."""
 
@@ -67,9 +82,6 @@ class Recipe(ABC):
 
     def __init__(self, head: Any) -> None:
         self.head = head
-
-    def check(self, n: int, classes: Sequence[str]) -> None:  # noqa: B027  (most can always)
-        """UserError where it cannot be fitted to `n` images of these classes."""
 
     @abstractmethod
     def fit(self, rows: Rows, folds: Folds, random: int) -> list[Any]:
@@ -181,10 +193,6 @@ class Discriminant(Standardised):
 class Neighbours(Standardised):
     """Votes of the nearest images."""
 
-    def check(self, n: int, classes: Sequence[str]) -> None:
-        if self.head.k > n:
-            raise UserError(f"model.head.k {self.head.k} is more than the {n} images to fit on: lower it")
-
     def inner(self, width: int, random: int) -> Any:
         return KNeighborsClassifier(self.head.k, weights=self.head.weights, algorithm="brute")
 
@@ -202,11 +210,6 @@ class GaussianProcess(Standardised):
         "sklearn.gaussian_process.kernels.Product",
         "sklearn.gaussian_process.kernels.RBF",
     )
-
-    def check(self, n: int, classes: Sequence[str]) -> None:
-        if n > MOST_OF_A_PROCESS:
-            why = f"takes the cube of the number of images, and {n} are more than {MOST_OF_A_PROCESS}"
-            raise UserError(f"model.head.kind {self.head.kind} {why}: choose another head")
 
     def inner(self, width: int, random: int) -> Any:
         length = float(np.sqrt(width / 2)) if self.head.length_scale == "scale" else self.head.length_scale

@@ -4,7 +4,6 @@ a hybrid."""
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,11 +43,6 @@ class OneClassRecipe(Recipe):
     distances of the images that each fold leaves out, which rises with them."""
 
     calibrated = True
-
-    def check(self, n: int, classes: Sequence[str]) -> None:
-        if len(classes) != 2:
-            here = f"here are {len(classes)} ({', '.join(classes)})"
-            raise UserError(f"model.head.kind {self.head.kind} tells one class from all else, and {here}: choose another head")
 
     def fit(self, rows: Rows, folds: Folds, random: int) -> list[Any]:
         distances = np.empty(len(rows))

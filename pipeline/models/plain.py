@@ -31,7 +31,17 @@ NODES, WEIGHTS = np.polynomial.hermite.hermgauss(64)
 
 
 def probabilities(kind: str, arrays: Arrays, x: Array) -> Array:
-    """Of features [B, E] the probabilities of the classes [B, C], as scikit-learn's predict_proba gives them."""
+    """Of features [B, E] the probabilities of the classes [B, C], as scikit-learn's predict_proba gives them; 0 for those that
+    are not `present`, where `arrays` tell."""
+    said = _of_present(kind, arrays, x)
+    if "present" not in arrays:
+        return said
+    whole = np.zeros((len(said), int(arrays["n_in_all"])))
+    whole[:, arrays["present"]] = said
+    return whole
+
+
+def _of_present(kind: str, arrays: Arrays, x: Array) -> Array:
     z = _standardise(arrays, x)
     if kind in WITHOUT_DECISION:
         return WITHOUT_DECISION[kind][0](arrays, z)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
@@ -17,7 +17,7 @@ from pipeline.config.identity import config_hash
 from pipeline.config.own import content_hash
 from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
-from pipeline.errors import UserError
+from pipeline.data.suspects import left_out
 from pipeline.features.bank import make_bank
 from pipeline.features.hashes import data_record, ingredients, known_feature_key, weights_record
 from pipeline.features.staging import staged
@@ -27,6 +27,7 @@ from pipeline.models.metadata import Names
 from pipeline.progress import log
 from pipeline.tasks import check, load_task
 from pipeline.tasks.base import Task
+from pipeline.tasks.demands import check_table
 from pipeline.training.samples import Samples, columns, make_samples
 
 Split = Literal["train", "validation", "test"]
@@ -39,6 +40,8 @@ class Inputs:
     config: Config
     dataset: Dataset
     store: FeatureStore
+    copies: Sequence[int] = ()
+    """Rows of copies of images that are left out (data.on_duplicate)."""
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -55,9 +58,9 @@ class Inputs:
         return self.backbone if self.config.model.encoder.learns else None
 
     def positions(self, split: Split) -> pd.Index:
-        """Rows of a split whose image could be read."""
+        """Rows of a split whose image could be read, and is no copy to be left out."""
         table = self.dataset.table
-        return table.index[(table["split"] == split) & ~table.index.isin(list(self.store.bad))]
+        return table.index[(table["split"] == split) & ~table.index.isin([*self.store.bad, *self.copies])]
 
     def table(self, split: Split) -> pd.DataFrame:
         return self.dataset.table.loc[self.positions(split)]
@@ -72,13 +75,13 @@ def load_inputs(config: Config) -> Inputs:
     """Read the table and open the features, which must be there; this node's copy of them where `paths.stage` asks for it."""
     dataset = load_task(config.task).load(config.data)
     check(config)
+    store = staged(open_key(config, feature_key(config, dataset)), config)
+    copies, warnings = left_out(dataset, config.data, store.images())
+    dataset = replace(dataset, warnings=(*dataset.warnings, *warnings))
     for warning in dataset.warnings:
         log(f"{config.data.source}: {warning}")
-    store = staged(open_key(config, feature_key(config, dataset)), config)
-    inputs = Inputs(config, dataset, store)
-    for split in ("train", "validation"):
-        if not len(inputs.positions(split)):
-            raise UserError(f"{config.data.source}: the {split} split has no usable image")
+    inputs = Inputs(config, dataset, store, copies)
+    check_table(config, inputs.task, dataset.truth, {split: inputs.table(split) for split in get_args(Split)})
     return inputs
 
 

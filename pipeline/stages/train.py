@@ -17,7 +17,7 @@ from pipeline.disk.layout import TrialDir
 from pipeline.disk.lease import Lease
 from pipeline.disk.provenance import loaded_code, provenance
 from pipeline.disk.writing import sweep, write_table, write_text
-from pipeline.errors import TakenOver, UserError, WorkError
+from pipeline.errors import TakenOver, WorkError
 from pipeline.experiments.reading import dump_config
 from pipeline.metrics.groups import Prediction
 from pipeline.models.base import Facts, Model
@@ -100,45 +100,11 @@ def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts
     trained = f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} trained parameters"
     sizes = f"{len(train)} images, {len(validation)} for validation, {trained}"
     print(f"training {run.trial.path.name}: {sizes}, on {run.machine}", flush=True)
-    if config.select.epoch == "best" and config.select.folds is None and config.model.head.chooses:
-        run.choice.check(config, validation)
-    _check_names(inputs)
-    _check_folds(inputs)
     fitted: Fitted = config.model.head.fit(model, train, validation, run)
     held_out = _held_out(model, validation, inputs, facts, fitted.left_out)
     if (table := inputs.task.validation_table(held_out)) is not None:  # for ensembles and exports
         write_table(run.trial.validation, table)
     return model, facts, fitted.progress, inputs.task.calibrate(held_out, facts.names.domains, config.calibrate.kind)
-
-
-def _check_names(inputs: Inputs) -> None:
-    """UserError where a name that the model reads tells the class by itself: it would learn that, and no image."""
-    model, columns, table = inputs.config.model, inputs.config.data.columns, inputs.table("train")
-    for name, read in (("species", model.species_embedding), ("domain", model.domain_embedding)):
-        if not read or "label" not in table:
-            continue
-        classes = table.groupby(table[name].fillna(""))["label"].nunique()
-        if classes.max() == 1 and len(classes) < len(table) / 2:
-            raise UserError(
-                f"column {getattr(columns, name)} (data.columns.{name}) tells the class of every training image by itself, so "
-                f"model.{name}_embedding would learn nothing of images: set it to false"
-            )
-
-
-def _check_folds(inputs: Inputs) -> None:
-    """UserError where a trial that folds by itself would have one group in two folds, or leave nothing to evaluate on."""
-    if inputs.config.select.folds is None:
-        return
-    if not len(inputs.positions("test")):
-        raise UserError(
-            "select.folds fits validation images too, and there is no test split: nothing would be left to evaluate on. Name one "
-            "(data.split), or set select.folds=null"
-        )
-    if both := set(inputs.table("train")["group"]) & set(inputs.table("validation")["group"]):
-        raise UserError(
-            f"select.folds cannot keep a group in one fold that is in train and in validation: {sorted(both)[0]} "
-            f"({len(both)} in all). Let folds be dealt by group (data.split.kind=folds), or set select.folds=null"
-        )
 
 
 def _held_out(

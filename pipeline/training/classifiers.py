@@ -4,8 +4,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
-from typing import Any
+from dataclasses import fields, replace
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
@@ -14,13 +13,15 @@ from pipeline.config.head import ClassifierHead
 from pipeline.errors import UserError
 from pipeline.metrics.classification import FIGURES
 from pipeline.models.classifiers import Classifier
-from pipeline.models.estimators import Array, Folds, Labels, Recipe, Rows
+from pipeline.models.estimators import Array, Folds, Labels, OfSome, Recipe, Rows
 from pipeline.models.one_class import UNKNOWN
 from pipeline.progress import log
 from pipeline.training.checkpoint import Progress
 from pipeline.training.run import Choice, Fitted, Run
 from pipeline.training.samples import Samples, embeddings
 
+NAMED = 5
+"""Classes that a warning names."""
 CALIBRATION_FOLDS = 5
 """That probabilities are calibrated on, or fewer where a class has not so many groups."""
 
@@ -32,7 +33,8 @@ def fit_classifier(model: Classifier, train: Samples, validation: Samples, run: 
     scored by what they say of the images that a fold leaves out, which is returned as well. The Progress' `epoch` counts the
     candidates; `best_epoch` is the best one's place in `Cs`.
 
-    Raises UserError if a class has too few images or groups, or if the head does not fit their number or the classes'.
+    Raises UserError if the head does not fit the number of images or the classes that are there, or if groups are too few to
+    fold.
     """
     config, head, choice, folds = run.config, model.head, run.choice, run.config.select.folds
     rows, held_out = make_rows(model, train), make_rows(model, validation)
@@ -96,34 +98,54 @@ def _out_of_fold(head: ClassifierHead, rows: Rows, classes: Sequence[str], n: in
     return said
 
 
-def fit_path(head: ClassifierHead, rows: Rows, classes: Sequence[str], seed: int) -> list[Any]:
-    """The head's candidates, fitted: of logistic regression one for each penalty, of every other head one.
+def fit_path(head: ClassifierHead, rows: Rows, classes: Sequence[str], seed: int) -> list[OfSome]:
+    """The head's candidates, fitted: of logistic regression one for each penalty, of every other head one. Classes that are not
+    there, or have too few groups to calibrate their probabilities, are left out, which is said.
 
     Raises UserError as `fit_classifier` does.
     """
     recipe: Recipe = head.recipe()
-    recipe.check(len(rows), classes)
-    for name, count in zip(classes, np.bincount(rows.labels, minlength=len(classes)), strict=True):
-        if not count:
-            raise UserError(
-                f"none of the {len(rows)} images to fit model.head.kind {head.kind} on is of {name}: remove the rows of so rare "
-                "a class, or choose other splits (data.split), or head.kind mlp, which goes on without it"
-            )
-    folds = grouped_folds(rows, classes, CALIBRATION_FOLDS, seed) if recipe.calibrated else ()
-    return recipe.fit(rows, folds, seed % 2**32)
+    present = _fitted_classes(recipe, rows, classes)
+    known = rows[np.flatnonzero(np.isin(rows.labels, present))]
+    counts = np.bincount(known.labels, minlength=len(classes)).tolist()
+    if misfit := head.misfit(dict(zip(classes, counts, strict=True))):
+        raise UserError(f"model.head.kind {head.kind} {misfit}: choose another head, or other splits (data.split)")
+    known = replace(known, labels=np.searchsorted(present, known.labels))
+    names = [classes[i] for i in present]
+    folds = grouped_folds(known, names, CALIBRATION_FOLDS, seed) if recipe.calibrated else ()
+    return [OfSome(fit, tuple(present.tolist()), len(classes)) for fit in recipe.fit(known, folds, seed % 2**32)]
+
+
+def _fitted_classes(recipe: Recipe, rows: Rows, classes: Sequence[str]) -> Labels:
+    """Those that can be fitted; warns of the others."""
+    present, why = np.unique(rows.labels), "are not among the images to fit on"
+    if recipe.calibrated and len(several := _several(rows, len(classes))) > 1:
+        present, why = several, "have fewer than the two groups that it takes to calibrate probabilities"
+    names = [classes[i] for i in np.setdiff1d(np.arange(len(classes)), present)]
+    if names:
+        some = f"{', '.join(names[:NAMED])}{f' and {len(names) - NAMED} more' if len(names) > NAMED else ''}"
+        warnings.warn(f"{some} {why}: what is so is taken for something else", stacklevel=2)
+    return present
+
+
+def _several(rows: Rows, n: int) -> Labels:
+    """The classes, of n, with more than one group."""
+    return np.flatnonzero([len(np.unique(rows.groups[rows.labels == row])) > 1 for row in range(n)])
 
 
 # ---------------------------------------------------------------- folds
 def grouped_folds(rows: Rows, classes: Sequence[str], n: int, seed: int) -> Folds:
-    """Folds stratified by class, no group in two of them: n, or fewer where a class has not so many groups.
+    """Folds stratified by class, no group in two of them: n, or fewer where a class has not so many groups. A class of one group
+    is in one fold, and not among what is kept when that is left out.
 
-    Raises UserError if a class has only one group, or shares its groups with others so that no two folds have all.
+    Raises UserError if not two classes have several groups, or share them so that no two folds have all of these.
     """
     counts = [len(np.unique(rows.groups[rows.labels == row])) for row in range(len(classes))]
-    for folds in range(min(n, *counts), 1, -1):
+    several = _several(rows, len(classes))
+    for folds in range(min(n, *(counts[row] for row in several)) if len(several) > 1 else 1, 1, -1):
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed % 2**32)
         found = list(splitter.split(rows.x, rows.labels, rows.groups))
-        if all(len(np.unique(rows.labels[kept])) == len(classes) for kept, _ in found):
+        if all(np.isin(several, rows.labels[kept]).all() for kept, _ in found):
             return found
     fewest = int(np.argmin(counts))
     raise UserError(

@@ -16,7 +16,7 @@ from jaxtyping import Float64
 
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
-from pipeline.errors import Interrupted, TakenOver, UserError
+from pipeline.errors import Interrupted, TakenOver
 from pipeline.metrics.groups import Prediction
 from pipeline.models.learner import Learner
 from pipeline.signals import StopFlag
@@ -46,20 +46,6 @@ class Choice:
         """The figure of what is said of all samples; None where it is not defined."""
         some = said.only(samples.n_targets)
         return self.task.score(self.metric, samples.truth, some.mean, samples.groups, some.log_weights)
-
-    def check(self, config: Config, validation: Samples) -> None:
-        """UserError where no epoch could be better than another: the figure is not defined, even of the truth itself."""
-        truth = validation.targets.dense()[:, : validation.n_targets].cpu().numpy()
-        said = Prediction(truth, truth, np.zeros_like(truth))
-        if self.score(validation, said) is not None:
-            return
-        figures = [name for name, figure in self.task.figures.items() if figure.selectable]
-        able = [name for name in figures if Choice(self.task, name).score(validation, said) is not None]
-        raise UserError(
-            f"{config.data.source}: the {len(set(validation.groups))} validation groups are too much alike for "
-            f"{self.task.figures[self.metric].title}, so nothing can be chosen by it: choose another split (data.split), or "
-            f"select.metric={' or '.join(able)}."
-        )
 
 
 @dataclass(frozen=True)

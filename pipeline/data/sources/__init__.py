@@ -13,12 +13,16 @@ from pathlib import Path
 
 from pipeline.config.data import Data
 from pipeline.data.sources.base import Source
-from pipeline.data.sources.csv_files import CsvSource
+from pipeline.data.sources.csv_files import SUFFIXES, CsvSource
 from pipeline.data.sources.hugging_face import DiskSource, HubSource
 from pipeline.data.sources.names import group_by_split
 from pipeline.data.sources.parquet import ParquetSource
 from pipeline.errors import UserError
 
+KINDS: dict[str, type[CsvSource] | type[ParquetSource]] = {
+    ".csv": CsvSource, ".tsv": CsvSource, ".txt": CsvSource, ".parquet": ParquetSource,
+}  # fmt: skip
+"""What reads a file, by the end of its name."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -28,11 +32,10 @@ def open_source(data: Data) -> Source:
     if os.path.isdir(path):  # (Path's own raises for a name that is too long)
         return _open_folder(data, path)
     if os.path.isfile(path):
-        kinds: dict[str, type[CsvSource] | type[ParquetSource]] = {".parquet": ParquetSource, ".csv": CsvSource}
-        if path.suffix not in kinds:
-            raise UserError(f"data.source {path}: this is neither a .csv nor a .parquet file. Name one, or a folder of them.")
-        return kinds[path.suffix](data, path.parent, {"train": [path]})
-    if HUB_NAME.fullmatch(data.source) and path.suffix not in (".csv", ".parquet"):
+        if path.suffix.lower() not in KINDS:
+            raise UserError(f"data.source {path}: a table's name ends in {', '.join(KINDS)}. Name one, or a folder of them.")
+        return KINDS[path.suffix.lower()](data, path.parent, {"train": [path]})
+    if HUB_NAME.fullmatch(data.source) and path.suffix.lower() not in KINDS:
         return HubSource(data)
     raise UserError(
         f"data.source {data.source}: there is no such file or folder (seen from {Path.cwd()}), and it is not the name "
@@ -43,7 +46,8 @@ def open_source(data: Data) -> Source:
 def _open_folder(data: Data, path: Path) -> Source:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return DiskSource(data, path)
-    parquet, tables = _visible(path, "**/*.parquet"), _visible(path, "*.csv")
+    parquet = _visible(path, "**/*", ".parquet")
+    tables = [table for suffix in SUFFIXES for table in _visible(path, "*", suffix)]
     if parquet and tables:
         raise UserError(f"data.source {path}: the folder holds both Parquet and CSV files. Name the file to read.")
     if parquet:
@@ -52,11 +56,12 @@ def _open_folder(data: Data, path: Path) -> Source:
         return CsvSource(data, path, group_by_split(tables, path))
     raise UserError(
         f"data.source {path}: the folder holds no data set: no dataset_dict.json (save_to_disk), no .parquet file and "
-        "no .csv file. Name the folder that holds one."
+        "no .csv or .tsv file. Name the folder that holds one."
     )
 
 
-def _visible(folder: Path, pattern: str) -> list[Path]:
-    """Files in `folder` by name; hidden ones (temporary files among them) are left out."""
-    found = (p for p in folder.glob(pattern) if p.is_file())
+def _visible(folder: Path, pattern: str, suffix: str) -> list[Path]:
+    """Files in `folder` whose name ends so, in letters of any case; hidden ones (temporary files among them) are left out."""
+    any_case = "".join(f"[{sign}{sign.upper()}]" for sign in suffix)
+    found = (p for p in folder.glob(pattern + any_case) if p.is_file())
     return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,22 @@ if TYPE_CHECKING:
 
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
-    """Arrow to pandas; whole numbers stay whole where some are missing."""
-    return table.to_pandas(integer_object_nulls=True, ignore_metadata=True)
+    """Arrow to pandas; whole numbers stay whole where some are missing, and the numbers of a `datasets.ClassLabel` become what
+    they stand for (a negative one: nothing)."""
+    frame = table.to_pandas(integer_object_nulls=True, ignore_metadata=True)
+    for column, names in _class_labels(table.schema).items():
+        frame[column] = [names[i] if i is not None and 0 <= i < len(names) else None for i in frame[column]]
+    return frame
+
+
+def _class_labels(schema: pa.Schema) -> dict[str, list[str]]:
+    """The names of each column that `datasets` wrote as a ClassLabel, which its own description of the columns tells."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        known = {column: about for column, about in features.items() if about.get("_type") == "ClassLabel"}
+        return {column: [str(name) for name in about["names"]] for column, about in known.items() if column in schema.names}
+    except (LookupError, ValueError, TypeError, AttributeError):  # other programs write what they like there
+        return {}
 
 
 def is_plain(kind: pa.DataType) -> bool:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.data import Data
 from pipeline.config.identity import image_columns
+from pipeline.data.sources.near import hint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +42,14 @@ class Source(ABC):
         """The path or file name that the data give each image of a split; None where there is none."""
 
     @abstractmethod
+    def paths(self, split: str, column: str) -> list[str | None] | None:
+        """The path of each image's file, as it stands in the table; None where images lie in the tables themselves."""
+
+    @abstractmethod
+    def folder(self) -> Path | None:
+        """The folder that relative paths of images are relative to; None if there is none."""
+
+    @abstractmethod
     def image_bytes(self, split: str, row: int, column: str) -> bytes:
         """One encoded image; safe from several threads. Raises OSError or ValueError where there is none."""
 
@@ -50,14 +61,30 @@ class Source(ABC):
         """Whether rows and images are on this machine, so that its files tell splits and signature, without a network."""
         return True
 
+    def notes(self) -> list[str]:
+        """What was taken for granted when the tables were read, in words."""
+        return []
+
     @property
     @abstractmethod
     def kind(self) -> str:
         """What sort of source it is: signatures begin with it."""
 
     @abstractmethod
+    def table_files(self) -> list[Path]:
+        """The files that rows are read from."""
+
     def files(self) -> Iterable[Path]:
         """Every file that rows and images are read from, whether it is there or not."""
+        return [*self.table_files(), *self.image_files()]
+
+    def image_files(self) -> Iterator[Path]:
+        """The image files that paths name, where they can be told."""
+        for split in self.splits():
+            for column in image_columns(self.data):
+                if column in self.columns(split) and (names := self.paths(split, column)) is not None:
+                    folder = base.resolve() if (base := self.folder()) else Path("/")
+                    yield from (folder / name for name in names if name)
 
     def signature(self) -> str:
         """A cheap identity: equal while the files (path, size, time of change) stay as they are."""
@@ -76,15 +103,14 @@ class TableSource(Source):
     def plain(self, split: str) -> list[str]:
         """Names of the columns that hold text and numbers, paths of images among them."""
 
-    def files(self) -> Iterable[Path]:
-        return [*(path.resolve() for paths in self.groups.values() for path in paths), *self.image_files()]
+    def paths(self, split: str, column: str) -> list[str | None] | None:
+        return self.image_names(split, column) if column in self.plain(split) else None
 
-    def image_files(self) -> Iterable[Path]:
-        """The image files that paths name."""
-        for split in self.splits():
-            for column in image_columns(self.data):
-                if column in self.plain(split):
-                    yield from named_files(self.image_names(split, column), self.base)
+    def folder(self) -> Path | None:
+        return self.base
+
+    def table_files(self) -> list[Path]:
+        return [path.resolve() for paths in self.groups.values() for path in paths]
 
 
 def encoded(cell: Any, base: Path | None) -> bytes:
@@ -94,12 +120,49 @@ def encoded(cell: Any, base: Path | None) -> bytes:
     if isinstance(cell, (bytes, bytearray, memoryview)) and len(cell):
         return bytes(cell)
     if isinstance(cell, str) and cell:
-        return image_path(cell, base).read_bytes()
+        return _read(cell, image_path(cell, base))
     raise ValueError("the cell is empty" if not cell else f"the cell holds {type(cell).__name__}, not an image")
 
 
+def _read(cell: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}{hint(cell, path)}") from None
+
+
+def absent(cells: Sequence[str | None], base: Path | None, folders: set[str]) -> list[tuple[int, str]]:
+    """The rows whose image is not there, each with the reason. Each folder, all of which are added to `folders`, is listed once,
+    and no image opened."""
+    named = cache(_named)
+    return [(row, why) for row, cell in enumerate(cells) if (why := _absence(cell, base, named, folders))]
+
+
+def _absence(cell: str | None, base: Path | None, named: Callable[[str], frozenset[str]], folders: set[str]) -> str:
+    if not cell:
+        return "the cell is empty"
+    try:
+        folder, name = os.path.split(image_path(cell, base))
+    except ValueError as error:
+        return str(error)
+    folders.add(folder)
+    return "" if name in named(folder) else f"there is no file {os.path.join(folder, name)}"
+
+
+def _named(folder: str) -> frozenset[str]:
+    """The files in a folder; none where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if entry.is_file())
+    except OSError:
+        return frozenset()
+
+
 def image_path(cell: str, base: Path | None) -> Path:
-    """The file that a cell names. Raises ValueError for a relative path without a folder that it is relative to."""
+    """The file that a cell names. Raises ValueError for a relative path without a folder that it is relative to, or a path that
+    no file can have."""
+    if "\0" in cell:
+        raise ValueError("the path holds a NUL character")
     path = Path(cell)
     if path.is_absolute():
         return path
@@ -113,16 +176,10 @@ def _stat(path: Path) -> tuple[str, int, int]:
     try:
         stat = path.stat()
         return str(path), stat.st_size, stat.st_mtime_ns
-    except OSError:
+    except (OSError, ValueError):  # (a NUL, or a name that is no text)
         return str(path), -1, 0
 
 
 def signature_of(kind: str, paths: Iterable[Path]) -> str:
     """The kind of source with a hash of its files' paths, sizes and times of change, in the order given."""
     return f"{kind}:{hashlib.sha256(json.dumps([_stat(path) for path in paths]).encode()).hexdigest()}"
-
-
-def named_files(names: Iterable[str | None], base: Path | None) -> Iterable[Path]:
-    """The image files that a column of paths names, where they can be told."""
-    folder = base.resolve() if base else Path("/")
-    return (folder / name for name in names if name)

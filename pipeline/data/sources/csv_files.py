@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SPLIT_COLUMN = "split"
-OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs"}
+SUFFIXES = (".csv", ".tsv")
+"""Of the files of a folder; a file that is named may be a .txt as well."""
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+"""What may part columns instead of commas."""
+LONGEST_CELL = 2**31 - 1
+"""Characters; csv's own limit is shorter than the outline of a country."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class CsvSource(TableSource):
         except FileNotFoundError as error:
             if self.data.download is None:
                 raise
-            raise ValueError(f"{error.filename} is not there; `carabid fetch` downloads it") from error
+            raise ValueError(f"{error}; `carabid fetch` downloads it") from error
 
     def is_here(self) -> bool:
         """Whether what is to be downloaded has been; where bad images are skipped, any of it."""
@@ -72,17 +77,27 @@ class CsvSource(TableSource):
         record = self._records[split][row]
         return f"{record.file}, line {record.line}"
 
+    def notes(self) -> list[str]:
+        return [note for table in self._tables for note in table.notes]
+
+    @cached_property
+    def _tables(self) -> list[_Table]:
+        return [read_csv(file) for files in self.groups.values() for file in files]
+
     @cached_property
     def _loaded(self) -> tuple[dict[str, list[str]], dict[str, list[_Record]]]:
         headers: dict[str, list[str]] = {}
         records: dict[str, list[_Record]] = {}
-        for name, file in ((name, file) for name, files in self.groups.items() for file in files):
-            header, rows = read_csv(file)
-            if headers.setdefault(name, header) != header:
-                raise UserError(f"{file}: its columns differ from those of {self.groups[name][0]}, a part of the same split.")
-            records.setdefault(name, []).extend(rows)
+        for name, table in zip((name for name, files in self.groups.items() for _ in files), self._tables, strict=True):
+            if headers.setdefault(name, table.header) != table.header:
+                raise UserError(
+                    f"{table.path}: its columns differ from those of {self.groups[name][0]}, a part of the same split."
+                )
+            records.setdefault(name, []).extend(table.records)
         only = next(iter(headers))
         if len(headers) == 1 and SPLIT_COLUMN in headers[only]:
+            if not records[only]:
+                raise UserError(f"{self._tables[0].path}: the table has a header and no rows.")
             records = _by_split_column(headers[only], records[only])
             headers = dict.fromkeys(records, headers[only])
         return headers, records
@@ -96,11 +111,26 @@ class CsvSource(TableSource):
         return self._loaded[1]
 
 
-def read_csv(path: Path) -> tuple[list[str], list[_Record]]:
-    """Header and rows of a CSV file (UTF-8, commas); empty lines are left out. Raises UserError naming the line."""
+@dataclass(frozen=True)
+class _Table:
+    """What a CSV file holds."""
+
+    path: Path
+    header: list[str]
+    records: list[_Record]
+    notes: list[str]
+    """What was taken for granted to read it."""
+
+
+def read_csv(path: Path) -> _Table:
+    """A CSV file (UTF-8; commas, or what its first line parts columns by); empty lines, and columns at the end that have no name
+    and no cells, are left out. Raises UserError naming the line."""
+    csv.field_size_limit(LONGEST_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            records = _csv_records(path, csv.reader(file, strict=True))
+            separator = _separator(file.readline())
+            file.seek(0)
+            records = _csv_records(path, csv.reader(file, strict=True, delimiter=separator))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}, line {_undecodable(path)}: this is not UTF-8: save the file as CSV UTF-8.") from error
     except OSError as error:
@@ -108,12 +138,28 @@ def read_csv(path: Path) -> tuple[list[str], list[_Record]]:
     if not records:
         raise UserError(f"{path}: the file is empty; its first line should name the columns.")
     header = [name.strip() for name in records[0].cells]
+    while len(header) > 1 and not header[-1]:
+        header.pop()
     _check_header(path, header)
-    for record in records[1:]:
-        if len(record.cells) != len(header):
-            what = f"{len(record.cells)} cells, but the header names {len(header)} columns"
-            raise UserError(f"{path}, line {record.line}: {what}. Quote cells that hold a comma.")
-    return header, records[1:]
+    notes = [f"{path}: columns are parted by {SEPARATORS[separator]}"] if separator in SEPARATORS else []
+    return _Table(path, header, [_fitted(record, header, separator) for record in records[1:]], notes)
+
+
+def _separator(line: str) -> str:
+    """What parts the columns of a file with this first line: commas, unless that leaves one column and something else does
+    not."""
+    return next((sign for sign in (",", *SEPARATORS) if len(next(csv.reader([line], delimiter=sign), ())) > 1), ",")
+
+
+def _fitted(record: _Record, header: list[str], separator: str) -> _Record:
+    """The record with a cell for each column. Raises UserError if it has fewer, or more that are not empty."""
+    n, cells = len(header), record.cells
+    if len(cells) == n:
+        return record
+    if len(cells) < n or any(cell.strip() for cell in cells[n:]):
+        what = f"{len(cells)} cells, but the header names {n} columns"
+        raise UserError(f"{record.file}, line {record.line}: {what}. Quote cells that hold {separator!r}.")
+    return _Record(record.file, record.line, cells[:n])
 
 
 def _undecodable(path: Path) -> int:
@@ -136,9 +182,6 @@ def _csv_records(path: Path, reader: Any) -> list[_Record]:
 
 
 def _check_header(path: Path, header: list[str]) -> None:
-    other = next((name for sign, name in OTHER_SEPARATORS.items() if len(header) == 1 and sign in header[0]), None)
-    if other:
-        raise UserError(f"{path}, line 1: columns are separated by {other}: save it with commas between columns.")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise UserError(f"{path}, line 1: the column {twice[0]!r} stands there twice. Rename one of them.")

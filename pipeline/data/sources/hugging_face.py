@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from pipeline import hub
 from pipeline.config.data import Data
 from pipeline.config.identity import image_columns
 from pipeline.data.sources.arrow import is_plain, names_in, to_frame
-from pipeline.data.sources.base import Source, encoded, named_files
+from pipeline.data.sources.base import Source, encoded
 from pipeline.disk.reading import reading
 from pipeline.errors import NotFetched, UserError
 
@@ -57,6 +57,13 @@ class _HuggingFaceSource(Source):
         kind = self._loaded[split].features.arrow_schema.field(column).type
         return names_in(kind, lambda leaf: self._read(split, [leaf]), column, len(self._loaded[split]))
 
+    def paths(self, split: str, column: str) -> list[str | None] | None:
+        dtype = getattr(self._loaded[split].features[column], "dtype", None)
+        return self.image_names(split, column) if dtype in ("string", "large_string") else None
+
+    def folder(self) -> Path | None:
+        return self.base
+
     def image_bytes(self, split: str, row: int, column: str) -> bytes:
         return encoded(self._images(split, column)[row][column], self.base)
 
@@ -89,27 +96,22 @@ class DiskSource(_HuggingFaceSource):
 
     def __init__(self, data: Data, folder: Path) -> None:
         super().__init__(data)
-        self.folder = folder
+        self.place = folder
         self.base = self.base or folder
 
     def _load(self) -> datasets.DatasetDict | datasets.Dataset:
         from datasets import load_from_disk
 
-        with reading(self.folder, "`datasets` cannot load this folder.", UserError):
-            return load_from_disk(str(self.folder))
+        with reading(self.place, "`datasets` cannot load this folder.", UserError):
+            return load_from_disk(str(self.place))
 
-    def files(self) -> Iterable[Path]:
-        tables = [path for path in sorted(self.folder.resolve().rglob("*")) if path.suffix in (".arrow", ".json")]
-        return [*tables, *self._image_files()]
+    def table_files(self) -> list[Path]:
+        return [path for path in sorted(self.place.resolve().rglob("*")) if path.suffix in (".arrow", ".json")]
 
-    def _image_files(self) -> Iterable[Path]:
-        infos = list(self.folder.rglob("dataset_info.json"))
-        for column in image_columns(self.data):
-            if not any(_image_is_text(path, column) for path in infos):
-                continue  # known from the small JSON file, so that a signature need not import `datasets`
-            for split in self.splits():
-                if column in self.columns(split):
-                    yield from named_files(self.image_names(split, column), self.base)
+    def image_files(self) -> Iterator[Path]:
+        infos = list(self.place.rglob("dataset_info.json"))
+        if any(_image_is_text(path, column) for path in infos for column in image_columns(self.data)):
+            yield from super().image_files()  # (known from the small JSON file, so that a signature need not import `datasets`)
 
 
 def _image_is_text(info: Path, column: str) -> bool:
@@ -156,8 +158,11 @@ class HubSource(_HuggingFaceSource):
     def kind(self) -> str:
         return f"hub:{self.data.source}@{self._folder().name}"
 
-    def files(self) -> Iterable[Path]:
+    def table_files(self) -> list[Path]:
         return sorted(path for path in self._folder().resolve().iterdir() if path.suffix in (".arrow", ".json"))
+
+    def image_files(self) -> Iterator[Path]:
+        return iter(())  # the commit says which images there are, and listing them would import `datasets`
 
     def _folder(self) -> Path:
         return self._only_cached() or _arrow_folder(self._loaded)

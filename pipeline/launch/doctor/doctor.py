@@ -23,6 +23,7 @@ from pipeline.launch.doctor.findings import FETCH, Context, Finding
 from pipeline.launch.manifest.manifest import sharing_features
 from pipeline.launch.scheduler import site
 from pipeline.launch.submitting import sbatch
+from pipeline.tasks.preflight import copies, preflight
 
 Check = Callable[[Context], Iterator[Finding]]
 KEYS = (
@@ -129,6 +130,16 @@ def check_cache(context: Context) -> Iterator[Finding]:
         yield _cached(f"weights {config.backbone.display_name}", here, known_weights(config) is not None)
 
 
+def check_tables(context: Context) -> Iterator[Finding]:
+    """The tables can be trained on as the trials ask; what is odd about them, copies of images among it where these were
+    hashed."""
+    configs = [trial.config for trial in context.trials]
+    warnings = preflight(configs)
+    yield Finding("ok", "tables", "they can be trained on, and every image that they name is there")
+    for warning in warnings + [line for config in {c.data: c for c in configs}.values() for line in copies(config)]:
+        yield Finding("warn", "tables", warning)
+
+
 def _cached(what: str, here: bool, known: bool) -> Finding:
     if not here:
         return Finding("FAIL", what, f"not on this machine. Run {FETCH} where there is internet")
@@ -209,7 +220,7 @@ def clock_line(theirs: float, earliest: float, latest: float) -> Finding:
 
 
 CHECKS: tuple[Check, ...] = (
-    check_partitions, check_scripts, check_limits, check_paths, check_cache, capacity.check_disk, check_node,
+    check_partitions, check_scripts, check_limits, check_paths, check_cache, check_tables, capacity.check_disk, check_node,
     capacity.check_memory,
 )  # fmt: skip
 OF_SLURM: tuple[Check, ...] = (check_partitions, check_scripts, check_limits)

@@ -6,7 +6,6 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-from pipeline.data.sources import open_source
 from pipeline.disk.layout import ExperimentDir
 from pipeline.disk.lease import Lease
 from pipeline.errors import WorkError
@@ -19,7 +18,7 @@ from pipeline.launch.manifest.manifest import REFUSED, Manifest, Terms, make_man
 from pipeline.launch.scheduler.queue import Queued, cancel_stuck, is_queued, max_array_size, my_job_tasks, queued_trials
 from pipeline.launch.submitting import sbatch
 from pipeline.launch.watching.history import History
-from pipeline.launch.watching.plan import missing_trials
+from pipeline.launch.watching.plan import missing_trials, table_warnings
 
 POLL_SECONDS = 10.0
 LEASE_SECONDS = 60.0
@@ -36,6 +35,8 @@ class Request:
     max_parallel: int | None = None
     pack: int = 1
     argv: tuple[str, ...] = ()
+    check: bool = True
+    """Whether tables are looked at before anything is queued."""
 
     @property
     def local(self) -> bool:
@@ -53,12 +54,11 @@ def submit(experiment: Experiment, request: Request) -> None:
     """Queue what is missing and print the job ids, or run it here; say so if there is nothing to do."""
     if request.dry_run:
         if todo := _todo(experiment, request):
+            check_tables(todo, request)
             show_scripts(experiment, todo, request)
         return
     with one_at_a_time(experiment.dir, request):
         todo = _todo(experiment, request)
-        for data in {trial.config.data for trial in todo}:
-            open_source(data)  # a mistyped path is refused now, and not by jobs that have waited in the queue
         queued = queue_trials(experiment, todo, request) if todo else None
     if queued and request.wait:
         wait_until_done(experiment, *queued)
@@ -74,6 +74,7 @@ def one_at_a_time(directory: ExperimentDir, request: Request) -> AbstractContext
 
 def queue_trials(experiment: Experiment, trials: list[Trial], request: Request) -> tuple[Manifest, str] | None:
     """Freeze these trials in a manifest and queue their chain, whose last job is returned; or run it here."""
+    check_tables(trials, request)
     extract = needs_extraction(trials)
     sbatch.check_paths(preview_manifest(experiment, trials, Terms()))
     manifest = make_manifest(experiment, trials, request.terms(len(trials)))
@@ -85,6 +86,14 @@ def queue_trials(experiment: Experiment, trials: list[Trial], request: Request) 
             raise WorkError(f"some trials did not finish; their logs are in {manifest.experiment.logs}")
         return None
     return manifest, _queue(manifest, extract)
+
+
+def check_tables(trials: list[Trial], request: Request) -> None:
+    """Say what is to be said of their tables. Raises UserError for one that no job could train on, before any has waited for
+    it."""
+    if request.check:
+        for line in table_warnings(trials):
+            print(line, flush=True)
 
 
 def wait_until_done(experiment: Experiment, manifest: Manifest, last: str) -> None:

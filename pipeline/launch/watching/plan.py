@@ -1,12 +1,11 @@
 """Which trials are done, which wait in Slurm's queue, and why the others are not done. Loads no torch."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
 from pipeline.config.identity import flatten, science
-from pipeline.data.sources import open_source
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import UserError
 from pipeline.experiments.names import written
@@ -16,7 +15,10 @@ from pipeline.launch.watching.forecast import forecast
 from pipeline.launch.watching.history import History
 from pipeline.reporting.results import REPLICATES
 from pipeline.reporting.state import TrialState, trial_states
+from pipeline.tasks.preflight import preflight
 
+TO_DO = ("missing", "stale", "interrupted", "failed", "trained")
+"""States of trials that a submission would queue."""
 MAX_KEYS = 3
 """A trial that differs in more keys is another one, and no earlier form of this one."""
 Older = tuple[TrialDir, dict[str, Any], float]
@@ -37,8 +39,11 @@ def plan(experiment: Experiment) -> tuple[list[TrialState], list[TrialState]]:
     return states, [history.view(trial.name, state, trial).state for trial, state in pairs]
 
 
-def lines(experiment: Experiment) -> Iterator[str]:
-    """What `carabid plan` prints: each trial with its state and the reason, how many are in each state, and the forecast."""
+def lines(experiment: Experiment, check: bool = True) -> Iterator[str]:
+    """What `carabid plan` prints: each trial with its state and the reason, how many are in each state, and the forecast; with
+    `check` also what is to be said of the tables of trials that are not done. Raises UserError at the end for one that cannot be
+    trained on.
+    """
     on_disk, states = plan(experiment)
     for trial, state in zip(experiment.trials, states, strict=True):
         yield f"{state.state:<12}{trial.name}{'  ' + state.reason if state.reason else ''}"
@@ -47,16 +52,18 @@ def lines(experiment: Experiment) -> Iterator[str]:
     yield f"{len(states)} trial{'s' * (len(states) > 1)}: {summary} (in {experiment.dir.path})"
     if line := forecast(experiment, on_disk):
         yield line
-    yield from _to_download(experiment)
+    if check:
+        yield from table_warnings(trial for trial, state in zip(experiment.trials, states, strict=True) if state.state in TO_DO)
 
 
-def _to_download(experiment: Experiment) -> Iterator[str]:
-    """A line for each data set whose images are still to be downloaded."""
-    for data in {trial.config.data.source: trial.config.data for trial in experiment.trials}.values():
-        with suppress(UserError, OSError, ValueError):  # data that cannot be read: who reads them says so
-            if data.download and not open_source(data).is_here():
-                todo = "run `carabid fetch` (the same arguments) where there is internet"
-                yield f"data {data.source}: its images are not all here: {todo}"
+def table_warnings(trials: Iterable[Trial]) -> Iterator[str]:
+    """A line for all that is to be said of the tables of these trials. Raises UserError for one that cannot be trained on."""
+    try:
+        found = preflight([trial.config for trial in trials])
+    except UserError as error:
+        raise UserError(f"{error}\nNo job could do this. For data that nodes alone see: --no-check") from error
+    for warning in found:
+        yield f"warning: {warning}"
 
 
 def missing_trials(experiment: Experiment) -> list[Trial]:

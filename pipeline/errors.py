@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 MOST = 50  # names that a message lists
+LONGEST = 2000  # characters of a message
+SHOWN_OF_WORD = 300
+LONG_WORD = re.compile(r"\S{400,}")
 REQUEUE_STATUS = 75
 """Exit status (EX_TEMPFAIL) that a job script answers with `scontrol requeue`."""
 
 
-class UserError(Exception):
+class _ForPeople(Exception):
+    """Its message is read by people, whatever stands in the cell that it is of: long words, and its middle, are cut."""
+
+    def __init__(self, message: str = "") -> None:
+        text = LONG_WORD.sub(lambda word: f"{word[0][:SHOWN_OF_WORD]}…", message)
+        super().__init__(f"{text[: LONGEST - 400]} … {text[-300:]}" if len(text) > LONGEST else text)
+
+
+class UserError(_ForPeople):
     """The request, its configuration or its data is wrong: the message says what, where and what to do. Exit status 2."""
 
 
-class WorkError(Exception):
+class WorkError(_ForPeople):
     """The request was right but the work failed: the message says what to do. Exit status 1."""
 
 

@@ -397,7 +397,10 @@ def test_a_class_of_one_image_cannot_be_calibrated_on_and_is_named(kind: str) ->
 
 
 def test_of_two_classes_none_may_be_without_images() -> None:
-    with pytest.raises(UserError, match=r"head\.kind knn tells classes apart, and all images to fit on are of parent"), pytest.warns():
+    with (
+        pytest.raises(UserError, match=r"head\.kind knn tells classes apart, and all images to fit on are of parent"),
+        pytest.warns(),
+    ):
         fit_path(make_head("knn"), few_positives(0), ("hybrid", "parent"), 0)
 
 

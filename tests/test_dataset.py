@@ -110,7 +110,8 @@ def test_a_missing_column_is_named_with_its_key_and_those_there_are(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("cell", "words"), [("", "is empty"), ("nan", "holds 'nan', which stands for nothing"), ("wet", "holds 'wet'"), ("inf", "holds 'inf'")]
+    ("cell", "words"),
+    [("", "is empty"), ("nan", "holds 'nan', which stands for nothing"), ("wet", "holds 'wet'"), ("inf", "holds 'inf'")],
 )
 def test_a_target_that_is_no_number_is_refused_with_file_line_and_column(tmp_path: Path, cell: str, words: str) -> None:
     with pytest.raises(UserError, match=rf"data\.csv, line 4: column z \(data\.targets\) {words}"):

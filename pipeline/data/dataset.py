@@ -165,7 +165,10 @@ def content_of(encoded: Sequence[bytes]) -> str:
 
 def signature(data: Data) -> str:
     """`Dataset.signature()` without loading the table: reads file names, sizes and times, for plans on a login node."""
-    source = open_source(data)
+    return _signature_of(open_source(data), data)
+
+
+def _signature_of(source: Source, data: Data) -> str:
     return _signature(source, tuple(choose_splits(source.splits(), data)), image_columns(data))
 
 
@@ -173,7 +176,7 @@ def known_signature(data: Data) -> str | None:
     """`signature(data)` if it can be told from this machine's files alone, without a network; else None."""
     with suppress(UserError, OSError, ValueError, KeyError):  # whoever reads the data says what is wrong with them
         source = open_source(data)
-        return signature(data) if source.is_here() else None
+        return _signature_of(source, data) if source.is_here() else None
     return None
 
 

@@ -58,7 +58,7 @@ def _fetch_data(config: Config) -> None:
     data = data_record(config, dataset)
     bad, when = _unreadable(config, dataset, data)
     read = f"content {data.content[:12]}, {len(bad) or 'none'} unreadable{when}"
-    print(f"data: {config.data.source}: {data.n} images, {_place(dataset.source.files())}, {read}", flush=True)
+    print(f"data: {config.data.source}: {data.n} images, {_place(map(Path, dataset.source.files()))}, {read}", flush=True)
     if config.data.on_bad_image == "error":
         refuse_bad(bad, "these data")
     for message in list(bad.values())[:1]:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.data import Folded
 from pipeline.config.identity import digest, image_columns, plain
 from pipeline.config.own import content_hash
 from pipeline.config.trial import Config
@@ -69,7 +70,11 @@ def _look(asking: dict[str, Config]) -> list[str]:
     known = _read(path)
     if known and known.still_holds() and asking.keys() <= set(known.fits):
         return known.warnings
-    look = _first_look(asking, config)
+    try:
+        look = _first_look(asking, config)
+    except UserError as error:
+        split = config.data.split
+        raise UserError(f"{error} (data.split.fold={split.fold})" if isinstance(split, Folded) else str(error)) from error
     with suppress(OSError):  # who may not write there looks again
         write_json(path, asdict(look))
     return look.warnings
@@ -126,7 +131,7 @@ def _asks(config: Config) -> str:
 
 
 def _record(config: Config, source: Source) -> Path:
-    files = signature_of(source.kind, source.table_files())
+    files = signature_of(source.kind, map(str, source.table_files()))
     name = digest([config.task, content_hash(config.task), plain(config.data), files, _code()])
     return record_path(config, "table", name[:16])
 

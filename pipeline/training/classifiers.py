@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from pipeline.config.head import ClassifierHead
+from pipeline.data.truth import class_name
 from pipeline.errors import UserError
 from pipeline.metrics.classification import FIGURES
 from pipeline.models.classifiers import Classifier
@@ -40,12 +41,13 @@ def fit_classifier(model: Classifier, train: Samples, validation: Samples, run: 
     rows, held_out = make_rows(model, train), make_rows(model, validation)
     if folds is not None:
         rows = held_out = _joined(rows, held_out)
+    names = [class_name(target) or target for target in model.classes]
     with _warnings_said_once(head.kind):
-        fits = fit_path(head, rows, model.classes, config.seed)
+        fits = fit_path(head, rows, names, config.seed)
         if folds is None:
             scored = [fit.predict_proba(held_out.x) for fit in fits]
         else:
-            scored = _out_of_fold(head, rows, model.classes, folds, config.seed)
+            scored = _out_of_fold(head, rows, names, folds, config.seed)
     values = [choice.task.score(choice.metric, held_out.labels, said, held_out.groups) for said in scored]
     best = min(range(len(fits)), key=lambda i: _rank(choice, values[i], held_out.labels, scored[i]))
     progress = Progress(epoch=len(fits), best_epoch=best, best_metric=values[best])

@@ -9,10 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT
 from pipeline.errors import UserError
 from pipeline.experiments.reading import load_experiment
 from pipeline.tasks import load_task
+from pipeline.tasks.preflight import preflight
 from tests.fuzz.values import spoil_bytes, spoil_text
 from tests.fuzz.verdict import Case
 
@@ -56,8 +58,10 @@ def table_case(number: int, draw: random.Random, place: Path) -> Case:
     path = write_csv(rows, folder, draw) if draw.random() < 0.6 else write_parquet(rows, folder, draw)
     config = experiment(task, split)
     source = str(path if draw.random() < 0.9 else folder)
-    data = config.data.model_copy(update={"source": source})
-    return Case(f"tables {number}", lambda: read(task, data), (folder.name, "data.", "column"))
+    data = config.data.model_copy(update={"source": source, "on_bad_image": draw.choice(("error", "skip"))})
+    paths = config.paths.model_copy(update={"features": str(folder / "features")})
+    config = config.model_copy(update={"data": data, "paths": paths})
+    return Case(f"tables {number}", lambda: read(config), (folder.name, "data.", "column"))
 
 
 def row(i: int, draw: random.Random) -> dict[str, Any]:
@@ -127,10 +131,11 @@ def typed(name: str, cell: Any) -> Any:
         return None
 
 
-def read(task: str, data: Any) -> None:
-    """As training reads it; every warning is in words, and every row has a split."""
-    dataset = load_task(task).load(data)
+def read(config: Config) -> None:
+    """As training reads it, and as it is looked at before; every warning is in words, and every row has a split."""
+    dataset = load_task(config.task).load(config.data)
     assert set(dataset.table["split"]) <= {"train", "validation", "test"}
     if any(len(warning) > 2000 for warning in dataset.warnings):
         raise UserError("\n".join(dataset.warnings))
     dataset.signature()
+    assert preflight([config]) == preflight([config])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
@@ -17,6 +18,10 @@ from pipeline.data.sources.near import hint
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+UNUSUAL = re.compile(r"^[/.]|//|/\.|/$")
+"""What `Path` may write otherwise."""
 
 
 class Source(ABC):
@@ -74,17 +79,17 @@ class Source(ABC):
     def table_files(self) -> list[Path]:
         """The files that rows are read from."""
 
-    def files(self) -> Iterable[Path]:
+    def files(self) -> Iterable[str]:
         """Every file that rows and images are read from, whether it is there or not."""
-        return [*self.table_files(), *self.image_files()]
+        return [*map(str, self.table_files()), *self.image_files()]
 
-    def image_files(self) -> Iterator[Path]:
+    def image_files(self) -> Iterator[str]:
         """The image files that paths name, where they can be told."""
         for split in self.splits():
             for column in image_columns(self.data):
                 if column in self.columns(split) and (names := self.paths(split, column)) is not None:
-                    folder = base.resolve() if (base := self.folder()) else Path("/")
-                    yield from (folder / name for name in names if name)
+                    folder = str(base.resolve() if (base := self.folder()) else Path("/"))
+                    yield from (_joined(folder, name) for name in names if name)
 
     def signature(self) -> str:
         """A cheap identity: equal while the files (path, size, time of change) stay as they are."""
@@ -171,15 +176,20 @@ def image_path(cell: str, base: Path | None) -> Path:
     return base / path
 
 
-def _stat(path: Path) -> tuple[str, int, int]:
+def _joined(folder: str, name: str) -> str:
+    """`Path(folder) / name` as text, without making a path of what is one already: there may be a million."""
+    return str(Path(folder) / name) if UNUSUAL.search(name) else f"{folder}/{name}"
+
+
+def _stat(path: str) -> tuple[str, int, int]:
     """Path, size and time of change; a missing file is (path, -1, 0), because it is part of what the data are."""
     try:
-        stat = path.stat()
-        return str(path), stat.st_size, stat.st_mtime_ns
+        stat = os.stat(path)
+        return path, stat.st_size, stat.st_mtime_ns
     except (OSError, ValueError):  # (a NUL, or a name that is no text)
-        return str(path), -1, 0
+        return path, -1, 0
 
 
-def signature_of(kind: str, paths: Iterable[Path]) -> str:
+def signature_of(kind: str, paths: Iterable[str]) -> str:
     """The kind of source with a hash of its files' paths, sizes and times of change, in the order given."""
     return f"{kind}:{hashlib.sha256(json.dumps([_stat(path) for path in paths]).encode()).hexdigest()}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.data.sources.base import TableSource, encoded
 from pipeline.errors import UserError
@@ -23,8 +24,7 @@ LONGEST_CELL = 2**31 - 1
 """Characters; csv's own limit is shorter than the outline of a country."""
 
 
-@dataclass(frozen=True)
-class _Record:
+class _Record(NamedTuple):
     """One row of a CSV file: its cells and the line it starts on, counted from 1 as an editor does."""
 
     file: Path
@@ -71,7 +71,7 @@ class CsvSource(TableSource):
     def is_here(self) -> bool:
         """Whether what is to be downloaded has been; where bad images are skipped, any of it."""
         enough = any if self.data.on_bad_image == "skip" else all
-        return self.data.download is None or enough(path.is_file() for path in self.image_files())
+        return self.data.download is None or enough(map(os.path.isfile, self.image_files()))
 
     def where(self, split: str, row: int) -> str:
         record = self._records[split][row]

@@ -108,7 +108,7 @@ class DiskSource(_HuggingFaceSource):
     def table_files(self) -> list[Path]:
         return [path for path in sorted(self.place.resolve().rglob("*")) if path.suffix in (".arrow", ".json")]
 
-    def image_files(self) -> Iterator[Path]:
+    def image_files(self) -> Iterator[str]:
         infos = list(self.place.rglob("dataset_info.json"))
         if any(_image_is_text(path, column) for path in infos for column in image_columns(self.data)):
             yield from super().image_files()  # (known from the small JSON file, so that a signature need not import `datasets`)
@@ -161,7 +161,7 @@ class HubSource(_HuggingFaceSource):
     def table_files(self) -> list[Path]:
         return sorted(path for path in self._folder().resolve().iterdir() if path.suffix in (".arrow", ".json"))
 
-    def image_files(self) -> Iterator[Path]:
+    def image_files(self) -> Iterator[str]:
         return iter(())  # the commit says which images there are, and listing them would import `datasets`
 
     def _folder(self) -> Path:

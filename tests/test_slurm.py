@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from pipeline.disk.layout import PROJECT
+from tests.broken_tables import BROKEN, Broken
 from tests.cluster.cluster import Cluster
 from tests.conftest import Assets, carabid, slurm_environ
 
@@ -93,6 +94,14 @@ def test_submitted_again_when_all_is_done_nothing_is_queued(assets: Assets, envi
     again = carabid("submit", "configs/beetles/pixels.yaml", *overrides, root=environ)
     assert "nothing to do" in again.stdout
     assert not subprocess.run(["squeue", "--noheader"], capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_a_table_that_no_job_could_train_on_queues_nothing(environ: Path, broken: Broken) -> None:
+    done = carabid("submit", *broken.arguments(environ / "data"), *NO_GPU, *SMALL, root=environ, check=False)
+    assert done.returncode == 2 and re.search(broken.says, done.stderr) and "job" not in done.stdout, done.stderr
+    assert not subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout
+    assert not list(environ.glob("trained/*/submissions/*"))
 
 
 def test_more_trials_than_an_array_may_have_are_all_done_and_none_is_queued_twice(assets: Assets, environ: Path) -> None:

@@ -598,6 +598,33 @@ def test_an_unexpected_failure_of_one_trial_leaves_the_others_alone(
     assert any("failed" in line and experiment.trials[1].name in line for line in said)
 
 
+def test_what_lacks_features_is_not_begun_what_has_them_goes_on_and_why_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each store is made by three job tasks, of which two fail with the same word."""
+    experiment, done = load("model.encoder.blocks=1,2", "seed=0,1", "resources.extract_tasks=3"), []
+    made = make_manifest(experiment, experiment.trials)
+    lacking = {i for i, entry in enumerate(made.entries) if entry.features == 1}
+
+    def note(stage: str) -> Callable[[str, int], None]:
+        def work(path: str, index: int = 0) -> None:
+            done.append((stage, index))
+            if stage == "extract" and made.extractions[index][0] == 1 and index > 3:
+                raise UserError("table.csv, line 9: the image cannot be read")
+
+        return work
+
+    for stage in ("extract", "train", "evaluate", "collect"):
+        monkeypatch.setattr(jobs, stage, note(stage))
+    monkeypatch.setattr(local, "_pool", lambda workers: ThreadPoolExecutor(1))
+    assert local.run([made], 1) is False
+    said = capsys.readouterr().out
+    assert said.count("extract: failed") == said.count("not begun") == 1
+    assert {index for stage, index in done if stage == "train"} == set(range(4)) - lacking and len(lacking) == 2
+    assert f"not begun, for want of these features: {', '.join(made.names[i] for i in sorted(lacking))}" in said
+    assert done[-1] == ("collect", 0)
+
+
 # ---------------------------------------------------------------- Slurm
 def test_a_nested_submission_does_not_inherit_the_jobs_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     own = {"SLURM_JOB_ID": "1", "SLURM_CPU_BIND": "x", "SLURM_MEM_PER_NODE": "9", "SBATCH_PARTITION": "debug"}

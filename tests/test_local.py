@@ -103,6 +103,8 @@ def test_a_trial_whose_features_cannot_be_made_leaves_the_others_alone(assets: A
     overrides = (*assets.overrides("finetune"), "model.encoder.blocks=2,50", "train.epochs=1")
     done = carabid("submit", "configs/beetles/finetune.yaml", *overrides, "--cluster", "local", root=root, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+    assert done.stdout.count("failed") == 1 and "not begun, for want of these features: " in done.stdout, done.stdout
+    assert [path.name for path in root.glob("trained/*/logs/*-train/*.log")] == ["0.log"]
     rows = list(csv.DictReader(carabid("results", "--format", "csv", root=root).stdout.splitlines()))
     assert [row["state"] for row in rows] == ["done", "failed"]
     assert "blocks" in rows[1]["reason"]
@@ -115,7 +117,8 @@ def test_an_unreadable_image_is_named_in_the_state_of_the_trials_that_it_stops(a
     broken.write_bytes(whole[:300])
     source = (f"data.source={own}", *(o for o in assets.overrides("frozen") if not o.startswith("data.source")))
     overrides = (*source, "data.columns.group=null", "seed=0,1", "train.epochs=1", "select.metric=MAE")
-    carabid("submit", CONFIG, *overrides, "--cluster", "local", root=root, check=False)
+    said = carabid("submit", CONFIG, *overrides, "--cluster", "local", root=root, check=False).stdout
+    assert said.count("line 11") == 1 and "not begun" in said and not list(root.glob("trained/*/logs/*-train/*")), said
     by_submit = carabid("status", root=root).stdout.splitlines()
     for stage in ("extract", "train"):
         assert carabid(stage, CONFIG, *overrides, root=root, check=False).returncode == 1

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -19,19 +19,19 @@ from pipeline.launch.jobs import jobs
 from pipeline.launch.manifest.manifest import Manifest, load_manifest
 from pipeline.launch.submitting.sbatch import last_line
 
+MOST = 5  # names that a message lists
+
 
 def run(manifests: Sequence[Manifest], workers: int) -> bool:
     """Extract, train, evaluate and collect; an evaluation starts when its own training has ended well.
 
-    Returns whether every trial was evaluated. A trial that fails, or whose features cannot be made, leaves the others
-    alone. Raises Interrupted on Ctrl-C and SIGTERM: running trainings write a checkpoint, what waits is not begun.
+    Returns whether every trial was evaluated. A trial that fails leaves the others alone; one whose features cannot be made
+    is not begun. Raises Interrupted on Ctrl-C and SIGTERM: running trainings write a checkpoint, what waits is not begun.
     """
     with _pool(workers) as pool:
         try:
-            extractions = [pool.submit(_work, m.path, "extract", i) for m in manifests for i in range(len(m.extractions))]
-            for future in as_completed(extractions):
-                _ended_well(future, "extract")
-            evaluated = _train_and_evaluate(pool, manifests)
+            lacking = _extract(pool, manifests)
+            evaluated = _train_and_evaluate(pool, manifests, lacking)
         except BrokenProcessPool:  # its other work has been reported already
             print("not run: what was left, because a worker process was killed (out of memory?)")
             evaluated = 0
@@ -40,8 +40,27 @@ def run(manifests: Sequence[Manifest], workers: int) -> bool:
     return evaluated == sum(len(manifest.entries) for manifest in manifests)
 
 
-def _train_and_evaluate(pool: ProcessPoolExecutor, manifests: Sequence[Manifest]) -> int:
-    cells = [(manifest, i) for manifest in manifests for i in range(len(manifest.entries))]
+def _extract(pool: ProcessPoolExecutor, manifests: Sequence[Manifest]) -> set[tuple[Path, int]]:
+    """Make all features; returns which could not be made, by manifest and number. Why is said once for each."""
+    running = {
+        pool.submit(_work, m.path, "extract", i): (m, features)
+        for m in manifests
+        for i, (features, *_) in enumerate(m.extractions)
+    }
+    lacking: set[tuple[Path, int]] = set()
+    for future in as_completed(running):
+        manifest, features = running[future]
+        if (manifest.path, features) in lacking or _ended_well(future, "extract"):
+            continue
+        lacking.add((manifest.path, features))
+        names = [entry.name for entry in manifest.entries if entry.features == features]
+        more = f" and {len(names) - MOST} more" * (len(names) > MOST)
+        print(f"not begun, for want of these features: {', '.join(names[:MOST])}{more}")
+    return lacking
+
+
+def _train_and_evaluate(pool: ProcessPoolExecutor, manifests: Sequence[Manifest], lacking: Set[tuple[Path, int]]) -> int:
+    cells = [(m, i) for m in manifests for i, entry in enumerate(m.entries) if (m.path, entry.features) not in lacking]
     running = {pool.submit(_work, m.path, "train", i): ("train", m, i) for m, i in cells}
     evaluated = 0
     while running:

@@ -8,7 +8,9 @@ import itertools
 import os
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -132,3 +134,16 @@ def extract_and_log(config: Config, log: Path, how: str, kill: str | None = None
     ):
         setattr(module, name, function)
     getattr(extract, how)(config)
+
+
+@contextmanager
+def small_disk(folder: Path, size: str = "100k") -> Iterator[bool]:
+    """A disk of so many bytes at `folder`; false where this user may not mount one."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -10,7 +10,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -24,7 +23,7 @@ from pipeline.launch.scheduler.accounting import Outcome, outcomes
 from pipeline.launch.watching.failures import KINDS, classify
 from tests.cluster.cluster import Cluster
 from tests.conftest import Assets, carabid, slurm_environ
-from tests.small import image_files, make_small
+from tests.small import image_files, make_small, small_disk
 from tests.test_slurm import NO_GPU, SMALL, wait_for_all
 
 pytestmark = pytest.mark.slurm
@@ -126,19 +125,6 @@ def wait_for(job: str, *states: str) -> None:
     """Until a job, or a task of an array, that is in the queue has one of these states."""
     command = ("squeue", "--noheader", f"--jobs={job}", "--format=%T %r")
     wait_until(lambda: any(state in ask(*command) for state in states), f"job {job}: {' or '.join(states)}")
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[bool]:
-    """A disk of a hundred kilobytes at `folder`; false where this user may not mount one."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(folder)]
-    mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    try:
-        yield mounted
-    finally:
-        if mounted:
-            subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from pipeline.launch.jobs.trials import recorded_failure
 from pipeline.launch.scheduler import accounting
 from pipeline.launch.scheduler.accounting import FIELDS, N_FIELDS, Outcome, outcomes
 from pipeline.launch.watching.failures import KINDS, REMEDIES, Failure, classify, kind_of, last_frame
+from tests.small import small_disk
 
 BEGAN = datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()
 TASK = Outcome("41_3", "carabid-x-1-train", "FAILED", 1, 0, 600, "n1", mem="4G", start=BEGAN)
@@ -138,6 +139,12 @@ ERRORS: list[tuple[Exception, str]] = [
     (chained(WorkError("could not be saved"), OSError(errno.ENOSPC, "full")), "disk"),
     (RuntimeError("[enforce fail at inline_container.cc:862] . PytorchStreamWriter failed writing file data/3"), "disk"),
     (RuntimeError("basic_ios::clear: iostream error"), "disk"),  # torch.save onto a disk that fills up
+    (RuntimeError("[enforce fail at inline_container.cc:659] . unexpected pos 704 vs 598"), "disk"),
+    (RuntimeError("[enforce fail at inline_container.cc:337] . file not found: archive/data.pkl"), "error"),
+    (OSError(errno.EFBIG, os.strerror(errno.EFBIG), "state.pt"), "disk"),
+    (OSError("100000 requested and 12784 written"), "disk"),  # numpy
+    (OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"), "disk"),  # Arrow
+    (RuntimeError("Error while serializing: I/O error: Disk quota exceeded (os error 122)"), "disk"),  # safetensors
     (OSError(errno.EACCES, "Permission denied"), "error"),
     (UserError("metadata.csv: row 3: the image cannot be read"), "data"),
     (OutOfTime("over"), "time"),
@@ -454,3 +461,53 @@ def test_neither_module_loads_torch() -> None:
     modules = "pipeline.launch.watching.failures, pipeline.launch.scheduler.accounting"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0
+
+
+# ---------------------------------------------------------------- full disks
+WRITERS: dict[str, str] = {
+    "a checkpoint": "checkpoint.save_checkpoint(TrialDir(folder), 'x', model, torch.optim.SGD(model.parameters()), Progress())",
+    "a model": "writing.write_tensors(folder / 'a.safetensors', dict(model.state_dict()), {})",
+    "a table": "writing.write_table(folder / 'a.parquet', pandas.DataFrame({'a': numpy.random.rand(30_000)}))",
+    "numbers": "numpy.ones(30_000).tofile(folder / 'a')",
+    "a text": "writing.write_text(folder / 'a.txt', 'x' * 200_000)",
+}
+FILL = """
+import resource, sys, numpy, pandas, torch
+from pathlib import Path
+from pipeline.disk import writing
+from pipeline.disk.layout import TrialDir
+from pipeline.launch.watching.failures import kind_of
+from pipeline.training import checkpoint
+from pipeline.training.checkpoint import Progress
+checkpoint.trained_state = lambda model: model.state_dict()
+model, folder = torch.nn.Linear(100, 400), Path(sys.argv[1])
+for size in map(int, sys.argv[3:]):
+    if sys.argv[2] == "disk":
+        (folder / "fill").write_bytes(b"1" * (204_800 - size))
+    else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    for work in WRITERS:
+        try:
+            exec(work)
+        except Exception as error:
+            print(size, kind_of(error), work[:30], type(error).__name__, error)
+        else:
+            print(size, "written", work[:30])
+    (folder / "fill").unlink(missing_ok=True)
+"""
+
+
+@pytest.mark.jobs
+@pytest.mark.parametrize("how", ["disk", "limit"])
+def test_whatever_is_written_when_no_more_can_be_is_a_failure_of_the_disk(tmp_path: Path, how: str) -> None:
+    """On a small disk that is really full, from the first byte or in the midst; and by a limit of the size of files."""
+    sizes = ("0", "4096", "40960", "131072") if how == "disk" else ("131072", "40960", "4096", "100")
+    with small_disk(tmp_path / "disk", "200k") as mounted:
+        if how == "disk" and not mounted:
+            pytest.skip("this user may not mount a small disk")
+        code = FILL.replace("WRITERS", repr(list(WRITERS.values())))
+        command = [sys.executable, "-c", code, str(tmp_path / "disk"), how, *sizes]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, timeout=120)
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(sizes) * len(WRITERS), done.stderr
+    assert {line.split()[1] for line in lines} == {"disk"}, done.stdout

@@ -9,8 +9,8 @@ from __future__ import annotations
 import pwd
 import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from pipeline.errors import WorkError
@@ -24,6 +24,7 @@ STATES = "CA,CD,F,NF,BF,OOM,PR,TO,DL,RQ,R,S,PD"
 """All of them. Named, or sacct leaves out what was cancelled before it could have begun, as jobs after a failed one are."""
 FIELDS = "JobID,Submit,State,ExitCode,DerivedExitCode,Start,ElapsedRaw,ReqMem,NodeList,Reason,JobName"
 """The name comes last: it alone may hold a |."""
+NODE_FAILURES = ("NODE_FAIL", "BOOT_FAIL")
 N_FIELDS = FIELDS.count(",") + 1
 DISABLED = "accounting storage is disabled"
 OF_SHELLS = {4, 6, 7, 8, 9, 11, 12, 15}
@@ -54,6 +55,8 @@ class Outcome:
     """Who cancelled it; empty where Slurm did."""
     start: float | None = None
     """Seconds since 1970, by the controller's clock."""
+    failed_nodes: tuple[str, ...] = ()
+    """The nodes that failed under it, in this attempt or one before."""
 
 
 def outcomes(names: Collection[str], since: str, jobs: Collection[str] = ()) -> list[Outcome] | None:
@@ -77,7 +80,8 @@ def outcomes(names: Collection[str], since: str, jobs: Collection[str] = ()) -> 
         return None
     in_order = sorted((line for lines in found for line in lines or ()), key=lambda line: _number(line[1]))
     last = {job: line for line in in_order for job in _jobs(line[0])}
-    became = [_outcome(job, line) for job, line in last.items()]
+    failed = _failed_nodes(in_order)
+    became = [replace(_outcome(job, line), failed_nodes=tuple(failed.get(job, ()))) for job, line in last.items()]
     return [outcome for outcome in became if outcome.state != "PENDING"]
 
 
@@ -145,6 +149,15 @@ def _exit(own: str, derived: str) -> tuple[int, int]:
     if signal == 0 and code in OF_SHELLS:
         return 0, code
     return code, signal or (_number(derived.partition(":")[2]) if code else 0)
+
+
+def _failed_nodes(lines: Iterable[Sequence[str]]) -> dict[str, dict[str, None]]:
+    """Job → the nodes under which an attempt ended because they failed."""
+    found: dict[str, dict[str, None]] = {}
+    for job, _, state, *_, node, _, _ in lines:
+        if state.startswith(NODE_FAILURES) and not node.startswith("None"):
+            found.setdefault(job, {})[node] = None
+    return found
 
 
 def _number(text: str) -> int:

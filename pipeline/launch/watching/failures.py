@@ -11,7 +11,7 @@ import re
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
@@ -30,8 +30,8 @@ REMEDIES: dict[Kind, str] = {
     "more memory, and `carabid submit` again",
     "time": "give it more time: `carabid retry EXPERIMENT --only time --time 2x`; a training goes on from its checkpoint",
     "preempted": "`carabid retry EXPERIMENT --only preempted`: a training goes on from its checkpoint",
-    "node": "`carabid retry EXPERIMENT --only node`: a training goes on from its checkpoint; tell the site if the same "
-    "node fails again",
+    "node": "`carabid retry EXPERIMENT --only node`: it keeps off the nodes that failed, and a training goes on from its "
+    "checkpoint; tell the site which these are",
     "error": "read `carabid logs EXPERIMENT TRIAL`; mended outside the configuration, `carabid retry EXPERIMENT --only error`; "
     "with other values it is another trial: `carabid submit` its YAML",
     "data": "mend the data as the message says, then `carabid retry EXPERIMENT --only data`; with another configuration, "
@@ -62,14 +62,18 @@ HINTS = {
 OF_WORDS: dict[Kind, str] = {
     "gpu-oom": r"torch(\.cuda)?\.OutOfMemoryError|(CUDA|HIP) out of memory|CUDA error: out of memory|_STATUS_ALLOC_FAILED",
     "oom": r"MemoryError\b|can't allocate memory|Cannot allocate memory|bad_alloc|\[Errno 12\]",
-    "disk": r"No space left on device|Disk quota exceeded|\[Errno (28|122)\]|PytorchStreamWriter failed writing"
-    r"|basic_ios::clear: iostream error",
+    "disk": r"No space left on device|Disk quota exceeded|File too large|\[[Ee]rrno (27|28|122)\]|os error (27|28|122)\b"
+    r"|PytorchStreamWriter failed writing|inline_container\.cc.*unexpected pos|basic_ios::clear: iostream error"
+    r"|\d+ requested and \d+ written|database or disk is full",
     "time": r"pipeline\.errors\.OutOfTime|the walltime is over before it was done",
     "dependency": r"pipeline\.errors\.MissingFeatures",
     "data": r"pipeline\.errors\.UserError",
 }
 """What an error is by its type and message, in the order of trust."""
-ERRNOS = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded", errno.ENOMEM: "[Errno 12]"}
+ERRNOS = {
+    errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded", errno.EFBIG: "File too large",
+    errno.ENOMEM: "[Errno 12]",
+}  # fmt: skip
 
 MEMORY_LINE = re.compile(r"exceeded (job |step )?memory limit|oom[-_]kill|task \d+: Out Of Memory", re.I)
 ENDS: dict[Kind, str] = {
@@ -79,6 +83,7 @@ ENDS: dict[Kind, str] = {
     "cancelled": r"CANCELLED AT [\dT:-]+ \*\*\*",
 }
 """What Slurm, and our handlers of its signals, write into a log as a job ends."""
+FAILED_NODE = re.compile(r"(?:JOB \d+ ON|Node failure on) (\S+)")
 AGAIN = re.compile(r"^.*(?:DUE TO (?:JOB REQUEUE|PREEMPTION|NODE FAILURE)|Node failure on).*$", re.M)
 """What may be followed by the next attempt."""
 DEATHS = re.compile(r"(?:^|: +(?:\d+ )?)(Killed|Segmentation fault|Bus error|Aborted)\b", re.M)
@@ -98,6 +103,8 @@ class Failure:
     """One line."""
     remedy: str
     """What to do."""
+    nodes: tuple[str, ...] = ()
+    """The nodes that failed, where that is what happened."""
 
 
 def classify(record: Mapping[str, Any] | None, outcome: Outcome | None, log: str) -> Failure | None:
@@ -183,7 +190,8 @@ def _is_stuck(outcome: Outcome) -> bool:
 
 def _of_outcome(outcome: Outcome, log: str) -> Failure:
     if kind := OF_STATES.get(outcome.state):
-        return _failure(kind, _by_slurm(kind, outcome))
+        nodes = (outcome.failed_nodes or (outcome.node,) * bool(outcome.node)) if kind == "node" else ()
+        return replace(_failure(kind, _by_slurm(kind, outcome)), nodes=nodes)
     if MEMORY_LINE.search(log):
         return _failure("oom", _by_slurm("oom", outcome))
     if _is_stuck(outcome) or outcome.state in ("CANCELLED", "REVOKED"):
@@ -253,7 +261,9 @@ def _of_log(log: str) -> Failure | None:
         message = next((line for line in lines if line[:1].strip() and not SLURMS_LINE.match(line)), "a Python error")
         return _failure(_kind_in(message), _line(message), last_frame(log[begin:]))
     if position >= 0:
-        return _failure(kind, _slurms(_line_at(log, position)))
+        line = _line_at(log, position)
+        nodes = tuple(FAILED_NODE.findall(line)) if kind == "node" else ()
+        return replace(_failure(kind, _slurms(line)), nodes=nodes)
     return _of_last_words(log)
 
 

@@ -31,7 +31,7 @@ train_trials() {
   carabid evaluate --queue "$@" || here=yes           # the dependent evaluation, queued once for the whole array
   run carabid train "$@"
   if [ -n "$here" ]; then
-    echo "This node may not queue jobs: evaluating in this job."
+    echo "The evaluation is not queued, for the reason above: evaluating in this job."
     carabid evaluate "$@"
     carabid collect "$@"
   fi

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.config.identity import config_hash
 from pipeline.disk.layout import PROJECT
 from pipeline.errors import UserError
 from pipeline.experiments import cluster
 from pipeline.experiments.cluster import Profile, known_profiles, load_cluster, use_root
-from pipeline.experiments.reading import load_experiment
+from pipeline.experiments.reading import dump_config, load_config, load_experiment
 from pipeline.launch.manifest.manifest import Terms, preview_manifest
 from pipeline.launch.submitting import sbatch as slurm
 
@@ -123,18 +125,21 @@ def check_script(tmp_path: Path, kind: str, name: str, value: str) -> None:
 
 @given(NASTY)
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@pytest.mark.parametrize("key", ["partition", "account", "qos", "constraint"])
+@pytest.mark.parametrize("key", ["partition", "qos", "exclude", "gpu_bind", "comment", "sbatch.switches"])
 def test_what_stands_in_a_line_of_a_script_cannot_begin_another(tmp_path: Path, root: Path, key: str, value: str) -> None:
     recording(tmp_path / "bin", "srun")
     try:
         experiment = load_experiment(LORA, [f"resources.train.{key}={json.dumps(value)}"])
     except UserError:
-        assert re.search(r"[^!-~]", value) or value[:1] in "[{"
+        assert re.search(r"[^!-~]|\\", value) or value[:1] in "[{"
         return
     manifest = preview_manifest(experiment, experiment.trials, Terms())
     script = dict(slurm.scripts(manifest, slurm.chain(manifest)))["train"]
     manifest.code.mkdir(parents=True, exist_ok=True)
-    assert len([line for line in script.splitlines() if line.startswith(f"#SBATCH --{key}=")]) == 1
+    option = key.removeprefix("sbatch.").replace("_", "-")
+    assert [line for line in script.split("\n") if line.startswith(f"#SBATCH --{option}=")] == [
+        f"#SBATCH --{option}={shlex.quote(value)}"
+    ]
     assert [command for command, *_ in run_script(script, tmp_path)] == ["srun"]
 
 
@@ -149,6 +154,119 @@ def test_overrides_stand_in_no_script(value: str) -> None:
         manifest = preview_manifest(each, each.trials, Terms())
         texts.append("".join(script for _, script in slurm.scripts(manifest, slurm.chain(manifest))))
     assert texts[0] == texts[1]
+
+
+# ---------------------------------------------------------------- what jobs ask for
+def asked(script: str) -> set[str]:
+    return {line.removeprefix("#SBATCH ") for line in script.split("\n") if line.startswith("#SBATCH ")}
+
+
+def script_of_training(*overrides: str, pack: int = 1, gpus: str = "gpus_per_node") -> set[str]:
+    """The options of a training's script; `…` stands for resources.train."""
+    experiment = load_experiment(LORA, [each.replace("…", "resources.train") for each in overrides])
+    terms = Terms(Profile.model_validate({"gpus": gpus}), 1001, pack)
+    manifest = preview_manifest(experiment, experiment.trials, terms)
+    return asked(dict(slurm.scripts(manifest, slurm.chain(manifest)))["train"])
+
+
+def test_slurms_own_names_are_keys_and_any_other_option_stands_under_sbatch() -> None:
+    keys = {"exclude": "n1,n[3-5]", "nodelist": "n7", "reservation": "lab_7", "mail_type": "END,FAIL", "nice": 100,
+            "mail_user": "a@lab.org", "tmp": "20G", "licenses": "matlab:2", "gpu_bind": "closest", "account": "lab"}  # fmt: skip
+    others = "{exclusive: true, switches: 1@10:00, wckey: beetles, contiguous: false, core_spec: 2}"
+    made = script_of_training(*(f"….{key}={json.dumps(value)}" for key, value in keys.items()), f"….sbatch={others}")
+    wanted = {f"--{key.replace('_', '-')}={shlex.quote(str(value))}" for key, value in keys.items()}
+    assert wanted | {"--exclusive", "--switches=1@10:00", "--wckey=beetles", "--core-spec=2"} <= made
+    assert not any("contiguous" in option for option in made), "an option of a profile can be taken back"
+    assert "--comment='it'\"'\"'s #1, in $HOME'" in script_of_training('….comment="it\'s #1, in $HOME"')
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("array: 0-3", "array is set by carabid: it makes the arrays"),
+        ("dependency: 'afterok:7'", "dependency is set by carabid"),
+        ("output: /tmp/x", "output is set by carabid: `carabid status` and `carabid logs` look"),
+        ("job-name: mine", "finds its jobs by their names"),
+        ("job_name: mine", "finds its jobs by their names"),
+        ("no-requeue: true", "queues itself again"),
+        ("nodes: 2", "one process on one node"),
+        ("gpus: 2", "gpus_per_node and gpu_type"),
+        ("gres: 'gpu:2'", "gpus_per_node and gpu_type"),
+        ("export: NONE", "`variables`"),
+        ("wait: true", "reads sbatch's answer"),
+        ("clusters: other", "SLURM_CLUSTERS"),
+        ("partition: gpu", "partition has a key of its own: set partition beside sbatch"),
+        ("mem-per-cpu: 4G", "set mem_per_cpu beside sbatch"),
+        ("gpus-per-node: 2", "set gpus_per_node beside sbatch"),
+        ("arr: 0-3", "write the option's whole name: array?"),
+        ("depend: singleton", "dependency?"),
+        ("p: gpu", "is no long name"),
+        ("'a b': 1", "is no long name"),
+        ("'x=1 --array': 3", "is no long name"),
+        ('switches: "1\\n#SBATCH --array=0-9"', "resources.train.sbatch"),
+        ("switches: [1, 2]", "resources.train.sbatch"),
+        ("switches: null", "resources.train.sbatch"),
+    ],
+)
+def test_an_option_that_carabid_sets_itself_or_has_a_key_for_is_refused_with_the_reason(option: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        load_experiment(LORA, [f"resources.train.sbatch={{{option}}}"])
+    assert "on the command line: `resources.train.sbatch" in str(caught.value)
+
+
+def test_a_device_that_is_no_gpu_is_asked_for_beside_the_gpus() -> None:
+    assert "--gres=gpu:a100:1,nvme:100" in script_of_training("….gpu_type=a100", "….sbatch={gres: 'nvme:100'}", gpus="gres")
+    assert {"--gres=nvme:100", "--gpus-per-node=1"} <= script_of_training("….sbatch={gres: 'nvme:100'}")
+
+
+# ---------------------------------------------------------------- memory
+def memory_of(options: set[str]) -> set[str]:
+    return {option for option in options if option.startswith("--mem")}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "pack", "wanted"),
+    [
+        ((), 1, {"--mem=32G"}),
+        (("….mem_per_cpu=3G",), 1, {"--mem-per-cpu=3G"}),
+        (("….mem_per_cpu=3G",), 4, {"--mem-per-cpu=3G"}),  # it has four times the CPUs
+        (("….mem_per_gpu=40G",), 1, {"--mem-per-gpu=40G"}),
+        (("….mem_per_gpu=40G",), 2, {"--mem-per-gpu=80G"}),  # two trials share a GPU
+        (("….mem_per_gpu=40G", "….gpus_per_node=0"), 1, {"--mem=32G"}),
+        (("….mem=null",), 1, set()),
+        (("….mem=null",), 2, set()),
+    ],
+)
+def test_memory_is_asked_for_in_one_way(overrides: tuple[str, ...], pack: int, wanted: set[str]) -> None:
+    assert memory_of(script_of_training(*overrides, pack=pack)) == wanted
+
+
+@pytest.mark.parametrize("other", ["mem_per_cpu", "mem_per_gpu"])
+def test_two_ways_of_asking_for_memory_at_one_place_are_refused(other: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"mem and {other} exclude one another"):
+        load_experiment(LORA, ["resources.train.mem=8G", f"resources.train.{other}=2G"])
+    with pytest.raises(UserError, match=r"mem and mem_per_\w+ exclude one another|mem_per_cpu and mem_per_gpu"):
+        load_experiment(LORA, [], load_cluster(str(write(tmp_path, f"resources: {{all: {{mem: 8G, {other}: 2G}}}}\n"))).layer)
+
+
+def test_of_two_places_the_one_that_wins_says_how_memory_is_asked_for(tmp_path: Path) -> None:
+    """A site that counts memory per CPU, a stage of it that does not, and an experiment that knows better."""
+    site = load_cluster(str(write(tmp_path, "resources:\n  all: {mem_per_cpu: 4G}\n  evaluate: {mem: 9G}\n"))).layer
+    resources = load_experiment(LORA, ["resources.train.mem=50G"], site).config.resources
+    asks = {stage: [getattr(getattr(resources, stage), key) for key in ("mem", "mem_per_cpu")] for stage in cluster.STAGES}
+    assert asks == {"extract": [None, "4G"], "train": ["50G", None], "evaluate": ["9G", None], "collect": [None, "4G"]}
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"base: {LORA}\nresources: {{extract: {{mem_per_gpu: 7G}}}}\n")
+    assert load_experiment(mine, [], site).config.resources.extract.mem_per_cpu is None
+
+
+def test_what_jobs_ask_for_is_the_same_when_it_is_read_again_and_no_part_of_a_trial(tmp_path: Path) -> None:
+    plain, saved = load_experiment(LORA), tmp_path / "config.yaml"
+    for more in ("mem_per_cpu=2G", "mem=null", "mem_per_gpu=8G", "sbatch={exclusive: true, switches: 1}", "exclude=n1"):
+        config = load_experiment(LORA, [f"resources.{stage}.{more}" for stage in ("train", "collect")]).config
+        saved.write_text(dump_config(config))
+        assert load_config(saved) == config, more
+        assert config_hash(config) == config_hash(plain.config)
 
 
 # ---------------------------------------------------------------- profiles

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipeline.config.resources import MEMORY_KEYS
 from pipeline.disk.layout import PROJECT, all_experiments
 from pipeline.disk.writing import read_json, write_json, write_text
 from pipeline.errors import UserError, WorkError
@@ -58,11 +60,11 @@ class Site:
     def holds(self, *lines: str) -> None:
         self.queue.write_text("".join(f"{line}\n" for line in lines))
 
-    def ended(self, name: str, *tasks: tuple[str, str, str]) -> None:
+    def ended(self, name: str, *tasks: tuple[str, str, str], node: str = "n1") -> None:
         """(job, state, exit) of tasks of one job name."""
         with self.accounts.open("a") as file:
             for job, state, code in tasks:
-                file.write(f"{job}|100|{state}|{code}|0:0|100|100|4G|n1|None|{name}\n")
+                file.write(f"{job}|100|{state}|{code}|0:0|100|100|4G|{node}|None|{name}\n")
 
 
 @pytest.fixture
@@ -345,6 +347,59 @@ def test_memory_doubled_twice_is_four_times_as_much(site: Site, failed: Experime
     site.ended(job_name(last_submission(failed), "train"), ("77", "OUT_OF_MEMORY", "0:125"))
     retry(failed.dir, ["oom"], Changes(mem="2x"), Request())
     assert last_submission(failed).resources.train.mem == "16G"
+
+
+@pytest.mark.parametrize(
+    ("asked", "change", "wanted"),
+    [
+        ("mem_per_cpu=2G", "2x", {"mem_per_cpu": "4G"}),
+        ("mem_per_gpu=20G", "1.5x", {"mem_per_gpu": "30G"}),
+        ("mem_per_cpu=2G", "64G", {"mem": "64G"}),  # an amount is one of the node, however it was asked for
+        ("mem=null", "64G", {"mem": "64G"}),
+    ],
+)
+def test_more_memory_is_asked_for_in_the_way_it_was(site: Site, tmp_path: Path, asked: str, change: str, wanted: Any) -> None:
+    (tmp_path / "data.csv").write_text("file_path,split\n")
+    experiment = load(f"data.source={tmp_path / 'data.csv'}", f"resources.train.{asked}")
+    made = make_manifest(experiment, experiment.trials, Terms(array_size=1001))
+    site.ended(job_name(made, "train"), ("41", "OUT_OF_MEMORY", "0:125"))
+    retry(experiment.dir, ["oom"], Changes(mem=change), Request())
+    job = last_submission(experiment).resources.train
+    assert {key: value for key in MEMORY_KEYS if (value := getattr(job, key))} == wanted
+
+
+def test_a_node_that_failed_is_not_chosen_again_by_the_trials_that_it_failed(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside what is kept off already, in all stages; trials that failed in other ways may run there."""
+    (tmp_path / "data.csv").write_text("file_path,split\n")
+    experiment = load("seed=0,1,2", f"data.source={tmp_path / 'data.csv'}", "resources.train.exclude=n[7-9]")
+    made = make_manifest(experiment, experiment.trials, Terms(array_size=1001))
+    name = job_name(made, "train")
+    site.ended(name, ("41_0", "NODE_FAIL", "0:0"), ("41_2", "TIMEOUT", "0:0"))
+    site.ended(name, ("41_1", "NODE_FAIL", "0:0"), node="n4")  # requeued by Slurm, and again
+    site.ended(name, ("41_1", "NODE_FAIL", "0:0"), node="n5")
+    retry(experiment.dir, ["node"], Changes(), Request())
+    again = last_submission(experiment)
+    assert again.names == made.names[:2] and again.resources.train.exclude == "n[7-9],n1,n4,n5"
+    assert {getattr(again.resources, stage).exclude for stage in ("extract", "evaluate", "collect")} == {"n1,n4,n5"}
+    assert "kept off n1, n4, n5, which failed (--exclude): 2 trials" in capsys.readouterr().out
+    assert "#SBATCH --exclude='n[7-9],n1,n4,n5'" in site.scripts.read_text()
+    site.ended(job_name(again, "train"), ("77_0", "NODE_FAIL", "0:0"), node="n4")
+    site.ended(job_name(again, "train"), ("77_1", "NODE_FAIL", "0:0"), node="n6")
+    retry(experiment.dir, [], Changes(), Request())
+    retried = [load_manifest(experiment.dir.submission(number)) for number in (3, 4)]
+    kept_off = {tuple(each.names): each.resources.train.exclude for each in retried}
+    assert kept_off == {tuple(made.names[:2]): "n[7-9],n1,n4,n5,n6", tuple(made.names[2:]): "n[7-9]"}
+
+
+def test_without_accounting_the_log_names_the_node_that_failed(site: Site, grid: tuple[Experiment, Manifest]) -> None:
+    experiment, made = grid
+    ended = "slurmstepd-n2: error: *** JOB 41 ON n2 CANCELLED AT 2026-03-01T12:10:00 DUE TO NODE FAILURE, SEE LOG ***\n"
+    for index, text in enumerate((ended, "epoch 1\nsrun: error: Node failure on n3\n")):
+        write_log(made, f"1-train/41_{index}_0_log.out", text)
+    retry(experiment.dir, ["node"], Changes(), Request())
+    assert last_submission(experiment).resources.train.exclude == "n2,n3"
 
 
 def test_the_stage_that_failed_is_the_one_that_gets_more(site: Site, grid: tuple[Experiment, Manifest]) -> None:

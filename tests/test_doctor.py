@@ -89,6 +89,10 @@ def test_partitions_are_read_with_their_limits_states_and_gpus(nodes: list[site.
         ({"gpu_type": "a100", "gpus_per_node": 5}, "gpus_per_node", r"a100 \(4 a node\)"),
         ({"mem": "600G"}, "mem", "largest node of gpu has 500G"),
         ({"cpus_per_task": 65}, "cpus_per_task", "has 64"),
+        ({"mem_per_cpu": "16G", "cpus_per_task": 31}, None, ""),
+        ({"mem_per_cpu": "16G", "cpus_per_task": 33}, "mem_per_cpu", "largest node of gpu has 500G"),
+        ({"mem_per_gpu": "200G", "gpus_per_node": 3}, "mem_per_gpu", "largest node of gpu has 500G"),
+        ({"mem": None}, None, ""),
     ],
 )
 def test_what_no_node_can_meet_is_named_by_its_key(
@@ -108,6 +112,17 @@ def test_where_no_partition_is_the_default_one_has_to_be_named(nodes: list[site.
     )
 
 
+def test_the_partition_that_the_shell_names_is_the_one_looked_at(
+    nodes: list[site.Nodes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setenv("SBATCH_PARTITION", "cpu")
+    assert [n.partition for n in site.nodes_for(Job(), nodes)] == ["cpu"]
+    assert [n.partition for n in site.nodes_for(Job(partition="far"), nodes)] == ["far"]
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert {n.partition for n in site.nodes_for(Job(), nodes)} == {"gpu"}, "in a job it is what that job was given"
+
+
 # ---------------------------------------------------------------- what sbatch says
 @pytest.mark.parametrize(
     ("message", "key"),
@@ -121,10 +136,15 @@ def test_where_no_partition_is_the_default_one_has_to_be_named(nodes: list[site.
         ("Memory specification can not be satisfied", "mem (32G)"),
         ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", "qos (not set), acc"),
         ("allocation failure: Requested node configuration is not available", "partition (gpu), constraint (not set)"),
+        ("allocation failure: Requested reservation is invalid", "reservation (not set)"),
+        ("allocation failure: Invalid license specification", "licenses (not set)"),
+        ("allocation failure: Invalid node name specified", "nodelist (not set), exclude (not set)"),
+        ("sbatch: error: Invalid --mail-type specification", "mail_type (not set)"),
+        ("sbatch: unrecognized option '--swithces=1'", "sbatch ({'swithces': '1'})"),
     ],
 )
 def test_a_refusal_names_the_keys_that_it_is_about(message: str, key: str) -> None:
-    said = doctor.advice(message, "train", Job(partition="gpu", account="birds"))
+    said = doctor.advice(message, "train", Job(partition="gpu", account="birds", sbatch={"swithces": "1"}))
     assert said.startswith("Check resources.train in the YAML or the cluster profile: ") and f": {key}" in said
 
 
@@ -502,6 +522,25 @@ def test_everything_that_would_fail_is_named_with_what_to_do(assets: Assets, env
     if not torch.cuda.is_available():
         assert "FAIL  node: device: this job was given a GPU" in done.stdout
     assert done.returncode == 1 and done.stderr.startswith("carabid: not ready: ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.slurm
+def test_an_option_that_slurm_does_not_know_is_named_before_anything_is_queued(assets: Assets, environ: Path) -> None:
+    """By sbatch itself: what it knows is not written down here."""
+    options = "{swithces: 1}", "{switches: two}", "{exclusive: true, comment-of-mine: a}"
+    stages = ("extract", "train", "evaluate")
+    wrong = [f"resources.{stage}.sbatch={option}" for stage, option in zip(stages, options, strict=True)]
+    arguments = ("configs/beetles/frozen.yaml", *assets.overrides("frozen"), *NO_GPU, "resources.collect.reservation=none")
+    done = carabid("doctor", *arguments, *wrong, "--no-probe", root=environ, check=False)
+    failed = dict(line[6:].split(": ", 1) for line in done.stdout.splitlines() if line.startswith("FAIL  script"))
+    assert "unrecognized option '--swithces=1'" in failed["script of extract"] and "sbatch (" in failed["script of extract"]
+    assert "script of train" in failed and "--comment-of-mine" in failed["script of evaluate"], done.stdout
+    assert (
+        "Requested reservation is invalid" in failed["script of collect"] and "reservation (none)" in failed["script of collect"]
+    )
+    refused = carabid("submit", *arguments, *wrong[:1], root=environ, check=False)
+    assert refused.returncode == 1 and "swithces" in refused.stderr and "Traceback" not in refused.stderr
+    assert not subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.slurm

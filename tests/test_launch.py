@@ -35,8 +35,9 @@ from pipeline.launch.manifest import manifest
 from pipeline.launch.manifest.manifest import Manifest, Terms, load_manifest, make_manifest, preview_manifest
 from pipeline.launch.manifest.sharding import array_rank, my_share
 from pipeline.launch.scheduler import queue
-from pipeline.launch.submitting import local, submit
+from pipeline.launch.submitting import evaluation, local, submit
 from pipeline.launch.submitting import sbatch as slurm
+from pipeline.launch.submitting.settings import environment_for, only_what_counts
 from pipeline.launch.watching import plan
 from pipeline.reporting.state import planned_trials, trial_config, trial_state
 from pipeline.signals import WALLTIME_SIGNAL, StopFlag
@@ -631,12 +632,61 @@ def test_a_nested_submission_does_not_inherit_the_jobs_own_variables(monkeypatch
     kept = {"SLURM_CONF": "/etc/slurm.conf", "PATH": os.environ["PATH"], "MY_SLURM_NOTE": "mine"}
     for name, value in (own | kept).items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ZeroDivisionError), slurm.scrubbed_environment():
+    with pytest.raises(ZeroDivisionError), only_what_counts(""):
         inside = subprocess.run(["env"], capture_output=True, text=True, check=True).stdout
         _ = 1 / 0
     assert not any(f"{name}=" in inside for name in own)
     assert all(f"{name}={value}\n" in inside for name, value in kept.items())
     assert all(os.environ[name] == value for name, value in (own | kept).items())
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "counts"),
+    [
+        (
+            "",
+            {"ACCOUNT": "lab", "RESERVATION": "course", "PARTITION": "gpu", "QOS": "high", "WCKEY": "w", "GRES": "nvme:1"},
+            True,
+        ),
+        ("#SBATCH --mem=4G", {"CONSTRAINT": "a100", "EXCLUSIVE": "user", "HINT": "nomultithread"}, True),
+        ("", {"MEM_PER_CPU": "4G"}, True),  # where no memory is asked for, the shell may ask
+        ("#SBATCH --mem=4G", {"MEM_PER_CPU": "4G", "MEM_PER_GPU": "4G", "MEM_PER_NODE": "4G"}, False),
+        ("#SBATCH --account=mine\n#SBATCH --reservation=x", {"ACCOUNT": "lab", "RESERVATION": "course"}, False),
+        ("", {"TIMELIMIT": "5", "GPUS": "8", "GPUS_PER_NODE": "8", "GRES": "gpu:8", "CPUS_PER_GPU": "1"}, False),
+        ("", {"JOB_NAME": "x", "ARRAY_INX": "0-9", "OUTPUT": "x", "WAIT": "1", "NO_REQUEUE": "1", "EXPORT": "NONE"}, False),
+        ("", {"SIGNAL": "9", "OPEN_MODE": "truncate", "CLUSTERS": "other"}, False),
+    ],
+)
+def test_what_a_person_has_set_for_sbatch_counts_where_the_script_does_not_say_it(
+    monkeypatch: pytest.MonkeyPatch, script: str, variables: dict[str, str], counts: bool
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    kept = {name for name in variables if f"SBATCH_{name}" in environment_for(script)}
+    assert kept == (set(variables) if counts else set())
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert not any(name.startswith("SBATCH_") for name in environment_for(script)), "a job has inherited it"
+
+
+def test_submissions_and_their_checks_are_made_with_the_persons_account_and_what_does_not_count_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = tmp_path / "seen"
+    script = f'echo "$SBATCH_ACCOUNT/$SBATCH_RESERVATION/$SBATCH_TIMELIMIT/$SLURM_CLUSTERS" >> {seen}; echo Submitted batch job 7'
+    fake_command(tmp_path / "bin", "sbatch", script, monkeypatch)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    for name, value in {"SBATCH_ACCOUNT": "lab", "SBATCH_RESERVATION": "course", "SBATCH_TIMELIMIT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_CLUSTERS", "big")
+    experiment = load("resources.train.account=paid")
+    made = make_manifest(experiment, experiment.trials)
+    slurm.submit(made, slurm.chain(made))
+    assert slurm.refusal("#!/bin/bash\n") is None
+    assert seen.read_text().split() == ["lab/course//big", "/course//big", *["lab/course//big"] * 3]
+    said = capsys.readouterr().err
+    assert "SBATCH_ACCOUNT, SBATCH_TIMELIMIT: does not count where `resources`" in said and "RESERVATION" not in said
+    assert os.environ["SBATCH_TIMELIMIT"] == "1"
 
 
 @pytest.fixture
@@ -894,11 +944,46 @@ def test_a_training_job_queues_its_evaluation_once(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "40")
     monkeypatch.setenv("SLURM_JOB_ID", "41")
     with ThreadPoolExecutor(3) as together:
-        found = list(together.map(lambda _: slurm.queue_evaluation(load(), ["configs/x.yaml", "seed=0,1"]), range(3)))
+        found = list(together.map(lambda _: evaluation.queue_evaluation(load(), ["configs/x.yaml", "seed=0,1"]), range(3)))
     assert found == ["77"] * 3
     (call,) = calls.read_text().splitlines()
     assert "--dependency=aftercorr:40" in call and "--array=2-6:2" in call and "--job-name=carabid-evaluate-40" in call
     assert call.endswith("evaluate.sh configs/x.yaml seed=0,1")
+
+
+GIVEN = "lab\thens\tlong\tcourse\tfast|big\tn2\t\t(null)\t0\tgres:gpu:a100:1\t20:00"
+"""What squeue says of a job, as it is asked."""
+
+
+@pytest.mark.parametrize(
+    ("told", "squeue", "script", "wanted"),
+    [
+        ({"MEM_PER_NODE": "2048", "CPUS_PER_TASK": "3", "GPUS_ON_NODE": "1"}, GIVEN, "#SBATCH --time=01:00:00",
+         "--partition=lab --account=hens --qos=long --reservation=course --constraint=fast|big --exclude=n2 "
+         "--gpus-per-node=a100:1 --cpus-per-task=3 --mem=2048M --time=20:00"),
+        ({"MEM_PER_CPU": "1000", "CPUS_PER_TASK": "3"}, "", "", "--gpus-per-node=0 --cpus-per-task=3 --mem=3000M"),
+        ({"MEM_PER_GPU": "8000", "GPUS_ON_NODE": "2"}, "", "", "--gpus-per-node=2 --cpus-per-task=1 --mem=16000M"),
+        ({"MEM_PER_NODE": "1001", "CPUS_PER_TASK": "2"}, "", "#SBATCH --mem-per-cpu=4G",
+         "--gpus-per-node=0 --cpus-per-task=2 --mem-per-cpu=501M"),
+        ({"CPUS_PER_TASK": "2"}, GIVEN.replace("20:00", "UNLIMITED"), "#SBATCH --time=01:00:00",
+         "--partition=lab --account=hens --qos=long --reservation=course --constraint=fast|big --exclude=n2 "
+         "--gpus-per-node=a100:0 --cpus-per-task=2 --mem=0"),
+        ({}, GIVEN.replace("20:00", "2-00:00:00").replace("\t0\t", "\t10G\t").replace("a100:", ""), "#SBATCH --time=01:00:00",
+         "--partition=lab --account=hens --qos=long --reservation=course --constraint=fast|big --exclude=n2 --tmp=10G "
+         "--gpus-per-node=0 --cpus-per-task=1 --mem=0"),
+    ],
+)  # fmt: skip
+def test_an_evaluation_is_given_what_its_job_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: dict[str, str], squeue: str, script: str, wanted: str
+) -> None:
+    """Memory in the way in which evaluate.sh asks for it: sbatch takes no two."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "said").write_text(squeue + "\n")
+    fake_command(tmp_path / "bin", "squeue", f"cat {tmp_path / 'said'}", monkeypatch)
+    for name, value in told.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert " ".join(evaluation._alike(script)) == wanted
 
 
 def test_an_evaluation_that_lacks_this_task_is_queued_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -908,7 +993,7 @@ def test_an_evaluation_that_lacks_this_task_is_queued_again(tmp_path: Path, monk
     for name, value in slurm_array(3, 2, 2, 0).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "40")
-    assert slurm.queue_evaluation(load(), ["configs/x.yaml"]) == "79"
+    assert evaluation.queue_evaluation(load(), ["configs/x.yaml"]) == "79"
 
 
 def test_a_plain_training_job_queues_an_evaluation_that_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -916,7 +1001,7 @@ def test_a_plain_training_job_queues_an_evaluation_that_waits_for_it(tmp_path: P
     calls = fake_command(tmp_path / "bin", "sbatch", "echo '78;cluster'", monkeypatch)
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
     monkeypatch.setenv("SLURM_JOB_ID", "41")
-    assert slurm.queue_evaluation(load(), ["x.yaml"]) == "78"
+    assert evaluation.queue_evaluation(load(), ["x.yaml"]) == "78"
     assert "--dependency=afterok:41" in calls.read_text() and "--array" not in calls.read_text()
 
 
@@ -929,8 +1014,8 @@ def test_a_node_that_may_not_call_slurm_says_so_without_a_traceback(
     monkeypatch.setenv("SLURM_JOB_ID", "41")
     if refusing == "both are missing":
         monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(WorkError, match="on this node"):
-        slurm.queue_evaluation(load(), ["x.yaml"])
+    with pytest.raises(WorkError, match=r"on this node|sbatch refused it"):
+        evaluation.queue_evaluation(load(), ["x.yaml"])
 
 
 def test_a_squeue_that_does_not_answer_says_nothing_about_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 
 from pipeline.disk.layout import PROJECT
 from tests.broken_tables import BROKEN, Broken
-from tests.cluster.cluster import Cluster
+from tests.cluster.cluster import Cluster, user_name
 from tests.conftest import Assets, carabid, slurm_environ
 
 pytestmark = pytest.mark.slurm
@@ -153,7 +153,7 @@ def test_where_nodes_may_not_queue_jobs_the_training_job_evaluates_itself(assets
     """A node without sbatch: a PATH whose sbatch refuses."""
     refusing = environ / "bin"
     refusing.mkdir()
-    (refusing / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: Access denied' >&2\nexit 1\n")
+    (refusing / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: Memory specification can not be satisfied' >&2\nexit 1\n")
     (refusing / "sbatch").chmod(0o755)
     overrides = [*assets.overrides("frozen"), "train.epochs=1"]
     script = PROJECT / "jobs" / "train_baseline.sh"
@@ -161,7 +161,75 @@ def test_where_nodes_may_not_queue_jobs_the_training_job_evaluates_itself(assets
     wait_for_all()
     (log,) = environ.glob("carabid-train-baseline-*.out")
     assert "evaluating in this job" in log.read_text(), log.read_text()
+    assert "carabid: sbatch refused it: sbatch: error: Memory specification can not be satisfied\n" in log.read_text()
+    assert "may not queue" not in log.read_text(), "it is not the node"
     assert len(results(environ)) == 1
+
+
+def shown(job: str) -> dict[str, str]:
+    """What Slurm shows of a job: its comment, which may hold blanks, and the other fields."""
+    text = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=True).stdout
+    return dict(re.findall(r"(\S+?)=(\S*)", text)) | {"Comment": re.sub(r"(?s).*^ +Comment=(.*?) ?$.*", r"\1", text, flags=re.M)}
+
+
+@pytest.fixture
+def reservation(environ: Path) -> Iterator[str]:
+    """A reservation of both nodes; one of them is fast."""
+    subprocess.run(["scontrol", "update", "NodeName=n1", "AvailableFeatures=fast", "ActiveFeatures=fast"], check=True)
+    made = ["ReservationName=course", "StartTime=now", "Duration=60", "Flags=IGNORE_JOBS", "Nodes=n1,n2"]
+    subprocess.run(["scontrol", "create", "reservation", f"Users={user_name()}", *made], check=True)
+    yield "course"
+    subprocess.run(["scancel", "--me"], check=True)
+    wait_for_all()
+    subprocess.run(["scontrol", "delete", "ReservationName=course"], check=True)
+
+
+def test_the_evaluation_that_a_job_queues_is_given_what_its_job_was(assets: Assets, environ: Path, reservation: str) -> None:
+    """Not the 32 GB and four CPUs of evaluate.sh, which its nodes may not have."""
+    asked = ("--mem=3G", "--cpus-per-task=2", "--constraint=fast", "--exclude=n2", f"--reservation={reservation}", "--time=20")
+    overrides = [*assets.overrides("frozen"), *SLOW]
+    job = sbatch(*asked, "--partition=low", PROJECT / "jobs" / "train_baseline.sh", *overrides, cwd=environ)
+    wait_for_checkpoint(environ, "seed=0")
+    (line,) = [line for line in squeue("%j %A") if line.startswith("carabid-evaluate-")]
+    evaluation, training = shown(line.split()[1]), shown(job)
+    alike = ("MinMemoryNode", "CPUs/Task", "Features", "ExcNodeList", "Reservation", "Partition", "Account", "QOS", "TimeLimit")
+    assert {key: evaluation[key] for key in alike} == {key: training[key] for key in alike}
+    wanted = {"MinMemoryNode": "3G", "Features": "fast", "Reservation": "course", "Partition": "low", "TimeLimit": "00:20:00"}
+    assert {key: evaluation[key] for key in wanted} == wanted
+    subprocess.run(["scancel", job], check=True)
+
+
+def squeue(words: str) -> list[str]:
+    command = ["squeue", "--noheader", "--me", f"--format={words}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_slurm_is_asked_for_what_the_resources_say_and_for_what_the_shell_says_beside_them(
+    assets: Assets, environ: Path, reservation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values arrive as they are; in a job, what it inherited is not the person's."""
+    words = 'it\'s "so" #1; $HOME & `ls` %j'
+    options = ("exclude=n2", f"comment={json.dumps(words)}", "nice=5", "mem_per_cpu=700M", "sbatch={hold: true, switches: 1}")
+    overrides = (*assets.overrides("pixels"), *NO_GPU, "seed=0,1", *(f"resources.train.{each}" for each in options))
+    held = tuple(f"resources.{stage}.sbatch={{hold: true}}" for stage in ("extract", "evaluate"))
+    variables = {"RESERVATION": reservation, "CONSTRAINT": "fast", "TIMELIMIT": "1", "JOB_NAME": "mine", "ARRAY_INX": "0-3"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    kept = queued(carabid("submit", "configs/beetles/pixels.yaml", *overrides, *held, root=environ))
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    left = queued(carabid("submit", "configs/beetles/pixels.yaml", *overrides, *held, root=environ / "other"))
+    training, extraction = shown(kept["train"]), shown(kept["extract"])
+    assert training["Comment"] == words
+    wanted = {"ExcNodeList": "n2", "Nice": "5", "MinMemoryCPU": "700M", "Reservation": reservation, "Features": "fast"}
+    assert {key: training[key] for key in wanted} == wanted
+    assert training["TimeLimit"] == extraction["TimeLimit"] == "04:00:00" and extraction["Reservation"] == reservation
+    assert extraction["JobName"].endswith("-1-extract") and "ArrayJobId" not in extraction
+    assert not any("Reservation" in shown(job) for job in left.values()) and shown(left["train"])["Features"] == "(null)"
+
+
+def queued(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    """Stage → its job."""
+    return dict(re.findall(r"^(\w+) +job (\d+)$", done.stdout, re.M))
 
 
 def test_a_requeued_training_goes_on_and_finds_its_evaluation_by_name(assets: Assets, environ: Path) -> None:

@@ -40,7 +40,7 @@ def evaluate(
     """Evaluate this job's share of the trials from their folders: results.json beside each model."""
     experiment = load(config, overrides)
     if queue:
-        from pipeline.launch.submitting.sbatch import queue_evaluation
+        from pipeline.launch.submitting.evaluation import queue_evaluation
 
         print(f"evaluation: job {queue_evaluation(experiment, [config, *(overrides or ())])}", flush=True)
         return
@@ -61,7 +61,7 @@ def _record_plan(experiment: Experiment) -> None:
     """In a job that was submitted by hand: leave a record of its trials, so that those which never start are known."""
     from pipeline.launch.manifest.manifest import record_plan
     from pipeline.launch.manifest.sharding import array_shape
-    from pipeline.launch.submitting.sbatch import own_job
+    from pipeline.launch.submitting.evaluation import own_job
 
     if job := own_job():
         record_plan(experiment, job, array_shape())

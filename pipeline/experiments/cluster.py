@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from pipeline.config.resources import Job
+from pipeline.config.resources import Job, yielding
 from pipeline.config.section import Section
 from pipeline.disk.layout import PROJECT
 from pipeline.errors import UserError, nearest
@@ -179,7 +179,9 @@ def _layer(values: dict[str, Any], places: dict[str, str], path: Path) -> Layer:
     if not all(isinstance(block, dict) for block in (paths, shared, *jobs)):
         raise UserError(f"{path}: paths, resources, resources.all, … are blocks of keys: {', '.join(Job.model_fields)}")
     resources = {key: value for key, value in resources.items() if key != "all"}
-    merged = {stage: {**shared, **job} for stage, job in zip(STAGES, jobs, strict=True) if shared or stage in resources}
+    merged = {
+        stage: {**yielding(shared, job), **job} for stage, job in zip(STAGES, jobs, strict=True) if shared or stage in resources
+    }
     below = {"resources": {**resources, **merged}, "paths": paths}
     spread = {
         f"resources.{stage}.{key}": places.get(f"resources.all.{key}", str(path))
@@ -250,8 +252,9 @@ def _absolute(path: str) -> str:
 
 
 def gpu_option(profile: Profile, job: Job) -> dict[str, str]:
-    """The sbatch option, without dashes, that asks for a job's GPUs; none if it needs none."""
+    """The sbatch option, without dashes, that asks for a job's GPUs; none if it needs none. A `gres` of its own stays beside."""
     if not job.gpus_per_node:
         return {}
     wanted = f"{job.gpu_type}:{job.gpus_per_node}" if job.gpu_type else str(job.gpus_per_node)
-    return {"gres": f"gpu:{wanted}"} if profile.gpus == "gres" else {"gpus-per-node": wanted}
+    others = f",{job.sbatch['gres']}" if job.sbatch.get("gres") else ""
+    return {"gres": f"gpu:{wanted}{others}"} if profile.gpus == "gres" else {"gpus-per-node": wanted}

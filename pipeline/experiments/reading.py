@@ -22,8 +22,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config.identity import only_science
+from pipeline.config.identity import flatten, only_science
 from pipeline.config.own import load_file
+from pipeline.config.resources import yielding
 from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT, ExperimentDir, experiment_dir, root
 from pipeline.errors import UserError
@@ -74,10 +75,11 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = (), below: La
     """
     path = find_config(source)
     document = read_document(path, ())
-    if below:
-        document.values = merge(below.values, document.values)
-        document.places = {**below.places, **document.places}
     typed = split_overrides(overrides, document)
+    if below:
+        said = [*flatten(document.values), *document.grid, *typed]
+        document.values = merge(_yielding(below.values, said), document.values)
+        document.places = {**below.places, **document.places}
     variants = choose_variants(document.variants, typed.pop("variants", None), path)
     task = Path(str(document.values.get("task", ""))).stem
     document.values.setdefault("experiment", f"{task}-{path.stem}".lstrip("-"))
@@ -89,6 +91,16 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = (), below: La
         check = partial(validate, places=document.places_in(name, typed))
         configs += cells(document.values, document.grid | own, typed, check)
     return Experiment(path, tuple(overrides), [Trial(*named) for named in name_trials(configs, plain)])
+
+
+def _yielding(below: Tree, said: Sequence[str]) -> Tree:
+    """A profile's values without amounts of memory where the experiment says, by these keys, another one."""
+    if not isinstance(below.get("resources"), dict):
+        return below
+    own = {
+        stage: [key.rpartition(".")[2] for key in said if key.startswith(f"resources.{stage}.")] for stage in below["resources"]
+    }
+    return below | {"resources": {stage: yielding(job, own[stage]) for stage, job in below["resources"].items()}}
 
 
 def load_config(path: Path) -> Config:

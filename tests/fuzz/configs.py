@@ -11,14 +11,24 @@ import yaml
 from pipeline.cli.arguments import load
 from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT
-from pipeline.experiments.cluster import load_cluster, python_command, setup_lines
+from pipeline.experiments.cluster import gpu_option, load_cluster, python_command, setup_lines
 from pipeline.experiments.documents import YamlDumper
 from pipeline.experiments.explain import field_names
-from pipeline.experiments.reading import dump_config, load_config
+from pipeline.experiments.reading import dump_config, load_config, load_experiment
 from tests.fuzz.values import TEXTS, VALUES, mistyped, spoil, spoil_text
 from tests.fuzz.verdict import Case
 
 KEYS = (*sorted(set(field_names(Config))), "grid", "variants", "base", "optim", "model", "data", "data.columns", "")
+
+LORA = PROJECT / "configs" / "beetles" / "lora.yaml"
+OTHERS = (
+    """resources:
+  all: {reservation: r, exclude: "n[1-3]", nodelist: n4, mem_per_cpu: 4G, licenses: "a:1", tmp: 20G, nice: 5, comment: a b}
+  train: {mem: 8G, gpu_bind: closest, mail_type: "END,FAIL", mail_user: a@b.org, sbatch: {exclusive: true, switches: 1}}
+  collect: {mem_per_gpu: 4G, mem_per_cpu: null, sbatch: {gres: "nvme:1"}}
+""",
+)
+"""Profiles with the keys that no shipped one has."""
 
 
 @cache
@@ -41,13 +51,13 @@ def config_case(number: int, draw: random.Random, place: Path) -> Case:
 def profile_case(number: int, draw: random.Random, place: Path) -> Case:
     """A cluster profile, spoilt."""
     path = place / "site.yaml"
-    path.write_bytes(spoilt(draw, "cluster").encode(errors="surrogatepass"))
+    path.write_bytes(spoilt(draw, "cluster", OTHERS).encode(errors="surrogatepass"))
     return Case(f"profiles {number}", lambda: load_profile(path), (path.name, "cluster profile"))
 
 
-def spoilt(draw: random.Random, folder: str) -> str:
-    """One of the project's own YAMLs with up to three things wrong in its tree, up to two in its text."""
-    text = draw.choice(stock(folder))
+def spoilt(draw: random.Random, folder: str, more: tuple[str, ...] = ()) -> str:
+    """One of the project's own YAMLs, or of these, with up to three things wrong in its tree, up to two in its text."""
+    text = draw.choice((*stock(folder), *more))
     tree = yaml.safe_load(text)
     if draw.random() < 0.8:
         for _ in range(draw.randrange(1, 4)):
@@ -77,6 +87,11 @@ def load_and_keep(path: Path, overrides: list[str]) -> None:
 
 
 def load_profile(path: Path) -> None:
-    profile = load_cluster(str(path)).profile
-    setup_lines(profile, PROJECT, PROJECT)
-    python_command(profile, PROJECT, lambda: [PROJECT])
+    cluster = load_cluster(str(path))
+    setup_lines(cluster.profile, PROJECT, PROJECT)
+    python_command(cluster.profile, PROJECT, lambda: [PROJECT])
+    resources = load_experiment(LORA, [], cluster.layer).config.resources
+    for job in (resources.extract, resources.train, resources.evaluate, resources.collect):
+        gpu_option(cluster.profile, job)
+        lines = [line for value in job.options.values() for line in str(value).splitlines()]
+        assert len(lines) == len(job.options) and not any("\\" in line for line in lines), lines

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.amounts import format_bytes, parse_memory
+from pipeline.amounts import format_bytes
 from pipeline.disk.layout import features_root, trained_root
 from pipeline.features.hashes import known_data, known_weights
 from pipeline.launch.doctor.findings import FETCH, Context, Finding
@@ -100,7 +100,7 @@ def _memory(context: Context, stage: str) -> tuple[tuple[int, int] | None, str]:
     if context.local:
         return None, "this machine (--probe tells it)"
     if not job.gpus_per_node:
-        size = parse_memory(job.mem) << 20
+        size = (job.memory or 0) << 20
         return ((size, size) if size else None), f"resources.{stage}.mem"
     kinds = {kind for node in site.nodes_for(job, context.nodes) for kind in node.gpus}
     kind = job.gpu_type or (kinds.pop() if len(kinds) == 1 else "")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from pipeline.amounts import format_bytes
-from pipeline.config.resources import Job
+from pipeline.config.resources import MEMORY_KEYS, Job
 from pipeline.data.sources import open_source
 from pipeline.disk.layout import features_root, trained_root
 from pipeline.errors import UserError, WorkError
@@ -25,17 +25,25 @@ from pipeline.launch.scheduler import site
 from pipeline.launch.submitting import sbatch
 from pipeline.tasks.preflight import copies, preflight
 
+MORE_KEYS = ("nodelist", "exclude", "tmp", "licenses", "reservation", "sbatch")
+USUAL_KEYS = {"partition", "account", "qos", "constraint", "gpu_type", "gpus_per_node", "cpus_per_task", "mem", "time"}
+"""Keys that are worth a look where they are not set, too."""
 Check = Callable[[Context], Iterator[Finding]]
 KEYS = (
-    (r"(?i)policy", ("qos", "account", "time", "mem")),
+    (r"(?i)unrecognized|ambiguous|requires an argument|doesn't allow", ("sbatch",)),
+    (r"(?i)reservation", ("reservation",)),
+    (r"(?i)licen[sc]e", ("licenses",)),
+    (r"(?i)mail", ("mail_type", "mail_user")),
+    (r"(?i)node name", ("nodelist", "exclude")),
+    (r"(?i)policy", ("qos", "account", "time", *MEMORY_KEYS)),
     (r"(?i)account", ("account", "partition")),
     (r"(?i)partition", ("partition",)),
     (r"(?i)qos", ("qos",)),
     (r"(?i)feature", ("constraint",)),
     (r"(?i)time limit", ("time",)),
     (r"(?i)gres|generic resource", ("gpu_type", "gpus_per_node")),
-    (r"(?i)memory", ("mem",)),
-    (r"", ("partition", "constraint", "gpu_type", "gpus_per_node", "cpus_per_task", "mem", "time")),
+    (r"(?i)memory", MEMORY_KEYS),
+    (r"", ("partition", "constraint", "gpu_type", "gpus_per_node", "cpus_per_task", *MEMORY_KEYS, "time", *MORE_KEYS)),
 )
 """What sbatch says → the keys that it is about; the first that matches."""
 CLOCK_SECONDS = 5
@@ -89,7 +97,8 @@ def check_scripts(context: Context) -> Iterator[Finding]:
 def advice(message: str, stage: str, job: Job) -> str:
     """The keys that a refusal of sbatch is about."""
     keys = next(keys for pattern, keys in KEYS if re.search(pattern, message))
-    given = ", ".join(f"{key} ({getattr(job, key) or 'not set'})" for key in keys)
+    told = [key for key in keys if key in USUAL_KEYS or getattr(job, key)] or keys
+    given = ", ".join(f"{key} ({getattr(job, key) or 'not set'})" for key in told)
     return f"Check resources.{stage} in the YAML or the cluster profile: {given}"
 
 

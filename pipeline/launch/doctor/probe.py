@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pipeline.amounts import format_memory, parse_memory
 from pipeline.config.own import load_file
-from pipeline.config.resources import Job
+from pipeline.config.resources import MEMORY_KEYS, Job
 from pipeline.config.trial import Config
 from pipeline.data.dataset import known_signature
 from pipeline.disk.layout import PROJECT, ExperimentDir, features_root
@@ -193,8 +193,8 @@ def _request(config: Config, trained: Path) -> Iterator[tuple[ExperimentDir, Pat
 def _small(manifest: Manifest) -> Manifest:
     """The same submission, whose training asks for little beside its GPUs."""
     job: Job = manifest.resources.train
-    memory = min(parse_memory(job.mem) or parse_memory(MEMORY), parse_memory(MEMORY))
-    little = {"cpus_per_task": 1, "mem": format_memory(memory), "time": TIME}
+    memory = min(job.memory or parse_memory(MEMORY), parse_memory(MEMORY))
+    little = {**dict.fromkeys(MEMORY_KEYS), "cpus_per_task": 1, "mem": format_memory(memory), "time": TIME, "mail_type": None}
     resources = manifest.common["resources"]
     return replace(manifest, common={**manifest.common, "resources": {**resources, "train": {**resources["train"], **little}}})
 

@@ -17,7 +17,7 @@ from pipeline.disk.writing import read_json
 from pipeline.launch.manifest.manifest import Entry, Manifest, load_manifest
 
 HAND_MADE = re.compile(r"carabid-evaluate-(\d+)")
-"""Name of the evaluation that a job typed by hand has queued for itself (`sbatch.queue_evaluation`)."""
+"""Name of the evaluation that a job typed by hand has queued for itself (`evaluation.queue_evaluation`)."""
 
 
 @dataclass(frozen=True)

@@ -118,10 +118,22 @@ def ask(command: Sequence[str], told: Mapping[str, str] | None = None, seconds: 
 def outside_environment() -> dict[str, str]:
     """The environment without the variables of a job that we may be in, and without those that Slurm's commands read.
 
-    A nested sbatch would inherit the job's limits; SQUEUE_FORMAT and the like would change what is read here.
+    A nested sbatch would inherit the job's limits; SQUEUE_FORMAT and the like would change what is read here. Which cluster is
+    meant, a person says.
     """
     prefixes = ("SLURM_", "SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SRUN_")
-    return {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not name.startswith(prefixes)}
+    kept = {"SLURM_CONF"} if is_in_job() else {"SLURM_CONF", "SLURM_CLUSTERS"}
+    return {name: value for name, value in os.environ.items() if name in kept or not name.startswith(prefixes)}
+
+
+def is_in_job() -> bool:
+    """Whether this process is in an allocation of Slurm's, which has set variables of its own."""
+    return "SLURM_JOB_ID" in os.environ
+
+
+def own_settings() -> dict[str, str]:
+    """What a person has set for sbatch in the shell, `SBATCH_ACCOUNT` and the like; nothing in a job, which inherits its own."""
+    return {} if is_in_job() else {name: value for name, value in os.environ.items() if name.startswith("SBATCH_")}
 
 
 def find_job(name: str) -> tuple[str, set[str]] | None:

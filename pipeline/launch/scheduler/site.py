@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from pipeline.amounts import format_memory, format_time, parse_memory, parse_time
-from pipeline.config.resources import Job
+from pipeline.amounts import format_memory, format_time, parse_time
+from pipeline.config.resources import MEMORY_KEYS, Job
 from pipeline.errors import WorkError
-from pipeline.launch.scheduler.queue import ask
+from pipeline.launch.scheduler.queue import ask, own_settings
 
 FORMAT = "%P|%a|%l|%m|%c|%D|%t|%G"
 UNUSABLE = ("down", "drain", "drng", "fail", "maint", "unk", "inval", "futr")
@@ -72,8 +72,9 @@ def _number(text: str) -> int:
 
 
 def nodes_for(job: Job, site: Sequence[Nodes]) -> list[Nodes]:
-    """The nodes of the partitions that a job names, else of the default one."""
-    wanted = job.partition.split(",") if job.partition else []
+    """The nodes of the partitions that a job names, or else the shell, else of the default one."""
+    named = job.partition or own_settings().get("SBATCH_PARTITION")
+    wanted = named.split(",") if named else []
     return [nodes for nodes in site if (nodes.partition in wanted if wanted else nodes.default)]
 
 
@@ -108,8 +109,8 @@ def _lacking_gpus(job: Job, nodes: Sequence[Nodes], here: str) -> tuple[str, str
 
 def _lacking_rest(job: Job, nodes: Sequence[Nodes], here: str) -> tuple[str, str] | None:
     memory, cpus = max(n.memory for n in nodes), max(n.cpus for n in nodes)
-    if parse_memory(job.mem) > memory:
-        return "mem", f"the largest node of {here} has {format_memory(memory)}"
+    if (job.memory or 0) > memory:
+        return next(key for key in MEMORY_KEYS if getattr(job, key)), f"the largest node of {here} has {format_memory(memory)}"
     if job.cpus_per_task > cpus:
         return "cpus_per_task", f"the largest node of {here} has {cpus}"
     return None

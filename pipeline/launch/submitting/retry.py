@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.amounts import scale_memory, scale_time
-from pipeline.config.resources import Job
+from pipeline.config.resources import MEMORY_KEYS, Job
 from pipeline.config.trial import Config
 from pipeline.disk.layout import ExperimentDir
 from pipeline.errors import UserError
-from pipeline.experiments.cluster import Profile
+from pipeline.experiments.cluster import STAGES, Profile
 from pipeline.experiments.reading import Experiment, Trial
 from pipeline.launch.manifest.manifest import Manifest
 from pipeline.launch.scheduler.queue import cancel_stuck
@@ -79,10 +79,15 @@ def _counted(views: Sequence[View]) -> str:
 def _groups(history: History, views: Sequence[View], changes: Changes) -> list[tuple[Manifest, list[Trial]]]:
     """Trials that may be submitted together: of one submission, and asking for the same resources."""
     groups: dict[tuple[Path, str], tuple[Manifest, list[Trial]]] = {}
+    off = [view for view in views if view.failure and view.failure.kind == "node"]
+    nodes = sorted({node for view in off if view.failure for node in view.failure.nodes})
+    if nodes:
+        print(f"kept off {', '.join(nodes)}, which failed (--exclude): {len(off)} trials")
     for view in views:
         manifest, index = history.last[view.name]
         trial = manifest.trial(index)
-        trial = replace(trial, config=changed(trial.config, view.stage, changes))
+        config = _without(trial.config, nodes) if view in off else trial.config
+        trial = replace(trial, config=changed(config, view.stage, changes))
         key = manifest.path, trial.config.resources.model_dump_json()
         groups.setdefault(key, (manifest, []))[1].append(trial)
     return list(groups.values())
@@ -92,9 +97,28 @@ def changed(config: Config, stage: str, changes: Changes) -> Config:
     """The configuration with other amounts for one stage. Raises UserError for what is no amount."""
     job: Job = getattr(config.resources, stage)
     try:
-        amounts = {"mem": scale_memory(job.mem, changes.mem)} if changes.mem else {}
+        amounts = _memory(job, changes.mem) if changes.mem else {}
         amounts |= {"time": scale_time(job.time, changes.time)} if changes.time else {}
     except ValueError as error:
         raise UserError(f"retry: {error}, or a factor such as 2x") from None
     resources = config.resources.model_copy(update={stage: job.model_copy(update=amounts)})
+    return config.model_copy(update={"resources": resources})
+
+
+def _memory(job: Job, change: str) -> dict[str, str | None]:
+    """A factor of what the job asks for, by whichever key it does; an amount is one of the node."""
+    key = next((key for key in MEMORY_KEYS if getattr(job, key) is not None), "mem")
+    if not change.endswith("x"):
+        return {**dict.fromkeys(MEMORY_KEYS), "mem": scale_memory("0", change)}
+    return {key: scale_memory(getattr(job, key) or "0", change)}
+
+
+def _without(config: Config, nodes: Sequence[str]) -> Config:
+    """The configuration whose stages all keep off these nodes, beside those that they keep off already."""
+    resources = config.resources
+    for stage in STAGES:
+        job: Job = getattr(resources, stage)
+        known = [job.exclude] if job.exclude else []
+        added = [node for node in nodes if node not in (job.exclude or "").split(",")]
+        resources = resources.model_copy(update={stage: job.model_copy(update={"exclude": ",".join(known + added) or None})})
     return config.model_copy(update={"resources": resources})

@@ -1,4 +1,4 @@
-"""Talking to Slurm: through submitit for a whole submission, through sbatch for a job's own dependent evaluation."""
+"""Talking to Slurm: through submitit for a whole submission, through sbatch itself for what has no pickle. Loads no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,19 +19,16 @@ from submitit.slurm.slurm import SlurmExecutor
 from pipeline import hub
 from pipeline.amounts import parse_time, scale_memory
 from pipeline.config.resources import Job
-from pipeline.disk.layout import PROJECT, features_root, root
-from pipeline.disk.lease import Lease
+from pipeline.disk.layout import features_root, root
 from pipeline.errors import REQUEUE_STATUS, UserError, WorkError
 from pipeline.experiments.cluster import gpu_option, python_command, setup_lines
-from pipeline.experiments.reading import Experiment
 from pipeline.launch.jobs import jobs
 from pipeline.launch.manifest.job_names import chunk_names, job_name
 from pipeline.launch.manifest.manifest import Manifest
-from pipeline.launch.scheduler.queue import ask, find_job, outside_environment
+from pipeline.launch.scheduler.queue import ask, find_job
+from pipeline.launch.submitting import settings
 from pipeline.signals import warning_seconds
 
-LEASE_SECONDS = 60
-PLAIN = ("partition", "account", "qos", "constraint")
 PAUSES = (5.0, 20.0)
 TRANSIENT = r"(?i)timed out|unable to contact|connect|temporarily|try again|too many requests|busy"
 """What sbatch says when it is not the request that is wrong."""
@@ -90,19 +86,25 @@ def submit(manifest: Manifest, stages: Sequence[Stage]) -> dict[str, str]:
     """Queue the chain; returns stage → Slurm job id. Raises WorkError if Slurm refuses; nothing is queued then."""
     check_paths(manifest)
     ids: dict[str, str] = {}
-    with scrubbed_environment():
-        try:
-            for stage in stages:
-                ids[stage.name] = _queue(manifest, stage, ids)
-        except WorkError as error:
-            became = "were cancelled" if _cancel(manifest, stages) else "could not be cancelled: see squeue"
-            before = f" Jobs {', '.join(ids.values())}, queued before it, {became}." if ids else ""
-            raise WorkError(f"{error}{before}") from error
-        except BaseException:  # Ctrl-C between two of them: half a chain is of no use
-            _cancel(manifest, stages)
-            print("carabid: what was queued of this submission is cancelled", file=sys.stderr, flush=True)
-            raise
+    _tell_overruled(manifest, stages)
+    try:
+        for stage in stages:
+            ids[stage.name] = _queue(manifest, stage, ids)
+    except WorkError as error:
+        became = "were cancelled" if _cancel(manifest, stages) else "could not be cancelled: see squeue"
+        before = f" Jobs {', '.join(ids.values())}, queued before it, {became}." if ids else ""
+        raise WorkError(f"{error}{before}") from error
+    except BaseException:  # Ctrl-C between two of them: half a chain is of no use
+        _cancel(manifest, stages)
+        print("carabid: what was queued of this submission is cancelled", file=sys.stderr, flush=True)
+        raise
     return ids
+
+
+def _tell_overruled(manifest: Manifest, stages: Sequence[Stage]) -> None:
+    if left := sorted({name for _, script in scripts(manifest, stages) for name in settings.overruled(script)}):
+        why = "does not count where `resources` or carabid itself says it (`--dry-run` shows the scripts)"
+        print(f"carabid: {', '.join(left)}: {why}", file=sys.stderr, flush=True)
 
 
 def _cancel(manifest: Manifest, stages: Sequence[Stage]) -> bool:
@@ -121,10 +123,14 @@ def scripts(manifest: Manifest, stages: Sequence[Stage]) -> Iterator[tuple[str, 
     check_paths(manifest)
     ids = {stage.name: f"<{stage.name}>" for stage in stages}
     for stage in stages:
-        executor = _executor(manifest, stage, ids)
-        if len(stage.indices) > 1:
-            executor.parameters["map_count"] = len(stage.indices)
-        yield stage.name, executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
+        yield stage.name, _script(manifest, stage, ids)
+
+
+def _script(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> str:
+    executor = _executor(manifest, stage, ids)
+    if len(stage.indices) > 1:
+        executor.parameters["map_count"] = len(stage.indices)
+    return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
 
 
 def queue_module(manifest: Manifest, stage: Stage, module: str, argument: Path) -> str:
@@ -134,73 +140,27 @@ def queue_module(manifest: Manifest, stage: Stage, module: str, argument: Path) 
     """
     executor = _executor(manifest, stage, {})
     script = executor._make_submission_file_text(f"{executor.python} -u -m {module} {quote(str(argument))}", module)
-    return _sbatch(["--parsable"], str(script)).partition(";")[0]
+    return call_sbatch(["--parsable"], str(script)).partition(";")[0]
 
 
 def refusal(script: str) -> str | None:
     """Why Slurm would not queue this script (`sbatch --test-only`); None if it would."""
     try:
-        _sbatch(["--test-only"], script)
+        call_sbatch(["--test-only"], script)
     except WorkError as error:
         return str(error)
     return None
 
 
-@contextmanager
-def scrubbed_environment() -> Iterator[None]:
-    """Without the SLURM_* and SBATCH_* variables of a job that we may be in: a nested sbatch would inherit its limits."""
-    inherited = {name: os.environ.pop(name) for name in os.environ.keys() - outside_environment().keys()}
+def call_sbatch(arguments: Sequence[str], script: str = "") -> str:
+    """What sbatch prints; `script` is one that stands in no file. Raises WorkError with sbatch's reason."""
+    command, environ = ["sbatch", *arguments], settings.environment_for(script)
     try:
-        yield
-    finally:
-        os.environ.update(inherited)
-
-
-def own_job() -> str | None:
-    """Id of the Slurm job or array that this process is part of."""
-    return os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
-
-
-def queue_evaluation(experiment: Experiment, arguments: Sequence[str]) -> str:
-    """From inside a training job: queue jobs/evaluate.sh for the whole job or array, once; returns its job id.
-
-    Each job task of the evaluation waits for the same one of the training (aftercorr). A job task that comes later,
-    or again after a requeue, finds the evaluation by its name; job tasks that come together take turns. Raises WorkError
-    where this node may not call sbatch.
-    """
-    job = own_job()
-    if job is None:
-        raise WorkError("there is no Slurm job here whose evaluation could wait for it")
-    name = f"carabid-evaluate-{job}"
-    script = str(PROJECT / "jobs" / "evaluate.sh")
-    with Lease(experiment.dir.evaluation_lease(job), LEASE_SECONDS).hold():
-        found = find_job(name)
-        if found and found[1] & {os.environ.get("SLURM_ARRAY_TASK_ID", "N/A"), "N/A"}:
-            return found[0]
-        return _sbatch(["--parsable", *_evaluation_options(job, name), script, *arguments]).partition(";")[0]
-
-
-def _evaluation_options(job: str, name: str) -> list[str]:
-    # What this job was given: a command line's `--partition` or `--gpus-per-node=0` holds for both.
-    given = {"partition": "JOB_PARTITION", "account": "JOB_ACCOUNT", "qos": "JOB_QOS"}
-    alike = [f"--{option}={os.environ[f'SLURM_{key}']}" for option, key in given.items() if os.environ.get(f"SLURM_{key}")]
-    gpus = f"--gpus-per-node={os.environ.get('SLURM_GPUS_ON_NODE', '0')}"
-    options = [f"--job-name={name}", "--kill-on-invalid-dep=yes", *alike, gpus]
-    if "SLURM_ARRAY_JOB_ID" not in os.environ:
-        return [*options, f"--dependency=afterok:{job}"]
-    low, high, step = (os.environ[f"SLURM_ARRAY_TASK_{part}"] for part in ("MIN", "MAX", "STEP"))
-    return [*options, f"--dependency=aftercorr:{job}", f"--array={low}-{high}:{step}"]
-
-
-def _sbatch(arguments: Sequence[str], script: str = "") -> str:
-    """What sbatch prints; `script` is one that stands in no file."""
-    command = ["sbatch", *arguments]
-    try:
-        done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=120, env=outside_environment())
+        done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=120, env=environ)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise WorkError(f"sbatch cannot be called on this node: {error}") from error
     if done.returncode != 0:
-        raise WorkError(f"sbatch refused on this node: {done.stderr.strip()}")
+        raise WorkError(f"sbatch refused it: {' '.join(done.stderr.split())}")
     return done.stdout.strip()
 
 
@@ -219,7 +179,8 @@ def _queue(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> str:
     for pause in (*PAUSES, None):
         try:
             executor, entry = _executor(manifest, stage, ids), getattr(jobs, stage.kind)
-            queued = executor.map_array(entry, [str(manifest.path)] * len(stage.indices), stage.indices)
+            with settings.only_what_counts(_script(manifest, stage, ids)):
+                queued = executor.map_array(entry, [str(manifest.path)] * len(stage.indices), stage.indices)
             return str(queued[0].job_id).partition("_")[0]
         except (FailedJobError, OSError) as error:
             transient = re.search(TRANSIENT, str(error))
@@ -276,11 +237,24 @@ def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> SlurmExe
         srun_args=[f"--cpus-per-task={cpus}"],  # since Slurm 22.05 srun does not inherit it
         setup=setup_lines(profile, code, root()),
         teardown=REQUEUE,
-        additional_parameters={"requeue": True, "export": "ALL", **options, **gpu_option(profile, job)},
-        **{key: value for key in PLAIN if (value := getattr(job, key)) is not None},
+        additional_parameters={
+            "requeue": True,
+            "export": "ALL",
+            **job.options,
+            **options,
+            **gpu_option(profile, job),
+            **_memory_option(job, pack),
+        },
     )
-    executor.parameters |= {"mem": scale_memory(job.mem, f"{pack}x"), "time": job.time}
+    executor.parameters |= {"time": job.time}
     return executor
+
+
+def _memory_option(job: Job, pack: int) -> dict[str, str]:
+    """The sbatch option that asks for the memory of so many trials side by side, which have as many times the CPUs."""
+    times = {"mem": pack, "mem_per_cpu": 1, "mem_per_gpu": pack}
+    amounts = ((key, getattr(job, key)) for key in times)
+    return {key.replace("_", "-"): scale_memory(amount, f"{times[key]}x") for key, amount in amounts if amount is not None}
 
 
 def _folders(manifest: Manifest) -> list[Path]:

@@ -16,9 +16,9 @@ SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 def parse_memory(text: str) -> int:
     """`32G`, `512M`, `4000` (megabytes) → MiB, rounded up; 0 is all of a node's. Raises ValueError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT])?B?", text.strip().upper())
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)([KMGT])?B?", text.strip().upper())  # (more are infinite)
     if not found:
-        raise ValueError(f"{text!r} is no amount of memory: write it as Slurm does, such as 32G or 4000M")
+        raise ValueError(f"{text!r:.60} is no amount of memory: write it as Slurm does, such as 32G or 4000M")
     return ceil(float(found[1]) * MEMORY_UNITS[found[2] or "M"])
 
 

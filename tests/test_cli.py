@@ -342,7 +342,7 @@ SLOW_PLAN = """
 import time
 from pipeline import cli
 from pipeline.launch.watching import plan
-def lines(experiment):
+def lines(experiment, check):
     print("on", flush=True)
     time.sleep(60)
 plan.lines = lines

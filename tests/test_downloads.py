@@ -440,7 +440,7 @@ def test_plan_doctor_and_an_image_that_is_missing_name_carabid_fetch(
 
     findings: Any = Looked()
     dataset = load_numbers(config.data)
-    with pytest.raises(UserError, match=r"line 3: .*b1\.png is not there; `carabid fetch` downloads it\. Replace"):
+    with pytest.raises(UserError, match=r"line 3: .*there is no file .*b1\.png; `carabid fetch` downloads it\. Replace"):
         dataset.image(0)
     assert any("`carabid fetch`" in line for line in plan.lines(experiment))
     assert next(iter(check_cache(findings))).verdict == "FAIL"

@@ -13,9 +13,9 @@ from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import read_json
 from pipeline.errors import UserError
 from pipeline.features.hashes import known_data
+from pipeline.launch.watching.preflight import copies
 from pipeline.models.saved import load_model, read_trained
 from pipeline.stages import evaluate, extract, train
-from pipeline.tasks.preflight import copies
 from tests.lab import lab_config, labelled, write_table
 
 pytestmark = pytest.mark.jobs

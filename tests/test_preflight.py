@@ -15,15 +15,15 @@ import pytest
 
 from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT
-from pipeline.errors import UserError
+from pipeline.errors import NotFetched, UserError
 from pipeline.experiments.cluster import Profile
 from pipeline.experiments.reading import Experiment, Trial, load_experiment
 from pipeline.launch.doctor import doctor
 from pipeline.launch.doctor.findings import Context
 from pipeline.launch.watching import plan
+from pipeline.launch.watching import preflight as module
+from pipeline.launch.watching.preflight import preflight
 from pipeline.reporting.state import TrialState
-from pipeline.tasks import preflight as module
-from pipeline.tasks.preflight import preflight
 from tests.broken_tables import AB, BROKEN, BY_COLUMN, Broken
 from tests.fuzz.verdict import command
 from tests.lab import PIXELS, lab_config, labelled, write_images, write_table
@@ -214,7 +214,7 @@ def test_images_inside_a_table_need_no_files(root: Path, tmp_path: Path) -> None
 def test_images_that_are_still_to_be_downloaded_are_fetched_first(root: Path, tmp_path: Path) -> None:
     rows = [(f"images/{i}.png", label, f"https://example.org/{i}.png") for i, label in enumerate(AB)]
     table = write_table(tmp_path, rows, ("filename", "label", "file_url"))
-    with pytest.raises(UserError, match="its images are not all here: run `carabid fetch`"):
+    with pytest.raises(NotFetched, match=r"its images are not all here\. .*`carabid fetch"):
         preflight([lab_config(table, "data.download={md5: null}")])
 
 

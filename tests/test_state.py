@@ -138,6 +138,19 @@ OTHER_JOB = {
     "cpus_per_task": 9,
     "mem": "9G",
     "time": "09:00:00",
+    "mem_per_cpu": "9G",
+    "mem_per_gpu": "9G",
+    "reservation": "course",
+    "exclude": "n1",
+    "nodelist": "n2",
+    "licenses": "matlab",
+    "tmp": "9G",
+    "nice": 9,
+    "gpu_bind": "closest",
+    "comment": "why",
+    "mail_type": "END",
+    "mail_user": "me",
+    "sbatch": {"exclusive": True},
 }
 OTHER_RESOURCES = {
     "extract_tasks": 9,
@@ -302,10 +315,11 @@ def test_where_more_older_trials_lie_than_can_be_compared_quickly_none_is(
 def test_a_plan_ends_with_how_many_trials_are_in_each_state_and_the_forecast(edited: Path) -> None:
     experiment = load_experiment(edited, ["seed=0,1,2"])
     done_trial(experiment)
-    first, *_, summary, forecast = lines(experiment)
+    first, *_, summary, forecast, unseen = lines(experiment)
     assert first == f"done        {experiment.trials[0].name}"
     assert summary == f"3 trials: 2 missing, 1 done (in {experiment.dir.path})"
     assert forecast == "forecast: no past trial to tell from"
+    assert unseen.startswith("warning: data imageomics/sentinel-beetles are not on this machine, and were not looked at")
     for index in (1, 2):
         done_trial(experiment, index)
     assert list(lines(experiment))[3:] == [f"3 trials: 3 done (in {experiment.dir.path})"]

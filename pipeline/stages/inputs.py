@@ -27,7 +27,7 @@ from pipeline.models.metadata import Names
 from pipeline.progress import log
 from pipeline.tasks import check, load_task
 from pipeline.tasks.base import Task
-from pipeline.tasks.demands import check_table
+from pipeline.training.demands import check_table
 from pipeline.training.samples import Samples, columns, make_samples
 
 Split = Literal["train", "validation", "test"]

@@ -13,8 +13,8 @@ from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT
 from pipeline.errors import UserError
 from pipeline.experiments.reading import load_experiment
+from pipeline.launch.watching.preflight import preflight
 from pipeline.tasks import load_task
-from pipeline.tasks.preflight import preflight
 from tests.fuzz.values import spoil_bytes, spoil_text
 from tests.fuzz.verdict import Case
 

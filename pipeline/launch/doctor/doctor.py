@@ -23,7 +23,7 @@ from pipeline.launch.doctor.findings import FETCH, Context, Finding
 from pipeline.launch.manifest.manifest import sharing_features
 from pipeline.launch.scheduler import site
 from pipeline.launch.submitting import sbatch
-from pipeline.tasks.preflight import copies, preflight
+from pipeline.launch.watching.preflight import copies, preflight
 
 MORE_KEYS = ("nodelist", "exclude", "tmp", "licenses", "reservation", "sbatch")
 USUAL_KEYS = {"partition", "account", "qos", "constraint", "gpu_type", "gpus_per_node", "cpus_per_task", "mem", "time"}

@@ -7,15 +7,15 @@ from typing import Any
 
 from pipeline.config.identity import flatten, science
 from pipeline.disk.layout import TrialDir
-from pipeline.errors import UserError
+from pipeline.errors import NotFetched, UserError
 from pipeline.experiments.names import written
 from pipeline.experiments.reading import Experiment, Trial, saved_science
 from pipeline.experiments.trees import differences
 from pipeline.launch.watching.forecast import forecast
 from pipeline.launch.watching.history import History
+from pipeline.launch.watching.preflight import preflight
 from pipeline.reporting.results import REPLICATES
 from pipeline.reporting.state import TrialState, trial_states
-from pipeline.tasks.preflight import preflight
 
 TO_DO = ("missing", "stale", "interrupted", "failed", "trained")
 """States of trials that a submission would queue."""
@@ -52,8 +52,13 @@ def lines(experiment: Experiment, check: bool = True) -> Iterator[str]:
     yield f"{len(states)} trial{'s' * (len(states) > 1)}: {summary} (in {experiment.dir.path})"
     if line := forecast(experiment, on_disk):
         yield line
-    if check:
+    if not check:
+        return
+    try:
         yield from table_warnings(trial for trial, state in zip(experiment.trials, states, strict=True) if state.state in TO_DO)
+    except NotFetched as error:  # as every data set is that somebody plans for the first time
+        error.config = experiment.source
+        yield f"{error}"
 
 
 def table_warnings(trials: Iterable[Trial]) -> Iterator[str]:

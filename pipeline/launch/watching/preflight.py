@@ -22,13 +22,13 @@ from pipeline.data.sources.near import hint
 from pipeline.data.suspects import left_out
 from pipeline.disk.layout import PROJECT, record_path
 from pipeline.disk.writing import read_record, write_json
-from pipeline.errors import UserError
+from pipeline.errors import NotFetched, UserError
 from pipeline.features.hashes import known_data
 from pipeline.tasks import load_task
-from pipeline.tasks.demands import check_table, split_tables
+from pipeline.training.demands import check_table, split_tables
 
-CODE = ("data", "tasks", "metrics", "config")
-"""Folders whose code decides what a table is refused for."""
+CODE = ("data", "tasks", "metrics", "config", "training/demands.py", "launch/watching/preflight.py")
+"""The code that decides what a table is refused for."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Look:
 
 def preflight(configs: Sequence[Config]) -> list[str]:
     """What is to be said of the tables of these trials, read once each. Raises UserError, naming file, row and column, for one
-    that cannot be trained, chosen by or evaluated on as its trials ask, or whose images are not there."""
+    that cannot be trained, chosen by or evaluated on as its trials ask, or whose images are not there; NotFetched for images that are
+    still to be downloaded."""
     of_table: dict[str, dict[str, Config]] = {}
     for config in configs:
         of_table.setdefault(digest([config.task, plain(config.data)]), {}).setdefault(_asks(config), config)
@@ -119,8 +120,9 @@ def _hint(cell: str, source: Source) -> str:
 
 
 def _not_here(config: Config) -> str:
+    """A word on data of the Hub that are not in the cache. Raises NotFetched for images that are still to be downloaded."""
     if config.data.download:
-        raise UserError(f"data {config.data.source}: its images are not all here: run `carabid fetch` (the same arguments) first")
+        raise NotFetched(f"data {config.data.source}: its images are not all here.")
     return f"data {config.data.source} are not on this machine, and were not looked at: `carabid fetch` brings them"
 
 
@@ -138,8 +140,12 @@ def _record(config: Config, source: Source) -> Path:
 
 def _code() -> str:
     """Hash of the code that looks: what another version let pass may be refused by this one."""
-    files = [file for folder in CODE for file in sorted((PROJECT / "pipeline" / folder).rglob("*.py"))]
+    files = [file for name in CODE for file in _python(PROJECT / "pipeline" / name)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _python(path: Path) -> list[Path]:
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
 
 
 def _read(path: Path) -> Look | None:

@@ -47,8 +47,8 @@ class Look:
 
 def preflight(configs: Sequence[Config]) -> list[str]:
     """What is to be said of the tables of these trials, read once each. Raises UserError, naming file, row and column, for one
-    that cannot be trained, chosen by or evaluated on as its trials ask, or whose images are not there; NotFetched for images that are
-    still to be downloaded."""
+    that cannot be trained, chosen by or evaluated on as its trials ask, or whose images are not there; NotFetched for images that
+    are still to be downloaded."""
     of_table: dict[str, dict[str, Config]] = {}
     for config in configs:
         of_table.setdefault(digest([config.task, plain(config.data)]), {}).setdefault(_asks(config), config)

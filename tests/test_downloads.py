@@ -430,6 +430,7 @@ def test_plan_doctor_and_an_image_that_is_missing_name_carabid_fetch(
         data: {{source: {config.data.source}, images: {config.data.images}, targets: [x], download: {{}},
                columns: {{image: filename, id: filename}}}}
         backbone: {{kind: pixels}}
+        select: {{metric: MAE}}
         model: {{head: {{kind: ridge}}}}
         """
     )

@@ -65,5 +65,5 @@ def set_threads() -> int:
 def make_deterministic() -> None:
     """Same inputs, same bits, on the same device with the same threads. cuBLAS needs its workspace fixed for that."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # as use_deterministic_algorithms(True), without its second of loading a compiler
     torch.backends.cudnn.benchmark = False

@@ -98,7 +98,7 @@ def test_what_is_no_number_of_threads_is_refused_with_its_variable(
 ) -> None:
     monkeypatch.setenv(variable, text)
     before = torch.get_num_threads()
-    with pytest.raises(UserError, match=f"^{variable}={re.escape(text)} is no number of threads"):
+    with pytest.raises(UserError, match=f"^{variable}={re.escape(text[:200])}.* is no number of threads"):
         set_threads()
     assert torch.get_num_threads() == before
 

@@ -281,7 +281,7 @@ def test_jobs_that_will_never_begin_are_cancelled_by_the_next_submission(
         "somebody-elses|50|N/A|PENDING|DependencyNeverSatisfied",
     )
     assert [job_task.stuck for job_task in my_job_tasks()] == [True, True]
-    submit(experiment, Request())
+    submit(experiment, Request(check=False))
     assert site.cancelled.read_text().splitlines()[0] == "42_2" and "cancelled 42_2" in capsys.readouterr().out
     assert load_manifest(experiment.dir.submission(2)).names == made.names, "what was stuck is queued again"
     site.holds()
@@ -299,7 +299,7 @@ def test_of_two_submissions_at_once_one_queues_and_the_other_sees_it(
 for i in 0 1 2 3; do echo "$name|77|$i|PENDING|None" >> {site.queue}; done; echo Submitted batch job 77"""
     calls = fake_command(tmp_path / "slurm", "sbatch", take, monkeypatch)
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda _: submit(experiment, Request()), range(2)))
+        list(pool.map(lambda _: submit(experiment, Request(check=False)), range(2)))
     assert len(calls.read_text().splitlines()) == 4, "extract, train, evaluate, collect, once"
     assert [path.stem for path in experiment.dir.submissions.glob("*.json")] == ["1"]
 
@@ -328,7 +328,7 @@ def last_submission(experiment: Experiment) -> Manifest:
 def test_retry_queues_just_what_failed_in_the_way_named_with_more_memory(
     site: Site, failed: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    retry(failed.dir, ["oom"], Changes(mem="2x"), Request())
+    retry(failed.dir, ["oom"], Changes(mem="2x"), Request(check=False))
     made = last_submission(failed)
     assert made.number == "2" and made.names == [failed.trials[1].name]
     assert (made.resources.train.mem, made.resources.extract.mem, made.resources.evaluate.mem) == ("8G", "32G", "32G")
@@ -337,15 +337,15 @@ def test_retry_queues_just_what_failed_in_the_way_named_with_more_memory(
 
 
 def test_retry_without_a_kind_queues_all_that_failed_and_nothing_that_runs(site: Site, failed: Experiment) -> None:
-    retry(failed.dir, [], Changes(time="2x"), Request())
+    retry(failed.dir, [], Changes(time="2x"), Request(check=False))
     made = last_submission(failed)
     assert made.names == [failed.trials[1].name, failed.trials[2].name] and made.resources.train.time == "08:00:00"
 
 
 def test_memory_doubled_twice_is_four_times_as_much(site: Site, failed: Experiment) -> None:
-    retry(failed.dir, ["oom"], Changes(mem="2x"), Request())
+    retry(failed.dir, ["oom"], Changes(mem="2x"), Request(check=False))
     site.ended(job_name(last_submission(failed), "train"), ("77", "OUT_OF_MEMORY", "0:125"))
-    retry(failed.dir, ["oom"], Changes(mem="2x"), Request())
+    retry(failed.dir, ["oom"], Changes(mem="2x"), Request(check=False))
     assert last_submission(failed).resources.train.mem == "16G"
 
 
@@ -363,7 +363,7 @@ def test_more_memory_is_asked_for_in_the_way_it_was(site: Site, tmp_path: Path, 
     experiment = load(f"data.source={tmp_path / 'data.csv'}", f"resources.train.{asked}")
     made = make_manifest(experiment, experiment.trials, Terms(array_size=1001))
     site.ended(job_name(made, "train"), ("41", "OUT_OF_MEMORY", "0:125"))
-    retry(experiment.dir, ["oom"], Changes(mem=change), Request())
+    retry(experiment.dir, ["oom"], Changes(mem=change), Request(check=False))
     job = last_submission(experiment).resources.train
     assert {key: value for key in MEMORY_KEYS if (value := getattr(job, key))} == wanted
 
@@ -379,7 +379,7 @@ def test_a_node_that_failed_is_not_chosen_again_by_the_trials_that_it_failed(
     site.ended(name, ("41_0", "NODE_FAIL", "0:0"), ("41_2", "TIMEOUT", "0:0"))
     site.ended(name, ("41_1", "NODE_FAIL", "0:0"), node="n4")  # requeued by Slurm, and again
     site.ended(name, ("41_1", "NODE_FAIL", "0:0"), node="n5")
-    retry(experiment.dir, ["node"], Changes(), Request())
+    retry(experiment.dir, ["node"], Changes(), Request(check=False))
     again = last_submission(experiment)
     assert again.names == made.names[:2] and again.resources.train.exclude == "n[7-9],n1,n4,n5"
     assert {getattr(again.resources, stage).exclude for stage in ("extract", "evaluate", "collect")} == {"n1,n4,n5"}
@@ -387,7 +387,7 @@ def test_a_node_that_failed_is_not_chosen_again_by_the_trials_that_it_failed(
     assert "#SBATCH --exclude='n[7-9],n1,n4,n5'" in site.scripts.read_text()
     site.ended(job_name(again, "train"), ("77_0", "NODE_FAIL", "0:0"), node="n4")
     site.ended(job_name(again, "train"), ("77_1", "NODE_FAIL", "0:0"), node="n6")
-    retry(experiment.dir, [], Changes(), Request())
+    retry(experiment.dir, [], Changes(), Request(check=False))
     retried = [load_manifest(experiment.dir.submission(number)) for number in (3, 4)]
     kept_off = {tuple(each.names): each.resources.train.exclude for each in retried}
     assert kept_off == {tuple(made.names[:2]): "n[7-9],n1,n4,n5,n6", tuple(made.names[2:]): "n[7-9]"}
@@ -398,7 +398,7 @@ def test_without_accounting_the_log_names_the_node_that_failed(site: Site, grid:
     ended = "slurmstepd-n2: error: *** JOB 41 ON n2 CANCELLED AT 2026-03-01T12:10:00 DUE TO NODE FAILURE, SEE LOG ***\n"
     for index, text in enumerate((ended, "epoch 1\nsrun: error: Node failure on n3\n")):
         write_log(made, f"1-train/41_{index}_0_log.out", text)
-    retry(experiment.dir, ["node"], Changes(), Request())
+    retry(experiment.dir, ["node"], Changes(), Request(check=False))
     assert last_submission(experiment).resources.train.exclude == "n2,n3"
 
 
@@ -406,7 +406,7 @@ def test_the_stage_that_failed_is_the_one_that_gets_more(site: Site, grid: tuple
     experiment, made = grid
     set_trained(experiment.dir.trial(made.names[0]), experiment.trials[0].config)
     site.ended(job_name(made, "evaluate"), ("42_0", "OUT_OF_MEMORY", "0:125"))
-    retry(experiment.dir, [], Changes(mem="2x"), Request())
+    retry(experiment.dir, [], Changes(mem="2x"), Request(check=False))
     assert (last_submission(experiment).resources.evaluate.mem, last_submission(experiment).resources.train.mem) == ("64G", "4G")
 
 
@@ -415,12 +415,12 @@ def test_a_retry_is_throttled_and_packed_as_the_submission_was(site: Site, tmp_p
     experiment = load("seed=0,1,2,3", f"data.source={tmp_path / 'data.csv'}")
     made = make_manifest(experiment, experiment.trials, Terms(array_size=1001, pack=2, max_parallel=1))
     site.ended(job_name(made, "train"), ("41_0", "TIMEOUT", "0:0"), ("41_1", "TIMEOUT", "0:0"))
-    retry(experiment.dir, [], Changes(), Request())
+    retry(experiment.dir, [], Changes(), Request(check=False))
     terms = last_submission(experiment).terms
     assert (terms.pack, terms.max_parallel) == (2, 1) and "--array=0-1%1" in site.scripts.read_text()
     site.holds()
     site.ended(job_name(last_submission(experiment), "train"), ("77_0", "TIMEOUT", "0:0"), ("77_1", "TIMEOUT", "0:0"))
-    retry(experiment.dir, [], Changes(max_parallel=3, pack=1), Request())
+    retry(experiment.dir, [], Changes(max_parallel=3, pack=1), Request(check=False))
     assert last_submission(experiment).terms.max_parallel == 3 and last_submission(experiment).terms.pack == 1
 
 
@@ -429,21 +429,21 @@ def test_a_submission_of_another_version_is_refused_in_words(site: Site, failed:
     values = read_json(path)
     write_json(path, values | {"common": values["common"] | {"of_another_version": 1}})
     with pytest.raises(UserError, match="submitted with another version of carabid"):
-        retry(failed.dir, ["oom"], Changes(), Request())
+        retry(failed.dir, ["oom"], Changes(), Request(check=False))
 
 
 def test_nothing_to_retry_is_said_and_nothing_is_queued(
     site: Site, failed: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    retry(failed.dir, ["data"], Changes(), Request())
+    retry(failed.dir, ["data"], Changes(), Request(check=False))
     assert "nothing to retry: 1 × oom, 1 × time" in capsys.readouterr().out and site.submitted.read_text() == ""
 
 
 def test_a_kind_of_failure_that_there_is_not_is_refused_with_those_there_are(failed: Experiment) -> None:
     with pytest.raises(UserError, match="--only ooom: the kinds of failure are: oom, gpu-oom"):
-        retry(failed.dir, ["ooom"], Changes(), Request())
+        retry(failed.dir, ["ooom"], Changes(), Request(check=False))
     with pytest.raises(UserError, match="no factor"):
-        retry(failed.dir, [], Changes(mem="lotsx"), Request())
+        retry(failed.dir, [], Changes(mem="lotsx"), Request(check=False))
 
 
 # ---------------------------------------------------------------- places

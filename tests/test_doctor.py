@@ -481,7 +481,7 @@ def test_a_machine_on_which_all_is_well_is_looked_at_without_a_slurm(assets: Ass
     carabid("fetch", *arguments, root=root)
     done = carabid("doctor", *arguments, "--cluster", "local", root=root)
     verdicts = [line.split()[0] for line in done.stdout.splitlines()]
-    assert verdicts == ["skip"] * 3 + ["ok"] * 11, done.stdout
+    assert verdicts == ["skip"] * 3 + ["ok"] * 12, done.stdout
     assert "this machine has" in done.stdout
 
 
@@ -494,7 +494,7 @@ def test_a_cluster_on_which_all_is_well_gets_only_good_words_and_keeps_nothing(a
     carabid("fetch", *arguments, root=root)
     done = carabid("doctor", *arguments, root=root)
     lines = done.stdout.splitlines()
-    assert len(lines) == 21 and all(line.startswith("ok    ") for line in lines), done.stdout
+    assert len(lines) == 22 and all(line.startswith("ok    ") for line in lines), done.stdout
     assert "MaxArraySize" not in done.stdout and "of at most 11 job tasks" in done.stdout
     assert not subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout
     assert not list((root / "trained").iterdir())

@@ -251,5 +251,5 @@ def test_a_manifest_gives_back_the_trials_of_every_variant_and_plan_shows_them()
     experiment = planned()
     manifest = make_manifest(experiment, experiment.trials)
     assert [manifest.trial(i) for i in range(len(experiment.trials))] == experiment.trials
-    shown = list(lines(experiment))
+    shown = list(lines(experiment, check=False))
     assert sum(line.startswith("missing") for line in shown) == len(experiment.trials) == 14

@@ -142,11 +142,12 @@ def check_cache(context: Context) -> Iterator[Finding]:
 def check_tables(context: Context) -> Iterator[Finding]:
     """The tables can be trained on as the trials ask; what is odd about them, copies of images among it where these were
     hashed."""
-    configs = [trial.config for trial in context.trials]
-    warnings = preflight(configs)
-    yield Finding("ok", "tables", "they can be trained on, and every image that they name is there")
-    for warning in warnings + [line for config in {c.data: c for c in configs}.values() for line in copies(config)]:
-        yield Finding("warn", "tables", warning)
+    configs = [trial.config for trial in context.trials if open_source(trial.config.data).is_here()]
+    if not configs:
+        yield Finding("skip", "tables", "the data are not on this machine")
+        return
+    warnings = preflight(configs) + [line for config in {c.data: c for c in configs}.values() for line in copies(config)]
+    yield Finding("warn" if warnings else "ok", "tables", "; ".join(["they can be trained on", *dict.fromkeys(warnings)]))
 
 
 def _cached(what: str, here: bool, known: bool) -> Finding:

@@ -195,6 +195,15 @@ def checked_folder(name: str, files: Iterable[str], library: str) -> Path:
     return folder
 
 
+def refuse_code(name: str, error: Exception) -> None:
+    """Raise UserError, in words that help, where a model was not loaded because that would run code which came with it."""
+    if "trust_remote_code" in str(error):
+        raise UserError(
+            f"backbone.name {name}: it asks for code of its own (auto_map in a config), and Carabid runs no code that comes with "
+            "a model. Name a model of a class that the libraries know, or make it a backbone of your own (docs/adding.md)."
+        ) from error
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Run a block with torch's CPU generator seeded, and put the generator back as it was."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from pipeline import hub
-from pipeline.backbones.base import Backbone, Network, Tail, checked_folder, seeded
+from pipeline.backbones.base import Backbone, Network, Tail, checked_folder, refuse_code, seeded
 from pipeline.config import backbone as blocks
 from pipeline.data.correction import to_rgb
 from pipeline.disk.reading import in_short
@@ -22,6 +22,8 @@ from pipeline.errors import UserError, WorkError
 
 Pooling = Literal["cls", "cls_mean"]
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")
+ATTENTION = (None, "eager", "sdpa")
+"""What transformers computes itself; others are libraries, which it may bring from the Hub."""
 MODULES = {
     "q_proj": (("q_proj",), ("query",)),
     "k_proj": (("k_proj",), ("key",)),
@@ -159,22 +161,32 @@ def _read(config: blocks.Dinov2) -> tuple[nn.Module, Any]:
     name = config.name
     if _is_folder(name):
         name = str(checked_folder(name, ("config.json", "preprocessor_config.json"), "transformers"))
+    options = {"revision": config.revision, "trust_remote_code": False}
     try:
-        kind = AutoConfig.from_pretrained(name, revision=config.revision).model_type
-        if kind not in MODEL_TYPES:
-            raise UserError(
-                f"backbone.name {config.name} is a {kind} model: backbone.kind dinov2 needs one of {', '.join(MODEL_TYPES)}."
-            )
-        processor = cast(Any, AutoImageProcessor).from_pretrained(name, revision=config.revision)
-        model, info = AutoModel.from_pretrained(name, revision=config.revision, dtype=torch.float32, output_loading_info=True)
+        _check(config.name, AutoConfig.from_pretrained(name, **options))
+        processor = cast(Any, AutoImageProcessor).from_pretrained(name, **options)
+        model, info = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
     except UserError:
         raise
     except Exception as error:  # transformers raises whatever its libraries do
+        refuse_code(config.name, error)
         raise _failure(config, error) from error
     # transformers only warns about tensors it did not find and leaves them random.
     if missing := sorted(set(info["missing_keys"]) - {"embeddings.mask_token"}):
         raise UserError(f"The weights of backbone.name {config.name} lack {missing[0]} (and {len(missing) - 1} more).")
     return model, processor
+
+
+def _check(name: str, found: Any) -> None:
+    """Raise UserError where a config.json is of another kind of model, or leads to code."""
+    if found.model_type not in MODEL_TYPES:
+        kinds = ", ".join(MODEL_TYPES)
+        raise UserError(f"backbone.name {name} is a {found.model_type} model: backbone.kind dinov2 needs one of {kinds}.")
+    if found._attn_implementation not in ATTENTION:
+        raise UserError(
+            f"backbone.name {name}: its config.json asks for the attention {found._attn_implementation}, which may be code from "
+            "the Hub, and Carabid runs none. Remove attn_implementation from it."
+        )
 
 
 def _is_folder(name: str) -> bool:

@@ -21,9 +21,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import Compose
+from transformers import dynamic_module_utils
 
 from pipeline import hub
-from pipeline.backbones.base import Backbone, Tail, checked_folder, seeded
+from pipeline.backbones.base import Backbone, Tail, checked_folder, refuse_code, seeded
 from pipeline.config import backbone as blocks
 from pipeline.config.backbone import HUB, LOCAL
 from pipeline.data.correction import to_rgb
@@ -33,6 +34,9 @@ from pipeline.errors import UserError, WorkError, nearest
 
 CONFIG_FILE = "open_clip_config.json"
 QKV = ("q_proj", "k_proj", "v_proj")
+# open_clip leaves it to transformers, for a text tower of its, to ask on the terminal whether code that came with a model may
+# run. With no time to answer it refuses at once.
+dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 
 # ---------------------------------------------------------------- the tail
@@ -241,6 +245,7 @@ def _create(name: str, pretrained: str | None) -> tuple[nn.Module, Compose]:
         else:  # pretrained_text: the text tower is thrown away, so its default weights need not be fetched
             model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained_text=False)
     except Exception as error:  # open_clip raises whatever its libraries do
+        refuse_code(name, error)
         raise _failure(name, pretrained, error) from error
     return model, preprocess
 

@@ -166,11 +166,11 @@ def make_dinov2(spec: Mapping[str, Any], is_here: bool, device: torch.device) ->
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
     folder = HERE / spec["architecture"]
-    processor: Any = AutoImageProcessor.from_pretrained(folder)
+    processor: Any = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     if is_here:
-        model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
+        model = AutoModel.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False), trust_remote_code=False)
     else:
-        model = AutoModel.from_pretrained(spec["name"], revision=spec["revision"], dtype=torch.float32)
+        model = AutoModel.from_pretrained(spec["name"], revision=spec["revision"], dtype=torch.float32, trust_remote_code=False)
 
     def transform(image: Image.Image) -> Tensor:
         return processor(images=image, return_tensors="pt")["pixel_values"][0]

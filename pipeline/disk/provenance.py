@@ -3,6 +3,7 @@
 Of the environment only what is named here is kept, and no token (`secrets.hide`).
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.disk.layout import PROJECT
-from pipeline.disk.secrets import hide
+from pipeline.disk.secrets import hidden, hide
 
 PACKAGES = (
     "torch", "torchvision", "open_clip_torch", "transformers", "timm", "peft", "datasets", "huggingface_hub", "safetensors",
@@ -30,6 +31,7 @@ SLURM_FIELDS = (
 )  # fmt: skip
 MAX_DIFF = 100_000
 CODE = ("pipeline", "configs", "jobs")
+SITE = ("jobs/", "configs/cluster/")
 CODE_RECORD = "code.json"
 """Beside a snapshot's package: where its code came from."""
 
@@ -41,11 +43,11 @@ def now() -> str:
 
 def provenance(**more: Any) -> dict[str, Any]:
     """Everything known about this process, and `more` beside it, as JSON values."""
-    return {
+    known = {
         "written": now(),
         "carabid": __version__,
         "code": loaded_code(),
-        "argv": [hide(argument) for argument in sys.argv],
+        "argv": sys.argv,
         "python": platform.python_version(),
         "packages": {name: installed_version(name) for name in PACKAGES},
         "host": socket.gethostname(),
@@ -54,21 +56,24 @@ def provenance(**more: Any) -> dict[str, Any]:
         "slurm": {name.lower(): os.environ[f"SLURM_{name}"] for name in SLURM_FIELDS if f"SLURM_{name}" in os.environ},
         **more,
     }
+    return dict(hidden(known))
 
 
 def code_version() -> dict[str, Any]:
     """Commit and uncommitted changes of the code that runs: as a snapshot recorded them, else of the git checkout.
 
-    A site edits jobs/setup.sh: a token or a proxy's password that is put there must not go from here into results.
+    Of what a site edits for itself (`SITE`), tokens and proxies among it, a hash of the content is kept and no text.
     """
     with suppress(OSError):
         return json.loads((PROJECT / CODE_RECORD).read_text())
     commit = _git("rev-parse", "HEAD")
     if commit is None or not _git("ls-files", "--", *CODE):  # none, or of something else: an environment may lie in one
         return {"commit": None, "dirty": None}
-    diff = _git("diff", "HEAD", "--", *CODE) or ""
+    diff = hide(_git("diff", "HEAD", "--", *CODE, *(f":(exclude){folder}" for folder in SITE)) or "")
     new = (_git("ls-files", "--others", "--exclude-standard", "--", *CODE) or "").splitlines()
-    return {"commit": commit.strip(), "dirty": bool(diff or new), "diff": hide(diff)[:MAX_DIFF], "new_files": new}
+    edited = [*new, *(_git("diff", "HEAD", "--name-only", "--", *CODE) or "").splitlines()]
+    site = {"site_sha256": _site_hash()} if any(name.startswith(SITE) for name in edited) else {}
+    return {"commit": commit.strip(), "dirty": bool(edited), "diff": diff[:MAX_DIFF], "new_files": hidden(new), **site}
 
 
 @cache
@@ -81,6 +86,16 @@ def job_id() -> str | None:
     """Id of the Slurm job that this process is part of: `41`, or `41_3` for a job task."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
+
+
+def _site_hash() -> str:
+    """sha256 over names and content of the files under `SITE`."""
+    found = hashlib.sha256()
+    for path in sorted(path for folder in SITE for path in (PROJECT / folder).rglob("*") if path.is_file()):
+        with suppress(OSError):  # one that may not be read is known by its name
+            found.update(f"{path.relative_to(PROJECT)}\n".encode())
+            found.update(hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()
 
 
 def _git(*arguments: str) -> str | None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.disk.secrets import hide
+from pipeline.disk.secrets import complain, hide
 from pipeline.errors import UserError, WorkError
 
 
@@ -38,7 +37,7 @@ def told() -> Iterator[None]:
     try:
         yield
     except Damaged as error:
-        print(f"carabid: {error}", file=sys.stderr)
+        complain(error)
 
 
 def sha256_of_file(path: Path) -> str:

@@ -1,30 +1,171 @@
 """Tokens and passwords: how they are told from other text, so that none is kept beside results or printed.
 
 They come from the environment (HF_TOKEN) or the Hub's own store and go to the Hub's libraries, never through Carabid.
-This module finds those that a person has put elsewhere: into a configuration, a job script, the address of a proxy.
+This module finds those that a person has put elsewhere: into a configuration, a job script, a command line, the address of a
+proxy. It is the one filter that every record passes (`writing.write_json`), and what is said of an error.
+
+A secret is told by its shape, by what stands before it (a name, an option, a command), or because it is the value of such a
+variable here. What merely looks random (a commit, a hash of content) is none.
 """
 
 import os
 import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
 
 HIDDEN = "[hidden]"
-VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-"""Where the Hub's libraries look for a token."""
 SHORTEST = 8
-"""A shorter value of such a variable is no token, and would be found inside words."""
-PATTERNS = (
-    re.compile(r"()\b(?:hf|api_org)_[A-Za-z0-9_]{20,}"),  # the Hub's own tokens
-    re.compile(r"(://)[^/\s@'\"]+(?=@)"),  # https://user:password@host
-    # What a shell assigns; a value that only names a variable ($HF_TOKEN) tells nothing.
-    re.compile(r"((?:TOKEN|SECRET|PASSWORD|API_KEY)=)(?![\"']?\$)(?:\"[^\"]*\"|'[^']*'|\S+)"),
+"""A shorter value of a variable is no token, and would be found inside words."""
+SHAPES = (
+    r"(?:hf|api_org)_[A-Za-z0-9]{20,}",  # the Hub
+    r"A(?:KIA|SIA|BIA|CCA)[0-9A-Z]{12,}",  # AWS
+    r"AIza[\w-]{20,}|ya29\.[\w.-]{16,}|GOCSPX-[\w-]{16,}",  # Google
+    r"sk-(?:ant|proj|svcacct|admin|or|lf)-[\w-]{12,}|sk-[A-Za-z0-9]{20,}",  # OpenAI, Anthropic, OpenRouter
+    r"gh[oprsu]_[A-Za-z0-9]{16,}|github_pat_\w{16,}",
+    r"gl(?:pat|ptt|dt|rt|cbt|soat|ft|agent|imt|oas)-[\w.-]{16,}",  # GitLab
+    r"xox[a-z](?:\.[a-z]+)?-[\w-]{8,}|xapp-[\w-]{16,}",  # Slack
+    r"[srp]k_(?:live|test)_\w{8,}|whsec_[\w+/=-]{16,}",  # Stripe
+    r"(?:SK|AC)[0-9a-f]{32}|SG\.[\w-]{12,}\.[\w-]{12,}|key-[0-9a-f]{32}",  # Twilio, SendGrid, Mailgun
+    r"npm_[A-Za-z0-9]{20,}|pypi-(?=[\w-]*\d)(?=[\w-]*[A-Z])[\w-]{16,}|rubygems_[0-9a-f]{16,}|dckr_[po]at_[\w-]{16,}",
+    r"do[oprt]_v1_[0-9a-f]{16,}|dapi[0-9a-f]{32}(?:-\d+)?|HRKU-[\w-]{16,}",  # DigitalOcean, Databricks, Heroku
+    r"PMAK-[\w-]{16,}|NRAK-\w{16,}|glsa_\w{16,}|hv[bsr]\.[\w-]{16,}|dp\.\w{2,4}\.\w{16,}|shp(?:at|ca|pa|ss)_\w{16,}",
+    r"gsk_\w{20,}|r8_\w{20,}|nvapi-[\w-]{20,}|lin_api_\w{16,}|ntn_\w{20,}|KGAT_\w{16,}|wandb_v1_\w{16,}|PLAK\w{16,}",
+    r"eyJ[\w+/-]{16,}={0,2}(?:\.[\w-]+=*)*",  # JSON in base64: a JWT, Neptune's
+    r"-----BEGIN [A-Z ]*PRIVATE KEY[A-Z ]*-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY[A-Z ]*-----|\Z)|AGE-SECRET-KEY-1\w{16,}",
+    r"(?<=hooks\.slack\.com/services/)[\w/]+|(?<=discord\.com/api/webhooks/)[\w/-]+",
 )
-"""What stands before a secret, as the first group, and the secret."""
+"""Secrets that are known by what they begin with."""
+NAME = r"""[\w.-]*(?:TOKEN|SECRET|PASSW(?:OR)?[DT]|PASSPHRASE|PASSCODE|CREDENTIALS?|_PWD|_PASS|_PAT|_PW|_SAS|(?-i:[A-Z0-9]_KEY)
+    |(?:API|ACCESS|ACCOUNT|AUTH|PRIVATE|SECRET|SIGNING|ENCRYPTION|MASTER|SUBSCRIPTION|DEPLOY|LICENSE|STORAGE)[_-]?KEY)
+    (?![A-Za-z]|_(?:FILE|PATH|DIR|URL|TYPE|NAME|COUNT|DIM|SIZE|LENGTH|LIMIT|TTL|EXPIR))
+    (?:(?-i:_[A-Z0-9]+)+|[_-](?:id|key|value|secret|\d+))?"""
+"""What a variable, an option or a key is called whose value is a secret: DB_PASSWD, aws_secret_access_key, apiKey, GBIF_PWD."""
+NAMED = rf"""(?P<before>(?<![\w.-])(?:
+    --?{NAME}(?:\s*=\s*|\s+)                                # --token …
+    |(?:setenv|set\s+-\w+)\s+{NAME}\s+                      # as csh and fish say it
+    |{NAME}(?:\\?["'])?\]?\s*(?:=>|[:=]|(?<=["']),)\s*      # DB_PASSWORD=…, "password": "…", os.environ["TOKEN"] = "…"
+    ))(?!\\?"?\$[\w({{]|`)                                  # (the name of a variable, or a command, tells nothing)
+    (?P<value>\\?\$?(?:"(?:\\.|[^"\\\n])*(?:"|$)|'(?:\\.|[^'\\\n])*(?:'|$))|[^\s"']\S*)"""
+PLACES = r"""
+    (://)[^\s/:@'"]+:[^\s'"]+(?=@[\w.-]+:\d)                   # https://user:password@host:port, whatever is in the password
+    (://)[^\s/'"]+(?=@)                                         # https://token@host
+    (?<![\w:/@.-])([\w.-]+:)(?!//)[^\s@/'":]{3,}(?=@[\w.-]+:\d)  # user:password@proxy:3128
+    ([?&](?:[\w-]*(?:sig|signature|key|code|token|credential|secret|password|keyid)|x-amz-[\w-]+)=)[^&\s"'\#]+
+    (\bAuthorization["']?\s*[:=]\s*["']?(?:(?:Bearer|Basic|Token|Digest|ApiKey|Bot)\ +)?)[^\s"']+
+    (\bBearer\s+)(?=\S*\d)[\w.~+/-]{8,}=*
+    (\bmachine[\s+-]+\S+(?:[\s+-]+(?:login|account)[\s+-]+\S+)*[\s+-]+password[\s+-]+)\S+  # .netrc
+    (\b(?:wandb|comet|neptune|kaggle|roboflow|huggingface-cli|hf\ auth)\s+login\s+(?:--[\w-]+(?:=\S+)?\s+)*)(?!-)[\w-]{16,}
+    (\bwandb\.login\(\s*(?:key\s*=\s*)?)["'][^"']+["']
+    (\b(?:curl|wget)\b[^\n|;]{0,300}?\s-u\s*)\S+
+    (\b(?:sshpass|(?:docker|podman|helm)\s+login)\b[^\n|;]{0,300}?\s-p\s*)\S+
+    (\bmysql\w*\b[^\n|;]{0,300}?\s-p)\S+
+    (\becho\s+(?:-n\s+)?)[^\s|]+(?=\s*\|[^\n]{0,100}(?:login|stdin|with-token))
+    (\$\{NAME:?[-=+])[^}]+(?=\})                                # ${DB_PASSWORD:-what it is by default}
+"""
+"""What stands before a secret, as the group, and the secret; one a line."""
+SHAPE = re.compile(rf"(?:(?<![A-Za-z0-9])|(?<=\\[nrt]))(?:{'|'.join(SHAPES)})")
+IN_PLACES = [re.compile(line.replace("NAME", NAME), re.I | re.X) for line in PLACES.strip().splitlines()]
+BY_NAME = re.compile(NAMED, re.I | re.X | re.M)
+SECRET_NAME = re.compile(NAME, re.I | re.X)
+NO_SECRET = re.compile(r"|true|false|none|null|\d{1,4}|(?-i:[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)", re.I)
+"""No value, or the name of a variable."""
+PLACE = re.compile(
+    r"(?:[~.]{1,2}|/(?:home|scratch|etc|run|var|opt|usr|mnt|data|projects?|work|tmp|gpfs|lustre|users?))/\S*|/\S+\.\w{1,5}"
+)
+OPAQUE = re.compile(r"(?=\S*\d)[^\s(){}\[\]]{8,}|[\w+/=-]{20,}")
+"""What without quotes, after a space, is no word of a sentence or a program."""
+PASSWORD = re.compile(r"(?=\S*[\d!#$%&*+@^~?])[^\s(){}\[\]]{4,}")
+ASSIGNED = re.compile(r"[^\s(){}\[\]]+")
+"""The same of what is called a password, after a colon and after an equals sign."""
+LOGIN = re.compile(r"://[^/\s:@]*:([^/\s]+)@")
 
 
 def hide(text: str) -> str:
     """`text` with each token and password replaced by a word that says so."""
-    for value in (os.environ.get(name, "") for name in VARIABLES):
-        text = text.replace(value, HIDDEN) if len(value) >= SHORTEST else text
-    for pattern in PATTERNS:
-        text = pattern.sub(rf"\1{HIDDEN}", text)
-    return text
+    return _hide(_values_here(), text)
+
+
+def hidden(value: Any) -> Any:
+    """A JSON value with all text in it as `hide` gives it, a command line's words together."""
+    return _hidden(value, cache(partial(_hide, _values_here())))
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a variable, a key or an option of this name holds a secret."""
+    return bool(SECRET_NAME.fullmatch(name))
+
+
+def complain(error: object) -> None:
+    """Say on stderr, which is often a log, what went wrong."""
+    print(f"carabid: {hide(str(error))}", file=sys.stderr, flush=True)
+
+
+def print_traceback(error: BaseException) -> None:
+    """As Python would, on stderr."""
+    print(hide("".join(traceback.format_exception(error))), end="", file=sys.stderr, flush=True)
+
+
+def _hide(values: Sequence[str], text: str) -> str:
+    for value in values:
+        text = text.replace(value, HIDDEN)
+    text = SHAPE.sub(HIDDEN, text)
+    for pattern in IN_PLACES:
+        text = pattern.sub(_after, text)
+    return BY_NAME.sub(_named, text)
+
+
+def _after(match: re.Match[str]) -> str:
+    """What was found in a place, hidden, unless it is already, or names a variable."""
+    secret = match[0].removeprefix(match[1])
+    return match[0] if secret.lstrip("\"'").startswith((HIDDEN, "$")) else match[1] + HIDDEN
+
+
+def _named(match: re.Match[str]) -> str:
+    """What stands after a secret's name, hidden if it is a secret."""
+    before, value = match["before"], match["value"]
+    bare = value.strip("\\\"'$")
+    if bare.startswith(HIDDEN) or NO_SECRET.fullmatch(bare) or PLACE.fullmatch(bare):
+        return match[0]
+    is_tight = value[-1] in "\"'" or before[-1] == "=" or before.startswith(("-", "set"))
+    looks = OPAQUE if "PASS" not in before.upper() else PASSWORD if ":" in before else ASSIGNED
+    return before + HIDDEN if is_tight or looks.fullmatch(bare.rstrip("}]),;")) else match[0]
+
+
+def _hidden(value: Any, text: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return text(value)
+    if isinstance(value, dict):
+        return {key: _under(str(key), item, text) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return _words([_hidden(item, text) for item in value], text)
+    return value
+
+
+def _under(key: str, value: Any, text: Callable[[str], str]) -> Any:
+    """A value in a block: all of it, where the key is called so."""
+    is_secret = isinstance(value, str) and _is_secret_name(key) and not NO_SECRET.fullmatch(value)
+    return HIDDEN if is_secret else _hidden(value, text)
+
+
+def _words(values: list[Any], text: Callable[[str], str]) -> list[Any]:
+    """A list in which `--token` and what follows it may be words of one command line."""
+    if len(values) < 2 or not all(isinstance(value, str) for value in values):
+        return values
+    words = [re.sub(r"\s", "\0", value) for value in values]
+    seen = text(" ".join(words)).split(" ")
+    if len(seen) != len(words):
+        return values
+    return [value if now == word else now for value, word, now in zip(values, words, seen, strict=True)]
+
+
+def _values_here() -> tuple[str, ...]:
+    """Values of this process's variables that are secrets, the longest first: one may be a part of another."""
+    named = [value for name, value in os.environ.items() if _is_secret_name(name) and not PLACE.fullmatch(value)]
+    logins = [login[1] for value in os.environ.values() if (login := LOGIN.search(value))]
+    return tuple(sorted({value for value in named + logins if len(value) >= SHORTEST}, key=len, reverse=True))
+
+
+_is_secret_name = cache(is_secret_name)

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.disk.secrets import hidden
+
 if TYPE_CHECKING:
     from pandas import DataFrame
     from torch import Tensor
@@ -124,8 +126,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, atomically; NaN and infinity are refused because they are not JSON."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    """Write JSON, atomically, without tokens and passwords; NaN and infinity are refused because they are not JSON."""
+    write_text(path, json.dumps(hidden(value), indent=1, allow_nan=False) + "\n")
 
 
 def write_table(path: Path, table: DataFrame) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from pydantic import Field, ValidationError, field_validator
 from pipeline.config.resources import Job, yielding
 from pipeline.config.section import Section
 from pipeline.disk.layout import PROJECT
+from pipeline.disk.secrets import is_secret_name
 from pipeline.errors import UserError, nearest
 from pipeline.experiments.documents import Layer, read_yaml
 
@@ -100,7 +100,7 @@ class Profile(Section):
     @field_validator("variables")
     @classmethod
     def _no_token(cls, variables: dict[str, str]) -> dict[str, str]:
-        if secret := [name for name in variables if re.search("TOKEN|SECRET|PASSW|KEY|CREDENTIAL", name, re.I)]:
+        if secret := [name for name in variables if is_secret_name(name)]:
             raise ValueError(f"a profile may not hold a secret ({', '.join(secret)}): `hf auth login` keeps a token")
         return variables
 

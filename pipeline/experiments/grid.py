@@ -21,7 +21,8 @@ def split_overrides(overrides: Sequence[str], document: Document) -> Axes:
     axes: Axes = {}
     for text in overrides:
         key, equals, value = text.partition("=")
-        refuse_secret(text, f"on the command line: {hide(key)}")
+        for part in (key, value):
+            refuse_secret(part, f"on the command line: {hide(key)}")
         if not equals or not key:
             raise UserError(f"override {text!r:.100}: write key=value, such as optim.lr=1e-4 (or optim.lr=1e-4,3e-4 for a grid)")
         if key in axes:

@@ -18,6 +18,7 @@ from pipeline.config.identity import digest
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
 from pipeline.disk.reading import Damaged, reading, sha256_of_file
+from pipeline.disk.secrets import hidden
 from pipeline.disk.writing import read_json, write_json, write_tensors
 from pipeline.errors import WorkError
 from pipeline.models.base import Facts, Model
@@ -46,7 +47,7 @@ def save_model(model: Model, facts: Facts, trial: TrialDir) -> None:
 
 def write_trained(trial: TrialDir, record: dict[str, Any]) -> None:
     """Write trained.json: the record with the sha256 of each file of the model, and of itself."""
-    record = json.loads(json.dumps(record | {"content": _content(trial)}))
+    record = hidden(json.loads(json.dumps(record | {"content": _content(trial)})))  # before its own hash is taken
     write_json(trial.trained, record | {"sha256": digest(record)})
 
 

@@ -1,6 +1,5 @@
 """A job's work on features: shards that are done stay, and what fails is the failure of the trials that need them."""
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -8,6 +7,7 @@ from typing import NoReturn
 
 from pipeline.config.trial import Config
 from pipeline.disk.layout import features_root
+from pipeline.disk.secrets import complain
 from pipeline.disk.writing import write_json, write_text
 from pipeline.errors import REQUEUE_STATUS, NotFetched, OutOfTime, UserError, WorkError
 from pipeline.experiments.reading import Trial, dump_config
@@ -32,7 +32,7 @@ def extract_features(trials: list[Trial], once: bool) -> None:
             make_features(sharing, partial(stage.ensure, config) if once else partial(stage.run, config, rank, n_ranks))
         except (UserError, WorkError, OSError) as error:
             failed += 1
-            print(f"carabid: {error}", file=sys.stderr, flush=True)
+            complain(error)
     if failed == len(groups):
         raise WorkError(f"extract: the features of none of {len(trials)} trials could be made")
 

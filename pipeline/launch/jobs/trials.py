@@ -5,7 +5,6 @@ A trial that fails leaves its reason in its folder, for `carabid status` and `re
 
 import os
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import Any, NoReturn
 from pipeline.amounts import parse_time
 from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir
 from pipeline.disk.provenance import job_id, now
-from pipeline.disk.secrets import hide
+from pipeline.disk.secrets import complain, hide, print_traceback
 from pipeline.disk.writing import read_record, write_json
 from pipeline.errors import (
     REQUEUE_STATUS,
@@ -77,8 +76,8 @@ def each_trial(trials: Sequence[Trial], verb: str, work: Callable[[Trial], None]
         except Exception as error:  # whatever it is, the other trials are not to suffer
             failed += 1
             if not isinstance(error, UserError | WorkError | OSError):
-                traceback.print_exc()
-            print(f"carabid: {trial.name}: {error}", file=sys.stderr, flush=True)
+                print_traceback(error)
+            complain(f"{trial.name}: {error}")
         else:
             print(f"carabid {verb}: {trial.name}: done in {time.monotonic() - started:.1f} s", flush=True)
     if failed and failed == len(trials):
@@ -177,9 +176,13 @@ def log_attempt(stage: str, what: str) -> None:
 
 
 def exit_on_error(work: Callable[[], object]) -> None:
-    """An error made for people ends the job with its message and status 1, without a traceback."""
+    """An error made for people ends the job with its message and status 1, without a traceback; submitit sees none, and so
+    keeps none in its own files."""
     try:
         work()
     except (UserError, WorkError) as error:
-        print(f"carabid: {error}", file=sys.stderr, flush=True)
+        complain(error)
         raise SystemExit(REQUEUE_STATUS if isinstance(error, RunAgain) else 1) from error
+    except Exception as error:
+        print_traceback(error)
+        raise SystemExit(1) from error

@@ -1,57 +1,56 @@
-"""The commands. Thin: parse, call, print. What needs torch is imported inside the command that needs it."""
+"""Where a command begins and ends. Loads next to nothing itself: until the commands are here Ctrl-C just ends the process."""
 
+import atexit
 import os
+import signal
 import sys
-from typing import Annotated
+from types import FrameType
+from typing import Any
 
-import typer
-
-from pipeline import __version__
-from pipeline.cli import launching, models, preparing, results, stages
-from pipeline.cli.arguments import use_cluster
-from pipeline.errors import REQUEUE_STATUS, RunAgain, UserError, WorkError
-
-INTERRUPTED = 130
-app = typer.Typer(
-    help="Fine-tune vision foundation models on ecological images, on a Slurm cluster or on this machine.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-COMMANDS = (
-    preparing.demo, preparing.generate, preparing.fetch, launching.plan, launching.doctor, launching.submit,
-    stages.extract, stages.train, stages.evaluate, stages.collect,
-    launching.status, launching.logs, launching.cancel, launching.retry,
-    results.results, results.compare, models.predict, models.embed, models.export,
-)  # fmt: skip
-"""In the order of `carabid --help`."""
-for command in COMMANDS:
-    app.command()(command)
+INTERRUPTED, PIPE_CLOSED = 130, 141
+"""As a shell calls the end of a process by SIGINT and by SIGPIPE."""
+WORD = "carabid: interrupted\n"
 
 
-@app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    if version:
-        print(__version__)
-        raise typer.Exit
-    if os.environ.get("CARABID_CLUSTER"):
-        use_cluster(None)
+def __getattr__(name: str) -> Any:
+    """`app`, the commands as typer has them: loaded when it is asked for."""
+    if name != "app":
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    from pipeline.cli.commands import app
+
+    return app
 
 
 def main() -> None:
-    """Entry point: a user's mistake ends with its message and status 2, failed work with status 1; neither with a traceback."""
+    """Entry point: a user's mistake ends with its message and status 2, failed work with 1, Ctrl-C with a word and 130, a pipe
+    that nobody reads any more (`carabid plan … | head -1`) without a word and with 141; none of them with a traceback."""
+    if hears_ctrl_c := signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # (not in the background of a script)
+        signal.signal(signal.SIGINT, _leave)
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    from pipeline.cli.commands import run
+    from pipeline.disk.secrets import complain, print_traceback
+    from pipeline.streams import flush_stdout, open_streams
+
+    open_streams()
+    sys.excepthook = lambda kind, error, trace: print_traceback(error)
     try:
-        app()
-    except UserError as error:
-        print(f"carabid: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except WorkError as error:
-        print(f"carabid: {error}", file=sys.stderr)
-        raise SystemExit(REQUEUE_STATUS if isinstance(error, RunAgain) else 1) from None
-    except SystemExit as ended:
-        if ended.code == INTERRUPTED:  # (typer makes this of Ctrl-C, without a word)
-            print("carabid: interrupted", file=sys.stderr)
-        raise
+        if hears_ctrl_c:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            run()
+        finally:
+            flush_stdout()
+    except KeyboardInterrupt:
+        sys.stderr.write(WORD)
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:
+        raise SystemExit(PIPE_CLOSED) from None
     except OSError as error:  # a disk that is full, a folder that may not be written: nothing a traceback would explain
-        print(f"carabid: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
         raise SystemExit(1) from None
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Nothing has begun that would have to be ended."""
+    os.write(2, WORD.encode())
+    os._exit(INTERRUPTED)

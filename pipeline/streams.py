@@ -1,0 +1,32 @@
+"""Where a process says what it says: stdout and stderr that are there, and take any character."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from contextlib import suppress
+
+
+def open_streams() -> None:
+    """What was closed (`>&-`) leads nowhere, as if it were /dev/null: else a file that is opened next would take its place, and
+    what is printed. A character that a terminal or a log in ASCII or Latin-1 cannot show becomes a question mark."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # (the lowest number that is free)
+    sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def flush_stdout() -> None:
+    """Write what is left in it; raises OSError if it is closed at its other end or full, and then forgets what is left."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from pipeline.backbones import load_backbone
 from pipeline.config.identity import config_hash
 from pipeline.config.trial import Config
-from pipeline.data import correction, dataset
+from pipeline.data import correction, dataset, decoding
 from pipeline.data.correction import CANVAS, GREY, balance, measure_gains, measure_period, place, rescale
 from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import write_json, write_text
@@ -42,8 +43,8 @@ Pixels = NDArray[Any]
 
 
 def picture(values: Pixels) -> Image.Image:
-    """An image of values within 0 … 1."""
-    return Image.fromarray((np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8))
+    """An image, RGB, of values within 0 … 1."""
+    return Image.fromarray((np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)).convert("RGB")
 
 
 def pixels(image: Image.Image) -> NDArray[np.int64]:
@@ -89,7 +90,7 @@ def test_a_white_patch_that_is_burnt_out_does_not_count() -> None:
 
 @pytest.mark.parametrize(
     "card",
-    [Image.new("RGB", (9, 9)), Image.new("RGB", (0, 0)), Image.new("RGB", (0, 5)), Image.new("RGBA", (1, 1))],
+    [Image.new("RGB", (9, 9)), Image.new("RGB", (0, 0)), Image.new("RGB", (0, 5)), Image.new("RGB", (1, 1))],
     ids=["black", "empty", "no width", "one pixel"],
 )
 def test_a_card_that_tells_nothing_leaves_colours_as_they_are(card: Image.Image) -> None:
@@ -103,7 +104,7 @@ def test_a_dark_card_brightens_only_so_far_and_each_channel_is_judged_alone() ->
 
 @pytest.mark.parametrize("mode", MODES)
 def test_image_card_and_bar_may_be_of_any_mode(mode: str) -> None:
-    image = Image.new(mode, (60, 40), 1 if mode in ("1", "I", "I;16") else None)
+    image = decoding.to_rgb(Image.new(mode, (60, 40), 1 if mode in ("1", "I", "I;16") else 0))
     for corrected in (balance(image, image), rescale(image, image, 4)):
         assert corrected.mode == "RGB"
 
@@ -228,11 +229,12 @@ def test_a_coarse_bar_makes_no_image_larger_than_the_canvas(monkeypatch: pytest.
 
 
 # ---------------------------------------------------------------- standing alone
-def test_the_module_can_be_copied_into_a_submission() -> None:
-    tree = ast.parse(Path(correction.__file__).read_text())
-    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+@pytest.mark.parametrize("module", [correction, decoding])
+def test_the_module_can_be_copied_into_a_submission(module: Any) -> None:
+    tree = ast.parse(Path(module.__file__).read_text())
+    imported = {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
-    assert imported == {"__future__", "numpy", "numpy.typing", "PIL"}
+    assert {name.partition(".")[0] for name in imported} - sys.stdlib_module_names == {"numpy", "PIL"}
 
 
 # ---------------------------------------------------------------- from data to features

@@ -28,6 +28,7 @@ from pipeline.errors import UserError
 from pipeline.stages import embed, extract
 from tests.conftest import Assets
 from tests.small import named
+from tests.test_opening import as_anybody
 
 N = 11
 
@@ -93,7 +94,7 @@ def test_a_row_for_each_file_in_the_order_of_their_paths(photos: Path, tmp_path:
 
 @pytest.mark.parametrize("kind", ["pixels", "open_clip"])
 def test_its_numbers_are_the_feature_stores_bit_for_bit(photos: Path, tmp_path: Path, clip: Path, kind: str) -> None:
-    names = [file.name for file in embed.find_images(photos)]
+    names = [file.name for file in embed.list_files(photos)]
     with (tmp_path / "t.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["image", "y", "split"])
@@ -120,13 +121,10 @@ def test_its_numbers_are_the_feature_stores_bit_for_bit(photos: Path, tmp_path: 
     assert np.array_equal(np.array([row["embedding"] for row in rows], np.float32), stored)
 
 
-def test_a_bad_image_is_a_row_that_says_why_and_no_failure(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bad_image_is_a_row_that_says_why(photos: Path, tmp_path: Path) -> None:
     (photos / "p01.png").write_bytes(png(1)[:200])
     (photos / "p02.png").write_bytes(b"")
     rows = {row["file"]: row for row in go(photos, tmp_path / "e.parquet")}
-    assert "11 images; 2 of them cannot be read: see the column error" in capsys.readouterr().out
     for name in ("p01.png", "p02.png"):
         assert rows[name]["embedding"] is rows[name]["width"] is rows[name]["height"] is None
     assert "truncated" in rows["p01.png"]["error"] and "no image format" in rows["p02.png"]["error"]
@@ -135,9 +133,85 @@ def test_a_bad_image_is_a_row_that_says_why_and_no_failure(
 
 
 def test_a_folder_of_nothing_but_bad_images_has_its_table(photos: Path, tmp_path: Path) -> None:
-    for file in embed.find_images(photos):
+    for file in embed.list_files(photos):
         (photos / file.name).write_bytes(b"no image")
     assert all(row["embedding"] is None and row["error"] for row in go(photos, tmp_path / "e.parquet"))
+
+
+def test_every_format_every_link_and_what_cannot_be_read_has_its_row(tmp_path: Path, root: Path) -> None:
+    folder, image = tmp_path / "mixed", Image.fromarray(np.random.default_rng(0).integers(0, 255, (14, 20, 3), np.uint8))
+    (tmp_path / "elsewhere").mkdir(parents=True)
+    (folder / "mine").mkdir(parents=True)
+    for name, form in (("a.jfif", "JPEG"), ("b.jp2", "JPEG2000"), ("c.AVIF", "AVIF"), ("e.Tga", "TGA")):
+        image.save(folder / name, form)
+    (folder / "d.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    image.save(tmp_path / "elsewhere" / "f.png")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "linked" / "round").symlink_to(folder)
+    (folder / "gone.png").symlink_to("nowhere")
+    (folder / "mine").chmod(0)
+    with as_anybody():
+        rows = {row["file"]: row for row in go(folder, tmp_path / "e.parquet", threads=1)}
+    assert list(rows) == ["a.jfif", "b.jp2", "c.AVIF", "d.HEIC", "e.Tga", "gone.png", "linked/f.png", "mine"]
+    assert [name for name, row in rows.items() if row["error"]] == ["d.HEIC", "gone.png", "mine"]
+    assert "pip install pillow-heif" in rows["d.HEIC"]["error"] and "No such file" in rows["gone.png"]["error"]
+    assert "Permission denied" in rows["mine"]["error"]
+    assert {(row["width"], row["height"]) for row in rows.values() if not row["error"]} == {(20, 14)}
+
+
+# ---------------------------------------------------------------- how images are decoded
+def test_photographs_are_turned_upright_unless_asked_otherwise(tmp_path: Path, root: Path) -> None:
+    folder, exif = tmp_path / "turned", Image.Exif()
+    folder.mkdir()
+    exif[0x0112] = 6
+    image = Image.open(io.BytesIO(png(3)))
+    image.save(folder / "a.png", exif=exif)
+    image.transpose(Image.Transpose.ROTATE_270).save(folder / "b.png")
+    image.save(folder / "c.png")
+    lying, upright, stored = go(folder, tmp_path / "e.parquet")
+    assert lying["embedding"] == upright["embedding"] != stored["embedding"] and (lying["width"], lying["height"]) == (20, 14)
+    lying, upright, stored = go(folder, tmp_path / "i.parquet", decoding=embed.parse_decoding(exif="ignore"))
+    assert lying["embedding"] == stored["embedding"] != upright["embedding"]
+
+
+def test_each_choice_of_decoding_is_another_file_and_what_is_told_is_logged(
+    tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "wide", tmp_path / "e.parquet"
+    folder.mkdir()
+    for i in range(9):
+        Image.fromarray(np.arange(4096).reshape(64, 64).astype(np.uint16)).save(folder / f"{i}.png")
+    dark = go(folder, out)[0]["embedding"]
+    said = [line for line in capsys.readouterr().err.splitlines() if "1/16" in line]
+    assert len(said) == 1 and said[0].startswith("embed: 9 images (the first: 0.png): less than 1/16")
+    with pytest.raises(UserError, match=r"or of images that were decoded otherwise.*--overwrite"):
+        go(folder, out, decoding=embed.parse_decoding(range="image", exif="apply"))
+    for scope in ("image", "0,4095", "[0,4095]"):
+        bright = go(folder, out, decoding=embed.parse_decoding(range=scope, exif="apply"), overwrite=True)[0]["embedding"]
+        assert max(bright) > 0.7 > 0.1 > max(dark)
+
+
+def test_a_huge_image_is_a_row_that_names_the_way_out(photos: Path, tmp_path: Path) -> None:
+    Image.new("L", (300, 200)).save(photos / "huge.png")
+    rows = {row["file"]: row for row in go(photos, tmp_path / "e.parquet", decoding=embed.parse_decoding(max_pixels=59_999))}
+    assert "it has 300 × 200 pixels, and data.max_pixels allows 59,999" in rows.pop("huge.png")["error"]
+    assert not any(row["error"] for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"range": "half"}, "--range half: "),
+        ({"range": "9,3"}, "--range 9,3: .*low must be less"),
+        ({"range": "1,2,3"}, "--range 1,2,3: "),
+        ({"background": "octarine"}, "--background octarine: .*unknown color"),
+        ({"exif": "yes"}, "--exif yes: .*apply"),
+        ({"max_pixels": 0}, "--max-pixels 0: .*greater"),
+    ],
+)
+def test_a_choice_that_makes_no_sense_is_refused(choice: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        embed.parse_decoding(**choice)
 
 
 # ---------------------------------------------------------------- nothing twice, nothing lost
@@ -195,7 +269,7 @@ def test_files_that_changed_after_they_were_embedded_are_embedded_again(
     stop_after(2, _Stopped())
     with pytest.raises(_Stopped):
         go(photos, tmp_path / "e.parquet")
-    first = embed.find_images(photos)[0].name
+    first = embed.list_files(photos)[0].name
     (photos / first).write_bytes(png(99))
     (photos / "p04.png").unlink()
     (photos / "p99.png").write_bytes(png(77))
@@ -210,7 +284,7 @@ def test_bad_images_are_tried_again_when_a_run_goes_on(
     """A disk that failed for a moment leaves no error behind."""
     decode = embed.decode
 
-    def failing(encoded: bytes) -> Any:
+    def failing(encoded: bytes, how: Any) -> Any:
         raise OSError("the disk is away")
 
     monkeypatch.setattr(embed, "decode", failing)
@@ -327,9 +401,9 @@ def test_a_request_that_cannot_be_met_is_refused(photos: Path, tmp_path: Path, c
 def test_the_command_says_what_it_did_and_on_which_device(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def type_in(backbone: str) -> tuple[int, str, str]:
+    def type_in(backbone: str, *more: str) -> tuple[int, str, str]:
         out = str(tmp_path / "e.parquet")
-        asked = ["carabid", "embed", str(photos), "--backbone", backbone, "--out", out, "--device", "cpu"]
+        asked = ["carabid", "embed", str(photos), "--backbone", backbone, "--out", out, "--device", "cpu", *more]
         monkeypatch.setattr(sys, "argv", asked)
         with pytest.raises(SystemExit) as caught:
             cli.main()
@@ -340,6 +414,10 @@ def test_the_command_says_what_it_did_and_on_which_device(
     assert status == 0 and "e.parquet: 11 images" in out and "images/s on the CPU" in err
     status, out, err = type_in("pixels:3")
     assert status == 2 and "another backbone" in err
+    (photos / "p00.webp").write_bytes(b"")
+    status, out, err = type_in("pixels:2", "--overwrite")
+    assert status == 1 and f"1 images of {photos} cannot be read: the column error of" in err
+    assert type_in("pixels:2")[0] == 1, "it is up to date, and no better"
 
 
 INTERRUPTED = """

@@ -55,7 +55,7 @@ from PIL import Image
 def models(folders):
     for folder in folders:
         sys.path.insert(0, folder)
-        for name in ("model", "network", "towers", "plain", "correction"):
+        for name in ("model", "network", "towers", "plain", "correction", "decoding"):
             sys.modules.pop(name, None)
         model = importlib.import_module("model").Model()
         model.load()
@@ -168,16 +168,30 @@ def clean() -> Iterator[Path]:
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     """Images of each group, in the modes that people save."""
     folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
-    modes, found, i = ["RGB", "RGBA", "L", "P", "RGB"], {}, 0
+    modes, found, i = ["RGB", "RGBA", "L", "P", "I;16", "RGB", "turned", "RGBA"], {}, 0
     for group, (_, n, _) in EVENTS.items():
         found[group] = []
         for _ in range(n):
             pixels = rng.integers(0, 255, (90 + 7 * i, 80, 3)).astype("uint8")
             file = folder / f"{i}.png"
-            Image.fromarray(pixels).convert(modes[i % len(modes)]).save(file)
+            _save(pixels, modes[i % len(modes)], file)
             found[group].append(file)
             i += 1
     return found
+
+
+def _save(pixels: np.ndarray, mode: str, file: Path) -> None:
+    """In a mode; of 12 bits in 16, with a hole, or with an orientation by EXIF."""
+    image, exif = Image.fromarray(pixels), Image.Exif()
+    if mode == "I;16":
+        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 16)
+    elif mode == "RGBA":
+        image.putalpha(Image.fromarray(pixels[..., 1] // 2 * 2 * (np.arange(pixels.shape[1]) > 30).astype(np.uint8)))
+    elif mode == "turned":
+        exif[0x0112] = 6
+    else:
+        image = image.convert(mode)
+    image.save(file, exif=exif)
 
 
 def beside(folder: Path) -> tuple[Path, Path]:
@@ -191,14 +205,14 @@ def beside(folder: Path) -> tuple[Path, Path]:
 
 
 METHODS = {
-    "frozen": (),
-    "finetune": ("loss.kind=crps", "model.pool=precision"),
+    "frozen": ("data.exif=apply",),
+    "finetune": ("loss.kind=crps", "model.pool=precision", "data.range=image", "data.background='#804000'"),
     "baseline": ("loss.kind=student_t", "data.columns.species=scientificName", "model.species_embedding=true"),
     "lora": ("loss.kind=quantiles", "model.encoder.blocks=3", "model.encoder.r=4"),
     "dinov2": ("loss.kind=nll",),
     "mean_rgb": ("calibrate.kind=spread", "data.targets=[SPEI_2y,SPEI_30d,SPEI_1y]"),
     "pixels": ("model.head.kind=mlp", "train.sample=groups", "model.pool=attention", "loss.kind=crps"),
-    "augmentation": ("data.colour_card=true", "data.scale_bar=true", "loss.kind=crps"),
+    "augmentation": ("data.colour_card=true", "data.scale_bar=true", "loss.kind=crps", "data.range=[0,4095]", "data.exif=apply"),
     "forecast": (),
     "climatology": (),
     "metadata": (),

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.backbones import load_backbone
-from pipeline.cli import app
+from pipeline.cli import app, main
 from pipeline.config.identity import config_hash
 from pipeline.config.trial import Config
+from pipeline.data.decoding import NARROW, TURNED
 from pipeline.disk.layout import TrialDir
-from pipeline.disk.writing import write_json, write_text
+from pipeline.disk.writing import read_json, write_json, write_text
 from pipeline.errors import UserError, WorkError
 from pipeline.experiments.reading import dump_config
 from pipeline.models.base import Facts
@@ -39,6 +44,12 @@ def drawn(config: Config, names: Names, path: Path) -> TrialDir:
     write_text(folder.config, dump_config(config))
     write_json(folder.trained, {"config_hash": config_hash(config)})
     return folder
+
+
+CALIBRATION = {
+    target: {part: {"shared": 0.5, "own": 0.5, "bias": 0.0, "slope": 1.0} for part in ("in_domain", "out_of_domain")}
+    for target in ("SPEI_30d", "SPEI_1y", "SPEI_2y")
+}
 
 
 def encoded(form: str) -> bytes:
@@ -100,12 +111,11 @@ def test_a_damaged_file_is_refused_and_named(trial: TrialDir, tmp_path: Path, co
     assert "is not a readable image" in message and "BytesIO" not in message
 
 
-def test_an_image_that_claims_to_be_enormous_is_refused_and_named(
-    trial: TrialDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_that_claims_to_be_enormous_is_refused_and_named(config_of: Callable[..., Config], tmp_path: Path) -> None:
+    trial = drawn(config_of("frozen", "data.max_pixels=65535"), Names(("1",)), tmp_path / "trial")
     (tmp_path / "bomb.tiff").write_bytes(encoded("TIFF"))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert "is not a readable image" in refusal(trial, tmp_path / "bomb.tiff")
+    message = refusal(trial, tmp_path / "bomb.tiff")
+    assert "is not a readable image" in message and "it has 256 × 256 pixels, and data.max_pixels allows 65,535" in message
 
 
 def test_a_file_that_does_not_exist_and_a_folder_are_told_apart(trial: TrialDir, tmp_path: Path) -> None:
@@ -113,10 +123,106 @@ def test_a_file_that_does_not_exist_and_a_folder_are_told_apart(trial: TrialDir,
     assert "is not a readable image" in refusal(trial, tmp_path)
 
 
+def test_photographs_of_iphones_are_refused_with_what_reads_them(trial: TrialDir, tmp_path: Path) -> None:
+    (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    assert "pip install pillow-heif" in refusal(trial, tmp_path / "a.HEIC")
+
+
+# ---------------------------------------------------------------- the command goes on
+def typed(*arguments: str | Path) -> tuple[int, list[str], str]:
+    """Status, lines and messages of `carabid predict`, as a person sees them."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        patch.setattr(sys, "argv", ["carabid", "predict", *map(str, arguments), "--device", "cpu"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return int(ended.value.code or 0), out.getvalue().splitlines(), err.getvalue()
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> list[Path]:
+    """Good, empty, good, good."""
+    files = [tmp_path / "photos" / f"{name}.png" for name in "abcd"]
+    files[0].parent.mkdir()
+    for file, content in zip(files, (encoded("PNG"), b"", encoded("JPEG"), encoded("TIFF")), strict=True):
+        file.write_bytes(content)
+    return files
+
+
+def test_bad_images_are_named_the_others_predicted_and_the_status_tells(trial: TrialDir, four: list[Path]) -> None:
+    status, out, err = typed(trial.path, *four)
+    assert status == 1 and [line.partition("\t")[0] for line in out] == [str(four[i]) for i in (0, 2, 3)]
+    assert f"{four[1]} is not a readable image" in err and "1 of 4 images cannot be read" in err and "Traceback" not in err
+    status, out, err = typed(trial.path, four[0], four[0].with_name("none.png"), four[2])
+    assert status == 1 and len(out) == 2 and "none.png does not exist" in err
+    assert typed(trial.path, four[0], four[2])[::2] == (0, "")
+
+
+def test_a_folder_is_its_images(trial: TrialDir, four: list[Path]) -> None:
+    folder = four[0].parent
+    (folder / "deep").mkdir()
+    (folder / "deep" / "E.JFIF").write_bytes(encoded("JPEG"))
+    (folder / "notes.txt").write_text("none")
+    status, out, err = typed(trial.path, folder)
+    assert status == 1 and "1 of 5 images" in err
+    assert [line.partition("\t")[0] for line in out] == [
+        str(folder / name) for name in ("a.png", "c.png", "d.png", "deep/E.JFIF")
+    ]
+    four[1].unlink()
+    assert typed(trial.path, folder, four[0])[0] == 0
+    (folder.parent / "empty").mkdir()
+    status, out, err = typed(trial.path, folder.parent / "empty")
+    assert status == 2 and "holds no image" in err
+
+
+def test_each_name_stays_with_its_image_where_another_is_bad(of_species: TrialDir, four: list[Path]) -> None:
+    names = ("Carabus nemoralis", "Harpalus affinis", "Harpalus affinis", "Carabus nemoralis")
+    options = [option for name in names for option in ("--species", name)]
+    _, out, _ = typed(of_species.path, *four, *options)
+    _, alone, _ = typed(of_species.path, four[2], "--species", "Harpalus affinis")
+    assert out[1] == alone[0]
+
+
+def test_the_others_of_a_group_answer_for_a_bad_image(trial: TrialDir, four: list[Path]) -> None:
+    write_json(trial.trained, read_json(trial.trained) | {"calibration": CALIBRATION})
+    status, out, err = typed(trial.path, "--group", *four)
+    assert status == 1 and len(out) == 1 and "±" in out[0] and f"{four[1]} is not" in err and "1 of 4 images" in err
+    whole = typed(trial.path, "--group", *(four[i] for i in (0, 2, 3)))
+    assert whole[0] == 0 and whole[1] == out
+    status, out, err = typed(trial.path, "--group", four[1])
+    assert status == 2 and out == [] and "none of the group's images can be read" in err
+
+
+# ---------------------------------------------------------------- decoded as the trial's
+@pytest.mark.parametrize(
+    ("choice", "note"), [("data.range=image", NARROW), ("data.background=black", ""), ("data.exif=apply", TURNED)]
+)
+def test_new_images_are_decoded_as_the_trials_and_what_is_told_is_said_once(
+    config_of: Callable[..., Config], tmp_path: Path, choice: str, note: str
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = Image.linear_gradient("L").resize((300, 200)).convert("RGB")
+    half = Image.new("RGBA", (90, 70), (9, 90, 200, 255))
+    half.paste((0, 0, 0, 0), (0, 0, 45, 70))
+    for i in range(2):
+        lying.save(photos / f"lying{i}.jpg", exif=exif)
+        Image.fromarray((np.arange(4096) // (1 + i)).reshape(64, 64).astype(np.uint16)).save(photos / f"narrow{i}.png")
+        half.save(photos / f"half{i}.png")
+    plain, chosen = (drawn(config_of("frozen", *how), Names(("1",)), tmp_path / f"{len(how)}") for how in ((), (choice,)))
+    files = sorted(photos.iterdir())
+    (_, before, told), (_, after, quiet) = (typed(trial.path, *files) for trial in (plain, chosen))
+    changed = [file.name for file, one, other in zip(files, before, after, strict=True) if one != other]
+    kind = {"data.range=image": "narrow", "data.background=black": "half", "data.exif=apply": "lying"}[choice]
+    assert changed == [f"{kind}0.{'jpg' if kind == 'lying' else 'png'}", f"{kind}1.{'jpg' if kind == 'lying' else 'png'}"]
+    assert told.count(NARROW) == told.count(TURNED) == 1 and (not note or note not in quiet)
+
+
 def test_running_out_of_memory_is_not_blamed_on_the_image(
     trial: TrialDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_out(encoded: bytes) -> Image.Image:
+    def run_out(encoded: bytes, how: Any) -> Image.Image:
         raise MemoryError
 
     (tmp_path / "x.png").write_bytes(encoded("PNG"))

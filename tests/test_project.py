@@ -90,6 +90,7 @@ def test_everything_that_the_package_imports_is_a_declared_dependency() -> None:
         "pipeline",
         "pydantic_core",
         "correction",
+        "decoding",
         "network",
         "plain",
         "platform_side",

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from pipeline import hub
 from pipeline.backbones.base import Backbone, Network, Tail, checked_folder, refuse_code, seeded
 from pipeline.config import backbone as blocks
-from pipeline.data.correction import to_rgb
+from pipeline.data.decoding import to_rgb
 from pipeline.disk.reading import in_short
 from pipeline.errors import UserError, WorkError
 

@@ -27,7 +27,7 @@ from pipeline import hub
 from pipeline.backbones.base import Backbone, Tail, checked_folder, refuse_code, seeded
 from pipeline.config import backbone as blocks
 from pipeline.config.backbone import HUB, LOCAL
-from pipeline.data.correction import to_rgb
+from pipeline.data.decoding import to_rgb
 from pipeline.disk.reading import in_short, reading
 from pipeline.disk.writing import write_json
 from pipeline.errors import UserError, WorkError, nearest

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pipeline.backbones.base import Backbone, Network
 from pipeline.config.backbone import Backbone as Block
-from pipeline.data.correction import to_rgb
+from pipeline.data.decoding import to_rgb
 from pipeline.errors import UserError
 
 
@@ -30,7 +30,9 @@ class PixelsBackbone(Backbone):
     def transform(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
         """The mean of the pixels under each cell, the aspect ratio squashed."""
         pixels = torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
-        return F.adaptive_avg_pool2d(pixels.float(), self.image_size) / 255
+        # Channels one after the other take less memory; the mean of all at once (size 1) would be another in the last bit.
+        parts = pixels.split(1) if self.image_size > 1 else (pixels,)
+        return torch.cat([F.adaptive_avg_pool2d(part.float(), self.image_size) for part in parts]) / 255
 
     def transform_id(self) -> str:
         return f"rgb, adaptive_avg_pool2d({self.image_size}), /255"

@@ -18,7 +18,7 @@ from pipeline import hub
 from pipeline.backbones.base import Backbone, checked_folder, seeded
 from pipeline.config import backbone as blocks
 from pipeline.config.backbone import HUB, LOCAL
-from pipeline.data.correction import to_rgb
+from pipeline.data.decoding import to_rgb
 from pipeline.disk.reading import in_short
 from pipeline.errors import UserError, WorkError, nearest
 

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkError
 
 
 def predict(
     trial: Annotated[Path, typer.Argument(help="A trained trial's folder.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
     domain: Annotated[str | None, typer.Option(help="Their domain; default: unknown.")] = None,
     species: Annotated[list[str] | None, typer.Option(help="Their scientific name, or (repeated) that of each.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cuda or cpu; default: the trial's.")] = None,
@@ -21,16 +21,20 @@ def predict(
     scale_bar: Annotated[Path | None, typer.Option(metavar="FILE", help="Image of the scale bar beside them.")] = None,
 ) -> None:
     """Print a trained model's predictions for new images, or its forecast of the group that they are of."""
-    from pipeline.stages.predict import Origin, predict_files, predict_group
+    from pipeline.stages.predict import Origin, image_files, predict_files, predict_group
 
     origin = Origin(domain, tuple(species or ()), colour_card, scale_bar)
+    files, bad = image_files(images), list[Path]()
     if group:
-        found = predict_group(trial, images, origin, device)
+        found = predict_group(trial, files, origin, device, bad)
         texts = {name: f"{mu:.4f}" + (f" ± {sigma:.4f}" if sigma is not None else "") for name, (mu, sigma) in found.items()}
         print("\t".join(f"{name}={text}" for name, text in texts.items()))
-        return
-    for image, values in zip(images, predict_files(trial, images, origin, device), strict=True):
-        print(f"{image}\t" + "\t".join(f"{name}={value:.4f}" for name, value in values.items()), flush=True)
+    else:
+        for file, values in zip(files, predict_files(trial, files, origin, device, bad), strict=True):
+            if values:
+                print(f"{file}\t" + "\t".join(f"{name}={value:.4f}" for name, value in values.items()), flush=True)
+    if bad:
+        raise WorkError(f"{len(bad)} of {len(files)} images cannot be read: they are named above")
 
 
 def embed(
@@ -48,16 +52,25 @@ def embed(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that decode; default: one for each CPU.")] = None,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of other images or backbone.")] = False,
+    scope: Annotated[
+        str, typer.Option("--range", metavar="WHICH", help="Values of 16-bit grey shown: full, image, or LOW,HIGH.")
+    ] = "full",
+    background: Annotated[str, typer.Option(help="Colour that stands where images are transparent.")] = "white",
+    exif: Annotated[str, typer.Option(help="apply or ignore an EXIF orientation.")] = "apply",
+    max_pixels: Annotated[int, typer.Option(help="Larger images are refused, JPEGs read smaller.")] = 178_956_970,
 ) -> None:
     """Write the embeddings of a plain folder of images to a Parquet file. The same command goes on after an interruption."""
     from pipeline.stages import embed as stage
 
+    decoding = stage.parse_decoding(range=scope, background=background, exif=exif, max_pixels=max_pixels)
     try:
-        stage.run(stage.Request(folder, backbone, out, batch_size, threads, device, overwrite))
+        n_bad = stage.run(stage.Request(folder, backbone, out, batch_size, threads, device, overwrite, decoding))
     except KeyboardInterrupt:
         again = shlex.join(["carabid", *sys.argv[1:]])
         print(f"carabid: what is embedded is kept; to go on: {again}", file=sys.stderr)
         raise
+    if n_bad:
+        raise WorkError(f"{n_bad} images of {folder} cannot be read: the column error of {out} says why")
 
 
 def export(

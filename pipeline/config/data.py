@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.config.decoding import Decoding
 from pipeline.config.fits import GIVEN, Fit
 from pipeline.config.kinds import Kind, kind_of
 from pipeline.config.section import LATER, Section, Seed
@@ -153,8 +154,8 @@ class DomainSplit(Folded):
         return self.held_out
 
 
-class Data(Section):
-    """The images, their targets and their splits."""
+class Data(Decoding):
+    """The images, how they are decoded, their targets and their splits."""
 
     fits = (
         *(Fit(f"data.columns.{name}", GIVEN, "reads images of their own", name) for name in ("colour_card", "scale_bar")),
@@ -193,6 +194,11 @@ class Data(Section):
     """Side of that canvas in periods of the scale bar, a dark and a light stretch each; what does not fit is cut off."""
     permute_targets: bool = False
     """Control: deal the groups' targets out to other groups of the same split, so that nothing is left to learn."""
+
+    @property
+    def decoding(self) -> Decoding:
+        """How images are decoded, alone."""
+        return Decoding(**{name: getattr(self, name) for name in Decoding.model_fields})
 
     @property
     def truth(self) -> Literal["numbers", "classes"]:

@@ -113,10 +113,11 @@ def image_columns(data: Data) -> tuple[str, ...]:
 
 
 def images_of(data: Data) -> list[Any]:
-    """The part of a data section that its images depend on, as plain JSON values: neither targets nor folds."""
+    """The part of a data section that its images' pixels depend on, as plain JSON values: neither targets nor folds."""
     splits = plain(data.split) if data.split.names else "all"
     corrected = [data.colour_card, data.scale_bar, data.canvas] if data.colour_card or data.scale_bar else []
-    return [data.source, data.revision, data.images, *image_columns(data), splits, *corrected]
+    decoded = [choices] if (choices := plain(data.decoding)) else []
+    return [data.source, data.revision, data.images, *image_columns(data), splits, *corrected, *decoded]
 
 
 def features_of(config: Config) -> list[Any]:

@@ -1,7 +1,7 @@
 """What an image's colour card and scale bar correct in the images cut out of it, before a backbone's own transform.
 
-Pure functions on Pillow images. This file imports numpy and Pillow only, and nothing of the package: a submission that may not
-import the package holds a copy of it.
+Pure functions on RGB images of Pillow, as `decoding` makes them. This file imports numpy and Pillow only, and nothing of the
+package: a submission that may not import the package holds a copy of it.
 
 Colours. Each channel is multiplied by one number, such that the card comes out the same in all images: what a card differs by is
 the light (von Kries' diagonal model of adaptation, 1902; Finlayson, Drew and Funt, J. Opt. Soc. Am. A 11, 1994, on how far a
@@ -23,8 +23,6 @@ COLOURS = "colours by card 1"
 SCALE = "scale by bar 1"
 """Names and versions of the two corrections: count up what changes an image, and features are made anew."""
 
-WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
-"""Pillow's modes of 16-bit greyscale: `convert("RGB")` would clip them to white."""
 GREY = 96.0
 """What a card becomes, of 255: darker than middle grey, so that seldom anything is brightened beyond white."""
 DARKEST = 4.0
@@ -49,17 +47,6 @@ CLEAR = 0.7
 Gains = tuple[float, float, float]
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB; 16-bit grey is scaled (Pillow alone would clip it), transparency is dropped."""
-    if image.mode == "RGB":
-        return image
-    if image.mode in WIDE_MODES:
-        return image.convert("I").point(lambda value: value * (1 / 257)).convert("L").convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
 # ---------------------------------------------------------------- colours
 def balance(image: Image.Image, card: Image.Image) -> Image.Image:
     """The image, RGB, as it would be under the light that makes its card GREY on average."""
@@ -70,7 +57,7 @@ def measure_gains(card: Image.Image) -> Gains:
     """What each channel is to be multiplied by; 1 where the card tells nothing. Never raises for an image. A channel's value is
     the mean of the middle half of its pixels: whatever the light, they are the same pixels, and neither patches that are burnt
     out nor reflections and shadows at the card's edge are among them."""
-    values = np.sort(np.asarray(to_rgb(card), np.float64).reshape(-1, 3), axis=0)
+    values = np.sort(np.asarray(card, np.float64).reshape(-1, 3), axis=0)
     quarter = len(values) // 4
     middle = values[quarter : len(values) - quarter]
     means = middle.mean(0) if len(middle) else np.zeros(3)
@@ -81,7 +68,7 @@ def measure_gains(card: Image.Image) -> Gains:
 
 def multiply(image: Image.Image, gains: Gains) -> Image.Image:
     """The image, RGB, with each channel multiplied; what exceeds white is white."""
-    return to_rgb(image).point([min(255, round(value * gain)) for gain in gains for value in range(256)])
+    return image.point([min(255, round(value * gain)) for gain in gains for value in range(256)])
 
 
 # ---------------------------------------------------------------- scale
@@ -93,7 +80,7 @@ def rescale(image: Image.Image, bar: Image.Image, span: float) -> Image.Image:
 def measure_period(bar: Image.Image) -> float | None:
     """Pixels of one period, a dark and a light stretch, along the longer side of a bar; None where there is none. At least two
     periods must be there; plain ground at the bar's ends is left off. Never raises for an image."""
-    profile, step = _profile(to_rgb(bar))
+    profile, step = _profile(bar)
     period = _repeats(profile) or _repeats(_without_ends(profile))
     return None if period is None else round(period * step, 3)  # the same on processors that add in another order
 
@@ -167,7 +154,6 @@ def place(image: Image.Image, period: float | None, span: float) -> Image.Image:
     """The image, RGB, in the middle of a square of CANVAS pixels that is as wide as `span` periods. What does not fit is cut off,
     what is left over has the colour of the image's own border. Without a period the image is as large as fits: as it would look
     without a bar."""
-    image = to_rgb(image)
     scale = CANVAS / (span * period) if period else CANVAS / max(*image.size, 1)
     canvas = Image.new("RGB", (CANVAS, CANVAS), _border_colour(image))
     across, down = (min(side, CANVAS / scale) for side in image.size)

@@ -4,11 +4,10 @@ reads files, `table` gives their columns a meaning and makes the data set. Loads
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.config.data import Data
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from pipeline.data.correction import Gains
+    from pipeline.data.decoding import Decoded, How
 
 Read = TypeVar("Read")
 MEASURED = 64
@@ -58,6 +58,8 @@ class Dataset:
     """Where the image of the scale bar is; None: images stay of their size."""
     canvas: float = 5.0
     """Side of the canvas in periods of the scale bar."""
+    how: How | None = None
+    """How images are decoded; None: as by default."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -87,20 +89,23 @@ class Dataset:
         return self._read(i, column, lambda _: self.source.image_bytes(*self._place(i), column), b"")
 
     def image(self, i: int) -> Image.Image:
-        """Image i, wholly decoded and corrected; safe from several threads. Raises BadImage. In the mode it was saved in, RGB
-        where it is corrected."""
-        return self.decode(i, self.encoded(i))
+        """Image i, RGB, wholly decoded and corrected; safe from several threads. Raises BadImage."""
+        return self.decode(i, self.encoded(i)).image
 
-    def decode(self, i: int, encoded: Sequence[bytes]) -> Image.Image:
-        """`image(i)` for who has `encoded(i)` already."""
+    def decode(self, i: int, encoded: Sequence[bytes]) -> Decoded:
+        """`image(i)` for who has `encoded(i)` already, and what is to be told of it."""
         from pipeline.data.correction import multiply, place  # numpy and Pillow: not for plans
+        from pipeline.data.decoding import How
+        from pipeline.data.opening import decode
 
-        image = self._read(i, self.image_column, decode, encoded[0])
+        how = self.how or How()
+        decoded = self._read(i, self.image_column, partial(decode, how=how), encoded[0])
+        image = decoded.image
         if self.card_column is not None:
-            image = multiply(image, self._read(i, self.card_column, _gains, encoded[1]))
+            image = multiply(image, self._read(i, self.card_column, partial(_gains, how=how), encoded[1]))
         if self.bar_column is not None:
-            image = place(image, self._read(i, self.bar_column, _period, encoded[-1]), self.canvas)
-        return image
+            image = place(image, self._read(i, self.bar_column, partial(_period, how=how), encoded[-1]), self.canvas)
+        return replace(decoded, image=image)
 
     def signature(self) -> str:
         """A cheap identity of which images there are, in which order; see `signature`."""
@@ -127,34 +132,22 @@ class Dataset:
         )
 
 
-def decode(encoded: bytes) -> Image.Image:
-    """An image with all its pixels read, so that a truncated file fails here. Raises what PIL raises, ValueError."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        image = Image.open(io.BytesIO(encoded))
-    except UnidentifiedImageError:  # its own words are about a BytesIO object at some address
-        raise UnidentifiedImageError("its content is in no image format that Pillow knows") from None
-    image.load()
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, whose range nobody can tell; save it with 8 bits a channel")
-    return image
-
-
 @lru_cache(MEASURED)
-def _gains(encoded: bytes) -> Gains:
-    """What an encoded colour card says to multiply channels by. Raises what `decode` raises."""
+def _gains(encoded: bytes, how: How) -> Gains:
+    """What an encoded colour card says to multiply channels by. Raises what decoding raises."""
     from pipeline.data.correction import measure_gains
+    from pipeline.data.opening import decode
 
-    return measure_gains(decode(encoded))
+    return measure_gains(decode(encoded, how).image)
 
 
 @lru_cache(MEASURED)
-def _period(encoded: bytes) -> float | None:
-    """The period of an encoded scale bar in pixels. Raises what `decode` raises."""
+def _period(encoded: bytes, how: How) -> float | None:
+    """The period of an encoded scale bar in pixels. Raises what decoding raises."""
     from pipeline.data.correction import measure_period
+    from pipeline.data.opening import decode
 
-    return measure_period(decode(encoded))
+    return measure_period(decode(encoded, how).image)
 
 
 def content_of(encoded: Sequence[bytes]) -> str:

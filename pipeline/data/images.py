@@ -1,10 +1,8 @@
 """Images as batches of network input, decoded and transformed by threads a few batches ahead of whoever consumes them.
 
-Threads, not processes: Pillow releases the GIL while it decodes and resizes. For a caller that wants to know of all bad
-images, a bad one is part of its batch (zeros and a message) instead of an exception.
-
-An EXIF orientation is not applied: a model sees pixels as they are stored, as in the challenge, which hands models
-images as Pillow opens them.
+Threads, not processes: Pillow releases the GIL while it decodes and resizes. Each has one decoded image at a time, however large:
+what waits in batches is transformed already. For a caller that wants to know of all bad images, a bad one is part of its batch
+(zeros and a message) instead of an exception.
 """
 
 from __future__ import annotations
@@ -20,10 +18,22 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.data.dataset import BadImage, Dataset, content_of
+from pipeline.data.decoding import Decoded
 from pipeline.errors import WorkError
 
 AHEAD = 3
 """Batches in preparation."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One image, ready for the network."""
+
+    input: Float[Tensor, ...]
+    size: tuple[int, int]
+    """Width and height as stored."""
+    notes: tuple[str, ...]
+    """What is to be told of it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,10 @@ class DecodedImages:
     """fp32 on the CPU, as the backbone's transform gives them (mostly [B, 3, H, W]); zeros for a bad image."""
     bad: dict[int, str]
     """Position of each image that could not be read → why, naming file, row and column."""
+    sizes: dict[int, tuple[int, int]]
+    """Position of each of the others → width and height as stored."""
+    notes: dict[int, tuple[str, ...]]
+    """Position of each image of which there is something to be told → what."""
 
 
 class ChangedImage(WorkError):
@@ -54,8 +68,9 @@ def load_batches(
     images should be ("" for one that is not there). Raises ChangedImage where they differ, and BadImage for an image that cannot
     be read unless `keep_bad` is set."""
 
-    def load(i: int) -> Tensor:
-        return transform(_read(dataset, i, None if hashes is None else hashes[i]))
+    def load(i: int) -> Loaded:
+        decoded = _read(dataset, i, None if hashes is None else hashes[i])
+        return Loaded(transform(decoded.image), decoded.size, decoded.notes)
 
     return prepare_batches(load, chunks, blank_for(transform), threads, keep_bad)
 
@@ -66,11 +81,11 @@ def blank_for(transform: Callable[[Image.Image], Tensor]) -> Tensor:
 
 
 def prepare_batches(
-    load: Callable[[int], Tensor], chunks: Iterable[Sequence[int]], blank: Tensor, threads: int, keep_bad: bool
+    load: Callable[[int], Loaded], chunks: Iterable[Sequence[int]], blank: Tensor, threads: int, keep_bad: bool
 ) -> Generator[DecodedImages]:
     """`load_batches` of whatever `load` makes of a position, shaped as `blank`; threads call it, and it raises BadImage."""
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        waiting: deque[tuple[Sequence[int], list[Future[Tensor]]]] = deque()
+        waiting: deque[tuple[Sequence[int], list[Future[Loaded]]]] = deque()
         try:
             for chunk in chunks:
                 waiting.append((chunk, [pool.submit(load, i) for i in chunk]))
@@ -82,7 +97,7 @@ def prepare_batches(
             pool.shutdown(cancel_futures=True)
 
 
-def _read(dataset: Dataset, i: int, sha256: str | None) -> Image.Image:
+def _read(dataset: Dataset, i: int, sha256: str | None) -> Decoded:
     """Image i, decoded and corrected. Raises BadImage, or ChangedImage if its bytes are not those expected."""
     try:
         encoded = dataset.encoded(i)
@@ -96,14 +111,15 @@ def _read(dataset: Dataset, i: int, sha256: str | None) -> Image.Image:
     return dataset.decode(i, encoded)
 
 
-def _batch(positions: Sequence[int], futures: Sequence[Future[Tensor]], blank: Tensor, keep_bad: bool) -> DecodedImages:
-    images, bad = [], dict[int, str]()
+def _batch(positions: Sequence[int], futures: Sequence[Future[Loaded]], blank: Tensor, keep_bad: bool) -> DecodedImages:
+    loaded, bad = dict[int, Loaded](), dict[int, str]()
     for i, future in zip(positions, futures, strict=True):
         try:
-            images.append(future.result())
+            loaded[i] = future.result()
         except BadImage as error:
             if not keep_bad:
                 raise
-            images.append(blank)
             bad[i] = str(error)
-    return DecodedImages(positions, torch.stack(images), bad)
+    images = torch.stack([loaded[i].input if i in loaded else blank for i in positions])
+    sizes = {i: each.size for i, each in loaded.items()}
+    return DecodedImages(positions, images, bad, sizes, {i: each.notes for i, each in loaded.items() if each.notes})

@@ -57,6 +57,8 @@ def _read(data: Data) -> Dataset:
     """All rows, each in the split that its source names."""
     import pandas as pd
 
+    from pipeline.data.opening import how_of  # Pillow: not for plans
+
     _check_names(data)
     source = open_source(data)
     chosen = choose_splits(source.splits(), data)
@@ -66,8 +68,9 @@ def _read(data: Data) -> Dataset:
         table, truth = number_classes(table, data)
     card = data.columns.colour_card if data.colour_card else None
     bar = data.columns.scale_bar if data.scale_bar else None
+    how = how_of(data.decoding, keeps_size=data.scale_bar)
     warnings = (*source.notes(), *_ungrouped(table, data), *sentinels(table, data.targets))
-    dataset = Dataset(table, truth, source, data.columns.image, warnings, card, bar, data.canvas)
+    dataset = Dataset(table, truth, source, data.columns.image, warnings, card, bar, data.canvas, how)
     return _warned(dataset, _check_groups(dataset, data))
 
 

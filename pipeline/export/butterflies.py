@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import plain
 import torch
-from correction import to_rgb
+from decoding import decode_opened
 from network import Batch, load  # as plain.py and correction.py it lies beside this file
 from PIL import Image
 
@@ -25,8 +25,7 @@ class Model:
     def predict(self, image: Image.Image) -> float:
         """The score of one photograph, within 0 … 1: higher is more likely a hybrid."""
         try:
-            image.load()
-            image = to_rgb(image)
+            image = decode_opened(image, self.backbone.how).image
         except Exception:  # a damaged file: PIL's decoders raise errors of many kinds, and nobody would catch them
             return float(self.spec["neutral"])  # the validation images' median
         return float(plain.spread(self.log_odds(image), self.spec["knots"]))

@@ -1,9 +1,9 @@
 """The export of trained trials as a submission to a challenge's platform: a folder that needs nothing of this package.
 
 `model.py` is this folder's `beetles.py` or `butterflies.py` as it stands, beside it `network.py`, `towers.py` and the package's
-`correction.py` and `plain.py`; `submission.json` says what the members are made of, `weights.pt` holds their tensors:
-adapters merged into plain weights, under the names of the backbone's own library, and classifiers of scikit-learn as plain
-arrays.
+`decoding.py`, `correction.py` and `plain.py`; `submission.json` says what the members are made of, `weights.pt` holds their
+tensors: adapters merged into plain weights, under the names of the backbone's own library, and classifiers of scikit-learn as
+plain arrays.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone, Network, Tail
 from pipeline.config.trial import Config
-from pipeline.data import correction
+from pipeline.data import correction, decoding
 from pipeline.disk.layout import ExperimentDir, TrialDir
 from pipeline.disk.writing import atomic_folder, atomic_path, read_json, write_json, write_text
 from pipeline.errors import UserError, WorkError
@@ -105,10 +105,10 @@ def _shared_backbone(trials: Sequence[Path], configs: Sequence[Config], with_bac
     """The backbone of all trials. Raises UserError if they have not one, or if it can only travel in the folder."""
     first = configs[0].backbone
     for trial, config in zip(trials, configs, strict=True):
-        if config.backbone != first or _correction(config) != _correction(configs[0]):
+        if config.backbone != first or any(of(config) != of(configs[0]) for of in (_correction, _decoding)):
             raise UserError(
-                f"{trial} is trained on another backbone than {trials[0]}, or on images corrected otherwise: an exported "
-                "ensemble shares both"
+                f"{trial} is trained on another backbone than {trials[0]}, or on images decoded or corrected otherwise: an "
+                "exported ensemble shares both"
             )
     is_public = all(weights.repository or weights.tag for weights in first.weights_from())  # its name leads to them anywhere
     if not with_backbone and not is_public and not _brings_networks(configs):
@@ -130,6 +130,11 @@ def _correction(config: Config) -> Spec:
     return {"colour_card": config.data.colour_card, "scale_bar": config.data.scale_bar, "canvas": config.data.canvas}
 
 
+def _decoding(config: Config) -> Spec:
+    """How an image is decoded before that, as `decoding.How` takes it."""
+    return config.data.decoding.model_dump(mode="json") | {"keeps_size": config.data.scale_bar}
+
+
 def _brings_networks(configs: Iterable[Config]) -> bool:
     """Whether every member is a whole network of its own, trained end to end: none reads the backbone's weights."""
     return all(config.model.encoder.reads == "images" for config in configs)
@@ -142,13 +147,15 @@ def _write(folder: Path, members: Sequence[Member], backbone: Backbone, with_bac
     first, challenge = members[0], members[0].challenge
     here = Path(__file__).parent
     shutil.copyfile(here / f"{challenge}.py", folder / "model.py")
-    for file in (here / "network.py", here / "towers.py", Path(correction.__file__), Path(plain.__file__)):
+    package = [Path(str(module.__file__)) for module in (decoding, correction, plain)]
+    for file in (here / "network.py", here / "towers.py", *package):
         shutil.copyfile(file, folder / file.name)
     base = backbone.native() if with_backbone else {}
     weights = None if _brings_networks(member.config for member in members) else fingerprint(backbone.native())
     torch.save({"backbone": base, "members": states}, folder / "weights.pt")
     spec = {
         "challenge": challenge,
+        "decoding": _decoding(first.config),
         "correction": _correction(first.config),
         "backbone": backbone.write_spec(first.config.backbone, folder, "architecture") | {"fingerprint": weights},
         "members": [_member_spec(member) for member in members],

@@ -1,8 +1,8 @@
 """The models of a submission, from a batch of images to what each member says of them.
 
 This file stands alone, without a word of this package: `carabid export` copies it beside `model.py` (what the platform calls),
-`towers.py` (backbones), `correction.py` (what is done to images first), `plain.py` (classifiers as arrays), `submission.json`
-(what the members are made of) and `weights.pt` (plain tensors). It imports torch, numpy, and LightGBM for trees.
+`towers.py` (backbones), `decoding.py` and `correction.py` (what is done to images first), `plain.py` (classifiers as arrays),
+`submission.json` (what the members are made of), `weights.pt` (plain tensors). It imports torch, numpy, and LightGBM for trees.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import plain  # plain.py and towers.py, beside this file
 import torch
+from decoding import How
 from torch import Tensor, nn
 from torch.nn import functional as F
 from towers import HERE, Backbone, Point, make_backbone
@@ -32,7 +33,7 @@ def load() -> tuple[dict[str, Any], Backbone, list[Member]]:
     spec = json.loads((HERE / "submission.json").read_text())
     weights = torch.load(HERE / "weights.pt", map_location="cpu", weights_only=True)
     backbone = make_backbone(spec["backbone"], weights["backbone"], device)
-    backbone.correction = spec["correction"]
+    backbone.correction, backbone.how = spec["correction"], How(**spec["decoding"])
     states = zip(spec["members"], weights["members"], strict=True)
     return spec, backbone, [make_member(member, state, device) for member, state in states]
 

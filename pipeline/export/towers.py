@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from correction import balance, rescale, to_rgb  # correction.py, beside this file
+from correction import balance, rescale  # correction.py and decoding.py, beside this file
+from decoding import How, decode_opened
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +30,8 @@ class Backbone(ABC):
 
     correction: Mapping[str, Any]
     """Whether images are corrected by card and bar, and the canvas of the latter."""
+    how: How
+    """How images are decoded."""
 
     def __init__(self, module: nn.Module, transform: Callable[[Image.Image], Tensor], device: torch.device) -> None:
         self.module, self.to_input = module.float().requires_grad_(False).eval().to(device), transform
@@ -36,17 +39,17 @@ class Backbone(ABC):
 
     def transform(self, datapoints: Sequence[Point]) -> Tensor:
         """Images → the network's input [B, 3, H, W]."""
-        return torch.stack([self.to_input(to_rgb(self._corrected(point))) for point in datapoints]).to(self.device)
+        return torch.stack([self.to_input(self._corrected(point)) for point in datapoints]).to(self.device)
 
     def _corrected(self, point: Point) -> Image.Image:
-        """An image's image, by the card and the bar that were photographed with it, where the members learned so."""
-        image: Image.Image = point["relative_img"]
+        """An image's image, RGB, by the card and the bar that were photographed with it, where the members learned so."""
+        image: Image.Image = decode_opened(point["relative_img"], self.how).image
         try:
             if self.correction["colour_card"]:
-                image = balance(image, point["colorpicker_img"])
+                image = balance(image, decode_opened(point["colorpicker_img"], self.how).image)
             if self.correction["scale_bar"]:
-                image = rescale(image, point["scalebar_img"], self.correction["canvas"])
-        except (AttributeError, OSError):
+                image = rescale(image, decode_opened(point["scalebar_img"], self.how).image, self.correction["canvas"])
+        except (AttributeError, OSError, ValueError):
             pass  # no card, or none that can be read: the image is worth more than its colour
         return image
 
@@ -110,7 +113,7 @@ class Concat(Backbone):
         self.parts = parts
 
     def transform(self, datapoints: Sequence[Point]) -> Any:
-        images = [to_rgb(self._corrected(point)) for point in datapoints]
+        images = [self._corrected(point) for point in datapoints]
         return [torch.stack([part.to_input(image) for image in images]).to(self.device) for part in self.parts]
 
     def features(self, images: Any, kind: str) -> Tensor:

@@ -100,9 +100,9 @@ def find_rows(folder: Path) -> dict[File, Place]:
     return found
 
 
-def write_whole(out: Path, folder: Path, files: Sequence[File], about: dict[str, str]) -> int:
-    """Write the whole file from the parts, in the order of the files; how many images are bad. Some parts are in memory at a
-    time: files are embedded in their order, so that most rows that follow one another are in one part."""
+def write_whole(out: Path, folder: Path, files: Sequence[File], about: dict[str, str]) -> None:
+    """Write the whole file from the parts, in the order of the files. Some parts are in memory at a time: files are embedded in
+    their order, so that most rows that follow one another are in one part."""
     found = find_rows(folder)
     places = [found[file] for file in files]
     read = lru_cache(OPEN_PARTS)(partial(pq.read_table, columns=list(COLUMNS)))
@@ -110,7 +110,12 @@ def write_whole(out: Path, folder: Path, files: Sequence[File], about: dict[str,
     with atomic_path(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for k in range(0, len(places), ROWS):
             writer.write_table(_gather(places[k : k + ROWS], read).cast(schema))
-    return sum(place.is_bad for place in places)
+
+
+def count_bad(out: Path) -> int:
+    """How many images of a whole file could not be read."""
+    errors = pq.read_table(out, columns=["error"]).column("error")
+    return len(errors) - errors.null_count
 
 
 def _gather(places: Sequence[Place], read: Callable[[Path], pa.Table]) -> pa.Table:

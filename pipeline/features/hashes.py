@@ -6,6 +6,7 @@ key of its features without torch, and without reading images. This module loads
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -166,13 +167,16 @@ def ingredients(config: Config, data: DataRecord, weights: WeightsRecord) -> Ing
 
 
 def _correction(data: Data) -> str:
-    """What images are corrected by, in words that change with what it does to them; empty if by nothing."""
-    if not (data.colour_card or data.scale_bar):
+    """How images are decoded if not as by default, and what they are corrected by, in words that change with what it does to
+    them; empty if neither."""
+    choices = plain(data.decoding)
+    if not (choices or data.colour_card or data.scale_bar):
         return ""
     from pipeline.data.correction import COLOURS, SCALE  # numpy and Pillow
+    from pipeline.data.decoding import VERSION
 
-    scale = f"{SCALE}, canvas {data.canvas:g}"
-    return "; ".join([COLOURS] * data.colour_card + [scale] * data.scale_bar)
+    decoded, scale = f"{VERSION}: {json.dumps(choices, sort_keys=True)}", f"{SCALE}, canvas {data.canvas:g}"
+    return "; ".join([decoded] * bool(choices) + [COLOURS] * data.colour_card + [scale] * data.scale_bar)
 
 
 def known_feature_key(config: Config, looks: str | None = None) -> str | None:

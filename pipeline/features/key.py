@@ -39,7 +39,7 @@ class Ingredients:
     """Images a shard."""
     format: int = FORMAT
     correction: str = ""
-    """What colour card and scale bar do to the images, in words; empty if nothing."""
+    """How images are decoded, if not as by default, and what colour card and scale bar do to them, in words; empty if nothing."""
 
     def key(self) -> str:
         """16 hexadecimal digits."""

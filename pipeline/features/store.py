@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.config.trial import Config
+from pipeline.data.notes import lines, together
 from pipeline.disk.layout import StoreDir, store_dir
 from pipeline.disk.reading import reading
-from pipeline.disk.writing import atomic_path, read_json, write_json, write_tensors
+from pipeline.disk.writing import atomic_path, read_json, read_record, write_json, write_tensors
 from pipeline.errors import MissingFeatures, UserError
 from pipeline.features.key import FORMAT, Ingredients
 from pipeline.features.shard import DTYPES, DamagedShard, Shard, digest, read_header, sha256_of
@@ -125,6 +126,11 @@ class FeatureStore:
         with reading(self.dir.index, "Remove it and run `carabid extract`.", MissingFeatures):
             return [str(each) for each in pd.read_parquet(self.dir.index, columns=["image_sha256"])["image_sha256"]]
 
+    @property
+    def notes(self) -> list[str]:
+        """What was told of images as they were decoded, a line for each kind."""
+        return lines(together([read_record(self.dir.manifest).get("notes", {})]))
+
     # ------------------------------------------------------------ writing
     def write_shard(self, number: int, features: Tensor, bad: dict[int, str], made: dict[str, Any]) -> None:
         """Write features [n, …] (CPU, contiguous, in the store's dtype); `made` says how, for the JSON beside it."""
@@ -156,7 +162,7 @@ class FeatureStore:
         bad = [{"position": i, "id": table["id"].iat[i], "error": error} for i, error in self.bad.items()]
         manifest = {"key": self.key, "ingredients": self.ingredients.as_dict(), "n": self.n, "n_shards": self.n_shards}
         manifest |= {"shape": list(self.shape), "n_bad": len(bad), "bad": bad}
-        write_json(self.dir.manifest, manifest | self._speed() | about)
+        write_json(self.dir.manifest, manifest | self._made() | about)
 
     def _write_index(self, table: pd.DataFrame, images: list[str]) -> None:
         index = table[["id", "source_split", "row"]].reset_index(drop=True)
@@ -169,14 +175,15 @@ class FeatureStore:
         with atomic_path(self.dir.index) as temporary:
             index.to_parquet(temporary, index=False)
 
-    def _speed(self) -> dict[str, Any]:
-        """Images a second of one task, over all shards, and the devices that computed them."""
+    def _made(self) -> dict[str, Any]:
+        """Images a second of one task, over all shards, the devices that computed them, and what was told of images."""
         records = [self.dir.shard_record(number, self.n_shards) for number in range(self.n_shards)]
         made = [read_json(path) for path in records if path.exists()]
-        seconds = sum(record["seconds"] for record in made)
+        seconds, notes = sum(record["seconds"] for record in made), together(record.get("notes", {}) for record in made)
         return {
             "images_per_second": round(sum(record["images"] for record in made) / seconds, 1) if seconds else None,
             "devices": sorted({record["device"] for record in made}),
+            **({"notes": notes} if notes else {}),
         }
 
 

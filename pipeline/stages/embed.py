@@ -5,9 +5,9 @@ same bits as a feature store. What is done is kept in FILE.parquet.parts/, small
 least once a minute and when the run is interrupted; the same command goes on from there. When all images are done
 FILE.parquet is written and the parts go. Both say in their metadata which weights and transform they are of.
 
-Columns: file (path within the folder), width, height (pixels as they are stored: an EXIF orientation is not applied),
-embedding (fixed-size list of float32, as the library gives it, not normalised) and error (why an image could not be
-read; null for all others, and then width, height and embedding are null).
+Columns: file (path within the folder), width, height (pixels as they are stored, before an EXIF orientation is applied),
+embedding (fixed-size list of float32, as the library gives it, not normalised) and error (why an image, or a folder, could
+not be read; null for all others, and then width, height and embedding are null).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
@@ -30,25 +30,30 @@ from pipeline import __version__
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone as LoadedBackbone
 from pipeline.config.backbone import Backbone, Dinov2, OpenClip, Pixels, Timm
-from pipeline.config.identity import digest
+from pipeline.config.decoding import Decoding
+from pipeline.config.identity import digest, plain
 from pipeline.config.resources import Resources
 from pipeline.config.trial import Config
-from pipeline.data.dataset import BadImage, decode
-from pipeline.data.images import blank_for, prepare_batches
+from pipeline.data.dataset import BadImage
+from pipeline.data.decoding import How
+from pipeline.data.images import Loaded, blank_for, prepare_batches
+from pipeline.data.notes import Notes, count, lines, together
+from pipeline.data.opening import decode, find_images, how_of, read_image
 from pipeline.device import choose_device, set_threads
 from pipeline.disk.lease import Lease
 from pipeline.disk.provenance import now
 from pipeline.disk.reading import in_short
 from pipeline.errors import NotFetched, UserError, WorkError
-from pipeline.features.embeddings import File, Rows, about_of, find_rows, part_paths, write_whole
+from pipeline.features.embeddings import File, Rows, about_of, count_bad, find_rows, part_paths, write_whole
 from pipeline.features.forward import compute_features
 from pipeline.features.hashes import WeightsRecord, weights_record
 from pipeline.progress import log
 from pipeline.stages.encoding import check_weights, encoding
 
-FORMAT = 1
+FORMAT = 2
 """Version of what the files mean; another one is another identity."""
-SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
+UPRIGHT = Decoding(exif="apply")
+"""How images are decoded unless asked otherwise."""
 PART_SECONDS = 60.0
 """A part is written when the last one is this old: so much work a kill costs."""
 NAMED: dict[str, Callable[[str], Backbone]] = {
@@ -72,6 +77,7 @@ class Request:
     threads: int | None = None
     device: str = "auto"
     overwrite: bool = False
+    decoding: Decoding = UPRIGHT
 
 
 @dataclass(frozen=True)
@@ -91,9 +97,9 @@ class Work:
 
     @property
     def identity(self) -> str:
-        """Of weights and transform."""
-        weights = self.weights
-        return digest([FORMAT, self.config.backbone.kind, weights.architecture, weights.weights, weights.transform])
+        """Of weights and transform, and of how images are decoded."""
+        weights, choices = self.weights, plain(self.request.decoding)
+        return digest([FORMAT, self.config.backbone.kind, weights.architecture, weights.weights, weights.transform, choices])
 
     @property
     def about(self) -> dict[str, str]:
@@ -110,33 +116,33 @@ class Work:
         return {"identity": self.identity, "backbone": self.request.backbone, "carabid": __version__, "written": now()}
 
 
-def run(request: Request) -> None:
-    """Embed every image of the folder, or go on with it. Bad images are rows with an error, and no failure. Raises UserError for
-    a folder without images, a backbone that there is not, and for a file or parts that are there and of something else, unless
-    `overwrite` is set."""
+def run(request: Request) -> int:
+    """Embed every image of the folder, or go on with it; how many could not be read: they are rows with an error. Raises
+    UserError for a folder without images, a backbone that there is not, and for a file or parts that are there and of something
+    else, unless `overwrite` is set."""
     device = choose_device(request.device)
     set_threads()
     work = prepare(request)
     if _is_done(work):
         print(f"{request.out}: {len(work.files)} images: it is up to date", flush=True)
-        return
+        return count_bad(request.out)
     _check_out(work)
     lease = Lease(work.parts / "embed.lease", work.config.resources.lease_seconds)
     with lease.hold(partial(_is_done, work)) as held:
         if held:
             _check_out(work)  # again: another process may have written it meanwhile
             _embed_missing(work, device)
-            n_bad = write_whole(request.out, work.parts, work.files, work.told() | work.about)
+            write_whole(request.out, work.parts, work.files, work.told() | work.about)
             shutil.rmtree(work.parts)
-            bad = f"; {n_bad} of them cannot be read: see the column error" if n_bad else ""
-            print(f"{request.out}: {len(work.files)} images{bad}", flush=True)
+            print(f"{request.out}: {len(work.files)} images", flush=True)
+    return count_bad(request.out)
 
 
 def prepare(request: Request) -> Work:
     """List the images, and find out which weights they are to be embedded with. Raises UserError."""
     if request.out.suffix != ".parquet":
         raise UserError(f"--out {request.out}: the file that is written is Parquet: name it *.parquet.")
-    files = find_images(request.folder)
+    files = list_files(request.folder)
     threads = request.threads or len(os.sched_getaffinity(0))
     resources = Resources(extract_batch=request.batch_size, decode_threads=threads)
     # A folder of images has neither task nor data: nothing asks for them here.
@@ -173,28 +179,31 @@ def parse_backbone(text: str) -> Backbone:
     return OpenClip(name=prefix, pretrained=rest or None)
 
 
-def find_images(folder: Path) -> list[File]:
-    """The image files in a folder and its folders, sorted by path; hidden ones are left out. Raises UserError."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder.")
-    if not (found := sorted(_image_names(folder))):
-        raise UserError(f"{folder} holds no image: looked for {', '.join(sorted(SUFFIXES))} in it and its folders.")
-    stats = [(folder / name).stat() for name in found]
-    return [File(name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(found, stats, strict=True)]
+def parse_decoding(**choices: str | int) -> Decoding:
+    """The choices of `data` of these names, as a person types them; a range may be `low,high`. Raises UserError."""
+    span = str(choices.get("range", ""))
+    ends: dict[str, list[str]] = {"range": span.strip("[]").split(",")} if "," in span else {}
+    try:
+        return Decoding.model_validate({**choices, **ends})
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+        raise UserError(f"--{name.replace('_', '-')} {choices[name]}: {error.errors()[0]['msg']}") from None
 
 
-def _image_names(folder: Path) -> Iterator[str]:
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(place, name)
-            if not name.startswith(".") and path.suffix.lower() in SUFFIXES and path.is_file():
-                found = path.relative_to(folder).as_posix()
-                try:
-                    found.encode()
-                except UnicodeEncodeError:
-                    raise UserError(f"the name of the file {found!r} is not UTF-8, which a table needs: rename it.") from None
-                yield found
+def list_files(folder: Path) -> list[File]:
+    """The images in a folder and its folders as they are now. Raises UserError."""
+    found = find_images(folder)
+    if others := found.passed_over():
+        log(f"{folder}: {others}")
+    return [_file(folder, name) for name in found.names]
+
+
+def _file(folder: Path, name: str) -> File:
+    try:
+        stat = (folder / name).stat()
+    except OSError:  # a link that leads nowhere: reading it says so
+        return File(name, 0, 0)
+    return File(name, stat.st_size, stat.st_mtime_ns)
 
 
 # ---------------------------------------------------------------- what is there
@@ -211,7 +220,7 @@ def _check_out(work: Work) -> None:
     if about is None:
         why = "was not written by `carabid embed`"
     elif about.get("identity") != work.identity:
-        why = f"holds embeddings by another backbone ({about.get('backbone')})"
+        why = f"holds embeddings by another backbone ({about.get('backbone')}), or of images that were decoded otherwise"
     else:
         why = f"is of other images than now lie in {work.request.folder}, or some have changed since"
     raise UserError(f"{out} is there and {why}. Name another file with --out, or replace it with --overwrite.")
@@ -227,8 +236,8 @@ def _check_parts(work: Work) -> None:
             continue
         elif not work.request.overwrite:
             raise UserError(
-                f"{work.parts} holds what another backbone ({about.get('backbone')}) has embedded. Go on with that backbone, "
-                "or begin anew with --overwrite, or name another file with --out."
+                f"{work.parts} holds what another backbone ({about.get('backbone')}) has embedded, or from images that were "
+                "decoded otherwise. Go on as it was begun, or begin anew with --overwrite, or name another file with --out."
             )
         path.unlink()
 
@@ -251,28 +260,30 @@ def _embed_missing(work: Work, device: torch.device) -> None:
 def _embed(work: Work, device: torch.device, chunks: list[list[int]]) -> None:
     backbone = work.load().to(device)
     rows = Rows(work.parts, work.told(), backbone.embed_dim)
-    shapes: dict[int, tuple[int, int]] = {}
-    load = partial(_load, work, backbone, shapes)
+    load = partial(_load, work, backbone, how_of(work.request.decoding))
     threads = work.config.resources.decode_threads
     batches = prepare_batches(load, chunks, blank_for(backbone.transform), threads, keep_bad=True)
     shown = encoding("embed", sum(map(len, chunks)), device, lambda x: _features(work, backbone, x, device), work.where)
+    told: Notes = {}
     with closing(batches), shown as encode:
         try:
             for batch in batches:
                 for i, embedding in zip(batch.positions, encode(batch).numpy(), strict=True):
-                    rows.add(work.files[i], shapes.pop(i, None), embedding, batch.bad.get(i))
+                    rows.add(work.files[i], batch.sizes.get(i), embedding, batch.bad.get(i))
+                told = together([told, count((work.files[i].name, notes) for i, notes in batch.notes.items())])
                 if time.monotonic() - rows.since >= PART_SECONDS:
                     rows.write()
         finally:
             rows.write()
+            for line in lines(told):
+                log(f"embed: {line}")
 
 
-def _load(work: Work, backbone: LoadedBackbone, shapes: dict[int, tuple[int, int]], i: int) -> Tensor:
-    """One image as network input; its width and height go to `shapes`. Raises BadImage with what is wrong with it."""
+def _load(work: Work, backbone: LoadedBackbone, how: How, i: int) -> Loaded:
+    """One image as network input. Raises BadImage with what is wrong with it."""
     try:
-        image = decode(Path(work.where(i)).read_bytes())
-        shapes[i] = image.size
-        return backbone.transform(image)
+        decoded = decode(read_image(Path(work.where(i))), how)
+        return Loaded(backbone.transform(decoded.image), decoded.size, decoded.notes)
     except MemoryError:
         raise
     except Exception as error:  # PIL's decoders raise errors of many kinds on damaged files

@@ -22,6 +22,7 @@ from pipeline.backbones.base import Backbone
 from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.images import ChangedImage, DecodedImages, load_batches
+from pipeline.data.notes import Notes, count, lines, together
 from pipeline.device import choose_device, gpu_name, set_threads
 from pipeline.disk.layout import store_dir
 from pipeline.disk.lease import Lease
@@ -51,11 +52,12 @@ class Work:
 
 
 class Made(NamedTuple):
-    """A shard in memory: features [n, …] on the CPU, the bad images among them, and how long it took."""
+    """A shard in memory: features [n, …] on the CPU, the bad images among them, what is told of others, and how long it took."""
 
     shard: int
     features: Tensor
     bad: dict[int, str]
+    notes: Notes
     seconds: float
 
 
@@ -99,6 +101,7 @@ def extract(work: Work, shards: Iterable[int], go_on: Callable[[], bool] = lambd
     if not todo:
         return True
     check_weights(work.config, work.load, work.weights)
+    told: list[Notes] = []
     with ThreadPoolExecutor(1) as writer, closing(_compute(work, todo)) as computed:
         writing: Future[None] | None = None
         for made in computed:
@@ -107,8 +110,11 @@ def extract(work: Work, shards: Iterable[int], go_on: Callable[[], bool] = lambd
             if not go_on():
                 return False
             writing = writer.submit(_write, work, made)
+            told.append(made.notes)
         if writing:
             writing.result()
+    for line in lines(together(told)):
+        log(f"features/{work.store.key}: {line}")
     return True
 
 
@@ -154,9 +160,9 @@ def _compute(work: Work, todo: Sequence[int]) -> Generator[Made]:
     what, began = f"features/{work.store.key}", time.monotonic()
     with closing(batches), encoding(what, total, work.device, forward, work.dataset.where) as encode:
         for shard, group in itertools.groupby(_known(work, batches), lambda b: b.positions[0] // made_of.shard_size):
-            features, bad = _compute_shard(work, shard, group, encode)
+            features, bad, notes = _compute_shard(work, shard, group, encode)
             before, began = began, time.monotonic()
-            yield Made(shard, features, bad, began - before)
+            yield Made(shard, features, bad, notes, began - before)
 
 
 def _chunks(store: FeatureStore, todo: Sequence[int], size: int) -> Iterator[Sequence[int]]:
@@ -178,21 +184,25 @@ def _known(work: Work, batches: Iterator[DecodedImages]) -> Iterator[DecodedImag
 
 def _compute_shard(
     work: Work, shard: int, batches: Iterable[DecodedImages], encode: Callable[[DecodedImages], Tensor]
-) -> tuple[Tensor, dict[int, str]]:
-    """One shard's features [n, …] (zeros for bad images) and its bad images. Raises UserError where the policy says so."""
+) -> tuple[Tensor, dict[int, str], Notes]:
+    """One shard's features [n, …] (zeros for bad images), its bad images, and what is told of others. Raises UserError where the
+    policy says so."""
     parts: list[Tensor] = []
     bad: dict[int, str] = {}
+    told: dict[int, tuple[str, ...]] = {}
     for batch in batches:
         parts.append(encode(batch))
         bad |= batch.bad
+        told |= batch.notes
     if work.config.data.on_bad_image == "error":
         refuse_bad(bad, f"the same shard of {len(work.store.positions(shard))} images")
     features = torch.cat(parts)
     features[[position - work.store.positions(shard)[0] for position in bad]] = 0
-    return features, bad
+    return features, bad, count((work.dataset.where(i), notes) for i, notes in told.items())
 
 
 def _write(work: Work, made: Made) -> None:
     about: dict[str, Any] = {"images": len(made.features), "seconds": round(made.seconds, 3)}
     about |= {"device": gpu_name(work.device) or "cpu", "host": socket.gethostname()}
+    about |= {"notes": made.notes} if made.notes else {}
     work.store.write_shard(made.shard, made.features, made.bad, about)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.amounts import format_bytes
 from pipeline.backbones import load_backbone, weights_files
-from pipeline.config.identity import digest, images_of
+from pipeline.config.identity import digest, images_of, plain
 from pipeline.config.trial import Config
 from pipeline.data.dataset import BadImage, Dataset
 from pipeline.data.sources import open_source
@@ -67,7 +67,8 @@ def _fetch_data(config: Config) -> None:
 
 def _unreadable(config: Config, dataset: Dataset, data: DataRecord) -> tuple[dict[int, str], str]:
     """Images that cannot be decoded, with the reason; and in words, when that was found out if it was before."""
-    path = record_path(config, "decoded", digest([data.content, installed_version("pillow")])[:16])
+    made_of = [data.content, installed_version("pillow"), *([choices] if (choices := plain(config.data.decoding)) else [])]
+    path = record_path(config, "decoded", digest(made_of)[:16])
     if path.exists():
         known = read_json(path)
         return _decode(config, dataset, known["unreadable"]), f" (checked {known['checked']})"

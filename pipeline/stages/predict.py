@@ -19,11 +19,13 @@ from pipeline.backbones.base import Backbone
 from pipeline.config.identity import config_hash, token_kind
 from pipeline.config.trial import Config
 from pipeline.data.correction import balance, rescale
-from pipeline.data.dataset import Dataset, decode
+from pipeline.data.dataset import Dataset
+from pipeline.data.decoding import Decoded, How
 from pipeline.data.images import load_batches
+from pipeline.data.opening import decode, find_images, how_of, read_image
 from pipeline.device import choose_device, set_threads
 from pipeline.disk.layout import TrialDir, root, trained_root
-from pipeline.disk.reading import reading
+from pipeline.disk.reading import in_short
 from pipeline.disk.writing import read_record
 from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.experiments.reading import load_config
@@ -75,33 +77,46 @@ class Origin:
         return {"domain": [self.domain] * n, "species": given if len(given) == n else given * n}
 
 
-def predict_files(folder: Path, files: Sequence[Path], origin: Origin, device: str | None) -> Iterator[dict[str, float]]:
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """These files, and instead of a folder the images in it. Raises UserError for a folder without images."""
+    return [file for path in paths for file in ([path / name for name in find_images(path).names] if path.is_dir() else [path])]
+
+
+def predict_files(
+    folder: Path, files: Sequence[Path], origin: Origin, device: str | None, bad: list[Path] | None = None
+) -> Iterator[dict[str, float]]:
     """Predictions of a trained trial for new image files, one dict of target → value each, in the order given.
 
     The folder is looked for from the current one, then from the root, then as <experiment>/<trial> among what is trained.
-    A domain that was not trained on is said on stderr and counts as unknown.
-    Raises UserError for a folder that is not a trial, for a file that does not exist or is not a readable image, and
-    where the trial was trained on images corrected by a card or a bar that `origin` lacks.
+    A domain that was not trained on is said on stderr and counts as unknown. A file that does not exist or is not a readable
+    image is told on stderr, put into `bad`, and has an empty dict.
+    Raises UserError for a folder that is not a trial, where the trial was trained on images corrected by a card or a bar that
+    `origin` lacks, and at the first bad file if `bad` is None.
     """
     trial = trial_at(folder)
     config, targets = trained_config(trial), load_facts(trial).targets
-    for said in _predict_each(trial, config, files, origin, device):
-        yield dict(zip(targets, said.mean[0].tolist(), strict=False))  # behind them stand auxiliary labels
+    for said in _predict_each(trial, config, files, origin, device, bad):
+        # Behind the targets stand auxiliary labels.
+        yield {} if said is None else dict(zip(targets, said.mean[0].tolist(), strict=False))
 
 
 def predict_group(
-    folder: Path, files: Sequence[Path], origin: Origin, device: str | None
+    folder: Path, files: Sequence[Path], origin: Origin, device: str | None, bad: list[Path] | None = None
 ) -> dict[str, tuple[float, float | None]]:
     """A trained trial's forecast, target → (mu, sigma), of one group whose images these image files show; of classes,
-    class → (probability, None).
+    class → (probability, None). The others answer for those that are bad.
 
-    Raises what `predict_files` raises, and UserError for no file.
+    Raises what `predict_files` raises, and UserError for no file that can be read.
     """
     if not files:
         raise UserError("a group is forecast from its images: name at least one")
     trial = trial_at(folder)
     config, facts = trained_config(trial), load_facts(trial)
-    predicted = joined(list(_predict_each(trial, config, files, origin, device)))
+    each = list(_predict_each(trial, config, files, origin, device, bad))
+    files = [file for file, said in zip(files, each, strict=True) if said is not None]
+    if not files:
+        raise UserError("none of the group's images can be read")
+    predicted = joined([said for said in each if said is not None])
     table = pd.DataFrame({"id": list(map(str, files)), "group": ""})
     table["domain"] = pd.Series([origin.domain] * len(files), dtype=object)
     calibration = read_trained(trial)["calibration"]
@@ -110,11 +125,11 @@ def predict_group(
 
 
 def _predict_each(
-    trial: TrialDir, config: Config, files: Sequence[Path], origin: Origin, device: str | None
-) -> Iterator[Predicted]:
-    """What the model says of each file."""
+    trial: TrialDir, config: Config, files: Sequence[Path], origin: Origin, device: str | None, bad: list[Path] | None
+) -> Iterator[Predicted | None]:
+    """What the model says of each file; None of a bad one, if it may be."""
     set_threads()
-    correct = _correction(config, origin)
+    read = _reader(config, origin)
     facts = load_facts(trial)
     metadata = facts.names.metadata(origin.columns(len(files)))
     if origin.domain is not None and origin.domain not in facts.names.domains:
@@ -128,8 +143,16 @@ def _predict_each(
         raise
     models = Models(load_model(config, trial, backbone).to(where), backbone.to(where), where)
     for i, file in enumerate(files):
-        images = backbone.transform(correct(_open(file))).unsqueeze(0)
-        yield _predict_batch(config, models, images, metadata[i : i + 1])
+        try:
+            image = read(file)
+        except UserError as error:
+            if bad is None:
+                raise
+            print(f"carabid: {error}", file=sys.stderr, flush=True)
+            bad.append(file)
+            yield None
+        else:
+            yield _predict_batch(config, models, backbone.transform(image).unsqueeze(0), metadata[i : i + 1])
 
 
 def trained_config(trial: TrialDir) -> Config:
@@ -178,18 +201,26 @@ def _predict_batch(config: Config, models: Models, images: Float[Tensor, "images
         return models.model.predict(features, metadata.to(models.device)).cpu()
 
 
-def _correction(config: Config, origin: Origin) -> Callable[[Image.Image], Image.Image]:
-    """What makes new images like those that the trial was trained on. Raises UserError where it lacks card or bar."""
-    card, bar = (_reference(config, origin, name) for name in ("colour_card", "scale_bar"))
+def _reader(config: Config, origin: Origin) -> Callable[[Path], Image.Image]:
+    """What decodes and corrects new image files as those that the trial was trained on; of each kind of note the first is said on
+    stderr. Raises UserError where it lacks card or bar."""
+    how = how_of(config.data.decoding, keeps_size=config.data.scale_bar)
+    card, bar = (_reference(config, origin, name, how) for name in ("colour_card", "scale_bar"))
+    told = set[str]()
 
-    def correct(image: Image.Image) -> Image.Image:
-        image = balance(image, card) if card else image
+    def read(file: Path) -> Image.Image:
+        decoded = _open(file, how)
+        for note in decoded.notes:
+            if note not in told:
+                print(f"carabid: {file}: {note}", file=sys.stderr, flush=True)
+        told.update(decoded.notes)
+        image = balance(decoded.image, card) if card else decoded.image
         return rescale(image, bar, config.data.canvas) if bar else image
 
-    return correct
+    return read
 
 
-def _reference(config: Config, origin: Origin, name: Literal["colour_card", "scale_bar"]) -> Image.Image | None:
+def _reference(config: Config, origin: Origin, name: Literal["colour_card", "scale_bar"], how: How) -> Image.Image | None:
     """The card or the bar if the trial was trained with it. Raises UserError where it was and there is none."""
     used: bool = getattr(config.data, name)
     file: Path | None = getattr(origin, name)
@@ -201,13 +232,15 @@ def _reference(config: Config, origin: Origin, name: Literal["colour_card", "sca
         )
     if file is not None and not used:
         print(f"carabid: {option} is not used: this trial was trained without it (data.{name})", file=sys.stderr)
-    return _open(file) if used and file is not None else None
+    return _open(file, how).image if used and file is not None else None
 
 
-def _open(file: Path) -> Image.Image:
+def _open(file: Path, how: How) -> Decoded:
     try:
-        with reading(file, "It is not a readable image.", UserError):
-            return decode(file.read_bytes())
-    except OSError as error:
+        return decode(read_image(file), how)
+    except MemoryError:
+        raise
+    except Exception as error:  # PIL's decoders raise errors of many kinds on damaged files
         what = "does not exist" if isinstance(error, FileNotFoundError) else "is not a readable image"
-        raise UserError(f"{file} {what}: {error.strerror}. Name image files that can be read.") from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else in_short(error).removesuffix(".")
+        raise UserError(f"{file} {what}: {why}. Name image files that can be read.") from error

@@ -1,0 +1,222 @@
+"""Opened images → the 8-bit RGB pixels that a backbone's transform is given, and what a person should know of how they came
+about: one way for extraction, predictions, embeddings and submissions.
+
+This file imports numpy and Pillow only, and nothing of the package: a submission that may not import the package holds a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageColor
+
+VERSION = "decoding 1"
+"""Count up what changes pixels for choices that are not the defaults, and features are made anew."""
+
+Range = Literal["full", "image"] | tuple[float, float]
+
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation → what turns the image upright (EXIF 2.32, 4.6.4)."""
+WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+"""Pillow's modes of grey integers of more than 8 bits, which `convert("RGB")` would clip to white."""
+SHARE = 1 / 16
+"""An image that uses less of its range than this is nearly one grey: twelve bits in a file of sixteen."""
+BAND = 1 << 22
+"""Pixels that are scaled at once, as 8-byte numbers."""
+PARTS = (2, 4, 8)
+"""What a JPEG can be decoded at, as parts of its size."""
+
+NARROW = "less than 1/16 of the range that range=full shows is used, nearly one grey: range=image or [low, high] shows more"
+DEEP = "16 bits a channel in colour, of which Pillow keeps the upper 8, use less than 1/16 of their range: stretch the file"
+HIDDEN = "fully transparent pixels hold colours; data.background stands there instead"
+TURNED = "EXIF says that the image lies on its side or is mirrored, and data.exif=ignore leaves it so"
+REDUCED = "larger than data.max_pixels: a JPEG, decoded at a half, a quarter or an eighth of its size"
+"""What is told of images."""
+
+
+@dataclass(frozen=True)
+class How:
+    """The choices; see the keys of `data` of these names."""
+
+    range: Range = "full"
+    background: str = "white"
+    exif: Literal["apply", "ignore"] = "ignore"
+    max_pixels: int = 178_956_970
+    keeps_size: bool = False
+    """No image is decoded at a part of its size: something is measured in its pixels."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image, wholly read."""
+
+    image: Image.Image
+    """RGB."""
+    size: tuple[int, int]
+    """Width and height as stored: before it is turned, or decoded at a part of its size."""
+    notes: tuple[str, ...]
+    """What is to be told of it, of the sentences above."""
+
+
+def decode_opened(image: Image.Image, how: How) -> Decoded:
+    """An image that Pillow has opened, with all its pixels read, so that a truncated file fails here. Raises what Pillow raises,
+    and ValueError for one that is too large, or whose range nobody can tell."""
+    size, notes = image.size, list[str]()
+    if _is_reduced(image, how):
+        notes.append(REDUCED)
+    is_deep = _is_deep(image)
+    image.load()
+    if image.mode == "F" and how.range == "full":
+        raise ValueError(
+            "its pixels are floating-point numbers, whose range nobody can tell: set data.range to image or to [low, high], "
+            "or save it with 8 bits a channel"
+        )
+    image = _upright(image, how.exif, notes)
+    image = _seen(_narrowed(image, how.range, notes), how.background, notes)
+    if is_deep and max(high - low for low, high in _extremes(image)) < 256 * SHARE:
+        notes.append(DEEP)
+    return Decoded(image, size, tuple(notes))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as 8-bit RGB, as by default: 16-bit grey is scaled (Pillow alone would clip it), and transparency is
+    white. What is decoded is so already, and stays as it is."""
+    return _seen(_narrowed(image, How.range, []), How.background, [])
+
+
+# ---------------------------------------------------------------- too large
+def _is_reduced(image: Image.Image, how: How) -> bool:
+    """Whether the image will be decoded at a part of its size, being larger than allowed. Raises ValueError if it cannot be."""
+    width, height = image.size
+    if width * height <= how.max_pixels:
+        return False
+    for part in PARTS if image.format in ("JPEG", "MPO") and not how.keeps_size else ():
+        fits = -(-width // part) * -(-height // part) <= how.max_pixels
+        if fits and image.draft(None, (width // part, height // part)) is not None:
+            return True
+    raise ValueError(too_large(f"{width} × {height}", how.max_pixels))
+
+
+def too_large(what: str, most: int) -> str:
+    """What to say of an image of `what` pixels."""
+    return (
+        f"it has {what} pixels, and data.max_pixels allows {most:,}: set that higher (embed: --max-pixels), with 24 bytes of "
+        "memory a pixel for each thread that decodes (resources.decode_threads), or save the image smaller"
+    )
+
+
+# ---------------------------------------------------------------- upright
+def _upright(image: Image.Image, exif: str, notes: list[str]) -> Image.Image:
+    turn = None
+    with suppress(Exception):  # damaged EXIF data fail in many ways, and are as good as none
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    if turn is None:
+        return image
+    if exif == "ignore":
+        notes.append(TURNED)
+        return image
+    turned = image.transpose(turn)
+    # Without the rest, which would have it turned once more.
+    turned.info = {key: value for key, value in image.info.items() if key == "transparency"}
+    return turned
+
+
+# ---------------------------------------------------------------- 8 bits
+def _narrowed(image: Image.Image, scope: Range, notes: list[str]) -> Image.Image:
+    """An image of wide grey with 8 bits, and with alpha where a value stands for transparency; any other as it is."""
+    if image.mode not in WIDE_MODES and (image.mode != "F" or scope == "full"):
+        return image
+    values = _values(image)
+    least, greatest = _span(values)
+    low, high = _shown(values.dtype, (least, greatest), scope)
+    if scope == "full" and greatest - least < SHARE * (high - low):
+        notes.append(NARROW)
+    made = Image.fromarray(_scaled(values, low, high, 0.0 if scope == "full" else 0.5))
+    if isinstance(clear := image.info.get("transparency"), int):
+        made.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return made
+
+
+def _values(image: Image.Image) -> NDArray[Any]:
+    """Pixels [h, w] as stored; Pillow reads unsigned 32-bit TIFF files as signed."""
+    values = np.asarray(image)
+    tags: Any = getattr(image, "tag_v2", {})
+    is_unsigned = image.mode == "I" and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,)
+    return values.view(np.uint32) if is_unsigned else values
+
+
+def _span(values: NDArray[Any]) -> tuple[float, float]:
+    """The least and the greatest value; (0, 0) where there is none."""
+    if values.dtype.kind == "f":
+        values = values[np.isfinite(values)]
+    return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+
+
+def _shown(kind: np.dtype[Any], span: tuple[float, float], scope: Range) -> tuple[float, float]:
+    """What becomes black and what white. Integers of 32 bits that fit into 16 are taken for such: several formats open so."""
+    if scope == "image":
+        return span
+    if scope != "full":
+        return scope[0], scope[1]
+    return 0.0, 65535.0 if span[1] <= 65535 else float(np.iinfo(kind).max)
+
+
+def _scaled(values: NDArray[Any], low: float, high: float, half: float) -> NDArray[np.uint8]:
+    """Values [h, w] so that low is 0 and high is 255; `half` is added before they are cut to whole numbers."""
+    scale = 255 / (high - low) if high > low else 0.0
+    result = np.empty(values.shape, np.uint8)
+    rows = max(1, BAND // max(1, values.shape[1]))
+    for top in range(0, len(values), rows):
+        band = np.nan_to_num(values[top : top + rows].astype(np.float64), nan=low, posinf=high, neginf=low)
+        result[top : top + rows] = np.clip(np.floor((band - low) * scale + half), 0, 255)
+    return result
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether the file holds colours of 16 bits a channel, of which Pillow drops the lower 8."""
+    tiles = getattr(image, "tile", ())
+    return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in tiles)
+
+
+def _extremes(image: Image.Image) -> Iterator[tuple[float, float]]:
+    """The least and the greatest value of each channel."""
+    for channel in image.split():
+        low, high = channel.getextrema()
+        assert isinstance(low, int | float) and isinstance(high, int | float)
+        yield low, high
+
+
+# ---------------------------------------------------------------- opaque
+def _seen(image: Image.Image, background: str, notes: list[str]) -> Image.Image:
+    """An image as RGB, on the background where it is transparent."""
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    image = image.convert("RGBA")
+    alpha, ground = image.getchannel("A"), ImageColor.getrgb(background)
+    if _hides(image, alpha, ground):
+        notes.append(HIDDEN)
+    seen = Image.new("RGB", image.size, ground)
+    seen.paste(image, mask=alpha)
+    return seen
+
+
+def _hides(image: Image.Image, alpha: Image.Image, ground: tuple[int, ...]) -> bool:
+    """Whether fully transparent pixels of an RGBA image are other than all black, all white or all as the background."""
+    counts = image.histogram(alpha.point([255] + [0] * 255))
+    found = [[value for value in range(256) if counts[256 * channel + value]] for channel in range(3)]
+    colour = tuple(values[0] for values in found if len(values) == 1)
+    return any(found) and colour not in ((0, 0, 0), (255, 255, 255), ground)

@@ -192,7 +192,8 @@ def test_predict_on_a_file_that_is_no_image_is_a_clear_error(config_of: MakeConf
     trial = finished(config)
     (tmp_path / "x.jpg").write_text("no image")
     done = carabid("predict", trial.path, tmp_path / "x.jpg", root=root, check=False)
-    assert done.returncode == 2 and "x.jpg: its content is in no image format" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "x.jpg is not a readable image: its content is in no image format" in done.stderr
 
 
 def test_unreadable_images_stop_the_chain_or_are_recorded_in_the_results(

@@ -97,7 +97,8 @@ def test_everything_that_the_package_imports_is_a_declared_dependency() -> None:
         "towers",
     }
     used = {name.partition(".")[0] for path in MODULES for name in imports(parsed(path))} - known
-    assert {distributions.get(name, name.replace("_", "-")) for name in used} <= set(declared())
+    extra = {split(text)[0] for texts in PYPROJECT["project"]["optional-dependencies"].values() for text in texts}
+    assert {distributions.get(name, name.replace("_", "-")) for name in used} <= set(declared()) | extra
 
 
 # ---------------------------------------------------------------- modules

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 
 from pipeline.config.decoding import Decoding
@@ -24,12 +24,9 @@ LOOK_LIKE_IMAGES = {".heic", ".heif", ".hif", ".avif"}
 """Photographs whether or not Pillow can read them here: their error says what is missing."""
 NO_PIXELS = {"MPEG"}
 """Formats that Pillow opens and never decodes, beside its stubs (HDF5, GRIB and the like)."""
-HEIC = "it is HEIC, which Pillow reads with another package: pip install pillow-heif"
-MISSING = {
-    **dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"), HEIC),
-    **dict.fromkeys((b"avif", b"avis"), "it is AVIF, which this Pillow is built without: pip install --upgrade pillow"),
-}
-"""What files of the ISO family say that they are → what reads them."""
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+AVIF_BRANDS = (b"avif", b"avis")
+"""What files of the ISO family say that they are, behind `ftyp`."""
 JPEG = b"\xff\xd8\xff"
 
 # Ours stands in its place, and is no warning.
@@ -59,9 +56,17 @@ def _open(encoded: bytes, most: int) -> Image.Image:
             return JpegImageFile(io.BytesIO(encoded))
         raise ValueError(too_large(f"{int(re.findall('[0-9]+', str(error))[0]):,}", most)) from None
     except UnidentifiedImageError:  # its own words are about a BytesIO object at some address
-        missing = MISSING.get(encoded[8:12]) if encoded[4:8] == b"ftyp" else None
-        unknown = "its content is in no image format that Pillow knows"
-        raise UnidentifiedImageError(missing or unknown) from None
+        raise UnidentifiedImageError(_unknown(encoded)) from None
+
+
+def _unknown(encoded: bytes) -> str:
+    """Why Pillow does not know what a file holds."""
+    brand = encoded[8:12] if encoded[4:8] == b"ftyp" else b""
+    if brand in HEIC_BRANDS and "HEIF" not in Image.OPEN:
+        return "it is HEIC, which Pillow reads with another package: pip install pillow-heif"
+    if brand in AVIF_BRANDS and not features.check("avif"):
+        return "it is AVIF, which this Pillow is built without: pip install --upgrade pillow"
+    return "its content is in no image format that Pillow knows"
 
 
 @cache

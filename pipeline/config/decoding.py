@@ -42,6 +42,7 @@ class Decoding(Section):
     stored (`ignore`: as the challenges hand them over). Pillow turns TIFF files in either case."""
     max_pixels: Annotated[Positive, LATER] = 178_956_970
     """Larger images are refused, but for JPEGs: these are decoded at a half, a quarter or an eighth of their size, the first that
-    fits (except under data.scale_bar, which measures in pixels): what a network of 224 pixels sees of it differs by some
-    percent of a grey value's range. Decoding takes at most resources.decode_threads × max_pixels × 24 bytes of memory, if so many
-    images are so large at once (5 bytes a pixel are usual, 13 with transparency, up to 19 for the pixels baseline)."""
+    fits (not under data.scale_bar, which measures in pixels). What a network of 224 pixels sees of one of 12 megapixels differs
+    by at most 0.8 % of the range at a half or a quarter, 1.6 % at an eighth. Decoding takes at most resources.decode_threads ×
+    max_pixels × 24 bytes of memory, if so many images are so large at once (5 bytes a pixel are usual, 13 with transparency, up
+    to 19 for the pixels baseline)."""

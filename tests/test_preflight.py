@@ -189,7 +189,7 @@ def test_a_look_loads_no_torch_and_decodes_no_image(root: Path, tmp_path: Path) 
     done = subprocess.run(line, capture_output=True, text=True, cwd=PROJECT, env={**os.environ, "CARABID_ROOT": str(root)})
     imported = {part.rpartition("|")[2].strip().partition(".")[0] for part in done.stderr.splitlines() if "|" in part}
     assert done.returncode == 0 and "pandas" in imported, done.stderr[-2000:]
-    assert not imported & {"torch", "sklearn", "datasets", "PIL"}
+    assert not imported & {"torch", "sklearn", "datasets"}
 
 
 # ---------------------------------------------------------------- other sources

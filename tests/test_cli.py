@@ -125,6 +125,11 @@ def test_the_mistyped_key_of_the_issue(type_in: Callable[..., Said], root: Path)
     [
         (("generate", "classify", "--out", "made-up"), "takes your own images, and none are made up. Made up are: beetles"),
         (("plan", "configs/beetles/loar.yaml"), "did you mean configs/beetles/lora.yaml?"),
+        (("plan", "nosuch.yaml"), "there are: configs/beetles/augmentation.yaml"),
+        (("plan", "configs/cluster/slurm.yaml"), "slurm.yaml is a cluster profile: use it as --cluster slurm"),
+        (("submit", "configs/cluster/hipergator.yaml"), "use it as --cluster hipergator"),
+        (("plan", LORA, "--cluster", LORA), "lora.yaml is an experiment, and no cluster profile; there are: apptainer"),
+        (("plan", "configs/beetles"), "configs/beetles is a folder, and a config is a YAML: configs/beetles/augmentation.yaml"),
         (("plan", LORA, "optim.lr=fast"), "`optim.lr`: Input should be a valid number"),
         (("plan", LORA, "optim.kind=sgd"), "'adam' or 'adamw'"),
         (("plan", LORA, "seed"), "write key=value"),
@@ -152,6 +157,28 @@ def test_a_mistake_ends_with_status_2_and_a_message_and_changes_nothing(
     assert said.status == 2
     assert what in " ".join(said.err.replace("│", " ").split())
     assert list(root.iterdir()) == []
+
+
+def test_a_missing_config_lists_no_cluster_profiles(type_in: Callable[..., Said]) -> None:
+    for name in ("nosuch.yaml", "configs/beetles/slurm.yaml", "configs/cluster/hipergater.yaml"):
+        said = type_in("plan", name)
+        assert said.status == 2 and "configs/generic/regress.yaml" in said.err
+        assert not re.search(r"(there are|did you mean).*configs/cluster", said.err)
+
+
+def test_a_profile_of_ones_own_is_called_one_wherever_it_lies(type_in: Callable[..., Said], tmp_path: Path) -> None:
+    site, experiment = tmp_path / "site.yaml", tmp_path / "mine.yaml"
+    shutil.copy(PROJECT / "configs" / "cluster" / "hipergator.yaml", site)
+    said = type_in("plan", site)
+    assert said.status == 2 and said.err.startswith(f"carabid: {site} is a cluster profile: use it as --cluster {site}")
+    experiment.write_text(f"base: {PROJECT / LORA}\nscheduler: {{kind: constant}}\n")
+    assert "`scheduler.kind` does not exist, but `schedule.kind` does" in type_in("plan", experiment).err
+
+
+def test_the_config_of_a_trained_trial_is_an_experiment_of_that_trial(type_in: Callable[..., Said], root: Path) -> None:
+    name = finished(root)
+    said = type_in("plan", root / "trained" / "beetles-lora" / name / "config.yaml")
+    assert said.status == 0 and re.search(rf"^done +{re.escape(name)}$", said.out, re.M)
 
 
 def test_an_array_with_gaps_is_a_mistake(type_in: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:

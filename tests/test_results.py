@@ -26,11 +26,13 @@ from pipeline.reporting.results import (
     hash_results,
     print_tables,
     sort_rows,
+    sorts,
     summarize,
     to_csv,
     to_json,
     to_markdown,
 )
+from pipeline.reporting.terminal import short_names
 from pipeline.tasks import load_task
 from tests.small import load_named as load_experiment
 
@@ -418,3 +420,90 @@ def test_repetitions_share_a_line_whatever_their_folders_are_called() -> None:
         finish(Trial(f"renamed-{trial.name}", trial.config), experiment, 0.5)
     done = [line for line in table() if line.state == "done"]
     assert [line.n for line in done] == [2]
+
+
+# ---------------------------------------------------------------- in a terminal
+STOCK = ("butterflies-classifiers", "head=hist_gradient_boosting,backbone.name=facebook_dinov2-with-registers-base,dtype=fp32")
+
+
+def lines_of(*names: tuple[str, str], sd: float | None = 0.002, look: Look = NUMBERS) -> list[Line]:
+    means = {name: -0.605 for name, _ in look.columns}
+    return [Line(*name, "done", 2, "validation", True, means, dict.fromkeys(means, sd)) for name in names]
+
+
+def test_trials_are_called_by_what_tells_them_apart_and_the_hash_of_their_folder() -> None:
+    names = {
+        ("frozen", "name=clip,dtype=fp32,precision=fp32"): "–",
+        ("lora", "name=clip,dtype=fp32,precision=fp32,lr=1e-3,seed=0-0123abcd"): "lr=1e-3-0123abcd",
+        ("lora", "name=clip,dtype=fp32,precision=fp32,lr=3e-3,seed=0-0123abce"): "lr=3e-3-0123abce",
+        ("lora", "ensemble of 2: name=clip,dtype=fp32,precision=fp32,seed=0"): "ensemble of 2",
+        ("dinov2", "name=dinov2,dtype=fp32,seed=0-0123abcf"): "name=dinov2-0123abcf",
+        ("again", "name=clip,dtype=fp32,seed=0-0123abc0"): "0123abc0",
+    }
+    assert short_names(list(names)) == list(names.values())
+    assert short_names([("lora", "name=clip,seed=0-0123abcd")]) == ["name=clip,seed=0-0123abcd"]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 140, 200])
+@pytest.mark.parametrize("sd", [None, 0.002])
+def test_a_table_fits_its_terminal_and_says_what_it_leaves_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int, sd: float | None
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    names = [(STOCK[0], f"{STOCK[1]},C={number},seed=0-0123abc{number}") for number in range(9)]
+    print_tables({NUMBERS: lines_of(*names, ("butterflies-logistic", "defaults"), sd=sd)})
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= columns and "…" not in printed
+    shown = next(line for line in printed.splitlines() if line.startswith("│")).count("│") - 5
+    assert shown == 5 if columns == 200 else shown >= 3 if columns >= 100 else shown >= 1
+    assert ("Left out: " in printed) == (shown < 5) and "`--format csv` has all." in " ".join(printed.split())
+    assert ("rms" in printed.partition("Left out: ")[2]) == (shown < 5)
+    assert printed.count("-0.605") == 10 * shown
+    rows = [line.split("│") for line in printed.splitlines() if line.startswith("│")]
+    assert all(f"0123abc{number}" in "".join(row[2].strip() for row in rows) for number in range(9))
+
+
+def test_other_forms_have_whole_names_and_every_figure(rows: list[Row]) -> None:
+    text = to_markdown({NUMBERS: lines_of((STOCK[0], STOCK[1]), (STOCK[0], f"{STOCK[1]},C=3"))})
+    assert text.count(STOCK[1]) == 2 and text.count("-0.605") == 2 * len(NUMBERS.columns)
+
+
+def undefined(values: dict[str, Any]) -> dict[str, Any]:
+    """Results without images of new domains: the challenge's score is not defined."""
+    values["summary"]["rms"] = None
+    return values | BEETLES.describe({key: values[key] for key in (*TARGETS, "summary")})
+
+
+def test_where_the_challenges_score_is_not_defined_crps_ranks_and_is_shown() -> None:
+    experiment = plan("optim.lr=1e-3,2e-3,3e-3")
+    for trial, error in zip(experiment.trials, (0.3, 0.1, 0.2), strict=True):
+        finish(trial, experiment, 0.5, error=error)
+        file = experiment.dir.trial(trial.name).results
+        write_json(file, undefined(read_json(file)))
+    tables = by_look(collect(all_experiments()))
+    ((look, found),) = tables.items()
+    by = sorts(tables, "rms")[look]
+    assert by == "CRPS" and look.columns[-1] == ("CRPS", "CRPS") and look.led_by(by).sort == "CRPS"
+    assert [line.means["MAE"] for line in summarize(found, by)] == [0.1, 0.2, 0.3]
+    assert [row.figures["MAE"] for row in sort_rows(found, by)] == [0.1, 0.2, 0.3]
+
+
+def test_where_some_results_have_the_challenges_score_it_ranks_and_the_others_come_after_them() -> None:
+    experiment = plan("optim.lr=1e-3,2e-3")
+    for trial, error in zip(experiment.trials, (0.3, 0.1), strict=True):
+        finish(trial, experiment, 0.5, error=error)
+    file = experiment.dir.trial(experiment.trials[1].name).results
+    write_json(file, undefined(read_json(file)))
+    tables = by_look(collect(all_experiments()))
+    ((look, found),) = tables.items()
+    assert sorts(tables, "rms") == {look: "rms"} and look.columns[-1][0] == "rms"
+    assert [line.means["MAE"] for line in summarize(found, "rms")] == [0.3, 0.1]
+
+
+def test_results_of_before_there_was_a_stand_in_are_shown() -> None:
+    experiment = plan()
+    finish(experiment.trials[0], experiment, 0.5)
+    file = experiment.dir.trial(experiment.trials[0].name).results
+    write_json(file, {key: value for key, value in read_json(file).items() if key != "instead"})
+    (row,) = collect(all_experiments())
+    assert row.state == "done" and row.instead == {}

@@ -32,7 +32,7 @@ def results(
         texts = {name: partial(write, spent) for name, write in forms.items()}
         _show(form, partial(costs.print_table, spent, trained), texts)
         return
-    lines = {look: module.summarize(some, by[look]) for look, some in tables.items()}
+    lines = {look.led_by(by[look]): module.summarize(some, by[look]) for look, some in tables.items()}
     texts = {"csv": partial(module.to_csv, rows), "markdown": partial(module.to_markdown, lines)}
     _show(form, partial(module.print_tables, lines, trained), texts | {"json": partial(module.to_json, rows)})
 

@@ -105,6 +105,10 @@ class Profile(Section):
         return variables
 
 
+OF_EXPERIMENTS = {"base", "task", "experiment", "data", "backbone", "model", "grid", "variants"}
+"""What an experiment's says, and a profile's never."""
+
+
 @dataclass(frozen=True)
 class Cluster:
     """A profile, and the layer of configuration that it puts below an experiment's own."""
@@ -131,6 +135,9 @@ def load_cluster(name: str | None = None, environ: Mapping[str, str] = os.enviro
         return Cluster(Profile(), Layer())
     path = _find(wanted)
     values, places = read_yaml(path)
+    if values.keys() & OF_EXPERIMENTS:
+        there = ", ".join(known_profiles())
+        raise UserError(f"--cluster {wanted}: {path} is an experiment, and no cluster profile; there are: {there}")
     places = {key: f"{path}, {line}" for key, line in places.items()}
     try:
         own = {key: value for key, value in values.items() if key not in ("resources", "paths")}
@@ -200,8 +207,7 @@ def _in_words(details: Any, places: Mapping[str, str], path: Path) -> str:
     key = ".".join(part for n, part in enumerate(parts) if not (n == 1 and parts[0] == "environment"))
     place = next((places[k] for k in (key, key.rpartition(".")[0]) if k in places), str(path))
     if details["type"] == "extra_forbidden":
-        known = [*Profile.model_fields, "resources", "paths"]
-        return f"{place}: `{key}` does not exist; {nearest(key, known)}"
+        return f"{place}: `{key}` does not exist; {nearest(key, [*Profile.model_fields, 'resources', 'paths'])}"
     message = details["msg"].removeprefix("Value error, ")
     secret = details["type"] == "value_error"  # what was refused may be a password: it is not to be seen in a log
     return f"{place}: `{key}`: {message}" + ("" if secret else f" (given: {details['input']!r:.100})")

@@ -28,6 +28,7 @@ from pipeline.config.resources import yielding
 from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT, ExperimentDir, experiment_dir, root
 from pipeline.errors import UserError
+from pipeline.experiments.cluster import FOLDER, Profile
 from pipeline.experiments.documents import Layer, YamlDumper, read_block, read_document
 from pipeline.experiments.explain import explain
 from pipeline.experiments.grid import cells, choose_variants, split_overrides
@@ -75,6 +76,7 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = (), below: La
     """
     path = find_config(source)
     document = read_document(path, ())
+    _check_kind(path, document.values)
     typed = split_overrides(overrides, document)
     if below:
         said = [*flatten(document.values), *document.grid, *typed]
@@ -132,13 +134,23 @@ def find_config(source: str | Path) -> Path:
     for candidate in (Path.cwd() / path, PROJECT / path):
         if os.path.isfile(candidate):  # (Path's own raises for a name that is too long)
             return candidate.resolve()
-    known = [p.relative_to(PROJECT) for p in sorted((PROJECT / "configs").rglob("*.yaml"))]
+    if os.path.isdir(path):
+        inside = ", ".join(map(str, sorted(path.glob("*.yaml"))[:MOST])) or "it holds none"
+        raise UserError(f"{source} is a folder, and a config is a YAML: {inside}")
+    known = [p.relative_to(PROJECT) for p in sorted((PROJECT / "configs").rglob("*.yaml")) if p.parent != FOLDER]
     stems = difflib.get_close_matches(path.stem, {p.stem for p in known}, n=1)
     alike = [p for p in known if p.stem in stems]
     near = [p for p in alike if p.parent.name == path.parent.name] or alike
     hint = f"; did you mean {' or '.join(map(str, near))}?" if near else f"; there are: {', '.join(map(str, known))}"
     places = dict.fromkeys((str(Path.cwd()), str(PROJECT)))
     raise UserError(f"there is no config {source} (looked in {' and '.join(places)}){hint}")
+
+
+def _check_kind(path: Path, values: Tree) -> None:
+    """Raises UserError where a YAML is a cluster profile."""
+    if path.parent == FOLDER or ("task" not in values and values.keys() & Profile.model_fields.keys()):
+        name = path.stem if path.parent == FOLDER else path
+        raise UserError(f"{path} is a cluster profile: use it as --cluster {name}, beside the YAML of an experiment")
 
 
 # ---------------------------------------------------------------- validation with errors for people

@@ -25,8 +25,9 @@ from pipeline.errors import UserError
 from pipeline.experiments.reading import saved_science
 from pipeline.metrics.figures import Figure
 from pipeline.metrics.intervals import central, draws
-from pipeline.reporting.results import cells_to_markdown, hash_results, print_cells
+from pipeline.reporting.results import cells_to_markdown, hash_results
 from pipeline.reporting.state import AGAIN
+from pipeline.reporting.terminal import print_cells
 from pipeline.tasks import load_task
 from pipeline.tasks.base import Array, Tested
 

@@ -17,7 +17,8 @@ from typing import Any
 from pipeline.disk.attempts import read_attempts, restarts, spent
 from pipeline.disk.layout import ExperimentDir, TrialDir
 from pipeline.disk.writing import read_record
-from pipeline.reporting.results import Row, cells_to_markdown, no_trials, print_cells
+from pipeline.reporting.results import Row, cells_to_markdown, no_trials
+from pipeline.reporting.terminal import print_cells
 
 HEADER = ("experiment", "trial", "state", "hours", "GPU-hours", "GPU", "restarts", "nodes", "jobs")
 UNKNOWN = "–"

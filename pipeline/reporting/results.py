@@ -6,12 +6,12 @@ import csv
 import io
 import json
 import statistics
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
-from textwrap import shorten
+from textwrap import fill, shorten
 from typing import Any
 
 from pipeline.config.identity import flatten, science
@@ -21,6 +21,7 @@ from pipeline.disk.reading import Damaged, reading, sha256_of_file, told
 from pipeline.disk.writing import read_json
 from pipeline.errors import UserError
 from pipeline.reporting.state import AGAIN, planned_trials, trial_config, trial_state
+from pipeline.reporting.terminal import columns, fit, print_cells, short_names
 
 REPLICATES = ("seed", "data.split.fold")
 """Trials that differ in these alone are repetitions of one another: the table shows their mean ± sd."""
@@ -46,6 +47,8 @@ class Row:
     """The figures that tables show, with their titles; the first sorts them."""
     lower_is_better: tuple[str, ...] = ()
     """Last parts of the names of figures of which less is better."""
+    instead: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """For a figure that is not defined in a table the one that is shown and sorts it then, with its title."""
 
     def rank(self, sort: str, value: float | None) -> float:
         """Lowest for the best value of a figure."""
@@ -81,14 +84,21 @@ def hash_results(trial: TrialDir) -> str:
 
 
 def sorts(tables: Mapping[Look, Sequence[Row]], wanted: str | None) -> dict[Look, str]:
-    """The figure that each table is sorted by: the one that is wanted, where its results have it, else its own.
+    """The figure that each table is sorted by: the one that is wanted, where its results have it, or what stands in for it where
+    it is defined for none, else its own.
 
     Raises UserError if no result of any has a figure of that name.
     """
     if wanted is not None:
         _check_figure([row for rows in tables.values() for row in rows], wanted)
     has = {look: any(wanted in row.figures for row in rows) for look, rows in tables.items()}
-    return {look: wanted if wanted is not None and has[look] else look.sort for look in tables}
+    return {look: _defined(wanted, rows)[0] if wanted is not None and has[look] else look.sort for look, rows in tables.items()}
+
+
+def _defined(name: str, rows: Sequence[Row], title: str = "") -> tuple[str, str]:
+    """A figure with its title, or what stands in for it where none of these results has it."""
+    other = next((row.instead[name] for row in rows if name in row.instead), None)
+    return (name, title) if other is None or any(row.figures.get(name) is not None for row in rows) else other
 
 
 def summarize(rows: Sequence[Row], sort: str) -> list[Line]:
@@ -154,6 +164,10 @@ class Look:
     def sort(self) -> str:
         return self.columns[0][0]
 
+    def led_by(self, name: str) -> Look:
+        """The same with this figure, if it is one of its columns, as the first of them."""
+        return Look(tuple(sorted(self.columns, key=lambda column: column[0] != name)))
+
     @property
     def header(self) -> tuple[str, ...]:
         return ("experiment", "trial", "n", "split", *(title for _, title in self.columns))
@@ -173,14 +187,19 @@ NO_RESULTS = Look((("", "state"),))
 def by_look(rows: Sequence[Row]) -> dict[Look, list[Row]]:
     """Rows that one table can show: of experiments with the same headline figures; trials without results stand among them."""
     looks: dict[str, Look] = {}
-    for row in rows:
-        if row.headline:
-            looks.setdefault(row.experiment, Look(tuple(row.headline.items())))
+    for name, group in groupby(sorted((row for row in rows if row.headline), key=_experiment), key=_experiment):
+        some = list(group)
+        shown = (_defined(figure, some, title) for figure, title in some[0].headline.items())
+        looks[name] = Look(tuple(dict(shown).items()))
     fallback = next(iter(looks.values()), NO_RESULTS)
     tables: dict[Look, list[Row]] = {look: [] for look in looks.values()}
     for row in rows:
         tables.setdefault(looks.get(row.experiment, fallback), []).append(row)
     return tables
+
+
+def _experiment(row: Row) -> str:
+    return row.experiment
 
 
 def no_trials(trained: Path | None = None) -> str:
@@ -189,23 +208,27 @@ def no_trials(trained: Path | None = None) -> str:
 
 
 def print_tables(tables: Mapping[Look, Sequence[Line]], trained: Path | None = None) -> None:
-    """The tables for a terminal, or a sentence where there is nothing yet."""
+    """The tables for a terminal, each with the trials that have no results below it, or a sentence where there is nothing yet."""
     for look, lines in tables.items():
-        print_cells(look.header, map(look.cells, lines))
+        _print_done(look, [line for line in lines if line.state == "done"])
+        for line in lines:
+            if line.state != "done":
+                print(fill(f"{line.experiment}/{line.name}: {line.state}", columns(), subsequent_indent="    "))
     if not tables:
         print(no_trials(trained))
 
 
-def print_cells(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table for a terminal, or 160 columns wide for a file; what is too long for its column goes on below."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Column, Table
-
-    table = Table(*(Column(title, overflow="fold") for title in header))
-    for row in rows:
-        table.add_row(*map(escape, row))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+def _print_done(look: Look, lines: Sequence[Line]) -> None:
+    if not lines:
+        return
+    names = short_names([(line.experiment, line.name) for line in lines])
+    rows = [look.cells(replace(line, name=name)) for line, name in zip(lines, names, strict=True)]
+    widths = fit(look.header, rows, columns())
+    print_cells(look.header, rows, widths)
+    said = ["Trials are called by what tells them apart."] * (names != [line.name for line in lines])
+    said += [f"Left out: {', '.join(look.header[len(widths) :])}."] * (len(widths) < len(look.header))
+    if said:
+        print(fill(f"{' '.join(said)} `--format csv` has all.", columns()))
 
 
 def to_markdown(tables: Mapping[Look, Sequence[Line]]) -> str:
@@ -256,6 +279,7 @@ def _with_results(row: Row, results: dict[str, Any], group: str) -> Row:
     if not are_numbers or not all(isinstance(text, str) for text in texts):
         raise ValueError("its figures are not those of its headline, or no numbers, or their names no text")
     told = {"split": results["split"], "optimistic": optimistic, "lower_is_better": tuple(results["lower_is_better"])}
+    told["instead"] = {str(name): (str(other), str(title)) for name, (other, title) in results.get("instead", {}).items()}
     return replace(row, group=group, figures=figures, headline=headline, **told)
 
 

@@ -90,6 +90,8 @@ class Task(ABC, Generic[P]):
     headline: ClassVar[Sequence[str]]
     """What tables show, the first sorts them: names of figures, `in_domain.r2` of those in a block; `selection` is the figure on
     validation that the model was chosen by. The first that is selectable chooses models unless `select.metric` does."""
+    instead: ClassVar[Mapping[str, str]] = {}
+    """For a figure that may not be defined for a whole table the one that is shown and sorts it then."""
     ensembles: ClassVar[bool] = False
     """Whether trials that differ in the seed alone are taken together as well (`kept`, `combine`)."""
     challenge: ClassVar[str | None] = None
@@ -169,10 +171,12 @@ class Task(ABC, Generic[P]):
 
     def describe(self, blocks: Mapping[str, Any]) -> dict[str, Any]:
         """What tables need of results, for results.json: the figures by name, which of them are the headline with their titles,
-        and of which less is better."""
+        of which less is better, and which with its title stands in for another."""
         values = dict(self._named(blocks, "")) | {"selection": blocks["summary"].get("selection", {}).get("value")}
         lower = [name for name, figure in self.figures.items() if figure.lower_is_better]
-        return {"figures": values, "headline": {name: self.title(name) for name in self.headline}, "lower_is_better": lower}
+        headline = {name: self.title(name) for name in self.headline}
+        instead = {name: (other, self.title(other)) for name, other in self.instead.items()}
+        return {"figures": values, "headline": headline, "lower_is_better": lower, "instead": instead}
 
     def title(self, name: str) -> str:
         """What people call a figure: `in_domain.r2` → R² in-domain."""

@@ -68,6 +68,7 @@ END_TO_END = (
 )
 OTHERS = {
     "network": ("backbone={kind: timm, name: test_resnet, image_size: 32}", *END_TO_END, FLIPS),
+    "rounded network": ("backbone={kind: timm, name: test_resnet, image_size: 32}", *END_TO_END, FLIPS, "features.dtype=bf16"),
     "whole dinov2": ("backbone={kind: dinov2, name: DINOV2, pooling: cls_mean}", *END_TO_END),
     "dinov2": ("backbone={kind: dinov2, name: DINOV2, pooling: cls_mean}", "model.head.kind=lda"),
     "timm": ("backbone={kind: timm, name: test_vit, image_size: 64}", "model.head.kind=lda"),
@@ -76,7 +77,7 @@ OTHERS = {
         "model.head.kind=lda",
     ),
 }
-"""Other backbones: whole ones that learn, and several side by side."""
+"""Other backbones: whole ones that learn, one of them from stored images that are rounded, and several side by side."""
 DRIVER = f"""{MODELS}
 folders, files, said = json.load(open(sys.argv[1])), json.load(open(sys.argv[2])), {{}}
 for folder, model in models(folders):
@@ -98,7 +99,9 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(table: Path, *overrides: str) -> Experiment:
     columns = ("data.columns.domain=ssp_indicator", f"data.images={table.parent / 'images'}")
-    return load_experiment(CONFIG, (f"data.source={table}", *columns, *QUICK, *overrides))
+    given = {text.partition("=")[0] for text in overrides}
+    quick = (text for text in QUICK if text.partition("=")[0] not in given)
+    return load_experiment(CONFIG, (f"data.source={table}", *columns, *quick, *overrides))
 
 
 def finish(experiment: Experiment) -> TrialDir:
@@ -267,14 +270,20 @@ def submitted(
     folders = {name: export([t.path], here / name, zipped=False, with_backbone=True) for name, t in trained.items()}
     both = [trained["lda"].path, trained["mlp"].path]
     folders["both"] = export(both, here / "both", zipped=False, with_backbone=True)
-    (here / "folders.json").write_text(json.dumps(list(map(str, folders.values()))))
-    (here / "files.json").write_text(json.dumps(list(map(str, photographs))))
+    answer = answered(list(folders.values()), list(map(str, photographs)), clean, here)
+    return {name: answer[str(folder)] for name, folder in folders.items()}
+
+
+def answered(folders: list[Path], photographs: list[str], python: Path, here: Path) -> dict[str, Any]:
+    """What exported folders say of photographs, the last of which counts for its score alone."""
+    (here / "folders.json").write_text(json.dumps(list(map(str, folders))))
+    (here / "files.json").write_text(json.dumps(photographs))
     files = [str(here / name) for name in ("folders.json", "files.json", "answer.json")]
     environ = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([clean, "-c", DRIVER, *files], capture_output=True, text=True, env=environ, timeout=300)
+    done = subprocess.run([python, "-c", DRIVER, *files], capture_output=True, text=True, env=environ, timeout=300)
     assert done.returncode == 0, done.stderr
-    answer = json.loads((here / "answer.json").read_text())
-    return {name: answer[str(folder)] for name, folder in folders.items()}
+    answer: dict[str, Any] = json.loads((here / "answer.json").read_text())
+    return answer
 
 
 def test_a_submission_says_the_probabilities_that_predict_says(
@@ -286,6 +295,21 @@ def test_a_submission_says_the_probabilities_that_predict_says(
         # Log odds of a Gaussian process are by another, finer quadrature; k-NN's are clipped (see models/plain.py).
         tolerance = {"gaussian_process": 1e-3}.get(name, 2e-6 if name in TRIALS and name != "mlp" else 1e-5)
         assert 1 / (1 + np.exp(-odds)) == pytest.approx(said, abs=tolerance), name
+
+
+def test_a_submission_says_the_probabilities_that_were_evaluated(
+    trained: dict[str, TrialDir], table: Path, clean: Path, tmp_path: Path
+) -> None:
+    """Of images in a store of fp32, and in one of bf16, which rounds them: a network that learnt from such reads such."""
+    names = ("network", "rounded network", "whole dinov2", "mlp")
+    folders = {name: export([trained[name].path], tmp_path / name, zipped=False, with_backbone=True) for name in names}
+    rows = pd.read_parquet(trained["network"].predictions).query("target == 'hybrid_stat=hybrid'")
+    files = [str(table.parent / "images" / name) for name in rows["id"]]
+    odds = answered(list(folders.values()), [*files, files[0]], clean, tmp_path)
+    for name, folder in folders.items():
+        told = pd.read_parquet(trained[name].predictions).query("target == 'hybrid_stat=hybrid'")
+        assert told["id"].tolist() == rows["id"].tolist() and len(told) > 20
+        assert 1 / (1 + np.exp(-np.array(odds[str(folder)][1]))) == pytest.approx(told["prediction"], abs=1e-5), name
 
 
 def test_a_broken_image_gets_a_neutral_score_and_others_keep_their_order(submitted: dict[str, Any]) -> None:

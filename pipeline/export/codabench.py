@@ -216,8 +216,9 @@ def fingerprint(state: State) -> str:
 
 def _member_spec(member: Member) -> Spec:
     """How a member is made again, and what calibrates it."""
-    names, trained = member.facts.names, read_trained(member.trial)
+    names, trained, config = member.facts.names, read_trained(member.trial), member.config
     return member.model.spec() | {
+        "rounded": config.model.encoder.reads == "images" and config.features.dtype == "bf16",
         "trial": f"{member.trial.path.parent.name}/{member.trial.path.name}",
         "config_hash": trained["config_hash"],
         "targets": list(member.facts.learnt),

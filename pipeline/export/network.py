@@ -69,11 +69,12 @@ class Batch:
     def images(self) -> Any:
         return self.backbone.transform(self.datapoints)
 
-    def features(self, kind: str, tail: Mapping[str, Tensor]) -> Tensor:
-        """What a member with this tail reads (without one, the backbone's own features)."""
+    def features(self, kind: str, tail: Mapping[str, Tensor], rounded: bool = False) -> Tensor:
+        """What a member with this tail reads (without one, the backbone's own features); `rounded`: of images in bf16, as a
+        network that is trained end to end has learnt from."""
         if tail:
             self.backbone.put(tail)
-            return self.backbone.features(self.images, kind)
+            return self.backbone.features(self.images.bfloat16().float() if rounded else self.images, kind)
         if kind not in self.found:
             self.found[kind] = self.backbone.features(self.images, kind)
         return self.found[kind]
@@ -131,7 +132,7 @@ class NetworkMember(ImageMember):
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         names = {kind: found.to(self.device) for kind, found in batch.rows(self.spec["names"]).items()}
-        return batch.features(self.spec["features"], self.tail), names
+        return batch.features(self.spec["features"], self.tail, self.spec["rounded"]), names
 
 
 class ClimatologyMember(Member):

@@ -197,7 +197,9 @@ def _predict_batch(config: Config, models: Models, images: Float[Tensor, "images
     (kind, blocks), backbone = token_kind(config), models.backbone
     with torch.inference_mode():
         cut = backbone.cut_before(blocks) if blocks else 0
-        features = compute_features(backbone, images.to(models.device), kind, cut)
+        # Images are no more than rounded in a store: a network that learnt from such reads such.
+        dtype = config.features.dtype if kind == "images" else "fp32"
+        features = compute_features(backbone, images.to(models.device), kind, cut, dtype).float()
         return models.model.predict(features, metadata.to(models.device)).cpu()
 
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import forecasts, head_training, ridge, silhouettes
+from benchmarks import forecasts, head_training, ridge, shifted, silhouettes
 from pipeline.disk.layout import PROJECT
 from tests import conftest
 
 
 def test_every_script_has_a_short_form_here() -> None:
     scripts = {path.stem for path in (PROJECT / "benchmarks").glob("*.py")} - {"__init__"}
-    assert scripts == {module.__name__.rpartition(".")[2] for module in (forecasts, head_training, ridge, silhouettes)}
+    assert scripts == {module.__name__.rpartition(".")[2] for module in (forecasts, head_training, ridge, shifted, silhouettes)}
 
 
 def test_head_training_times_an_epoch_each_way(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,6 +63,20 @@ def test_forecasts_compares_methods_over_folds(
     out = capsys.readouterr().out
     assert all(out.count(method.label) >= 2 for method in quick.values()), out
     assert "of 5 |" in out and "nan" not in out, out
+
+
+@pytest.mark.jobs
+def test_shifted_images_are_forecast_with_and_without_what_is_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shifted, "METHODS", {"ridge": shifted.METHODS["ridge"]})
+    monkeypatch.setattr(shifted, "SHIFTS", {name: shifted.SHIFTS[name] for name in ("as they are", "white")})
+    monkeypatch.setattr(shifted, "carabid", small)
+    monkeypatch.setattr("sys.argv", ["shifted.py", str(tmp_path), "0"])
+    shifted.main()
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "ridge, calibrated" in line]
+    ordinary, white = ([float(cell.strip(" |")) for cell in line[2:]] for line in lines)
+    assert abs(ordinary[0] - ordinary[1]) < 0.1 and white[1] > white[0] + 0.1 and white[3] < white[2], lines
 
 
 def small(*arguments: object, root: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -99,7 +99,7 @@ def simulate(shared: float, own: float, n_groups: int, seed: int) -> tuple[Array
 
 def forecast_of(mean: Array, variance: Array, n: Array) -> Forecast:
     """A forecast whose spread over images is not asked for."""
-    return Forecast(mean, variance, n, np.full(len(mean), np.nan))
+    return Forecast(mean, variance, n, np.full(len(mean), np.nan), np.ones(len(mean)))
 
 
 @pytest.mark.parametrize(("shared", "own"), [(0.5, 1.5), (0.2, 2.0), (1.0, 0.5), (0.6, 1.0)])
@@ -172,6 +172,74 @@ def test_a_calibration_needs_groups() -> None:
         fit_calibration(np.zeros(0), forecast_of(np.zeros(0), np.zeros(0), np.zeros(0)))
 
 
+# ---------------------------------------------------------------- floor and trust
+def collapsing(wrongly: bool, seed: int) -> tuple[Array, Forecast]:
+    """Groups of one image, of a fifth of which the head says that it is surer by far than of the others."""
+    rng = np.random.default_rng(seed)
+    sd = np.where(rng.random(1000) < 0.2, 0.02, 1.0)
+    mean = rng.normal(size=1000)
+    truth = mean + rng.normal(size=1000) * (1.0 if wrongly else sd)
+    return truth, forecast_of(mean, sd**2, np.ones(1000))
+
+
+def test_a_sigma_that_collapses_where_the_head_is_wrong_is_held_up() -> None:
+    """(an ordinary event got −1.22 ± 0.016, and its truth was −0.21)"""
+    fitted = fit_calibration(*collapsing(wrongly=True, seed=1))
+    truth, forecast = collapsing(wrongly=True, seed=2)
+    mu, sigma = fitted(forecast)
+    assert sigma.min() > 0.7 and coverage(truth, mu, sigma, 0.8) == pytest.approx(0.8, abs=0.04)
+    without = replace(fitted, floor=MIN_SIGMA)(forecast)
+    assert without[1].min() < 0.05 and crps(truth, mu, sigma).mean() < 0.95 * crps(truth, *without).mean()
+
+
+def test_a_head_that_is_rightly_sure_stays_sure_and_no_surer_than_it_was_seen_to_be() -> None:
+    fitted = fit_calibration(*collapsing(wrongly=False, seed=3))
+    assert 0.01 < fitted.floor < 0.03
+    _, sigma = fitted(forecast_of(np.zeros(2), np.array([1e-4, 1e-12]), np.ones(2)))
+    assert sigma[0] < 0.03 and sigma[1] == fitted.floor
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10**6), st.integers(2, 60))
+def test_a_floor_makes_no_held_out_group_worse_on_average(seed: int, n_groups: int) -> None:
+    truth, forecast = simulate(0.5, 1.0, n_groups, seed)
+    fitted = fit_calibration(truth, forecast)
+    assert fitted.floor >= MIN_SIGMA
+    assert crps(truth, *fitted(forecast)).mean() <= crps(truth, *replace(fitted, floor=MIN_SIGMA)(forecast)).mean() + 2e-7
+
+
+USUAL = Calibration(1.0, 0.5, floor=0.2, usual=0.5, usual_sd=1.2)
+TRUSTS = st.floats(0, 1)
+
+
+@given(st.floats(-4, 4), st.floats(1e-6, 1e3), st.integers(1, 500), TRUSTS)
+def test_a_forecast_is_the_mixture_of_what_is_said_and_what_is_usual(mean: float, variance: float, n: int, trust: float) -> None:
+    """Its moments by the law of total variance; where trust is 1 it is what was said, to the bit."""
+    said = forecast_of(np.array([mean]), np.array([variance]), np.array([float(n)]))
+    (mu,), (sigma,) = USUAL(said)
+    (mixed_mu,), (mixed_sigma,) = USUAL(replace(said, trust=np.array([trust])))
+    second = trust * (sigma**2 + mu**2) + (1 - trust) * (USUAL.usual_sd**2 + USUAL.usual**2)
+    expected = trust * mu + (1 - trust) * USUAL.usual
+    assert mixed_mu == pytest.approx(expected, abs=1e-9)
+    assert mixed_sigma**2 == pytest.approx(second - expected**2, rel=1e-6, abs=1e-6)
+    assert trust < 1 or (mixed_mu, mixed_sigma) == (mu, sigma)
+
+
+@given(st.floats(-4, 4), st.floats(0.01, 1.0), TRUSTS, TRUSTS)
+def test_the_less_a_forecast_is_trusted_the_nearer_to_the_usual_it_is(mean: float, sd: float, one: float, two: float) -> None:
+    trusts = np.array([0.0, *sorted((one, two)), 1.0])
+    mu, sigma = USUAL(replace(forecast_of(np.full(4, mean), np.full(4, sd**2), np.ones(4)), trust=trusts))
+    assert (np.diff(np.abs(mu - USUAL.usual)) >= -1e-12).all()
+    assert mu[0] == pytest.approx(USUAL.usual) and sigma[0] == pytest.approx(USUAL.usual_sd)
+    assert (sigma >= min(sigma[0], sigma[-1]) - 1e-12).all()
+
+
+def test_what_is_usual_is_how_far_held_out_groups_lie_from_the_training_mean() -> None:
+    truth, forecast = simulate(0.5, 0.5, 200, 5)
+    fitted = fit_calibration(truth, forecast, usual=3.0)
+    assert fitted.usual == 3 and fitted.usual_sd == pytest.approx(np.sqrt(np.mean((truth - 3) ** 2)))
+
+
 # ---------------------------------------------------------------- spread: what calibration is compared with
 def spreads(*values: float) -> Forecast:
     """Forecasts of 1 of groups whose images differ by so much."""
@@ -199,7 +267,7 @@ def test_known_and_new_domains_have_the_same_spread_and_none_is_borrowed() -> No
 
 
 @pytest.mark.parametrize(
-    "calibration", [Calibration(0.1, 2.0, 0.3, 0.9, 50, True), Calibration(1.0, 0.0), Spread(0.25, 9), Spread(0.0)]
+    "calibration", [Calibration(0.1, 2.0, 0.3, 0.9, 50, True, 0.2, 0.4, 1.1), Calibration(1.0, 0.0), Spread(0.25, 9), Spread(0.0)]
 )
 def test_a_calibration_is_the_same_after_it_was_written_as_json(calibration: Calibration | Spread) -> None:
     assert load_calibration(json.loads(json.dumps(asdict(calibration)))) == calibration

@@ -24,7 +24,9 @@ from pipeline.errors import WorkError
 from pipeline.experiments.reading import Experiment, load_experiment, saved_science
 from pipeline.metrics.calibration import Calibration, Forecast
 from pipeline.metrics.ensembles import combine, combine_images
+from pipeline.metrics.figures import Training
 from pipeline.metrics.groups import SAID, SAID_OF_IMAGES, fit_calibrations, groups_long_form, wide_form
+from pipeline.metrics.probabilistic import MIN_SIGMA
 from pipeline.reporting import cost
 from pipeline.reporting.results import collect as collect_rows
 from pipeline.reporting.state import planned_trials
@@ -174,7 +176,7 @@ def test_training_keeps_what_its_calibration_was_fitted_to(experiment: Experimen
     record, groups = read_json(trial.trained), pd.read_parquet(trial.validation)
     ends = [f"{target}_{end}" for target in config.data.targets for end in SAID]
     assert set(groups.columns) == {"group", "domain", "n", *config.data.targets, *ends}
-    again = fit_calibrations(groups, config.data.targets, record["train_domains"], "scale")
+    again = fit_calibrations(groups, config.data.targets, Training.of(record), "scale")
     stands = {t: {p: Calibration(**values) for p, values in parts.items()} for t, parts in record["calibration"].items()}
     assert again == stands
 
@@ -225,13 +227,17 @@ def test_its_figures_can_be_computed_from_its_members_files(experiment: Experime
     known = set(read_json(trials[0].trained)["train_domains"])
     mean = np.mean([table["mean"] for table in each], axis=0)
     variance = np.mean([table["variance"] + table["mean"] ** 2 for table in each], axis=0) - mean**2
-    frame = each[0][["group", "domain", "n", "target", "truth"]].assign(mean=mean, variance=variance)
+    trust = np.mean([table["trust"] for table in each], axis=0)
+    assert (trust <= 1).all() and (trust == 1).mean() > 0.8
+    frame = each[0][["group", "domain", "n", "target", "truth"]].assign(mean=mean, variance=variance, trust=trust)
     frame["part"] = np.where(frame["domain"].isin(known), "in_domain", "out_of_domain")
     assert set(frame["part"]) == {"in_domain", "out_of_domain"}
     for (target, part), rows in frame.groupby(["target", "part"]):
         fit = results["calibration"][target][part]
-        sigma = np.sqrt(rows["variance"] * (fit["shared"] ** 2 + fit["own"] ** 2 / rows["n"]))
-        expected = scoringrules.crps_normal(rows["truth"], rows["mean"], sigma).mean()
+        sigma = np.sqrt(rows["variance"] * (fit["shared"] ** 2 + fit["own"] ** 2 / rows["n"])).clip(fit["floor"])
+        w, off = rows["trust"], rows["mean"] - fit["usual"]  # a mixture of what is said with what is usual
+        sigma = np.sqrt(w * (sigma**2 + off**2) + (1 - w) * fit["usual_sd"] ** 2 - (w * off) ** 2)
+        expected = scoringrules.crps_normal(rows["truth"], fit["usual"] + w * off, sigma).mean()
         assert results[target][part]["CRPS"] == pytest.approx(expected)
     written = tables([found], "groups")[0]
     for name in ("mean", "variance"):
@@ -252,12 +258,14 @@ def test_it_is_calibrated_on_its_own_forecasts_of_the_validation_groups(experime
         mean = np.mean([table[f"{target}_mean"] for table in each], axis=0)
         second = np.mean([table[f"{target}_variance"] + table[f"{target}_mean"] ** 2 for table in each], axis=0)
         spread = np.full(len(mean), np.nan)  # nobody asks for it here
-        whole = Forecast(mean, second - mean**2, each[0]["n"].to_numpy("float64"), spread)
+        trust = np.mean([table[f"{target}_trust"] for table in each], axis=0)
+        whole = Forecast(mean, second - mean**2, each[0]["n"].to_numpy("float64"), spread, trust)
         for part, its_own in (("in_domain", known), ("out_of_domain", ~known)):
             fit = results["calibration"][target][part]
             rows = np.full(len(known), True) if fit["of_all"] else its_own
             truth, forecast = each[0][target].to_numpy()[rows], whole[rows]
-            near = [fit, *({**fit, name: fit[name] * by} for name in ("shared", "own") for by in (0.8, 1.25))]
+            bare = {**fit, "floor": MIN_SIGMA}  # (the floor comes last, and only betters it)
+            near = [fit, bare, *({**bare, name: fit[name] * by} for name in ("shared", "own") for by in (0.8, 1.25))]
             best, *others = (scoringrules.crps_normal(truth, *Calibration(**one)(forecast)).mean() for one in near)
             assert fit["groups"] == len(truth) and best <= min(others) + 1e-9
 

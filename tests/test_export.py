@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from pipeline.backbones import load_backbone
-from pipeline.config.identity import config_hash
+from pipeline.backbones.base import Backbone
+from pipeline.config.identity import config_hash, token_kind
 from pipeline.config.trial import Config
 from pipeline.disk.layout import ExperimentDir, TrialDir
 from pipeline.disk.writing import write_json, write_text
@@ -26,14 +27,17 @@ from pipeline.experiments.reading import dump_config, load_experiment
 from pipeline.export.check import check
 from pipeline.export.clean import environment
 from pipeline.export.codabench import export
+from pipeline.features.forward import compute_features
 from pipeline.models.base import Facts
 from pipeline.models.baselines import Boosting, Climatology
 from pipeline.models.learner import Learner
 from pipeline.models.metadata import Metadata, Names
+from pipeline.models.novelty import Novelty
 from pipeline.models.saved import make_model, save_model
 from pipeline.stages import collect
 from pipeline.stages.predict import Origin, predict_group
 from pipeline.tasks import load_task
+from pipeline.training.samples import feature_scale
 from tests.conftest import Assets
 from tests.test_ensembles import MLP, finish
 from tests.test_fetch import in_cache
@@ -104,6 +108,7 @@ def trial_of(config: Config, folder: Path, seed: int = 0) -> TrialDir:
     model = make_model(config, facts, backbone)
     if isinstance(model, Learner):
         _disturb(model, seed)
+        _remember(model, config, backbone, cut or 0)
     else:
         _teach(model)
     save_model(model, facts, trial)
@@ -123,6 +128,17 @@ def _disturb(model: Learner, seed: int) -> None:
             model.feature_scale.copy_(0.5 + torch.rand(model.feature_scale.shape, generator=generator))
         model.target_mean.copy_(torch.tensor([0.1, 0.4, 0.5])[: len(model.target_mean)])
         model.target_scale.copy_(torch.tensor([1.0, 1.1, 1.2])[: len(model.target_scale)])
+
+
+def _remember(model: Learner, config: Config, backbone: Backbone, cut: int) -> None:
+    """A range of which about half of the photographs lie out, and some of what is said of them."""
+    rng = np.random.default_rng(1)
+    images = [Image.fromarray(rng.integers(0, 255, (90, 80, 3)).astype("uint8")) for _ in range(12)]
+    with torch.inference_mode():
+        features = compute_features(backbone, torch.stack(list(map(backbone.transform, images))), token_kind(config)[0], cut)
+        encoded = model.encoder(features).clone()
+    model.novelty = Novelty.of(feature_scale(encoded.numpy()), encoded, torch.tensor([[-0.2] * 3, [0.6] * 3]))
+    model.novelty.reach *= 0.7
 
 
 def _teach(model: Climatology | Boosting) -> None:
@@ -150,9 +166,11 @@ def calibration(config: Config, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     if config.calibrate.kind == "spread":
         return {target: {part: {"alone": 0.4} for part in ("in_domain", "out_of_domain")} for target in config.data.targets}
-    values = ("shared", "own", "bias", "slope")
+    values = ("shared", "own", "bias", "slope", "floor", "usual", "usual_sd")
     return {
-        target: {part: dict(zip(values, rng.uniform(0.2, 1.5, 4), strict=True)) for part in ("in_domain", "out_of_domain")}
+        target: {
+            part: dict(zip(values, rng.uniform(0.2, 1.5, len(values)), strict=True)) for part in ("in_domain", "out_of_domain")
+        }
         for target in config.data.targets
     }
 

@@ -41,7 +41,7 @@ def predictions(rows: pd.DataFrame, seed: int, error: float = 0.7) -> Prediction
 
 def said(mean: Any) -> Prediction:
     """What a point model says."""
-    return Prediction(mean, np.ones_like(mean), np.zeros_like(mean))
+    return Prediction(mean, np.ones_like(mean), np.zeros_like(mean), np.ones_like(mean))
 
 
 def forecasts(rows: pd.DataFrame, predicted: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -54,7 +54,7 @@ def forecasts(rows: pd.DataFrame, predicted: Any) -> tuple[pd.DataFrame, pd.Data
 def fitted() -> Calibrations:
     held_out = table(120, 99)
     groups = group_table(image_table(held_out, TARGETS, predictions(held_out, 98)), TARGETS)
-    return fit_calibrations(groups, TARGETS, TRAIN.domains, "scale")
+    return fit_calibrations(groups, TARGETS, TRAIN, "scale")
 
 
 def report(rows: pd.DataFrame, predicted: Any) -> dict[str, Any]:
@@ -154,4 +154,4 @@ def test_a_model_that_says_nothing_finite_cannot_be_calibrated() -> None:
     rows = table(20, 12)
     groups = group_table(image_table(rows, TARGETS, said(np.full((len(rows), 2), np.nan, "float32"))), TARGETS)
     with pytest.raises(WorkError, match="no prediction of a for the validation groups is finite"):
-        fit_calibrations(groups, TARGETS, TRAIN.domains, "scale")
+        fit_calibrations(groups, TARGETS, TRAIN, "scale")

@@ -53,36 +53,47 @@ class Model:
 # ---------------------------------------------------------------- from specimens to a forecast
 @dataclass(frozen=True)
 class Pooled:
-    """What a member says of a target of an event: mean, variance of one of its `n` specimens, and sd over them (NaN of one)."""
+    """What a member says of a target of an event: mean, variance of one of its `n` specimens, sd over them (NaN of one), and how
+    far it is to be relied on, within 0 … 1."""
 
     mean: float
     variance: float
     spread: float
+    trust: float
     n: int
 
 
 def pool(said: Sequence[Said]) -> list[Pooled]:
     """What a member says of each target of an event, from what it says of the batches of its specimens."""
-    mean, variance, log_weights = (np.concatenate(each).astype("float64") for each in zip(*said, strict=True))
+    mean, variance, log_weights, trust = (np.concatenate(each).astype("float64") for each in zip(*said, strict=True))
     weights = np.exp(log_weights - log_weights.max(0))
     weights /= weights.sum(0)
-    means, sds, n = (weights * mean).sum(0), (weights * np.sqrt(variance)).sum(0), len(mean)
-    spreads = mean.std(0, ddof=1) if n > 1 else np.full(mean.shape[1], math.nan)
-    return [Pooled(float(m), float(sd) ** 2, float(s), n) for m, sd, s in zip(means, sds, spreads, strict=True)]
+    means, sds, trusts = ((weights * each).sum(0) for each in (mean, np.sqrt(variance), trust))
+    spreads = mean.std(0, ddof=1) if len(mean) > 1 else np.full(mean.shape[1], math.nan)
+    found = zip(means, sds, spreads, trusts, strict=True)
+    return [Pooled(float(m), float(sd) ** 2, float(s), float(t), len(mean)) for m, sd, s, t in found]
 
 
 def combined(said: Sequence[Pooled]) -> Pooled:
     """What members that differ in the seed say together: their variance grows where they disagree."""
-    means, variances, spreads = (np.array([getattr(one, name) for one in said]) for name in ("mean", "variance", "spread"))
-    return Pooled(float(means.mean()), float(variances.mean() + means.var()), float(spreads.mean()), said[0].n)
+    columns = ("mean", "variance", "spread", "trust")
+    means, variances, spreads, trusts = (np.array([getattr(one, name) for one in said]) for name in columns)
+    variance = float(variances.mean() + means.var())
+    return Pooled(float(means.mean()), variance, float(spreads.mean()), float(trusts.mean()), said[0].n)
 
 
 def calibrated(how: Mapping[str, float], said: Pooled) -> tuple[float, float]:
     """Mean and sigma of an event."""
     if "alone" in how:  # the spread over specimens
         return said.mean, max(said.spread if said.n > 1 else how["alone"], MIN_SIGMA)
+    mu = how["bias"] + how["slope"] * said.mean
     sigma = math.sqrt(said.variance * (how["shared"] ** 2 + how["own"] ** 2 / said.n))
-    return how["bias"] + how["slope"] * said.mean, max(sigma, MIN_SIGMA)
+    sigma = max(sigma, how.get("floor", MIN_SIGMA))
+    if said.trust == 1:
+        return mu, sigma
+    apart, rest = how["usual"] - mu, 1 - said.trust  # a mixture with what is known without an image
+    mixed = math.sqrt(said.trust * sigma**2 + rest * (how["usual_sd"] ** 2 + said.trust * apart**2))
+    return mu + rest * apart, max(mixed, MIN_SIGMA)
 
 
 def mixture(forecasts: Sequence[tuple[float, float]]) -> dict[str, float]:

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from towers import HERE, Backbone, Point, make_backbone
 
-Said = tuple[Any, Any, Any]
-"""Of images, arrays [B, n_targets]: mean, variance, log weight."""
+Said = tuple[Any, Any, Any, Any]
+"""Of images, arrays [B, n_targets]: mean, variance, log weight, and how far it is to be relied on, within 0 … 1."""
 
 
 def load() -> tuple[dict[str, Any], Backbone, list[Member]]:
@@ -123,11 +123,12 @@ class NetworkMember(ImageMember):
         self.network.to(device).eval()
 
     def say(self, batch: Batch) -> Said:
-        mean, variance, log_weights = (each.float().cpu().numpy() for each in self.network(*self._inputs(batch)))
-        return mean, variance, log_weights
+        mean, variance, log_weights, trust = (each.float().cpu().numpy() for each in self.network(*self._inputs(batch)))
+        return mean, variance, log_weights, trust
 
     def log_odds(self, batch: Batch) -> Any:
-        raw = self.network.raw(self.network.embed(*self._inputs(batch)))[..., 0].double()
+        features, names = self._inputs(batch)
+        raw = self.network.raw(self.network.embed(self.network.encode(features), names))[..., 0].double()
         return (raw[:, 0] - raw[:, 1]).cpu().numpy()
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -145,7 +146,7 @@ class ClimatologyMember(Member):
     def say(self, batch: Batch) -> Said:
         found = [self._moments(int(row)) for row in batch.rows(self.spec["names"])["domains"]]
         mean, variance = (np.stack(each) for each in zip(*found, strict=True))
-        return mean, variance, np.zeros_like(mean)
+        return mean, variance, np.zeros_like(mean), np.ones_like(mean)
 
     def _moments(self, row: int) -> tuple[Any, Any]:
         alike = (self.domain == row) & (row < len(self.spec["names"]["domains"]))
@@ -170,7 +171,7 @@ class TreesMember(Member):
             found = names[kind].numpy().astype("float64")
             columns[:, column] = np.where(found == len(self.spec["names"][kind]), np.nan, found)
         mean = np.stack([booster.predict(columns, num_threads=1) for booster in self.boosters], 1)
-        return mean, np.ones_like(mean), np.zeros_like(mean)
+        return mean, np.ones_like(mean), np.zeros_like(mean), np.ones_like(mean)
 
 
 class PlainMember(ImageMember):
@@ -182,7 +183,7 @@ class PlainMember(ImageMember):
 
     def say(self, batch: Batch) -> Said:
         mean = plain.probabilities(self.spec["classifier"], self.arrays, self._embed(batch))
-        return mean, np.ones_like(mean), np.zeros_like(mean)
+        return mean, np.ones_like(mean), np.zeros_like(mean), np.ones_like(mean)
 
     def log_odds(self, batch: Batch) -> Any:
         return plain.log_odds(self.spec["classifier"], self.arrays, self._embed(batch))
@@ -221,14 +222,17 @@ class Network(nn.Module):
             self.species = Named({"species": len(names["species"]), "genus": len(names["genera"])}, width)
         if spec["pool"] == "attention":
             self.pooling = Attention(width, spec["attention"])
+        if spec["novelty"]:
+            self.novelty = Novelty(n_targets, **spec["novelty"])
         self.register_buffer("target_mean", torch.zeros(n_targets))
         self.register_buffer("target_scale", torch.ones(n_targets))
         self.register_buffer("feature_mean", torch.zeros(spec["n_features"]))
         self.register_buffer("feature_scale", torch.ones(spec["n_features"]))
 
-    def forward(self, features: Tensor, names: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, variance and log weight [B, n_targets] in the targets' own units."""
-        embedding = self.embed(features, names)
+    def forward(self, features: Tensor, names: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mean, variance, log weight and trust [B, n_targets], in the targets' own units."""
+        encoded = self.encode(features)
+        embedding = self.embed(encoded, names)
         mean, variance = moments(self.spec["output"], self.raw(embedding))
         weights = torch.zeros_like(variance)
         if self.spec["pool"] == "precision":
@@ -236,24 +240,49 @@ class Network(nn.Module):
         elif self.spec["pool"] == "attention":
             weights = self.pooling(embedding).expand_as(variance)
         scale = self.get_buffer("target_scale")
-        return mean * scale + self.get_buffer("target_mean"), variance * scale.square(), weights
+        mean, variance = mean * scale + self.get_buffer("target_mean"), variance * scale.square()
+        if not self.spec["novelty"]:
+            return mean, variance, weights, torch.ones_like(mean)
+        mean, trust = self.novelty(mean, encoded)
+        return mean, variance, weights, trust
 
     def raw(self, embedding: Tensor) -> Tensor:
         """The head's numbers [B, n_targets, n]."""
         return self.head(embedding).unflatten(-1, (-1, self.spec["output"]["n"]))
 
-    def embed(self, features: Tensor, names: Mapping[str, Tensor]) -> Tensor:
+    def encode(self, features: Tensor) -> Tensor:
+        """What becomes of features, or of patch tokens [B, E]."""
+        if not self.spec["convolutions"]:
+            return features
+        maps = features.transpose(1, 2).unflatten(2, self.spec["convolutions"]["grid"])
+        return self.encoder(maps).flatten(1)
+
+    def embed(self, encoded: Tensor, names: Mapping[str, Tensor]) -> Tensor:
         """What the head reads [B, E]."""
-        if self.spec["convolutions"]:
-            maps = features.transpose(1, 2).unflatten(2, self.spec["convolutions"]["grid"])
-            features = self.encoder(maps).flatten(1)
-        embedding = F.normalize(features, dim=-1) if self.spec["normalize"] else features
+        embedding = F.normalize(encoded, dim=-1) if self.spec["normalize"] else encoded
         embedding = (embedding - self.get_buffer("feature_mean")) / self.get_buffer("feature_scale")
         if self.spec["domain"]:
             embedding = embedding + self.domain(names["domains"])
         if self.spec["species"]:
             embedding = embedding + self.species(names["species"], names["genera"])
         return embedding
+
+
+class Novelty(nn.Module):
+    """How unlike training images an image is, by the distance of its embedding (as the package's `models/novelty.py`)."""
+
+    def __init__(self, n_targets: int, width: int, power: float) -> None:
+        super().__init__()
+        self.power = power
+        for name, shape in (("centre", [width]), ("scale", [width]), ("reach", []), ("low", [n_targets]), ("high", [n_targets])):
+            self.register_buffer(name, torch.zeros(shape))
+
+    def forward(self, mean: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounded means and their trust [B, n_targets]."""
+        centre, scale, reach, low, high = map(self.get_buffer, ("centre", "scale", "reach", "low", "high"))
+        distance = ((encoded - centre) / scale).square().mean(-1).sqrt().clamp_min(torch.finfo(encoded.dtype).tiny)
+        trust = (reach / distance).clamp(max=1).pow(self.power)[:, None].expand_as(mean)
+        return torch.minimum(torch.maximum(mean, low), high), trust
 
 
 class Named(nn.Module):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import WorkError
 from pipeline.metrics.calibration import AnyCalibration, Forecast, Kind, fit_parts
+from pipeline.metrics.figures import Training
 from pipeline.metrics.regression import group_means
 
 Array = NDArray[np.float64]
@@ -19,8 +20,9 @@ Calibrations = Mapping[str, Mapping[str, AnyCalibration]]
 """Target → part (in_domain, out_of_domain) → calibration."""
 SAID_OF_IMAGES = ("prediction",)
 """What is kept of each image and target, as `<target>_<…>`: all that figures of images start from."""
-SAID = ("mean", "variance", "spread")
-"""What a group's images say of each target, as `<target>_<…>`: all that calibrating and ensembles start from."""
+SAID = ("mean", "variance", "spread", "trust")
+"""What a group's images say of each target, as `<target>_<…>`: all that calibrating and ensembles start from. Trust is not there
+where nobody can tell it (`models/novelty.py`), and is 1 then."""
 
 
 @dataclass(frozen=True)
@@ -31,24 +33,29 @@ class Prediction:
     mean: NDArray[np.floating]
     variance: NDArray[np.floating]
     log_weights: NDArray[np.floating]
+    trust: NDArray[np.floating] | None = None
+    """How far each is to be relied on, within 0 … 1; None: wholly, or nobody can tell."""
 
     def only(self, n: int) -> Prediction:
         """Of the first `n` targets; what a model learns beside them is left out."""
-        return Prediction(self.mean[:, :n], self.variance[:, :n], self.log_weights[:, :n])
+        trust = None if self.trust is None else self.trust[:, :n]
+        return Prediction(self.mean[:, :n], self.variance[:, :n], self.log_weights[:, :n], trust)
 
 
 def image_table(table: pd.DataFrame, targets: Sequence[str], predicted: Prediction) -> pd.DataFrame:
     """A row per image: id, group, domain, species, and each target, as far as the table has them, and of each target
-    `<target>_prediction`, `<target>_variance` and `<target>_weight` (its log weight)."""
+    `<target>_prediction`, `<target>_variance`, `<target>_weight` (its log weight) and, where it is told, `<target>_trust`."""
     known = [name for name in ("id", "group", "domain", "species", *targets) if name in table]
     said = {"prediction": predicted.mean, "variance": predicted.variance, "weight": predicted.log_weights}
+    said |= {} if predicted.trust is None else {"trust": predicted.trust}
     parts = [_wide(values, targets, end, table.index) for end, values in said.items()]
     return pd.concat([table[known], *parts], axis=1)
 
 
 def group_table(images: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
     """A row per group, in the order in which they appear: group, domain, n (images), each target that is known, and of each its
-    pooled `<target>_mean`, `<target>_variance` (that of one image) and `<target>_spread` (sd over images; NaN of one)."""
+    pooled `<target>_mean`, `<target>_variance` (that of one image), `<target>_spread` (sd over images; NaN of one) and, where
+    images have it, `<target>_trust`."""
     together = images.groupby("group", sort=False)
     known = [name for name in ("domain", *targets) if name in images]
     groups = together[known].first().assign(n=together.size()).reset_index()
@@ -58,6 +65,9 @@ def group_table(images: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
     )
     spread = together[[f"{target}_prediction" for target in targets]].std(ddof=1).to_numpy("float64")
     pooled = {**dict(zip(("mean", "variance"), pool_groups(said, variance, weights, numbers), strict=True)), "spread": spread}
+    if f"{targets[0]}_trust" in images:
+        trust = images[[f"{target}_trust" for target in targets]].to_numpy("float64")
+        pooled["trust"] = group_means(trust, numbers, weights)
     return pd.concat([groups, *(_wide(values, targets, end, groups.index) for end, values in pooled.items())], axis=1)
 
 
@@ -77,10 +87,11 @@ def pool_groups(mean: Array, variance: Array, log_weights: Array, groups: NDArra
 
 
 def fit_calibrations(
-    groups: pd.DataFrame, targets: Sequence[str], train_domains: Sequence[str], kind: Kind
+    groups: pd.DataFrame, targets: Sequence[str], training: Training, kind: Kind
 ) -> dict[str, dict[str, AnyCalibration]]:
     """Calibrations of each target from held-out groups. Raises WorkError if no prediction for them is finite."""
-    known = groups["domain"].isin(list(train_domains)).to_numpy()
+    assert training.means is not None
+    known = groups["domain"].isin(list(training.domains)).to_numpy()
     new = ~known & groups["domain"].notna().to_numpy()
     fitted: dict[str, dict[str, AnyCalibration]] = {}
     for target in targets:
@@ -88,7 +99,8 @@ def fit_calibrations(
         rows = np.isfinite(forecast.mean) & np.isfinite(forecast.variance)
         if not rows.any():
             raise WorkError(f"no prediction of {target} for the validation groups is finite: lower optim.lr")
-        fitted[target] = fit_parts(truth[rows], forecast[rows], known[rows], new[rows], kind)
+        usual = training.means[target]
+        fitted[target] = fit_parts(truth[rows], forecast[rows], known[rows], new[rows], kind, usual)
     return fitted
 
 
@@ -137,5 +149,5 @@ def wide_form(long: pd.DataFrame, ends: Sequence[str]) -> pd.DataFrame:
 
 
 def _forecast(groups: pd.DataFrame, target: str) -> Forecast:
-    columns = (groups[name].to_numpy("float64") for name in (f"{target}_mean", f"{target}_variance", "n", f"{target}_spread"))
-    return Forecast(*columns)
+    names = (f"{target}_mean", f"{target}_variance", "n", f"{target}_spread", f"{target}_trust")
+    return Forecast(*(groups[name].to_numpy("float64") for name in names if name in groups))

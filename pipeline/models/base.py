@@ -49,9 +49,12 @@ class Predicted:
     mean: Float[Tensor, "images targets"]
     variance: Float[Tensor, "images targets"]
     log_weights: Float[Tensor, "images targets"]
+    trust: Float[Tensor, "images targets"] | None = None
+    """How far it is to be relied on, within 0 … 1 (`models/novelty.py`); None: wholly, or nobody can tell."""
 
     def cpu(self) -> Predicted:
-        return Predicted(self.mean.cpu(), self.variance.cpu(), self.log_weights.cpu())
+        trust = None if self.trust is None else self.trust.cpu()
+        return Predicted(self.mean.cpu(), self.variance.cpu(), self.log_weights.cpu(), trust)
 
 
 class Model(nn.Module, ABC):

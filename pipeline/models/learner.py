@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,9 +19,11 @@ from pipeline.disk.layout import TrialDir
 from pipeline.models.base import Facts, Features, Model, Predicted
 from pipeline.models.losses import Loss, SquaredError
 from pipeline.models.metadata import Metadata
+from pipeline.models.novelty import Novelty
 from pipeline.models.pooling import HIDDEN, Pooling, Sets, make_pooling, pool
 
 Rows = Int[Tensor, " images"]
+Encoded = Float[Tensor, "images width"]
 Mix = Callable[[Tensor], Tensor]
 """Mixes the rows of a tensor with those of a permutation of the batch, by one λ."""
 SCALES = ("target_mean", "target_scale", "feature_mean", "feature_scale")
@@ -38,6 +40,8 @@ class Answer:
     """How much an image counts among those of its group, up to a constant (`models/pooling.py`)."""
     hidden: Float[Tensor, "images hidden"]
     """What the head's last layer reads."""
+    encoded: Float[Tensor, "images width"]
+    """What the encoder makes of images."""
 
 
 class DomainEmbedding(nn.Module):
@@ -102,6 +106,8 @@ class Learner(Model):
 
     kind_of_encoder: Encoder = Frozen()
     """The block that the encoder was built by."""
+    novelty: Novelty | None
+    """How far what it has learnt from reaches; None before that is known, of classes, and of models of before it was kept."""
     target_mean: Float[Tensor, " targets"]
     target_scale: Float[Tensor, " targets"]
     feature_mean: Float[Tensor, " width"]
@@ -121,6 +127,7 @@ class Learner(Model):
     ):
         super().__init__()
         self.encoder = encoder
+        self.novelty = None
         self.domain = domain
         self.species = species
         self.pooling = pooling or Pooling()
@@ -150,16 +157,15 @@ class Learner(Model):
 
         With mixup the features come mixed, domains and species do not: `mix` mixes their embeddings by the same λ.
         """
-        embedding = self.embed(features, metadata, mix)
+        encoded: Tensor = self.encoder(features)
+        embedding = self.embed(encoded, metadata, mix)
         hidden: Tensor = self.head[:-1](embedding)
         parameters = self.loss.parameters(self.head[-1](hidden).float())
-        return Answer(parameters, self.pooling(embedding, self.loss.moments(parameters)[1]), hidden)
+        return Answer(parameters, self.pooling(embedding, self.loss.moments(parameters)[1]), hidden, encoded)
 
-    def embed(self, features: Features, metadata: Metadata | None, mix: Mix | None) -> Float[Tensor, "images width"]:
+    def embed(self, encoded: Encoded, metadata: Metadata | None, mix: Mix | None) -> Encoded:
         """What the head reads."""
-        embedding: Tensor = self.encoder(features)
-        if self.normalize:
-            embedding = F.normalize(embedding, dim=-1)
+        embedding = F.normalize(encoded, dim=-1) if self.normalize else encoded
         embedding = (embedding - self.feature_mean) / self.feature_scale
         shifts, n = [], len(embedding)
         if self.domain is not None:
@@ -171,7 +177,9 @@ class Learner(Model):
         return embedding
 
     def predict(self, features: Features, metadata: Metadata | None = None) -> Predicted:
-        return self.in_units(self(features, metadata))
+        answer = self(features, metadata)
+        said = self.in_units(answer)
+        return said if self.novelty is None else self.novelty(said, answer.encoded)
 
     def in_units(self, answer: Answer) -> Predicted:
         """An answer's mean and variance in the targets' own units (squared: the variance)."""
@@ -197,7 +205,13 @@ class Learner(Model):
         """Trained tensors but those that an encoder saves itself, and the scales."""
         apart = self.kind_of_encoder.has_own_files
         state = {n: t for n, t in trained_state(self).items() if not (apart and n.startswith("encoder."))}
-        return state | {name: self.get_buffer(name) for name in SCALES}
+        known = {} if self.novelty is None else dict(self.novelty.named_buffers(prefix="novelty"))
+        return state | {name: self.get_buffer(name) for name in SCALES} | known
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        if "novelty.centre" in state:
+            self.novelty = Novelty(len(state["novelty.centre"]), len(state["novelty.low"]))
+        super().restore(state)
 
     def save_more(self, trial: TrialDir) -> None:
         self.kind_of_encoder.save(self.encoder, trial)
@@ -211,7 +225,8 @@ class Learner(Model):
         scales = {"normalize": self.normalize, "n_features": len(self.feature_mean)}
         names = {"domain": self.domain is not None, "species": self.species is not None}
         pooling = {"pool": self.pooling.kind, "attention": HIDDEN}
-        return {"kind": "network"} | reads | widths | scales | names | pooling | {"output": self.loss.spec()}
+        known = {"novelty": None if self.novelty is None else self.novelty.spec()}
+        return {"kind": "network"} | reads | widths | scales | names | pooling | known | {"output": self.loss.spec()}
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:

@@ -34,6 +34,8 @@ class Loss(ABC):
 
     n: int = 1
     """Numbers for each target."""
+    bounded: bool = False
+    """Whether what a head says can lie nowhere far from all that it has learnt from, as a probability cannot."""
 
     @abstractmethod
     def losses(self, parameters: Parameters, targets: PerTarget) -> Float[Tensor, " images"]:
@@ -144,6 +146,8 @@ class Categorical(Loss):
     Trained by cross-entropy: classes weighted by `class_weights` [n_classes], and by (1 − p)^focal (Lin et al. 2017, equation
     4); the auxiliary labels, of which an image may have none (all 0), by `auxiliary`.
     """
+
+    bounded = True
 
     def __init__(self, loss: CrossEntropy, n_classes: int) -> None:
         self.focal, self.auxiliary, self.n_classes = loss.focal, loss.auxiliary, n_classes

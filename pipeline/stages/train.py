@@ -104,7 +104,8 @@ def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts
     held_out = _held_out(model, validation, inputs, facts, fitted.left_out)
     if (table := inputs.task.validation_table(held_out)) is not None:  # for ensembles and exports
         write_table(run.trial.validation, table)
-    return model, facts, fitted.progress, inputs.task.calibrate(held_out, facts.names.domains, config.calibrate.kind)
+    training = inputs.task.training(inputs.dataset, inputs.table("train"))
+    return model, facts, fitted.progress, inputs.task.calibrate(held_out, training, config.calibrate.kind)
 
 
 def _held_out(

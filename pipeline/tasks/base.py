@@ -120,7 +120,7 @@ class Task(ABC, Generic[P]):
     def predictions(self, table: pd.DataFrame, truth: Array | None, names: Sequence[str], said: Prediction) -> P:
         """What a model says of the images of `table` ([N, T] each), beside what is true of them, where that is known."""
 
-    def calibrate(self, held_out: P, domains: Sequence[str], kind: Kind) -> dict[str, Any]:
+    def calibrate(self, held_out: P, training: Training, kind: Kind) -> dict[str, Any]:
         """Calibrations as JSON, from predictions for images that the model was not fitted to; {}: nothing is calibrated."""
         return {}
 

@@ -59,10 +59,10 @@ class Numbers(Task[Tables]):
         images = image_table(known, names, said)
         return Tables(tuple(names), images, group_table(images, names))
 
-    def calibrate(self, held_out: Tables, domains: Sequence[str], kind: Kind) -> dict[str, Any]:
+    def calibrate(self, held_out: Tables, training: Training, kind: Kind) -> dict[str, Any]:
         from pipeline.metrics.groups import fit_calibrations
 
-        fitted = fit_calibrations(held_out.groups, held_out.names, domains, kind)
+        fitted = fit_calibrations(held_out.groups, held_out.names, training, kind)
         return {name: {part: asdict(one) for part, one in parts.items()} for name, parts in fitted.items()}
 
     def forecast(self, predictions: Tables, training: Training) -> Tables:
@@ -142,12 +142,12 @@ class Numbers(Task[Tables]):
 
         from pipeline.metrics.groups import SAID, SAID_OF_IMAGES, wide_form
 
-        long = pd.read_parquet(trial.groups, columns=["group", "domain", "n", "target", "truth", *SAID])
+        long = _trusted(pd.read_parquet(trial.groups), ["trust"])[["group", "domain", "n", "target", "truth", *SAID]]
         names = tuple(dict.fromkeys(long["target"]))
         said = [f"{name}_{end}" for name in names for end in SAID]
-        validation = pd.read_parquet(trial.validation, columns=["group", "domain", "n", *names, *said])
+        validation = _trusted(pd.read_parquet(trial.validation), [f"{name}_trust" for name in names])
         images = wide_form(pd.read_parquet(trial.predictions), SAID_OF_IMAGES)
-        return Kept(names, validation, wide_form(long, SAID), images)
+        return Kept(names, validation[["group", "domain", "n", *names, *said]], wide_form(long, SAID), images)
 
     def combine(self, members: Sequence[Kept], training: Training, kind: Kind) -> tuple[Tables, Training]:
         from pipeline.metrics.ensembles import combine, combine_images
@@ -155,9 +155,14 @@ class Numbers(Task[Tables]):
         names = members[0].names
         images = combine_images([member.images for member in members], names)
         held_out = Tables(names, images, combine([member.validation for member in members], names))
-        calibrated = replace(training, calibration=self.calibrate(held_out, training.domains, kind))
+        calibrated = replace(training, calibration=self.calibrate(held_out, training, kind))
         together = Tables(names, images, combine([member.groups for member in members], names))
         return self.forecast(together, calibrated), calibrated
+
+
+def _trusted(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """A table with these columns, of what is trusted wholly where it has them not."""
+    return table.assign(**{column: 1.0 for column in columns if column not in table})
 
 
 def _borrowed(groups: pd.DataFrame, training: Training) -> list[str]:

@@ -23,7 +23,7 @@ from pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpo
 from pipeline.training.image_augmentation import augment_images
 from pipeline.training.optimiser import make_optimizer, set_rates, without_gradient
 from pipeline.training.risk import start_log_weights
-from pipeline.training.run import Choice, Fitted, Run, set_scales
+from pipeline.training.run import Choice, Fitted, Run, set_novelty, set_scales
 from pipeline.training.samples import Samples, answers, joined
 from pipeline.training.sets import Batch, draw_batches, make_sets
 
@@ -52,6 +52,7 @@ def fit(model: Learner, train: Samples, validation: Samples, run: Run) -> Fitted
         if told_to_stop:
             raise Interrupted(f"{run.trial.path}: told to stop; the checkpoint is written, run it again to go on")
     load_trained_state(model, progress.best_state)
+    set_novelty(model, train, validation)
     return Fitted(progress)
 
 

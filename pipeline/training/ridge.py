@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.config.head import RidgeHead
 from pipeline.models.learner import Learner, load_trained_state, trained_state
 from pipeline.training.checkpoint import Progress
-from pipeline.training.run import Fitted, Run, set_scales
+from pipeline.training.run import Fitted, Run, set_novelty, set_scales
 from pipeline.training.samples import Samples, embeddings, predict
 
 Weights = Float64[np.ndarray, "targets width"]
@@ -36,6 +36,7 @@ def fit_ridge(model: Learner, train: Samples, validation: Samples, run: Run) -> 
         progress.keep_best(number, metric, lower=choice.lower_is_better, state=trained_state(model))
     progress.epoch = len(head.alphas)
     load_trained_state(model, progress.best_state)
+    set_novelty(model, train, validation)
     return Fitted(progress)
 
 

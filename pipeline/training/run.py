@@ -19,11 +19,12 @@ from pipeline.disk.layout import TrialDir
 from pipeline.errors import Interrupted, TakenOver
 from pipeline.metrics.groups import Prediction
 from pipeline.models.learner import Learner
+from pipeline.models.novelty import Novelty
 from pipeline.signals import StopFlag
 from pipeline.tasks import load_task
 from pipeline.tasks.base import Task
 from pipeline.training.checkpoint import Progress
-from pipeline.training.samples import Samples, embeddings, feature_scale, target_scale
+from pipeline.training.samples import Samples, embeddings, encoded, feature_scale, target_scale
 
 
 @dataclass(frozen=True)
@@ -108,3 +109,10 @@ def set_scales(model: Learner, train: Samples, run: Run) -> None:
         model.feature_mean.copy_(mean)
         model.feature_scale.copy_(scale)
     model.loss.balance(train.targets.dense())
+
+
+def set_novelty(model: Learner, train: Samples, validation: Samples) -> None:
+    """Let a fitted model know how far what it has learnt from reaches, unless all that it can say is bounded."""
+    if not model.loss.bounded:
+        scale = feature_scale(encoded(model, train).numpy())
+        model.novelty = Novelty.of(scale, encoded(model, validation), train.targets.dense().cpu()).to(train.targets.device)

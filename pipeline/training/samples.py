@@ -136,8 +136,14 @@ def answers(model: Learner, samples: Samples) -> Answer:
     """What the model makes of every image, on the device: evaluation mode, fp32."""
     model.eval()
     parts = _by_batches(model.forward, samples)
-    fields = ((part.parameters, part.log_weights, part.hidden) for part in parts)
+    fields = ((part.parameters, part.log_weights, part.hidden, part.encoded) for part in parts)
     return Answer(*map(torch.cat, zip(*fields, strict=True)))
+
+
+def encoded(model: Learner, samples: Samples) -> Float32[Tensor, "images width"]:
+    """What a learner's encoder makes of every image, on the CPU: evaluation mode, fp32."""
+    model.eval()
+    return torch.cat(_by_batches(lambda features, _: model.encoder(features).cpu(), samples))
 
 
 def _by_batches(say: Callable[[Tensor, Metadata], Said], samples: Samples) -> list[Said]:
@@ -149,5 +155,5 @@ def _by_batches(say: Callable[[Tensor, Metadata], Said], samples: Samples) -> li
 
 def joined(parts: Sequence[Predicted]) -> Prediction:
     """Batches of predictions as arrays."""
-    fields = ((part.mean, part.variance, part.log_weights) for part in parts)
-    return Prediction(*(torch.cat(each).cpu().numpy() for each in zip(*fields, strict=True)))
+    names = ["mean", "variance", "log_weights", *(["trust"] if parts and parts[0].trust is not None else [])]
+    return Prediction(**{name: torch.cat([getattr(part, name) for part in parts]).cpu().numpy() for name in names})

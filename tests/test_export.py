@@ -44,6 +44,7 @@ from tests.test_fetch import in_cache
 
 pytestmark = pytest.mark.jobs
 
+TARGETS = ("SPEI_30d", "SPEI_1y", "SPEI_2y")
 NAMES = Names(("1", "3"), ("Carabus goryi", "Tetracha carolina"), ("ABCD",))
 EVENTS: dict[str, tuple[str | None, int, str | None]] = {
     "known": ("3", 3, "Carabus goryi"),
@@ -113,7 +114,14 @@ def trial_of(config: Config, folder: Path, seed: int = 0) -> TrialDir:
         _teach(model)
     save_model(model, facts, trial)
     write_text(trial.config, dump_config(config))
-    write_json(trial.trained, {"config_hash": config_hash(config), "calibration": calibration(config, seed)})
+    means, sds = (dict.fromkeys(config.data.targets, value) for value in (0.5 + seed, 1.5))
+    record = {
+        "config_hash": config_hash(config),
+        "calibration": calibration(config, seed),
+        "train_means": means,
+        "train_sds": sds,
+    }
+    write_json(trial.trained, record)
     return trial
 
 
@@ -299,6 +307,58 @@ def test_a_submission_forecasts_what_predict_does(
             for target, (mu, sigma) in targets.items():
                 expected = pytest.approx({"mu": mu, "sigma": sigma}, abs=1e-5)
                 assert found[str(folders[name])][group][target] == expected, (name, group, target)
+
+
+def broken(source: Path, folder: Path) -> list[Path]:
+    """Files that Pillow opens and cannot decode: cut short in four formats, and with bytes of their middle changed."""
+    folder.mkdir()
+    made = []
+    for ending in ("jpg", "png", "tif", "webp"):
+        whole = folder / f"whole.{ending}"
+        Image.open(source).convert("RGB").save(whole)
+        content = whole.read_bytes()
+        whole.unlink()
+        made.append((folder / f"cut.{ending}", content[: len(content) // 2]))
+        if ending == "png":
+            half = len(content) // 2
+            made.append((folder / "changed.png", content[:half] + bytes(64) + content[half + 64 :]))
+    for file, content in made:
+        file.write_bytes(content)
+    return [file for file, _ in made if _opens(file)]
+
+
+def _opens(file: Path) -> bool:
+    """Whether the platform could hand it over."""
+    try:
+        image = Image.open(file)
+    except OSError:
+        return False
+    with pytest.raises(Exception, match=""):
+        image.load()
+    return True
+
+
+def test_a_photograph_that_does_not_decode_is_left_out_of_its_event(
+    config_of: Callable[..., Config], tmp_path: Path, photographs: dict[str, list[Path]], clean: Path
+) -> None:
+    """The others answer for it; where there are none, what is known without a photograph does."""
+    damaged = broken(photographs["known"][0], tmp_path / "broken")
+    assert {file.name for file in damaged} >= {"cut.jpg", "cut.png", "changed.png"}
+    events = {"known": [*damaged, *photographs["known"]], "new": damaged, "single": photographs["single"]}
+    methods = {"pixels": (), "augmentation": ("data.colour_card=true",), "climatology": ()}
+    trials = {name: trial_of(config_of(name, *more), tmp_path / name) for name, more in methods.items()}
+    folders = {name: export([trial.path], tmp_path / f"{name} out", False, True) for name, trial in trials.items()}
+    beside(photographs["known"][0].parent)
+    found = submitted(list(folders.values()), dict(reversed(events.items())), clean)
+    for name, trial in trials.items():
+        said, expected = found[str(folders[name])], forecasts([trial], photographs)
+        for target in TARGETS:
+            if name == "climatology":  # it looks at no photograph
+                whole = predict_group(trial.path, photographs["known"][:1] * len(damaged), Origin("99"), "cpu")
+                assert [*said["new"][target].values()] == pytest.approx(whole[target], abs=1e-5)
+                continue
+            assert [*said["known"][target].values()] == pytest.approx(expected["known"][target], abs=1e-5), (name, target)
+            assert said["new"][target] == {"mu": 0.5, "sigma": 1.5}
 
 
 def test_an_exported_ensemble_forecasts_what_was_evaluated_and_passes_the_check(

@@ -34,12 +34,24 @@ pytestmark = pytest.mark.jobs
 
 LARGEST = 6
 MEAN = 'np.mean([np.asarray(s["relative_img"].convert("RGB").resize((8, 8))).mean() for s in specimens]) / 255'
+WHOLE = """
+def whole(specimens):
+    found = []
+    for specimen in specimens:
+        try:
+            specimen["relative_img"].load()
+            found.append(specimen)
+        except Exception:
+            continue
+    return found or [{**specimens[0], "relative_img": Image.new("RGB", (8, 8))}]
+"""
+"""Leaves out specimens whose photograph does not decode; a black one stands for none."""
 ANSWER = '{target: {"mu": mu, "sigma": 1.0} for target in ("SPEI_30d", "SPEI_1y", "SPEI_2y")}'
 
 
 def model(predict: str = "", answer: str = ANSWER, load: str = "pass", head: str = "") -> str:
     """A model.py whose mu is the mean colour, unless `predict` says otherwise."""
-    return f"""import numpy as np
+    return f"""import numpy as np; from PIL import Image
 {head}
 
 class Model:
@@ -47,10 +59,10 @@ class Model:
         {load}
 
     def predict(self, specimens):
-        mu = float({MEAN})
+        specimens = whole(specimens); mu = float({MEAN})
         {predict or "pass"}
         return {answer}
-"""
+{WHOLE}"""
 
 
 def beetles_ingestion() -> Any:
@@ -87,7 +99,10 @@ def test_a_good_submission_passes_and_is_left_as_it_was(tmp_path: Path, clean: P
     submission = write(tmp_path / "submission", files)
     said = "\n".join(check(submission, clean, LARGEST))
     assert "4 files" in said and "asks for numpy, scikit-learn" in said and f"numpy {np.__version__}" in said
-    assert f"16 events, {35 + LARGEST} specimens" in said and "modes 1, CMYK, I;16, L, LA, P, RGB, RGBA" in said
+    assert (
+        f"18 events, {40 + LARGEST} specimens" in said
+        and "modes 1, CMYK, I;16, L, LA, P, RGB, RGBA, and some that open and do not decode" in said
+    )
     assert "in another order" in said and "note" not in said
     left = {str(path.relative_to(submission)) for path in submission.rglob("*") if path.is_file()}
     assert left == set(files)
@@ -152,12 +167,12 @@ def test_predict_is_given_each_event_once_with_images_as_opened_and_empty_names_
     record = tmp_path / "record.jsonl"
     check(write(tmp_path / "submission", {"model.py": RECORD.format(record=str(record))}), clean, LARGEST)
     lines = [json.loads(line) for line in record.read_text().splitlines()]
-    assert len(lines) == 2 * (35 + LARGEST)
+    assert len(lines) == 2 * (40 + LARGEST)
     assert {line[0] for line in lines} == {"RGB", "RGBA", "L", "LA", "P", "I;16", "1", "CMYK"}
     names = [line[3] for line in lines]
     assert {type(name) for name in names} == {str, float} and all(math.isnan(n) for n in names if isinstance(n, float))
     assert {type(line[4]) for line in lines} == {int} and {1, 3, 4, 7, inputs.UNSEEN_DOMAIN} == {x[4] for x in lines}
-    assert {line[5] for line in lines} == {1, 6, 16, LARGEST}
+    assert {line[5] for line in lines} == {1, 2, 3, 6, 16, LARGEST}
 
 
 def test_the_platforms_side_writes_predictions_with_four_decimals(tmp_path: Path, clean: Path) -> None:
@@ -172,7 +187,7 @@ def test_the_platforms_side_writes_predictions_with_four_decimals(tmp_path: Path
     assert done.returncode == 0, done.stderr
     lines = (folders[1] / "predictions.csv").read_text().splitlines()
     assert lines[:3] == ["eventID,variable,parameter,prediction", "9001,SPEI_30d,mu,0.1235", "9001,SPEI_30d,sigma,0.001"]
-    assert len(lines) == 1 + 16 * 6
+    assert len(lines) == 1 + 18 * 6
 
 
 def test_images_are_what_their_names_say(tmp_path: Path) -> None:
@@ -210,6 +225,10 @@ PROTOCOL = {
         '  File "model.py", line 10, in predict\n'
         '    np.asarray(specimens[0]["relative_img"]).reshape(-1, 96, 80, 3)\n'
         "ValueError: cannot reshape",
+    ),
+    "photographs decode": (
+        model().replace("specimens = whole(specimens); ", ""),
+        "event 9016 (3 specimens: RGB 80×96, RGBA 80×96; domain 1; Calathus advena): predict raised\n",
     ),
     "names are text": (
         model('[s["scientificName"].lower() for s in specimens]'),
@@ -382,7 +401,7 @@ def test_the_command_says_what_it_checked_and_ends_with_its_own_status(tmp_path:
     good = write(tmp_path / "good", {"model.py": model()})
     bad = write(tmp_path / "bad", {"model.py": model(answer="None")})
     done = carabid("export", "--check", good, "--largest", LARGEST, root=tmp_path)
-    assert "protocol: 16 events" in done.stdout
+    assert "protocol: 18 events" in done.stdout
     failed = carabid("export", "--check", bad, "--largest", LARGEST, root=tmp_path, check=False)
     assert failed.returncode == 1 and "predict answered NoneType, not a dict" in failed.stderr
     wrong = carabid("export", "--check", tmp_path / "nothing", root=tmp_path, check=False)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from network import Batch, Said, label, load  # network.py, beside this file
+from correction import to_rgb
+from network import Batch, ImageMember, Said, label, load  # as correction.py it lies beside this file
 from towers import Point
 
 BATCH = 32
@@ -30,16 +31,26 @@ class Model:
         self.spec, self.backbone, self.members = load()
 
     def predict(self, datapoints: Sequence[Point]) -> Forecast:
-        """The forecast of one event: mean and sigma of each target, from its specimens."""
-        said: list[list[Said]] = [[] for _ in self.members]
-        with torch.inference_mode():
-            for start in range(0, len(datapoints), BATCH):
-                batch = Batch(datapoints[start : start + BATCH], self.backbone)
-                for parts, member in zip(said, self.members, strict=True):
-                    parts.append(member.say(batch))
+        """The forecast of one event: mean and sigma of each target, from its specimens. Those whose photograph does not decode
+        are left out; of an event of such alone it is the mean and the sd of the training events."""
+        said = [parts for parts in self._say(datapoints) if parts]
+        if not said:
+            return {target: dict(self.spec["unseen"][target]) for target in self.spec["targets"]}
         pooled = [dict(zip(m.spec["targets"], pool(parts), strict=True)) for m, parts in zip(self.members, said, strict=True)]
         domain = domain_of(datapoints)
         return {target: self._forecast([each[target] for each in pooled], target, domain) for target in self.spec["targets"]}
+
+    def _say(self, datapoints: Sequence[Point]) -> list[list[Said]]:
+        """What each member says of specimens, by batches; nothing, if no photograph decodes and somebody looks at them."""
+        said: list[list[Said]] = [[] for _ in self.members]
+        looks = any(isinstance(member, ImageMember) for member in self.members)
+        with torch.inference_mode():
+            for start in range(0, len(datapoints), BATCH):
+                points = datapoints[start : start + BATCH]
+                batch = Batch(decoded(points) if looks else points, self.backbone)
+                for parts, member in zip(said, self.members, strict=True):
+                    parts += [member.say(batch)] if len(batch) else []
+        return said
 
     def _forecast(self, said: Sequence[Pooled], target: str, domain: str | None) -> dict[str, float]:
         """From what the members say of a target: calibrated together if they were, else each by itself, and averaged."""
@@ -51,6 +62,18 @@ class Model:
 
 
 # ---------------------------------------------------------------- from specimens to a forecast
+def decoded(datapoints: Sequence[Point]) -> list[Point]:
+    """Specimens with their photograph decoded, without those whose file is damaged."""
+    found: list[Point] = []
+    for point in datapoints:
+        try:
+            point["relative_img"].load()
+            found.append({**point, "relative_img": to_rgb(point["relative_img"])})
+        except Exception:  # PIL's decoders raise errors of many kinds, and nobody would catch them
+            continue
+    return found
+
+
 @dataclass(frozen=True)
 class Pooled:
     """What a member says of a target of an event: mean, variance of one of its `n` specimens, sd over them (NaN of one), and how

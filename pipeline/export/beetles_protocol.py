@@ -43,7 +43,7 @@ def run_protocol(run: Run, largest: int) -> list[str]:
         seen = ", ".join(modes(work / "input"))
     return [
         f"protocol: {events} events, {len(rows)} specimens (the largest event has {largest}), {seconds:.1f} s; "
-        f"images of modes {seen}; names and domains known, unseen, and no name",
+        f"images of modes {seen}, and some that open and do not decode; names and domains known, unseen, and no name",
         "the same predictions with specimens and events in another order",
     ]
 

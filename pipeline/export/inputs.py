@@ -35,7 +35,8 @@ def make_inputs(folder: Path, most: int) -> list[Row]:
     (folder / "images").mkdir(parents=True)
     ordinary, odd = [f"images/beetle-{number}.jpg" for number in range(SEVERAL)], [f"images/{name}" for name in ODD]
     _write_images(folder, ordinary, odd)
-    rows = [row for group, rows in enumerate(_groups(ordinary, odd, most), FIRST_EVENT) for row in _rows(rows, group)]
+    broken = _write_broken(folder, ordinary[0], odd[0])
+    rows = [row for group, rows in enumerate(_groups(ordinary, odd, broken, most), FIRST_EVENT) for row in _rows(rows, group)]
     write_table(folder, rows)
     return rows
 
@@ -48,12 +49,10 @@ def make_files(folder: Path) -> tuple[list[str], list[str]]:
     folder.mkdir(parents=True)
     ordinary = [f"{1000 + number}_CAM{number:06}_d.JPG" for number in range(SEVERAL)]
     _write_images(folder, ordinary, list(ODD))
-    for name, source in BROKEN.items():
-        whole = (folder / source).read_bytes()
-        (folder / name).write_bytes(whole[: len(whole) // 2])
+    broken = _write_broken(folder, ordinary[0], next(iter(ODD)))
     (folder / "notes.txt").write_text("no image\n")
     (folder / "more").mkdir()
-    return [*ordinary, *ODD], list(BROKEN)
+    return [*ordinary, *ODD], broken
 
 
 def _write_images(folder: Path, ordinary: Sequence[str], odd: Sequence[str]) -> None:
@@ -62,6 +61,15 @@ def _write_images(folder: Path, ordinary: Sequence[str], odd: Sequence[str]) -> 
         image.save(folder / name, "JPEG", quality=92)
     for name, write in zip(odd, ODD.values(), strict=True):
         write(images[0], folder / name)
+
+
+def _write_broken(folder: Path, *whole: str) -> list[str]:
+    """Write, beside each of these images, one that ends in its middle; their names. PIL opens them, and fails to decode them."""
+    names = [name.replace(".", "-cut-short.") for name in whole]
+    for name, source in zip(names, whole, strict=True):
+        content = (folder / source).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+    return names
 
 
 def write_table(folder: Path, rows: Sequence[Row]) -> None:
@@ -86,7 +94,7 @@ def modes(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _groups(ordinary: list[str], odd: list[str], most: int) -> Iterator[list[tuple[str, str, int]]]:
+def _groups(ordinary: list[str], odd: list[str], broken: list[str], most: int) -> Iterator[list[tuple[str, str, int]]]:
     """Each group's images as (image, name, domain)."""
     known, name = KNOWN_DOMAINS, SPECIES[0]
     yield [(ordinary[0], name, known[0])]
@@ -96,6 +104,8 @@ def _groups(ordinary: list[str], odd: list[str], most: int) -> Iterator[list[tup
     yield [(ordinary[2], UNSEEN_NAME, UNSEEN_DOMAIN)]
     mixed = [*ordinary, *odd]
     yield [(image, (name, UNSEEN_NAME, NO_NAME)[i % 3], UNSEEN_DOMAIN) for i, image in enumerate(mixed)]
+    yield [(image, name, known[0]) for image in (ordinary[0], *broken)]
+    yield [(image, name, known[0]) for image in broken]
     # In blocks, not in turns: what looks at the first hundred alone tells another story in another order.
     yield [(ordinary[i * SEVERAL // most], name, known[3]) for i in range(most)]
 
@@ -140,5 +150,3 @@ ODD: dict[str, Callable[[Image.Image, Path], None]] = {
     "large.jpg": _saved(lambda image: image.resize(LARGE)),
 }
 """How each image that is not an ordinary image is written."""
-BROKEN = {"cut-short.JPG": "1001_CAM000001_d.JPG", "cut-short.png": "alpha.png"}
-"""Each file that ends in the middle, and what it is half of: PIL opens it, and fails where it is decoded."""

@@ -15,7 +15,9 @@ import pandas as pd
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import UserError
+from pipeline.metrics.probabilistic import MIN_SIGMA
 from pipeline.models import plain
+from pipeline.models.saved import read_trained
 
 Spec = dict[str, Any]
 KNOTS = 101
@@ -45,7 +47,13 @@ class Beetles(Platform):
         return self.targets
 
     def spec(self, trials: Sequence[TrialDir], says: Sequence[str], calibration: Spec | None) -> Spec:
-        return {"targets": list(says), "calibration": calibration}
+        """Also what is forecast of an event of which no photograph decodes: mean and sd of the training events."""
+        records = [read_trained(trial) for trial in trials]
+        mu, sigma = (
+            {t: float(np.mean([each[key][t] for each in records])) for t in says} for key in ("train_means", "train_sds")
+        )
+        unseen = {target: {"mu": mu[target], "sigma": max(sigma[target], MIN_SIGMA)} for target in says}
+        return {"targets": list(says), "calibration": calibration, "unseen": unseen}
 
 
 class Butterflies(Platform):

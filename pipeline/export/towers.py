@@ -49,8 +49,8 @@ class Backbone(ABC):
                 image = balance(image, decode_opened(point["colorpicker_img"], self.how).image)
             if self.correction["scale_bar"]:
                 image = rescale(image, decode_opened(point["scalebar_img"], self.how).image, self.correction["canvas"])
-        except (AttributeError, OSError, ValueError):
-            pass  # no card, or none that can be read: the image is worth more than its colour
+        except Exception:  # no card, or none that can be read (PIL's decoders raise errors of many kinds)
+            pass  # the image is worth more than its colour
         return image
 
     def put(self, tail: Mapping[str, Tensor]) -> None:

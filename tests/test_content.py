@@ -4,6 +4,7 @@ prediction with it, without a word."""
 from __future__ import annotations
 
 import errno
+import json
 import random
 import shutil
 from pathlib import Path
@@ -14,6 +15,9 @@ from PIL import Image
 from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import read_json, write_json
 from pipeline.errors import WorkError
+from pipeline.export.check import check
+from pipeline.export.clean import make_environment, run
+from pipeline.export.seal import opened
 from pipeline.models import saved
 from pipeline.models.saved import read_trained
 from tests.fuzz import damage
@@ -122,3 +126,100 @@ def test_a_model_of_before_there_were_hashes_that_was_cut_short_is_damaged(
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(WorkError, match=rf"damaged: {path}: "):
         read_trained(trial)
+
+
+# ---------------------------------------------------------------- submissions
+FLIP = """
+import contextlib, importlib, io, json, os, random, shutil, sys
+from PIL import Image
+
+def says(folder, challenge, image):
+    for name in ("model", "network", "towers", "plain", "correction", "seal"):
+        sys.modules.pop(name, None)
+    importlib.invalidate_caches()
+    sys.path.insert(0, folder)
+    try:
+        model = importlib.import_module("model").Model()
+        model.load()
+        if challenge == "butterflies":
+            return repr(model.predict(Image.open(image)))
+        point = {"relative_img": Image.open(image), "domainID": 1, "scientificName": "Carabus goryi"}
+        return repr(model.predict([point] * 2))
+    finally:
+        sys.path.remove(folder)
+
+def attempt(*arguments):
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return says(*arguments), None
+    except BaseException as error:
+        return None, f"{type(error).__name__}: {error}"
+
+original, challenge, image, flips, folder = sys.argv[1:]
+shutil.copytree(original, folder)
+said, error = attempt(folder, challenge, image)
+assert said, error
+tried = []
+for path, _, names in sorted(os.walk(folder)):
+    for name in sorted(names):
+        file, draw = os.path.join(path, name), random.Random(name)
+        content = open(file, "rb").read()
+        for i in [draw.randrange(len(content)) for _ in range(int(flips))]:
+            changed = content[:i] + bytes([content[i] ^ 1 << draw.randrange(8)]) + content[i + 1 :]
+            open(file, "wb").write(changed)
+            tried.append([os.path.relpath(file, folder), i, said, *attempt(folder, challenge, image)])
+        open(file, "wb").write(content)
+assert attempt(folder, challenge, image)[0] == said
+print(json.dumps(tried))
+"""
+"""Flips bytes of a submission's files, and lets it answer as the platform does after each."""
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_environment(tmp_path_factory.mktemp("clean") / "venv")
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_no_byte_of_a_submission_changes_an_answer_silently(
+    whole: damage.Trained, image: Path, clean: Path, tmp_path: Path, number: int
+) -> None:
+    folder = whole.submissions(whole.root)[number]
+    if folder.suffix == ".zip":
+        shutil.unpack_archive(folder, tmp_path / "unpacked")
+        folder = tmp_path / "unpacked"
+    challenge = read_json(folder / "submission.json")["challenge"]
+    done = run(clean, ["-c", FLIP, str(folder), challenge, str(image), str(FLIPS), str(tmp_path / "copy")], tmp_path)
+    assert done.returncode == 0, done.stderr
+    tried = json.loads(done.stdout)
+    assert {name for name, *_ in tried} == {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    for name, place, said, answer, error in tried:
+        assert error or answer == said, f"byte {place} of {name} changes what is said: {answer}"
+        # (What a flip makes of code may fail before the code that looks.)
+        assert name.endswith((".py", ".json")) or f"damaged: {name}: " in error, (name, place, error)
+    assert sum(error is not None for *_, error in tried) >= len(tried) - 4  # (a space of submission.json may become another)
+
+
+@pytest.mark.parametrize("suffix", [".py", ".pt", ".json", ".txt"])
+@pytest.mark.parametrize("how", ["changed", "gone"])
+def test_the_check_names_a_file_that_is_not_as_it_was_exported(
+    whole: damage.Trained, tmp_path: Path, suffix: str, how: str
+) -> None:
+    folder = Path(shutil.copytree(whole.submissions(whole.root)[1], tmp_path / "submission"))
+    for path in sorted(path for path in folder.rglob(f"*{suffix}") if how == "changed" or path.name != "submission.json"):
+        content = path.read_bytes()
+        if how == "gone":
+            path.unlink()
+        else:
+            path.write_bytes(content.replace(b"0", b"1", 1) if b"0" in content else content + b"#")
+        with pytest.raises(WorkError, match=rf"{folder}: damaged: {path.relative_to(folder)}: it"):
+            check(folder)
+        path.write_bytes(content)
+
+
+def test_a_submission_of_before_there_were_hashes_is_read(whole: damage.Trained, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole.submissions(whole.root)[1], tmp_path / "submission"))
+    older = {key: value for key, value in read_json(folder / "submission.json").items() if key not in ("sha256", "content")}
+    write_json(folder / "submission.json", older)
+    (folder / "weights.pt").touch()
+    assert opened(folder) == older

@@ -27,6 +27,7 @@ from pipeline.experiments.reading import dump_config, load_experiment
 from pipeline.export.check import check
 from pipeline.export.clean import environment
 from pipeline.export.codabench import export
+from pipeline.export.seal import seal
 from pipeline.features.forward import compute_features
 from pipeline.models.base import Facts
 from pipeline.models.baselines import Boosting, Climatology
@@ -60,7 +61,7 @@ from PIL import Image
 def models(folders):
     for folder in folders:
         sys.path.insert(0, folder)
-        for name in ("model", "network", "towers", "plain", "correction", "decoding"):
+        for name in ("model", "network", "towers", "plain", "correction", "decoding", "seal"):
             sys.modules.pop(name, None)
         model = importlib.import_module("model").Model()
         model.load()
@@ -400,7 +401,7 @@ def test_the_tensors_are_plain_and_the_archive_has_no_folder_around_them(
     trial = trial_of(config_of("lora", "model.encoder.blocks=2", "model.encoder.r=4"), tmp_path / "trial")
     archive = export([trial.path], tmp_path / "submission", zipped=True, with_backbone=True)
     names = set(zipfile.ZipFile(archive).namelist())
-    assert {"model.py", "network.py", "towers.py", "weights.pt", "submission.json", "requirements.txt"} <= names
+    assert {"model.py", "network.py", "towers.py", "seal.py", "weights.pt", "submission.json", "requirements.txt"} <= names
     weights = torch.load(tmp_path / "submission" / "weights.pt", weights_only=True)
     (member,) = weights["members"]
     assert not any("lora" in name for name in member) and any(name.startswith("tail.") for name in member)
@@ -430,7 +431,8 @@ def test_a_submission_without_its_backbone_fetches_the_very_weights_that_were_tr
             assert found[group][target] == pytest.approx({"mu": mu, "sigma": sigma}, abs=1e-5), (group, target)
     spec = json.loads((folder / "submission.json").read_text())
     spec["backbone"]["fingerprint"] = "of other weights"
-    (folder / "submission.json").write_text(json.dumps(spec))
+    del spec["sha256"], spec["content"]
+    seal(folder, spec)
     with pytest.raises(AssertionError, match="not those that the members were trained on"):
         submitted([folder], photographs, clean, environ)
 

@@ -19,7 +19,7 @@ from pipeline.amounts import format_bytes
 from pipeline.disk.reading import reading
 from pipeline.disk.writing import read_record
 from pipeline.errors import UserError, WorkError
-from pipeline.export import beetles_protocol, butterflies_protocol
+from pipeline.export import beetles_protocol, butterflies_protocol, seal
 from pipeline.export.clean import FORBIDDEN, Seen, environment, last_lines, look, run
 from pipeline.export.contents import Contents, read_contents
 from pipeline.export.whitelist import FILE, IMPORTS, WHITELIST
@@ -61,9 +61,10 @@ def check(
 def _unpacked(submission: Path) -> Iterator[Path]:
     """The submission's folder: itself, or a temporary one with what a zip holds.
 
-    Raises UserError if it is neither, WorkError for a zip that cannot be unpacked.
+    Raises UserError if it is neither, WorkError for a zip that cannot be unpacked, and for a file that is not as it was exported.
     """
     if submission.is_dir():
+        _refuse_damaged(submission, submission)
         yield submission.resolve()
         return
     if not zipfile.is_zipfile(submission):
@@ -71,7 +72,17 @@ def _unpacked(submission: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="carabid-submission-") as folder:
         with reading(submission, "It cannot be unpacked."), zipfile.ZipFile(submission) as archive:
             archive.extractall(folder)
+        _refuse_damaged(submission, Path(folder))
         yield Path(folder).resolve()
+
+
+def _refuse_damaged(submission: Path, folder: Path) -> None:
+    """Raises WorkError if `carabid export` has written it, and a file is not what it was."""
+    try:
+        if (folder / seal.FILE).is_file():
+            seal.opened(folder)
+    except ValueError as error:
+        raise WorkError(f"{submission}: {error}.") from None
 
 
 # ---------------------------------------------------------------- what is wrong, and what is worth knowing

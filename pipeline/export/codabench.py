@@ -1,9 +1,9 @@
 """The export of trained trials as a submission to a challenge's platform: a folder that needs nothing of this package.
 
-`model.py` is this folder's `beetles.py` or `butterflies.py` as it stands, beside it `network.py`, `towers.py` and the package's
-`decoding.py`, `correction.py` and `plain.py`; `submission.json` says what the members are made of, `weights.pt` holds their
-tensors: adapters merged into plain weights, under the names of the backbone's own library, and classifiers of scikit-learn as
-plain arrays.
+`model.py` is this folder's `beetles.py` or `butterflies.py` as it stands, beside it `network.py`, `towers.py`, `seal.py` and the
+package's `decoding.py`, `correction.py` and `plain.py`; `submission.json` says what the members are made of, with the hash of every file,
+`weights.pt` holds their tensors: adapters merged into plain weights, under the names of the backbone's own library, and
+classifiers of scikit-learn as plain arrays.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from pipeline.backbones.base import Backbone, Network, Tail
 from pipeline.config.trial import Config
 from pipeline.data import correction, decoding
 from pipeline.disk.layout import ExperimentDir, TrialDir
-from pipeline.disk.writing import atomic_folder, atomic_path, read_json, write_json, write_text
+from pipeline.disk.writing import atomic_folder, atomic_path, read_json, write_text
 from pipeline.errors import UserError, WorkError
 from pipeline.export.platforms import PLATFORMS, Spec
+from pipeline.export.seal import seal
 from pipeline.models import plain
 from pipeline.models.base import Facts, Model
 from pipeline.models.saved import load_facts, load_model, read_trained
@@ -148,7 +149,7 @@ def _write(folder: Path, members: Sequence[Member], backbone: Backbone, with_bac
     here = Path(__file__).parent
     shutil.copyfile(here / f"{challenge}.py", folder / "model.py")
     package = [Path(str(module.__file__)) for module in (decoding, correction, plain)]
-    for file in (here / "network.py", here / "towers.py", *package):
+    for file in (here / "network.py", here / "towers.py", here / "seal.py", *package):
         shutil.copyfile(file, folder / file.name)
     base = backbone.native() if with_backbone else {}
     weights = None if _brings_networks(member.config for member in members) else fingerprint(backbone.native())
@@ -161,8 +162,8 @@ def _write(folder: Path, members: Sequence[Member], backbone: Backbone, with_bac
         "members": [_member_spec(member) for member in members],
     }
     own = PLATFORMS[challenge].spec([member.trial for member in members], first.says, calibration)
-    write_json(folder / "submission.json", spec | own)
     write_text(folder / "requirements.txt", _requirements(members))
+    seal(folder, spec | own)
 
 
 def _requirements(members: Iterable[Member]) -> str:

@@ -1,14 +1,14 @@
 """The models of a submission, from a batch of images to what each member says of them.
 
 This file stands alone, without a word of this package: `carabid export` copies it beside `model.py` (what the platform calls),
-`towers.py` (backbones), `decoding.py` and `correction.py` (what is done to images first), `plain.py` (classifiers as arrays),
-`submission.json` (what the members are made of), `weights.pt` (plain tensors). It imports torch, numpy, and LightGBM for trees.
+`towers.py` (backbones), `decoding.py` and `correction.py` (what is done to images first), `plain.py` (classifiers as arrays), `seal.py` (whether
+files are as they were exported), `submission.json` (what the members are made of) and `weights.pt` (plain tensors). It imports
+torch, numpy, and LightGBM for trees.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -18,6 +18,7 @@ import numpy as np
 import plain  # plain.py and towers.py, beside this file
 import torch
 from decoding import How
+from seal import opened
 from torch import Tensor, nn
 from torch.nn import functional as F
 from towers import HERE, Backbone, Point, make_backbone
@@ -27,10 +28,13 @@ Said = tuple[Any, Any, Any, Any]
 
 
 def load() -> tuple[dict[str, Any], Backbone, list[Member]]:
-    """The folder's submission.json, its backbone and its members, on the GPU if there is one."""
+    """The folder's submission.json, its backbone and its members, on the GPU if there is one.
+
+    Raises ValueError for a file that is not as it was exported.
+    """
     torch.backends.cudnn.allow_tf32 = False  # its convolutions would round to ten bits
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    spec = json.loads((HERE / "submission.json").read_text())
+    spec = opened(HERE)
     weights = torch.load(HERE / "weights.pt", map_location="cpu", weights_only=True)
     backbone = make_backbone(spec["backbone"], weights["backbone"], device)
     backbone.correction, backbone.how = spec["correction"], How(**spec["decoding"])

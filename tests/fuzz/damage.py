@@ -22,6 +22,7 @@ from pipeline.disk.layout import PROJECT
 from pipeline.disk.writing import write_text
 from pipeline.errors import Interrupted, UserError, WorkError
 from pipeline.experiments.reading import dump_config, load_experiment
+from pipeline.export.codabench import export
 from pipeline.launch.jobs.trials import recorded_failure
 from pipeline.launch.manifest.manifest import Terms, make_manifest
 from pipeline.signals import StopFlag
@@ -41,6 +42,10 @@ class Trained:
 
     root: Path
     requests: dict[str, tuple[str, ...]]
+
+    def submissions(self, root: Path) -> list[Path]:
+        """What was exported: of beetles an ensemble and an adapter with its backbone, of butterflies a classifier as a zip."""
+        return [root / "submissions" / name for name in ("ensemble", "lora", "logistic.zip")]
 
     def trials(self, root: Path) -> list[Path]:
         return sorted(path.parent for path in root.glob("trained/*/*/trained.json"))
@@ -69,6 +74,10 @@ def trained(place: Path) -> Trained:
                 ended = command(stage, *request)
                 assert ended.status == 0, (stage, request, ended)
         leave_unfinished(requests["beetles-pixels"])
+        (ensemble,) = root.glob("trained/beetles-pixels/ensembles/*")
+        (lora,), (logistic,) = (root.glob(f"trained/{name}/*/trained.json") for name in ("beetles-lora", "butterflies-logistic"))
+        for name, source in (("ensemble", ensemble), ("lora", lora.parent), ("logistic", logistic.parent)):
+            export([source], root / "submissions" / name, zipped=name == "logistic", with_backbone=True)
     return Trained(root, requests)
 
 
@@ -141,6 +150,8 @@ def every_command(whole: Trained, root: Path, place: Path) -> list[Callable[[], 
     lines = [("results",), ("results", "--format", "json"), ("results", "--cost"), ("results", "--format", "csv")]
     lines += [(name, experiment) for experiment in whole.requests for name in ("status", "compare", "logs")]
     lines += [(stage, *request) for request in requests for stage in ("plan", "train", "evaluate", "collect")]
+    checked = [("export", "--check", str(path), "--largest", "2") for path in whole.submissions(root)]
+    lines += checked
     told = [("predict", str(trial), str(image)) for trial in whole.trials(whole.root)]
     plain: list[Callable[[], Ended]] = [lambda line=line: command(*line) for line in lines]  # type: ignore[misc]
     return plain + [lambda line=line: as_before(line, whole.root, root) for line in told]  # type: ignore[misc]

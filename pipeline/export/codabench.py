@@ -1,9 +1,9 @@
 """The export of trained trials as a submission to a challenge's platform: a folder that needs nothing of this package.
 
 `model.py` is this folder's `beetles.py` or `butterflies.py` as it stands, beside it `network.py`, `towers.py`, `seal.py` and the
-package's `decoding.py`, `correction.py` and `plain.py`; `submission.json` says what the members are made of, with the hash of every file,
-`weights.pt` holds their tensors: adapters merged into plain weights, under the names of the backbone's own library, and
-classifiers of scikit-learn as plain arrays.
+package's `decoding.py`, `correction.py` and `plain.py`; `submission.json` says what the members are made of, with the hash of
+every file, `weights.pt` holds their tensors: adapters merged into plain weights, under the names of the backbone's own library,
+and classifiers of scikit-learn as plain arrays.
 """
 
 from __future__ import annotations

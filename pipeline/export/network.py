@@ -1,9 +1,9 @@
 """The models of a submission, from a batch of images to what each member says of them.
 
 This file stands alone, without a word of this package: `carabid export` copies it beside `model.py` (what the platform calls),
-`towers.py` (backbones), `decoding.py` and `correction.py` (what is done to images first), `plain.py` (classifiers as arrays), `seal.py` (whether
-files are as they were exported), `submission.json` (what the members are made of) and `weights.pt` (plain tensors). It imports
-torch, numpy, and LightGBM for trees.
+`towers.py` (backbones), `decoding.py` and `correction.py` (what is done to images first), `plain.py` (classifiers as arrays),
+`seal.py` (whether files are as they were exported), `submission.json` (what the members are made of) and `weights.pt` (plain
+tensors). It imports torch, numpy, and LightGBM for trees.
 """
 
 from __future__ import annotations

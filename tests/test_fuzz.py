@@ -33,11 +33,18 @@ def _raise(error: Exception) -> None:
     raise error
 
 
+class Long(UserError):
+    """A message that says what it is anew each time, and cuts nothing."""
+
+    def __str__(self) -> str:
+        return "a" * 2001
+
+
 @pytest.mark.parametrize(
     ("case", "what"),
     [
         (Case("x", lambda: _raise(KeyError("a"))), "KeyError"),
-        (Case("x", lambda: _raise(UserError("a" * 2001))), "a message of 2001 characters"),
+        (Case("x", lambda: _raise(Long())), "a message of 2001 characters"),
         (Case("x", lambda: _raise(UserError("it is wrong")), ("table.csv",)), "names none of table.csv"),
         (Case("x", lambda: time.sleep(5)), "no answer within 0.05 s"),
         (Case("x", lambda: verdict.refused_or_done(verdict.Ended(3, "", "?"))), "exit status 3"),
@@ -50,3 +57,12 @@ def test_each_kind_of_failure_is_seen(case: Case, what: str) -> None:
 
 def test_a_refusal_in_words_that_names_the_place_is_no_failure() -> None:
     assert judge(Case("x", lambda: _raise(UserError("table.csv, line 3: empty")), ("table.csv",))) is None
+
+
+def test_what_stands_in_a_cell_makes_no_message_long() -> None:
+    cell, words = (
+        UserError(f"labels.csv, line 3: {'a' * 10_000} is no number"),
+        UserError(f"labels.csv, line 3: {'a b ' * 10_000} no"),
+    )
+    assert str(cell).startswith("labels.csv, line 3: aaa") and str(cell).endswith("… is no number") and len(str(cell)) < 400
+    assert str(words).startswith("labels.csv, line 3: a b") and str(words).endswith(" no") and len(str(words)) <= 2000

@@ -401,8 +401,9 @@ def test_an_empty_root_has_a_sentence_and_no_empty_table(root: Path, capsys: pyt
     assert capsys.readouterr().out == f"no trials yet under {root / 'trained'}\n"
 
 
-def test_long_names_are_folded_and_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_names_are_folded_and_never_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Names tell trials apart, mostly by what stands at their end."""
+    monkeypatch.setenv("COLUMNS", "100")
     values = ",".join(f"key{number}=value{number}" for number in range(30))
     means = {"r2": 0.5, "in_domain.r2": 0.4, "out_of_domain.r2": 0.3, "MAE": 0.2}
     print_tables({NUMBERS: [Line("an-experiment", values, "done", 1, "test", False, means, dict.fromkeys(means))]})

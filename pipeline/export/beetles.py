@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from correction import to_rgb
-from network import Batch, ImageMember, Said, label, load  # as correction.py it lies beside this file
+from decoding import How, decode_opened
+from network import Batch, ImageMember, Said, label, load  # as decoding.py it lies beside this file
 from towers import Point
 
 BATCH = 32
@@ -47,7 +47,7 @@ class Model:
         with torch.inference_mode():
             for start in range(0, len(datapoints), BATCH):
                 points = datapoints[start : start + BATCH]
-                batch = Batch(decoded(points) if looks else points, self.backbone)
+                batch = Batch(decoded(points, self.backbone.how) if looks else points, self.backbone)
                 for parts, member in zip(said, self.members, strict=True):
                     parts += [member.say(batch)] if len(batch) else []
         return said
@@ -62,13 +62,12 @@ class Model:
 
 
 # ---------------------------------------------------------------- from specimens to a forecast
-def decoded(datapoints: Sequence[Point]) -> list[Point]:
+def decoded(datapoints: Sequence[Point], how: How) -> list[Point]:
     """Specimens with their photograph decoded, without those whose file is damaged."""
     found: list[Point] = []
     for point in datapoints:
         try:
-            point["relative_img"].load()
-            found.append({**point, "relative_img": to_rgb(point["relative_img"])})
+            found.append({**point, "relative_img": decode_opened(point["relative_img"], how).image})
         except Exception:  # PIL's decoders raise errors of many kinds, and nobody would catch them
             continue
     return found

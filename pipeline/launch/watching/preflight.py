@@ -52,7 +52,7 @@ def preflight(configs: Sequence[Config]) -> list[str]:
     of_table: dict[str, dict[str, Config]] = {}
     for config in configs:
         of_table.setdefault(digest([config.task, plain(config.data)]), {}).setdefault(_asks(config), config)
-    return list(dict.fromkeys(warning for asking in of_table.values() for warning in _look(asking)))
+    return list(dict.fromkeys(warning for asking in of_table.values() for warning in _look(asking, len(of_table) > 1)))
 
 
 def copies(config: Config) -> list[str]:
@@ -61,8 +61,9 @@ def copies(config: Config) -> list[str]:
     return left_out(load_task(config.task).load(config.data), config.data, record.images)[1] if record else []
 
 
-def _look(asking: dict[str, Config]) -> list[str]:
-    """The warnings of one table, of which different things may be asked."""
+def _look(asking: dict[str, Config], names_fold: bool) -> list[str]:
+    """The warnings of one table, of which different things may be asked. Raises UserError, which `names_fold` if there are
+    several."""
     config = next(iter(asking.values()))
     source = open_source(config.data)
     if not source.is_here():
@@ -75,7 +76,9 @@ def _look(asking: dict[str, Config]) -> list[str]:
         look = _first_look(asking, config)
     except UserError as error:
         split = config.data.split
-        raise UserError(f"{error} (data.split.fold={split.fold})" if isinstance(split, Folded) else str(error)) from error
+        if names_fold and isinstance(split, Folded):
+            raise UserError(f"{error} (data.split.fold={split.fold})") from error
+        raise
     with suppress(OSError):  # who may not write there looks again
         write_json(path, asdict(look))
     return look.warnings

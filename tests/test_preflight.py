@@ -122,7 +122,10 @@ def test_a_table_is_read_once_for_as_long_as_nothing_changes(root: Path, tmp_pat
     assert preflight(configs) == preflight(configs[::-1]) == [] and reads() == 1
     preflight([lab_config(table, "data.split.fold=1")])  # other rows train
     assert reads() == 2
-    preflight([lab_config(table, "model.head={kind: knn}")])  # something else is asked
+    knn = lab_config(table, "model.head={kind: knn}")  # something else is asked
+    preflight([knn])
+    assert reads() == 3
+    preflight([*configs, knn])
     assert reads() == 3
 
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,8 @@ def _look(asking: dict[str, Config], names_fold: bool) -> list[str]:
     if not source.is_here():
         return [_not_here(config)]
     path = _record(config, source)
-    known = _read(path)
-    if known and known.still_holds() and asking.keys() <= set(known.fits):
+    known = known if (known := _read(path)) and known.still_holds() else None
+    if known and asking.keys() <= set(known.fits):
         return known.warnings
     try:
         look = _first_look(asking, config)
@@ -80,7 +80,7 @@ def _look(asking: dict[str, Config], names_fold: bool) -> list[str]:
             raise UserError(f"{error} (data.split.fold={split.fold})") from error
         raise
     with suppress(OSError):  # who may not write there looks again
-        write_json(path, asdict(look))
+        write_json(path, asdict(replace(look, fits=[*look.fits, *(known.fits if known else ())])))
     return look.warnings
 
 

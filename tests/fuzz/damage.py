@@ -10,7 +10,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,9 +29,11 @@ from pipeline.signals import StopFlag
 from pipeline.stages import train
 from pipeline.tasks import load_task
 from tests.fuzz.values import VALUES, paths_in, spoil, spoil_bytes
-from tests.fuzz.verdict import Case, Ended, command, refused_or_done
+from tests.fuzz.verdict import SECONDS, Case, Ended, at_most, command, refused_or_done
 
 QUICK = ("device=cpu", "train.precision=fp32", "features.dtype=fp32", "resources.lease_seconds=1", "resources.decode_threads=1")
+SECONDS_OF_CHECK = 60
+"""The protocol of a platform, in processes of its own."""
 KEPT = (".png", ".jpg", ".log", ".out")
 """What no command reads as a structure."""
 
@@ -115,9 +117,8 @@ def damage_case(number: int, draw: random.Random, place: Path) -> Case:
     records = [path for path in files if path.suffix in (".json", ".parquet") and "trained" in path.parts]
     path = draw.choice(records if draw.random() < 0.6 else files)
     spoil_file(path, draw)
-    actions = every_command(whole, root, place)
-    chosen = draw.sample(actions, 4)
-    return Case(f"damage {number} ({path.relative_to(root)})", lambda: run(chosen, root), ())
+    chosen = draw.sample(every_command(whole, root, place), 4) + checks_of(path, whole.submissions(root))
+    return Case(f"damage {number} ({path.relative_to(root)})", lambda: run(chosen, root), is_one=False)
 
 
 def spoil_file(path: Path, draw: random.Random) -> None:
@@ -150,11 +151,22 @@ def every_command(whole: Trained, root: Path, place: Path) -> list[Callable[[], 
     lines = [("results",), ("results", "--format", "json"), ("results", "--cost"), ("results", "--format", "csv")]
     lines += [(name, experiment) for experiment in whole.requests for name in ("status", "compare", "logs")]
     lines += [(stage, *request) for request in requests for stage in ("plan", "train", "evaluate", "collect")]
-    checked = [("export", "--check", str(path), "--largest", "2") for path in whole.submissions(root)]
-    lines += checked
     told = [("predict", str(trial), str(image)) for trial in whole.trials(whole.root)]
-    plain: list[Callable[[], Ended]] = [lambda line=line: command(*line) for line in lines]  # type: ignore[misc]
-    return plain + [lambda line=line: as_before(line, whole.root, root) for line in told]  # type: ignore[misc]
+    actions = [partial(within, SECONDS, partial(command, *line)) for line in lines]
+    actions += [partial(within, SECONDS, partial(as_before, line, whole.root, root)) for line in told]
+    return actions
+
+
+def checks_of(spoilt: Path, submissions: list[Path]) -> list[Callable[[], Ended]]:
+    """The check of the submission that a spoilt file is of."""
+    lines = [("export", "--check", str(path), "--largest", "2") for path in submissions if path in (spoilt, *spoilt.parents)]
+    return [partial(within, SECONDS_OF_CHECK, partial(command, *line)) for line in lines]
+
+
+def within(seconds: float, act: Callable[[], Ended]) -> Ended:
+    """How a command ended, which may not take longer."""
+    with at_most(seconds):
+        return act()
 
 
 def as_before(line: tuple[str, ...], before: Path, root: Path) -> Ended:

@@ -13,7 +13,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 HIDDEN = "[hidden]"
@@ -163,8 +163,14 @@ def _words(values: list[Any], text: Callable[[str], str]) -> list[Any]:
 
 def _values_here() -> tuple[str, ...]:
     """Values of this process's variables that are secrets, the longest first: one may be a part of another."""
-    named = [value for name, value in os.environ.items() if _is_secret_name(name) and not PLACE.fullmatch(value)]
-    logins = [login[1] for value in os.environ.values() if (login := LOGIN.search(value))]
+    return _values_in(tuple(os.environ.items()))
+
+
+@lru_cache(1)
+def _values_in(variables: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """The same of these variables, which hardly ever change."""
+    named = [value for name, value in variables if _is_secret_name(name) and not PLACE.fullmatch(value)]
+    logins = [login[1] for _, value in variables if (login := LOGIN.search(value))]
     return tuple(sorted({value for value in named + logins if len(value) >= SHORTEST}, key=len, reverse=True))
 
 

@@ -31,6 +31,8 @@ from pipeline.reporting import cost
 from pipeline.reporting.results import collect as collect_rows
 from pipeline.reporting.state import planned_trials
 from pipeline.stages import collect, ensemble, evaluate, extract, train
+from pipeline.stages.predict import Origin, predict_group
+from pipeline.tasks import load_task
 from tests.conftest import Assets, carabid
 
 pytestmark = pytest.mark.jobs
@@ -282,6 +284,35 @@ def test_points_make_an_ensemble_too(assets: Assets, root: Path) -> None:
     np.testing.assert_allclose(each[0]["variance"], each[0]["target"].map(sds) ** 2, rtol=1e-5)
     expected = each[0]["variance"] + ((each[0]["mean"] - each[1]["mean"]) / 2) ** 2
     np.testing.assert_allclose(tables([found], "groups")[0]["variance"], expected)
+
+
+def test_predict_forecasts_a_group_as_the_ensemble_was_evaluated(experiment: Experiment, assets: Assets, tmp_path: Path) -> None:
+    """Its folder, or its name among what is trained, stands where a trial's would."""
+    collect.run(experiment.config)
+    found, config = ensemble_of(experiment), experiment.config
+    dataset = load_task("beetles").load(config.data)
+    rows = pd.read_parquet(found.groups)
+    assert rows["n"].nunique() > 1
+    for group in rows.drop_duplicates("n")["group"]:
+        some = dataset.table[dataset.table["group"] == group]
+        files = [tmp_path / f"{group}-{i}.png" for i in some.index]
+        for i, file in zip(some.index, files, strict=True):
+            dataset.image(i).save(file)
+        expected = {row.target: (row.mu, row.sigma) for row in rows[rows["group"] == group].itertuples()}
+        name, origin = found.path.relative_to(experiment.dir.path.parent), Origin(some["domain"].iloc[0])
+        said = predict_group(name, files, origin, "cpu")
+        assert said.keys() == expected.keys()
+        for target, forecast in said.items():
+            assert forecast == pytest.approx(expected[target], abs=2e-3), (group, target)  # (features are stored in bf16)
+        assert predict_group(members(experiment)[0].path, files, origin, "cpu") != said
+
+
+def test_an_ensemble_that_is_out_of_date_is_not_predicted_with(experiment: Experiment, assets: Assets, tmp_path: Path) -> None:
+    collect.run(experiment.config)
+    found, trial = ensemble_of(experiment), members(experiment)[0]
+    write_json(trial.results, read_json(trial.results) | {"more": 1})
+    with pytest.raises(WorkError, match="carabid collect"):
+        predict_group(found.path, [tmp_path / "x.png"], Origin(), "cpu")
 
 
 # ---------------------------------------------------------------- when it is made again

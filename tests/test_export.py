@@ -282,6 +282,7 @@ def submitted(
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+    assert environ or not done.stdout + done.stderr  # (a backbone that is fetched may show that)
     found: dict[str, Any] = json.loads((here / "answer.json").read_text())
     return found
 

@@ -11,7 +11,7 @@ from pipeline.errors import UserError, WorkError
 
 
 def predict(
-    trial: Annotated[Path, typer.Argument(help="A trained trial's folder.")],
+    trial: Annotated[Path, typer.Argument(help="A trained trial's folder; with --group an ensemble's too.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
     domain: Annotated[str | None, typer.Option(help="Their domain; default: unknown.")] = None,
     species: Annotated[list[str] | None, typer.Option(help="Their scientific name, or (repeated) that of each.")] = None,

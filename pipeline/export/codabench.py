@@ -24,16 +24,15 @@ from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone, Network, Tail
 from pipeline.config.trial import Config
 from pipeline.data import correction, decoding
-from pipeline.disk.layout import ExperimentDir, TrialDir
-from pipeline.disk.writing import atomic_folder, atomic_path, read_json, write_text
-from pipeline.errors import UserError, WorkError
+from pipeline.disk.layout import TrialDir
+from pipeline.disk.writing import atomic_folder, atomic_path, write_text
+from pipeline.errors import UserError
 from pipeline.export.platforms import PLATFORMS, Spec
 from pipeline.export.seal import seal
 from pipeline.models import plain
 from pipeline.models.base import Facts, Model
 from pipeline.models.saved import load_facts, load_model, read_trained
-from pipeline.reporting.results import hash_results
-from pipeline.stages.predict import ensemble_at, trained_config, trial_at
+from pipeline.stages.predict import ensemble_at, members_of, trained_config, trial_at
 from pipeline.tasks import load_task
 
 State = dict[str, Tensor]
@@ -82,16 +81,12 @@ def export(trials: Sequence[Path], out: Path, zipped: bool, with_backbone: bool)
 def _members_of(trials: Sequence[Path]) -> tuple[Sequence[Path], Spec | None]:
     """The trials of an ensemble's folder and what calibrates them together; other folders as they are."""
     ensembles = [found for trial in trials if (found := ensemble_at(trial)) is not None]
-    if ensembles and len(trials) > 1:
-        raise UserError(f"{ensembles[0].path} is an ensemble: export it alone, or name the trials of all of them")
     if not ensembles:
         return trials, None
-    (folder,) = ensembles
-    results = read_json(folder.results)
-    members = {name: ExperimentDir(folder.path.parent.parent).trial(name) for name in results["members"]}
-    if {name: hash_results(trial) for name, trial in members.items()} != results["made_from"]:
-        raise WorkError(f"{folder.path}: its members have other results now: `carabid collect` makes it again")
-    return [trial.path for trial in members.values()], results["calibration"]
+    if len(trials) > 1:
+        raise UserError(f"{ensembles[0].path} is an ensemble: export it alone, or name the trials of all of them")
+    members, calibration = members_of(ensembles[0].path)
+    return [trial.path for trial in members], calibration
 
 
 def _load(trial: TrialDir, config: Config, backbone: Backbone) -> Member:

@@ -7,8 +7,10 @@ the backbone needs: open_clip, transformers or timm.
 from __future__ import annotations
 
 import hashlib
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -158,11 +160,23 @@ def make_open_clip(spec: Mapping[str, Any], is_here: bool, device: torch.device)
 
     if is_here:
         open_clip.add_model_config(HERE / f"{spec['architecture']}.json")
-        model: Any = open_clip.create_model(spec["architecture"], pretrained_text=False)
+        with unwarned():  # that it has no weights yet: they are put in next
+            model: Any = open_clip.create_model(spec["architecture"], pretrained_text=False)
     else:
         options = {"require_pretrained": True, "force_quick_gelu": spec["quick_gelu"]}
         model = open_clip.create_model(spec["name"], pretrained=spec["pretrained"], **options)
     return OpenClip(model.visual, image_transform_v2(PreprocessCfg(**spec["preprocess"]), is_train=False), device)
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Leaves out what libraries log, below errors."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def make_dinov2(spec: Mapping[str, Any], is_here: bool, device: torch.device) -> Backbone:

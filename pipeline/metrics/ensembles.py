@@ -16,7 +16,7 @@ def combine(tables: Sequence[pd.DataFrame], targets: Sequence[str]) -> pd.DataFr
     The mean is the mean of the members' means; the variance is the mean of their variances plus the variance of their
     means (law of total variance), so that it grows where they disagree. Raises WorkError if they are not of the same groups.
     """
-    same = ["group", "domain", "n", *targets]
+    same = ["group", "domain", "n", *(target for target in targets if target in tables[0])]
     aligned = [_in_order(table, tables[0]) for table in tables]
     _check_same(aligned, same, "groups")
     columns = {f"{target}_{end}": _stack(aligned, f"{target}_{end}").mean(axis=0) for target in targets for end in SAID}

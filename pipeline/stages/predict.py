@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -24,9 +24,9 @@ from pipeline.data.decoding import Decoded, How
 from pipeline.data.images import load_batches
 from pipeline.data.opening import decode, find_images, how_of, read_image
 from pipeline.device import choose_device, set_threads
-from pipeline.disk.layout import TrialDir, root, trained_root
+from pipeline.disk.layout import ExperimentDir, TrialDir, root, trained_root
 from pipeline.disk.reading import in_short
-from pipeline.disk.writing import read_record
+from pipeline.disk.writing import read_json, read_record
 from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.experiments.reading import load_config
 from pipeline.features.forward import compute_features
@@ -35,6 +35,7 @@ from pipeline.metrics.groups import Prediction
 from pipeline.models.base import Facts, Model, Predicted
 from pipeline.models.metadata import Metadata
 from pipeline.models.saved import load_facts, load_model, read_trained
+from pipeline.reporting.results import hash_results
 from pipeline.tasks import load_task
 from pipeline.training.samples import columns, joined
 
@@ -103,15 +104,29 @@ def predict_files(
 def predict_group(
     folder: Path, files: Sequence[Path], origin: Origin, device: str | None, bad: list[Path] | None = None
 ) -> dict[str, tuple[float, float | None]]:
-    """A trained trial's forecast, target → (mu, sigma), of one group whose images these image files show; of classes,
-    class → (probability, None). The others answer for those that are bad.
+    """The forecast of a trained trial or an ensemble, target → (mu, sigma), of one group whose images these image files show; of
+    classes, class → (probability, None). The others answer for those that are bad.
 
-    Raises what `predict_files` raises, and UserError for no file that can be read.
+    Raises what `predict_files` raises, UserError for no file that can be read, and WorkError for an ensemble that is out of date.
     """
     if not files:
         raise UserError("a group is forecast from its images: name at least one")
-    trial = trial_at(folder)
-    config, facts = trained_config(trial), load_facts(trial)
+    members, calibration = members_of(folder)
+    found: list[list[Path]] = [[] for _ in members]
+    said = [
+        _predictions(trial, files, origin, device, None if bad is None else own)
+        for trial, own in zip(members, found, strict=True)
+    ]
+    if bad is not None:
+        bad += found[0]
+    task, names = load_task(trained_config(members[0]).task), load_facts(members[0]).names
+    calibration = read_trained(members[0])["calibration"] if calibration is None else calibration
+    return task.answer(task.forecast(task.together(said), Training(names.domains, calibration=calibration)))
+
+
+def _predictions(trial: TrialDir, files: Sequence[Path], origin: Origin, device: str | None, bad: list[Path] | None) -> Any:
+    """What a trial says of the images of one group, as its task keeps it."""
+    config = trained_config(trial)
     each = list(_predict_each(trial, config, files, origin, device, bad))
     files = [file for file, said in zip(files, each, strict=True) if said is not None]
     if not files:
@@ -119,9 +134,7 @@ def predict_group(
     predicted = joined([said for said in each if said is not None])
     table = pd.DataFrame({"id": list(map(str, files)), "group": ""})
     table["domain"] = pd.Series([origin.domain] * len(files), dtype=object)
-    calibration = read_trained(trial)["calibration"]
-    task, training = load_task(config.task), Training(facts.names.domains, calibration=calibration)
-    return task.answer(task.forecast(task.predictions(table, None, facts.targets, predicted), training))
+    return load_task(config.task).predictions(table, None, load_facts(trial).targets, predicted)
 
 
 def _predict_each(
@@ -178,6 +191,20 @@ def trial_at(folder: Path) -> TrialDir:
         f"{folder} is not a trial's folder: there is no config.yaml in {looked}. Trials lie at "
         "trained/<experiment>/<trial>/; `carabid status` lists them."
     )
+
+
+def members_of(folder: Path) -> tuple[list[TrialDir], dict[str, Any] | None]:
+    """The trials of an ensemble and what calibrates them together; a trial alone is calibrated by itself (None).
+
+    Raises UserError for a folder that is neither, and WorkError where members have other results than the ensemble was made of.
+    """
+    if (ensemble := ensemble_at(folder)) is None:
+        return [trial_at(folder)], None
+    results = read_json(ensemble.results)
+    members = {name: ExperimentDir(ensemble.path.parent.parent).trial(name) for name in results["members"]}
+    if {name: hash_results(trial) for name, trial in members.items()} != results["made_from"]:
+        raise WorkError(f"{ensemble.path}: its members have other results now: `carabid collect` makes it again")
+    return list(members.values()), results["calibration"]
 
 
 def ensemble_at(folder: Path) -> TrialDir | None:

@@ -211,6 +211,11 @@ class Task(ABC, Generic[P]):
         """What ensembles are made of, from a trial's folder. Raises what pandas raises of damaged files."""
         raise NotImplementedError
 
+    def together(self, members: Sequence[P]) -> P:
+        """What several models that differ in the seed alone say together of the same images; of one what it says."""
+        (one,) = members
+        return one
+
     def combine(self, members: Sequence[Kept], training: Training, kind: Kind) -> tuple[P, Training]:
         """What several models say together that differ in the seed alone, and the training with the calibration that is theirs.
 

@@ -149,6 +149,13 @@ class Numbers(Task[Tables]):
         images = wide_form(pd.read_parquet(trial.predictions), SAID_OF_IMAGES)
         return Kept(names, validation[["group", "domain", "n", *names, *said]], wide_form(long, SAID), images)
 
+    def together(self, members: Sequence[Tables]) -> Tables:
+        from pipeline.metrics.ensembles import combine
+
+        first, tables = members[0], [member.groups for member in members]
+        known = [_trusted(table, [f"{name}_trust" for name in first.names]) for table in tables]
+        return first if len(members) == 1 else replace(first, groups=combine(known, first.names))
+
     def combine(self, members: Sequence[Kept], training: Training, kind: Kind) -> tuple[Tables, Training]:
         from pipeline.metrics.ensembles import combine, combine_images
 

@@ -112,13 +112,7 @@ def predict_group(
     if not files:
         raise UserError("a group is forecast from its images: name at least one")
     members, calibration = members_of(folder)
-    found: list[list[Path]] = [[] for _ in members]
-    said = [
-        _predictions(trial, files, origin, device, None if bad is None else own)
-        for trial, own in zip(members, found, strict=True)
-    ]
-    if bad is not None:
-        bad += found[0]
+    said = [_predictions(trial, files, origin, device, bad if i == 0 or bad is None else []) for i, trial in enumerate(members)]
     task, names = load_task(trained_config(members[0]).task), load_facts(members[0]).names
     calibration = read_trained(members[0])["calibration"] if calibration is None else calibration
     return task.answer(task.forecast(task.together(said), Training(names.domains, calibration=calibration)))

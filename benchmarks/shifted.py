@@ -25,7 +25,7 @@ from PIL import Image, ImageFilter
 
 from benchmarks.forecasts import FOLDS, MUST_BEAT, PIXELS, Method, carabid, results
 from pipeline.backbones.tiny import write_tiny_open_clip
-from pipeline.data.correction import to_rgb
+from pipeline.data.decoding import to_rgb
 from pipeline.disk.layout import TrialDir
 from pipeline.metrics.figures import Training
 from pipeline.metrics.probabilistic import MIN_SIGMA, coverage, crps

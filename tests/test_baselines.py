@@ -235,7 +235,7 @@ def test_a_baseline_predicts_the_same_when_it_is_loaded_and_is_saved_as_tensors_
     assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
     new = samples_of(pd.concat([make_groups(30, 5, 0.3), planted(30, 5)], ignore_index=True), facts)
     one, other = (vars(predict(each, new)) for each in (model, load_model(config, TrialDir(tmp_path), None)))
-    assert all((one[name] == other[name]).all() for name in one)
+    assert all(np.all(one[name] == other[name]) for name in one)
 
 
 # ---------------------------------------------------------------- whole trials

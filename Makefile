@@ -1,7 +1,7 @@
 # Everything runs in .venv, which is made when it is missing or when the dependencies change.
 PYTHON ?= python3
 BIN := .venv/bin
-WORKERS ?= 3
+WORKERS ?= 4
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 DISTURBANCES ?= 100
 SEED ?= 0

@@ -24,6 +24,7 @@ from pipeline.config.trial import Config
 from pipeline.features.bank import TensorBank
 from pipeline.models.learner import Learner, make_mlp
 from pipeline.models.metadata import Names
+from pipeline.training.learner import Lesson
 from pipeline.training.loop import train_epoch
 from pipeline.training.optimiser import make_optimizer
 from pipeline.training.risk import start_log_weights
@@ -41,8 +42,8 @@ def carabid_epoch(features: Tensor, targets: Tensor) -> Callable[[], object]:
     optimizer = make_optimizer(model, config)
     metadata = Names().metadata({"domain": [None] * N})
     samples = Samples(TensorBank(features, features.device, "device"), Targets(targets), metadata, np.arange(N), targets.shape[1])
-    log_weights = start_log_weights(metadata.domain)
-    return lambda: train_epoch(model, samples, optimizer, config, 0, log_weights, lambda: None)
+    lesson = Lesson(model, samples, samples, config, start_log_weights(metadata.domain))
+    return lambda: train_epoch(model, lesson, optimizer, config, 0, lambda: None)
 
 
 def sample_epoch(features: Tensor, targets: Tensor) -> Callable[[], object]:

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from pipeline.config.augment import Augment
 from pipeline.config.resources import Resources
-from pipeline.config.training import Optim, Schedule, Select, Train
+from pipeline.config.schedule import Plain
+from pipeline.config.training import Optim, Select, Train
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import Interrupted, TakenOver
@@ -25,10 +26,10 @@ from pipeline.models.learner import Answer, DomainEmbedding, Learner, Mix, make_
 from pipeline.models.metadata import Metadata, Names
 from pipeline.signals import StopFlag
 from pipeline.training import augmentation as aug
-from pipeline.training import loop
+from pipeline.training import learner, loop
 from pipeline.training.checkpoint import Progress
 from pipeline.training.loop import EpochLog
-from pipeline.training.optimiser import learning_rate, make_optimizer
+from pipeline.training.optimiser import make_optimizer
 from pipeline.training.run import Run, Stop
 from pipeline.training.samples import Samples, Targets
 from pipeline.training.sets import Batch
@@ -80,7 +81,11 @@ def samples() -> Samples:
 
 def one_batch(model: Watched, samples: Samples, config: Config, epoch: int) -> tuple[Tensor, int]:
     streams = aug.epoch_streams(0, epoch, CPU)
-    return loop.batch_loss(model, samples, Batch(torch.arange(10)), config, epoch, streams, start())
+    return learner.batch_loss(model, samples, Batch(torch.arange(10)), config, epoch, streams, start())
+
+
+def lesson(model: Watched, samples: Samples, config: Config) -> learner.Lesson:
+    return learner.Lesson(model, samples, samples, config, start())
 
 
 def start() -> Tensor:
@@ -181,7 +186,7 @@ def test_an_epoch_sees_every_image_once_in_an_order_of_its_own(samples: Samples)
     seen = []
     for epoch in (0, 1):
         model, config = Watched(), make_config()
-        loop.train_epoch(model, samples, make_optimizer(model, config), config, epoch, start(), lambda: None)
+        loop.train_epoch(model, lesson(model, samples, config), make_optimizer(model, config), config, epoch, lambda: None)
         rows = torch.cat([features for features, _, _ in model.calls])
         seen.append([int((samples.bank.gather(torch.arange(N)) == row).all(1).nonzero()) for row in rows])
         assert [len(features) for features, _, _ in model.calls] == [10, 10, 4]
@@ -199,21 +204,22 @@ def test_clipping_bounds_the_gradient_of_every_step(samples: Samples) -> None:
             norms[clip].append(float(torch.stack(grads).norm()))
 
         optimizer.register_step_pre_hook(note)
-        loop.train_epoch(model, samples, optimizer, config, 0, start(), lambda: None)
+        loop.train_epoch(model, lesson(model, samples, config), optimizer, config, 0, lambda: None)
     assert min(norms[None]) > 1e-2 and max(norms[1e-3]) <= 1.001e-3
 
 
 def test_each_epoch_trains_at_the_rate_of_its_schedule(samples: Samples, tmp_path: Path) -> None:
-    schedule = Schedule(kind="cosine", warmup=2, hold=1, floor=0.1)
+    schedule = Plain(kind="cosine", warmup=2, hold=1, floor=0.1)
     config = make_config(schedule=schedule, optim=Optim(lr=0.1))
     model = Watched()
     optimizer, progress, rates = make_optimizer(model, config), Progress(), []
     optimizer.register_step_pre_hook(lambda o, *_: rates.append({group["lr"] for group in o.param_groups}))
     for _ in range(8):
         run = make_run(tmp_path, config)
-        loop.fit_epoch(model, samples, samples, optimizer, run, progress, EpochLog(tmp_path / "m.jsonl", 0))
+        log = EpochLog(tmp_path / "m.jsonl", 0)
+        loop.fit_epoch(model, lesson(model, samples, config), optimizer, run, progress, log)
     peak = 0.1 * config.model.head.lr_scale  # type: ignore[union-attr]
-    assert rates[::3] == [{learning_rate(peak, schedule, config.optim, epoch, 8)} for epoch in range(8)]
+    assert rates[::3] == [{schedule.rate(peak, config.optim.lr, epoch, 8)} for epoch in range(8)]
     assert len({rate for epoch in rates for rate in epoch}) > 4
 
 
@@ -245,7 +251,7 @@ def test_the_best_epoch_is_kept_however_bad_it_is(values: list[float | None], lo
 def test_an_error_is_chosen_by_its_smallest_value_and_r2_by_its_largest(samples: Samples, tmp_path: Path) -> None:
     for metric in ("r2", "MAE"):
         config = make_config(select=Select(metric=metric), optim=Optim(lr=0.05))
-        progress = loop.fit(Watched(), samples, samples, make_run(tmp_path / metric, config)).progress
+        progress = learner.fit(Watched(), samples, samples, make_run(tmp_path / metric, config)).progress
         lines = (tmp_path / metric / "metrics.jsonl").read_text().splitlines()
         values = [json.loads(line)["metric"] for line in lines]
         chosen = max(values) if metric == "r2" else min(values)
@@ -271,14 +277,14 @@ def test_a_trial_that_another_job_has_taken_over_is_left_to_it(samples: Samples,
     config = make_config()
     run = Run(TrialDir(tmp_path), "identity", "machine", config, Stop(StopFlag(), lambda: False))
     with pytest.raises(TakenOver, match="taken this trial over"):
-        loop.fit(Watched(), samples, samples, run)
+        learner.fit(Watched(), samples, samples, run)
     assert not TrialDir(tmp_path).checkpoint.exists()
 
 
 def test_told_to_stop_in_the_last_epoch_it_ends_as_if_it_had_not_been(samples: Samples, tmp_path: Path) -> None:
     config, flag = make_config(train=Train(epochs=1, precision="fp32")), StopFlag()
     flag.signal, flag._since = 15, time.monotonic()
-    assert loop.fit(Watched(), samples, samples, make_run(tmp_path, config, flag)).progress.epoch == 1
+    assert learner.fit(Watched(), samples, samples, make_run(tmp_path, config, flag)).progress.epoch == 1
     longer = make_config(train=Train(epochs=2, precision="fp32"))
     with pytest.raises(Interrupted):
-        loop.fit(Watched(), samples, samples, make_run(tmp_path / "longer", longer, flag))
+        learner.fit(Watched(), samples, samples, make_run(tmp_path / "longer", longer, flag))

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from pipeline.backbones.base import Tail
 from pipeline.config.encoder import Lora
-from pipeline.config.training import Optim, Schedule
+from pipeline.config.schedule import Plain
+from pipeline.config.training import Optim
 from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT
 from pipeline.experiments.reading import load_experiment
@@ -22,7 +23,7 @@ from pipeline.models.encoders import PatchConvs
 from pipeline.models.learner import DomainEmbedding, Learner, SpeciesEmbedding, make_mlp
 from pipeline.models.metadata import Names
 from pipeline.models.pooling import make_pooling
-from pipeline.training.optimiser import learning_rate, make_optimizer, parameter_groups, set_rates, without_gradient
+from pipeline.training.optimiser import make_optimizer, parameter_groups, set_rates, without_gradient
 
 WIDTH = 4
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj")
@@ -206,16 +207,16 @@ def test_a_parameter_that_no_gradient_reached_is_named() -> None:
 
 
 # ---------------------------------------------------------------- the schedule
-COSINE = Schedule(kind="cosine", hold="auto")
+COSINE = Plain(kind="cosine", hold="auto")
 ADAM = Optim(lr=1e-4)
 
 
-def curve(schedule: Schedule, epochs: int, peak: float = 1e-4, optim: Optim = ADAM) -> list[float]:
-    return [learning_rate(peak, schedule, optim, epoch, epochs) for epoch in range(epochs)]
+def curve(schedule: Plain, epochs: int, peak: float = 1e-4, optim: Optim = ADAM) -> list[float]:
+    return [schedule.rate(peak, optim.lr, epoch, epochs) for epoch in range(epochs)]
 
 
 def test_without_a_schedule_the_rate_is_constant() -> None:
-    assert set(curve(Schedule(), 50)) == {1e-4}
+    assert set(curve(Plain(), 50)) == {1e-4}
 
 
 @pytest.mark.parametrize(("epochs", "held"), [(500, 10), (100, 10), (40, 4), (9, 0)])
@@ -225,7 +226,7 @@ def test_hold_auto_holds_for_a_tenth_of_the_epochs_at_most_ten(epochs: int, held
 
 
 def test_the_cosine_ends_at_the_floor_in_the_last_epoch_and_is_halfway_in_the_middle() -> None:
-    rate = curve(Schedule(kind="cosine", hold=0), 101)
+    rate = curve(Plain(kind="cosine", hold=0), 101)
     assert rate[-1] == pytest.approx(1e-6)
     assert rate[50] == pytest.approx((1e-4 + 1e-6) / 2)
     expected = [1e-6 + (1e-4 - 1e-6) * (1 + math.cos(math.pi * epoch / 100)) / 2 for epoch in range(101)]
@@ -234,24 +235,24 @@ def test_the_cosine_ends_at_the_floor_in_the_last_epoch_and_is_halfway_in_the_mi
 
 def test_all_groups_end_at_one_floor_whatever_their_full_rates() -> None:
     """0.01·lr for each of them, not a hundredth of each one's own rate."""
-    config = resolve("lora", "model.encoder.r=2", "optim.lr=2e-3")
+    config = resolve("lora", "train.epochs=500", "model.encoder.r=2", "optim.lr=2e-3")
     optimizer = make_optimizer(make_model(config), config)
     assert len({group["peak_lr"] for group in optimizer.param_groups}) > 3
-    set_rates(optimizer, config.schedule, config.optim, epoch=499, epochs=500)
+    set_rates(optimizer, config, 499, ())
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([2e-5] * len(optimizer.param_groups))
-    set_rates(optimizer, config.schedule, config.optim, epoch=0, epochs=500)
+    set_rates(optimizer, config, 0, ())
     assert all(group["lr"] == group["peak_lr"] for group in optimizer.param_groups)
 
 
 def test_warmup_grows_linearly_and_then_the_hold_begins() -> None:
-    rate = curve(Schedule(kind="cosine", warmup=4, hold=2), 20)
+    rate = curve(Plain(kind="cosine", warmup=4, hold=2), 20)
     assert rate[:5] == pytest.approx([2e-5, 4e-5, 6e-5, 8e-5, 1e-4])
     assert rate[4:7] == pytest.approx([1e-4] * 3) and rate[7] < 1e-4
-    assert curve(Schedule(warmup=4), 20)[4:] == [1e-4] * 16
+    assert curve(Plain(warmup=4), 20)[4:] == [1e-4] * 16
 
 
 schedules: st.SearchStrategy[Any] = st.builds(
-    Schedule,
+    Plain,
     kind=st.sampled_from(["constant", "cosine"]),
     warmup=st.integers(0, 30),
     hold=st.integers(0, 30) | st.just("auto"),
@@ -261,7 +262,7 @@ schedules: st.SearchStrategy[Any] = st.builds(
 
 @given(schedules, st.integers(1, 60), st.floats(1, 2))
 @settings(deadline=None)
-def test_a_rate_rises_once_falls_once_and_stays_between_floor_and_peak(schedule: Schedule, epochs: int, scale: float) -> None:
+def test_a_rate_rises_once_falls_once_and_stays_between_floor_and_peak(schedule: Plain, epochs: int, scale: float) -> None:
     peak = scale * 1e-4
     rate = curve(schedule, epochs, peak)
     top = rate.index(max(rate))
@@ -272,10 +273,10 @@ def test_a_rate_rises_once_falls_once_and_stays_between_floor_and_peak(schedule:
 
 
 def test_a_rate_is_a_function_of_the_epoch_alone_so_that_a_resumed_run_has_it() -> None:
-    config = resolve("lora", "model.encoder.r=2")
+    config = resolve("lora", "train.epochs=500", "model.encoder.r=2")
     optimizer = make_optimizer(make_model(config), config)
-    set_rates(optimizer, config.schedule, config.optim, 300, 500)
+    set_rates(optimizer, config, 300, ())
     expected = [group["lr"] for group in optimizer.param_groups]
     for epoch in (499, 0, 7, 300):
-        set_rates(optimizer, config.schedule, config.optim, epoch, 500)
+        set_rates(optimizer, config, epoch, ())
     assert [group["lr"] for group in optimizer.param_groups] == expected

@@ -25,7 +25,7 @@ from pipeline.models.losses import Quantiles
 from pipeline.models.metadata import Names
 from pipeline.models.pooling import AttentionPooling, Pooling, make_pooling, pool
 from pipeline.signals import StopFlag
-from pipeline.training.loop import fit
+from pipeline.training.learner import fit
 from pipeline.training.run import Run, Stop
 from pipeline.training.samples import Samples, Targets, answers, predict
 from pipeline.training.sets import make_sets

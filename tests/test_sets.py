@@ -23,7 +23,7 @@ from pipeline.models.metadata import Names
 from pipeline.models.pooling import make_pooling
 from pipeline.signals import StopFlag
 from pipeline.training import augmentation as aug
-from pipeline.training import loop
+from pipeline.training import learner
 from pipeline.training.checkpoint import Progress
 from pipeline.training.run import Run, Stop
 from pipeline.training.samples import Samples, Targets
@@ -133,7 +133,7 @@ def test_the_loss_of_a_step_is_of_its_groups_each_once(samples: Samples) -> None
     config = make_config(train={"sample": "groups", "precision": "fp32"})
     model = make_model(config)
     batch = Batch(torch.tensor([3, 0, 1, 2, 30, 40, 41]), np.array([0, 1, 1, 1, 2, 3, 3]))
-    loss, n = loop.batch_loss(model, samples, batch, config, 0, aug.epoch_streams(0, 0, CPU), torch.ones(3) / 3)
+    loss, n = learner.batch_loss(model, samples, batch, config, 0, aug.epoch_streams(0, 0, CPU), torch.ones(3) / 3)
     features, targets, metadata = samples.select(batch.indices)
     said = model(features, metadata).parameters[..., 0]
     groups = [torch.tensor(batch.numbers == number) for number in range(4)]
@@ -150,7 +150,7 @@ def test_the_validation_loss_is_of_groups_where_training_is(samples: Samples) ->
         rows = [torch.tensor(samples.groups == e) for e in range(expected)] if sample == "groups" else torch.eye(N).bool()
         errors = [(said[each].mean(0) - samples.targets[each][0]).square().mean() for each in rows]
         assert len(errors) == expected
-        assert loop.validate(model, samples, config)[1] == pytest.approx(float(torch.stack(errors).mean()), rel=1e-5)
+        assert learner.validate(model, samples, config)[1] == pytest.approx(float(torch.stack(errors).mean()), rel=1e-5)
 
 
 # ---------------------------------------------------------------- resuming
@@ -162,8 +162,8 @@ def fitted(samples: Samples, config: Config, folder: Path, stops: tuple[int, ...
         run = Run(TrialDir(folder), "identity", "machine", config, Stop(flag, lambda: True))
         if stop is not None:
             with pytest.raises(Interrupted):
-                loop.fit(model, samples, samples, run)
-    progress = loop.fit(model, samples, samples, run).progress
+                learner.fit(model, samples, samples, run)
+    progress = learner.fit(model, samples, samples, run).progress
     lines = [json.loads(line) for line in TrialDir(folder).metrics.read_text().splitlines()]
     figures = [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
     state = {name: tensor.numpy().tobytes() for name, tensor in trained_state(model).items()}
@@ -203,7 +203,7 @@ def test_sets_and_attention_train_in_bf16_with_weights_and_losses_in_fp32(sample
     config = make_config(**merged(EVERYTHING, {"train": {"precision": "bf16"}}))
     model, weights = make_model(config), torch.zeros(3)
     batch = next(draw_batches(samples.groups, config.train, np.random.default_rng(0)))
-    loss, _ = loop.batch_loss(model, samples, batch, config, 0, aug.epoch_streams(0, 0, CPU), weights)
+    loss, _ = learner.batch_loss(model, samples, batch, config, 0, aug.epoch_streams(0, 0, CPU), weights)
     loss.backward()
     assert loss.dtype == weights.dtype == torch.float32
     assert all(p.grad is not None and p.grad.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in model.parameters())

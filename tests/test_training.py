@@ -31,7 +31,7 @@ from pipeline.reporting.results import collect
 from pipeline.signals import StopFlag
 from pipeline.stages import evaluate, extract, train
 from pipeline.stages.inputs import load_inputs, make_facts
-from pipeline.training import loop
+from pipeline.training import learner
 from pipeline.training.checkpoint import remove_checkpoint
 from pipeline.training.samples import predict
 from tests.conftest import Assets, carabid
@@ -402,7 +402,7 @@ def test_the_validation_loss_is_a_mean_over_validation(config_of: MakeConfig) ->
     model, device = make_model(config, facts, None), torch.device("cpu")
     validation = inputs.samples(facts, "validation", device)
     assert len(validation) != len(inputs.table("train"))
-    _, loss = loop.validate(model, validation, config)
+    _, loss = learner.validate(model, validation, config)
     errors = predict(model, validation).mean - validation.truth
     assert loss == pytest.approx(float(np.square(errors).mean()), rel=1e-5)
 

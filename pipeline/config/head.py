@@ -87,7 +87,7 @@ class MlpHead(Head):
 
     of = "both"
     descends = True
-    fitter = "pipeline.training.loop.fit"
+    fitter = "pipeline.training.learner.fit"
     kind: Literal["mlp"] = "mlp"
     hidden: tuple[Positive, ...] = (512, 128, 32)
     """Widths of the hidden layers."""

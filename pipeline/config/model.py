@@ -44,6 +44,12 @@ class Model(Section):
     standardize_targets: bool = False
     """Learn targets scaled by the training groups' mean and sd; predictions come back in the targets' own units."""
 
+    def rate_scale(self, name: str) -> float:
+        """The learning rate of the model's parameter of this name, as a multiple of `optim.lr`."""
+        part, _, inner = name.partition(".")
+        encoder = {"encoder": self.encoder}.get(part)
+        return self.head.rate_scale() if encoder is None else encoder.rate_scale(name)
+
     @property
     def has_hidden_layer(self) -> bool:
         """Whether anything is learnt below the head's last layer."""

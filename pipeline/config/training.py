@@ -1,4 +1,4 @@
-"""The blocks `optim`, `schedule`, `train`, `select`: how a model learns, and which epoch's weights are kept."""
+"""The blocks `optim`, `train`, `select`: how a model learns, and which epoch's weights are kept."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.config.fits import Fit
-from pipeline.config.section import BelowOne, Fraction, Positive, Section
+from pipeline.config.section import LATER, BelowOne, Positive, Section
 
 
 class Optim(Section):
@@ -20,20 +20,12 @@ class Optim(Section):
     """Decoupled with adamw, L2 with adam."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     """Decay rates of the moments."""
+    eps: Annotated[float, Field(gt=0), LATER] = 1e-8
+    """What is added to the root of the second moment."""
+    decays: Annotated[Literal["all", "matrices"], LATER] = "all"
+    """What decays: every parameter, or none of fewer than two dimensions (biases, norms, the scale of similarities)."""
     clip: float | None = Field(None, gt=0)
     """Clip the gradient's global norm to this."""
-
-
-class Schedule(Section):
-    """Learning rate over the epochs: linear warm-up, hold, then constant or cosine."""
-
-    kind: Literal["constant", "cosine"] = "constant"
-    warmup: Annotated[int, Field(ge=0)] = 0
-    """Epochs of linear warm-up."""
-    hold: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
-    """Epochs at the full rate before the cosine; auto: min(10, epochs // 10)."""
-    floor: Fraction = 0.01
-    """The cosine ends at floor·`optim.lr`, the same value for every parameter group."""
 
 
 class Train(Section):

@@ -16,8 +16,9 @@ from pipeline.config.kinds import kind_of
 from pipeline.config.loss import Loss, PlainRisk, Risk, SquaredError
 from pipeline.config.model import Model
 from pipeline.config.resources import Paths, Resources
+from pipeline.config.schedule import Plain, Schedule
 from pipeline.config.section import NAME_PATTERN, Section, Seed
-from pipeline.config.training import Optim, Schedule, Select, Train
+from pipeline.config.training import Optim, Select, Train
 
 # A task is a file; listing them imports none. Those that others are built on are none themselves.
 STOCK = {"base", "numbers", "classes"}
@@ -43,7 +44,7 @@ class Config(Section):
     """How the losses of a batch become the one that is minimised: methods of domain generalisation."""
     augment: Augment = Augment()
     optim: Optim = Optim()
-    schedule: Schedule = Schedule()
+    schedule: Annotated[Schedule, *kind_of(Schedule)] = Plain()
     train: Train = Train()
     select: Select = Select()
     calibrate: Calibrate = Calibrate()

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import atomic_path, writing
-from pipeline.models.learner import Learner, load_trained_state, trained_state
+from pipeline.models.learner import load_trained_state, trained_state
 
 
 @dataclass
@@ -31,6 +31,8 @@ class Progress:
     best_state: dict[str, Tensor] = field(default_factory=dict)
     domain_log_weights: Tensor = field(default_factory=lambda: torch.zeros(0))
     """Logarithms of group DRO's weights [n_domains]; empty before the first epoch."""
+    validation_losses: list[float] = field(default_factory=list)
+    """Of each epoch that is done."""
     seconds: float = 0.0
     restarts: int = 0
     machines: list[str] = field(default_factory=list)
@@ -48,14 +50,14 @@ class Progress:
         self.best_state = {name: tensor.clone() for name, tensor in state.items()}
 
 
-def save_checkpoint(trial: TrialDir, identity: str, model: Learner, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+def save_checkpoint(trial: TrialDir, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Replace the checkpoint. `identity` names what must not change on resume: config, features, table."""
     state = {"identity": identity, "model": trained_state(model), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
     with atomic_path(trial.resume_state) as temporary, writing(trial.resume_state):
         torch.save(state, temporary)
 
 
-def load_checkpoint(trial: TrialDir, identity: str, machine: str, model: Learner, optimizer: torch.optim.Optimizer) -> Progress:
+def load_checkpoint(trial: TrialDir, identity: str, machine: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     """Put a checkpoint's state back and say how far it was; without one, or with another run's, start at epoch 0.
 
     On another device or with other threads it goes on too, says that the last bits may differ, and keeps a record.

@@ -5,44 +5,63 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pipeline.amounts import parse_time
 from pipeline.config.trial import Config
 from pipeline.disk.writing import write_text
 from pipeline.errors import Interrupted, WorkError
-from pipeline.models.learner import Learner, load_trained_state, trained_state
+from pipeline.models.learner import load_trained_state, trained_state
 from pipeline.training import augmentation as aug
 from pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from pipeline.training.image_augmentation import augment_images
 from pipeline.training.optimiser import make_optimizer, set_rates, without_gradient
-from pipeline.training.risk import start_log_weights
-from pipeline.training.run import Choice, Fitted, Run, set_novelty, set_scales
-from pipeline.training.samples import Samples, answers, joined
-from pipeline.training.sets import Batch, draw_batches, make_sets
+from pipeline.training.run import Run
+
+B = TypeVar("B", contravariant=True)
 
 
-def fit(model: Learner, train: Samples, validation: Samples, run: Run) -> Fitted:
+class Lesson(Protocol[B]):
+    """What is learnt from, whatever it is: batches of it, their loss, and by what it is known how much has been learnt."""
+
+    log_weights: Float[Tensor, " domains"]
+    """What losses bring up to date in place from batch to batch, and a checkpoint keeps (group DRO's weights)."""
+
+    @property
+    def n_batches(self) -> int:
+        """How many an epoch has."""
+
+    def batches(self, streams: aug.Streams) -> Iterable[B]:
+        """One pass over all that is learnt from."""
+
+    def loss(self, batch: B, epoch: int, streams: aug.Streams) -> tuple[Tensor, int]:
+        """The loss of one augmented batch, and how many samples it is the mean of."""
+
+    def validate(self) -> tuple[float | None, float]:
+        """On validation, the selection metric (None where it is not defined) and the mean loss."""
+
+
+def descend(model: nn.Module, lesson: Lesson[Any], run: Run) -> Progress:
     """Train `model` in place and leave it with the weights of the epoch that `select` says.
 
     Raises WorkError for a loss that is not finite or a parameter without a gradient, Interrupted when told to stop.
     """
     config, epochs = run.config, run.config.train.epochs
-    set_scales(model, train, run)
     optimizer = make_optimizer(model, config)
     progress = load_checkpoint(run.trial, run.identity, run.machine, model, optimizer)
-    if not len(progress.domain_log_weights):
-        progress.domain_log_weights = start_log_weights(train.metadata.domain)
+    if len(progress.domain_log_weights):
+        lesson.log_weights = progress.domain_log_weights
+    progress.domain_log_weights = lesson.log_weights
     log, saved = EpochLog(run.trial.metrics, progress.epoch), time.monotonic()
     patience = math.inf if config.train.patience is None else config.train.patience
     while progress.epoch < epochs and progress.epoch - 1 - progress.best_epoch < patience:
-        fit_epoch(model, train, validation, optimizer, run, progress, log)
+        fit_epoch(model, lesson, optimizer, run, progress, log)
         run.stop.check_epoch(run.trial)
         told_to_stop = run.stop.flag.asked() and progress.epoch < epochs
         if told_to_stop or _checkpoint_is_due(config, progress.epoch, saved):
@@ -52,18 +71,18 @@ def fit(model: Learner, train: Samples, validation: Samples, run: Run) -> Fitted
         if told_to_stop:
             raise Interrupted(f"{run.trial.path}: told to stop; the checkpoint is written, run it again to go on")
     load_trained_state(model, progress.best_state)
-    set_novelty(model, train, validation)
-    return Fitted(progress)
+    return progress
 
 
 def fit_epoch(
-    model: Learner, train: Samples, validation: Samples, optimizer: Optimizer, run: Run, progress: Progress, log: EpochLog
+    model: nn.Module, lesson: Lesson[Any], optimizer: Optimizer, run: Run, progress: Progress, log: EpochLog
 ) -> None:
     """Train for one epoch, validate, remember the weights if they are the best, and write the epoch's line."""
     started, epoch, config = time.monotonic(), progress.epoch, run.config
-    set_rates(optimizer, config.schedule, config.optim, epoch, config.train.epochs)
-    loss = train_epoch(model, train, optimizer, config, epoch, progress.domain_log_weights, run.stop.check_batch)
-    metric, validation_loss = validate(model, validation, config)
+    set_rates(optimizer, config, epoch, progress.validation_losses)
+    loss = train_epoch(model, lesson, optimizer, config, epoch, run.stop.check_batch)
+    metric, validation_loss = lesson.validate()
+    progress.validation_losses.append(validation_loss)
     if config.select.epoch == "last":
         progress.keep(epoch, metric, trained_state(model))
     else:
@@ -74,23 +93,16 @@ def fit_epoch(
 
 
 def train_epoch(
-    model: Learner,
-    samples: Samples,
-    optimizer: Optimizer,
-    config: Config,
-    epoch: int,
-    log_weights: Float[Tensor, " domains"],
-    after_batch: Callable[[], None],
+    model: nn.Module, lesson: Lesson[Any], optimizer: Optimizer, config: Config, epoch: int, after_batch: Callable[[], None]
 ) -> float:
-    """One pass over the samples; returns the mean loss of a batch. `after_batch` may raise to end it early.
-
-    `log_weights` are group DRO's, brought up to date in place.
-    """
-    streams = aug.epoch_streams(config.seed, epoch, samples.targets.device)
+    """One pass over what is learnt from; returns the mean loss of a batch. `after_batch` may raise to end it early."""
+    streams = aug.epoch_streams(config.seed, epoch, next(model.parameters()).device)
     losses, counts = [], []
     model.train()
-    for number, batch in enumerate(draw_batches(samples.groups, config.train, streams.choices)):
-        loss, count = batch_loss(model, samples, batch, config, epoch, streams, log_weights)
+    for number, batch in enumerate(lesson.batches(streams)):
+        if config.schedule.per == "step":
+            set_rates(optimizer, config, epoch + number / lesson.n_batches, ())
+        loss, count = lesson.loss(batch, epoch, streams)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if epoch == 0 and number == 0 and (names := list(without_gradient(model))):  # better to stop at once
@@ -104,38 +116,6 @@ def train_epoch(
         counts.append(count)
         after_batch()
     return _mean_loss(torch.stack(losses), counts, epoch)
-
-
-def batch_loss(
-    model: Learner, samples: Samples, batch: Batch, config: Config, epoch: int, streams: aug.Streams, log_weights: Tensor
-) -> tuple[Tensor, int]:
-    """The loss of one augmented batch, and of how many images or groups it is."""
-    augment, rng = config.augment, streams.choices
-    share = aug.strength(augment, epoch, config.train.epochs)
-    batch = batch.thinned(share * augment.image_dropout, rng)
-    mix = aug.make_mix(len(batch.indices), share * augment.mixup_alpha, rng, samples.targets.device)
-    features, targets, metadata = samples.select(batch.indices)
-    domains = metadata.domain
-    features = augment_images(features, augment.images, share, rng)
-    if mix:
-        features, targets = mix(features), mix(targets)
-    metadata = aug.drop_names(metadata, model, augment, share, rng)
-    features = aug.add_noise(features, share * augment.noise, streams.noise)
-    with torch.autocast(features.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-        answer = model(features, metadata, mix)
-    sets = batch.sets(samples.targets.device)
-    losses = model.losses(answer, targets, sets)
-    of_losses = domains if sets is None else domains[sets.firsts]
-    loss: Tensor = config.risk.combine(losses, answer.hidden, (of_losses, domains), log_weights)
-    return loss, len(losses)
-
-
-def validate(model: Learner, samples: Samples, config: Config) -> tuple[float | None, float]:
-    """The selection metric (None where it is not defined) and the mean loss of an image, or of a group."""
-    answer, targets = answers(model, samples), samples.targets
-    metric = Choice.of(config).score(samples, joined([model.in_units(answer)]))
-    sets = make_sets(samples.groups, targets.device) if config.train.sample == "groups" else None
-    return metric, float(model.losses(answer, targets.dense(), sets).mean())
 
 
 class EpochLog:

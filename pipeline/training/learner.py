@@ -1,0 +1,90 @@
+"""What a `Learner` learns from: batches of images or groups, augmented, their losses made one by a risk; and by what it is known
+how much it has learnt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pipeline.config.trial import Config
+from pipeline.models.learner import Learner
+from pipeline.training import augmentation as aug
+from pipeline.training import loop
+from pipeline.training.image_augmentation import augment_images
+from pipeline.training.risk import start_log_weights
+from pipeline.training.run import Choice, Fitted, Run, set_novelty, set_scales
+from pipeline.training.samples import Samples, answers, joined
+from pipeline.training.sets import Batch, draw_batches, make_sets
+
+
+def fit(model: Learner, train: Samples, validation: Samples, run: Run) -> Fitted:
+    """Train `model` in place and leave it with the weights of the epoch that `select` says. Raises what `loop.descend` raises."""
+    set_scales(model, train, run)
+    lesson = Lesson(model, train, validation, run.config, start_log_weights(train.metadata.domain))
+    progress = loop.descend(model, lesson, run)
+    set_novelty(model, train, validation)
+    return Fitted(progress)
+
+
+@dataclass
+class Lesson:
+    """The images of two splits, as `loop.Lesson` has it."""
+
+    model: Learner
+    train: Samples
+    validation: Samples
+    config: Config
+    log_weights: Float[Tensor, " domains"]
+    """Group DRO's, brought up to date in place."""
+
+    @property
+    def n_batches(self) -> int:
+        drawn = len(self.train) if self.config.train.sample == "images" else len(np.unique(self.train.groups))
+        return math.ceil(drawn / self.config.train.batch_size)
+
+    def batches(self, streams: aug.Streams) -> Iterator[Batch]:
+        return draw_batches(self.train.groups, self.config.train, streams.choices)
+
+    def loss(self, batch: Batch, epoch: int, streams: aug.Streams) -> tuple[Tensor, int]:
+        return batch_loss(self.model, self.train, batch, self.config, epoch, streams, self.log_weights)
+
+    def validate(self) -> tuple[float | None, float]:
+        return validate(self.model, self.validation, self.config)
+
+
+def batch_loss(
+    model: Learner, samples: Samples, batch: Batch, config: Config, epoch: int, streams: aug.Streams, log_weights: Tensor
+) -> tuple[Tensor, int]:
+    """The loss of one augmented batch, and of how many images or groups it is."""
+    augment, rng = config.augment, streams.choices
+    share = aug.strength(augment, epoch, config.train.epochs)
+    batch = batch.thinned(share * augment.image_dropout, rng)
+    mix = aug.make_mix(len(batch.indices), share * augment.mixup_alpha, rng, samples.targets.device)
+    features, targets, metadata = samples.select(batch.indices)
+    domains = metadata.domain
+    features = augment_images(features, augment.images, share, rng)
+    if mix:
+        features, targets = mix(features), mix(targets)
+    metadata = aug.drop_names(metadata, model, augment, share, rng)
+    features = aug.add_noise(features, share * augment.noise, streams.noise)
+    with torch.autocast(features.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+        answer = model(features, metadata, mix)
+    sets = batch.sets(samples.targets.device)
+    losses = model.losses(answer, targets, sets)
+    of_losses = domains if sets is None else domains[sets.firsts]
+    loss: Tensor = config.risk.combine(losses, answer.hidden, (of_losses, domains), log_weights)
+    return loss, len(losses)
+
+
+def validate(model: Learner, samples: Samples, config: Config) -> tuple[float | None, float]:
+    """The selection metric (None where it is not defined) and the mean loss of an image, or of a group."""
+    answer, targets = answers(model, samples), samples.targets
+    metric = Choice.of(config).score(samples, joined([model.in_units(answer)]))
+    sets = make_sets(samples.groups, targets.device) if config.train.sample == "groups" else None
+    return metric, float(model.losses(answer, targets.dense(), sets).mean())

@@ -18,6 +18,7 @@ from pipeline.config.encoder import EndToEnd, FineTuned, Frozen, Lora, PatchConv
 from pipeline.config.head import Head
 from pipeline.config.identity import NOT_SCIENCE, config_hash, digest, flatten, science, token_kind
 from pipeline.config.resources import Job
+from pipeline.config.schedule import Schedule
 from pipeline.config.trial import STOCK, TASKS, Config
 from pipeline.disk.layout import PROJECT
 from pipeline.experiments.reading import load_experiment
@@ -232,7 +233,7 @@ def test_the_other_tasks_configs_are_the_methods_that_they_name(config: str, n_t
 def test_a_long_name_keeps_what_tells_the_trials_of_a_variant_apart() -> None:
     names = [trial.name for trial in load_experiment(PROJECT / "configs" / "butterflies" / "classifiers.yaml").trials]
     network = "backbone=timm,name=test_resnet,encoder=end_to_end,head=mlp"
-    assert f"fold=4,{network},lr=5e-4,seed=0" in {name.rpartition("-")[0] for name in names}
+    assert f"fold=4,{network},lr=5e-4,schedule=cosine,seed=0" in {name.rpartition("-")[0] for name in names}
 
 
 def test_every_config_of_another_task_is_tested_here() -> None:
@@ -268,6 +269,7 @@ LABELLED: Tree = {"experiment": "x", "data": {"label": "hybrid_stat"}, "loss": {
 CLASSIFIERS: list[Tree] = [
     {**LABELLED, "backbone": {"kind": "pixels"}, "model": {"head": {"kind": kind}}} for kind in CLASSIFIER_KINDS
 ]
+DECAYING = [kind for kind in Schedule.kinds if kind not in ("constant", "cosine")]
 BASES: list[Tree] = [
     {
         "experiment": "x",
@@ -309,6 +311,7 @@ BASES: list[Tree] = [
     {"experiment": "x", "data": BESIDE, "backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "patch_convs"}}},
     {"experiment": "x", "data": BESIDE, "backbone": {"kind": "pixels"}, "model": {"head": {"kind": "ridge"}}},
     *CLASSIFIERS,
+    *({"experiment": "x", "schedule": {"kind": kind}} for kind in ("cosine", *DECAYING)),
 ]
 # What another value of a key may be, where its type does not tell.
 OTHERS: Tree = {
@@ -332,8 +335,10 @@ OTHERS: Tree = {
     "model.pool": "precision",
     "optim.kind": "adamw",
     "optim.clip": 1.0,
-    "schedule.kind": "cosine",
     "schedule.hold": "auto",
+    "schedule.per": "step",
+    "schedule.ratio": 2.0,
+    "optim.decays": "matrices",
     "train.precision": "fp32",
     "train.patience": 5,
     "select.epoch": "last",
@@ -375,6 +380,7 @@ OTHER_KINDS: Tree = {
         **{kind: {"kind": "mlp"} for kind in CLASSIFIER_KINDS},
     },
     "loss": {"cross_entropy": None, "mse": {"kind": "quantiles"}, "student_t": {"kind": "crps"}, "quantiles": {"kind": "nll"}},
+    "schedule": {"constant": {"kind": "cosine"}, "cosine": {"kind": "plateau"}, **dict.fromkeys(DECAYING)},
     "risk": {"mean": None, "coral": {"kind": "group_dro"}, "group_dro": {"kind": "mean"}},
 }
 

@@ -63,10 +63,12 @@ def test_a_product_falls_from_each_crest_to_a_tenth_and_crests_decay() -> None:
 
 def test_by_the_step_the_warmup_begins_at_nothing_and_the_cosine_ends_at_its_floor_with_the_last_step() -> None:
     schedule = Plain(kind="cosine", warmup=2, floor=0.1, per="step")
-    at = [step / 10 for step in range(0, 101)]
+    at = [step / 10 for step in range(101)]
     rates = [schedule.rate(1.0, 1.0, each, 10) for each in at]
     assert rates[0] == 0 and rates[10] == 0.5 and rates[20] == 1 and rates[-1] == pytest.approx(0.1)
-    assert rates[60] == pytest.approx(0.55) and rates[:21] == sorted(rates[:21]) and rates[20:] == sorted(rates[20:], reverse=True)
+    assert (
+        rates[60] == pytest.approx(0.55) and rates[:21] == sorted(rates[:21]) and rates[20:] == sorted(rates[20:], reverse=True)
+    )
 
 
 @given(st.sampled_from(list(Schedule.kinds)), st.floats(1e-9, 1), st.integers(0, 5))

@@ -46,7 +46,7 @@ class Model(Section):
 
     def rate_scale(self, name: str) -> float:
         """The learning rate of the model's parameter of this name, as a multiple of `optim.lr`."""
-        part, _, inner = name.partition(".")
+        part = name.partition(".")[0]
         encoder = {"encoder": self.encoder}.get(part)
         return self.head.rate_scale() if encoder is None else encoder.rate_scale(name)
 

@@ -26,8 +26,8 @@ class Schedule(Kind):
 
     @abstractmethod
     def after_warmup(self, peak: float, lr: float, at: float, epochs: int, losses: Sequence[float]) -> float:
-        """The rate `at` epochs (from 0; a fraction within one) of those `epochs`, of parameters whose full rate is `peak`; `lr` is
-        `optim.lr`, `losses` are those on validation of the epochs that are done."""
+        """The rate `at` epochs (from 0; a fraction within one) of those `epochs`, of parameters whose full rate is `peak`; `lr`
+        is `optim.lr`, `losses` are those on validation of the epochs that are done."""
 
     def rate(self, peak: float, lr: float, at: float, epochs: int, losses: Sequence[float] = ()) -> float:
         """The same, warm-up and all."""

@@ -50,7 +50,9 @@ class Progress:
         self.best_state = {name: tensor.clone() for name, tensor in state.items()}
 
 
-def save_checkpoint(trial: TrialDir, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+def save_checkpoint(
+    trial: TrialDir, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+) -> None:
     """Replace the checkpoint. `identity` names what must not change on resume: config, features, table."""
     state = {"identity": identity, "model": trained_state(model), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
     with atomic_path(trial.resume_state) as temporary, writing(trial.resume_state):

@@ -24,7 +24,7 @@ from pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpo
 from pipeline.training.optimiser import make_optimizer, set_rates, without_gradient
 from pipeline.training.run import Run
 
-B = TypeVar("B", contravariant=True)
+B = TypeVar("B")
 
 
 class Lesson(Protocol[B]):
@@ -74,9 +74,7 @@ def descend(model: nn.Module, lesson: Lesson[Any], run: Run) -> Progress:
     return progress
 
 
-def fit_epoch(
-    model: nn.Module, lesson: Lesson[Any], optimizer: Optimizer, run: Run, progress: Progress, log: EpochLog
-) -> None:
+def fit_epoch(model: nn.Module, lesson: Lesson[Any], optimizer: Optimizer, run: Run, progress: Progress, log: EpochLog) -> None:
     """Train for one epoch, validate, remember the weights if they are the best, and write the epoch's line."""
     started, epoch, config = time.monotonic(), progress.epoch, run.config
     set_rates(optimizer, config, epoch, progress.validation_losses)

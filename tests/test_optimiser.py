@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -176,7 +178,7 @@ def test_the_rates_come_from_the_configuration() -> None:
 def test_a_method_has_the_optimiser_that_was_published(method: str, kind: type, decay: float) -> None:
     config = resolve(method, "optim.betas=[0.8,0.9]", *(["model.encoder.r=2"] if method == "lora" else []))
     optimizer = make_optimizer(make_model(config), config)
-    assert type(optimizer) is kind
+    assert isinstance(optimizer, kind) and type(optimizer).__name__ == kind.__name__
     assert all(g["weight_decay"] == decay and tuple(g["betas"]) == (0.8, 0.9) for g in optimizer.param_groups)
 
 
@@ -280,3 +282,33 @@ def test_a_rate_is_a_function_of_the_epoch_alone_so_that_a_resumed_run_has_it() 
     for epoch in (499, 0, 7, 300):
         set_rates(optimizer, config, epoch, ())
     assert [group["lr"] for group in optimizer.param_groups] == expected
+
+
+# ---------------------------------------------------------------- torch's compiler
+STEPS = """
+import sys, torch
+from pipeline.config.training import Optim
+from pipeline.training.optimiser import _uncompiled
+
+def trained(kind):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 3)
+    optimizer = kind(model.parameters(), lr=0.1, fused=True)
+    for i in range(3):
+        optimizer.zero_grad(set_to_none=True)
+        model(torch.ones(2, 3) * i).square().sum().backward()
+        optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+    return model.weight
+
+mine = [trained(_uncompiled(kind)) for kind in (torch.optim.Adam, torch.optim.AdamW)]
+assert "torch._dynamo" not in sys.modules
+assert all(map(torch.equal, mine, [trained(kind) for kind in (torch.optim.Adam, torch.optim.AdamW)]))
+assert "torch._dynamo" in sys.modules, "torch's own no longer loads it: ours is not needed"
+"""
+
+
+@pytest.mark.jobs
+def test_an_optimiser_is_torchs_to_the_bit_and_loads_no_compiler() -> None:
+    done = subprocess.run([sys.executable, "-c", STEPS], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

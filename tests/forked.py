@@ -1,5 +1,6 @@
 """Commands in processes of their own, forked from one that has loaded torch: a Python that loads it takes some four seconds
-of CPU, and the tests start a hundred. What reads the environment as it is imported (the Hub's libraries) is not loaded before."""
+of CPU, the backbones' libraries as many again, and the tests start hundreds. The Hub's libraries read the environment as they are
+imported: a command that is told something else of the Hub is a Python of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +16,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-WARM = ["torch", "torch._dynamo", "torchvision", "pandas", "pyarrow.parquet", "scipy.special", "sklearn.linear_model"]
+WARM = ["torch", "torch._dynamo", "open_clip", "transformers", "peft", "pandas", "pyarrow.parquet", "scipy.special"]
+WARM += ["sklearn.linear_model"]
+HUB = ("HF_", "HUGGING", "TRANSFORMERS_", "XDG_CACHE_HOME")
+"""How variables begin that the Hub's libraries read as they are imported."""
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(WARM)
 ENVIRON = dict(os.environ)
@@ -31,6 +35,9 @@ def process(function: Callable[..., None], *arguments: Any, daemon: bool = False
 
 def run(arguments: Sequence[str], cwd: Path, environ: Mapping[str, str], seconds: float) -> subprocess.CompletedProcess[str]:
     """`carabid …` with these arguments. Raises TimeoutExpired."""
+    if _of_hub(environ) != _of_hub(ENVIRON):
+        command = [sys.executable, "-m", "pipeline.cli", *arguments]
+        return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=seconds)
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         started = process(_command, list(arguments), str(cwd), dict(environ), str(out), str(err))
@@ -41,6 +48,10 @@ def run(arguments: Sequence[str], cwd: Path, environ: Mapping[str, str], seconds
             raise subprocess.TimeoutExpired(list(arguments), seconds)
         texts = [path.read_text() if path.exists() else "" for path in (out, err)]
         return subprocess.CompletedProcess(["carabid", *arguments], started.exitcode, *texts)
+
+
+def _of_hub(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if name.startswith(HUB)}
 
 
 def _command(arguments: list[str], cwd: str, environ: dict[str, str], out: str, err: str) -> None:

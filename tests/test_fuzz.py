@@ -33,6 +33,11 @@ def _raise(error: Exception) -> None:
     raise error
 
 
+def _work_for_ever() -> None:
+    while True:
+        pass
+
+
 class Long(UserError):
     """A message that says what it is anew each time, and cuts nothing."""
 
@@ -47,6 +52,7 @@ class Long(UserError):
         (Case("x", lambda: _raise(Long())), "a message of 2001 characters"),
         (Case("x", lambda: _raise(UserError("it is wrong")), ("table.csv",)), "names none of table.csv"),
         (Case("x", lambda: time.sleep(5)), "no answer within 0.05 s"),
+        (Case("x", _work_for_ever), "no answer within 0.05 s"),
         (Case("x", lambda: verdict.refused_or_done(verdict.Ended(3, "", "?"))), "exit status 3"),
     ],
 )

@@ -17,7 +17,9 @@ from pipeline.errors import UserError, WorkError
 LONGEST = 2000
 """Characters of a message."""
 SECONDS = 10
-"""What takes longer hangs."""
+"""What takes longer hangs: seconds of this process' own time, which other work on the machine does not lengthen."""
+PATIENCE = 6
+"""How many times as long it may wait for something else."""
 STATUSES = (0, 1, 2)
 """How a command may end."""
 
@@ -85,13 +87,16 @@ def at_most(seconds: float) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    timers = {signal.SIGPROF: (signal.ITIMER_PROF, seconds), signal.SIGALRM: (signal.ITIMER_REAL, PATIENCE * seconds)}
+    before = {number: signal.signal(number, stop) for number in timers}
+    for timer, limit in timers.values():
+        signal.setitimer(timer, limit)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for number, (timer, _) in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, before[number])
 
 
 def command(*arguments: str) -> Ended:

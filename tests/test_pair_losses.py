@@ -310,7 +310,7 @@ def test_in_chunks_no_matrix_of_the_whole_batch_is_made_nor_kept(kind: str, targ
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):  # type: ignore[func-returns-value]
         loss.loss(batch, *scales(1), rows)
-    assert max(kept) < n * n / 4
+    assert sum(kept) < n * n
 
 
 # ---------------------------------------------------------------- finite
@@ -333,8 +333,8 @@ def test_geodesic_similarity_has_finite_gradients_to_the_poles_and_beyond_roundi
     found = of(c)
     found.sum().backward()
     assert c.grad is not None and c.grad.isfinite().all() and (c.grad >= 0).all()
-    assert found.detach().tolist()[0] == sorted(found.tolist()[0]) and float(found.abs().max()) <= 1
-    assert float(found[0, 3]) == pytest.approx(0, abs=1e-7) and float(found[0, 5]) == pytest.approx(1, abs=1e-3)
+    assert found.detach().tolist()[0] == sorted(found.detach().tolist()[0]) and float(found.detach().abs().max()) <= 1
+    assert float(found[0, 3].detach()) == pytest.approx(0, abs=1e-7) and float(found[0, 5].detach()) == pytest.approx(1, abs=1e-3)
 
 
 def test_half_precision_is_left_before_the_logits() -> None:
@@ -351,7 +351,7 @@ def test_a_clamped_scale_can_come_back_and_goes_no_further(scale: float, slope: 
     own = torch.tensor(scale, requires_grad=True)
     found = logits(torch.ones(1, 1), own, torch.tensor(0.0), clamp=True)
     (slope * found.sum()).backward()  # type: ignore[no-untyped-call]
-    assert float(found) == pytest.approx(math.exp(min(scale, MOST_OF_A_SCALE))) and bool(own.grad) == goes
+    assert float(found.detach()) == pytest.approx(math.exp(min(scale, MOST_OF_A_SCALE))) and bool(own.grad) == goes
 
 
 # ---------------------------------------------------------------- configuration

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import sigmoid_focal_loss
 
 from pipeline.config.head import Head
+from pipeline.config.identity import config_hash
 from pipeline.config.loss import Loss
 from pipeline.config.trial import Config
 from pipeline.errors import UserError
@@ -203,7 +204,7 @@ def test_logit_adjustment_adds_the_log_prior_of_each_candidates_class(n: int, se
 
 # ---------------------------------------------------------------- two losses
 def second(**values: Any) -> dict[str, Any]:
-    return {"weight": 0.3, "loss": {"kind": "pair_bce", "targets": "phylogenetic", **values}}
+    return {"kind": "pair_bce", "weight": 0.3, "targets": "phylogenetic", **values}
 
 
 def test_a_blend_is_of_two_losses_that_each_have_their_own_scale_and_bias() -> None:
@@ -381,8 +382,19 @@ def test_losses_of_pairs_are_of_heads_that_embed_them_and_these_take_no_others(t
         config({"kind": "infonce"})
     with pytest.raises(ValueError, match=r"cross_entropy scores predictions, and towers_of_a_test embeds images and texts: set"):
         config({"kind": "cross_entropy"}, towers)
-    with pytest.raises(ValueError, match=r"loss.second.loss.kind cross_entropy scores predictions"):
-        config({"kind": "infonce", "second": {"weight": 0.5, "loss": {"kind": "cross_entropy"}}}, towers)
+
+
+def test_every_key_of_a_second_loss_is_kept_and_is_part_of_the_trials_identity(towers: str) -> None:
+    trees: list[dict[str, Any]] = [
+        second(),
+        second(shuffle=1),
+        second(weights={"focal": 1}),
+        second(weight=0.4),
+        second(clamp_scale=True),
+    ]
+    configs = [config({"kind": "infonce", "second": tree}, towers) for tree in trees]
+    assert [Config.model_validate(each.model_dump(mode="json")) for each in configs] == configs
+    assert len({config_hash(each) for each in configs}) == len(trees)
 
 
 def test_losses_of_pairs_are_not_proposed_where_a_head_predicts() -> None:
@@ -409,8 +421,11 @@ def test_what_acts_on_single_images_does_not_go_with_losses_of_pairs(towers: str
         ({"weights": {"focal_form": "distance"}}, "focal_form is of focal above 0"),
         ({"kind": "infonce", "weights": {"balance": True}}, "weights.balance is of losses of each pair"),
         ({"kind": "pair_huber", "weights": {"focal": 2}}, "weights.focal is of probabilities"),
-        ({"second": second(images={"weight": 1})}, "loss.images is of the first loss: set it there"),
-        ({"second": second(second=second())}, "loss.second is of the first loss"),
+        ({"second": second(shuffle=1, targets="pairwise")}, "shuffle is of targets phylogenetic"),
+        ({"second": second(kind="infonce", weights={"balance": True})}, "weights.balance is of losses of each pair"),
+        ({"second": second(images={"weight": 1})}, "second.images\n.*Extra inputs are not permitted"),
+        ({"second": second(second=second())}, "second.second\n.*Extra inputs are not permitted"),
+        ({"second": second(kind="cross_entropy")}, "'infonce', 'pair_bce', 'pair_mse', 'pair_huber'"),
     ],
 )
 def test_keys_without_a_use_are_refused(values: dict[str, Any], message: str) -> None:

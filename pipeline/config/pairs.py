@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.fits import Fit
-from pipeline.config.kinds import kind_of
+from pipeline.config.kinds import Kind, kind_of
 from pipeline.config.loss import Loss
 from pipeline.config.section import Section, Seed, implementation
 
@@ -63,31 +63,9 @@ class Images(Section):
     """What cosines are divided by."""
 
 
-class Second(Section):
-    """A second loss of the same pairs, with a scale and a bias of its own."""
+class Compared(Section):
+    """What a first and a second loss are both told: what is alike, how it is compared, how much each pair counts."""
 
-    weight: float = Field(gt=0, lt=1)
-    """Its share m: (1 − m)·first + m·second."""
-    loss: Annotated[Loss, *kind_of(Loss)]
-    """Any loss of pairs, without a second one of its own."""
-
-    @model_validator(mode="after")
-    def _stands_alone(self) -> Second:
-        for key, none in {"second": None, "images": Images(), "normalize_by_value": False}.items():
-            if getattr(self.loss, key, none) != none:
-                raise ValueError(f"loss.{key} is of the first loss: set it there")
-        return self
-
-
-class PairLoss(Loss):
-    """What pairs of an image and a text cost, those of a batch against each other."""
-
-    fits: ClassVar[tuple[Any, ...]] = (
-        Fit("risk.kind", ("mean",), "is of a whole batch, and risk.kind {risk.kind} weighs images by their domain"),
-        Fit("augment.mixup_alpha", (0.0,), "compares classes, which augment.mixup_alpha mixes"),
-    )
-    of = "pairs"
-    learns_variance = False
     term: ClassVar[str]
     """The class (`models/pairs/pair_loss.Term`) that computes it."""
     targets: Literal["pairwise", "multipositive", "hierarchical", "phylogenetic"] = "pairwise"
@@ -99,22 +77,12 @@ class PairLoss(Loss):
     clamp_scale: bool = False
     """Keep the scale of the logits, exp(scale), below 100."""
     weights: Weights = Weights()
-    second: Second | None = None
-    """A second loss, blended with this one; null: there is none."""
-    normalize_by_value: bool = False
-    """Divide each loss by its own value, which takes no part in the gradient: shares are of relative changes."""
-    images: Images = Images()
 
     @model_validator(mode="after")
-    def _keys_have_a_use(self) -> PairLoss:
+    def _shuffles_a_tree(self) -> Compared:
         if self.shuffle is not None and self.targets != "phylogenetic":
             raise ValueError(f"shuffle is of targets phylogenetic, and targets is {self.targets}")
-        if self.normalize_by_value and self.second is None and not self.images.weight:
-            raise ValueError("normalize_by_value is of several losses: set second or images.weight, or leave it out")
         return self
-
-    def make(self, n_targets: int) -> Any:
-        return implementation("pipeline.models.pairs.pair_loss.PairLoss")(self)
 
     def _refuse(self, why: str, *keys: str) -> None:
         """Raises ValueError where one of these keys of `weights` is not as by default."""
@@ -123,47 +91,125 @@ class PairLoss(Loss):
                 raise ValueError(f"weights.{key} {why}: leave it out, or set another kind of loss")
 
 
-class InfoNceLoss(PairLoss):
+class InfoNce(Compared):
     """Cross-entropy over the texts of a batch for each image and over the images for each text: CLIP's, with soft targets."""
 
     term = "pipeline.models.pairs.pair_loss.InfoNce"
-    kind: Literal["infonce"]
     logit_adjustment: float = Field(0.0, ge=0)
     """τ: add τ·log(share of the training images) of each candidate's class to its logit (arXiv 2007.07314); 0: not."""
 
     @model_validator(mode="after")
-    def _weighs_rows(self) -> InfoNceLoss:
+    def _weighs_rows(self) -> InfoNce:
         self._refuse("is of losses of each pair, and infonce has one of each row", "pairs", "balance", "focal_form")
         return self
 
 
-class BceLoss(PairLoss):
+class Bce(Compared):
     """Binary cross-entropy of each pair of a batch: SigLIP's, with soft targets."""
 
     term = "pipeline.models.pairs.pair_loss.Bce"
-    kind: Literal["pair_bce"]
 
 
-class PairRegression(PairLoss):
+class Regression(Compared):
     """A loss of the logits themselves, which should be 2T − 1."""
 
     @model_validator(mode="after")
-    def _has_no_probability(self) -> PairRegression:
+    def _has_no_probability(self) -> Regression:
         self._refuse("is of probabilities, and a loss of the logits has none", "focal")
         return self
 
 
-class PairSquaredError(PairRegression):
+class Squared(Regression):
     """Squared error of each pair's logit from 2T − 1."""
 
     term = "pipeline.models.pairs.pair_loss.Squared"
-    kind: Literal["pair_mse"]
 
 
-class PairHuberLoss(PairRegression):
+class Huber(Regression):
     """Huber's loss of each pair's logit from 2T − 1: squared near it, absolute beyond β."""
 
     term = "pipeline.models.pairs.pair_loss.Huber"
-    kind: Literal["pair_huber"]
     beta: float = Field(0.1, gt=0)
     """Where it turns from squared to absolute."""
+
+
+# ---------------------------------------------------------------- a second one
+class Second(Kind):
+    """A second loss of the same pairs, with a scale and a bias of its own."""
+
+    weight: float = Field(gt=0, lt=1)
+    """Its share m: (1 − m)·first + m·second."""
+
+
+class SecondInfoNce(InfoNce, Second):
+    """`infonce` beside another loss."""
+
+    kind: Literal["infonce"]
+
+
+class SecondBce(Bce, Second):
+    """`pair_bce` beside another loss."""
+
+    kind: Literal["pair_bce"]
+
+
+class SecondSquared(Squared, Second):
+    """`pair_mse` beside another loss."""
+
+    kind: Literal["pair_mse"]
+
+
+class SecondHuber(Huber, Second):
+    """`pair_huber` beside another loss."""
+
+    kind: Literal["pair_huber"]
+
+
+# ---------------------------------------------------------------- the first one
+class PairLoss(Loss, Compared):
+    """What pairs of an image and a text cost, those of a batch against each other."""
+
+    fits: ClassVar[tuple[Any, ...]] = (
+        Fit("risk.kind", ("mean",), "is of a whole batch, and risk.kind {risk.kind} weighs images by their domain"),
+        Fit("augment.mixup_alpha", (0.0,), "compares classes, which augment.mixup_alpha mixes"),
+    )
+    of = "pairs"
+    learns_variance = False
+    second: Annotated[Second | None, *kind_of(Second)] = None
+    """A second loss, blended with this one; null: there is none."""
+    normalize_by_value: bool = False
+    """Divide each loss by its own value, which takes no part in the gradient: shares are of relative changes."""
+    images: Images = Images()
+
+    @model_validator(mode="after")
+    def _normalizes_several(self) -> PairLoss:
+        if self.normalize_by_value and self.second is None and not self.images.weight:
+            raise ValueError("normalize_by_value is of several losses: set second or images.weight, or leave it out")
+        return self
+
+    def make(self, n_targets: int) -> Any:
+        return implementation("pipeline.models.pairs.pair_loss.PairLoss")(self)
+
+
+class InfoNceLoss(InfoNce, PairLoss):
+    """Cross-entropy over the texts of a batch for each image and over the images for each text: CLIP's, with soft targets."""
+
+    kind: Literal["infonce"]
+
+
+class BceLoss(Bce, PairLoss):
+    """Binary cross-entropy of each pair of a batch: SigLIP's, with soft targets."""
+
+    kind: Literal["pair_bce"]
+
+
+class PairSquaredError(Squared, PairLoss):
+    """Squared error of each pair's logit from 2T − 1."""
+
+    kind: Literal["pair_mse"]
+
+
+class PairHuberLoss(Huber, PairLoss):
+    """Huber's loss of each pair's logit from 2T − 1: squared near it, absolute beyond β."""
+
+    kind: Literal["pair_huber"]

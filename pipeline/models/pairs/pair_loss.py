@@ -77,7 +77,7 @@ class OfLogits(Term):
     """One that compares the logits of images and texts with targets."""
 
     def __init__(self, block: Any, facts: ClassFacts, batch: int) -> None:
-        self.block: cfg.PairLoss = block
+        self.block: cfg.Compared = block
         self.of_cosines, self.join = SIMILARITIES[block.similarity], weights.JOINS[block.weights.join]
         self.targets = TARGETS[block.targets](facts, block.shuffle)
 
@@ -207,7 +207,7 @@ class PairLoss:
         """Take over what is known of the classes, once, on the device of training; `batch`: B, pairs of a whole batch.
 
         Raises UserError for targets that the data know nothing of."""
-        blocks: list[Any] = [self.block, *([self.block.second.loss] if self.block.second else [])]
+        blocks: list[Any] = [self.block, *([self.block.second] if self.block.second else [])]
         self.terms = tuple(implementation(each.term)(each, facts, batch) for each in blocks)
         if self.block.images.weight:
             self.terms += (BetweenImages(self.block.images, facts),)

@@ -57,7 +57,7 @@ def check(config: Section) -> None:
         for fit in _fits_of(type(block)):
             asking, value = getattr(block, fit.when), attrgetter(fit.key)(config)
             if not fit.goes(asking, value):
-                remedies = filter(None, (_other(config, fit, asking), _own(path, block, fit, value)))
+                remedies = filter(None, (_other(config, fit, asking), _own(config, path, block, fit)))
                 lines[f"{_name(path, block, fit)} {fit.why.format(**vars(config))}: set {', or '.join(remedies)}"] = None
     if lines:
         raise ValueError("\n".join(lines))
@@ -107,15 +107,16 @@ def _other(config: Section, fit: Fit, asking: Any) -> str:
     return _kinds(path, [kind for kind, each in family.items() if fit.goes(asking, getattr(each, name))])
 
 
-def _own(path: str, block: Section, fit: Fit, value: Any) -> str:
-    """How what asks would ask no longer: by its default, or by another kind of its family."""
+def _own(config: Section, path: str, block: Section, fit: Fit) -> str:
+    """How what asks would ask no longer: by its default, or by another kind of its family if all that it asks then goes."""
     family: dict[str, type[Section]] = getattr(block, "kinds", {})
     info = type(block).model_fields.get(fit.when)
     if info and (fit.when != "kind" or not family):
         return f"{path}.{fit.when} " + ("to nothing" if isinstance(info.default, Section) else _either((info.default,)))
 
     def goes(kind: str) -> bool:
-        return fit not in _fits_of(family[kind]) or fit.goes(getattr(family[kind], fit.when, kind), value)
+        asked = [each for each in _fits_of(family[kind]) if each.when == fit.when]
+        return all(each.goes(getattr(family[kind], each.when, kind), attrgetter(each.key)(config)) for each in asked)
 
     return _kinds(path, list(filter(goes, family)))
 

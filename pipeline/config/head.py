@@ -43,6 +43,8 @@ class Head(Kind):
     )
     of: ClassVar[Literal["numbers", "classes", "both"]] = "numbers"
     """The truth that it predicts."""
+    embeds_pairs: ClassVar[bool] = False
+    """Whether it embeds images and texts, which losses of pairs compare, instead of predicting."""
     descends: ClassVar[bool] = False
     """Whether it learns by gradient descent, in epochs: with a loss, a risk, augmentation, and an encoder that may learn too."""
     chooses: ClassVar[bool] = True

@@ -11,15 +11,26 @@ from pipeline.config.fits import GIVEN, OWN, Fit
 from pipeline.config.kinds import Kind
 from pipeline.config.section import Ascending, implementation
 
+PREDICTED = ("numbers", "classes")
 Level = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Loss(Kind):
     """What a prediction costs. A kind names the `models/losses.Loss` that computes it; a lab's own overrides `make`."""
 
-    fits = (Fit("data.truth", OWN, "does not fit {data.truth_in_words}", "of"),)
-    of: ClassVar[Literal["numbers", "classes"]] = "numbers"
-    """The truth that it is of."""
+    fits: ClassVar[tuple[Any, ...]] = (
+        Fit("data.truth", OWN, "does not fit {data.truth_in_words}", "of", PREDICTED),
+        Fit(
+            "model.head.embeds_pairs",
+            (False,),
+            "scores predictions, and {model.head.kind} embeds images and texts",
+            "of",
+            PREDICTED,
+        ),
+        Fit("model.head.embeds_pairs", (True,), "compares images with texts, and {model.head.kind} predicts", "of", ("pairs",)),
+    )
+    of: ClassVar[Literal["numbers", "classes", "pairs"]] = "numbers"
+    """What it is of: predictions of a truth, or pairs of an image and a text (`config/pairs.py`)."""
     learns_variance: ClassVar[bool] = True
     """Whether a head learns by it how sure it is of an image."""
 

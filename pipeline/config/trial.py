@@ -15,6 +15,7 @@ from pipeline.config.fits import check
 from pipeline.config.kinds import kind_of
 from pipeline.config.loss import Loss, PlainRisk, Risk, SquaredError
 from pipeline.config.model import Model
+from pipeline.config.pairs import PairLoss  # noqa: F401  (its kinds join the family `Loss` by being defined)
 from pipeline.config.resources import Paths, Resources
 from pipeline.config.schedule import Plain, Schedule
 from pipeline.config.section import NAME_PATTERN, Section, Seed

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.disk.layout import TrialDir
-from pipeline.disk.writing import write_json, write_table
+from pipeline.disk.writing import read_json, write_json, write_table
 from pipeline.errors import UserError
 from pipeline.metrics.figures import Training
 from pipeline.metrics.groups import Prediction
@@ -21,6 +22,7 @@ from pipeline.metrics.retrieval_report import Embeddings, chosen_by, class_table
 from pipeline.models.base import Predicted
 from pipeline.tasks.retrieval import Embedded, Retrieval
 from pipeline.training.samples import joined
+from tests.conftest import carabid
 
 Array = Any
 COUNTS = np.array([150, 60, 60, 5, 1, 0, 0, 0, 9])
@@ -289,3 +291,44 @@ def test_embeddings_pass_from_a_model_to_the_task_whole() -> None:
     numbers = Predicted(images, images, images)
     assert numbers.values() is images and joined([numbers]).classes is None
     assert joined([numbers]).only(3).mean.shape == (5, 3)
+
+
+# ---------------------------------------------------------------- from a table to results
+@pytest.mark.jobs
+def test_a_classifier_is_trained_chosen_and_reported_by_retrieval_with_classes_that_it_never_saw(tmp_path: Path) -> None:
+    rng, rows = np.random.default_rng(0), []
+    for i in range(80):
+        species = "abcde"[i % 5]
+        split = "test" if i >= 60 else "validation" if i >= 40 or species == "e" else "train"
+        pixels = np.clip(rng.normal(COLOURS[i % 5], 20, (16, 16, 3)), 0, 255).astype("uint8")
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        rows.append((f"{i}.png", species, split))
+    pd.DataFrame(rows, columns=["file", "species", "split"]).to_csv(tmp_path / "birds.csv", index=False)
+    (tmp_path / "finding.py").write_text("from pipeline.tasks.retrieval import Retrieval\nTASK = Retrieval()\n")
+    (tmp_path / "finding.yaml").write_text(YAML)
+    carabid("submit", "finding.yaml", "device=cpu", "--cluster", "local", "--wait", root=tmp_path / "root", cwd=tmp_path)
+    (results,) = (tmp_path / "root" / "trained" / "finding").glob("*/results.json")
+    found = read_json(results)
+    assert found["summary"]["selection"]["metric"] == "composite" and found["summary"]["selection"]["value"] > 0.3
+    assert (found["id"]["n_classes"], found["ood"]["n_classes"]) == (4, 1)
+    assert found["id"]["acc"] > 0.8 > found["random"]["id"]["acc"] and found["id"]["i2i_map"] > found["random"]["id"]["i2i_map"]
+    assert found["figures"]["ood.i2t_map"] == 1.0, "of one class alone"
+    classes = pd.read_parquet(results.parent / "groups.parquet").set_index("class")
+    assert classes["n_train"].to_dict() == {"a": 8, "b": 8, "c": 8, "d": 8, "e": 0} and (classes["n"] == 4).all()
+    shown = carabid("results", "--format", "markdown", root=tmp_path / "root", cwd=tmp_path).stdout
+    assert "image→text mAP ID" in shown and "composite mAP" in shown
+
+
+COLOURS = ((220, 40, 40), (40, 220, 40), (40, 40, 220), (220, 220, 40), (220, 40, 220))
+YAML = """
+task: finding.py
+experiment: finding
+data:
+  source: birds.csv
+  columns: {image: file, id: file, group: file}
+  label: species
+  split: {kind: source, train: train, validation: validation, test: test}
+backbone: {kind: pixels}
+model: {head: {kind: logistic}}
+loss: {kind: cross_entropy}
+"""

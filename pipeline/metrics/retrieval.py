@@ -43,10 +43,16 @@ class Ranked:
     """Share of what is relevant that is among the first k."""
 
 
-def unit(rows: Float[np.ndarray, "n width"]) -> Float32[np.ndarray, "n width"]:
-    """Each row divided by its length; a row of zeros stays one, and has the cosine 0 with all."""
-    lengths = np.linalg.norm(rows.astype("float64"), axis=1, keepdims=True)
-    return np.asarray((rows / np.where(lengths > 0, lengths, 1)).astype("float32"))
+def unit(rows: Float[np.ndarray, "n width"], order: Int[np.ndarray, " n"] | None = None) -> Float32[np.ndarray, "n width"]:
+    """Each row divided by its length, in another order where there is one; a row of zeros stays one, and has the cosine 0 with
+    all. Nothing is held beside the rows and the result."""
+    found = np.empty(rows.shape, "float32")
+    for first in range(0, len(rows), LEAST_ROWS):
+        some = slice(first, first + LEAST_ROWS)
+        wide = rows[some if order is None else order[some]].astype("float64")
+        lengths = np.linalg.norm(wide, axis=1, keepdims=True)
+        found[some] = wide / np.where(lengths > 0, lengths, 1)
+    return found
 
 
 def cosines(
@@ -70,7 +76,7 @@ def rank(
     at once (one query's relevant ones always are); it changes no result.
     """
     order, by_label = np.argsort(labels, kind="stable"), np.argsort(item_labels, kind="stable")
-    items, item_labels = unit(gallery)[by_label], item_labels[by_label]
+    items, item_labels = unit(gallery, by_label), item_labels[by_label]
     places = None if own is None else np.argsort(by_label)[own]
     n_rows, n_columns = _chunk(len(items), _most_relevant(labels, item_labels), cells)
     found = []

@@ -123,7 +123,7 @@ class Retrieval(Task[Embedded]):
     def _parents(self, predictions: Embedded) -> dict[str, Array]:
         """Of each rank that the images tell the number of what each class belongs to, UNKNOWN where they do not."""
         assert predictions.labels is not None
-        found = {}
+        found: dict[str, Array] = {}
         for rank in self.ranks:
             if rank in predictions.images:
                 codes, names = predictions.images[rank].factorize(sort=True)

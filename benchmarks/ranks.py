@@ -19,7 +19,7 @@ import numpy as np
 from pipeline.metrics.ranks import probabilities
 from pipeline.metrics.retrieval import rank
 
-IMAGES, NAMES, WIDTH, GENERA, FAMILIES = 10_000, 350_000, 512, 40_000, 2_000
+IMAGES, NAMES, WIDTH, GENERA, FAMILIES, NOISE = 10_000, 350_000, 512, 40_000, 2_000, 4.0
 
 
 def measured(work: Callable[[], Any]) -> tuple[Any, float, float]:
@@ -37,7 +37,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     names = rng.standard_normal((n_names, WIDTH), dtype="float32")
     labels = rng.integers(n_names, size=n)
-    images = names[labels] + 4 * rng.standard_normal((n, WIDTH), dtype="float32")
+    images = names[labels] + np.float32(NOISE) * rng.standard_normal((n, WIDTH), dtype="float32")
     parents = {"genus": rng.integers(GENERA, size=n_names), "family": rng.integers(FAMILIES, size=n_names)}
     whole = n * n_names * 4 / 2**20
     levels, seconds, most = measured(lambda: probabilities(images, labels, names, parents, 100.0))

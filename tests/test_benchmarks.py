@@ -41,7 +41,7 @@ def test_ridge_finds_the_same_weights_both_ways(monkeypatch: pytest.MonkeyPatch,
 def test_ranks_says_the_same_both_ways_and_holds_no_whole_matrix(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in {"WIDTH": 16, "GENERA": 500, "FAMILIES": 20}.items():
+    for name, value in {"WIDTH": 16, "GENERA": 500, "FAMILIES": 20, "NOISE": 0.5}.items():
         monkeypatch.setattr(ranks, name, value)
     monkeypatch.setattr("sys.argv", ["ranks.py", "300", "20000"])
     ranks.main()

@@ -211,7 +211,7 @@ def test_the_headline_is_in_the_report_and_has_titles() -> None:
 def test_ranks_are_told_by_the_tables_columns() -> None:
     of = drawn()
     predictions = predicted(of)
-    parents = TASK._parents(predictions)
+    parents = TASK.parents(predictions)
     assert list(parents) == ["genus"] and parents["genus"].tolist() == [0, 0, 1, 1, 1, 0, 2, UNKNOWN, UNKNOWN]
     blocks = TASK.report(predictions, trained())
     genus = blocks["ranks"]["genus"]

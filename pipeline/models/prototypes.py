@@ -48,14 +48,14 @@ def draw_shots(ids: Sequence[str], classes: Sequence[str], k: int, seed: int) ->
 # ---------------------------------------------------------------- what is fitted
 @dataclass(frozen=True)
 class Prototypes:
-    """A linear classifier of embeddings: logits = weights · (image − centre)/|image − centre| + bias."""
+    """A linear classifier of embeddings of length 1: logits = weights · (image − centre)/|image − centre| + bias."""
 
     weights: Float64[np.ndarray, "classes width"]
     bias: Float64[np.ndarray, " classes"]
     centre: Float64[np.ndarray, " width"]
 
     def logits(self, images: Float[np.ndarray, "images width"]) -> Float64[np.ndarray, "images classes"]:
-        return np.asarray(unit(images - self.centre) @ self.weights.T + self.bias)
+        return np.asarray(self._centred(images) @ self.weights.T + self.bias)
 
     @property
     def scale(self) -> float:
@@ -64,9 +64,8 @@ class Prototypes:
 
     def embedded(self, images: Float[np.ndarray, "images width"]) -> Float64[np.ndarray, "images wider"]:
         """Images as they are compared with `as_embeddings` by cosine, [N, E + 2]; among themselves they rank as before."""
-        towards = unit(images - self.centre)
-        n = len(towards)
-        return np.hstack([towards, np.ones((n, 1)), np.zeros((n, 1))]) / np.sqrt(2)
+        n = len(images)
+        return np.hstack([self._centred(images), np.ones((n, 1)), np.zeros((n, 1))]) / np.sqrt(2)
 
     def as_embeddings(self) -> Float64[np.ndarray, "classes wider"]:
         """Classes of length 1, [C, E + 2], whose cosines with `embedded` images are the logits divided by `scale`: a place for
@@ -74,6 +73,9 @@ class Prototypes:
         rows = np.hstack([self.weights, self.bias[:, None]]) * (np.sqrt(2) / self.scale if self.scale > 0 else 1)
         rest = np.sqrt((1 - np.square(rows).sum(axis=1, keepdims=True)).clip(0))
         return np.hstack([rows, rest])
+
+    def _centred(self, images: Float[np.ndarray, "images width"]) -> Float64[np.ndarray, "images width"]:
+        return unit(unit(images) - self.centre)
 
 
 def unit(rows: Float[np.ndarray, "n width"]) -> Float64[np.ndarray, "n width"]:

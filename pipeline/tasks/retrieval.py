@@ -115,12 +115,12 @@ class Retrieval(Task[Embedded]):
     def report(self, predictions: Embedded, training: Training) -> dict[str, Any]:
         if predictions.training is not training:
             predictions = self.forecast(predictions, training)
-        blocks = retrieval_report(predictions.ranked, self._parents(predictions), predictions.scale, *self.buckets)
+        blocks = retrieval_report(predictions.ranked, self.parents(predictions), predictions.scale, *self.buckets)
         present = np.flatnonzero(predictions.ranked.present)
         blocks["summary"]["classes"] = [class_name(predictions.names[i]) for i in present]
         return blocks
 
-    def _parents(self, predictions: Embedded) -> dict[str, Array]:
+    def parents(self, predictions: Embedded) -> dict[str, Array]:
         """Of each rank that the images tell the number of what each class belongs to, UNKNOWN where they do not."""
         assert predictions.labels is not None
         found: dict[str, Array] = {}

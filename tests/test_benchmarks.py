@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import forecasts, head_training, ridge, shifted, silhouettes
+from benchmarks import forecasts, head_training, ranks, ridge, shifted, silhouettes
 from pipeline.disk.layout import PROJECT
 from tests import conftest
 
 
 def test_every_script_has_a_short_form_here() -> None:
     scripts = {path.stem for path in (PROJECT / "benchmarks").glob("*.py")} - {"__init__"}
-    assert scripts == {module.__name__.rpartition(".")[2] for module in (forecasts, head_training, ridge, shifted, silhouettes)}
+    known = (forecasts, head_training, ranks, ridge, shifted, silhouettes)
+    assert scripts == {module.__name__.rpartition(".")[2] for module in known}
 
 
 def test_head_training_times_an_epoch_each_way(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,6 +36,18 @@ def test_ridge_finds_the_same_weights_both_ways(monkeypatch: pytest.MonkeyPatch,
     ridge.main()
     told = re.search(r"ratio \d+\.\d; weights differ by at most (\S+)", capsys.readouterr().out)
     assert told and float(told[1]) < 1e-5
+
+
+def test_ranks_says_the_same_both_ways_and_holds_no_whole_matrix(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"WIDTH": 16, "GENERA": 500, "FAMILIES": 20, "NOISE": 0.5}.items():
+        monkeypatch.setattr(ranks, name, value)
+    monkeypatch.setattr("sys.argv", ["ranks.py", "300", "20000"])
+    ranks.main()
+    told = re.findall(r"(\d+) MB.*?([\d.]+) % right", capsys.readouterr().out)
+    assert len(told) == 2 and told[0][1] == told[1][1] and 0 < float(told[0][1]) < 100
+    assert all(float(most) < 100 for most, _ in told)
 
 
 def test_silhouettes_are_measured_as_by_hand(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from pipeline.metrics.groups import Calibrations, Prediction, add_forecasts, fit
 from pipeline.metrics.regression_report import regression_report
 
 TARGETS = ("a", "b")
+ARRAYS = ("mean", "variance", "log_weights", "trust")
 TRAIN = Training(["1", "2"], {"a": 0.0, "b": 0.5}, {"a": 1.0, "b": 2.0})
 
 
@@ -81,7 +82,9 @@ def test_a_forecast_does_not_depend_on_the_order_of_images(random: Any) -> None:
     order = list(range(len(rows)))
     random.shuffle(order)
     _, one = forecasts(rows, predicted)
-    _, other = forecasts(rows.iloc[order].reset_index(drop=True), Prediction(*(each[order] for each in vars(predicted).values())))
+    _, other = forecasts(
+        rows.iloc[order].reset_index(drop=True), Prediction(*(getattr(predicted, name)[order] for name in ARRAYS))
+    )
     together = one.merge(other, on="group", suffixes=("", "_other"))
     assert len(together) == 12
     for name in ("a_mu", "a_sigma", "b_mu", "b_sigma", "n"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
 from pipeline.metrics.figures import Training
-from pipeline.metrics.groups import group_table
+from pipeline.metrics.groups import Prediction, group_table
 from pipeline.metrics.regression import group_means, mae, r2, rmse
 from pipeline.metrics.regression_report import regression_report
 from pipeline.tasks import load_task
@@ -144,13 +145,16 @@ def targets_and_predictions() -> tuple[Any, Any, Any]:
     return truth, truth + rng.normal(size=truth.shape).astype("float32"), np.repeat(np.arange(6), [1, 2, 3, 4, 5, 6])
 
 
+def scored(metric: str, truth: Any, prediction: Any, groups: Any, weights: Any = None) -> float | None:
+    said = Prediction.of(prediction)
+    return load_task("regress").score(metric, truth, said if weights is None else replace(said, log_weights=weights), groups)
+
+
 def test_the_best_epoch_is_chosen_by_the_mean_over_targets() -> None:
     truth, prediction, groups = targets_and_predictions()
     per_group = [r2_score(group_means(t, groups), group_means(p, groups)) for t, p in zip(truth.T, prediction.T, strict=True)]
-    assert load_task("regress").score("r2", truth, prediction, groups) == pytest.approx(np.mean(per_group), abs=1e-6)
-    assert load_task("regress").score("MAE", truth, prediction, groups) == pytest.approx(
-        np.abs(truth - prediction).mean(), abs=1e-6
-    )
+    assert scored("r2", truth, prediction, groups) == pytest.approx(np.mean(per_group), abs=1e-6)
+    assert scored("MAE", truth, prediction, groups) == pytest.approx(np.abs(truth - prediction).mean(), abs=1e-6)
 
 
 def test_the_best_epoch_is_chosen_by_groups_as_they_are_pooled_and_by_each_images_error() -> None:
@@ -158,9 +162,9 @@ def test_the_best_epoch_is_chosen_by_groups_as_they_are_pooled_and_by_each_image
     weights = np.random.default_rng(2).normal(0, 2, truth.shape).astype("float32")
     pooled = group_means(prediction, groups, weights)
     expected = np.mean([r2_score(t, p) for t, p in zip(group_means(truth, groups).T, pooled.T, strict=True)])
-    assert load_task("regress").score("r2", truth, prediction, groups, weights) == pytest.approx(expected, abs=1e-6)
-    assert load_task("regress").score("r2", truth, prediction, groups) != pytest.approx(expected, abs=1e-3)
-    by_error = [load_task("regress").score("MAE", truth, prediction, groups, *some) for some in ((), (weights,))]
+    assert scored("r2", truth, prediction, groups, weights) == pytest.approx(expected, abs=1e-6)
+    assert scored("r2", truth, prediction, groups) != pytest.approx(expected, abs=1e-3)
+    by_error = [scored("MAE", truth, prediction, groups, *some) for some in ((), (weights,))]
     assert by_error[0] == by_error[1]
 
 
@@ -170,15 +174,15 @@ def test_an_epoch_that_predicts_nonsense_has_no_metric(metric: str, bad: float) 
     truth, prediction, groups = targets_and_predictions()
     weights = np.zeros_like(prediction)
     weights[4, 1] = bad
-    assert load_task("regress").score(metric, truth, prediction, groups, weights) is None
+    assert scored(metric, truth, prediction, groups, weights) is None
     prediction[4, 1] = bad
-    assert load_task("regress").score(metric, truth, prediction, groups) is None
+    assert scored(metric, truth, prediction, groups) is None
 
 
 def test_a_target_that_does_not_vary_leaves_no_mean_of_the_others() -> None:
     truth, prediction, groups = targets_and_predictions()
     truth[:, 2] = 0.1
-    assert load_task("regress").score("r2", truth, prediction, groups) is None
+    assert scored("r2", truth, prediction, groups) is None
 
 
 # ---------------------------------------------------------------- the report

@@ -82,11 +82,13 @@ class Training:
     sds: Mapping[str, float] | None = None
     calibration: Mapping[str, Any] | None = None
     """Of each target: part → calibration, as JSON."""
+    n: int | None = None
+    """How many images; None where nobody has told."""
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Training:
         """What trained.json tells of it."""
-        return cls(record["train_domains"], *map(record.get, ("train_means", "train_sds", "calibration")))
+        return cls(record["train_domains"], *map(record.get, ("train_means", "train_sds", "calibration", "n_train")))
 
 
 def mean_of_all(values: Iterable[float | None]) -> float | None:

@@ -20,6 +20,8 @@ Calibrations = Mapping[str, Mapping[str, AnyCalibration]]
 """Target → part (in_domain, out_of_domain) → calibration."""
 SAID_OF_IMAGES = ("prediction",)
 """What is kept of each image and target, as `<target>_<…>`: all that figures of images start from."""
+SCALE = 100.0
+"""What CLIP multiplies cosines by for probabilities, as trained (Radford et al. 2021: at most 100)."""
 SAID = ("mean", "variance", "spread", "trust")
 """What a group's images say of each target, as `<target>_<…>`: all that calibrating and ensembles start from. Trust is not there
 where nobody can tell it (`models/novelty.py`), and is 1 then."""
@@ -35,9 +37,20 @@ class Prediction:
     log_weights: NDArray[np.floating]
     trust: NDArray[np.floating] | None = None
     """How far each is to be relied on, within 0 … 1; None: wholly, or nobody can tell."""
+    classes: NDArray[np.floating] | None = None
+    """[n_classes, E], where what is said of an image is its embedding, `mean` [N, E]: the embeddings that it is compared with."""
+    scale: float = SCALE
+    """What cosines with these are multiplied by for probabilities."""
+
+    @classmethod
+    def of(cls, mean: NDArray[np.floating]) -> Prediction:
+        """What is said, where nothing is known beside it."""
+        return cls(mean, np.ones_like(mean), np.zeros_like(mean))
 
     def only(self, n: int) -> Prediction:
-        """Of the first `n` targets; what a model learns beside them is left out."""
+        """Of the first `n` targets; what a model learns beside them is left out. Of embeddings all."""
+        if self.classes is not None:
+            return self
         trust = None if self.trust is None else self.trust[:, :n]
         return Prediction(self.mean[:, :n], self.variance[:, :n], self.log_weights[:, :n], trust)
 

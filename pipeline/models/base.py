@@ -9,10 +9,12 @@ from typing import Any, ClassVar, Self
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import UserError
+from pipeline.metrics.groups import SCALE
 from pipeline.models.metadata import Metadata, Names
 
 Features = Float[Tensor, "images ..."]
@@ -51,10 +53,21 @@ class Predicted:
     log_weights: Float[Tensor, "images targets"]
     trust: Float[Tensor, "images targets"] | None = None
     """How far it is to be relied on, within 0 … 1 (`models/novelty.py`); None: wholly, or nobody can tell."""
+    classes: Float[Tensor, "classes width"] | None = None
+    """Where what is said of an image is its embedding, `mean` [images, width]: the embeddings that it is compared with, of each
+    class; the same for all images."""
+    scale: float = SCALE
+    """What cosines with these are multiplied by for probabilities."""
 
     def cpu(self) -> Predicted:
-        trust = None if self.trust is None else self.trust.cpu()
-        return Predicted(self.mean.cpu(), self.variance.cpu(), self.log_weights.cpu(), trust)
+        trust, classes = (None if each is None else each.cpu() for each in (self.trust, self.classes))
+        return Predicted(self.mean.cpu(), self.variance.cpu(), self.log_weights.cpu(), trust, classes, self.scale)
+
+    def values(self) -> Float[Tensor, "images targets"]:
+        """What is said of each target: its number, or the class's probability; of embeddings the cosine with the class."""
+        if self.classes is None:
+            return self.mean
+        return functional.normalize(self.mean, dim=-1) @ functional.normalize(self.classes, dim=-1).T
 
 
 class Model(nn.Module, ABC):

@@ -68,7 +68,8 @@ class Inputs:
     def samples(self, facts: Facts, split: Split, device: torch.device) -> Samples:
         """A split's features and truth for a model."""
         bank = make_bank(self.store, self.positions(split).to_numpy(), device, self.config.resources.residence)
-        return make_samples(bank, self.table(split), facts, self.dataset.truth, device)
+        counts = tuple(self.dataset.truth.counts(self.table("train")).values())
+        return make_samples(bank, self.table(split), facts, self.dataset.truth, device, counts)
 
 
 def load_inputs(config: Config) -> Inputs:

@@ -98,7 +98,7 @@ def predict_files(
     config, targets = trained_config(trial), load_facts(trial).targets
     for said in _predict_each(trial, config, files, origin, device, bad):
         # Behind the targets stand auxiliary labels.
-        yield {} if said is None else dict(zip(targets, said.mean[0].tolist(), strict=False))
+        yield {} if said is None else dict(zip(targets, said.values()[0].tolist(), strict=False))
 
 
 def predict_group(

@@ -116,7 +116,7 @@ def _held_out(
     if left_out is None:
         said, table = predict(model, validation), inputs.table("validation")
     else:
-        said = Prediction(left_out, np.ones_like(left_out), np.zeros_like(left_out))
+        said = Prediction.of(left_out)
         table = pd.concat([inputs.table("train"), inputs.table("validation")])
     return inputs.task.predictions(table, inputs.dataset.truth.of(table), facts.targets, said)
 

@@ -1,6 +1,7 @@
 """What a task is: all that is particular to a scientific problem, and that nothing outside of this folder asks a kind for.
 
-A stock task (`numbers.Numbers`, `classes.Classes`) does all of it; a problem's own file says what differs. Loads no torch.
+A stock task (`numbers.Numbers`, `classes.Classes`, `retrieval.Retrieval`) does all of it; a problem's own file says what differs.
+Loads no torch.
 """
 
 from __future__ import annotations
@@ -39,11 +40,19 @@ class HasImages(Protocol):
 
 
 P = TypeVar("P", bound=HasImages)
-UNNAMED = ("summary", "classes", "challenge")
+UNNAMED = ("summary", "classes", "challenge", "buckets", "ranks")
 """Blocks of results.json that do not stand in the names of the figures in them."""
-ASIDE = ("by_species", "by_domain", "majority", "intervals", "selection")
+ASIDE = ("by_species", "by_domain", "majority", "intervals", "selection", "at_k")
 """Blocks whose figures stand in results.json alone, and in no table."""
-SCOPES = {"in_domain": "in-domain", "out_of_domain": "out-of-domain", "by_group": "by group"}
+SCOPES = {
+    "in_domain": "in-domain",
+    "out_of_domain": "out-of-domain",
+    "by_group": "by group",
+    "id": "ID",
+    "ood": "OOD",
+    "full": "in the full gallery",
+    "random": "by chance",
+}
 
 
 @dataclass(frozen=True)
@@ -146,10 +155,11 @@ class Task(ABC, Generic[P]):
         """The task's blocks of results.json. `summary` must be there, with `warnings`; where a figure stands makes its name."""
 
     @abstractmethod
-    def score(self, metric: str, truth: Array, said: Array, groups: Groups, log_weights: Array | None = None) -> float | None:
+    def score(self, metric: str, truth: Array, said: Prediction, groups: Groups, counts: Sequence[int] = ()) -> float | None:
         """A figure of validation images [N], by which the best epoch is known; None where it is not defined.
 
-        `said` [N, T] and `log_weights` [N, T] are the model's, `groups` [N] numbers of the images' groups.
+        `said` is the model's, `groups` [N] are numbers of the images' groups; of classes `counts` says how many images of each
+        are trained on, where that is known.
         """
 
     def metric(self, wanted: str | None) -> str:

@@ -86,7 +86,7 @@ class Classes(Task[Probabilities]):
         numbers = together.ngroup().to_numpy("int64")
         p, of = group_means(said.mean, numbers, said.log_weights), labels[np.unique(numbers, return_index=True)[1]]
         images = images.assign(nth=images.groupby(["id", "group"]).cumcount())  # (an id may be an individual's)
-        return _top_form(images, names, predictions.p, labels), _top_form(groups, names, p, of)
+        return top_form(images, names, predictions.p, labels), top_form(groups, names, p, of)
 
     def _groups(self, predictions: Probabilities) -> pd.DataFrame:
         """A row per group, as `metrics/groups.py` has it."""
@@ -118,28 +118,36 @@ class Classes(Task[Probabilities]):
         many = len(blocks["classes"]) > MANY
         return super().describe({key: block for key, block in blocks.items() if not (many and key == "classes")})
 
-    def score(self, metric: str, truth: Array, said: Array, groups: Groups, log_weights: Array | None = None) -> float | None:
-        weights = np.zeros(1) if log_weights is None else log_weights
-        return self.figures[metric].value(truth, said.astype("float64")) if np.isfinite(weights).all() else None
+    def score(self, metric: str, truth: Array, said: Prediction, groups: Groups, counts: Sequence[int] = ()) -> float | None:
+        finite = np.isfinite(said.log_weights).all()
+        return self.figures[metric].value(truth, said.mean.astype("float64")) if finite else None
 
     # ---------------------------------------------------------------- comparisons
     def read_tested(self, trial: TrialDir, figure: str) -> Tested:
-        classes = tuple(read_json(trial.results)["summary"]["classes"])
-        if len(classes) > MANY and figure not in FROM_TOP:
+        if len(read_json(trial.results)["summary"]["classes"]) > MANY and figure not in FROM_TOP:
             raise UserError(f"--figure {figure}: of so many classes only the first are kept; choose {', '.join(FROM_TOP)}")
-        index, *tables = read_wide(trial.predictions, "prediction")
-        truth, said = (table.rename(columns=class_name).reindex(columns=classes) for table in tables)
-        if not (truth.sum(axis=1) == 1).all():
-            raise ValueError("its images are not each of one of the classes in results.json")
-        return Tested(index, classes, truth.fillna(0).to_numpy().argmax(axis=1), said.where(truth.notna(), 0.0).to_numpy())
+        return read_classes(trial, 0.0)
 
 
-def _top_form(rows: pd.DataFrame, names: Sequence[str], p: Array, labels: Array) -> pd.DataFrame:
+def read_classes(trial: TrialDir, absent: float) -> Tested:
+    """What predictions.parquet tells of each image and class; `absent` of one that was not kept.
+
+    Raises OSError, ValueError or LookupError if a file is damaged.
+    """
+    classes = tuple(read_json(trial.results)["summary"]["classes"])
+    index, *tables = read_wide(trial.predictions, "prediction")
+    truth, said = (table.rename(columns=class_name).reindex(columns=classes) for table in tables)
+    if not (truth.sum(axis=1) == 1).all():
+        raise ValueError("its images are not each of one of the classes in results.json")
+    return Tested(index, classes, truth.fillna(0).to_numpy().argmax(axis=1), said.where(truth.notna(), absent).to_numpy())
+
+
+def top_form(rows: pd.DataFrame, names: Sequence[str], p: Array, labels: Array) -> pd.DataFrame:
     """One row per image or group and each of its TOP classes by p [N, C], and its true one: not one per class."""
     import pandas as pd
 
     top = np.argsort(-p, axis=1, kind="stable")[:, :TOP]
-    pairs = np.stack([np.repeat(np.arange(len(p)), TOP + 1), np.column_stack([top, labels]).ravel()], axis=1)
+    pairs = np.stack([np.repeat(np.arange(len(p)), top.shape[1] + 1), np.column_stack([top, labels]).ravel()], axis=1)
     i, j = np.unique(pairs, axis=0).T
     of = {"target": np.array(names)[j], "truth": (labels[i] == j) * 1.0, "prediction": p[i, j]}
     return pd.DataFrame(rows.iloc[i].reset_index(drop=True)).assign(**of)

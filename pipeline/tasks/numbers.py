@@ -122,14 +122,14 @@ class Numbers(Task[Tables]):
         columns = {f"{name}{end}": name for name in names}
         return self.derive(table[list(columns)].rename(columns=columns)).add_suffix(end)
 
-    def score(self, metric: str, truth: Array, said: Array, groups: Groups, log_weights: Array | None = None) -> float | None:
+    def score(self, metric: str, truth: Array, said: Prediction, groups: Groups, counts: Sequence[int] = ()) -> float | None:
         """The mean over targets of the figure of images, or of groups after averaging (with weights) their images."""
-        figure, weights = self.figures[metric], np.zeros_like(said) if log_weights is None else log_weights
-        if not (np.isfinite(said).all() and np.isfinite(weights).all()):
+        figure, means = self.figures[metric], said.mean
+        if not (np.isfinite(means).all() and np.isfinite(said.log_weights).all()):
             return None
         if figure.of == "groups":
-            truth, said = group_means(truth, groups), group_means(said, groups, weights)
-        return mean_of_all(figure.value(t, p) for t, p in zip(truth.T, said.T, strict=True))
+            truth, means = group_means(truth, groups), group_means(means, groups, said.log_weights)
+        return mean_of_all(figure.value(t, p) for t, p in zip(truth.T, means.T, strict=True))
 
     # ---------------------------------------------------------------- comparisons and ensembles
     def read_tested(self, trial: TrialDir, figure: str) -> Tested:

@@ -13,6 +13,7 @@ from pipeline.config.head import ClassifierHead
 from pipeline.data.truth import class_name
 from pipeline.errors import UserError
 from pipeline.metrics.classification import FIGURES
+from pipeline.metrics.groups import Prediction
 from pipeline.models.classifiers import Classifier
 from pipeline.models.estimators import Array, Folds, Labels, OfSome, Recipe, Rows
 from pipeline.models.one_class import UNKNOWN
@@ -48,11 +49,15 @@ def fit_classifier(model: Classifier, train: Samples, validation: Samples, run: 
             scored = [fit.predict_proba(held_out.x) for fit in fits]
         else:
             scored = _out_of_fold(head, rows, names, folds, config.seed)
-    values = [choice.task.score(choice.metric, held_out.labels, said, held_out.groups) for said in scored]
+    values = [_score(choice, held_out, said, train.counts) for said in scored]
     best = min(range(len(fits)), key=lambda i: _rank(choice, values[i], held_out.labels, scored[i]))
     progress = Progress(epoch=len(fits), best_epoch=best, best_metric=values[best])
     model.estimator = fits[best]
     return Fitted(progress, None if folds is None else scored[best])
+
+
+def _score(choice: Choice, held_out: Rows, said: Array, counts: Sequence[int]) -> float | None:
+    return choice.task.score(choice.metric, held_out.labels, Prediction.of(said), held_out.groups, counts)
 
 
 def _rank(choice: Choice, value: float | None, labels: Labels, said: Array) -> tuple[float, float]:

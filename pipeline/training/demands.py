@@ -101,7 +101,9 @@ def _check_choice(config: Config, task: Task[Any], truth: Truth, validation: pd.
 
 def _is_defined(task: Task[Any], metric: str, truth: Truth, validation: pd.DataFrame) -> bool:
     order = np.argsort(validation.duplicated(list(truth.columns)), kind="stable")  # one of each truth, then others as they come
+    from pipeline.metrics.groups import Prediction  # pandas: not for plans
+
     some = validation.iloc[order[:MOST_SCORED]]
     true, said = truth.perfect(some)
     groups = np.unique(some["group"], return_inverse=True)[1].astype("int64")
-    return task.score(metric, true, said, groups, np.zeros(said.shape, "float32")) is not None
+    return task.score(metric, true, Prediction.of(said.astype("float32")), groups) is not None

@@ -45,8 +45,7 @@ class Choice:
 
     def score(self, samples: Samples, said: Prediction) -> float | None:
         """The figure of what is said of all samples; None where it is not defined."""
-        some = said.only(samples.n_targets)
-        return self.task.score(self.metric, samples.truth, some.mean, samples.groups, some.log_weights)
+        return self.task.score(self.metric, samples.truth, said.only(samples.n_targets), samples.groups, samples.counts)
 
 
 @dataclass(frozen=True)

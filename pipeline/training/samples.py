@@ -72,6 +72,8 @@ class Samples:
     groups: Int64[np.ndarray, " images"]
     n_targets: int
     """How many of the columns of `targets` are predicted; auxiliary labels behind them are only learnt."""
+    counts: tuple[int, ...] = ()
+    """Of labels: how many images of each class are trained on; empty where nobody has told."""
 
     @property
     def truth(self) -> Float32[np.ndarray, "images targets"] | Int64[np.ndarray, " images"]:
@@ -95,10 +97,12 @@ def make_targets(table: pd.DataFrame, truth: Truth, device: torch.device | str =
     return Targets(torch.tensor(codes, device=device), truth.widths)
 
 
-def make_samples(bank: Bank, table: pd.DataFrame, facts: Facts, truth: Truth, device: torch.device) -> Samples:
+def make_samples(
+    bank: Bank, table: pd.DataFrame, facts: Facts, truth: Truth, device: torch.device, counts: tuple[int, ...] = ()
+) -> Samples:
     """The rows of `table`, in which `truth` stands, and whose features `bank` holds in the same order."""
     targets, metadata = make_targets(table, truth, device), facts.names.metadata(columns(table), device)
-    return Samples(bank, targets, metadata, pd.factorize(table["group"])[0].astype("int64"), len(facts.targets))
+    return Samples(bank, targets, metadata, pd.factorize(table["group"])[0].astype("int64"), len(facts.targets), counts)
 
 
 def columns(table: pd.DataFrame) -> dict[str, list[str | None]]:
@@ -155,5 +159,8 @@ def _by_batches(say: Callable[[Tensor, Metadata], Said], samples: Samples) -> li
 
 def joined(parts: Sequence[Predicted]) -> Prediction:
     """Batches of predictions as arrays."""
-    names = ["mean", "variance", "log_weights", *(["trust"] if parts and parts[0].trust is not None else [])]
-    return Prediction(**{name: torch.cat([getattr(part, name) for part in parts]).cpu().numpy() for name in names})
+    first = parts[0]
+    names = ["mean", "variance", "log_weights", *(["trust"] if first.trust is not None else [])]
+    classes = None if first.classes is None else first.classes.cpu().numpy()
+    arrays = {name: torch.cat([getattr(part, name) for part in parts]).cpu().numpy() for name in names}
+    return Prediction(**arrays, classes=classes, scale=first.scale)

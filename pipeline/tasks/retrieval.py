@@ -1,0 +1,155 @@
+"""Tasks that compare images with classes by embeddings: image–text retrieval, of classes that were trained on and of others.
+
+What is said of an image is its embedding, beside those of the classes (of texts, or prototypes). A model that says probabilities
+takes part as well: these are the embedding then, and a class is the one where it alone is certain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from pipeline.config.data import Data
+from pipeline.data.dataset import Dataset
+from pipeline.data.table import load_classes
+from pipeline.data.truth import class_name
+from pipeline.disk.layout import TrialDir
+from pipeline.metrics.figures import Figure, Training
+from pipeline.metrics.ranks import UNKNOWN
+from pipeline.metrics.retrieval import CELLS, cosines
+from pipeline.metrics.retrieval_report import FEW, FIGURES, MEDIUM, Embeddings, chosen_by, class_table, retrieval_report
+from pipeline.tasks.base import Array, Groups, Task, Tested
+from pipeline.tasks.classes import read_classes, top_form
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pipeline.metrics.groups import Prediction
+
+ABSENT = -2.0
+"""The cosine that stands for one that was not kept: smaller than all."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What is said of N images: a row of `images` each, embeddings [N, E], labels [N] where they are known; embeddings of the
+    classes [C, E], and what their cosines are multiplied by for probabilities."""
+
+    names: tuple[str, ...]
+    images: pd.DataFrame
+    labels: Array | None
+    embeddings: Array
+    classes: Array
+    scale: float
+    training: Training | None = None
+    """Which classes were trained on; None: all."""
+
+    @cached_property
+    def ranked(self) -> Embeddings:
+        """What figures are made of. Rankings are made once."""
+        assert self.labels is not None
+        return Embeddings(self.embeddings, self.labels, self.classes, _counts(self.names, self.training))
+
+
+class Retrieval(Task[Embedded]):
+    """Images and classes that find each other."""
+
+    figures: ClassVar[Mapping[str, Figure]] = FIGURES
+    headline: ClassVar[Sequence[str]] = ("id.i2t_map", "ood.i2t_map", "id.i2i_map", "composite", "acc", "selection")
+    ranks: ClassVar[Sequence[str]] = ("genus", "family", "order")
+    """Columns of the table that say to what an image's class belongs, from the lowest; those that it has are used."""
+    buckets: ClassVar[tuple[int, int]] = (FEW, MEDIUM)
+    """Most training images of the classes of few and of medium shots."""
+
+    def load(self, data: Data) -> Dataset:
+        return load_classes(data)
+
+    def training(self, dataset: Dataset, table: pd.DataFrame) -> Training:
+        """Of each class its share of the training images: 0 of one that was not trained on."""
+        shares = np.bincount(dataset.truth.of(table), minlength=len(dataset.targets)) / len(table)
+        means = dict(zip(dataset.targets, shares.tolist(), strict=True))
+        return Training(sorted(set(table["domain"].dropna())), means, n=len(table))
+
+    # ---------------------------------------------------------------- predictions
+    def predictions(self, table: pd.DataFrame, truth: Array | None, names: Sequence[str], said: Prediction) -> Embedded:
+        known = [name for name in ("id", "group", "domain", "species", *self.ranks) if name in table]
+        images, classes = _embeddings(said.only(len(names)))
+        return Embedded(tuple(names), table[known], truth, images, classes, said.scale)
+
+    def forecast(self, predictions: Embedded, training: Training) -> Embedded:
+        """The same, with what was trained on: that tells ID from OOD."""
+        return replace(predictions, training=training)
+
+    def answer(self, predictions: Embedded) -> dict[str, tuple[float, float | None]]:
+        """Of each class its probability, the mean over the images."""
+        logits = predictions.scale * cosines(predictions.embeddings, predictions.classes).astype("float64")
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        means = (p / p.sum(axis=1, keepdims=True)).mean(axis=0)
+        return {name: (float(mean), None) for name, mean in zip(predictions.names, means, strict=True)}
+
+    def validation_table(self, predictions: Embedded) -> pd.DataFrame | None:
+        return None
+
+    def tables(self, predictions: Embedded) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The TOP classes of each image by cosine, of those that are evaluated on, and its own; and a row per class."""
+        import pandas as pd
+
+        images, labels = predictions.images, predictions.labels
+        assert labels is not None
+        present = np.flatnonzero(predictions.ranked.present)
+        names, places = [predictions.names[i] for i in present], np.searchsorted(present, labels)
+        images = images[[name for name in images if name not in self.ranks]]
+        images = images.assign(nth=images.groupby(["id", "group"]).cumcount())  # (an id may be an individual's)
+        classes, n_rows, parts = predictions.classes[present], max(1, CELLS // max(1, len(present))), []
+        for first in range(0, max(1, len(images)), n_rows):
+            some = slice(first, first + n_rows)
+            near = cosines(predictions.embeddings[some], classes)
+            parts.append(top_form(images.iloc[some], names, near, places[some]))
+        return pd.concat(parts, ignore_index=True), class_table(predictions.ranked, [*map(class_name, predictions.names)])
+
+    # ---------------------------------------------------------------- figures
+    def report(self, predictions: Embedded, training: Training) -> dict[str, Any]:
+        if predictions.training is not training:
+            predictions = self.forecast(predictions, training)
+        blocks = retrieval_report(predictions.ranked, self.parents(predictions), predictions.scale, *self.buckets)
+        present = np.flatnonzero(predictions.ranked.present)
+        blocks["summary"]["classes"] = [class_name(predictions.names[i]) for i in present]
+        return blocks
+
+    def parents(self, predictions: Embedded) -> dict[str, Array]:
+        """Of each rank that the images tell the number of what each class belongs to, UNKNOWN where they do not."""
+        assert predictions.labels is not None
+        found: dict[str, Array] = {}
+        for rank in self.ranks:
+            if rank in predictions.images:
+                codes, names = predictions.images[rank].factorize(sort=True)
+                of = np.full(len(predictions.names), UNKNOWN)
+                of[predictions.labels[codes >= 0]] = codes[codes >= 0]
+                found |= {rank: of} if len(names) else {}
+        return found
+
+    def score(self, metric: str, truth: Array, said: Prediction, groups: Groups, counts: Sequence[int] = ()) -> float | None:
+        images, classes = _embeddings(said)
+        known = np.array(counts or [1] * len(classes), "int64")
+        return chosen_by(metric, Embeddings(images, truth, classes, known))
+
+    # ---------------------------------------------------------------- comparisons
+    def read_tested(self, trial: TrialDir, figure: str) -> Tested:
+        return read_classes(trial, ABSENT)
+
+
+def _embeddings(said: Prediction) -> tuple[Array, Array]:
+    """Of images and of classes."""
+    return said.mean, np.eye(said.mean.shape[1], dtype="float32") if said.classes is None else said.classes
+
+
+def _counts(names: Sequence[str], training: Training | None) -> Array:
+    """How many training images each class has, from its share; 1 where nobody has told how many there are in all."""
+    if training is None or training.means is None:
+        return np.ones(len(names), "int64")
+    shares = np.array([training.means[name] for name in names])
+    return np.rint(shares * training.n).astype("int64") if training.n else (shares > 0).astype("int64")

@@ -16,7 +16,8 @@ from pipeline.config.kinds import kind_of
 from pipeline.config.loss import Loss, PlainRisk, Risk, SquaredError
 from pipeline.config.model import Model
 from pipeline.config.resources import Paths, Resources
-from pipeline.config.section import NAME_PATTERN, Section, Seed
+from pipeline.config.section import LATER, NAME_PATTERN, Section, Seed
+from pipeline.config.texts import Texts
 from pipeline.config.training import Optim, Schedule, Select, Train
 
 # A task is a file; listing them imports none. Those that others are built on are none themselves.
@@ -35,6 +36,7 @@ class Config(Section):
     seed: Seed = 0
     """Seed of everything random in training."""
     data: Data
+    texts: Annotated[Texts, LATER] = Texts()
     backbone: Annotated[Backbone, *kind_of(Backbone)] = OpenClip()
     features: Features = Features()
     model: Model = Model()
@@ -52,6 +54,11 @@ class Config(Section):
     """auto: the GPU if there is one; a job that was given a GPU which torch cannot use stops."""
     resources: Resources = Resources()
     paths: Paths = Paths()
+
+    @property
+    def chooses(self) -> bool:
+        """Whether an epoch, a penalty or the like is chosen by figures on validation."""
+        return self.select.epoch == "best" and self.model.head.chooses
 
     @field_validator("task")
     @classmethod

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.config.data import SourceSplit
+from pipeline.config.split import SourceSplit
 from pipeline.disk.layout import ExperimentDir, TrialDir
 from pipeline.disk.writing import read_json
 from pipeline.errors import UserError, WorkError

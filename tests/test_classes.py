@@ -14,8 +14,9 @@ from PIL import Image
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from pipeline.config.data import Columns, Data, FoldSplit
+from pipeline.config.data import Columns, Data
 from pipeline.config.loss import CrossEntropy
+from pipeline.config.split import FoldSplit
 from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.table import load_classes

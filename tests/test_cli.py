@@ -29,7 +29,7 @@ from tests.conftest import carabid, hear_ctrl_c
 
 LORA = "configs/beetles/lora.yaml"
 COMMANDS = (
-    "demo", "generate", "fetch", "plan", "doctor", "submit", "extract", "train", "evaluate", "collect", "status", "logs",
+    "demo", "generate", "fetch", "split", "plan", "doctor", "submit", "extract", "train", "evaluate", "collect", "status", "logs",
     "cancel", "retry", "results", "compare", "predict", "embed", "export",
 )  # fmt: skip
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.config.backbone import OpenClip
-from pipeline.config.data import FoldSplit
 from pipeline.config.encoder import EndToEnd, FineTuned, Frozen, Lora, PatchConvs
 from pipeline.config.head import Head
 from pipeline.config.identity import NOT_SCIENCE, config_hash, digest, flatten, science, token_kind
 from pipeline.config.resources import Job
 from pipeline.config.schedule import Schedule
+from pipeline.config.split import FoldSplit
 from pipeline.config.trial import STOCK, TASKS, Config
 from pipeline.disk.layout import PROJECT
 from pipeline.experiments.reading import load_experiment

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.config.data import Columns, Data, DomainSplit, FoldSplit, SiteSplit, YearSplit
+from pipeline.config.data import Columns, Data
+from pipeline.config.split import DomainSplit, FoldSplit, SiteSplit, YearSplit
 from pipeline.data.dataset import BadImage, Dataset, signature
 from pipeline.data.decoding import How
 from pipeline.data.opening import decode

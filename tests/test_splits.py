@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipeline.config.data import DomainSplit, FoldSplit, SiteSplit, Split, YearSplit
+from pipeline.config.split import DomainSplit, FoldSplit, SiteSplit, Split, YearSplit
 from pipeline.config.trial import Config
 from pipeline.data.splits import Folded, assign, deal_groups, deal_units, joined, rare_strata, site_dates
 from pipeline.errors import UserError

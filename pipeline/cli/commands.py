@@ -18,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
 )
 COMMANDS = (
-    preparing.demo, preparing.generate, preparing.fetch, launching.plan, launching.doctor, launching.submit,
+    preparing.demo, preparing.generate, preparing.fetch, preparing.split, launching.plan, launching.doctor, launching.submit,
     stages.extract, stages.train, stages.evaluate, stages.collect,
     launching.status, launching.logs, launching.cancel, launching.retry,
     results.results, results.compare, models.predict, models.embed, models.export,

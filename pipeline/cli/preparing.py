@@ -1,4 +1,4 @@
-"""The commands that come before any trial: the demo, made-up data, and what must be in the cache."""
+"""The commands that come before any trial: the demo, made-up data, what must be in the cache, and what a split parts."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.arguments import ConfigArgument, Overrides, load
+from pipeline.config.identity import plain
+from pipeline.errors import UserError
 
 
 def demo(out: Annotated[Path | None, typer.Option(help="Folder to work in; default: demo/ under the root.")] = None) -> None:
@@ -36,3 +38,22 @@ def fetch(config: ConfigArgument, overrides: Overrides = None) -> None:
 
     trials = load(config, overrides).trials
     stage.run([sharing[0].config for sharing in sharing_features(trials)])
+
+
+def split(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.parquet", help="Write every image's partition, and a picture.")
+    ] = None,
+) -> None:
+    """Show which images and classes train, validate, test and are held out; --out writes them."""
+    from pipeline.reporting import partitions as module
+
+    trials = load(config, overrides).trials
+    if len({str(plain(trial.config.data)) for trial in trials}) > 1:
+        raise UserError(f"{config} makes trials on several splits: name one, as in data.split.fold=0")
+    found = module.partitions(trials[0].config)
+    module.show(found)
+    for path in module.write(found, out) if out else ():
+        print(f"wrote {path}")

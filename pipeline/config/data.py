@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.config.decoding import Decoding
 from pipeline.config.fits import GIVEN, Fit
-from pipeline.config.kinds import Kind, kind_of
-from pipeline.config.section import LATER, Section, Seed
+from pipeline.config.kinds import kind_of
+from pipeline.config.section import LATER, Positive, Section, Seed
+from pipeline.config.split import SourceSplit, Split
 
 RESULT_KEYS = {
     "summary", "split", "selected_on", "n_images", "n_events", "config_hash", "feature_key", "data_signature",
@@ -46,6 +47,15 @@ class Columns(Section):
     auxiliary: tuple[str, ...] = ()
     """Columns with names that are learnt beside data.label (a subspecies, a hybrid's two parents): one label, shared equally
     by the names that a row has; a row with none says nothing. See loss.auxiliary."""
+    ranks: Annotated[tuple[str, ...], LATER] = ()
+    """Columns with the ranks above the species (data.label), from the most general to the one above it: [family, genus]. `[]`:
+    none, and where a task is of species those of the usual names that are there."""
+    common: Annotated[str | None, LATER] = None
+    """Column with the common name; null: unknown, and where a task is of species one of the usual names."""
+    sex: Annotated[str | None, LATER] = None
+    """Column with the sex; null: likewise."""
+    view: Annotated[str | None, LATER] = None
+    """Column with what is seen (dorsal, ventral); null: likewise."""
 
 
 class Download(Section):
@@ -57,112 +67,16 @@ class Download(Section):
     """Column with the md5 of its content; null: there is none, and what arrives is not checked."""
 
 
-class Split(Kind):
-    """Which rows train, validate and test."""
-
-    by: ClassVar[str | None] = None
-    """The column, by its key in `data.columns`, of what is left out as a whole; None: each group by itself."""
-    is_stratified: ClassVar[bool] = False
-    """Whether each class is dealt out evenly."""
-
-    @property
-    def names(self) -> dict[str, str]:
-        """What the source calls each split; empty where rows of all its splits are dealt out here."""
-        return {}
-
-
-class SourceSplit(Split):
-    """The splits that the data set itself names."""
-
-    kind: Literal["source"] = "source"
-    train: str = "train"
-    """Name of the training split in the source."""
-    validation: str = "validation"
-    """Name of the validation split in the source."""
-    test: str = "test"
-    """Name of the test split in the source; it may be absent."""
-
-    @property
-    def names(self) -> dict[str, str]:
-        return {"train": self.train, "validation": self.validation, "test": self.test}
-
-
-class Folded(Split):
-    """Cross-validation: fold `fold` is tested, the next one validates, the others train."""
-
-    n: Annotated[int, Field(ge=3)] = 5
-    """Number of folds."""
-    fold: Annotated[int, Field(ge=0)] = 0
-    """The fold that is tested."""
-    seed: Seed = 0
-    """Seed of the assignment to folds."""
-
-    @model_validator(mode="after")
-    def _fold_exists(self) -> Folded:
-        if self.fold >= self.n:
-            raise ValueError(f"fold {self.fold} does not exist: with n = {self.n} folds count from 0 to {self.n - 1}")
-        return self
-
-    @property
-    def share_held_out(self) -> float:
-        """Share of what the training parts consist of that tests too."""
-        return 0.0
-
-    def part_of(self, value: str) -> str:
-        """The part that a value of the column `by` belongs to."""
-        return value
-
-
-class FoldSplit(Folded):
-    """Cross-validation over groups."""
-
-    is_stratified = True
-    kind: Literal["folds"]
-
-
-class SiteSplit(Folded):
-    """Cross-validation over sites, so that none is on two sides: figures are of new ones."""
-
-    by = "site"
-    fits = (Fit("data.columns.site", GIVEN, "leaves sites out"),)
-    kind: Literal["sites"]
-
-
-class YearSplit(Folded):
-    """Cross-validation over years, so that none is on two sides: figures are of new ones."""
-
-    by = "date"
-    fits = (Fit("data.columns.date", GIVEN, "leaves years out"),)
-    kind: Literal["years"]
-
-    def part_of(self, value: str) -> str:
-        return value[:4]
-
-
-class DomainSplit(Folded):
-    """Cross-validation over domains: what is tested and what validates are domains never trained on, and some site-dates
-    of those that are."""
-
-    by = "domain"
-    fits = (Fit("data.columns.domain", GIVEN, "leaves domains out"),)
-    kind: Literal["domains"]
-    held_out: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
-    """Share of the training domains' site-dates that test too; as many validate. They give the in-domain figures."""
-
-    @property
-    def share_held_out(self) -> float:
-        return self.held_out
-
-
 class Data(Decoding):
     """The images, how they are decoded, their targets and their splits."""
 
     fits = (
         *(Fit(f"data.columns.{name}", GIVEN, "reads images of their own", name) for name in ("colour_card", "scale_bar")),
-        Fit("data.label", GIVEN, "is of classes", "positive"),
+        *(Fit("data.label", GIVEN, "is of classes", key) for key in ("positive", "tree", "shots")),
     )
     source: str
-    """Hub data set (`owner/name`), a `save_to_disk` folder, a Parquet file or a folder of them, or a CSV file."""
+    """Hub data set (`owner/name`), a `save_to_disk` folder, a Parquet file or a folder of them, a CSV file, or a folder of images
+    whose folders name the species (family/genus/species/, genus/species/, Genus_species/)."""
     revision: str | None = None
     """Commit, tag or branch of a Hub data set."""
     images: str | None = None
@@ -174,7 +88,8 @@ class Data(Decoding):
     targets: tuple[str, ...] = ()
     """Numeric columns to predict; all rows of one group share them."""
     label: str | None = None
-    """Column with the class to predict, instead of numbers; all rows of one group share it."""
+    """Column with the class to predict, instead of numbers; all rows of one group share it. `auto` where a task is of species:
+    the column with its scientific name, known by the usual names."""
     positive: str | None = None
     """Of two classes the one that scores are of (`hybrid`); null: the first one by name."""
     missing: Annotated[tuple[str, ...], LATER] = MISSING
@@ -194,6 +109,15 @@ class Data(Decoding):
     """Side of that canvas in periods of the scale bar, a dark and a light stretch each; what does not fit is cut off."""
     permute_targets: bool = False
     """Control: deal the groups' targets out to other groups of the same split, so that nothing is left to learn."""
+    tree: Annotated[str | None, LATER] = None
+    """Newick file with a tree of the species (data.label)."""
+    not_in_tree: Annotated[Literal["apart", "graft"], LATER] = "apart"
+    """Species that the tree lacks: apart, like no other one; or grafted onto it where the most specific of their ranks
+    (data.columns.ranks) that the tree has stands."""
+    shots: Annotated[Positive | None, LATER] = None
+    """Train on so many images of each class at most (few-shot); null: on all."""
+    draw: Annotated[Seed, LATER] = 0
+    """Which images these are: another draw for each number."""
 
     @property
     def decoding(self) -> Decoding:

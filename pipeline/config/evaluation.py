@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pipeline.config.fits import Fit
-from pipeline.config.section import Positive, Section
+from pipeline.config.section import LATER, Ascending, Positive, Section
 
 
 class Features(Section):
@@ -30,6 +30,9 @@ class Evaluate(Section):
     """What is evaluated."""
 
     split: Literal["auto", "validation", "test"] = "auto"
-    """auto: test where the data have one, else validation (which selected the epoch: marked as optimistic)."""
+    """auto: test where the data have one, else validation (which selected the epoch: marked as optimistic). Where whole species
+    are held out (data.split.kind: species), validation: the test is opened on purpose."""
     inputs: Literal["features", "images"] = "features"
     """Predict from cached features, or from the images through the whole model."""
+    buckets: Annotated[tuple[int, int], Ascending, LATER] = (20, 100)
+    """Where few, medium and many images of a class part: few up to the first number of training images, many above the second."""

@@ -18,7 +18,8 @@ from pipeline.config.model import Model
 from pipeline.config.pairs import PairLoss  # noqa: F401  (its kinds join the family `Loss` by being defined)
 from pipeline.config.resources import Paths, Resources
 from pipeline.config.schedule import Plain, Schedule
-from pipeline.config.section import NAME_PATTERN, Section, Seed
+from pipeline.config.section import LATER, NAME_PATTERN, Section, Seed
+from pipeline.config.texts import Texts
 from pipeline.config.training import Optim, Select, Train
 
 # A task is a file; listing them imports none. Those that others are built on are none themselves.
@@ -37,6 +38,7 @@ class Config(Section):
     seed: Seed = 0
     """Seed of everything random in training."""
     data: Data
+    texts: Annotated[Texts, LATER] = Texts()
     backbone: Annotated[Backbone, *kind_of(Backbone)] = OpenClip()
     features: Features = Features()
     model: Model = Model()
@@ -54,6 +56,11 @@ class Config(Section):
     """auto: the GPU if there is one; a job that was given a GPU which torch cannot use stops."""
     resources: Resources = Resources()
     paths: Paths = Paths()
+
+    @property
+    def chooses(self) -> bool:
+        """Whether an epoch, a penalty or the like is chosen by figures on validation."""
+        return self.select.epoch == "best" and self.model.head.chooses
 
     @field_validator("task")
     @classmethod

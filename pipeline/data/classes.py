@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def number_classes(table: pd.DataFrame, data: Data) -> tuple[pd.DataFrame, Labels]:
+def number_classes(table: pd.DataFrame, data: Data, many: bool = False) -> tuple[pd.DataFrame, Labels]:
     """The table with its `label` and its auxiliary names as numbers too, and what these stand for. Of two classes the positive
     one comes first, else they are in the order of their names. Raises UserError for fewer than two classes, or a positive class
-    that there is not."""
+    that there is not; unless there may be `many`, also for so many that they look like numbers."""
     assert data.label is not None
-    classes, columns = _classes(table["label"], data), [f"{AUXILIARY}{i}" for i in range(len(data.columns.auxiliary))]
+    classes, columns = _classes(table["label"], data, many), [f"{AUXILIARY}{i}" for i in range(len(data.columns.auxiliary))]
     names = sorted({name for column in columns for name in table[column].dropna()})
     numbers = {LABEL: _numbers(table["label"], classes)} | {column: _numbers(table[column], names) for column in columns}
     others = tuple(f"{data.columns.auxiliary[0]}={name}" for name in names)
@@ -30,11 +30,11 @@ def _numbers(column: pd.Series, names: list[str]) -> pd.Series:
     return column.map(place).fillna(-1).astype("int64")
 
 
-def _classes(column: pd.Series, data: Data) -> list[str]:
+def _classes(column: pd.Series, data: Data, many: bool) -> list[str]:
     classes = sorted(set(column))
     if len(classes) < 2:
         raise UserError(f"{data.source}: column {data.label} (data.label) holds {classes[0]!r} alone: name another one.")
-    if len(classes) > max(20, len(column) / 2):
+    if not many and len(classes) > max(20, len(column) / 2):
         raise UserError(
             f"{data.source}: column {data.label} (data.label) has {len(classes)} classes in {len(column)} rows: if these are "
             f"numbers, predict them as such (task=regress data.label=null data.targets=[{data.label}])."

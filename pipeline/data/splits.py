@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.config.data import Folded
+from pipeline.config.split import Folded
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.data import Data
 from pipeline.data.dataset import Dataset
+from pipeline.data.truth import UNUSED
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def find_duplicates(dataset: Dataset, hashes: Sequence[str]) -> Duplicates:
     import pandas as pd
 
     table = dataset.table
-    content = pd.Series(list(hashes), index=table.index)
+    content = pd.Series(list(hashes), index=table.index).mask(table["split"] == UNUSED, "")
     copied = content[content.duplicated(keep=False) & (content != "")]
     found = Duplicates([], [])
     for _, copies in copied.groupby(copied, sort=False):

@@ -10,14 +10,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.data import Data, Folded
+from pipeline.config.data import Data
+from pipeline.config.split import Folded, SpeciesSplit
 from pipeline.data.classes import number_classes, unseen_classes
 from pipeline.data.dataset import Dataset, choose_splits
+from pipeline.data.known_columns import same_meaning, with_genus
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import Source
+from pipeline.data.species_splits import assign_species, few_shots
 from pipeline.data.splits import assign, rare_strata, shuffled
 from pipeline.data.suspects import sentinels
-from pipeline.data.truth import AUXILIARY, LABEL, Numbers, Truth
+from pipeline.data.truth import AUXILIARY, LABEL, RANK, Numbers, Truth
 from pipeline.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -41,55 +44,60 @@ def load_numbers(data: Data) -> Dataset:
     """The data set of a task that predicts numbers, checked. Raises UserError naming file, row and column, also for a label."""
     if data.label is not None:
         raise UserError(f"this task predicts numbers, and data.label {data.label} names classes: task=classify takes these")
-    return _permuted(_dealt(_read(data), data, None), data)
+    return permute(deal(read_table(data, open_source(data)), data, None), data)
 
 
 def load_classes(data: Data) -> Dataset:
     """The data set of a task that predicts classes, checked. Raises UserError naming file, row and column, also for no label."""
     if data.label is None:
         raise UserError("this task predicts classes: name their column as data.label (numbers are for task=regress)")
-    dataset = _read(data)
-    dataset = _permuted(_dealt(dataset, data, dataset.table["label"].tolist()), data)
-    return _warned(dataset, unseen_classes(dataset.table, data))
+    dataset = read_table(data, open_source(data))
+    dataset = permute(deal(dataset, data, dataset.table["label"].tolist()), data)
+    return warned(dataset, unseen_classes(dataset.table, data))
 
 
-def _read(data: Data) -> Dataset:
-    """All rows, each in the split that its source names."""
+def read_table(data: Data, source: Source, many_classes: bool = False) -> Dataset:
+    """All rows, each in the split that its source names; with `many_classes` a class may have a row or two, as species have."""
     import pandas as pd
 
     from pipeline.data.opening import how_of  # Pillow: not for plans
 
     _check_names(data)
-    source = open_source(data)
     chosen = choose_splits(source.splits(), data)
     table = pd.concat([_split_table(source, data, name, split) for name, split in chosen.items()], ignore_index=True)
     truth: Truth = Numbers(data.targets)
     if data.label is not None:
-        table, truth = number_classes(table, data)
+        table, truth = number_classes(table, data, many_classes)
     card = data.columns.colour_card if data.colour_card else None
     bar = data.columns.scale_bar if data.scale_bar else None
     how = how_of(data.decoding, keeps_size=data.scale_bar)
     warnings = (*source.notes(), *_ungrouped(table, data), *sentinels(table, data.targets))
     dataset = Dataset(table, truth, source, data.columns.image, warnings, card, bar, data.canvas, how)
-    return _warned(dataset, _check_groups(dataset, data))
+    return warned(dataset, _check_groups(dataset, data))
 
 
-def _warned(dataset: Dataset, warnings: Iterable[str]) -> Dataset:
+def warned(dataset: Dataset, warnings: Iterable[str]) -> Dataset:
     return replace(dataset, warnings=(*dataset.warnings, *warnings))
 
 
-def _dealt(dataset: Dataset, data: Data, strata: list[str] | None) -> Dataset:
-    """With its groups dealt to folds, where the configuration asks for that; `strata` are the classes of its rows."""
-    if not isinstance(data.split, Folded):
-        return dataset
-    warnings = list(_check_dealing(dataset, data))
-    dataset.table["split"] = assign(dataset.table, data.split, strata)
-    if strata and data.split.is_stratified:
-        warnings += rare_strata(dataset.table["group"].tolist(), data.split, strata)
-    return _warned(dataset, warnings)
+def deal(dataset: Dataset, data: Data, strata: list[str] | None) -> Dataset:
+    """With its groups dealt to folds, or species held out, and training images left out, where the configuration asks for that;
+    `strata` are the classes of its rows."""
+    table, split, warnings = dataset.table, data.split, list[str]()
+    if isinstance(split, Folded):
+        warnings += _check_dealing(dataset, data)
+        table["split"] = assign(table, split, strata)
+        if strata and split.is_stratified:
+            warnings += rare_strata(table["group"].tolist(), split, strata)
+    elif isinstance(split, SpeciesSplit):
+        table["split"], notes = assign_species(table, split)
+        warnings += notes
+    if data.shots is not None:
+        table["split"] = few_shots(table, data)
+    return warned(dataset, warnings)
 
 
-def _permuted(dataset: Dataset, data: Data) -> Dataset:
+def permute(dataset: Dataset, data: Data) -> Dataset:
     """With the truth dealt out to other groups, where the configuration asks for this control."""
     if data.permute_targets:
         columns = list(dataset.truth.learnt)
@@ -156,7 +164,14 @@ def _split_table(source: Source, data: Data, name: str, split: str) -> pd.DataFr
     for target in data.targets:
         table[target] = _numbers(source, name, target, _plain(cells, target, "data.targets"))
     if data.label is not None:
-        table["label"] = _filled(source, name, _plain(cells, data.label, "data.label"), "data.label", "class")
+        names = _filled(source, name, _plain(cells, data.label, "data.label"), "data.label", "class")
+    for i, column in enumerate(data.columns.ranks):
+        table[f"{RANK}{i}"] = _names(cells, column, "data.columns.ranks")
+    for known in ("common", "sex", "view"):
+        if column := getattr(data.columns, known):
+            table[known] = _names(cells, column, f"data.columns.{known}")
+    if data.label is not None:
+        table["label"] = with_genus(names, table, data)
     for i, column in enumerate(data.columns.auxiliary):
         table[f"{AUXILIARY}{i}"] = _names(cells, column, "data.columns.auxiliary")
     return table
@@ -180,17 +195,20 @@ def _check_columns(source: Source, data: Data, split: str) -> None:
         raise UserError(f"data.source {data.source}, split {split}: the column {twice!r} stands there twice. Rename one of them.")
     wanted = [("data.columns.image", columns.image, "")]
     optional = {"group": "each image is a group of its own"}
-    optional |= {name: f"the {name} is unknown" for name in ("domain", "species", "site", "date")}
+    unknown = ("domain", "species", "site", "date", "sex", "view")
+    optional |= {name: f"the {name} is unknown" for name in unknown} | {"common": "the common name is unknown"}
     given = [(name, column, where) for name, where in optional.items() if (column := getattr(columns, name)) is not None]
     wanted += [(f"data.columns.{name}", column, f", or null if {where}") for name, column, where in given]
     for name in ("colour_card", "scale_bar"):
         wanted += [(f"data.columns.{name}", getattr(columns, name), f", or data.{name} to false")] * getattr(data, name)
     wanted += [("data.targets", target, "") for target in data.targets]
     wanted += [] if data.label is None else [("data.label", data.label, "")]
-    wanted += [("data.columns.auxiliary", column, ", or to []") for column in columns.auxiliary]
+    wanted += [
+        (f"data.columns.{key}", column, ", or to []") for key in ("auxiliary", "ranks") for column in getattr(columns, key)
+    ]
     for key, column, otherwise in wanted:
         if column not in exist:
-            near = nearest(column, exist, listed=True)
+            near = same_meaning(key, column, exist) + nearest(column, exist, listed=True)
             raise UserError(
                 f"data.source {data.source}, split {split}: there is no column {column!r} ({key}); {near}. "
                 f"Set {key} to one of them{otherwise}."

@@ -19,6 +19,11 @@ LABEL = "class"
 AUXILIARY = "auxiliary "
 """What the columns of auxiliary labels begin with; a number follows. -1: the image has none."""
 
+RANK = "rank "
+"""What the columns of the ranks above the species begin with; a number follows, 0 for the most general one."""
+UNUSED = "unused"
+"""The split of images that neither train, validate nor test (data.shots)."""
+
 
 @dataclass(frozen=True)
 class Truth(ABC):

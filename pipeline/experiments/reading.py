@@ -171,18 +171,19 @@ def _validate(values: Tree, places: dict[str, str], path: Path, absolute: Absolu
 def _resolve_paths(config: Config, absolute: Absolute) -> Config:
     """Local folders and files become absolute, so that a job that starts elsewhere reads the same ones."""
     data = _with(config.data, source=absolute(config.data.source))
-    data = _with(data, images=_folder_of_images(data.source, data.images, absolute) if data.images else None)
+    beside = partial(_beside_table, data.source, absolute=absolute)
+    data = _with(data, images=beside(data.images) if data.images else None, tree=beside(data.tree) if data.tree else None)
     return _with(config, data=data, backbone=config.backbone.located(absolute))
 
 
-def _folder_of_images(source: str, images: str, absolute: Absolute) -> str:
-    """A relative folder is the one beside the table; else, if it is there, the one in the current folder; else to be made beside
-    the table."""
+def _beside_table(source: str, name: str, absolute: Absolute) -> str:
+    """A relative folder or file is the one beside the table; else, if it is there, the one in the current folder; else to be made
+    beside the table."""
     place = Path(source).expanduser()
-    if Path(images).expanduser().is_absolute() or not os.path.exists(place):
-        return absolute(images)
-    beside = (place if place.is_dir() else place.parent).resolve() / images
-    here = absolute(images)
+    if Path(name).expanduser().is_absolute() or not os.path.exists(place):
+        return absolute(name)
+    beside = (place if place.is_dir() else place.parent).resolve() / name
+    here = absolute(name)
     return here if Path(here).is_absolute() and not beside.exists() else str(beside)
 
 

@@ -62,10 +62,10 @@ def run(config: Config, trial: TrialDir) -> dict[str, Any]:
 
 
 def choose_split(config: Config, inputs: Inputs) -> Split:
-    """The split to evaluate; auto is test where there is one."""
+    """The split to evaluate; auto is test where there is one, and it is not to be opened on purpose alone."""
     wanted = config.evaluate.split
     if wanted == "auto":
-        wanted = "test" if len(inputs.positions("test")) else "validation"
+        wanted = "test" if config.data.split.opens_test and len(inputs.positions("test")) else "validation"
     if wanted == "validation" and config.select.folds is not None:
         raise WorkError(
             "select.folds fits validation images too, and there is no test split: nothing is left to evaluate on. Name one "

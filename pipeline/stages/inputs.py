@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pandas as pd
@@ -58,9 +59,9 @@ class Inputs:
         return self.backbone if self.config.model.encoder.learns else None
 
     def positions(self, split: Split) -> pd.Index:
-        """Rows of a split whose image could be read, and is no copy to be left out."""
-        table = self.dataset.table
-        return table.index[(table["split"] == split) & ~table.index.isin([*self.store.bad, *self.copies])]
+        """Rows of a split whose image could be read, and is no copy to be left out; of train all that are trained on."""
+        table, splits = self.dataset.table, self.config.data.split.trained if split == "train" else (split,)
+        return table.index[table["split"].isin(splits) & ~table.index.isin([*self.store.bad, *self.copies])]
 
     def table(self, split: Split) -> pd.DataFrame:
         return self.dataset.table.loc[self.positions(split)]
@@ -113,7 +114,8 @@ def identity(inputs: Inputs) -> dict[str, str]:
     learned_from = table[table["split"].isin(["train", "validation"])]
     table_hash = hashlib.sha256(learned_from.to_csv(index=False, float_format="%.17g").encode()).hexdigest()
     known = {"config_hash": config_hash(inputs.config), "feature_key": inputs.store.ingredients.key(), "table_hash": table_hash}
-    task = content_hash(inputs.config.task)
+    task, tree = content_hash(inputs.config.task), inputs.config.data.tree
+    known |= {"tree_hash": hashlib.sha256(Path(tree).read_bytes()).hexdigest()} if tree else {}
     return known | ({"task_hash": task} if task else {})
 
 
@@ -124,5 +126,6 @@ def changed(record: Mapping[str, Any], inputs: Inputs) -> list[str]:
         "feature_key": "the features",
         "table_hash": "targets, groups or splits",
         "task_hash": "the task's file",
+        "tree_hash": "the tree (data.tree)",
     }
     return [words[key] for key, value in identity(inputs).items() if record.get(key) != value]

@@ -1,20 +1,23 @@
-"""Where data come from, and the choice among them: a Hub data set, a `save_to_disk` folder, Parquet files or CSV files.
+"""Where data come from, and the choice among them: a Hub data set, a `save_to_disk` folder, Parquet files, CSV files, or images
+in folders that name species.
 
 A source knows split names, tables without images, and the encoded bytes of one image; it knows nothing of targets,
-groups or folds (`data/dataset.py`). `base.Source` says what each kind offers: `csv_files`, `parquet`, and `hugging_face` for
-the Hub and `save_to_disk`. `names` tells splits from file names, `arrow` is what Parquet and `datasets` have in common,
-`downloads` brings the images of a CSV that names their addresses.
+groups or folds (`data/dataset.py`). `base.Source` says what each kind offers: `csv_files`, `parquet`, `image_folder`, and
+`hugging_face` for the Hub and `save_to_disk`. `names` tells splits from file names, `arrow` is what Parquet and `datasets` have
+in common, `downloads` brings the images of a CSV that names their addresses.
 The package loads no torch, and pandas, pyarrow and datasets only where they are needed.
 """
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.config.data import Data
 from pipeline.data.sources.base import Source
 from pipeline.data.sources.csv_files import SUFFIXES, CsvSource
 from pipeline.data.sources.hugging_face import DiskSource, HubSource
+from pipeline.data.sources.image_folder import FolderSource
 from pipeline.data.sources.names import group_by_split
 from pipeline.data.sources.parquet import ParquetSource
 from pipeline.errors import UserError
@@ -54,10 +57,22 @@ def _open_folder(data: Data, path: Path) -> Source:
         return ParquetSource(data, path, group_by_split(parquet, path))
     if tables:
         return CsvSource(data, path, group_by_split(tables, path))
+    if images := _images(path):
+        return FolderSource(data, path, images)
     raise UserError(
-        f"data.source {path}: the folder holds no data set: no dataset_dict.json (save_to_disk), no .parquet file and "
-        "no .csv or .tsv file. Name the folder that holds one."
+        f"data.source {path}: the folder holds no data set: no dataset_dict.json (save_to_disk), no .parquet file, no .csv or "
+        ".tsv file, and no folders of images that name species. Name the folder that holds one."
     )
+
+
+def _images(folder: Path) -> list[str]:
+    """The images in the folders of a folder, with those in none; nothing where all are in none."""
+    from pipeline.data.opening import find_images  # Pillow: not for plans of tables
+
+    with suppress(UserError):
+        names = find_images(folder).names
+        return names if any("/" in name for name in names) else []
+    return []
 
 
 def _visible(folder: Path, pattern: str, suffix: str) -> list[Path]:

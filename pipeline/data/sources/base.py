@@ -8,9 +8,10 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.config.data import Data
 from pipeline.config.identity import image_columns
@@ -61,6 +62,12 @@ class Source(ABC):
     @abstractmethod
     def where(self, split: str, row: int) -> str:
         """The place of a row in words for people: the file and the line or row."""
+
+    def meaning(self, data: Data) -> Self:
+        """The same rows and images, of which these data say what the columns mean."""
+        twin = copy(self)
+        twin.data = data
+        return twin
 
     def is_here(self) -> bool:
         """Whether rows and images are on this machine, so that its files tell splits and signature, without a network."""

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.data import Folded
 from pipeline.config.identity import digest, image_columns, plain
 from pipeline.config.own import content_hash
+from pipeline.config.split import Folded
 from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.sources import open_source

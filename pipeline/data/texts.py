@@ -1,0 +1,58 @@
+"""Texts of images and classes, from templates (`config/texts.py`). Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Int64
+
+from pipeline.config.texts import PLACEHOLDER
+from pipeline.data.taxonomy import Taxonomy
+from pipeline.data.truth import LABEL
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class DistinctTexts:
+    """Every text once, and which of them stand for an image."""
+
+    texts: tuple[str, ...]
+    """In the order of the alphabet."""
+    of_image: Int64[np.ndarray, "images templates"]
+    """Places among `texts`."""
+
+
+def fill(template: str, words: Mapping[str, str | None]) -> str:
+    """A template with what is known of the words in it; what is unknown is left out, with the blank beside it."""
+    return " ".join(PLACEHOLDER.sub(lambda found: words.get(found[1]) or "", template).split())
+
+
+def class_words(taxonomy: Taxonomy, label: int) -> dict[str, str | None]:
+    """What a class is called: SCI, COM (where it has no common name, SCI), and TAX: its ranks, then what the scientific name says
+    beside the last of them (`Carabidae Carabus nemoralis`)."""
+    name, taxa = taxonomy.scientific[label], [taxon for taxon in taxonomy.taxa[label] if taxon]
+    own = name.removeprefix(f"{taxa[-1]} ") if taxa else name
+    return {"SCI": name, "COM": taxonomy.common[label] or name, "TAX": " ".join([*taxa, own])}
+
+
+def class_texts(taxonomy: Taxonomy, template: str) -> tuple[str, ...]:
+    """The text of each class, [classes], for evaluation."""
+    return tuple(fill(template, class_words(taxonomy, label)) for label in range(len(taxonomy.species)))
+
+
+def image_texts(table: pd.DataFrame, taxonomy: Taxonomy, templates: Sequence[str]) -> DistinctTexts:
+    """The texts of a table's images, one for each template; sex and view are those of the row."""
+    own = [table[name].tolist() if name in table else [None] * len(table) for name in ("sex", "view")]
+    cells = list(zip(table[LABEL].tolist(), *own, strict=True))
+    kinds = {cell: i for i, cell in enumerate(dict.fromkeys(cells))}
+    words = [class_words(taxonomy, label) | {"SEX": sex, "POS": view} for label, sex, view in kinds]
+    filled = [[fill(template, each) for template in templates] for each in words]
+    texts = sorted({text for each in filled for text in each})
+    place = {text: i for i, text in enumerate(texts)}
+    numbers = np.array([[place[text] for text in each] for each in filled], "int64").reshape(len(filled), len(templates))
+    return DistinctTexts(tuple(texts), numbers[[kinds[cell] for cell in cells]])

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from pipeline.backbones.base import Tail, Tower
+from pipeline.backbones.open_clip_text import OpenClipTextTower
 from pipeline.backbones.texts import TextTower, without_marks
 from pipeline.config.encoder import Lora
 from pipeline.errors import UserError
 from pipeline.models.adapter import add_adapter
 from tests.test_backbones import TARGETS, randomised, relative_error
-from tests.towers import FAMILIES, LENGTH, encoded, ids, images, make_towers, shrunk, text_kinds
+from tests.towers import FAMILIES, LENGTH, encoded, hugging_face, ids, images, make_towers, shrunk, small_kinds
 
 Case = tuple[Any, Tower, Tensor]
-IMAGES = ("SigLIP", "SigLIP2", "ViTamin", "ViT-B-32", "bioclip-2")
+IMAGES = (*FAMILIES, "timm with registers, attention", "timm with registers, average")
 OTHERS = ("custom blocks", "eos", "first", "QuickGELU", "CLIPA", "CoCa", "BERT", "BERT with pooler", "XLM-R")
 TEXTS = (*FAMILIES, *OTHERS)
 CASES = [*(f"image {name}" for name in IMAGES), *(f"text {name}" for name in TEXTS)]
@@ -28,7 +29,7 @@ CASES = [*(f"image {name}" for name in IMAGES), *(f"text {name}" for name in TEX
 
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return text_kinds(tmp_path_factory.mktemp("kinds"))
+    return small_kinds(tmp_path_factory.mktemp("kinds"))
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_trunk_and_tail_give_the_librarys_own_embedding_at_every_cut(case: Case)
     model, tower, inputs = case
     expected = encoded(model, inputs)
     assert relative_error(tower.embed(inputs), expected) < 1e-6
-    assert tower.n_blocks == 3
+    assert tower.n_blocks >= 3
     for cut in range(tower.n_blocks + 1):
         assert relative_error(tower.make_tail(cut)(tower.trunk(inputs, cut)), expected) < 1e-5
 
@@ -103,7 +104,7 @@ def test_an_adapter_learns_on_every_projection_of_every_block_and_merges_into_op
     assert all(".blocks." in name for name in at)
     for name in ("q_proj", "k_proj", "v_proj"):
         modules = tail.projections[name]
-        assert sum(path.endswith(modules) for path in at) == 2
+        assert sum(path.endswith(modules) for path in at) == len(tail.blocks)
     learn(adapted, tokens)
     unchanged = [name for name, p in adapted.named_parameters() if "lora_B" in name and not p.detach().any()]
     assert not unchanged
@@ -114,7 +115,9 @@ def test_an_adapter_learns_on_every_projection_of_every_block_and_merges_into_op
         assert relative_error(encoded(loaded(model, merged.to_native()), inputs), expected) < 1e-5
 
 
-@pytest.mark.parametrize("case", ["image SigLIP", "image ViTamin", "image ViT-B-32", "text SigLIP", "text CoCa", "text BERT"], indirect=True)
+@pytest.mark.parametrize(
+    "case", ["image SigLIP", "image ViTamin", "image ViT-B-32", "text SigLIP", "text CoCa", "text BERT"], indirect=True
+)
 def test_computing_activations_again_changes_no_gradient(case: Case) -> None:
     _, tower, inputs = case
     modules = [(tower.make_tail(0), tower.trunk(inputs, 0)), (tower.network(), inputs)]
@@ -192,10 +195,9 @@ def test_a_causal_tail_computes_no_token_behind_the_longest_text(kinds: dict[str
 # ---------------------------------------------------------------- what cannot be cut, and identity
 @torch.no_grad()
 def test_a_text_tower_that_cannot_be_cut_embeds_and_says_so(tmp_path: Path) -> None:
-    from tests.towers import hugging_face
-
     model, towers = make_towers(hugging_face(tmp_path / "bert"))
-    tower = type(towers.text).__mro__[1](towers.text.text, towers.text.tokens, "this one", "text.", 24)
+    assert isinstance(towers.text, OpenClipTextTower)
+    tower = OpenClipTextTower(towers.text.text, towers.text.tokens, "this one", "text.", 24)
     assert relative_error(tower.embed(ids()), encoded(model, ids())) < 1e-6
     for call in (lambda: tower.trunk(ids(), 1), lambda: tower.make_tail(1), lambda: tower.cut_before(1)):
         with pytest.raises(UserError, match=r"this one cannot be cut .*model\.text\.kind"):

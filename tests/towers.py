@@ -82,8 +82,8 @@ def hugging_face(folder: Path, kind: str = "bert", **text: Any) -> dict[str, Any
     return {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": {**name, **options, **text}}
 
 
-def text_kinds(folder: Path) -> dict[str, dict[str, Any]]:
-    """Configurations of all kinds of text towers that can be cut, beside the families."""
+def small_kinds(folder: Path) -> dict[str, dict[str, Any]]:
+    """Configurations of all kinds of towers that can be cut: the families, more of texts, more of images."""
     plain = shrunk("ViT-B-32")
     custom = {**plain, "text_cfg": plain["text_cfg"] | CUSTOM}
     eos = {**plain, "text_cfg": plain["text_cfg"] | {"pool_type": "eos", "eos_id": 7}}
@@ -91,6 +91,9 @@ def text_kinds(folder: Path) -> dict[str, dict[str, Any]]:
     kinds = {name: shrunk(architecture) for name, architecture in FAMILIES.items()}
     kinds |= {"custom blocks": custom, "eos": eos, "first": first, "QuickGELU": {**plain, "quick_gelu": True}}
     kinds |= {"CLIPA": shrunk("ViT-L-14-CLIPA"), "CoCa": shrunk("coca_ViT-B-32")}
+    for name, network, head in (("attention", "test_vit3", "mlp"), ("average", "test_vit2", "linear")):
+        vision = {"timm_model_name": network, "image_size": 160, "timm_pool": "", "timm_proj": head, "timm_proj_bias": True}
+        kinds[f"timm with registers, {name}"] = {**plain, "vision_cfg": vision}
     kinds["BERT"] = hugging_face(folder / "bert")
     kinds["BERT with pooler"] = hugging_face(folder / "pooler", hf_pooler_type="cls_pooler", hf_proj_type="mlp")
     kinds["XLM-R"] = hugging_face(folder / "xlm", "xlm", hf_pooler_type="cls_last_hidden_state_pooler")
@@ -101,7 +104,9 @@ def text_kinds(folder: Path) -> dict[str, dict[str, Any]]:
 def make_model(config: dict[str, Any]) -> Any:
     """open_clip's own model with every tensor random, in eval mode."""
     values = {name: value for name, value in config.items() if name != "custom_text"}
-    kind = open_clip.CoCa if "multimodal_cfg" in values else open_clip.CustomTextCLIP if "custom_text" in config else open_clip.CLIP
+    kind = (
+        open_clip.CoCa if "multimodal_cfg" in values else open_clip.CustomTextCLIP if "custom_text" in config else open_clip.CLIP
+    )
     if "hf_model_name" in values["text_cfg"]:
         kind, values["text_cfg"] = open_clip.CustomTextCLIP, values["text_cfg"] | {"hf_model_pretrained": False}
     return randomised(kind(**values)).eval()

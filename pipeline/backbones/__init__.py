@@ -23,8 +23,8 @@ def load_backbone(block: blocks.Backbone) -> Backbone:
 
 
 def load_towers(block: blocks.Backbone) -> Towers:
-    """Both towers of the model that a configuration names, read once, each as `load_backbone` gives one. Raises UserError where it
-    has no text tower, and as `load_backbone` does, for the tokenizer's files too."""
+    """Both towers of the model that a configuration names, read once, each as `load_backbone` gives one. Raises UserError where
+    it has no text tower, and as `load_backbone` does, for the tokenizer's files too."""
     if not block.texts:
         have = ", ".join(name for name, kind in blocks.Backbone.kinds.items() if kind.texts)
         raise UserError(f"backbone.kind {block.kind} reads no texts: set backbone.kind to one with a text tower: {have}.")

@@ -1,6 +1,6 @@
 """What every tower offers, whatever library it comes from: transform, embedding, a cut into a frozen trunk and a trainable tail,
-and a trainable copy of the whole; and what a backbone, a tower of images, offers beside that: patch tokens. Towers of texts are in
-texts.py."""
+and a trainable copy of the whole; and what a backbone, a tower of images, offers beside that: patch tokens. Towers of texts are
+in texts.py."""
 
 from __future__ import annotations
 
@@ -114,11 +114,11 @@ class Tower(nn.Module, ABC):
         raise self._uncuttable()
 
     def network(self) -> Network:
-        """An independent trainable copy of the whole encoder. Raises UserError where there is nothing to train from its input."""
+        """An independent trainable copy of the whole encoder. Raises UserError where there is nothing to train."""
         return Network(self)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """As `Tail.set_grad_checkpointing`, of the whole tower, by its library's own means. Raises UserError where it has none."""
+        """As `Tail.set_grad_checkpointing`, of the whole tower, by its library's means. Raises UserError where it has none."""
         raise UserError(f"{self.label} cannot compute activations again: train it without gradient checkpointing.")
 
     def cut_before(self, blocks: int) -> int:
@@ -160,9 +160,7 @@ class Tower(nn.Module, ABC):
             raise UserError(f"{self.label} has {self.n_blocks} blocks: it cannot be cut after {cut}.")
 
     def _uncuttable(self) -> UserError:
-        return UserError(
-            f"{self.label} cannot be cut into trunk and tail: use its pooled embedding ({self.place}.kind: frozen)."
-        )
+        return UserError(f"{self.label} cannot be cut into trunk and tail: use its pooled embedding ({self.place}.kind: frozen).")
 
 
 class Backbone(Tower):

@@ -1,6 +1,7 @@
 """Transformer blocks with attention made of real linear layers, equal to those of open_clip and timm that they are made from.
-open_clip's attention (`nn.MultiheadAttention`) keeps queries, keys and values in one matrix and calls a fused kernel, timm's keeps
-them in one linear layer: adapters would never reach the three. The blocks give weights back under the names of their library."""
+open_clip's attention (`nn.MultiheadAttention`) keeps queries, keys and values in one matrix and calls a fused kernel, timm's
+keeps them in one linear layer: adapters would never reach the three. The blocks give weights back under the names of their
+library."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ class ExplicitAttention(nn.Module):
         attended: Bool[Tensor, "#inputs 1 #tokens tokens"] | None = None,
         causal: bool = False,
     ) -> Float[Tensor, "inputs tokens width"]:
-        """`attended`: which tokens each token may look at (None: all); `causal`: none that come after it, with `attended` None."""
+        """`attended`: which tokens each token may look at (None: all); `causal`, with `attended` None: none behind it."""
         q, k, v = _heads(self, x)
         y = F.scaled_dot_product_attention(self.ln_q(q), self.ln_k(k), v, attn_mask=attended, is_causal=causal)
         if self.head_scale is not None:
@@ -97,7 +98,7 @@ class TimmAttention(nn.Module):
 
 
 class TimmBlock(nn.Module):
-    """One `timm.models.vision_transformer.Block` with its attention made explicit; all else is a copy of the original's modules."""
+    """One block of timm's vision transformers with its attention made explicit; all else is a copy of the original's modules."""
 
     norm1: nn.Module
     ls1: nn.Module
@@ -124,8 +125,8 @@ class TimmBlock(nn.Module):
 
 # ---------------------------------------------------------------- what stays frozen in a tail
 def fixed(module: nn.Module) -> nn.Module:
-    """A copy whose tensors are buffers that no state dict holds: it computes the same and does not learn. So the `state_dict()` of
-    a tail is what is trained and nothing else."""
+    """A copy whose tensors are buffers that no state dict holds: it computes the same and does not learn. So the `state_dict()`
+    of a tail is what is trained and nothing else."""
     copied = deepcopy(module)
     for part in copied.modules():
         for name, parameter in list(part._parameters.items()):

@@ -19,6 +19,7 @@ from pipeline.backbones.open_clip_tokens import Tokens, load_tokens
 from pipeline.backbones.texts import Towers
 from pipeline.config import backbone as blocks
 from pipeline.config.backbone import HUB, LOCAL
+from pipeline.errors import UserError
 
 # open_clip leaves it to transformers, for a text tower of its, to ask on the terminal whether code that came with a model may
 # run. With no time to answer it refuses at once.
@@ -33,13 +34,17 @@ def load_open_clip(config: blocks.OpenClip) -> OpenClipBackbone:
 
 
 def load_open_clip_towers(config: blocks.OpenClip) -> Towers:
-    """Both towers of such a model, which is read once. Random weights are those of `load_open_clip`, and of the text tower too."""
+    """Both towers of such a model, which is read once; the image tower is as `load_open_clip` gives it."""
     model, preprocess = load_model(config)
-    tokens = load_tokens(config)
-    scale, bias = (None if value is None else float(value) for value in (model.logit_scale, model.logit_bias))
-    assert scale is not None
-    image = _image_tower(model, preprocess, config)
-    return Towers(image, text_tower(model, tokens, f"The text tower of open_clip's {config.name}", image.embed_dim), scale, bias)
+    tokens, image = load_tokens(config), _image_tower(model, preprocess, config)
+    scale, bias = model.logit_scale.item(), None if model.logit_bias is None else model.logit_bias.item()
+    text = text_tower(model, tokens, f"The text tower of open_clip's {config.name}", image.embed_dim)
+    if (highest := int(text.example().max())) >= (known := cast(Any, text.text).vocab_size):
+        raise UserError(
+            f"{text.label} knows {known} tokens, and its tokenizer gave number {highest}: its vocabulary is another model's. "
+            "Check hf_tokenizer_name and vocab_size in its config, or name another model."
+        )
+    return Towers(image, text, scale, bias)
 
 
 def load_model(config: blocks.OpenClip) -> tuple[Any, Compose]:

@@ -56,13 +56,14 @@ def write_open_clip_folder(
 def _replaced(own: Mapping[str, Tensor], native: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A model's tensors with those of `native` in their place, each in the shape and type that it has there."""
     state = {**own}
-    state.setdefault("logit_bias", own["logit_scale"]) if "logit_bias" in native else None
+    if "logit_bias" in native:
+        state.setdefault("logit_bias", own["logit_scale"])
     for name, tensor in native.items():
         if name not in state or tensor.numel() != state[name].numel():
             shape = tuple(state[name].shape) if name in state else "none of that name"
             raise UserError(
-                f"The tuned tensor {name} {tuple(tensor.shape)} does not fit the model, which has {shape}: was it trained on another "
-                "model, or are its adapters not merged?"
+                f"The tuned tensor {name} {tuple(tensor.shape)} does not fit the model, which has {shape}: was it trained on "
+                "another model, or are its adapters not merged?"
             )
         state[name] = tensor.detach().to(state[name].dtype).reshape(state[name].shape)
     return {name: tensor.contiguous() for name, tensor in state.items()}

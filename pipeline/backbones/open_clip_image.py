@@ -184,7 +184,7 @@ def _cutting(visual: nn.Module) -> Cutting | None:
     if isinstance(visual, VisionTransformer):
         return _Vit(visual) if visual.attn_pool is None else None
     trunk = getattr(visual, "trunk", None)
-    if not isinstance(trunk, TimmVisionTransformer) or "pool" in dict(visual.head.named_children()):
+    if not isinstance(trunk, TimmVisionTransformer) or hasattr(visual.head, "pool"):
         return None
     pooled = isinstance(trunk.attn_pool, AttentionPoolLatent) or (trunk.attn_pool is None and trunk.global_pool == "avg")
     return _TimmVit(cast(TimmModel, visual)) if pooled and all(map(_is_plain, trunk.blocks)) else None

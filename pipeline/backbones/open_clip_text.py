@@ -1,7 +1,7 @@
 """Text towers of open_clip: its own transformers, of CLIP, SigLIP, ViTamin and CoCa. Hugging Face's are in open_clip_hf.py.
 
-CLIP looks back only and pools at the end of the text; SigLIP looks everywhere, padding included, and pools at the last token; CoCa
-looks back, not at padding, and pools at a class token that it appends."""
+CLIP looks back only and pools at the end of the text; SigLIP looks everywhere, padding included, and pools at the last token;
+CoCa looks back, not at padding, and pools at a class token that it appends."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TextTail(Tail):
         super().__init__()
         self.cut, self.reading, self.prefix = cut, reading, prefix
         self.projections = {name: (name,) for name in (*QKV, "out_proj", "c_fc", "c_proj")}
-        self.blocks = nn.ModuleList(ExplicitBlock(block) for block in text.transformer.resblocks[cut:])
+        self.blocks = nn.ModuleList(ExplicitBlock(cast(Any, block)) for block in _blocks(text)[cut:])
         self.ln_post = deepcopy(cast(nn.Module, text.ln_final))
         projection = text.text_projection
         self.projection = fixed(projection) if isinstance(projection, nn.Module) else nn.Identity()
@@ -95,7 +95,7 @@ class OpenClipTextTower(TextTower):
         return self.tokens.description()
 
     def embed(self, texts: Int[Tensor, "texts tokens"]) -> Float[Tensor, "texts embed_dim"]:
-        # A CLIP is its own text tower: see `text_of`.
+        # A CLIP is its own text tower: see `open_clip.text_tower`.
         encode = getattr(self.text, "encode_text", self.text)
         output = encode(texts)
         return cast(Tensor, output[0] if isinstance(output, tuple) else output)
@@ -116,17 +116,16 @@ class TransformerTextTower(OpenClipTextTower):
 
     def __init__(self, text: nn.Module, tokens: Tokens, label: str, prefix: str, embed_dim: int) -> None:
         super().__init__(text, tokens, label, prefix, embed_dim)
-        transformer = cast(Any, text.transformer)
-        self.width, self.n_blocks = transformer.width, len(transformer.resblocks)
+        self.width, self.n_blocks = cast(Any, text.transformer).width, len(_blocks(text))
         self.n_tokens = self.context_length + (getattr(text, "cls_emb", None) is not None)
         self.reading = _reading(text)
         if self.reading.pool == "none":
-            raise UserError(f"{label} has a text tower that gives all its tokens and no pooled embedding: use another model.")
+            raise UserError(f"{label} gives all its tokens and no pooled embedding: use another model.")
 
     def trunk(self, texts: Int[Tensor, "texts tokens"], cut: int) -> Float[Tensor, "texts n_tokens marked"]:
         self._check_cut(cut)
         x, mask = self._first(texts)
-        for block in self.text.transformer.resblocks[:cut]:
+        for block in _blocks(self.text)[:cut]:
             x = block(x, attn_mask=mask)
         return with_marks(x, self._marks(texts))
 
@@ -139,7 +138,7 @@ class TransformerTextTower(OpenClipTextTower):
 
     def extra_repr(self) -> str:
         """Part of the key of features: modules alone tell neither how a transformer looks nor how it pools."""
-        return f"{self.reading}, tokens={self.n_tokens}, heads={self.text.transformer.resblocks[0].attn.num_heads}"
+        return f"{self.reading}, tokens={self.n_tokens}, heads={cast(Any, _blocks(self.text)[0]).attn.num_heads}"
 
     def _first(self, texts: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the first block reads, and the library's mask."""
@@ -156,10 +155,14 @@ class TransformerTextTower(OpenClipTextTower):
             return torch.cat([valid, own] if getattr(text, "correct_cls_mask", False) else [own, valid], dim=1)
         if pool in ("argmax", "eos"):
             eos = getattr(text, "text_eos_id", getattr(text, "eos_id", None))
-            at = texts.argmax(dim=1) if pool == "argmax" else (texts == eos).int().argmax(dim=1)
+            at = texts.argmax(dim=1) if pool == "argmax" else texts.eq(eos).int().argmax(dim=1)
         else:
             at = torch.full_like(texts[:, 0], 0 if pool == "first" else self.n_tokens - 1)
         return torch.arange(self.n_tokens, device=texts.device) == at.unsqueeze(1)
+
+
+def _blocks(text: nn.Module) -> nn.ModuleList:
+    return cast(nn.ModuleList, cast(Any, text.transformer).resblocks)
 
 
 def _reading(text: nn.Module) -> Reading:

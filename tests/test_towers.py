@@ -18,13 +18,15 @@ from pipeline.config.encoder import Lora
 from pipeline.errors import UserError
 from pipeline.models.adapter import add_adapter
 from tests.test_backbones import TARGETS, randomised, relative_error
-from tests.towers import FAMILIES, LENGTH, encoded, hugging_face, ids, images, make_towers, shrunk, small_kinds
+from tests.towers import FAMILIES, LENGTH, build, encoded, hugging_face, ids, images, make_towers, shrunk, small_kinds, towers_of
 
 Case = tuple[Any, Tower, Tensor]
 IMAGES = (*FAMILIES, "timm with registers, attention", "timm with registers, average")
 OTHERS = ("custom blocks", "eos", "first", "QuickGELU", "CLIPA", "CoCa", "BERT", "BERT with pooler", "XLM-R")
 TEXTS = (*FAMILIES, *OTHERS)
 CASES = [*(f"image {name}" for name in IMAGES), *(f"text {name}" for name in TEXTS)]
+ADAPTED = [*(f"{which} {name}" for which in ("image", "text") for name in FAMILIES), "text BERT", "text custom blocks"]
+WHOLE = ["image ViT-B-32", "image SigLIP", "image ViTamin", "text ViT-B-32", "text SigLIP", "text CoCa", "text BERT"]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def test_tuned_tails_give_the_same_embedding_back_in_open_clip(case: Case) -> No
     assert relative_error(encoded(loaded(model, tail.to_native()), inputs), expected) < 1e-5
 
 
-@pytest.mark.parametrize("case", CASES, indirect=True)
+@pytest.mark.parametrize("case", ADAPTED, indirect=True)
 def test_an_adapter_learns_on_every_projection_of_every_block_and_merges_into_open_clip(case: Case) -> None:
     model, tower, inputs = case
     tokens, tail = tower.trunk(inputs, 1), tower.make_tail(1)
@@ -132,7 +134,7 @@ def test_computing_activations_again_changes_no_gradient(case: Case) -> None:
         assert gradients[0] and all(map(torch.allclose, *gradients))
 
 
-@pytest.mark.parametrize("case", CASES, indirect=True)
+@pytest.mark.parametrize("case", WHOLE, indirect=True)
 def test_a_network_starts_as_its_tower_learns_and_goes_back_into_open_clip(case: Case) -> None:
     model, tower, inputs = case
     before, network = tower.weights_hash(), tower.network().eval()
@@ -240,3 +242,26 @@ def test_a_clips_text_tower_holds_nothing_of_its_image_tower() -> None:
     whole = {name for name in model.state_dict() if not name.startswith(("visual.", "logit_"))}
     assert set(towers.text.to_native()) == whole
     assert isinstance(model, open_clip.CLIP)
+
+
+NAMED = [
+    *("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14"),
+    *("ViT-B-16-SigLIP", "ViT-B-16-SigLIP-384", "ViT-L-16-SigLIP-384", "ViT-SO400M-14-SigLIP", "ViT-SO400M-14-SigLIP-384"),
+    *("ViT-B-16-SigLIP2", "ViT-B-16-SigLIP2-384", "ViT-L-16-SigLIP2-384", "ViT-SO400M-14-SigLIP2", "ViT-gopt-16-SigLIP2-384"),
+    *("ViTamin-S", "ViTamin-B", "ViTamin-L", "ViTamin-L-384", "ViTamin-L2", "ViTamin-XL-256", "ViTamin-XL-384"),
+]
+"""Architectures that biologists name; BioCLIP is a ViT-B-16, BioCLIP-2 a ViT-L-14, BioCLIP-2.5 a ViT-H-14."""
+NETWORKS = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
+
+
+@pytest.mark.jobs
+@pytest.mark.parametrize("name", [*NAMED, *NETWORKS])
+def test_both_towers_of_what_people_name_can_be_cut_but_convolutions(name: str) -> None:
+    with torch.device("meta"):  # no numbers, only shapes
+        towers = towers_of(build(open_clip.get_model_config(name)))
+        assert towers.text.n_blocks >= 12
+        if name in NETWORKS:
+            with pytest.raises(UserError, match="cannot be cut"):
+                towers.image.make_tail(1)
+        else:
+            assert towers.image.n_blocks >= 12 and 0 not in towers.image.grid

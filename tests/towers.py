@@ -101,15 +101,20 @@ def small_kinds(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 # ---------------------------------------------------------------- models and towers
-def make_model(config: dict[str, Any]) -> Any:
-    """open_clip's own model with every tensor random, in eval mode."""
+def build(config: dict[str, Any]) -> Any:
+    """open_clip's own model, in eval mode."""
     values = {name: value for name, value in config.items() if name != "custom_text"}
     kind = (
         open_clip.CoCa if "multimodal_cfg" in values else open_clip.CustomTextCLIP if "custom_text" in config else open_clip.CLIP
     )
     if "hf_model_name" in values["text_cfg"]:
         kind, values["text_cfg"] = open_clip.CustomTextCLIP, values["text_cfg"] | {"hf_model_pretrained": False}
-    return randomised(kind(**values)).eval()
+    return kind(**values).eval()
+
+
+def make_model(config: dict[str, Any]) -> Any:
+    """The same with every tensor random."""
+    return randomised(build(config))
 
 
 class Words:
@@ -123,11 +128,15 @@ class Words:
 
 def make_towers(config: dict[str, Any]) -> tuple[Any, Towers]:
     """A model, and the towers of an equal one."""
-    model, same = make_model(config), make_model(config)
+    return make_model(config), towers_of(make_model(config))
+
+
+def towers_of(model: Any) -> Towers:
+    """A model's towers, for token ids."""
     preprocess = image_transform_v2(PreprocessCfg(size=model.visual.image_size), is_train=False)
-    image = OpenClipBackbone(same.visual, preprocess, "the test tower").freeze()
-    text = text_tower(same, Tokens(Words()), "the test's text tower", image.embed_dim).freeze()
-    return model, Towers(image, text, 0.0, None)
+    image = OpenClipBackbone(model.visual, preprocess, "the test tower").freeze()
+    text = text_tower(model, Tokens(Words()), "the test's text tower", image.embed_dim).freeze()
+    return Towers(image, text, 0.0, None)
 
 
 def encoded(model: Any, inputs: Tensor) -> Tensor:

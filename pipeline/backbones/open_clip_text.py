@@ -154,7 +154,7 @@ class TransformerTextTower(OpenClipTextTower):
             # CoCa's released weights were trained with the class token's mark in front, one off (open_clip keeps to that).
             return torch.cat([valid, own] if getattr(text, "correct_cls_mask", False) else [own, valid], dim=1)
         if pool in ("argmax", "eos"):
-            eos = getattr(text, "text_eos_id", getattr(text, "eos_id", None))
+            eos = cast(Any, getattr(text, "text_eos_id", getattr(text, "eos_id", None)))
             at = texts.argmax(dim=1) if pool == "argmax" else texts.eq(eos).int().argmax(dim=1)
         else:
             at = torch.full_like(texts[:, 0], 0 if pool == "first" else self.n_tokens - 1)

@@ -1,5 +1,5 @@
-"""Backbones: pretrained image encoders behind one interface (`base.Backbone`), whatever library they come from; and what of
-their weights is on this machine. This module loads no torch."""
+"""Backbones: pretrained encoders of images, and of texts where a model has two towers, behind one interface (`base.Tower`),
+whatever library they come from; and what of their weights is on this machine. This module loads no torch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,23 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.backbones.base import Backbone
+    from pipeline.backbones.texts import Towers
 
 
 def load_backbone(block: blocks.Backbone) -> Backbone:
     """The backbone a configuration names: eval mode, no gradients, fp32, on the CPU; torch's random state is left as it was.
     Raises UserError where the name or the folder does not lead to usable weights, NotFetched where the cache does not."""
     return cast("Backbone", block.load()).freeze()
+
+
+def load_towers(block: blocks.Backbone) -> Towers:
+    """Both towers of the model that a configuration names, read once, each as `load_backbone` gives one. Raises UserError where
+    it has no text tower, and as `load_backbone` does, for the tokenizer's files too."""
+    if not block.texts:
+        have = ", ".join(name for name, kind in blocks.Backbone.kinds.items() if kind.texts)
+        raise UserError(f"backbone.kind {block.kind} reads no texts: set backbone.kind to one with a text tower: {have}.")
+    towers = cast("Towers", implementation(block.towers_loader)(block))
+    return towers._replace(image=towers.image.freeze(), text=towers.text.freeze())
 
 
 def weights_files(block: blocks.Backbone) -> list[Path]:

@@ -1,5 +1,6 @@
-"""What every backbone offers, whatever library it comes from: transform, embedding, patch tokens, a cut into a frozen
-trunk and a trainable tail, and a trainable copy of the whole."""
+"""What every tower offers, whatever library it comes from: transform, embedding, a cut into a frozen trunk and a trainable tail,
+and a trainable copy of the whole; and what a backbone, a tower of images, offers beside that: patch tokens. Towers of texts are
+in texts.py."""
 
 from __future__ import annotations
 
@@ -11,13 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.config.backbone import LOCAL
 from pipeline.config.backbone import Backbone as Block
@@ -36,10 +38,15 @@ class Tail(nn.Module, ABC):
     """Blocks of the backbone that come before this tail."""
     projections: Mapping[str, tuple[str, ...]]
     """Canonical name of a projection → its module names in this tail's blocks."""
+    spelt_out: ClassVar[bool] = False
+    """Whether `projections` holds paths within a block, and PEFT is given whole paths: where modules that are no projections end
+    in the same names."""
+    recomputes: bool = False
+    """Whether a block's activations are computed again for the backward pass instead of kept."""
 
     @abstractmethod
-    def forward(self, tokens: Float[Tensor, "images tokens width"]) -> Float[Tensor, "images embed_dim"]:
-        """Tokens after block `cut` → pooled embedding, equal to `Backbone.embed` of the same images."""
+    def forward(self, tokens: Float[Tensor, "inputs tokens width"]) -> Float[Tensor, "inputs embed_dim"]:
+        """What the trunk gives at the cut → pooled embedding, equal to `Tower.embed` of the same inputs."""
 
     @abstractmethod
     def to_native(self) -> dict[str, Tensor]:
@@ -52,11 +59,28 @@ class Tail(nn.Module, ABC):
         unknown = [name for name in wanted if name not in self.projections]
         if unknown:
             raise UserError(f"There is no projection {', '.join(unknown)}: choose from {', '.join(self.projections)}.")
-        return [module for name in wanted for module in self.projections[name]]
+        paths = [module for name in wanted for module in self.projections[name]]
+        if not self.spelt_out:
+            return paths
+        return [f"blocks.{i}.{path}" for i in range(len(self.blocks)) for path in paths]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether activations within a block are computed again for the backward pass instead of kept: less memory, a third more
+        time (Chen et al. 2016, arXiv 1604.06174)."""
+        self.recomputes = enable
+
+    def through_blocks(self, tokens: Tensor, *more: Any) -> Tensor:
+        """Tokens after the last block; `more` is what each block is called with beside them."""
+        for block in self.blocks:
+            if self.recomputes and torch.is_grad_enabled():
+                tokens = cast(Tensor, checkpoint(block, tokens, *more, use_reentrant=False))
+            else:
+                tokens = block(tokens, *more)
+        return tokens
 
 
-class Backbone(nn.Module, ABC):
-    """A frozen image encoder: fp32 weights without gradients, always in eval mode."""
+class Tower(nn.Module, ABC):
+    """A frozen encoder of one kind of input: fp32 weights without gradients, always in eval mode."""
 
     width: int
     """Dimension of a token (D); of the embedding where the encoder has no tokens."""
@@ -64,30 +88,24 @@ class Backbone(nn.Module, ABC):
     """Dimension of the pooled embedding (E)."""
     n_blocks: int = 0
     """Transformer blocks; 0 where the encoder cannot be cut."""
-    grid: tuple[int, int] = (0, 0)
-    """Rows and columns of the patch tokens; (0, 0) where there are none."""
-    image_size: int
-    """Height in pixels of what `transform` gives."""
     label: str = "This backbone"
-    """How messages call this backbone."""
-
-    @abstractmethod
-    def transform(self, image: Image.Image) -> Tensor:
-        """A PIL image of any mode and size → network input, mostly [3, H, W], fp32, on the CPU. Safe to call from threads."""
+    """How messages call this tower."""
+    place: ClassVar[str] = "model.encoder"
+    """The block of a configuration that says what is done with it."""
 
     @abstractmethod
     def transform_id(self) -> str:
         """Text that is the same in every process and changes whenever the preprocessing does."""
 
     @abstractmethod
-    def embed(self, images: Float[Tensor, "images ..."]) -> Float[Tensor, "images embed_dim"]:
-        """What `transform` gives of some images → their pooled embeddings as the library gives them, not normalised."""
+    def example(self) -> Tensor:
+        """Some input, as its `transform` makes it, in a batch of one."""
 
-    def patches(self, images: Float[Tensor, "images 3 h w"]) -> Float[Tensor, "images patches width"]:
-        """Patch tokens after the last block and the final layer norm, no class token. Raises UserError where there are none."""
-        raise UserError(f"{self.label} has no patch tokens: use an encoder on its pooled embedding (model.encoder.kind: frozen).")
+    @abstractmethod
+    def embed(self, inputs: Any) -> Float[Tensor, "inputs embed_dim"]:
+        """What `transform` gives of some inputs → their pooled embeddings as the library gives them, not normalised."""
 
-    def trunk(self, images: Float[Tensor, "images 3 h w"], cut: int) -> Float[Tensor, "images tokens width"]:
+    def trunk(self, inputs: Any, cut: int) -> Float[Tensor, "inputs tokens width"]:
         """All tokens after the first `cut` blocks (0: what the first block reads). Raises UserError where that cannot be."""
         raise self._uncuttable()
 
@@ -96,8 +114,12 @@ class Backbone(nn.Module, ABC):
         raise self._uncuttable()
 
     def network(self) -> Network:
-        """An independent trainable copy of the whole encoder. Raises UserError where there is nothing to train from images."""
+        """An independent trainable copy of the whole encoder. Raises UserError where there is nothing to train."""
         return Network(self)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """As `Tail.set_grad_checkpointing`, of the whole tower, by its library's means. Raises UserError where it has none."""
+        raise UserError(f"{self.label} cannot compute activations again: train it without gradient checkpointing.")
 
     def cut_before(self, blocks: int) -> int:
         """The cut that leaves the last `blocks` blocks to the tail. Raises UserError if there are not so many."""
@@ -105,12 +127,12 @@ class Backbone(nn.Module, ABC):
             raise self._uncuttable()
         if not 0 <= blocks <= self.n_blocks:
             raise UserError(
-                f"{self.label} has {self.n_blocks} blocks: its tail cannot hold {blocks}; set model.encoder.blocks lower."
+                f"{self.label} has {self.n_blocks} blocks: its tail cannot hold {blocks}; set {self.place}.blocks lower."
             )
         return self.n_blocks - blocks
 
     def weights_hash(self) -> str:
-        """sha256 over name, dtype, shape and bytes of every tensor of the image encoder, independent of their order."""
+        """sha256 over name, dtype, shape and bytes of every tensor of this tower alone, independent of their order."""
         tensors = self.state_dict()
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib lets go of the GIL
             lines = sorted(pool.map(_tensor_line, tensors, tensors.values()))
@@ -120,17 +142,17 @@ class Backbone(nn.Module, ABC):
         """Copies of its tensors under the names of its library, whose model is all that it is made of."""
         return {name.partition(".")[2]: tensor.clone() for name, tensor in self.state_dict().items()}
 
-    def write_spec(self, block: Block, folder: Path, name: str) -> dict[str, Any]:
-        """What a submission makes it again from, beside its tensors: the values of its block and more; what its library builds it
-        from is written to `folder` under `name`. Raises UserError where a submission has no code for it."""
-        raise UserError(f"{self.label} is of a kind that a submission has no code for: export another trial.")
+    def to_native(self) -> dict[str, Tensor]:
+        """Copies of its tensors on the CPU under the names that `Tail.to_native` uses: of a model of several towers, the whole
+        model's."""
+        return {name: tensor.cpu() for name, tensor in self.native().items()}
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode: batch norm and dropout of a frozen encoder must not follow the model around it."""
         return super().train(False)
 
     def freeze(self) -> Self:
-        """This backbone as the contract says: fp32, no gradients, eval mode."""
+        """This tower as the contract says: fp32, no gradients, eval mode."""
         return self.float().requires_grad_(False).eval()
 
     def _check_cut(self, cut: int) -> None:
@@ -138,16 +160,45 @@ class Backbone(nn.Module, ABC):
             raise UserError(f"{self.label} has {self.n_blocks} blocks: it cannot be cut after {cut}.")
 
     def _uncuttable(self) -> UserError:
-        return UserError(
-            f"{self.label} cannot be cut into trunk and tail: use its pooled embedding (model.encoder.kind: frozen)."
-        )
+        return UserError(f"{self.label} cannot be cut into trunk and tail: use its pooled embedding ({self.place}.kind: frozen).")
+
+
+class Backbone(Tower):
+    """A tower of images."""
+
+    grid: tuple[int, int] = (0, 0)
+    """Rows and columns of the patches that become tokens; (0, 0) where there are none."""
+    image_size: int
+    """Height in pixels of what `transform` gives."""
+
+    @abstractmethod
+    def transform(self, image: Image.Image) -> Tensor:
+        """A PIL image of any mode and size → network input, mostly [3, H, W], fp32, on the CPU. Safe to call from threads."""
+
+    @abstractmethod
+    def embed(self, images: Float[Tensor, "images ..."]) -> Float[Tensor, "images embed_dim"]:
+        """What `transform` gives of some images → their pooled embeddings as the library gives them, not normalised."""
+
+    def example(self) -> Tensor:
+        return self.transform(Image.new("RGB", (64, 64))).unsqueeze(0)
+
+    def patches(self, images: Float[Tensor, "images 3 h w"]) -> Float[Tensor, "images patches width"]:
+        """Patch tokens after the last block and the final layer norm, no class token. Raises UserError where there are none."""
+        raise UserError(f"{self.label} has no patch tokens: use an encoder on its pooled embedding (model.encoder.kind: frozen).")
+
+    def write_spec(self, block: Block, folder: Path, name: str) -> dict[str, Any]:
+        """What a submission makes it again from, beside its tensors: the values of its block and more; what its library builds it
+        from is written to `folder` under `name`. Raises UserError where a submission has no code for it."""
+        raise UserError(f"{self.label} is of a kind that a submission has no code for: export another trial.")
 
 
 class Network(nn.Module):
-    """A trainable copy of a whole backbone: images → embeddings, as `Backbone.embed` gives them. Unlike a backbone it trains in
-    earnest: batch norm takes its statistics from the batch, dropout drops."""
+    """A trainable copy of a whole tower: inputs → embeddings, as `Tower.embed` gives them. Unlike a tower it trains in earnest:
+    batch norm takes its statistics from the batch, dropout drops."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    backbone: Tower
+
+    def __init__(self, backbone: Tower) -> None:
         super().__init__()
         self.backbone = deepcopy(backbone).cpu().requires_grad_(True)
         self.train()
@@ -173,12 +224,20 @@ class Network(nn.Module):
             part.train(mode)
         return self
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """As `Tail.set_grad_checkpointing`. Raises UserError where the tower's library has no means for it."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def to_native(self) -> dict[str, Tensor]:
+        """As `Tail.to_native`."""
+        return self.backbone.to_native()
+
     def _unreached(self) -> list[nn.Parameter]:
         """Parameters that the embedding does not depend on (DINOv2's mask token): they cannot learn, and stay as they are."""
-        parameters, image = list(self.parameters()), self.backbone.transform(Image.new("RGB", (64, 64)))
+        parameters = list(self.parameters())
         self.eval()
         with torch.enable_grad():
-            total = self.backbone.embed(image.unsqueeze(0)).sum()
+            total = self.backbone.embed(self.backbone.example()).sum()
             gradients = torch.autograd.grad(total, parameters, allow_unused=True)
         self.train()
         return [one for one, gradient in zip(parameters, gradients, strict=True) if gradient is None]
@@ -193,6 +252,13 @@ def checked_folder(name: str, files: Iterable[str], library: str) -> Path:
         if not (folder / needed).is_file():
             raise UserError(f"The folder of backbone.name {name} has no {needed}: it is not a model saved by {library}.")
     return folder
+
+
+def recompute_in_transformers(model: Any, enable: bool) -> None:
+    """Gradient checkpointing of a model of transformers, which renamed it."""
+    does = "enable" if enable else "disable"
+    switch = getattr(model, f"activation_checkpointing_{does}", None) or getattr(model, f"gradient_checkpointing_{does}")
+    switch(*([{"use_reentrant": False}] * enable))
 
 
 def refuse_code(name: str, error: Exception) -> None:

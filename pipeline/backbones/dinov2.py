@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from pipeline import hub
-from pipeline.backbones.base import Backbone, Network, Tail, checked_folder, refuse_code, seeded
+from pipeline.backbones.base import Backbone, Network, Tail, checked_folder, recompute_in_transformers, refuse_code, seeded
 from pipeline.config import backbone as blocks
 from pipeline.data.decoding import to_rgb
 from pipeline.disk.reading import in_short
@@ -47,8 +47,7 @@ class Dinov2Tail(Tail):
 
     def forward(self, tokens: Float[Tensor, "images tokens width"]) -> Float[Tensor, "images embed_dim"]:
         """The class token [B, D], or with the patch tokens' mean [B, 2D]."""
-        for block in self.blocks:
-            tokens = block(tokens)
+        tokens = self.through_blocks(tokens)
         # A layer norm acts on each token alone: only the tokens that are pooled need it.
         if self.pooling == "cls":
             return cast(Tensor, self.ln_post(tokens[:, 0]))
@@ -96,6 +95,9 @@ class Dinov2Backbone(Backbone):
         """The class token after the final layer norm [B, D]; with the patch tokens' mean [B, 2D]."""
         said = self.model(images)
         return cast(Tensor, said.pooler_output) if self.pooling == "cls" else cls_and_mean(said[0], self.n_prefix)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        recompute_in_transformers(self.model, enable)
 
     def patches(self, images: Float[Tensor, "images 3 h w"]) -> Float[Tensor, "images patches width"]:
         return cast(Tensor, self.model(images).last_hidden_state[:, self.n_prefix :])

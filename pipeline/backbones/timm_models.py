@@ -45,6 +45,9 @@ class TimmBackbone(Backbone):
         """Pooled features before the classifier."""
         return cast(Tensor, self.model(images))
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        cast(Any, self.model).set_grad_checkpointing(enable)
+
     def write_spec(self, block: blocks.Backbone, folder: Path, name: str) -> dict[str, Any]:
         """Nothing is written: architecture, image size and the settings of the transform are all that timm needs."""
         size = self.image_size

@@ -32,7 +32,7 @@ from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 from pipeline.backbones.base import Backbone, Tail, seeded
 from pipeline.backbones.dinov2 import Dinov2Backbone
-from pipeline.backbones.open_clip import OpenClipBackbone
+from pipeline.backbones.open_clip_image import OpenClipBackbone
 from pipeline.disk.writing import atomic_folder, write_json
 
 OPEN_CLIP: dict[str, Any] = {

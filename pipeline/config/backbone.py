@@ -19,6 +19,8 @@ FeatureKind = Literal["pooled", "patches", "cut", "images"]
 """What can be kept of an image: its pooled embedding [E], its patch tokens [P, D], all of its tokens at a cut [T, D], or itself
 as the network reads it [3, H, W]."""
 FEATURES: frozenset[FeatureKind] = frozenset({"pooled", "patches", "cut", "images"})
+TextKind = Literal["pooled", "cut"]
+"""What can be kept of a text: its pooled embedding [E], or its tokens at a cut with a mark behind each [T, D + 1]."""
 LOCAL, HUB = "local-dir:", "hf-hub:"
 """How a name begins that brings its own weights, a folder's or those of the Hub."""
 
@@ -43,6 +45,8 @@ class Backbone(Kind):
 
     offers: ClassVar[frozenset[FeatureKind]] = frozenset({"pooled"})
     """Which features it has; images, if it can be trained from them."""
+    texts: ClassVar[frozenset[TextKind]] = frozenset()
+    """Which features of texts it has beside those of images; none where it has no text tower."""
     lacks: ClassVar[str] = "has no such features"
     """What is said to an encoder that needs others."""
     paths: ClassVar[tuple[str, ...]] = ()
@@ -51,6 +55,8 @@ class Backbone(Kind):
     """What it needs in a submission beside torch, by PyPI's name, in the version that is here."""
     loader: ClassVar[str]
     """The function or class that makes a `backbones.base.Backbone` of the block; a lab's own kind overrides `load`."""
+    towers_loader: ClassVar[str]
+    """Of one with features of texts: the function that makes `backbones.texts.Towers` of the block."""
 
     @property
     def display_name(self) -> str:
@@ -88,12 +94,14 @@ def _brought_by(name: str, file: str) -> tuple[Weights, ...]:
 
 
 class OpenClip(Backbone):
-    """Any image tower of open_clip."""
+    """Any model of open_clip: its image tower, and for what reads texts its text tower."""
 
     offers = FEATURES
+    texts = frozenset({"pooled", "cut"})
     libraries = ("open-clip-torch",)
     paths = ("name", "pretrained")
     loader = "pipeline.backbones.open_clip.load_open_clip"
+    towers_loader = "pipeline.backbones.open_clip.load_open_clip_towers"
     kind: Literal["open_clip"] = "open_clip"
     name: str = "hf-hub:imageomics/bioclip-2"
     """`hf-hub:owner/name`, `local-dir:/a/folder`, or an architecture name such as `ViT-B-32`."""
@@ -107,7 +115,7 @@ class OpenClip(Backbone):
             return brought or (Weights(),)
         if Path(self.pretrained).expanduser().exists():
             return (Weights(path=self.pretrained),)
-        return (Weights(tag=("pipeline.backbones.open_clip.hub_repository", self.name, self.pretrained)),)
+        return (Weights(tag=("pipeline.backbones.open_clip_names.hub_repository", self.name, self.pretrained)),)
 
 
 class Dinov2(Backbone):

@@ -87,6 +87,20 @@ class Frozen(Encoder):
         return implementation("torch.nn.Identity")()
 
 
+class Projection(Encoder):
+    """A square matrix on the backbone's pooled embedding, trained from the identity on: light tuning of a frozen tower."""
+
+    kind: Literal["projection"]
+    lr_scale: float = Field(1.0, gt=0)
+    """Its learning rate, as a multiple of `optim.lr`."""
+
+    def build(self, backbone: Any) -> Any:
+        return implementation("pipeline.models.encoders.Projection")(backbone.embed_dim)
+
+    def n_trained(self, of: Measures) -> int:
+        return of.embed_dim**2
+
+
 class FineTuned(Encoder):
     """The last blocks and the final layer norm are trained, on cached tokens of the frozen trunk."""
 

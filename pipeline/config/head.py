@@ -40,6 +40,8 @@ class Head(Kind):
         _solved("train.sample", ("images",), "has no use for train.sample {train.sample}"),
         _solved("augment", PLAIN, "has no use for augment"),
         _solved("select.epoch", ("best",), "has no epochs"),
+        Fit("model.text", PLAIN, "reads no texts", "reads_texts", (False,)),
+        Fit("train.batches", PLAIN, "does not compare the images of a batch", "embeds_pairs", (False,)),
     )
     of: ClassVar[Literal["numbers", "classes", "both"]] = "numbers"
     """The truth that it predicts."""
@@ -51,6 +53,10 @@ class Head(Kind):
     """Whether it chooses something by `select.metric`, which then must be defined on validation."""
     takes_folds: ClassVar[bool] = False
     """Whether it can be chosen and scored by `select.folds`: `Fitted.left_out` holds what it says of images left out."""
+    reads_texts: ClassVar[bool] = False
+    """Whether it reads the texts of classes beside images (`config/towers.py`)."""
+    embeds: ClassVar[bool] = False
+    """Whether what it says of an image is an embedding, beside those of the classes."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """What its model needs in a submission beside torch and numpy, in the version that is here."""
     model: ClassVar[str] = "pipeline.models.learner.Learner"

@@ -8,7 +8,7 @@ from pipeline.config.encoder import Encoder, Frozen
 from pipeline.config.fits import GIVEN, Fit
 from pipeline.config.head import Head, MlpHead
 from pipeline.config.kinds import kind_of
-from pipeline.config.section import Section
+from pipeline.config.section import LATER, Section
 
 
 class Model(Section):
@@ -37,6 +37,8 @@ class Model(Section):
     """Add a learned embedding of the domain to the (normalised) image embedding."""
     species_embedding: bool = False
     """Add a learned embedding of the scientific name and one of its genus, by which names never seen are known."""
+    text: Annotated[Encoder, LATER, *kind_of(Encoder)] = Frozen()
+    """Of a head that reads texts: what turns the features of a text into an embedding."""
     head: Annotated[Head, *kind_of(Head)] = MlpHead()
     pool: Literal["mean", "precision", "attention"] = "mean"
     """A group's forecast from its images': their mean, weighted by 1 / variance (which a probabilistic loss learns), or by
@@ -47,7 +49,7 @@ class Model(Section):
     def rate_scale(self, name: str) -> float:
         """The learning rate of the model's parameter of this name, as a multiple of `optim.lr`."""
         part = name.partition(".")[0]
-        encoder = {"encoder": self.encoder}.get(part)
+        encoder = {"encoder": self.encoder, "text_encoder": self.text}.get(part)
         return self.head.rate_scale() if encoder is None else encoder.rate_scale(name)
 
     @property

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config.fits import Fit
+from pipeline.config.batches import Batches, Shuffled
+from pipeline.config.fits import PLAIN, Fit
+from pipeline.config.kinds import kind_of
 from pipeline.config.section import LATER, BelowOne, Positive, Section
 
 
@@ -41,6 +43,8 @@ class Train(Section):
     """With `sample: groups`: how many images of a group are drawn at most, anew in each epoch."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: forward and backward under autocast, weights and optimiser in fp32. Evaluation is always fp32."""
+    batches: Annotated[Batches, LATER, *kind_of(Batches)] = Shuffled()
+    """Of a head that tunes two towers: which images make up a batch."""
     patience: Positive | None = None
     """Stop after this many epochs without a better validation metric; null: train to the end."""
 

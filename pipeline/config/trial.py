@@ -20,6 +20,7 @@ from pipeline.config.resources import Paths, Resources
 from pipeline.config.schedule import Plain, Schedule
 from pipeline.config.section import LATER, NAME_PATTERN, Section, Seed
 from pipeline.config.texts import Texts
+from pipeline.config.towers import TextHead  # noqa: F401  (its kinds join the family `Head`)
 from pipeline.config.training import Optim, Select, Train
 
 # A task is a file; listing them imports none. Those that others are built on are none themselves.

@@ -3,10 +3,22 @@ or what turns images into one: the whole backbone."""
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
+
+
+class Projection(nn.Module):
+    """x + x·W, W of zeros before training."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, width))
+
+    def forward(self, pooled: Float[Tensor, "inputs width"]) -> Float[Tensor, "inputs width"]:
+        return pooled + pooled @ self.weight
 
 
 class PatchConvs(nn.Module):

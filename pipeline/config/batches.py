@@ -1,0 +1,89 @@
+"""The block `train.batches`: which images make up a batch of pairs. A kind draws them itself, by `training/batches.py`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.config.fits import GIVEN, Fit
+from pipeline.config.kinds import Kind
+from pipeline.config.section import Fraction, Positive, implementation
+
+
+class Batches(Kind):
+    """How batches are drawn, each of `train.batch_size` images; partial ones are dropped."""
+
+    fits: ClassVar[tuple[Any, ...]] = ()
+
+    @abstractmethod
+    def draw(self, of: Any, size: int, rng: Any) -> Iterator[Any]:
+        """The batches of an epoch, rows [size] each, of `training/towers.Drawn` images."""
+
+
+class Shuffled(Batches):
+    """Images in a shuffled order."""
+
+    kind: Literal["shuffled"] = "shuffled"
+
+    def draw(self, of: Any, size: int, rng: Any) -> Iterator[Any]:
+        return implementation("pipeline.training.batches.whole")(rng.permutation(len(of.labels)), size)
+
+
+class OfOneView(Batches):
+    """Each batch of one view (data.columns.view): dorsal or ventral images alone."""
+
+    fits = (Fit("data.columns.view", GIVEN, "makes batches of one view"),)
+    kind: Literal["views"]
+
+    def draw(self, of: Any, size: int, rng: Any) -> Iterator[Any]:
+        return implementation("pipeline.training.batches.of_one_view")(of.views, size, rng)
+
+
+class OfClasses(Batches):
+    """P classes with K images of each: as many classes as the batch has room for."""
+
+    kind: Literal["classes"]
+    per_class: Positive = 2
+    """K, images of each class in a batch; `train.batch_size` is P · K."""
+
+    def draw(self, of: Any, size: int, rng: Any) -> Iterator[Any]:
+        draw = implementation("pipeline.training.batches.of_classes")
+        return draw(of.labels, max(1, size // self.per_class), self.per_class, rng)
+
+
+class Balanced(Batches):
+    """Images drawn with replacement, a class of n images in proportion to n^power (arXiv 1805.00932)."""
+
+    kind: Literal["balanced"]
+    power: Fraction = 0.5
+    """1: as they come; 0: all classes alike."""
+
+    def draw(self, of: Any, size: int, rng: Any) -> Iterator[Any]:
+        return implementation("pipeline.training.batches.balanced")(of.labels, size, self.power, rng)
+
+
+class OfBuckets(Batches):
+    """Equal shares of the classes with few, medium and many training images (evaluate.buckets) in every batch."""
+
+    kind: Literal["buckets"]
+
+    def draw(self, of: Any, size: int, rng: Any) -> Iterator[Any]:
+        return implementation("pipeline.training.batches.of_buckets")(of.buckets, size, rng)
+
+
+class OfNeighbours(Batches):
+    """Hard negatives: a class that is drawn, and those likest to it (arXiv 2010.04592)."""
+
+    fits = (Fit("data.tree", GIVEN, "finds neighbours by the tree", "by", ("tree",)),)
+    kind: Literal["neighbours"]
+    by: Literal["tree", "embedding"] = "embedding"
+    """What tells which classes are alike: the tree, or the classes' embeddings as they are when the epoch begins."""
+    per_class: int = Field(1, ge=1)
+    """Images of each class in a batch."""
+
+    def draw(self, of: Any, size: int, rng: Any) -> Iterator[Any]:
+        likeness = of.tree if self.by == "tree" else of.likeness()
+        return implementation("pipeline.training.batches.of_neighbours")(of.labels, likeness, size, self.per_class, rng)

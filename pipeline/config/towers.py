@@ -1,0 +1,112 @@
+"""The heads that embed images and classes in one space: of two towers that are tuned together, and of frozen ones that need no
+training or little. They are of tasks of retrieval, whose classes are texts (`texts`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.config.fits import Fit
+from pipeline.config.head import Head
+from pipeline.config.section import implementation
+
+
+class TextHead(Head):
+    """A head that reads the texts of classes beside images: with an image it says its embedding, beside those of all classes."""
+
+    fits = (
+        Fit("backbone.texts", ("pooled",), "reads texts, and {backbone.kind} has no text tower", "reads_texts"),
+        Fit("model.normalize", (True,), "compares by cosine", "reads_texts"),
+        Fit("model.pool", ("mean",), "embeds each image by itself", "reads_texts"),
+        Fit("model.domain_embedding", (False,), "embeds what an image shows alone", "reads_texts"),
+        Fit("model.species_embedding", (False,), "embeds what an image shows alone", "reads_texts"),
+        Fit("train.sample", ("images",), "learns from images", "reads_texts"),
+    )
+    of = "classes"
+    reads_texts = True
+    embeds = True
+
+
+class ContrastiveHead(TextHead):
+    """Two towers tuned together: the embedding of an image is drawn to that of its text, by a loss of pairs."""
+
+    fits = (
+        Fit("model.text.reads", ("pooled", "cut"), "reads texts, which have no {model.text.reads} features", "reads_texts"),
+        Fit("model.standardize_features", (False,), "tunes what it reads", "reads_texts"),
+    )
+    embeds_pairs = True
+    descends = True
+    model, fitter = "pipeline.models.towers.TwoTowers", "pipeline.training.towers.fit"
+    kind: Literal["contrastive"]
+    learn_scale: bool = True
+    """Whether the scale of the similarities, and a bias that the model has, are learnt; else they stay as they were."""
+    lr_scale: float = Field(1.0, gt=0)
+    """Their learning rate, as a multiple of `optim.lr`."""
+
+
+class FewShotHead(TextHead):
+    """A head that is fitted to frozen embeddings at once, and needs no validation."""
+
+    fits = (
+        Fit("model.text.learns", (False,), "is fitted to frozen embeddings", "reads_texts"),
+        Fit("model.standardize_features", (False,), "scales embeddings itself", "reads_texts"),
+    )
+    chooses = False
+    model, fitter = "pipeline.models.towers.FewShot", "pipeline.training.few_shot.fit"
+    recipe: ClassVar[str]
+    """The function of `models/prototypes.py` that makes prototypes of classes."""
+
+    def prototypes(self, images: Any, labels: Any, texts: Any, scale: float) -> Any:
+        """`models.prototypes.Prototypes`, from embeddings [N, E] and labels [N] of training images, those of the classes' texts
+        [C, E], and what the model multiplies cosines by."""
+        return implementation(f"pipeline.models.prototypes.{self.recipe}")(images, labels, texts)
+
+
+class ZeroShotHead(FewShotHead):
+    """No training: the model as it was released; a class is its text."""
+
+    recipe = "zero_shot"
+    kind: Literal["zero_shot"]
+
+    def misfit(self, counts: Mapping[str, int]) -> str:
+        return ""
+
+    def prototypes(self, images: Any, labels: Any, texts: Any, scale: float) -> Any:
+        return implementation("pipeline.models.prototypes.zero_shot")(texts, scale)
+
+
+class SimpleShotHead(FewShotHead):
+    """The nearest class mean, of embeddings less their mean and divided by their length (SimpleShot, arXiv 1911.04623)."""
+
+    recipe = "simple_shot"
+    kind: Literal["simple_shot"]
+
+
+class LpPlusPlusHead(FewShotHead):
+    """A linear probe that blends prototypes with the texts, without anything to tune (LP++, arXiv 2404.02285)."""
+
+    recipe = "lp_plus_plus"
+    kind: Literal["lp_plus_plus"]
+
+
+class TextLogisticHead(FewShotHead):
+    """Logistic regression that starts at the texts and is held by them (arXiv 1802.01483)."""
+
+    kind: Literal["text_logistic"]
+    penalty: float = Field(1.0, gt=0)
+    """On the squared distance from the texts."""
+
+    def prototypes(self, images: Any, labels: Any, texts: Any, scale: float) -> Any:
+        return implementation("pipeline.models.prototypes.text_logistic")(images, labels, texts, scale, self.penalty)
+
+
+class ClapHead(FewShotHead):
+    """Prototypes that start at the texts; each is held by them the more the better its text alone tells its shots (CLAP, arXiv
+    2312.12730)."""
+
+    kind: Literal["clap"]
+
+    def prototypes(self, images: Any, labels: Any, texts: Any, scale: float) -> Any:
+        return implementation("pipeline.models.prototypes.clap")(images, labels, texts, scale)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pipeline import __version__, cli
-from pipeline.config.identity import config_hash
+from pipeline.config.identity import config_hash, plain
 from pipeline.disk.layout import PROJECT
 from pipeline.disk.writing import write_json, write_text
 from pipeline.errors import Interrupted, WorkError
@@ -301,7 +301,7 @@ def finished(root: Path) -> str:
     figures = {"r2": 0.25, "MAE": 0.5, "RMSE": 0.6, "CRPS": 0.4}
     block = figures | {"in_domain": figures, "out_of_domain": figures}
     more = {"split": "test", "selected_on": "validation", "config_hash": config_hash(first.config)}
-    evaluation = first.config.evaluate.model_dump(mode="json")
+    evaluation = plain(first.config.evaluate)
     summary = block | {"rms": 0.4, "mean_predictor": {"in_domain": figures, "rms": 0.5}}
     blocks = {"SPEI_1y": block, "summary": summary}
     write_json(folder.results, blocks | load_task("beetles").describe(blocks) | more | {"evaluation": evaluation})

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import r2_score, roc_auc_score
 
 from pipeline.cli import results
-from pipeline.config.identity import config_hash, science
+from pipeline.config.identity import config_hash, plain, science
 from pipeline.config.trial import Config
 from pipeline.disk.layout import ExperimentDir, TrialDir, experiment_dir
 from pipeline.disk.writing import read_json, write_json, write_table, write_text
@@ -80,7 +80,7 @@ def finish(
         {
             **task.describe({"summary": summary, "classes": {}}), "summary": summary,
             "split": more.get("split", "test"), "selected_on": more.get("chosen_on", "validation"),
-            "config_hash": config_hash(config), "evaluation": config.evaluate.model_dump(mode="json"),
+            "config_hash": config_hash(config), "evaluation": plain(config.evaluate),
         },
     )  # fmt: skip
     return config
@@ -372,7 +372,7 @@ def finish_numbers(method: dict[str, Any], value: float, noise: float, fold: int
     blocks["summary"]["selection"] = {"metric": "r2", "value": value}
     facts = {"split": "test", "selected_on": "validation", "config_hash": config_hash(config)}
     write_text(trial.config, dump_config(config))
-    write_json(trial.results, blocks | task.describe(blocks) | facts | {"evaluation": config.evaluate.model_dump(mode="json")})
+    write_json(trial.results, blocks | task.describe(blocks) | facts | {"evaluation": plain(config.evaluate)})
     return trial
 
 

@@ -276,6 +276,7 @@ BASES: list[Tree] = [
         "data": {"split": {"kind": "folds", "n": 7, "fold": 2}, **BESIDE},
         "backbone": {"kind": "open_clip"},
         "model": {"encoder": {"kind": "lora"}, "domain_embedding": True, "head": {"kind": "mlp"}},
+        "texts": {"templates": ["$TAX$", "$SCI$"]},
     },
     {"experiment": "x", "backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "finetuned"}}},
     {"experiment": "x", "backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "patch_convs"}}},
@@ -307,6 +308,13 @@ BASES: list[Tree] = [
         "data": {"label": "hybrid_stat", "positive": "hybrid", "columns": {"auxiliary": ["subspecies", "parent"]}},
         "loss": {"kind": "cross_entropy", "auxiliary": 0.5},
     },
+    {
+        "experiment": "x",
+        "data": {"label": "species", "split": {"kind": "species", "name": "D10"}},
+        "loss": {"kind": "cross_entropy"},
+        "select": {"epoch": "last"},
+        "evaluate": {"split": "test"},
+    },
     {"experiment": "x", "data": BESIDE, "backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "finetuned"}}},
     {"experiment": "x", "data": BESIDE, "backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "patch_convs"}}},
     {"experiment": "x", "data": BESIDE, "backbone": {"kind": "pixels"}, "model": {"head": {"kind": "ridge"}}},
@@ -317,6 +325,7 @@ BASES: list[Tree] = [
 OTHERS: Tree = {
     "task": "butterflies",
     "data.on_bad_image": "skip",
+    "data.split.recipe": "S",
     "data.revision": "main",
     "data.images": "photos",
     "data.download": {},
@@ -357,6 +366,7 @@ OTHER_KINDS: Tree = {
         "source": {"kind": "folds"},
         "domains": {"kind": "years"},
         "sites": {"kind": "folds"},
+        "species": {"kind": "folds"},
     },
     "backbone": {
         "open_clip": {"kind": "dinov2"},

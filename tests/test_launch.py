@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pipeline.stages
-from pipeline.config.identity import config_hash
+from pipeline.config.identity import config_hash, plain
 from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT, TrialDir, features_root
 from pipeline.disk.lease import Lease
@@ -199,7 +199,7 @@ def set_trained(trial: TrialDir, config: Config) -> None:
 
 
 def set_done(trial: TrialDir, config: Config) -> None:
-    values = {"config_hash": config_hash(config), "evaluation": config.evaluate.model_dump(mode="json")}
+    values = {"config_hash": config_hash(config), "evaluation": plain(config.evaluate)}
     write_json(trial.results, values)
 
 
@@ -778,7 +778,7 @@ def test_what_slurm_has_queued_is_known_by_trial_and_not_submitted_again(
         f"{gone}|46|0|PENDING|None",
         "somebody-elses|47|N/A|PENDING|None",
     )
-    how = first[0].config.evaluate.model_dump(mode="json")
+    how = plain(first[0].config.evaluate)
     assert queue.queued_trials(parts.Parts(experiment.dir), queue.my_job_tasks()) == {
         first[1].name: queue.Queued(first[1].name, how, "train", "41_1", "running"),
         first[3].name: queue.Queued(first[3].name, how, "train", "43", "pending"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.identity import config_hash
+from pipeline.config.identity import config_hash, plain
 from pipeline.disk.layout import PROJECT, all_experiments
 from pipeline.disk.writing import read_json, write_json, write_text
 from pipeline.errors import UserError
@@ -60,7 +60,7 @@ def finish(trial: Trial, experiment: Experiment, r2: float | None, split: str = 
     summary = block(r2, error) | {"rms": error * 0.7, "warnings": [], "mean_predictor": chance}
     values = {target: block(r2, error) for target in TARGETS} | {"summary": summary}
     more = {"split": split, "selected_on": "validation", "config_hash": config_hash(trial.config)}
-    more |= BEETLES.describe(values) | {"evaluation": trial.config.evaluate.model_dump(mode="json")}
+    more |= BEETLES.describe(values) | {"evaluation": plain(trial.config.evaluate)}
     write_json(folder.results, values | more)
 
 

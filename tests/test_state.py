@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.backbones import load_backbone
-from pipeline.config.identity import config_hash
+from pipeline.config.identity import config_hash, plain
 from pipeline.config.resources import Paths, Resources
 from pipeline.data.dataset import known_signature
 from pipeline.disk.layout import PROJECT, ExperimentDir, TrialDir
@@ -192,7 +192,7 @@ def done_trial(experiment: Experiment, index: int = 0) -> TrialDir:
     write_text(folder.config, dump_config(trial.config))
     results = {
         "config_hash": config_hash(trial.config),
-        "evaluation": trial.config.evaluate.model_dump(mode="json"),
+        "evaluation": plain(trial.config.evaluate),
         "data_signature": known_signature(trial.config.data),
         "feature_key": known_feature_key(trial.config),
     }

@@ -179,6 +179,8 @@ def _up_to(target: float, order: Iterable[int], sizes: Int64[np.ndarray, " all"]
     """Those in this order that bring the sum of sizes nearer to the target."""
     found, total = list[int](), 0.0
     for each in order:
+        if total >= target:
+            break
         if total + sizes[each] / 2 <= target:
             found.append(each)
             total += float(sizes[each])

@@ -47,10 +47,10 @@ class Encoder(Kind):
     def build(self, backbone: Any) -> Any:
         """A new module, features [B, …] → embedding [B, E], for a `backbones.base.Backbone` (None if it does not learn)."""
 
-    def save(self, module: Any, trial: Any) -> None:
-        """Write its own files into a trial's folder (`disk.layout.TrialDir`), if it has any."""
+    def save(self, module: Any, folder: Any) -> None:
+        """Write its own files, if it has any, as this folder (a Path) of a trial's."""
 
-    def load(self, backbone: Any, trial: Any) -> Any:
+    def load(self, backbone: Any, folder: Any) -> Any:
         """The module with what its own files hold."""
         return self.build(backbone)
 
@@ -156,12 +156,12 @@ class Lora(Encoder):
             return self.ln_scale
         return 1 + self.depth_gain * int(parts[parts.index("blocks") + 1]) / self.blocks
 
-    def save(self, module: Any, trial: Any) -> None:
-        implementation("pipeline.models.adapter.save_adapter")(module, trial.adapter)
+    def save(self, module: Any, folder: Any) -> None:
+        implementation("pipeline.models.adapter.save_adapter")(module, folder)
 
-    def load(self, backbone: Any, trial: Any) -> Any:
+    def load(self, backbone: Any, folder: Any) -> Any:
         tail = backbone.make_tail(backbone.cut_before(self.blocks))
-        return implementation("pipeline.models.adapter.load_adapter")(tail, trial.adapter)
+        return implementation("pipeline.models.adapter.load_adapter")(tail, folder)
 
     def n_trained(self, of: Measures) -> int:
         return self.blocks * self.r * of.width * sum(SIDES[target] for target in self.targets)

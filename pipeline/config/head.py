@@ -28,7 +28,7 @@ def _solved(key: str, of: tuple[Any, ...], why: str) -> Fit:
 class Head(Kind):
     """What turns an embedding into a prediction."""
 
-    fits = (
+    fits: ClassVar[tuple[Any, ...]] = (
         Fit("data.truth", OWN, "does not fit {data.truth_in_words}", "of", ("numbers", "classes")),
         _solved("model.encoder.learns", (False,), SOLVED),
         _solved("model.pool", ("mean",), SOLVED),

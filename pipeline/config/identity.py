@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
@@ -15,6 +15,8 @@ from pipeline.config.kinds import blocks_in
 from pipeline.config.section import LATER, Section
 from pipeline.config.trial import Config
 
+Tower = Literal["image", "text"]
+"""What reads one kind of input: images, or texts."""
 NOT_SCIENCE = {"experiment", "evaluate", "device", "resources", "paths"}
 
 
@@ -122,9 +124,16 @@ def images_of(data: Data) -> list[Any]:
 
 def features_of(config: Config) -> list[Any]:
     """The part of a configuration, beside the data, that its features depend on, as plain JSON values."""
-    return [plain(config.backbone), plain(config.features), *token_kind(config)]
+    texts = [plain(config.texts), *token_kind(config, "text")] if "text" in towers_of(config) else []
+    return [plain(config.backbone), plain(config.features), *token_kind(config), *texts]
 
 
-def token_kind(config: Config) -> tuple[FeatureKind, int]:
-    """Which features the encoder reads, and how many of the last blocks its tail holds (0: it has none)."""
-    return config.model.encoder.reads, config.model.encoder.tail_blocks
+def towers_of(config: Config) -> tuple[Tower, ...]:
+    """The towers that a trial reads features of, the one of images first."""
+    return ("image", "text") if config.model.head.reads_texts else ("image",)
+
+
+def token_kind(config: Config, tower: Tower = "image") -> tuple[FeatureKind, int]:
+    """Which features the encoder of a tower reads, and how many of the last blocks its tail holds (0: it has none)."""
+    encoder = config.model.encoder if tower == "image" else config.model.text
+    return encoder.reads, encoder.tail_blocks

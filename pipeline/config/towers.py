@@ -3,7 +3,6 @@ training or little. They are of tasks of retrieval, whose classes are texts (`te
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -16,7 +15,7 @@ from pipeline.config.section import implementation
 class TextHead(Head):
     """A head that reads the texts of classes beside images: with an image it says its embedding, beside those of all classes."""
 
-    fits = (
+    fits: ClassVar[tuple[Any, ...]] = (
         Fit("backbone.texts", ("pooled",), "reads texts, and {backbone.kind} has no text tower", "reads_texts"),
         Fit("model.normalize", (True,), "compares by cosine", "reads_texts"),
         Fit("model.pool", ("mean",), "embeds each image by itself", "reads_texts"),
@@ -32,7 +31,7 @@ class TextHead(Head):
 class ContrastiveHead(TextHead):
     """Two towers tuned together: the embedding of an image is drawn to that of its text, by a loss of pairs."""
 
-    fits = (
+    fits: ClassVar[tuple[Any, ...]] = (
         Fit("model.text.reads", ("pooled", "cut"), "reads texts, which have no {model.text.reads} features", "reads_texts"),
         Fit("model.standardize_features", (False,), "tunes what it reads", "reads_texts"),
     )
@@ -46,10 +45,23 @@ class ContrastiveHead(TextHead):
     """Their learning rate, as a multiple of `optim.lr`."""
 
 
+class ZeroShotHead(TextHead):
+    """No training: the model as it was released; a class is its text."""
+
+    fits: ClassVar[tuple[Any, ...]] = (
+        Fit("model.encoder.learns", (False,), "tunes nothing", "reads_texts"),
+        Fit("model.text.learns", (False,), "tunes nothing", "reads_texts"),
+        Fit("model.standardize_features", (False,), "tunes nothing", "reads_texts"),
+    )
+    chooses = False
+    model, fitter = "pipeline.models.towers.TwoTowers", "pipeline.training.few_shot.fit_zero_shot"
+    kind: Literal["zero_shot"]
+
+
 class FewShotHead(TextHead):
     """A head that is fitted to frozen embeddings at once, and needs no validation."""
 
-    fits = (
+    fits: ClassVar[tuple[Any, ...]] = (
         Fit("model.text.learns", (False,), "is fitted to frozen embeddings", "reads_texts"),
         Fit("model.standardize_features", (False,), "scales embeddings itself", "reads_texts"),
     )
@@ -62,19 +74,6 @@ class FewShotHead(TextHead):
         """`models.prototypes.Prototypes`, from embeddings [N, E] and labels [N] of training images, those of the classes' texts
         [C, E], and what the model multiplies cosines by."""
         return implementation(f"pipeline.models.prototypes.{self.recipe}")(images, labels, texts)
-
-
-class ZeroShotHead(FewShotHead):
-    """No training: the model as it was released; a class is its text."""
-
-    recipe = "zero_shot"
-    kind: Literal["zero_shot"]
-
-    def misfit(self, counts: Mapping[str, int]) -> str:
-        return ""
-
-    def prototypes(self, images: Any, labels: Any, texts: Any, scale: float) -> Any:
-        return implementation("pipeline.models.prototypes.zero_shot")(texts, scale)
 
 
 class SimpleShotHead(FewShotHead):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.config.batches import Batches, Shuffled
-from pipeline.config.fits import PLAIN, Fit
+from pipeline.config.fits import Fit
 from pipeline.config.kinds import kind_of
 from pipeline.config.section import LATER, BelowOne, Positive, Section
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int64
 
-from pipeline.config.texts import PLACEHOLDER
-from pipeline.data.taxonomy import Taxonomy
+from pipeline.config.texts import PLACEHOLDER, Texts
+from pipeline.data.dataset import Dataset
+from pipeline.data.taxonomy import Taxonomy, taxonomy_of
 from pipeline.data.truth import LABEL
 
 if TYPE_CHECKING:
@@ -25,6 +28,34 @@ class DistinctTexts:
     """In the order of the alphabet."""
     of_image: Int64[np.ndarray, "images templates"]
     """Places among `texts`."""
+
+
+@dataclass(frozen=True)
+class ClassTexts(DistinctTexts):
+    """The same with those that stand for a class: all that a text tower reads of a data set."""
+
+    of_class: Int64[np.ndarray, " classes"]
+    """Places among `texts`."""
+
+    @cached_property
+    def hashes(self) -> list[str]:
+        """sha256 of each text."""
+        return [hashlib.sha256(text.encode()).hexdigest() for text in self.texts]
+
+    @property
+    def content(self) -> str:
+        """sha256 of them all."""
+        return hashlib.sha256("\n".join(self.hashes).encode()).hexdigest()
+
+
+def texts_of(dataset: Dataset, block: Texts) -> ClassTexts:
+    """The texts of a data set's images and classes. Raises UserError where a species is of two genera."""
+    taxonomy, _ = taxonomy_of(dataset)
+    images, classes = image_texts(dataset.table, taxonomy, block.templates), class_texts(taxonomy, block.evaluation)
+    texts = sorted({*images.texts, *classes})
+    place = {text: i for i, text in enumerate(texts)}
+    moved = np.array([place[text] for text in images.texts], "int64")
+    return ClassTexts(tuple(texts), moved[images.of_image], np.array([place[text] for text in classes], "int64"))
 
 
 def fill(template: str, words: Mapping[str, str | None]) -> str:

@@ -136,6 +136,7 @@ class TrialDir(_Folder):
     classifier = _In("classifier.skops")
     """A head that is a classifier of scikit-learn, in skops' format."""
     adapter = _In("adapter")
+    text_adapter = _In("text_adapter")
     checkpoint = _In("checkpoint")
     resume_state = _In("checkpoint/state.pt")
     attempts = _In("attempts.json")

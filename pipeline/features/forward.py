@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from pipeline.backbones.base import Backbone
+from pipeline.backbones.base import Tower
 from pipeline.config.backbone import FeatureKind
 from pipeline.errors import WorkError
 from pipeline.features.key import Format
@@ -16,11 +16,11 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def compute_features(
-    backbone: Backbone, images: Float[Tensor, "images ..."], kind: FeatureKind, cut: int = 0, dtype: Format = "fp32"
+    backbone: Tower, images: Shaped[Tensor, "images ..."], kind: FeatureKind, cut: int = 0, dtype: Format = "fp32"
 ) -> Float[Tensor, "images ..."]:
-    """What the backbone's transform gives of images (mostly [B, 3, H, W]) → pooled embeddings [B, E], patch tokens [B, P, D],
-    tokens after `cut` blocks [B, T, D], or what was given, in `dtype`. Images and backbone are on one device. The computation is
-    fp32, but for bf16 on a GPU: there it runs under autocast."""
+    """What a tower's transform gives of images (mostly [B, 3, H, W]) or texts ([B, L]) → pooled embeddings [B, E], patch tokens
+    [B, P, D], tokens after `cut` blocks [B, T, D], or what was given, in `dtype`. Inputs and tower are on one device. The
+    computation is fp32, but for bf16 on a GPU: there it runs under autocast."""
     # By default cuDNN's convolutions use TF32.
     autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda and dtype == "bf16")
     with torch.inference_mode(), autocast, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):

@@ -38,7 +38,7 @@ UNREADABLE = ""
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "transformers", "timm", "pillow")
 """What a backbone's weights, shape and transform may change with."""
 
-Record = TypeVar("Record", "DataRecord", "WeightsRecord")
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class WeightsRecord(Measures):
 def data_record(config: Config, dataset: Dataset) -> DataRecord:
     """The record of these images, from disk if it holds, else made by reading every image (by one job; others wait)."""
     now = dataset.signature()
-    path = _path(config, "data", now)
+    path = record_file(config, "data", now)
     lease = Lease(path.with_suffix(".lease"), config.resources.lease_seconds)
-    with lease.hold(lambda: _read(path, DataRecord) is not None) as held:
+    with lease.hold(lambda: read_as(path, DataRecord) is not None) as held:
         if held:
             write_json(path, asdict(_hash_images(now, dataset, config.resources.decode_threads)))
-    record = _read(path, DataRecord)
+    record = read_as(path, DataRecord)
     if record is None:
         raise WorkError(f"{path} was just written and cannot be read: check the disk and run this again.")
     return record
@@ -79,7 +79,7 @@ def data_record(config: Config, dataset: Dataset) -> DataRecord:
 
 def forget_data(config: Config, record: DataRecord) -> None:
     """Remove a record that turned out wrong, so that the next run reads the images again."""
-    _path(config, "data", record.signature).unlink(missing_ok=True)
+    record_file(config, "data", record.signature).unlink(missing_ok=True)
 
 
 def _hash_images(now: str, dataset: Dataset, threads: int) -> DataRecord:
@@ -103,7 +103,7 @@ def _hash_images(now: str, dataset: Dataset, threads: int) -> DataRecord:
 def weights_record(config: Config, load: Callable[[], LoadedBackbone], again: bool = False) -> WeightsRecord:
     """The record of the backbone that `load` loads, from disk if it holds and `again` is not set."""
     before = weights_signature(config.backbone)
-    if before is not None and not again and (record := _read(_path(config, "weights", before), WeightsRecord)):
+    if before is not None and not again and (record := read_as(record_file(config, "weights", before), WeightsRecord)):
         return record
     from PIL import Image  # who only reads records needs none
 
@@ -123,7 +123,7 @@ def weights_record(config: Config, load: Callable[[], LoadedBackbone], again: bo
         n_parameters=sum(parameter.numel() for parameter in backbone.parameters()),
         n_inputs=backbone.transform(Image.new("RGB", (64, 64))).numel(),
     )
-    write_json(_path(config, "weights", after), asdict(record))
+    write_json(record_file(config, "weights", after), asdict(record))
     return record
 
 
@@ -190,7 +190,7 @@ def known_feature_key(config: Config, looks: str | None = None) -> str | None:
 def known_weights(config: Config) -> WeightsRecord | None:
     """The record of the backbone, if there is one of the weights as they are now."""
     now = weights_signature(config.backbone)
-    return _read(_path(config, "weights", now), WeightsRecord) if now else None
+    return read_as(record_file(config, "weights", now), WeightsRecord) if now else None
 
 
 def known_data(config: Config, looks: str | None = None) -> DataRecord | None:
@@ -199,7 +199,7 @@ def known_data(config: Config, looks: str | None = None) -> DataRecord | None:
 
 
 def _known_data(config: Config, signature: str | None) -> DataRecord | None:
-    return _read(_path(config, "data", signature), DataRecord) if signature else None
+    return read_as(record_file(config, "data", signature), DataRecord) if signature else None
 
 
 # ---------------------------------------------------------------- what has changed
@@ -263,11 +263,12 @@ def _backbone_change(stored: dict[str, Any], weights: WeightsRecord | None) -> l
 
 
 # ---------------------------------------------------------------- files
-def _path(config: Config, kind: str, now: str) -> Path:
+def record_file(config: Config, kind: str, now: str) -> Path:
+    """Where the record of a kind is kept of what has this signature."""
     return record_path(config, kind, hashlib.sha256(now.encode()).hexdigest()[:16])
 
 
-def _read(path: Path, kind: type[Record]) -> Record | None:
+def read_as(path: Path, kind: type[Record]) -> Record | None:
     """The record in a file; None if there is none, or one of another version."""
     with suppress(OSError, TypeError, ValueError):
         return kind(**read_json(path))

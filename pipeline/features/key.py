@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pipeline.config.backbone import FeatureKind
-from pipeline.config.identity import digest
+from pipeline.config.identity import Tower, digest
 
 FORMAT = 1
 """Version of what a store's files mean and of how features are computed; a change of either makes new stores."""
@@ -38,6 +38,8 @@ class Ingredients:
     shard_size: int
     """Images a shard."""
     format: int = FORMAT
+    tower: Tower = "image"
+    """What reads them; left out for images, as a correction is that there is not: stores from before have neither."""
     correction: str = ""
     """How images are decoded, if not as by default, and what colour card and scale bar do to them, in words; empty if nothing."""
 
@@ -46,5 +48,6 @@ class Ingredients:
         return digest(self.as_dict())[:16]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON values, for the manifest. Without a correction that there is not: stores from before have none."""
-        return {name: value for name, value in asdict(self).items() if name != "correction" or value}
+        """As JSON values, for the manifest."""
+        plain = {"correction": "", "tower": "image"}
+        return {name: value for name, value in asdict(self).items() if name not in plain or value != plain[name]}

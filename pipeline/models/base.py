@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,6 +19,31 @@ from pipeline.models.metadata import Metadata, Names
 
 Features = Float[Tensor, "images ..."]
 """What an encoder reads: embeddings, tokens or images."""
+
+
+E = TypeVar("E")
+
+
+class Encoders(NamedTuple, Generic[E]):
+    """Something of both towers: their encoders, or the blocks that these were built by."""
+
+    image: E
+    text: E
+
+
+@dataclass(frozen=True)
+class TextFacts:
+    """What the part of a model that reads texts was built for."""
+
+    base_weights: str
+    """sha256 of the text tower."""
+    cut: int | None
+    """First block of its tail; None where there is none."""
+    feature_key: str
+    logit_scale: float
+    """Of the pretrained model: the logarithm of what cosines are multiplied by."""
+    logit_bias: float | None
+    """None where the model has none."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +62,8 @@ class Facts:
     feature_key: str
     auxiliary: tuple[str, ...] = ()
     """Labels that are learnt beside the targets, and predicted behind them."""
+    text: TextFacts | None = None
+    """None where no texts are read."""
 
     @property
     def learnt(self) -> tuple[str, ...]:
@@ -76,10 +103,12 @@ class Model(nn.Module, ABC):
     normalize: bool = False
     """Whether it reads the embedding divided by its length."""
     reads_images: ClassVar[bool] = True
+    undecayed: ClassVar[tuple[str, ...]] = ()
+    """Parameters that no weight decay draws to 0."""
 
     @classmethod
     def make(cls, config: Config, facts: Facts, encoder: nn.Module) -> Self:
-        """A new one; `encoder` makes the embedding of features."""
+        """A new one; `encoder` makes the embedding of features: of a head that reads texts, `Encoders` of both towers."""
         raise NotImplementedError
 
     @abstractmethod

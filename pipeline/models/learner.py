@@ -214,7 +214,7 @@ class Learner(Model):
         super().restore(state)
 
     def save_more(self, trial: TrialDir) -> None:
-        self.kind_of_encoder.save(self.encoder, trial)
+        self.kind_of_encoder.save(self.encoder, trial.adapter)
 
     def spec(self) -> dict[str, Any]:
         """The widths of its layers and what stands between them; without its encoder, but for convolutions."""

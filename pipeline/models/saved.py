@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import nn
 
 from pipeline.backbones.base import Backbone
+from pipeline.backbones.texts import TextTower
 from pipeline.config.identity import digest
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
@@ -21,21 +22,24 @@ from pipeline.disk.reading import Damaged, reading, sha256_of_file
 from pipeline.disk.secrets import hidden
 from pipeline.disk.writing import read_json, write_json, write_tensors
 from pipeline.errors import WorkError
-from pipeline.models.base import Facts, Model
+from pipeline.models.base import Encoders, Facts, Model, TextFacts
 from pipeline.models.metadata import Names
 
 AGAIN = "`carabid train` with this trial's configuration makes it again"
 
 
-def make_model(config: Config, facts: Facts, backbone: Backbone | None) -> Model:
+def make_model(config: Config, facts: Facts, backbone: Backbone | None, text: TextTower | None = None) -> Model:
     """A new model with weights drawn from the trial's seed; the global random state is left as it was.
 
-    `backbone` may be None where the encoder does not learn. Raises UserError if the backbone has fewer blocks than are to be
-    trained, too small a grid, or no network to train.
+    `backbone` and `text` may be None where the encoders of images and of texts do not learn. Raises UserError if a tower has
+    fewer blocks than are to be trained, too small a grid, or no network to train.
     """
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        return config.model.head.make_model(config, facts, config.model.encoder.build(backbone))
+        encoder = config.model.encoder.build(backbone)
+        if config.model.head.reads_texts:
+            encoder = Encoders(encoder, config.model.text.build(text))
+        return config.model.head.make_model(config, facts, encoder)
 
 
 def save_model(model: Model, facts: Facts, trial: TrialDir) -> None:
@@ -70,7 +74,8 @@ def read_trained(trial: TrialDir) -> dict[str, Any]:
 
 def _content(trial: TrialDir) -> dict[str, str]:
     """sha256 of each file that a trained model is made of, by its path in the trial's folder."""
-    files = (trial.model, trial.classifier, *sorted(trial.adapter.glob("adapter_*")))
+    adapters = (*sorted(trial.adapter.glob("adapter_*")), *sorted(trial.text_adapter.glob("adapter_*")))
+    files = (trial.model, trial.classifier, *adapters)
     there = {path.relative_to(trial.path).as_posix(): path for path in files if path.is_file()}
     return {name: sha256_of_file(path) for name, path in there.items()}
 
@@ -83,15 +88,19 @@ def load_facts(trial: TrialDir) -> Facts:
         values: dict[str, Any] = json.loads(file.metadata()["carabid"])
         names = Names(**{kind: tuple(known) for kind, known in values["names"].items()})
         lists = {key: tuple(values.get(key, ())) for key in ("targets", "auxiliary")}
-        return Facts(**values | lists | {"names": names})
+        text = values.get("text")
+        return Facts(**values | lists | {"names": names, "text": text and TextFacts(**text)})
 
 
-def load_model(config: Config, trial: TrialDir, backbone: Backbone | None) -> Model:
+def load_model(config: Config, trial: TrialDir, backbone: Backbone | None, text: TextTower | None = None) -> Model:
     """Rebuild a trained model (`read_trained` vouches for its files), to evaluate. Raises WorkError for another backbone."""
     facts = load_facts(trial)
     with safe_open(trial.model, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    model: Model = config.model.head.make_model(config, facts, _load_encoder(config, facts, trial, backbone))
+    encoder: Any = _load_encoder(config, facts, trial, backbone)
+    if facts.text is not None:
+        encoder = Encoders(encoder, _load_text_encoder(config, facts.text, trial, text))
+    model: Model = config.model.head.make_model(config, facts, encoder)
     model.restore(state)
     model.load_more(trial)
     if missing := model.own_state().keys() ^ state.keys():
@@ -112,4 +121,14 @@ def _load_encoder(config: Config, facts: Facts, trial: TrialDir, backbone: Backb
                 f"{trial.path}: this model was trained on a tail that begins after block {facts.cut}, model.encoder.blocks now "
                 f"makes it begin after block {cut}. Set model.encoder.blocks in its config.yaml back, or train again."
             )
-    return encoder.load(backbone, trial)
+    return encoder.load(backbone, trial.adapter)
+
+
+def _load_text_encoder(config: Config, facts: TextFacts, trial: TrialDir, tower: TextTower | None) -> nn.Module:
+    encoder = config.model.text
+    if tower is not None and (found := tower.weights_hash()) != facts.base_weights:
+        raise WorkError(
+            f"{trial.path}: this model was trained on a text tower of weights {facts.base_weights[:12]}, the ones loaded now are "
+            f"{found[:12]}. Bring the old weights back, or train again."
+        )
+    return encoder.load(tower, trial.text_adapter)

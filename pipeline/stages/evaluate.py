@@ -43,10 +43,10 @@ def run(config: Config, trial: TrialDir) -> dict[str, Any]:
     inputs, record = load_inputs(config), read_trained(trial)
     if why := changed(record, inputs):
         raise WorkError(f"{trial.path}: not evaluated: {' and '.join(why)} changed since it was trained; train it again")
-    inputs.store.verify()
+    inputs.verify()
     split, device, task = choose_split(config, inputs), choose_device(config.device), inputs.task
     backbone = inputs.backbone if config.evaluate.inputs == "images" else inputs.encoder_backbone
-    model, facts = load_model(config, trial, backbone).to(device), load_facts(trial)
+    model, facts = load_model(config, trial, backbone, inputs.text_tower).to(device), load_facts(trial)
     table, training = inputs.table(split), Training.of(record)
     said, cached = _predict_split(config, inputs, model, facts, split, device)
     predictions, blocks = _report(inputs, table, said, training)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
+from pipeline.config.identity import towers_of
 from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.images import ChangedImage, DecodedImages, load_batches
@@ -33,6 +34,7 @@ from pipeline.features.forward import compute_features
 from pipeline.features.hashes import DataRecord, WeightsRecord
 from pipeline.features.store import FeatureStore, is_complete, open_key, refuse_bad
 from pipeline.progress import log
+from pipeline.stages import extract_texts
 from pipeline.stages.encoding import check_weights, encoding
 from pipeline.tasks import load_task
 
@@ -66,11 +68,15 @@ def run(config: Config, rank: int = 0, n_ranks: int = 1) -> FeatureStore | None:
     for an image that cannot be read where data.on_bad_image is error."""
     work = prepare(config)
     extract(work, range(rank, work.store.n_shards, n_ranks))
+    if rank == 0 and "text" in towers_of(config):
+        extract_texts.ensure(config)
     return finish(work)
 
 
 def ensure(config: Config) -> FeatureStore:
-    """The complete store. If it is not there this process extracts it, or waits for the one that does."""
+    """The complete store. If it is not there this process extracts it, or waits for the one that does; so with that of texts."""
+    if "text" in towers_of(config):
+        extract_texts.ensure(config)
     key = hashes.known_feature_key(config)
     if key is None or not is_complete(config, key):
         work = prepare(config)

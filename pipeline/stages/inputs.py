@@ -14,7 +14,8 @@ import torch
 
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
-from pipeline.config.identity import config_hash
+from pipeline.backbones.texts import TextTower
+from pipeline.config.identity import config_hash, towers_of
 from pipeline.config.own import content_hash
 from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
@@ -26,6 +27,7 @@ from pipeline.features.store import FeatureStore, open_key
 from pipeline.models.base import Facts
 from pipeline.models.metadata import Names
 from pipeline.progress import log
+from pipeline.stages.text_inputs import TextInputs, load_texts
 from pipeline.tasks import check, load_task
 from pipeline.tasks.base import Task
 from pipeline.training.demands import check_table
@@ -43,6 +45,8 @@ class Inputs:
     store: FeatureStore
     copies: Sequence[int] = ()
     """Rows of copies of images that are left out (data.on_duplicate)."""
+    texts: TextInputs | None = None
+    """For a head that reads texts."""
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -58,10 +62,20 @@ class Inputs:
         """The backbone if the encoder is built from it; None for one that reads the embedding as it is."""
         return self.backbone if self.config.model.encoder.learns else None
 
+    @property
+    def text_tower(self) -> TextTower | None:
+        """The text tower if its encoder is built from it."""
+        return None if self.texts is None else self.texts.encoder_tower
+
     def positions(self, split: Split) -> pd.Index:
         """Rows of a split whose image could be read, and is no copy to be left out; of train all that are trained on."""
         table, splits = self.dataset.table, self.config.data.split.trained if split == "train" else (split,)
         return table.index[table["split"].isin(splits) & ~table.index.isin([*self.store.bad, *self.copies])]
+
+    def verify(self) -> None:
+        """Every byte of the features. Raises MissingFeatures naming the first damaged shard."""
+        for store in (self.store, *([self.texts.store] if self.texts else [])):
+            store.verify()
 
     def table(self, split: Split) -> pd.DataFrame:
         return self.dataset.table.loc[self.positions(split)]
@@ -70,7 +84,10 @@ class Inputs:
         """A split's features and truth for a model."""
         bank = make_bank(self.store, self.positions(split).to_numpy(), device, self.config.resources.residence)
         counts = tuple(self.dataset.truth.counts(self.table("train")).values())
-        return make_samples(bank, self.table(split), facts, self.dataset.truth, device, counts)
+        samples = make_samples(bank, self.table(split), facts, self.dataset.truth, device, counts)
+        if self.texts is None:
+            return samples
+        return replace(samples, texts=self.texts.samples(self.positions(split).to_numpy(), counts, device))
 
 
 def load_inputs(config: Config) -> Inputs:
@@ -82,7 +99,7 @@ def load_inputs(config: Config) -> Inputs:
     dataset = replace(dataset, warnings=(*dataset.warnings, *warnings))
     for warning in dataset.warnings:
         log(f"{config.data.source}: {warning}")
-    inputs = Inputs(config, dataset, store, copies)
+    inputs = Inputs(config, dataset, store, copies, load_texts(config, dataset) if "text" in towers_of(config) else None)
     check_table(config, inputs.task, dataset.truth, {split: inputs.table(split) for split in get_args(Split)})
     return inputs
 
@@ -105,7 +122,8 @@ def make_facts(inputs: Inputs) -> Facts:
     cut = backbone.cut_before(encoder.tail_blocks) if encoder.tail_blocks and backbone else None
     width, made = backbone.embed_dim if backbone else inputs.store.shape[-1], inputs.store.ingredients
     names, dataset = Names.of(columns(inputs.table("train"))), inputs.dataset
-    return Facts(dataset.targets, names, width, made.weights, cut, made.key(), dataset.truth.auxiliary)
+    text = inputs.texts.facts if inputs.texts else None
+    return Facts(dataset.targets, names, width, made.weights, cut, made.key(), dataset.truth.auxiliary, text)
 
 
 def identity(inputs: Inputs) -> dict[str, str]:
@@ -115,6 +133,7 @@ def identity(inputs: Inputs) -> dict[str, str]:
     table_hash = hashlib.sha256(learned_from.to_csv(index=False, float_format="%.17g").encode()).hexdigest()
     known = {"config_hash": config_hash(inputs.config), "feature_key": inputs.store.ingredients.key(), "table_hash": table_hash}
     task, tree = content_hash(inputs.config.task), inputs.config.data.tree
+    known |= {"text_key": inputs.texts.store.ingredients.key()} if inputs.texts else {}
     known |= {"tree_hash": hashlib.sha256(Path(tree).read_bytes()).hexdigest()} if tree else {}
     return known | ({"task_hash": task} if task else {})
 
@@ -124,6 +143,7 @@ def changed(record: Mapping[str, Any], inputs: Inputs) -> list[str]:
     words = {
         "config_hash": "the configuration",
         "feature_key": "the features",
+        "text_key": "the texts' features",
         "table_hash": "targets, groups or splits",
         "task_hash": "the task's file",
         "tree_hash": "the tree (data.tree)",

@@ -73,7 +73,8 @@ def _forget_outdated(trial: TrialDir) -> None:
     results = (trial.results, trial.predictions, trial.groups, trial.provenance, trial.card)
     for path in (trial.trained, *results, trial.validation):
         path.unlink(missing_ok=True)
-    for path in (trial.model, trial.adapter, trial.classifier, trial.validation, trial.resume_state, trial.attempts):
+    model = (trial.model, trial.adapter, trial.text_adapter, trial.classifier, trial.validation)
+    for path in (*model, trial.resume_state, trial.attempts):
         sweep(path)
 
 
@@ -93,9 +94,9 @@ def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts
     """A model fitted to the training split, and what calibrates its forecasts, fitted to the validation split."""
     config = inputs.config
     make_deterministic()
-    inputs.store.verify()
+    inputs.verify()
     facts = make_facts(inputs)
-    model = make_model(config, facts, inputs.encoder_backbone).to(device)
+    model = make_model(config, facts, inputs.encoder_backbone, inputs.text_tower).to(device)
     train, validation = inputs.samples(facts, "train", device), inputs.samples(facts, "validation", device)
     trained = f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} trained parameters"
     sizes = f"{len(train)} images, {len(validation)} for validation, {trained}"

@@ -11,13 +11,14 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from pipeline.amounts import parse_time
 from pipeline.config.trial import Config
 from pipeline.disk.writing import write_text
 from pipeline.errors import Interrupted, WorkError
+from pipeline.models.base import Model
 from pipeline.models.learner import load_trained_state, trained_state
 from pipeline.training import augmentation as aug
 from pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -47,7 +48,7 @@ class Lesson(Protocol[B]):
         """On validation, the selection metric (None where it is not defined) and the mean loss."""
 
 
-def descend(model: nn.Module, lesson: Lesson[Any], run: Run) -> Progress:
+def descend(model: Model, lesson: Lesson[Any], run: Run) -> Progress:
     """Train `model` in place and leave it with the weights of the epoch that `select` says.
 
     Raises WorkError for a loss that is not finite or a parameter without a gradient, Interrupted when told to stop.
@@ -74,7 +75,7 @@ def descend(model: nn.Module, lesson: Lesson[Any], run: Run) -> Progress:
     return progress
 
 
-def fit_epoch(model: nn.Module, lesson: Lesson[Any], optimizer: Optimizer, run: Run, progress: Progress, log: EpochLog) -> None:
+def fit_epoch(model: Model, lesson: Lesson[Any], optimizer: Optimizer, run: Run, progress: Progress, log: EpochLog) -> None:
     """Train for one epoch, validate, remember the weights if they are the best, and write the epoch's line."""
     started, epoch, config = time.monotonic(), progress.epoch, run.config
     set_rates(optimizer, config, epoch, progress.validation_losses)
@@ -91,7 +92,7 @@ def fit_epoch(model: nn.Module, lesson: Lesson[Any], optimizer: Optimizer, run: 
 
 
 def train_epoch(
-    model: nn.Module, lesson: Lesson[Any], optimizer: Optimizer, config: Config, epoch: int, after_batch: Callable[[], None]
+    model: Model, lesson: Lesson[Any], optimizer: Optimizer, config: Config, epoch: int, after_batch: Callable[[], None]
 ) -> float:
     """One pass over what is learnt from; returns the mean loss of a batch. `after_batch` may raise to end it early."""
     streams = aug.epoch_streams(config.seed, epoch, next(model.parameters()).device)

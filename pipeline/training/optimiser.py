@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from pipeline.config.trial import Config
+from pipeline.models.base import Model
 
 
-def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+def make_optimizer(model: Model, config: Config) -> torch.optim.Optimizer:
     """Adam or AdamW over every trainable parameter; each group remembers its full rate as `peak_lr`."""
     optim, groups = config.optim, parameter_groups(model, config)
     kind = _uncompiled(torch.optim.AdamW if optim.kind == "adamw" else torch.optim.Adam)
@@ -27,13 +28,13 @@ def _uncompiled(kind: Any) -> Any:
     return type(kind.__name__, (kind,), methods | {"step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
-def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
+def parameter_groups(model: Model, config: Config) -> list[dict[str, Any]]:
     """Trainable parameters grouped by rate and by whether they decay. None is left out: what requires a gradient is in exactly
     one group."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decays = config.optim.decays == "all" or parameter.ndim > 1
+            decays = name not in model.undecayed and (config.optim.decays == "all" or parameter.ndim > 1)
             groups.setdefault((config.optim.lr * config.model.rate_scale(name), decays), []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "peak_lr": rate, **({} if decays else {"weight_decay": 0.0})}

@@ -20,6 +20,7 @@ from pipeline.metrics.groups import Prediction
 from pipeline.models.base import Facts, Model, Predicted
 from pipeline.models.learner import Answer, Learner
 from pipeline.models.metadata import COLUMNS, Metadata
+from pipeline.models.pairs.targets import ClassFacts
 from pipeline.training.augmentation import to_device
 
 Learnt = Float32[Tensor, "batch learnt"]
@@ -63,6 +64,23 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class TextSamples:
+    """The texts of a split's images and of all classes: `bank` holds the features of every distinct text."""
+
+    bank: Bank
+    of_image: Int64[Tensor, "images templates"]
+    """On the CPU: which texts stand for each image."""
+    of_class: Int64[Tensor, " classes"]
+    """On the CPU: which text stands for each class in evaluation."""
+    facts: ClassFacts
+    """What is known of the classes before training."""
+    views: Int64[np.ndarray, " images"]
+    """The number of each image's view; -1 where it is not known."""
+    scale: float
+    """What the pretrained model multiplies cosines by."""
+
+
+@dataclass(frozen=True)
 class Samples:
     """Images: `bank` holds their features, `targets` and `metadata` lie on the device, `groups` are numbers from 0."""
 
@@ -74,6 +92,8 @@ class Samples:
     """How many of the columns of `targets` are predicted; auxiliary labels behind them are only learnt."""
     counts: tuple[int, ...] = ()
     """Of labels: how many images of each class are trained on; empty where nobody has told."""
+    texts: TextSamples | None = None
+    """For a head that reads them."""
 
     @property
     def truth(self) -> Float32[np.ndarray, "images targets"] | Int64[np.ndarray, " images"]:

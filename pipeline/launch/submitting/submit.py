@@ -6,6 +6,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
+from pipeline.config.identity import towers_of
 from pipeline.disk.layout import ExperimentDir
 from pipeline.disk.lease import Lease
 from pipeline.errors import WorkError
@@ -13,6 +14,7 @@ from pipeline.experiments.cluster import Profile
 from pipeline.experiments.reading import Experiment, Trial
 from pipeline.features.hashes import known_feature_key
 from pipeline.features.store import is_complete
+from pipeline.features.text_hashes import known_text_key
 from pipeline.launch.manifest.job_names import Parts
 from pipeline.launch.manifest.manifest import REFUSED, Manifest, Terms, make_manifest, preview_manifest, sharing_features
 from pipeline.launch.scheduler.queue import Queued, cancel_stuck, is_queued, max_array_size, my_job_tasks, queued_trials
@@ -142,8 +144,9 @@ def show_scripts(experiment: Experiment, todo: list[Trial], request: Request) ->
 
 def needs_extraction(trials: list[Trial]) -> bool:
     """Whether a submission of these trials begins with extraction: not where all their features are there."""
-    configs = [sharing[0].config for sharing in sharing_features(trials)]
-    return not all((key := known_feature_key(config)) and is_complete(config, key) for config in configs)
+    known = {"image": known_feature_key, "text": known_text_key}
+    needed = [(sharing[0].config, known[tower]) for sharing in sharing_features(trials) for tower in towers_of(sharing[0].config)]
+    return not all((key := known_key(config)) and is_complete(config, key) for config, known_key in needed)
 
 
 def _queue(manifest: Manifest, extract: bool) -> str:

@@ -1,0 +1,113 @@
+"""What the features of texts depend on, hashed and kept like that of images (hashes.py). This module loads no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.config.identity import digest, plain, token_kind
+from pipeline.config.measures import Measures
+from pipeline.config.trial import Config
+from pipeline.data.dataset import known_signature
+from pipeline.data.texts import ClassTexts
+from pipeline.disk.writing import write_json
+from pipeline.errors import UserError, WorkError
+from pipeline.features.hashes import read_as, record_file, weights_signature
+from pipeline.features.key import Ingredients
+
+if TYPE_CHECKING:
+    from pipeline.backbones.texts import Towers
+
+
+@dataclass(frozen=True)
+class TextWeights(Measures):
+    """What a text tower contributes to a feature key, its measures, and the numbers that make logits of cosines."""
+
+    signature: str
+    weights: str
+    architecture: str
+    transform: str
+    logit_scale: float
+    """The logarithm of the factor."""
+    logit_bias: float | None
+    """None where the model has none."""
+
+
+@dataclass(frozen=True)
+class TextsRecord:
+    """The texts of a data set: how many, and the sha256 of them all."""
+
+    content: str
+    n: int
+
+
+def text_weights(config: Config, load: Callable[[], Towers]) -> TextWeights:
+    """The record of the text tower of the model that `load` loads, from disk if it holds."""
+    if (known := known_text_weights(config)) is not None:
+        return known
+    towers, now = load(), weights_signature(config.backbone)
+    if now is None:
+        raise WorkError(f"The weights of {config.backbone} changed while they were read. Run this again.")
+    text = towers.text
+    record = TextWeights(
+        signature=now,
+        weights=text.weights_hash(),
+        architecture=hashlib.sha256(repr(text).encode()).hexdigest(),
+        transform=text.transform_id(),
+        n_blocks=text.n_blocks,
+        embed_dim=text.embed_dim,
+        width=text.width + 1,  # with each token's mark
+        n_patches=text.n_tokens - 1,
+        n_parameters=sum(parameter.numel() for parameter in text.parameters()),
+        n_inputs=text.context_length,
+        logit_scale=towers.logit_scale,
+        logit_bias=towers.logit_bias,
+    )
+    write_json(record_file(config, "text-weights", now), asdict(record))
+    return record
+
+
+def known_text_weights(config: Config) -> TextWeights | None:
+    """The record of the text tower, if there is one of the weights as they are now."""
+    now = weights_signature(config.backbone)
+    return read_as(record_file(config, "text-weights", now), TextWeights) if now else None
+
+
+def keep_texts(config: Config, looks: str, texts: ClassTexts) -> None:
+    """Record the texts of the data that have this signature."""
+    write_json(record_file(config, "texts", _signature(config, looks)), asdict(TextsRecord(texts.content, len(texts.texts))))
+
+
+def text_ingredients(config: Config, content: str, weights: TextWeights) -> Ingredients:
+    """What the features of these texts depend on. Raises UserError if the tower has too few blocks."""
+    kind, blocks = token_kind(config, "text")
+    if blocks > weights.n_blocks:
+        raise UserError(f"model.text.blocks is {blocks}, but the text tower has {weights.n_blocks}. Set it to at most that.")
+    return Ingredients(
+        data=content,
+        backbone=config.backbone.kind,
+        architecture=weights.architecture,
+        weights=weights.weights,
+        transform=weights.transform,
+        kind=kind,
+        cut=weights.n_blocks - blocks if blocks else 0,
+        dtype=config.features.dtype,
+        shard_size=config.features.shard_size,
+        tower="text",
+    )
+
+
+def known_text_key(config: Config, looks: str | None = None) -> str | None:
+    """The key of the texts' features if records tell it; `looks` is the data's `known_signature`, for a caller that has it."""
+    looks = looks or known_signature(config.data)
+    weights = known_text_weights(config)
+    if weights is None or looks is None:
+        return None
+    texts = read_as(record_file(config, "texts", _signature(config, looks)), TextsRecord)
+    return None if texts is None else text_ingredients(config, texts.content, weights).key()
+
+
+def _signature(config: Config, looks: str) -> str:
+    return digest([looks, plain(config.data), plain(config.texts)])

@@ -1,0 +1,70 @@
+"""Extraction of texts: every distinct text of a data set through the frozen part of the text tower, once, into a store of its
+own. One process makes it: ten thousand names take seconds."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pipeline.backbones import load_towers
+from pipeline.backbones.texts import TextTower
+from pipeline.config.trial import Config
+from pipeline.data.dataset import Dataset
+from pipeline.data.texts import ClassTexts, texts_of
+from pipeline.device import choose_device, gpu_name
+from pipeline.disk.layout import store_dir
+from pipeline.disk.lease import Lease
+from pipeline.disk.provenance import provenance
+from pipeline.features.forward import check_finite, compute_features
+from pipeline.features.store import FeatureStore, is_complete
+from pipeline.features.text_hashes import keep_texts, known_text_key, text_ingredients, text_weights
+from pipeline.progress import log
+from pipeline.tasks import load_task
+
+
+def ensure(config: Config) -> None:
+    """The complete store of the texts' features. If it is not there this process makes it, or waits for the one that does."""
+    key = known_text_key(config)
+    if key is not None and is_complete(config, key):
+        return
+    dataset: Dataset = load_task(config.task).load(config.data)
+    texts, load = texts_of(dataset, config.texts), cache(partial(load_towers, config.backbone))
+    weights = text_weights(config, load)
+    made_of = text_ingredients(config, texts.content, weights)
+    store = FeatureStore(store_dir(config, made_of.key()), made_of, len(texts.texts))
+    keep_texts(config, dataset.signature(), texts)
+    store.dir.path.mkdir(parents=True, exist_ok=True)
+    with Lease(store.dir.lease, config.resources.lease_seconds).hold(partial(is_complete, config, store.key)) as held:
+        if held:
+            about = {"embed_dim": weights.embed_dim, "logit_scale": weights.logit_scale, "logit_bias": weights.logit_bias}
+            _extract(config, store, texts, load().text)
+            store.write_manifest(_table(texts), texts.hashes, about | {"provenance": provenance()})
+
+
+def _extract(config: Config, store: FeatureStore, texts: ClassTexts, tower: TextTower) -> None:
+    device = choose_device(config.device)
+    tower = tower.to(device)
+    for shard in store.missing():
+        positions = store.positions(shard)
+        chunks = torch.tensor(positions).split(config.resources.extract_batch)
+        features = torch.cat([_embed(config, store, tower, [texts.texts[i] for i in chunk.tolist()], device) for chunk in chunks])
+        check_finite(features.flatten(1), positions, lambda i: f"the text {texts.texts[i]!r}")
+        store.write_shard(shard, features.contiguous(), {}, {"images": len(features), "seconds": 0.0, "device": _name(device)})
+    log(f"features/{store.key}: {store.n} texts, on {_name(device)}")
+
+
+def _embed(config: Config, store: FeatureStore, tower: TextTower, texts: list[str], device: torch.device) -> Tensor:
+    made_of = store.ingredients
+    tokens = torch.stack([tower.transform(text) for text in texts]).to(device)
+    return compute_features(tower, tokens, made_of.kind, made_of.cut, made_of.dtype).cpu()
+
+
+def _table(texts: ClassTexts) -> pd.DataFrame:
+    return pd.DataFrame({"id": texts.texts, "source_split": "texts", "row": range(len(texts.texts))})
+
+
+def _name(device: torch.device) -> str:
+    return gpu_name(device) or "cpu"

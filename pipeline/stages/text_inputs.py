@@ -1,0 +1,89 @@
+"""What training and evaluation of a head that reads texts start from beside images: the texts of images and classes, their
+features, and what is known of the classes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int64
+
+from pipeline.backbones import load_towers
+from pipeline.backbones.texts import TextTower
+from pipeline.config.trial import Config
+from pipeline.data.dataset import Dataset
+from pipeline.data.taxonomy import taxonomy_of
+from pipeline.data.texts import ClassTexts, texts_of
+from pipeline.data.tree import read_tree, shared_depths
+from pipeline.disk.writing import read_record
+from pipeline.features.bank import make_bank
+from pipeline.features.store import FeatureStore, open_key
+from pipeline.features.text_hashes import keep_texts, text_ingredients, text_weights
+from pipeline.models.base import TextFacts
+from pipeline.models.pairs.targets import ClassFacts
+from pipeline.training.samples import TextSamples
+
+
+@dataclass(frozen=True)
+class TextInputs:
+    """Row i of the store is text i."""
+
+    config: Config
+    dataset: Dataset
+    texts: ClassTexts
+    store: FeatureStore
+
+    @cached_property
+    def tower(self) -> TextTower:
+        """The text tower, loaded when it is first asked for."""
+        return load_towers(self.config.backbone).text
+
+    @property
+    def encoder_tower(self) -> TextTower | None:
+        """The tower if the encoder of texts is built from it; None for one that reads the embedding as it is."""
+        return self.tower if self.config.model.text.learns else None
+
+    @cached_property
+    def facts(self) -> TextFacts:
+        """What a new model is built for."""
+        encoder, made, told = self.config.model.text, self.store.ingredients, read_record(self.store.dir.manifest)
+        cut = self.tower.cut_before(encoder.tail_blocks) if encoder.tail_blocks else None
+        scale, bias = float(told["logit_scale"]), told["logit_bias"]
+        return TextFacts(made.weights, cut, made.key(), scale, None if bias is None else float(bias))
+
+    def samples(self, rows: Int64[np.ndarray, " rows"], counts: tuple[int, ...], device: torch.device) -> TextSamples:
+        """The texts of these rows of the table, and of all classes."""
+        bank = make_bank(self.store, np.arange(self.store.n), device, self.config.resources.residence)
+        of_image, of_class = torch.from_numpy(self.texts.of_image[rows]), torch.from_numpy(self.texts.of_class)
+        scale = math.exp(self.facts.logit_scale)
+        return TextSamples(bank, of_image, of_class, self._class_facts(counts), self._views(rows), scale)
+
+    def _class_facts(self, counts: tuple[int, ...]) -> ClassFacts:
+        taxonomy, _ = taxonomy_of(self.dataset)
+        tree = None
+        if self.config.data.tree is not None:
+            tree = torch.from_numpy(shared_depths(read_tree(Path(self.config.data.tree)), taxonomy, self._lacking).depths)
+        return ClassFacts(torch.tensor(counts), torch.from_numpy(taxonomy.codes), tree)
+
+    @property
+    def _lacking(self) -> Any:
+        return self.config.data.not_in_tree
+
+    def _views(self, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
+        if "view" not in self.dataset.table:
+            return np.full(len(rows), -1, "int64")
+        return pd.factorize(self.dataset.table["view"].iloc[rows])[0].astype("int64")
+
+
+def load_texts(config: Config, dataset: Dataset) -> TextInputs:
+    """The data set's texts and their features, which must be there. Raises MissingFeatures where they are not."""
+    texts = texts_of(dataset, config.texts)
+    weights = text_weights(config, partial(load_towers, config.backbone))
+    keep_texts(config, dataset.signature(), texts)
+    return TextInputs(config, dataset, texts, open_key(config, text_ingredients(config, texts.content, weights).key()))

@@ -1,0 +1,140 @@
+"""What two towers learn from: batches of images, each with one of its class's texts, compared with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from pipeline.config.trial import Config
+from pipeline.errors import UserError
+from pipeline.metrics.buckets import bucket_of
+from pipeline.models.pairs.pair_loss import Batch, PairLoss
+from pipeline.models.towers import TwoTowers
+from pipeline.training import augmentation as aug
+from pipeline.training import loop
+from pipeline.training.image_augmentation import augment_images
+from pipeline.training.run import Choice, Fitted, Run
+from pipeline.training.samples import PREDICTION_BATCH, Samples, TextSamples, predict
+
+Rows = Int64[np.ndarray, " images"]
+CHUNK = 1024
+"""Rows of the matrix of pairs that are computed at a time, where a batch has more."""
+
+
+def fit(model: TwoTowers, train: Samples, validation: Samples, run: Run) -> Fitted:
+    """Tune `model` in place, and leave it with the weights of the epoch that `select` says and the classes' embeddings by them.
+    Raises UserError for too few images to fill a batch, and what `loop.descend` raises."""
+    texts, size = of_texts(train), run.config.train.batch_size
+    if len(train) < size:
+        raise UserError(f"train.batch_size is {size}, and there are {len(train)} images to train on: set it lower")
+    loss: PairLoss = run.config.loss.make(train.n_targets)
+    loss.prepare(texts.facts.to(train.targets.device), size)
+    lesson = Lesson(model, train, validation, run.config, loss)
+    progress = loop.descend(model, lesson, run)
+    embed_classes(model, texts)
+    return Fitted(progress)
+
+
+def of_texts(samples: Samples) -> TextSamples:
+    """The texts of the samples' images and classes, which a head that reads them has been given."""
+    assert samples.texts is not None
+    return samples.texts
+
+
+@torch.inference_mode()
+def embed_classes(model: TwoTowers, texts: TextSamples) -> None:
+    """Let the model know its classes by their texts: evaluation mode, fp32."""
+    model.eval()
+    parts = [model.embed_texts(texts.bank.gather(rows).float()) for rows in texts.of_class.split(PREDICTION_BATCH)]
+    model.classes.copy_(torch.cat(parts))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What batches of training images are drawn by (`config/batches.py`)."""
+
+    labels: Rows
+    views: Rows
+    """The number of each image's view; -1 where it is not known."""
+    buckets: Rows
+    tree: Float[np.ndarray, "classes classes"] | None
+    """Depth of the most recent common ancestor of each two classes."""
+    model: TwoTowers
+
+    def likeness(self) -> Float[np.ndarray, "classes classes"]:
+        """Cosines of the classes' embeddings, as the model has them now."""
+        return (self.model.classes @ self.model.classes.T).double().cpu().numpy()
+
+
+@dataclass
+class Lesson:
+    """Images and texts, as `loop.Lesson` has it."""
+
+    model: TwoTowers
+    train: Samples
+    validation: Samples
+    config: Config
+    compare: PairLoss
+    log_weights: Float[Tensor, " domains"] = field(default_factory=lambda: torch.zeros(0))
+
+    @cached_property
+    def drawn(self) -> Drawn:
+        texts, cuts = of_texts(self.train), self.config.evaluate.buckets
+        labels, counts = self.train.truth, texts.facts.counts.cpu().numpy().astype("int64")
+        tree = None if texts.facts.tree is None else texts.facts.tree.nan_to_num(-1.0).double().cpu().numpy()
+        return Drawn(labels, texts.views, bucket_of(counts, cuts)[labels], tree, self.model)
+
+    @property
+    def n_batches(self) -> int:
+        return max(1, len(self.train) // self.config.train.batch_size)
+
+    def batches(self, streams: aug.Streams) -> Iterator[Rows]:
+        embed_classes(self.model, of_texts(self.train))  # neighbours may be by these; and what is resumed has them as well
+        self.model.train()
+        return self.config.train.batches.draw(self.drawn, self.config.train.batch_size, streams.choices)
+
+    def loss(self, batch: Rows, epoch: int, streams: aug.Streams) -> tuple[Tensor, int]:
+        config, rows, texts = self.config, torch.from_numpy(batch), of_texts(self.train)
+        share = aug.strength(config.augment, epoch, config.train.epochs)
+        features, _, _ = self.train.select(rows)
+        features = augment_images(features, config.augment.images, share, streams.choices)
+        features = aug.add_noise(features, share * config.augment.noise, streams.noise)
+        of_image = texts.of_image[rows]
+        chosen = torch.from_numpy(streams.choices.integers(of_image.shape[1], size=len(rows)))
+        pairs = self._pairs(features, rows, of_image[torch.arange(len(rows)), chosen])
+        chunk = CHUNK if len(rows) > CHUNK else None
+        return self.compare.loss(pairs, self.model.logit_scale, self.model.logit_bias, chunk), len(rows)
+
+    @torch.inference_mode()
+    def validate(self) -> tuple[float | None, float]:
+        """The loss is of whole batches, in the images' order, each image beside its class's text of evaluation."""
+        embed_classes(self.model, of_texts(self.validation))
+        said = predict(self.model, self.validation)
+        metric = Choice.of(self.config).score(self.validation, said)
+        image, classes = torch.from_numpy(said.mean), self.validation.targets.codes[:, 0].cpu()
+        text, size = self.model.classes.cpu()[classes], min(self.config.train.batch_size, len(classes))
+        parts = [slice(start, start + size) for start in range(0, len(classes) - size + 1, size)]
+        device = self.model.classes.device
+        losses = [self._report(image[part].to(device), text[part].to(device), classes[part].to(device)) for part in parts]
+        return metric, float(torch.stack(losses).mean())
+
+    def _report(self, image: Tensor, text: Tensor, classes: Tensor) -> Tensor:
+        batch = Batch.whole(image, text, classes)
+        sums = self.compare.sums(batch, batch, self.model.logit_scale, self.model.logit_bias, None)
+        return self.compare.joined(sums, len(batch), to_report=True)
+
+    def _pairs(self, features: Tensor, rows: Tensor, texts: Tensor) -> Batch:
+        """Embeddings of images and of their texts, of which each that is there is embedded once."""
+        distinct, places = texts.unique(return_inverse=True)
+        device = features.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
+            image = self.model.embed(features)
+            text = self.model.embed_texts(of_texts(self.train).bank.gather(distinct).float())
+        classes = self.train.targets.codes[aug.to_device(rows, device), 0]
+        return Batch.whole(image, text[aug.to_device(places, device)], classes)

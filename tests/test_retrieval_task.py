@@ -177,7 +177,7 @@ def trained(counts: Array = COUNTS) -> Training:
 def rows(of: Embeddings) -> pd.DataFrame:
     genus = np.array(["x", "x", "y", "y", "y", "x", "z", None, "z"], object)[of.labels]
     ids = [f"i{i // 2}" for i in range(len(of.labels))]
-    return pd.DataFrame({"id": ids, "group": ids, "domain": None, "genus": genus})
+    return pd.DataFrame({"id": ids, "group": ids, "domain": None, "taxon genus": genus})
 
 
 def predicted(of: Embeddings, **more: Any) -> Embedded:
@@ -247,7 +247,7 @@ def test_files_tell_the_first_classes_of_each_image_and_its_own(tmp_path: Path) 
     images, classes = TASK.tables(predictions)
     assert classes["class"].tolist() == list("abcdefgh") and classes["n_train"].tolist() == COUNTS[:8].tolist()
     assert images["truth"].sum() == len(of.labels) and 5 * len(of.labels) <= len(images) <= 6 * len(of.labels)
-    assert images["prediction"].between(-1.001, 1.001).all() and "genus" not in images
+    assert images["prediction"].between(-1.001, 1.001).all() and "taxon genus" not in images
     blocks = TASK.report(predictions, trained())
     write_json(trial.results, blocks | TASK.describe(blocks))
     write_table(trial.predictions, images.sample(frac=1, random_state=0))

@@ -93,10 +93,12 @@ def load_facts(trial: TrialDir) -> Facts:
 
 
 def load_model(config: Config, trial: TrialDir, backbone: Backbone | None, text: TextTower | None = None) -> Model:
-    """Rebuild a trained model (`read_trained` vouches for its files), to evaluate. Raises WorkError for another backbone."""
+    """Rebuild a trained model (`read_trained` vouches for its files), to evaluate. Without its text tower, `text`, it embeds images
+    and knows its classes, and embeds no texts. Raises WorkError for another backbone."""
     facts = load_facts(trial)
     with safe_open(trial.model, framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        there = [name for name in file.keys() if text is not None or not name.startswith("text_encoder.")]  # noqa: SIM118
+        state = {name: file.get_tensor(name) for name in there}
     encoder: Any = _load_encoder(config, facts, trial, backbone)
     if facts.text is not None:
         encoder = Encoders(encoder, _load_text_encoder(config, facts.text, trial, text))
@@ -126,7 +128,9 @@ def _load_encoder(config: Config, facts: Facts, trial: TrialDir, backbone: Backb
 
 def _load_text_encoder(config: Config, facts: TextFacts, trial: TrialDir, tower: TextTower | None) -> nn.Module:
     encoder = config.model.text
-    if tower is not None and (found := tower.weights_hash()) != facts.base_weights:
+    if tower is None:
+        return nn.Identity()
+    if (found := tower.weights_hash()) != facts.base_weights:
         raise WorkError(
             f"{trial.path}: this model was trained on a text tower of weights {facts.base_weights[:12]}, the ones loaded now are "
             f"{found[:12]}. Bring the old weights back, or train again."

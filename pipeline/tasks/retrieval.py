@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from pipeline.metrics.groups import Prediction
 
+TAXON = "taxon "
+"""How the columns of a table begin that say to what an image's class belongs, from the most general rank; its name follows."""
 ABSENT = -2.0
 """The cosine that stands for one that was not kept: smaller than all."""
 
@@ -60,8 +62,6 @@ class Retrieval(Task[Embedded]):
 
     figures: ClassVar[Mapping[str, Figure]] = FIGURES
     headline: ClassVar[Sequence[str]] = ("id.i2t_map", "ood.i2t_map", "id.i2i_map", "composite", "acc", "selection")
-    ranks: ClassVar[Sequence[str]] = ("genus", "family", "order")
-    """Columns of the table that say to what an image's class belongs, from the lowest; those that it has are used."""
     buckets: ClassVar[tuple[int, int]] = (FEW, MEDIUM)
     """Most training images of the classes of few and of medium shots."""
 
@@ -76,7 +76,8 @@ class Retrieval(Task[Embedded]):
 
     # ---------------------------------------------------------------- predictions
     def predictions(self, table: pd.DataFrame, truth: Array | None, names: Sequence[str], said: Prediction) -> Embedded:
-        known = [name for name in ("id", "group", "domain", "species", *self.ranks) if name in table]
+        known = [name for name in ("id", "group", "domain", "species") if name in table]
+        known += [name for name in table if name.startswith(TAXON)]
         images, classes = _embeddings(said.only(len(names)))
         return Embedded(tuple(names), table[known], truth, images, classes, said.scale)
 
@@ -102,7 +103,7 @@ class Retrieval(Task[Embedded]):
         assert labels is not None
         present = np.flatnonzero(predictions.ranked.present)
         names, places = [predictions.names[i] for i in present], np.searchsorted(present, labels)
-        images = images[[name for name in images if name not in self.ranks]]
+        images = images[[name for name in images if not name.startswith(TAXON)]]
         images = images.assign(nth=images.groupby(["id", "group"]).cumcount())  # (an id may be an individual's)
         classes, n_rows, parts = predictions.classes[present], max(1, CELLS // max(1, len(present))), []
         for first in range(0, max(1, len(images)), n_rows):
@@ -124,12 +125,11 @@ class Retrieval(Task[Embedded]):
         """Of each rank that the images tell the number of what each class belongs to, UNKNOWN where they do not."""
         assert predictions.labels is not None
         found: dict[str, Array] = {}
-        for rank in self.ranks:
-            if rank in predictions.images:
-                codes, names = predictions.images[rank].factorize(sort=True)
-                of = np.full(len(predictions.names), UNKNOWN)
-                of[predictions.labels[codes >= 0]] = codes[codes >= 0]
-                found |= {rank: of} if len(names) else {}
+        for column in [name for name in reversed(predictions.images.columns) if name.startswith(TAXON)]:
+            codes, names = predictions.images[column].factorize(sort=True)
+            of = np.full(len(predictions.names), UNKNOWN)
+            of[predictions.labels[codes >= 0]] = codes[codes >= 0]
+            found |= {column.removeprefix(TAXON): of} if len(names) else {}
         return found
 
     def score(self, metric: str, truth: Array, said: Prediction, groups: Groups, counts: Sequence[int] = ()) -> float | None:

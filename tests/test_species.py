@@ -1,0 +1,195 @@
+"""Species through every stage, on generated beetles and small models of two towers: as released, few shots, projections, the last
+blocks of both towers, adapters on both; what is cached, saved, resumed and predicted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pipeline.backbones import load_towers
+from pipeline.config.trial import Config
+from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir
+from pipeline.errors import Interrupted, UserError
+from pipeline.experiments.reading import load_experiment
+from pipeline.models.saved import load_facts, load_model
+from pipeline.signals import StopFlag
+from pipeline.stages import evaluate, extract, train
+from pipeline.stages.inputs import load_inputs, make_facts
+from pipeline.stages.predict import Origin, predict_files
+from pipeline.tasks import load_task
+from pipeline.training.samples import predict
+from tests.test_open_clip_folder import with_simple_tokens
+from tests.towers import write_model
+
+pytestmark = pytest.mark.jobs
+QUICK = ("device=cpu", "train.precision=fp32", "features.dtype=fp32", "resources.lease_seconds=1", "train.batch_size=16")
+Make = Callable[..., tuple[Config, TrialDir]]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs of species, a small CLIP, and a root that all of this file's trials share."""
+    folder = tmp_path_factory.mktemp("species")
+    load_task("species").generate(folder / "data", scale=0.1)
+    write_model(folder / "clip", with_simple_tokens("ViT-B-32"))
+    return folder
+
+
+@pytest.fixture
+def make(place: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    monkeypatch.setenv("CARABID_ROOT", str(place / "root"))
+
+    def trial_of(method: str, *overrides: str, quick: tuple[str, ...] = QUICK) -> tuple[Config, TrialDir]:
+        """The first trial of a configuration of species, and its folder."""
+        own = (f"data.source={place / 'data' / 'metadata.csv'}", f"backbone.name=local-dir:{place / 'clip'}", *quick)
+        experiment = load_experiment(PROJECT / "configs/species" / f"{method}.yaml", (*own, *overrides))
+        trial = experiment.trials[0]
+        return trial.config, experiment_dir(trial.config).trial(trial.name)
+
+    return trial_of
+
+
+def done(config: Config, trial: TrialDir) -> dict[str, Any]:
+    """The results of a trial that goes through every stage."""
+    extract.ensure(config)
+    train.run(config, trial)
+    return evaluate.run(config, trial)
+
+
+LORA = "{kind: lora, blocks: 1, r: 2}"
+METHODS: dict[str, tuple[str, ...]] = {
+    "baseline": (),
+    "few_shot": ("data.shots=2",),
+    "projection": ("train.epochs=3", "optim.lr=1e-2"),
+    "finetune": ("train.epochs=2", "optim.lr=1e-3", "model.encoder.blocks=1", "model.text.blocks=2"),
+    "lora": (
+        "train.epochs=2",
+        "optim.lr=1e-2",
+        "model.encoder={kind: lora, blocks: 1, r: 2}",
+        "model.text={kind: lora, blocks: 1, r: 2}",
+    ),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_goes_from_photographs_to_results_of_species_known_and_new(method: str, make: Make) -> None:
+    config, trial = make(method, *METHODS[method])
+    results = done(config, trial)
+    assert results["split"] == "validation", "the test is opened on purpose alone"
+    for part in ("id", "ood"):
+        assert 0 < results[part]["i2t_map"] <= 1 and results[part]["n"] > 0
+    assert {"genus", "family"} <= results["ranks"].keys() and {"few", "medium", "many"} & results["buckets"].keys()
+    classes = pd.read_parquet(trial.groups)
+    assert len(classes) and {"i2t_map", "n_train"} <= set(classes)
+
+
+def test_what_is_read_again_says_the_same_and_reads_no_trunk(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of two adapters from its folder: the same embeddings of images and classes; both trunks stay where they are."""
+    config, trial = make("lora", *METHODS["lora"])
+    done(config, trial)
+    inputs = load_inputs(config)
+    text = inputs.text_tower
+    assert text is not None and inputs.texts is not None
+    model = load_model(config, trial, inputs.backbone, text)
+    for tower in (inputs.backbone, text):
+        monkeypatch.setattr(tower, "trunk", lambda *_: pytest.fail("a trunk ran"))
+    said = predict(model, inputs.samples(load_facts(trial), "validation", torch.device("cpu")))
+    tokens = torch.stack([text.transform(inputs.texts.texts.texts[i]) for i in inputs.texts.texts.of_class])
+    monkeypatch.undo()
+    with torch.no_grad():
+        classes = F.normalize(model.text_encoder(text.trunk(tokens, text.n_blocks - 1)), dim=-1)  # type: ignore[operator]
+    assert np.abs(said.classes - classes.numpy()).max() < 1e-5
+    moved = [name for name, p in model.named_parameters() if "lora_B" in name and p.abs().max() > 0]
+    assert any(name.startswith("encoder.") for name in moved) and any(name.startswith("text_encoder.") for name in moved)
+
+
+def test_released_towers_are_open_clips_own(make: Make, place: Path) -> None:
+    config, trial = make("baseline")
+    done(config, trial)
+    inputs, towers = load_inputs(config), load_towers(config.backbone)
+    model = load_model(config, trial, None)
+    said = predict(model, inputs.samples(make_facts(inputs), "validation", torch.device("cpu")))
+    assert inputs.texts is not None
+    texts = torch.stack([towers.text.transform(inputs.texts.texts.texts[i]) for i in inputs.texts.texts.of_class])
+    images = torch.stack([towers.image.transform(inputs.dataset.image(i)) for i in inputs.positions("validation")])
+    with torch.inference_mode():
+        for mine, own in ((said.classes, towers.text.embed(texts)), (said.mean, towers.image.embed(images))):
+            assert np.abs(mine - F.normalize(own, dim=-1).numpy()).max() < 1e-5
+    assert said.scale == pytest.approx(np.exp(towers.logit_scale), rel=1e-6)
+
+
+class StopAfter(StopFlag):
+    """Asked to stop once so many epochs have begun."""
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__()
+        self.left = epochs
+
+    def asked(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.mark.parametrize("batches", ["shuffled", "classes", "neighbours, by: embedding", "balanced"])
+def test_stopped_and_gone_on_it_ends_with_the_same_bits(batches: str, make: Make, tmp_path: Path) -> None:
+    more = ("train.epochs=4", f"train.batches={{kind: {batches}}}", "texts.templates=['a photo of $SCI$','$COM$','$TAX$ $SEX$']")
+    config, _ = make("projection", *more, "optim.lr=1e-2", "loss={kind: pair_bce, targets: hierarchical}")
+    extract.ensure(config)
+    whole, parts = TrialDir(tmp_path / "whole"), TrialDir(tmp_path / "parts")
+    train.run(config, whole)
+    with pytest.raises(Interrupted):
+        train.run(config, parts, StopAfter(2))
+    train.run(config, parts)
+    assert whole.model.read_bytes() == parts.model.read_bytes()
+
+
+def test_a_template_is_part_of_the_texts_features_and_of_no_images(make: Make, place: Path) -> None:
+    config, trial = make("baseline")
+    done(config, trial)
+    stores = {path.name for path in (place / "root" / "features").iterdir()}
+    other, _ = make("baseline", "texts.evaluation=$COM$")
+    extract.ensure(other)
+    added = {path.name for path in (place / "root" / "features").iterdir()} - stores
+    told = [json.loads((place / "root" / "features" / name / "manifest.json").read_text()) for name in added]
+    assert [each["ingredients"]["tower"] for each in told] == ["text"]
+
+
+def test_predict_names_species_and_a_tree_shapes_a_loss(make: Make, place: Path) -> None:
+    tree = f"data.tree={place / 'data' / 'tree.nwk'}"
+    config, trial = make("projection", "train.epochs=2", tree, "loss={kind: infonce, targets: phylogenetic}")
+    done(config, trial)
+    photo = next((place / "data" / "images").iterdir())
+    (said,) = predict_files(trial.path, [photo], Origin(), "cpu")
+    assert len(said) == len(load_facts(trial).targets) and all(-1.0001 <= value <= 1.0001 for value in said.values())
+
+
+def test_a_batch_that_no_images_fill_is_refused(make: Make) -> None:
+    config, trial = make("projection", "train.batch_size=100000", quick=QUICK[:-1])
+    extract.ensure(config)
+    with pytest.raises(UserError, match=r"train\.batch_size is 100000, and there are \d+ images"):
+        train.run(config, trial)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (("backbone={kind: pixels}",), "has no text tower"),
+        (("model.head={kind: logistic}", "model.text={kind: projection}"), "reads no texts"),
+        (("model.text={kind: end_to_end}", "model.head={kind: contrastive}", "loss={kind: infonce}"), "no images features"),
+        (("model.head={kind: contrastive}",), "embeds images and texts"),
+        (("loss={kind: pair_bce}",), "compares images with texts"),
+        (("model.encoder={kind: projection}",), "tunes nothing"),
+        (("train.batches={kind: classes}",), "does not compare the images of a batch"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_is_read(overrides: tuple[str, ...], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        load_experiment(PROJECT / "configs/species/baseline.yaml", overrides)

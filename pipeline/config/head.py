@@ -40,8 +40,8 @@ class Head(Kind):
         _solved("train.sample", ("images",), "has no use for train.sample {train.sample}"),
         _solved("augment", PLAIN, "has no use for augment"),
         _solved("select.epoch", ("best",), "has no epochs"),
-        Fit("model.text", PLAIN, "reads no texts", "reads_texts", (False,)),
-        Fit("train.batches", PLAIN, "does not compare the images of a batch", "embeds_pairs", (False,)),
+        Fit("model.text.kind", ("frozen",), "reads no texts", "reads_texts", (False,)),
+        Fit("train.batches.kind", ("shuffled",), "does not compare the images of a batch", "embeds_pairs", (False,)),
     )
     of: ClassVar[Literal["numbers", "classes", "both"]] = "numbers"
     """The truth that it predicts."""

@@ -39,7 +39,7 @@ from pipeline.training.run import Fitted, Run, Stop
 from pipeline.training.samples import Samples, Targets, predict
 from tests.small import named
 
-CLASSIFIER_KINDS = [kind for kind, head in Head.kinds.items() if head.of == "classes"]
+CLASSIFIER_KINDS = [kind for kind, head in Head.kinds.items() if head.of == "classes" and not head.reads_texts]
 CPU = torch.device("cpu")
 ONE_CLASS = ("mahalanobis", "knn_distance")
 VARIANTS: list[tuple[str, dict[str, Any]]] = [

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.config.backbone import OpenClip
+from pipeline.config.batches import Batches
 from pipeline.config.encoder import EndToEnd, FineTuned, Frozen, Lora, PatchConvs
 from pipeline.config.head import Head
 from pipeline.config.identity import NOT_SCIENCE, config_hash, digest, flatten, science, token_kind
+from pipeline.config.loss import Loss
 from pipeline.config.resources import Job
 from pipeline.config.schedule import Schedule
 from pipeline.config.split import FoldSplit
@@ -25,7 +27,7 @@ from pipeline.experiments.reading import load_experiment
 from tests.small import named
 
 Tree = dict[str, Any]
-CLASSIFIER_KINDS = [kind for kind, head in Head.kinds.items() if head.of == "classes"]
+CLASSIFIER_KINDS = [kind for kind, head in Head.kinds.items() if head.of == "classes" and not head.reads_texts]
 CONFIGS = PROJECT / "configs" / "beetles"
 
 # Everything that the result of the plainest method depends on.
@@ -269,6 +271,14 @@ LABELLED: Tree = {"experiment": "x", "data": {"label": "hybrid_stat"}, "loss": {
 CLASSIFIERS: list[Tree] = [
     {**LABELLED, "backbone": {"kind": "pixels"}, "model": {"head": {"kind": kind}}} for kind in CLASSIFIER_KINDS
 ]
+OF_TEXTS: Tree = {"task": "species", "data": {**LABELLED["data"], "tree": "tree.nwk", "columns": {"view": "view"}}}
+CLASSES, PAIRS = {"kind": "cross_entropy"}, {"kind": "infonce"}
+FROZEN_TOWERS = [kind for kind, head in Head.kinds.items() if head.reads_texts and not head.embeds_pairs]
+PAIR_KINDS = [kind for kind, loss in Loss.kinds.items() if loss.of == "pairs"]
+TUNED: Tree = {"encoder": {"kind": "projection"}, "text": {"kind": "projection"}, "head": {"kind": "contrastive"}}
+EVERY = {"targets": "phylogenetic", "shuffle": 1, "weights": {"classes": "class_balanced", "focal": 2, "balance": True}}
+EVERY_ROW = {"weights": {"classes": "inverse_frequency", "focal": 2}}
+SECOND = {"kind": "pair_bce", "weight": 0.3, **EVERY}
 DECAYING = [kind for kind in Schedule.kinds if kind not in ("constant", "cosine")]
 BASES: list[Tree] = [
     {
@@ -319,6 +329,28 @@ BASES: list[Tree] = [
     {"experiment": "x", "data": BESIDE, "backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "patch_convs"}}},
     {"experiment": "x", "data": BESIDE, "backbone": {"kind": "pixels"}, "model": {"head": {"kind": "ridge"}}},
     *CLASSIFIERS,
+    *({"experiment": "x", **OF_TEXTS, "model": {"head": {"kind": kind}}, "loss": CLASSES} for kind in FROZEN_TOWERS),
+    *({"experiment": "x", **OF_TEXTS, "model": TUNED, "loss": {"kind": kind}} for kind in PAIR_KINDS),
+    *(
+        {"experiment": "x", **OF_TEXTS, "model": TUNED, "loss": {"kind": "infonce", "second": {"kind": kind, "weight": 0.3}}}
+        for kind in PAIR_KINDS
+    ),
+    *(
+        {"experiment": "x", **OF_TEXTS, "model": TUNED, "loss": PAIRS, "train": {"batches": {"kind": kind}}}
+        for kind in Batches.kinds
+    ),
+    {
+        "experiment": "x",
+        **OF_TEXTS,
+        "model": TUNED,
+        "loss": {"kind": "pair_bce", **EVERY, "second": SECOND, "images": {"weight": 0.1}},
+    },
+    {
+        "experiment": "x",
+        **OF_TEXTS,
+        "model": TUNED,
+        "loss": {"kind": "infonce", **EVERY_ROW, "second": {"kind": "infonce", "weight": 0.3, **EVERY_ROW}},
+    },
     *({"experiment": "x", "schedule": {"kind": kind}} for kind in ("cosine", *DECAYING)),
 ]
 # What another value of a key may be, where its type does not tell.
@@ -341,6 +373,20 @@ OTHERS: Tree = {
     "train.sample": "groups",
     "loss.levels": [0.1, 0.5, 0.9],
     "calibrate.kind": "spread",
+    "train.batches.by": "tree",
+    **{
+        f"loss.{part}{key}": value
+        for part in ("", "second.")
+        for key, value in {
+            "targets": "multipositive",
+            "similarity": "geodesic",
+            "weights.classes": "inverse_frequency",
+            "weights.mean_over": "samples",
+            "weights.pairs": "doubled",
+            "weights.focal_form": "distance",
+            "weights.join": "harmonic",
+        }.items()
+    },
     "model.pool": "precision",
     "optim.kind": "adamw",
     "optim.clip": 1.0,
@@ -380,6 +426,7 @@ OTHER_KINDS: Tree = {
         "finetuned": {"kind": "frozen"},
         "patch_convs": {"kind": "frozen"},
         "end_to_end": {"kind": "frozen"},
+        "projection": {"kind": "lora"},
         "frozen": None,
     },
     "model.head": {
@@ -388,8 +435,20 @@ OTHER_KINDS: Tree = {
         "climatology": {"kind": "boosting"},
         "boosting": {"kind": "mlp"},
         **{kind: {"kind": "mlp"} for kind in CLASSIFIER_KINDS},
+        **{kind: {"kind": "logistic"} for kind in FROZEN_TOWERS},
+        "contrastive": None,
     },
-    "loss": {"cross_entropy": None, "mse": {"kind": "quantiles"}, "student_t": {"kind": "crps"}, "quantiles": {"kind": "nll"}},
+    "model.text": {"projection": {"kind": "finetuned"}, "finetuned": None, "frozen": None},
+    "train.batches": {**dict.fromkeys(Batches.kinds), "classes": {"kind": "buckets"}},
+    "loss.second": {**dict.fromkeys(PAIR_KINDS), "infonce": {"kind": "pair_bce", "weight": 0.3}},
+    "loss": {
+        **dict.fromkeys(PAIR_KINDS),
+        "infonce": {"kind": "pair_bce"},
+        "cross_entropy": None,
+        "mse": {"kind": "quantiles"},
+        "student_t": {"kind": "crps"},
+        "quantiles": {"kind": "nll"},
+    },
     "schedule": {"constant": {"kind": "cosine"}, "cosine": {"kind": "plateau"}, **dict.fromkeys(DECAYING)},
     "risk": {"mean": None, "coral": {"kind": "group_dro"}, "group_dro": {"kind": "mean"}},
 }
@@ -661,7 +720,7 @@ def test_equal_numbers_written_differently_are_the_same_trial() -> None:
         (
             {"backbone": {"kind": "timm"}, "model": {"encoder": {"kind": "lora"}}},
             "encoder.kind lora reads cut features, and timm cannot be cut: set backbone.kind open_clip(,| or) dinov2.*, "
-            "or model.encoder.kind frozen(,| or) end_to_end",
+            "or model.encoder.kind frozen.* or end_to_end",
         ),
         ({"backbone": {"kind": "concat"}, "model": {"encoder": {"kind": "end_to_end"}}}, "concat is several networks"),
         ({"backbone": {"kind": "concat", "parts": [{"kind": "pixels"}]}}, "two backbones or more; one alone is written"),

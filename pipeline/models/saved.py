@@ -93,8 +93,8 @@ def load_facts(trial: TrialDir) -> Facts:
 
 
 def load_model(config: Config, trial: TrialDir, backbone: Backbone | None, text: TextTower | None = None) -> Model:
-    """Rebuild a trained model (`read_trained` vouches for its files), to evaluate. Without its text tower, `text`, it embeds images
-    and knows its classes, and embeds no texts. Raises WorkError for another backbone."""
+    """Rebuild a trained model (`read_trained` vouches for its files), to evaluate. Without its text tower, `text`, it embeds
+    images and knows its classes, and embeds no texts. Raises WorkError for another backbone."""
     facts = load_facts(trial)
     with safe_open(trial.model, framework="pt") as file:
         there = [name for name in file.keys() if text is not None or not name.startswith("text_encoder.")]  # noqa: SIM118

@@ -439,7 +439,7 @@ OTHER_KINDS: Tree = {
         "contrastive": None,
     },
     "model.text": {"projection": {"kind": "finetuned"}, "finetuned": None, "frozen": None},
-    "train.batches": {**dict.fromkeys(Batches.kinds), "classes": {"kind": "buckets"}},
+    "train.batches": {**dict.fromkeys(Batches.kinds), "classes": {"kind": "shuffled"}},
     "loss.second": {**dict.fromkeys(PAIR_KINDS), "infonce": {"kind": "pair_bce", "weight": 0.3}},
     "loss": {
         **dict.fromkeys(PAIR_KINDS),

@@ -77,7 +77,7 @@ class Retrieval(Task[Embedded]):
     # ---------------------------------------------------------------- predictions
     def predictions(self, table: pd.DataFrame, truth: Array | None, names: Sequence[str], said: Prediction) -> Embedded:
         known = [name for name in ("id", "group", "domain", "species") if name in table]
-        known += [name for name in table if name.startswith(TAXON)]
+        known += [name for name in map(str, table) if name.startswith(TAXON)]
         images, classes = _embeddings(said.only(len(names)))
         return Embedded(tuple(names), table[known], truth, images, classes, said.scale)
 
@@ -103,7 +103,7 @@ class Retrieval(Task[Embedded]):
         assert labels is not None
         present = np.flatnonzero(predictions.ranked.present)
         names, places = [predictions.names[i] for i in present], np.searchsorted(present, labels)
-        images = images[[name for name in images if not name.startswith(TAXON)]]
+        images = images[[name for name in map(str, images) if not name.startswith(TAXON)]]
         images = images.assign(nth=images.groupby(["id", "group"]).cumcount())  # (an id may be an individual's)
         classes, n_rows, parts = predictions.classes[present], max(1, CELLS // max(1, len(present))), []
         for first in range(0, max(1, len(images)), n_rows):
@@ -125,7 +125,7 @@ class Retrieval(Task[Embedded]):
         """Of each rank that the images tell the number of what each class belongs to, UNKNOWN where they do not."""
         assert predictions.labels is not None
         found: dict[str, Array] = {}
-        for column in [name for name in reversed(predictions.images.columns) if name.startswith(TAXON)]:
+        for column in [name for name in map(str, reversed(predictions.images.columns)) if name.startswith(TAXON)]:
             codes, names = predictions.images[column].factorize(sort=True)
             of = np.full(len(predictions.names), UNKNOWN)
             of[predictions.labels[codes >= 0]] = codes[codes >= 0]

@@ -477,10 +477,10 @@ def test_all_mistakes_are_named_at_once() -> None:
         ("train.epochs=2.5", "train.epochs", "valid integer"),
         ("seed=", "seed", "valid integer"),
         ("model.normalize=maybe", "model.normalize", "valid boolean"),
-        ("model.encoder.kind=loar", "model.encoder.kind", "'frozen', 'finetuned', 'lora', 'patch_convs'"),
+        ("model.encoder.kind=loar", "model.encoder.kind", "'frozen', 'projection', 'finetuned', 'lora'"),
         ("model.encoder.targets=[q_proj,qkv]", "model.encoder.targets.1", "'q_proj', 'k_proj'"),
         ("data.split={kind: folds, fold: 5}", "data.split", "folds count from 0 to 4"),
-        ("optim=3", "optim", "this is a block of keys: kind, lr, weight_decay, betas, clip (given: 3)"),
+        ("optim=3", "optim", "this is a block of keys: kind, lr, weight_decay, betas, eps, decays, clip (given: 3)"),
         ("model=5", "model", "this is a block of keys: encoder, normalize, "),
         ("model.encoder=5", "model.encoder", "this is a block of keys: kind, "),
         ("data.targets=SPEI_30d", "data.targets", "write a list: [SPEI_30d]"),
@@ -544,7 +544,9 @@ def test_a_config_that_does_not_exist_is_refused_with_the_nearest_that_does() ->
     for mistyped in ("configs/beetles/loar.yaml", "beetles/lora"):
         assert refusal(mistyped).endswith("; did you mean configs/beetles/lora.yaml?")
     for mistyped in ("lora", "lora.yaml"):
-        assert refusal(mistyped).endswith("; did you mean configs/beetles/lora.yaml or configs/butterflies/lora.yaml?")
+        assert refusal(mistyped).endswith(
+            "; did you mean configs/beetles/lora.yaml or configs/butterflies/lora.yaml or configs/species/lora.yaml?"
+        )
     assert "configs/beetles/baseline.yaml, " in refusal("nothing/like/it")
 
 

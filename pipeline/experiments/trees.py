@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from pipeline.config.identity import changes, flatten
-from pipeline.config.kinds import blocks_in
+from pipeline.config.kinds import Kind, blocks_in
 from pipeline.config.trial import Config
 
 Tree = dict[str, Any]
@@ -27,15 +27,38 @@ DEFAULT_KINDS = _default_kinds(Config)
 KIND_KEYS = set(flatten(DEFAULT_KINDS))
 
 
+def _families(model: type[BaseModel], place: str = "") -> dict[str, type[Kind]]:
+    """The family of each block with several kinds, by the dotted key of its kind."""
+    found: dict[str, type[Kind]] = {}
+    for name, info in model.model_fields.items():
+        blocks = blocks_in(info.annotation)
+        if len(blocks) > 1:
+            found[f"{place}{name}.kind"] = next(each for each in blocks[0].__mro__ if Kind in each.__bases__)
+        elif blocks:
+            found |= _families(blocks[0], f"{place}{name}.")
+    return found
+
+
+FAMILIES = _families(Config)
+
+
+def _replaces(key: str, old: Tree, new: Tree) -> bool:
+    """Whether a block is of another class than the one that it is laid on: kinds of one class (crps and nll, a constant rate and
+    a cosine) share their keys, and so do all of `optim`, whose kind is a plain key."""
+    before, after = old.get("kind"), new.get("kind", old.get("kind"))
+    if key not in FAMILIES or before == after:
+        return False
+    kinds = FAMILIES[key].kinds
+    return before not in kinds or after not in kinds or kinds[before] is not kinds[after]
+
+
 def merge(base: Tree, over: Tree, place: str = "") -> Tree:
     """`over` on top of `base`, block by block; a block of another kind replaces the block where its keys are others."""
     out = dict(base)
     for key, value in over.items():
         old, out[key] = out.get(key), value
-        if isinstance(old, dict) and isinstance(value, dict):
-            has_kinds = f"{place}{key}.kind" in KIND_KEYS  # (`optim.kind` is a plain key: all share their keys)
-            if not has_kinds or value.get("kind", old.get("kind")) == old.get("kind"):
-                out[key] = merge(old, value, f"{place}{key}.")
+        if isinstance(old, dict) and isinstance(value, dict) and not _replaces(f"{place}{key}.kind", old, value):
+            out[key] = merge(old, value, f"{place}{key}.")
     return out
 
 

@@ -19,9 +19,10 @@ from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir
 from pipeline.errors import Interrupted, UserError
 from pipeline.experiments.reading import load_experiment
-from pipeline.models.saved import load_facts, load_model
+from pipeline.models.interpolation import between, plain, soup
+from pipeline.models.saved import load_facts, load_model, make_model
 from pipeline.signals import StopFlag
-from pipeline.stages import evaluate, extract, train
+from pipeline.stages import evaluate, extract, interpolate, train
 from pipeline.stages.inputs import load_inputs, make_facts
 from pipeline.stages.predict import Origin, predict_files
 from pipeline.tasks import load_task
@@ -176,6 +177,38 @@ def test_a_batch_that_no_images_fill_is_refused(make: Make) -> None:
     extract.ensure(config)
     with pytest.raises(UserError, match=r"train\.batch_size is 100000, and there are \d+ images"):
         train.run(config, trial)
+
+
+@pytest.mark.parametrize("method", ["projection", "lora"])
+def test_between_released_and_tuned_the_ends_are_these_to_the_bit(method: str, make: Make) -> None:
+    config, trial = make(method, *METHODS[method])
+    results = done(config, trial)
+    released = done(*make("baseline"))
+    inputs = load_inputs(config)
+    base = plain(make_model(config, load_facts(trial), inputs.encoder_backbone, inputs.text_tower)).state_dict()
+    tuned = plain(load_model(config, trial, inputs.encoder_backbone, inputs.text_tower)).state_dict()
+    for alpha, end in ((0.0, base), (1.0, tuned)):
+        assert all(torch.equal(tensor, end[name]) for name, tensor in between(base, tuned, alpha).items())
+    assert not torch.equal(base["logit_scale"], tuned["logit_scale"])
+    found = interpolate.run([trial.path], [0.0, 0.5, 1.0], "cpu")
+    ends = [found.rows[0]["id.i2t_map"], found.rows[-1]["id.i2t_map"]]
+    assert ends == pytest.approx([released["id"]["i2t_map"], results["id"]["i2t_map"]], abs=1e-6)
+    assert all(path.exists() for path in found.files) and found.files[1].read_text().count("<circle") == 3
+
+
+def test_a_soup_is_the_mean_of_its_trials_and_not_of_unlike_ones(make: Make) -> None:
+    (one, first), (two, second) = (make("projection", *METHODS["projection"], "model.head.lr_scale=" + s) for s in ("1", "2"))
+    for config, trial in ((one, first), (two, second)):
+        done(config, trial)
+    inputs = load_inputs(one)
+    states = [load_model(one, trial, inputs.encoder_backbone, inputs.text_tower).state_dict() for trial in (first, second)]
+    mean = soup(states)
+    assert all(torch.allclose(mean[name], (states[0][name] + states[1][name]) / 2, atol=1e-7) for name in mean)
+    assert len(interpolate.run([first.path, second.path], [1.0], "cpu").rows) == 1
+    with pytest.raises(UserError, match="not the same encoders"):
+        soup([states[0], {"encoder.weight": torch.zeros(1)}])
+    with pytest.raises(UserError, match="tunes no towers"):
+        interpolate.run([make("baseline")[1].path], [0.0], "cpu")
 
 
 @pytest.mark.parametrize(

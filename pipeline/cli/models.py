@@ -37,6 +37,28 @@ def predict(
         raise WorkError(f"{len(bad)} of {len(files)} images cannot be read: they are named above")
 
 
+def interpolate(
+    trials: Annotated[list[Path], typer.Argument(help="A trained trial of two tuned towers; several: their soup.")],
+    alphas: Annotated[str, typer.Option(metavar="A,B,…", help="Shares of the tuned model.")] = "0,.1,.2,.3,.4,.5,.6,.7,.8,.9,1",
+    device: Annotated[str | None, typer.Option(help="auto, cuda or cpu; default: auto.")] = None,
+) -> None:
+    """Evaluate models between the released and the tuned one (WiSE-FT), and draw what is gained on species that were trained on
+    against what is lost on others."""
+    from pipeline.stages import interpolate as stage
+
+    try:
+        shares = [float(text) for text in alphas.split(",")]
+    except ValueError:
+        raise UserError(f"--alphas {alphas}: write numbers with commas between them, such as 0,.5,1") from None
+    if not shares or not all(0 <= share <= 1 for share in shares):
+        raise UserError(f"--alphas {alphas}: each is within 0 and 1")
+    found = stage.run(trials, shares, device)
+    print("\t".join(("alpha", *stage.SHOWN)))
+    for row in found.rows:
+        print("\t".join("" if row[name] is None else f"{row[name]:.4f}" for name in ("alpha", *stage.SHOWN)))
+    print(f"of {found.split}; {found.files[0]} has all figures, {found.files[1].name} beside it a picture")
+
+
 def embed(
     folder: Annotated[Path, typer.Argument(help="Folder of images; those in its folders too.")],
     backbone: Annotated[

@@ -1,0 +1,100 @@
+"""Trials of two towers between the model as it was released and as it was tuned: what is gained where species were trained on
+(ID), and what is lost where they were not (OOD)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.trial import Config
+from pipeline.device import choose_device, make_deterministic, set_threads
+from pipeline.disk.layout import TrialDir
+from pipeline.disk.writing import write_json, write_text
+from pipeline.errors import UserError
+from pipeline.metrics.figures import Training
+from pipeline.models.base import Facts
+from pipeline.models.interpolation import between, plain, soup
+from pipeline.models.saved import load_facts, load_model, make_model, read_trained
+from pipeline.models.towers import TwoTowers
+from pipeline.reporting.frontier import draw
+from pipeline.stages.evaluate import choose_split
+from pipeline.stages.inputs import Inputs, load_inputs
+from pipeline.stages.predict import trained_config, trial_at
+from pipeline.training.samples import Samples, predict
+from pipeline.training.towers import embed_classes, of_texts
+
+FILE = "interpolation.json"
+SHOWN = ("id.i2t_map", "ood.i2t_map", "id.i2i_map", "composite", "acc")
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Figures at each α, and where they were written."""
+
+    rows: list[dict[str, float | None]]
+    split: str
+    files: tuple[Path, Path]
+
+
+def run(folders: Sequence[Path], alphas: Sequence[float], device: str | None) -> Frontier:
+    """Evaluate (1 − α)·released + α·tuned for each α, of one trial or of the soup of several, and write the figures and a picture
+    into the first trial's folder. Raises UserError for trials without two tuned towers, or of unlike ones."""
+    set_threads()
+    make_deterministic()
+    trials = [trial_at(folder) for folder in folders]
+    config, facts, where = trained_config(trials[0]), load_facts(trials[0]), choose_device(device or "auto")
+    if not config.model.head.embeds_pairs:
+        raise UserError(f"{trials[0].path}: model.head.kind {config.model.head.kind} tunes no towers: name a contrastive trial")
+    inputs = load_inputs(config)
+    inputs.verify()
+    split = choose_split(config, inputs)
+    base = plain(_base(config, facts, inputs)).to(where)
+    tuned = soup([plain(_tuned(trial, inputs)).to(where).state_dict() for trial in trials])
+    samples, training = inputs.samples(facts, split, where), Training.of(read_trained(trials[0]))
+    released = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    rows = []
+    for alpha in alphas:
+        base.load_state_dict(between(released, tuned, alpha))
+        rows.append({"alpha": alpha, **_figures(base, samples, inputs, split, training)})
+    return _write(trials, rows, split)
+
+
+def _base(config: Config, facts: Facts, inputs: Inputs) -> TwoTowers:
+    """The model before it was tuned."""
+    made = make_model(config, facts, inputs.encoder_backbone, inputs.text_tower)
+    assert isinstance(made, TwoTowers)
+    return made
+
+
+def _tuned(trial: TrialDir, inputs: Inputs) -> TwoTowers:
+    """Raises UserError for a trial of other features or texts, which would not be of this data."""
+    config, record = trained_config(trial), read_trained(trial)
+    if record["feature_key"] != inputs.store.key or not config.model.head.embeds_pairs:
+        raise UserError(f"{trial.path}: it is of other features, or tunes no towers: a soup is of trials of one experiment")
+    loaded = load_model(config, trial, inputs.encoder_backbone, inputs.text_tower)
+    assert isinstance(loaded, TwoTowers)
+    return loaded
+
+
+def _figures(model: TwoTowers, samples: Samples, inputs: Inputs, split: Any, training: Training) -> dict[str, float | None]:
+    """The headline's figures, and all others by name."""
+    embed_classes(model, of_texts(samples))
+    table, task = inputs.table(split), inputs.task
+    said = predict(model, samples)
+    predictions = task.forecast(task.predictions(table, inputs.dataset.truth.of(table), inputs.dataset.targets, said), training)
+    figures: dict[str, float | None] = task.describe({"summary": {}} | task.report(predictions, training))["figures"]
+    return {name: figures.get(name) for name in (*SHOWN, *figures)}
+
+
+def _write(trials: Sequence[TrialDir], rows: list[dict[str, float | None]], split: str) -> Frontier:
+    first = trials[0].path
+    names = [trial.path.name for trial in trials]
+    if (first / FILE).exists():
+        print(f"{first / FILE} is there already: replaced", flush=True)
+    write_json(first / FILE, {"trials": names, "split": split, "rows": rows})
+    picture = (first / FILE).with_suffix(".svg")
+    points = [(row["alpha"], row["ood.i2t_map"], row["id.i2t_map"]) for row in rows]
+    write_text(picture, draw(points, "image→text mAP, species not trained on", "species trained on"))
+    return Frontier(rows, split, (first / FILE, picture))

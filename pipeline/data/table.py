@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.data import Data, Folded
 from pipeline.data.classes import number_classes, unseen_classes
 from pipeline.data.dataset import Dataset, choose_splits
+from pipeline.data.missing import emptied
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import Source
 from pipeline.data.splits import assign, rare_strata, shuffled
@@ -144,7 +145,7 @@ def _split_table(source: Source, data: Data, name: str, split: str) -> pd.DataFr
     import pandas as pd
 
     _check_columns(source, data, name)
-    cells = _known(source.table(name), data.missing)
+    cells = emptied(source.table(name), data.missing)
     if cells.empty:
         raise UserError(f"data.source {data.source}: the split {name!r} has no rows.")
     table = pd.DataFrame({"split": split, "source_split": name, "row": range(len(cells))})
@@ -160,16 +161,6 @@ def _split_table(source: Source, data: Data, name: str, split: str) -> pd.DataFr
     for i, column in enumerate(data.columns.auxiliary):
         table[f"{AUXILIARY}{i}"] = _names(cells, column, "data.columns.auxiliary")
     return table
-
-
-def _known(cells: pd.DataFrame, missing: Sequence[str]) -> pd.DataFrame:
-    """The cells, None for those that hold nothing but what stands for nothing."""
-    nothing = {each.casefold() for each in missing}
-    for column in cells:
-        gone = {cell for cell in set(cells[column].dropna()) if _whole(str(cell).strip()).casefold() in nothing}
-        if gone:
-            cells[column] = cells[column].astype(object).mask(cells[column].isin(gone), None)
-    return cells
 
 
 def _check_columns(source: Source, data: Data, split: str) -> None:

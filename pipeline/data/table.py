@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.data import Data, Folded
 from pipeline.data.classes import number_classes, unseen_classes
-from pipeline.data.dataset import Dataset, choose_splits
+from pipeline.data.dataset import Dataset, choose_splits, unread_splits
 from pipeline.data.missing import emptied
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import Source
@@ -70,7 +70,7 @@ def _read(data: Data) -> Dataset:
     card = data.columns.colour_card if data.colour_card else None
     bar = data.columns.scale_bar if data.scale_bar else None
     how = how_of(data.decoding, keeps_size=data.scale_bar)
-    warnings = (*source.notes(), *_ungrouped(table, data), *sentinels(table, data.targets))
+    warnings = (*source.notes(), *unread_splits(source, data), *_ungrouped(table, data), *sentinels(table, data.targets))
     dataset = Dataset(table, truth, source, data.columns.image, warnings, card, bar, data.canvas, how)
     return _warned(dataset, _check_groups(dataset, data))
 

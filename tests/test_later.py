@@ -138,6 +138,15 @@ def test_a_key_that_is_added_to_any_block_changes_no_identity_while_it_is_as_by_
     assert not issubclass(block, Kind) or block.kinds
 
 
+def test_a_trial_with_a_default_of_earlier_code_is_the_one_with_that_of_today() -> None:
+    """What was saved with all defaults written out stays what it was."""
+    before = ["NA", "N/A", "#N/A", "nan", "NULL", "None", "NaT", "<NA>", "-", "?"]
+    for values in TRIALS:
+        saved = {**values, "data": {**values.get("data", {}), "missing": before}}
+        assert identities(saved) == identities(values)
+        assert identities({**saved, "data": {**saved["data"], "missing": before[1:]}})[0] != identities(values)[0]
+
+
 # ---------------------------------------------------------------- trials of earlier code
 KEPT = sorted(path.parent for path in FOLDER.glob("*/*/identity.json"))
 FAMILIES: dict[str, Callable[[Config], Any]] = {

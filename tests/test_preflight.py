@@ -79,6 +79,44 @@ def test_where_no_image_is_there_skipping_bad_ones_is_no_way_on(root: Path, tmp_
         preflight([lab_config(BROKEN["no image is there"].write(tmp_path), "data.on_bad_image=skip")])
 
 
+def without_images(folder: Path, is_gone: Callable[[int, str, str], bool]) -> Path:
+    """A table with splits, some of whose images are not there."""
+    rows = [(*row, "train" if i < 10 else "validation" if i < 16 else "test") for i, row in enumerate(labelled(folder, AB))]
+    for i, (name, label, split) in enumerate(rows):
+        if is_gone(i, label, split):
+            (folder / name).unlink()
+    return write_table(folder, rows, ("filename", "label", "split"))
+
+
+GONE: dict[str, tuple[Callable[[int, str, str], bool], tuple[str, ...], str]] = {
+    "a class": (lambda i, label, split: label == "b", (), r"labels\.csv: .* all images to fit on are of a"),
+    "a class in training": (
+        lambda i, label, split: label == "b" and split == "train",
+        (BY_COLUMN,),
+        "all images to fit on are of a",
+    ),
+    "all that validate": (
+        lambda i, label, split: split == "validation",
+        (BY_COLUMN,),
+        "the validation split has no usable image",
+    ),
+    "all that train": (lambda i, label, split: split == "train", (BY_COLUMN,), "the train split has no usable image"),
+    "all tests": (lambda i, label, split: split == "test", (BY_COLUMN, "evaluate.split=test"), "the data have no such images"),
+    "too many for k": (lambda i, label, split: i < 6, ("model.head={kind: knn, k: 9}",), "knn has k 9, more than the"),
+}
+
+
+@pytest.mark.parametrize(("is_gone", "overrides", "says"), GONE.values(), ids=GONE)
+def test_what_is_asked_of_a_table_is_asked_of_the_images_that_are_there(
+    root: Path, tmp_path: Path, is_gone: Callable[[int, str, str], bool], overrides: tuple[str, ...], says: str
+) -> None:
+    config = lab_config(without_images(tmp_path, is_gone), *overrides, "data.on_bad_image=skip")
+    with pytest.raises(UserError, match=rf"{says}.*of 20 images are not there and left out .*labels\.csv, line \d+"):
+        preflight([config])
+    write_images(tmp_path, 20)
+    assert preflight([config]) == []
+
+
 def test_every_fold_is_looked_at(root: Path, tmp_path: Path) -> None:
     """Fold 0 may be well where another one is not."""
     rows = [(*row, "b" if row[1] == "b" and i < 18 else f"p{i}") for i, row in enumerate(labelled(tmp_path, AB))]

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pipeline.config.decoding import Decoding
 from pipeline.config.fits import GIVEN, Fit
 from pipeline.config.kinds import kind_of
-from pipeline.config.section import LATER, Positive, Section, Seed
+from pipeline.config.section import LATER, Formerly, Positive, Section, Seed
 from pipeline.config.split import SourceSplit, Split
 
 RESULT_KEYS = {
@@ -18,8 +18,12 @@ RESULT_KEYS = {
 }  # fmt: skip
 
 
-MISSING = ("NA", "N/A", "#N/A", "nan", "NULL", "None", "NaT", "<NA>", "-", "?")
-"""What R, Excel, pandas and databases write for nothing."""
+FORMER_MISSING = ("NA", "N/A", "#N/A", "nan", "NULL", "None", "NaT", "<NA>", "-", "?")
+MISSING = (
+    *FORMER_MISSING, "#NA", "#N/A N/A", "-nan", "1.#QNAN", "-1.#QNAN", "1.#IND", "-1.#IND", "\\N", "<null>", "(null)", "[null]",
+    "#VALUE!", "#REF!", "#DIV/0!", "#NUM!", "#NAME?", "#NULL!", "n.a.", "--", "---", "–", "—", ".",
+)  # fmt: skip
+"""What R, Excel, pandas, SAS, databases and people write for nothing."""
 
 
 class Columns(Section):
@@ -92,7 +96,7 @@ class Data(Decoding):
     the column with its scientific name, known by the usual names."""
     positive: str | None = None
     """Of two classes the one that scores are of (`hybrid`); null: the first one by name."""
-    missing: Annotated[tuple[str, ...], LATER] = MISSING
+    missing: Annotated[tuple[str, ...], LATER, Formerly(FORMER_MISSING)] = MISSING
     """What stands in a cell, in letters of any case, for nothing: a label, a number or an image that lacks is refused, a group
     that lacks is one of its own, a domain, species, site or date is unknown. `[]`: empty cells alone."""
     on_duplicate: Annotated[Literal["warn", "error", "drop"], LATER] = "warn"

@@ -12,7 +12,7 @@ from pydantic_core import to_jsonable_python
 from pipeline.config.backbone import FeatureKind
 from pipeline.config.data import Data
 from pipeline.config.kinds import blocks_in
-from pipeline.config.section import LATER, Section
+from pipeline.config.section import LATER, Formerly, Section
 from pipeline.config.trial import Config
 
 Tower = Literal["image", "text"]
@@ -38,10 +38,10 @@ def without_later(values: Any, blocks: Sequence[type[BaseModel]]) -> Any:
     if block is None:
         return values
     kept = dict(values)
-    for name, is_later, default, inner in _steps(block):
+    for name, defaults, inner in _steps(block):
         if name in kept:
             kept[name] = without_later(kept[name], inner)
-            if is_later and kept[name] == without_later(default, inner):
+            if any(kept[name] == without_later(default, inner) for default in defaults):
                 del kept[name]
     return kept
 
@@ -55,14 +55,15 @@ def _block_of(values: Any, blocks: Sequence[type[BaseModel]]) -> type[BaseModel]
 
 
 @cache
-def _steps(block: type[BaseModel]) -> list[tuple[str, bool, Any, Sequence[type[BaseModel]]]]:
-    """The keys of a block that may be left out, or hold blocks with such keys: name, whether it is LATER, default, blocks."""
-    steps: list[tuple[str, bool, Any, Sequence[type[BaseModel]]]] = []
+def _steps(block: type[BaseModel]) -> list[tuple[str, list[Any], Sequence[type[BaseModel]]]]:
+    """The keys of a block that may be left out, or hold blocks with such keys: name, its defaults if it is LATER, blocks."""
+    steps: list[tuple[str, list[Any], Sequence[type[BaseModel]]]] = []
     for name, info in block.model_fields.items():
         is_later, inner = LATER in info.metadata, blocks_in(info.annotation, of_lists=True)
         if is_later or len(inner) > 1 or any(map(_steps, inner)):
-            default = to_jsonable_python(info.get_default(call_default_factory=True)) if is_later else None
-            steps.append((name, is_later, default, inner))
+            defaults = [info.get_default(call_default_factory=True)] if is_later else []
+            defaults += [mark.default for mark in info.metadata if isinstance(mark, Formerly)]
+            steps.append((name, to_jsonable_python(defaults), inner))
     return steps
 
 

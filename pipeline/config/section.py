@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any, ClassVar
 
@@ -24,6 +25,14 @@ Ascending = AfterValidator(_ascend)
 LATER = "later"
 """Marks a key that is added later, `Annotated[int, LATER] = 1`, with a default that keeps the old behaviour: while it has that
 default it is left out of all hashes, so what was trained before stays valid."""
+
+
+@dataclass(frozen=True)
+class Formerly:
+    """Marks a LATER key by a default that it had before: it is left out of hashes as the present one is, so what was trained as
+    by default stays so. Where the two lead to other results, something else must tell (of data.missing the hash of the table)."""
+
+    default: Any
 
 
 class Section(BaseModel):

@@ -4,7 +4,7 @@ reads files, `table` gives their columns a meaning and makes the data set. Loads
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Read = TypeVar("Read")
 MEASURED = 64
 """Cards and bars whose measures are kept: images that were photographed together mostly stand together."""
+NAMED, SHOWN = 5, 40
+"""Splits that a warning names, and characters of each."""
 
 
 class BadImage(UserError):
@@ -175,6 +177,33 @@ def known_signature(data: Data) -> str | None:
 
 def _signature(source: Source, splits: tuple[str, ...], columns: tuple[str, ...]) -> str:
     return f"{source.signature()}/{','.join(splits)}/{'/'.join(columns)}"
+
+
+def unread_splits(source: Source, data: Data) -> Iterator[str]:
+    """A warning for splits of which no row is read, but for one that the configuration turns off (data.split.test=none). Raises
+    UserError for one that differs from a split that is read in the case of its letters alone."""
+    wanted, exist = data.split.names, source.splits()
+    unread = {name: source.rows(name) for name in exist if wanted and name not in wanted.values()}
+    for name, n in unread.items():
+        if key := next((key for key, read in wanted.items() if read.casefold() == name.strip().casefold()), None):
+            place = source.where(name, 0) if n else f"data.source {data.source}"
+            raise UserError(
+                f"{place}: rows of split {name!r} ({n} in all) would not be read: the configuration spells it {wanted[key]!r} "
+                f"(data.split.{key}). Spell all alike, and set data.split.{key} to that."
+            )
+    counts = [
+        f"{n} {'row' if n == 1 else 'rows'} of split {name[:SHOWN]!r}"
+        for name, n in unread.items()
+        if not _is_turned_off(name, wanted, exist)
+    ]
+    if counts:
+        more = f" and those of {len(counts) - NAMED} more splits" if len(counts) > NAMED else ""
+        yield f"{', '.join(counts[:NAMED])}{more} are not read: data.split reads {', '.join(wanted.values())}"
+
+
+def _is_turned_off(name: str, wanted: Mapping[str, str], exist: Sequence[str]) -> bool:
+    """Whether it has the usual name of a split for which the configuration names one that is not there."""
+    return name in wanted and wanted[name] not in exist
 
 
 def choose_splits(exist: list[str], data: Data) -> dict[str, str]:

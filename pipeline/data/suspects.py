@@ -5,36 +5,103 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.data import Data
 from pipeline.data.dataset import Dataset
+from pipeline.data.missing import written
 from pipeline.data.truth import UNUSED
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
-SENTINELS = (-9999.0, -999.0, 9999.0, -99999.0, 99999.0)
-"""What databases and loggers write for a number that was not measured."""
+    Array = NDArray[Any]
+
+SENTINELS = (
+    *(-99.0, -999.0, -9999.0, -99999.0, -999999.0, 999.0, 9999.0, 99999.0, 999999.0, -99.9, -999.9, -9999.9, -999.25, -32768.0),
+    *(32767.0, 65535.0, -2147483648.0, 2147483647.0, 1e20, -1e20, 1e30, -1e30, 9.969209968386869e36, -3.4e38, 3.4e38),
+)
+"""What databases, loggers, rasters and NetCDF write for a number that was not measured."""
+NAMED = 5
+"""Values of a target that are warned of."""
+FEWEST = 5
+"""Values that are not alike, of which a range is known."""
+OTHER_SIGN, BOTH_SIGNS, SAME_SIGN = 10.0, 100.0, 10_000.0
+"""How many ranges of all others a value that repeats lies away from them at least to be suspect: where it is of a sign that none
+of them has; where they are of both; else, for counts of animals have long tails and are rounded."""
 LATER_SPLITS = {"train": 0, "validation": 1, "test": 2}
 """Of copies in several splits, those in the last of them are what others are copies of."""
 
 
 def sentinels(table: pd.DataFrame, targets: Sequence[str]) -> Iterator[str]:
-    """A warning for each target in which a value repeats that stands for a missing one elsewhere, far from all others."""
+    """A warning for each value of a target that repeats far from all others, as what stands for a missing one does: over groups,
+    if it does not do so elsewhere."""
+    import numpy as np
+
     for target in targets:
-        values = table[target]
-        for value in SENTINELS:
-            rest, n = values[values != value], int((values == value).sum())
-            if n > 1 and len(rest) and not _is_near(value, float(rest.min()), float(rest.max())):
+        values, counts = np.unique(table[target], return_counts=True)
+        suspect = _suspects(values, counts)
+        rest = values[~suspect]
+        for value, n in islice(zip(values[suspect].tolist(), counts[suspect].tolist(), strict=True), NAMED):
+            if _is_sentinel([value])[0] or table.loc[table[target] == value, "group"].nunique() > 1:
                 among = f"{n} of {len(table)} rows, far from all others ({rest.min():g} to {rest.max():g})"
-                yield f"{target} is {value:g} in {among}: if that stands for a missing value, remove such rows"
+                yield f"{target} is {written(value)} in {among}: if that stands for a missing value, remove such rows"
 
 
-def _is_near(value: float, low: float, high: float) -> bool:
-    """Whether a value lies among others from low to high, or no further from these than they from one another."""
-    return low - (high - low) <= value <= high + (high - low)
+def _is_sentinel(values: Any) -> NDArray[np.bool_]:
+    """Whether values stand for a missing one elsewhere, as single precision has them."""
+    import numpy as np
+
+    return np.isin(np.asarray(values, "float32"), np.array(SENTINELS, "float32"))
+
+
+def _suspects(values: Array, counts: Array) -> NDArray[np.bool_]:
+    """Of distinct values that ascend, each so often: those that repeat far from all that do not, none of which hides another."""
+    import numpy as np
+
+    known = (counts > 1) & _is_sentinel(values)
+    suspect = np.zeros(len(values), bool)
+    suspect[~known] = _outlying(values[~known], counts[~known])
+    rest = values[~known & ~suspect]
+    return suspect | known & _is_far(values, rest.min(), rest.max(), 1.0) if len(rest) else suspect
+
+
+def _outlying(values: Array, counts: Array) -> NDArray[np.bool_]:
+    """Whichever they are: by how far from the median, the first that lies many ranges away of all that are nearer, half of the
+    rows at least, with all that follow, if each of these repeats."""
+    import numpy as np
+
+    found, n = np.zeros(len(values), bool), int(counts.sum())
+    if len(values) <= FEWEST:
+        return found
+    order = np.argsort(np.abs(values - values[np.searchsorted(np.cumsum(counts), n / 2)]), kind="stable")
+    ordered, repeats = values[order], counts[order] > 1
+    low, high = np.minimum.accumulate(ordered)[:-1], np.maximum.accumulate(ordered)[:-1]
+    are_most = (np.cumsum(counts[order])[:-1] * 2 >= n) & (np.arange(1, len(values)) >= FEWEST)
+    begins = are_most & np.logical_and.accumulate(repeats[::-1])[::-1][1:]
+    for at in np.flatnonzero(begins & _is_far(ordered[1:], low, high, _ranges(ordered[1:], low, high))):
+        if _is_far(ordered[at + 1 :], low[at], high[at], _ranges(ordered[at + 1 :], low[at], high[at])).all():
+            found[order[at + 1 :]] = True
+            break
+    return found
+
+
+def _ranges(values: Array, low: Any, high: Any) -> Array:
+    """As how many ranges of others, from low to high, each value is to lie further away."""
+    import numpy as np
+
+    is_other = (values < 0) & (low >= 0) | (values > 0) & (high <= 0)
+    return np.where(is_other, OTHER_SIGN, np.where((low < 0) & (high > 0), BOTH_SIGNS, SAME_SIGN))
+
+
+def _is_far(values: Array, low: Any, high: Any, ranges: Any) -> NDArray[np.bool_]:
+    """Whether values lie further from others, which are from low to high, than so many of their ranges."""
+    reach = (high - low) * ranges
+    return (values < low - reach) | (values > high + reach)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.data import Data
 from pipeline.config.split import Folded, SpeciesSplit
 from pipeline.data.classes import number_classes, unseen_classes
-from pipeline.data.dataset import Dataset, choose_splits
+from pipeline.data.dataset import Dataset, choose_splits, unread_splits
 from pipeline.data.known_columns import same_meaning, with_genus
+from pipeline.data.missing import emptied
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import Source
 from pipeline.data.species_splits import assign_species, few_shots
@@ -71,7 +72,7 @@ def read_table(data: Data, source: Source, many_classes: bool = False) -> Datase
     card = data.columns.colour_card if data.colour_card else None
     bar = data.columns.scale_bar if data.scale_bar else None
     how = how_of(data.decoding, keeps_size=data.scale_bar)
-    warnings = (*source.notes(), *_ungrouped(table, data), *sentinels(table, data.targets))
+    warnings = (*source.notes(), *unread_splits(source, data), *_ungrouped(table, data), *sentinels(table, data.targets))
     dataset = Dataset(table, truth, source, data.columns.image, warnings, card, bar, data.canvas, how)
     return warned(dataset, _check_groups(dataset, data))
 
@@ -152,7 +153,7 @@ def _split_table(source: Source, data: Data, name: str, split: str) -> pd.DataFr
     import pandas as pd
 
     _check_columns(source, data, name)
-    cells = _known(source.table(name), data.missing)
+    cells = emptied(source.table(name), data.missing)
     if cells.empty:
         raise UserError(f"data.source {data.source}: the split {name!r} has no rows.")
     table = pd.DataFrame({"split": split, "source_split": name, "row": range(len(cells))})
@@ -175,16 +176,6 @@ def _split_table(source: Source, data: Data, name: str, split: str) -> pd.DataFr
     for i, column in enumerate(data.columns.auxiliary):
         table[f"{AUXILIARY}{i}"] = _names(cells, column, "data.columns.auxiliary")
     return table
-
-
-def _known(cells: pd.DataFrame, missing: Sequence[str]) -> pd.DataFrame:
-    """The cells, None for those that hold nothing but what stands for nothing."""
-    nothing = {each.casefold() for each in missing}
-    for column in cells:
-        gone = {cell for cell in set(cells[column].dropna()) if _whole(str(cell).strip()).casefold() in nothing}
-        if gone:
-            cells[column] = cells[column].astype(object).mask(cells[column].isin(gone), None)
-    return cells
 
 
 def _check_columns(source: Source, data: Data, split: str) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import random
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT
@@ -18,6 +19,9 @@ from pipeline.tasks import load_task
 from tests.fuzz.values import spoil_bytes, spoil_text
 from tests.fuzz.verdict import Case
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 CELLS: tuple[Any, ...] = (
     "", " ", "NA", "nan", "NULL", "N/A", "-", "?", "none", "-9999", "9999", "1e308", "-1e999", "inf", "1,5", "1.5e",
     "0x10", "1_0",
@@ -25,6 +29,7 @@ CELLS: tuple[Any, ...] = (
     "\ufeff",
     "../../etc/passwd", "C:\\images\\1.JPG", "http://x/y.jpg", "0.JPG", "0.jpg", "images/0.png", "/", "~", "True", "001",
     "1.0", "+1",
+    "#N/A N/A", "#VALUE!", "1.#QNAN", "\\N", "(null)", "--", "—", ".", "-9999.0", "-999.25", "9.96921e36", "-3.4e38", "-32768",
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
     None, 1, 1.5, True, float("nan"), float("inf"), 10**18, b"", b"\x89PNG", "x", "", [], [1],
@@ -33,10 +38,33 @@ VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 """What a Parquet column may hold."""
 ENCODINGS = ("utf-8", "utf-8", "utf-8", "utf-8-sig", "latin-1", "utf-16", "utf-32", "cp1252")
-SEPARATORS = (",", ",", ",", ";", "\t", "|", " ")
+SEPARATORS = (",", ",", ",", ";", ";", "\t", "|", " ")
+BEFORE = (
+    "",
+    "",
+    "",
+    "",
+    "sep=;\r\n",
+    "sep=,\n",
+    '"sep=;"\n',
+    "sep=\t\n",
+    "sep=\n",
+    'sep="\n',
+    "\n\n",
+    ";;\n",
+    ",,\n",
+    "\r\n \r\n",
+)
+"""What stands before the header."""
+ODD_NAMES = ("size, mm", "size; mm", "weight\n(g)", 'the "name"', "a|b", "a\tb")
+"""Of columns, as Excel writes them."""
+KINDS = ("string", "large_string", "string_view", "dictionary", "dictionary", "binary")
+"""As which types Parquet may keep text."""
 NAMES = ("labels.csv", "labels.csv", "LABELS.CSV", "labels.tsv", "labels.txt", "train.csv", "labels")
 SPLITS = ("folds", "sites", "years", "domains", "source")
-WORDS = ("train", "validation", "test", "Train", "val", "TEST", "", "dev", "train ", "all")
+WORDS = ("train", "validation", "test", "Train", "val", "TEST", "Test", "", "dev", "train ", "all", "unlabelled", "NA", "none")
+MISSING = ([], ["NA", -9999], [-9999.0], ["9.96921e36", "."], ["train"], [""])
+"""What may stand for nothing."""
 
 
 @cache
@@ -53,12 +81,16 @@ def table_case(number: int, draw: random.Random, place: Path) -> Case:
     rows = [row(i, draw) for i in range(draw.choice((0, 1, 3, 20, 20, 20, 40)))]
     for _ in range(draw.randrange(4)):
         spoil_column(rows, draw)
+    if draw.random() < 0.3:
+        respell_splits(rows, draw)
     folder = place / f"table{number}"
     folder.mkdir(exist_ok=True)
     path = write_csv(rows, folder, draw) if draw.random() < 0.6 else write_parquet(rows, folder, draw)
     config = experiment(task, split)
     source = str(path if draw.random() < 0.9 else folder)
     data = config.data.model_copy(update={"source": source, "on_bad_image": draw.choice(("error", "skip"))})
+    if draw.random() < 0.3:
+        data = data.model_copy(update={"missing": tuple(map(str, draw.choice(MISSING)))})
     paths = config.paths.model_copy(update={"features": str(folder / "features")})
     config = config.model_copy(update={"data": data, "paths": paths})
     return Case(f"tables {number}", lambda: read(config), (folder.name, "data.", "column"))
@@ -92,14 +124,24 @@ def spoil_column(rows: list[dict[str, Any]], draw: random.Random) -> None:
             each[f"{name}{draw.choice(('', ' ', '.1'))}" if how == 5 else name.upper()] = each.pop(name, "")
 
 
+def respell_splits(rows: list[dict[str, Any]], draw: random.Random) -> None:
+    """One split, or some of its rows, called otherwise."""
+    old, new = draw.choice(WORDS[:3]), draw.choice(WORDS)
+    for each in rows:
+        if each.get("split") == old and draw.random() < 0.5:
+            each["split"] = new
+
+
 def write_csv(rows: list[dict[str, Any]], folder: Path, draw: random.Random) -> Path:
     names = list(rows[0]) if rows else ["filename", "label"]
     text = io.StringIO()
     writer = csv.writer(text, delimiter=draw.choice(SEPARATORS), quoting=draw.choice((csv.QUOTE_MINIMAL, csv.QUOTE_ALL)))
     extra = draw.choice(([], [], [], ["", ""]))
-    writer.writerow(names + extra)
-    writer.writerows([each.get(name, "") for name in names] + extra for each in rows)
-    content = text.getvalue()
+    odd = draw.sample(ODD_NAMES, draw.choice((0, 0, 1, 2)))
+    writer.writerow([*odd[:1], *names, *odd[1:], *extra])
+    some = [draw.choice(("1,5", "2", "")) for _ in odd]
+    writer.writerows([*some[:1], *(each.get(name, "") for name in names), *some[1:], *extra] for each in rows)
+    content = draw.choice(BEFORE) + text.getvalue()
     for _ in range(draw.choice((0, 0, 0, 1))):
         content = spoil_text(content, draw)
     encoded = content.encode(draw.choice(ENCODINGS), errors="replace")
@@ -117,10 +159,24 @@ def write_parquet(rows: list[dict[str, Any]], folder: Path, draw: random.Random)
     if names and draw.random() < 0.5:
         columns[draw.choice(names)] = [draw.choice(VALUES)] * len(rows)
     path = folder / draw.choice(("train.parquet", "labels.parquet", "LABELS.PARQUET"))
-    pq.write_table(pa.table(columns), path, row_group_size=draw.choice((3, 1000)))
+    pq.write_table(retyped(pa.table(columns), draw), path, row_group_size=draw.choice((3, 1000)))
     if draw.random() < 0.4:
         path.write_bytes(spoil_bytes(path.read_bytes(), draw))
     return path
+
+
+def retyped(table: pa.Table, draw: random.Random) -> pa.Table:
+    """With text, and now and then something else, kept as other types."""
+    import pyarrow as pa
+
+    for place, field in enumerate(table.schema):
+        if field.type != pa.null() and draw.random() < (0.5 if field.type == pa.string() else 0.1):
+            with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                kind = draw.choice(KINDS)
+                of = table.column(place)
+                column = of.dictionary_encode() if kind == "dictionary" else of.cast(getattr(pa, kind)())
+                table = table.set_column(place, field.name, column)
+    return table
 
 
 def typed(name: str, cell: Any) -> Any:

@@ -43,6 +43,10 @@ class Source(ABC):
     def table(self, split: str) -> pd.DataFrame:
         """The plain columns of a split, one row per image, without reading any image; a path to an image is plain."""
 
+    def rows(self, split: str) -> int:
+        """How many rows a split has."""
+        return len(self.table(split))
+
     @abstractmethod
     def image_names(self, split: str, column: str) -> list[str | None]:
         """The path or file name that the data give each image of a split; None where there is none."""

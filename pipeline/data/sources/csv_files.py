@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import os
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+from pipeline.config.data import Data
+from pipeline.data.missing import nothing
 from pipeline.data.sources.base import TableSource, encoded
 from pipeline.errors import UserError
 
@@ -20,6 +24,10 @@ SUFFIXES = (".csv", ".tsv")
 """Of the files of a folder; a file that is named may be a .txt as well."""
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 """What may part columns instead of commas."""
+SAID = re.compile(r'"?sep=([^"\w\s]|\t)"?\s*')
+"""Excel's own first line."""
+LOOKED_AT = 50
+"""Records by which it is known what parts their columns."""
 LONGEST_CELL = 2**31 - 1
 """Characters; csv's own limit is shorter than the outline of a country."""
 
@@ -52,6 +60,9 @@ class CsvSource(TableSource):
         cells = [[cell if cell.strip() else None for cell in record.cells] for record in self._records[split]]
         return pd.DataFrame(cells, columns=self._headers[split], dtype=object)
 
+    def rows(self, split: str) -> int:
+        return len(self._records[split])
+
     def image_names(self, split: str, column: str) -> list[str | None]:
         return self.texts(split, column)
 
@@ -82,7 +93,7 @@ class CsvSource(TableSource):
 
     @cached_property
     def _tables(self) -> list[_Table]:
-        return [read_csv(file) for files in self.groups.values() for file in files]
+        return [read_csv(file, self.data.columns.image) for files in self.groups.values() for file in files]
 
     @cached_property
     def _loaded(self) -> tuple[dict[str, list[str]], dict[str, list[_Record]]]:
@@ -98,7 +109,7 @@ class CsvSource(TableSource):
         if len(headers) == 1 and SPLIT_COLUMN in headers[only]:
             if not records[only]:
                 raise UserError(f"{self._tables[0].path}: the table has a header and no rows.")
-            records = _by_split_column(headers[only], records[only])
+            records = _by_split_column(headers[only], records[only], self.data)
             headers = dict.fromkeys(records, headers[only])
         return headers, records
 
@@ -122,15 +133,17 @@ class _Table:
     """What was taken for granted to read it."""
 
 
-def read_csv(path: Path) -> _Table:
-    """A CSV file (UTF-8; commas, or what its first line parts columns by); empty lines, and columns at the end that have no name
-    and no cells, are left out. Raises UserError naming the line."""
+def read_csv(path: Path, column: str | None = None) -> _Table:
+    """A CSV file (UTF-8; parted by commas, or what else parts its first records, of which one may be known to be a `column`);
+    empty lines, and columns at the end that have no name and no cells, are left out. Raises UserError naming the line."""
     csv.field_size_limit(LONGEST_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            separator = _separator(file.readline())
-            file.seek(0)
-            records = _csv_records(path, csv.reader(file, strict=True, delimiter=separator))
+            said = SAID.fullmatch(file.readline())
+            begin = file.tell() if said else 0
+            separator = said[1] if said else _separator(file, column)
+            file.seek(begin)
+            records = _csv_records(path, csv.reader(file, strict=True, delimiter=separator), 1 + bool(said))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}, line {_undecodable(path)}: this is not UTF-8: save the file as CSV UTF-8.") from error
     except OSError as error:
@@ -140,15 +153,40 @@ def read_csv(path: Path) -> _Table:
     header = [name.strip() for name in records[0].cells]
     while len(header) > 1 and not header[-1]:
         header.pop()
-    _check_header(path, header)
-    notes = [f"{path}: columns are parted by {SEPARATORS[separator]}"] if separator in SEPARATORS else []
+    _check_header(records[0], header)
+    notes = [f"{path}: columns are parted by {SEPARATORS.get(separator, separator)}"] if separator != "," else []
     return _Table(path, header, [_fitted(record, header, separator) for record in records[1:]], notes)
 
 
-def _separator(line: str) -> str:
-    """What parts the columns of a file with this first line: commas, unless that leaves one column and something else does
-    not."""
-    return next((sign for sign in (",", *SEPARATORS) if len(next(csv.reader([line], delimiter=sign), ())) > 1), ",")
+def _separator(file: TextIO, column: str | None) -> str:
+    """What parts the columns of a file: of commas and the others that by which the header has this column, then by which most of
+    what follows has as many cells as the header, then by which these are most."""
+
+    def fitness(sign: str) -> tuple[bool, bool, int]:
+        file.seek(0)
+        header, *rows = _first_records(file, sign) or [[]]
+        names = [cell.strip() for cell in header]
+        n = len(names) - next((i for i, name in enumerate(reversed(names)) if name), 0)
+        fits = sum(_is_as_long(cells, n) for cells in rows)
+        return column in names[:n] and n > 1, n > 1 and 2 * fits >= len(rows), n
+
+    return max((",", *SEPARATORS), key=fitness)
+
+
+def _first_records(file: TextIO, sign: str) -> list[list[str]]:
+    """The first records that are not blank, as far as they can be read."""
+    records: list[list[str]] = []
+    with suppress(csv.Error):
+        for cells in csv.reader(file, strict=True, delimiter=sign):
+            records += [cells] if any(cell.strip() for cell in cells) else []
+            if len(records) > LOOKED_AT:
+                break
+    return records
+
+
+def _is_as_long(cells: list[str], n: int) -> bool:
+    """Whether a record has a cell for each of n columns, and beyond these none that is not empty."""
+    return len(cells) == n or (len(cells) > n and not any(cell.strip() for cell in cells[n:]))
 
 
 def _fitted(record: _Record, header: list[str], separator: str) -> _Record:
@@ -156,7 +194,7 @@ def _fitted(record: _Record, header: list[str], separator: str) -> _Record:
     n, cells = len(header), record.cells
     if len(cells) == n:
         return record
-    if len(cells) < n or any(cell.strip() for cell in cells[n:]):
+    if not _is_as_long(cells, n):
         what = f"{len(cells)} cells, but the header names {n} columns"
         raise UserError(f"{record.file}, line {record.line}: {what}. Quote cells that hold {separator!r}.")
     return _Record(record.file, record.line, cells[:n])
@@ -168,31 +206,36 @@ def _undecodable(path: Path) -> int:
     return next((n for n, line in enumerate(lines, 1) if line.decode(errors="replace").encode() != line), 1)
 
 
-def _csv_records(path: Path, reader: Any) -> list[_Record]:
+def _csv_records(path: Path, reader: Any, first: int) -> list[_Record]:
+    """All records from the one with the header; the line `first` is where the reader begins."""
     records: list[_Record] = []
-    line = 1
+    line = first
     try:
         for cells in reader:
-            if len(cells) > 1 or any(cell.strip() for cell in cells):
+            if any(cell.strip() for cell in cells) or (records and len(cells) > 1):
                 records.append(_Record(path, line, cells))
-            line = reader.line_num + 1
+            line = reader.line_num + first
     except csv.Error as error:
         raise UserError(f"{path}, line {line}: this is not CSV: {error}") from error
     return records
 
 
-def _check_header(path: Path, header: list[str]) -> None:
+def _check_header(record: _Record, header: list[str]) -> None:
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
-        raise UserError(f"{path}, line 1: the column {twice[0]!r} stands there twice. Rename one of them.")
+        raise UserError(f"{record.file}, line {record.line}: the column {twice[0]!r} stands there twice. Rename one of them.")
 
 
-def _by_split_column(header: list[str], records: list[_Record]) -> dict[str, list[_Record]]:
-    place = header.index(SPLIT_COLUMN)
+def _by_split_column(header: list[str], records: list[_Record], data: Data) -> dict[str, list[_Record]]:
+    """The rows of each split. Raises UserError for those that name none, be it by what stands for nothing."""
+    place, read = header.index(SPLIT_COLUMN), data.split.names.values()
+    is_nothing = nothing(data.missing if read else ())
     splits: dict[str, list[_Record]] = {}
     for record in records:
-        name = record.cells[place].strip()
-        if not name:
-            raise UserError(f"{record.file}, line {record.line}: column {SPLIT_COLUMN} is empty. Name the row's split.")
-        splits.setdefault(name, []).append(record)
+        splits.setdefault(record.cells[place].strip(), []).append(record)
+    for name, (first, *others) in splits.items():
+        if not name or (is_nothing(name) and name not in read):
+            holds = f"holds {name!r}, which stands for nothing (data.missing: it may say otherwise)" if name else "is empty"
+            more = f", in {len(others)} more rows too" if len(others) > 1 else f", in line {others[0].line} too" if others else ""
+            raise UserError(f"{first.file}, line {first.line}: column {SPLIT_COLUMN} {holds}{more}. Name the row's split.")
     return splits

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline import hub
 from pipeline.config.data import Data
 from pipeline.config.identity import image_columns
-from pipeline.data.sources.arrow import is_plain, names_in, to_frame
+from pipeline.data.sources.arrow import TEXT, is_plain, names_in, to_frame, unwrapped
 from pipeline.data.sources.base import Source, encoded
 from pipeline.disk.reading import reading
 from pipeline.errors import NotFetched, UserError
@@ -53,13 +53,16 @@ class _HuggingFaceSource(Source):
         schema = self._loaded[split].features.arrow_schema
         return to_frame(self._read(split, [field.name for field in schema if is_plain(field.type)]))
 
+    def rows(self, split: str) -> int:
+        return len(self._loaded[split])
+
     def image_names(self, split: str, column: str) -> list[str | None]:
         kind = self._loaded[split].features.arrow_schema.field(column).type
         return names_in(kind, lambda leaf: self._read(split, [leaf]), column, len(self._loaded[split]))
 
     def paths(self, split: str, column: str) -> list[str | None] | None:
         dtype = getattr(self._loaded[split].features[column], "dtype", None)
-        return self.image_names(split, column) if dtype in ("string", "large_string") else None
+        return self.image_names(split, column) if dtype in TEXT else None
 
     def folder(self) -> Path | None:
         return self.base
@@ -74,7 +77,7 @@ class _HuggingFaceSource(Source):
         rows = self._loaded[split]
         if any(name not in rows.column_names for name in columns):
             rows = self._undecoded(split, columns[0].rpartition(".")[0]).flatten()
-        return rows.select_columns(columns).with_format("arrow")[:]
+        return unwrapped(rows.select_columns(columns).with_format("arrow")[:])
 
     def _undecoded(self, split: str, column: str) -> datasets.Dataset:
         """The column alone, images as {bytes, path}."""
@@ -116,7 +119,7 @@ class DiskSource(_HuggingFaceSource):
 
 def _image_is_text(info: Path, column: str) -> bool:
     feature = (json.loads(info.read_text()).get("features") or {}).get(column) or {}
-    return feature.get("dtype") in ("string", "large_string")
+    return feature.get("dtype") in TEXT
 
 
 class HubSource(_HuggingFaceSource):

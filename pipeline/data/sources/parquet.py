@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.data import Data
-from pipeline.data.sources.arrow import is_plain, names_in, to_frame
+from pipeline.data.sources.arrow import is_plain, names_in, to_frame, unwrapped
 from pipeline.data.sources.base import TableSource, encoded
 from pipeline.disk.reading import reading
 from pipeline.errors import UserError
@@ -60,6 +60,9 @@ class ParquetSource(TableSource):
     def table(self, split: str) -> pd.DataFrame:
         return to_frame(self._read(split, self.plain(split)))
 
+    def rows(self, split: str) -> int:
+        return self._splits[split].starts[-1]
+
     def image_names(self, split: str, column: str) -> list[str | None]:
         files = self._splits[split]
         kind = _parquet_file(files.paths[0]).schema_arrow.field(column).type
@@ -87,8 +90,9 @@ class ParquetSource(TableSource):
         parts = []
         for path in self._splits[split].paths:
             with reading(path, AGAIN, UserError):
-                parts.append(_parquet_file(path).read(columns=columns))
-                parts[-1].validate(full=True)
+                part = _parquet_file(path).read(columns=columns)
+                part.validate(full=True)
+                parts.append(unwrapped(part))
         with reading(path, AGAIN, UserError):  # (columns of one name are of other types in another file)
             return pa.concat_tables(parts, promote_options="permissive")
 

@@ -51,7 +51,7 @@ def preflight(configs: Sequence[Config]) -> list[str]:
     are still to be downloaded."""
     of_table: dict[str, dict[str, Config]] = {}
     for config in configs:
-        of_table.setdefault(digest([config.task, plain(config.data)]), {}).setdefault(_asks(config), config)
+        of_table.setdefault(digest([config.task, config.data.model_dump(mode="json")]), {}).setdefault(_asks(config), config)
     return list(dict.fromkeys(warning for asking in of_table.values() for warning in _look(asking, len(of_table) > 1)))
 
 
@@ -87,18 +87,23 @@ def _look(asking: dict[str, Config], names_fold: bool) -> list[str]:
 def _first_look(asking: dict[str, Config], config: Config) -> Look:
     task = load_task(config.task)
     dataset = task.load(config.data)
-    tables = split_tables(dataset.table)
+    folders, gone = set[str](), set[tuple[str, int]]()
+    missing = [word for column in image_columns(config.data) for word in _missing_images(dataset, config, column, folders, gone)]
+    places = zip(dataset.table["source_split"], dataset.table["row"].tolist(), strict=True)
+    tables = split_tables(dataset.table[[place not in gone for place in places]] if gone else dataset.table)
     for each in asking.values():
-        check_table(each, task, dataset.truth, tables)
-    folders, warnings = set[str](), list(dataset.warnings)
-    for column in image_columns(config.data):
-        warnings += _missing_images(dataset, config, column, folders)
-    return Look({folder: _changed(folder) for folder in sorted(folders)}, warnings, list(asking))
+        try:
+            check_table(each, task, dataset.truth, tables)
+        except UserError as error:
+            raise UserError(f"{'. '.join([str(error).rstrip('.'), *missing])}.") from error
+    return Look({folder: _changed(folder) for folder in sorted(folders)}, [*dataset.warnings, *missing], list(asking))
 
 
-def _missing_images(dataset: Dataset, config: Config, column: str, folders: set[str]) -> Iterator[str]:
-    """A warning for images whose files are not there, where it is allowed to go on without; `folders` are added to. Raises
-    UserError where it is not, or where none is there."""
+def _missing_images(
+    dataset: Dataset, config: Config, column: str, folders: set[str], lost: set[tuple[str, int]]
+) -> Iterator[str]:
+    """A warning for images whose files are not there, where it is allowed to go on without; `folders` are added to, and their
+    splits and rows to `lost`. Raises UserError where it is not, or where none is there."""
     source, data = dataset.source, config.data
     gone: list[tuple[str, int, str, str]] = []
     for split in dict.fromkeys(dataset.table["source_split"]):
@@ -113,6 +118,7 @@ def _missing_images(dataset: Dataset, config: Config, column: str, folders: set[
     if len(gone) == len(dataset) or data.on_bad_image == "error":
         others = f" Neither are {len(gone) - 1} more of {len(dataset)} there." if len(gone) > 1 else ""
         raise UserError(f"{place}.{others} Correct the paths or data.images, or go on without them by data.on_bad_image=skip.")
+    lost.update((split, row) for split, row, _, _ in gone)
     yield f"{len(gone)} of {len(dataset)} images are not there and left out (data.on_bad_image=skip): {place}"
 
 
@@ -137,7 +143,8 @@ def _asks(config: Config) -> str:
 
 def _record(config: Config, source: Source) -> Path:
     files = signature_of(source.kind, map(str, source.table_files()))
-    name = digest([config.task, content_hash(config.task), plain(config.data), files, _code()])
+    data = config.data.model_dump(mode="json")  # with what hashes leave out: a former default is read otherwise
+    name = digest([config.task, content_hash(config.task), data, files, _code()])
     return record_path(config, "table", name[:16])
 
 

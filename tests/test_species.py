@@ -22,7 +22,7 @@ from pipeline.experiments.reading import load_experiment
 from pipeline.models.interpolation import between, plain, soup
 from pipeline.models.saved import load_facts, load_model, make_model
 from pipeline.signals import StopFlag
-from pipeline.stages import evaluate, extract, interpolate, train
+from pipeline.stages import evaluate, extract, fetch, interpolate, train
 from pipeline.stages.inputs import load_inputs, make_facts
 from pipeline.stages.predict import Origin, predict_files
 from pipeline.tasks import load_task
@@ -226,3 +226,10 @@ def test_a_soup_is_the_mean_of_its_trials_and_not_of_unlike_ones(make: Make) -> 
 def test_what_does_not_go_together_is_refused_before_anything_is_read(overrides: tuple[str, ...], why: str) -> None:
     with pytest.raises(UserError, match=why):
         load_experiment(PROJECT / "configs/species/baseline.yaml", overrides)
+
+
+def test_fetch_loads_the_text_tower_and_its_tokenizer_too(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    config, _ = make("baseline")
+    fetch.run([config])
+    said = capsys.readouterr().out
+    assert "texts: local-dir:" in said and "the tower and its tokenizer load" in said

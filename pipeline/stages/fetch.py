@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.amounts import format_bytes
-from pipeline.backbones import load_backbone, weights_files
-from pipeline.config.identity import digest, images_of, plain
+from pipeline.backbones import load_backbone, load_towers, weights_files
+from pipeline.config.identity import digest, images_of, plain, towers_of
 from pipeline.config.trial import Config
 from pipeline.data.dataset import BadImage, Dataset
 from pipeline.data.sources import open_source
@@ -22,6 +22,7 @@ from pipeline.disk.writing import read_json, write_json
 from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.features.hashes import DataRecord, data_record, weights_record, weights_signature
 from pipeline.features.store import refuse_bad
+from pipeline.features.text_hashes import text_weights
 from pipeline.progress import progress
 from pipeline.tasks import load_task
 
@@ -107,6 +108,16 @@ def _fetch_weights(config: Config) -> None:
     files = weights_files(config.backbone)
     place = _place(files) if files else "made without files"
     print(f"weights: {config.backbone.display_name}: {place}, content {weights.weights[:12]}, they load{when}", flush=True)
+    if "text" in towers_of(config):
+        _fetch_texts(config)
+
+
+def _fetch_texts(config: Config) -> None:
+    """The text tower and its tokenizer, whose files may lie elsewhere: both are loaded, and a text is read."""
+    towers = load_towers(config.backbone)
+    towers.text.transform("a photo of a beetle")
+    texts = text_weights(config, lambda: towers)
+    print(f"texts: {config.backbone.display_name}: content {texts.weights[:12]}, the tower and its tokenizer load", flush=True)
 
 
 def _weights_check(config: Config) -> Path:

@@ -18,7 +18,7 @@ from pipeline.errors import WorkError
 from pipeline.export.check import check
 from pipeline.export.clean import make_environment, run
 from pipeline.export.seal import opened
-from pipeline.models import saved
+from pipeline.models import content
 from pipeline.models.saved import read_trained
 from tests.fuzz import damage
 from tests.fuzz.verdict import command
@@ -110,7 +110,7 @@ def test_what_the_disk_does_not_give_is_not_damaged_and_is_not_trained_again(
     def fail(path: Path) -> str:
         raise OSError(errno.EIO, "Input/output error", str(path))
 
-    monkeypatch.setattr(saved, "sha256_of_file", fail)
+    monkeypatch.setattr(content, "sha256_of_file", fail)
     with pytest.raises(OSError, match="Input/output error"):
         read_trained(trial)
 

@@ -203,7 +203,7 @@ def test_collection_makes_an_ensemble_of_the_seeds_of_each_fold(experiment: Expe
         assert sorted(results["members"]) == sorted(trial.path.name for trial in trials)
         shared = ("split", "selected_on", "n_images", "n_events", "feature_key", "data_signature", "evaluation")
         assert {key: results[key] for key in shared} == {key: of_member[key] for key in shared}
-        assert results.keys() == of_member.keys() | {"members", "made_from", "calibration"}
+        assert results.keys() == of_member.keys() | {"members", "made_from", "calibration", "sha256"}
         assert results["summary"].keys() == of_member["summary"].keys() - {"selection"}  # (nothing chose it)
         assert len(results["summary"]["warnings"]) == len(set(results["summary"]["warnings"]))
 

@@ -187,6 +187,8 @@ def _check(values: Tree) -> None:
     texts = [values["written"], values["code"], values["source"], *values["overrides"], *values["argv"]]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("its time, code, source, overrides or argv are no texts.")
+    if values["code"]:
+        folder_name(values["code"])
     counts = [n for n in (values["pack"], values["array_size"], values["max_parallel"]) if n is not None]
     if values["pack"] is None or not _are_counts(counts, len(counts), lowest=(1,) * len(counts)):
         raise ValueError("its pack, array_size or max_parallel is no number of trials or job tasks.")

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -124,6 +125,33 @@ def test_attempts_are_read_back_as_they_were_written(attempts: list[Attempt]) ->
     values = spent(attempts)
     assert read_attempts(values) == attempts
     assert values["restarts"] >= max(len(attempts) - 1, 0)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"seconds": "x"},
+        {"seconds": None},
+        {"seconds": 10**200},
+        {"seconds": 1e308},
+        {"seconds": -1},
+        {"seconds": True},
+        {"gpus": None},
+        {"gpus": "1"},
+        {"shared_by": 0},
+        {"shared_by": -1},
+        {"restart": "x"},
+        {"restart": [1]},
+        {"job": 5},
+        {"job": []},
+        {"node": 5},
+        {"node": None},
+        {"gpu": {}},
+    ],
+)
+def test_an_attempt_that_was_not_written_so_is_no_cost(odd: dict[str, Any]) -> None:
+    one = spent([attempt("7")])["attempts"][0]
+    assert read_attempts({"attempts": [one]}) and read_attempts({"attempts": [one | odd]}) == []
 
 
 @pytest.mark.parametrize("record", [None, [], {}, {"attempts": 3}, {"attempts": [{"job": "7"}]}, {"attempts": ["7"]}])

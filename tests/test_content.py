@@ -7,19 +7,23 @@ import errno
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from pipeline.disk.layout import TrialDir
+from pipeline.disk.layout import ExperimentDir, TrialDir
 from pipeline.disk.writing import read_json, write_json
-from pipeline.errors import WorkError
+from pipeline.errors import UserError, WorkError
 from pipeline.export.check import check
 from pipeline.export.clean import make_environment, run
 from pipeline.export.seal import opened
-from pipeline.models import saved
+from pipeline.models import content
 from pipeline.models.saved import read_trained
+from pipeline.stages.ensemble import update_ensembles
+from pipeline.stages.predict import members_of
 from tests.fuzz import damage
 from tests.fuzz.verdict import command
 
@@ -54,6 +58,96 @@ def test_no_byte_of_a_trial_changes_a_prediction_silently(whole: damage.Trained,
             for path in sorted(path for path in original.rglob("*") if path.is_file()):
                 refused += flip(path, original, said.out, image, tmp_path)
     assert refused > 30
+
+
+def test_no_byte_of_an_ensemble_changes_a_forecast_silently(whole: damage.Trained, image: Path, tmp_path: Path) -> None:
+    with damage.rooted(whole.root):
+        (original,) = whole.ensembles(whole.root)
+        experiment = Path(shutil.copytree(original.parent.parent, tmp_path / "experiment", ignore=shutil.ignore_patterns("code")))
+        ensemble = experiment / "ensembles" / original.name
+        line = ("predict", str(ensemble), str(image), "--group")
+        said = command(*line)
+        assert said.status == 0, said
+        path = ensemble / "results.json"
+        content, draw = path.read_bytes(), random.Random(0)
+        for i in [draw.randrange(len(content)) for _ in range(20)]:
+            path.write_bytes(content[:i] + bytes([content[i] ^ 1 << draw.randrange(8)]) + content[i + 1 :])
+            ended = command(*line)
+            assert ended.status or ended.out == said.out, f"byte {i} of results.json changes what is forecast: {ended.out}"
+            assert not ended.status or f"damaged: {path}: " in ended.err
+
+
+ODD: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a calibration that was edited": lambda found: found["calibration"]["SPEI_30d"]["out_of_domain"].update(floor=0.5),
+    "no calibration": lambda found: found.update(calibration=None),
+    "a calibration of nothing": lambda found: found.update(calibration={}),
+    "a calibration that is none": lambda found: found.update(calibration="x"),
+    "a number of members": lambda found: found.update(members=3),
+    "members without a name": lambda found: found.update(members=[1]),
+    "no members": lambda found: found.update(members=[], made_from={}),
+    "a member of no name": lambda found: found.update(members=["a\0b"], made_from={"a\0b": ""}),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "is_older"), [*((change, False) for change in ODD), *((change, True) for change in [*ODD][1:])]
+)
+def test_an_ensemble_that_was_edited_is_damaged_and_collected_again(
+    whole: damage.Trained, tmp_path: Path, change: str, is_older: bool
+) -> None:
+    """One of before there were hashes is known by its form alone."""
+    (original,) = whole.ensembles(whole.root)
+    folder = Path(shutil.copytree(original.parent.parent, tmp_path / "experiment", ignore=shutil.ignore_patterns("code")))
+    ensemble = TrialDir(folder / "ensembles" / original.name)
+    before = read_json(ensemble.results)
+    write_json(ensemble.results, {key: value for key, value in before.items() if key != "sha256" or not is_older})
+    assert len(members_of(ensemble.path)[0]) == 2 and not update_ensembles(ExperimentDir(folder))
+    edited = read_json(ensemble.results)
+    ODD[change](edited)
+    write_json(ensemble.results, edited)
+    with pytest.raises(WorkError, match=rf"damaged: {ensemble.results}: .*carabid collect"):
+        members_of(ensemble.path)
+    if not is_older:
+        assert update_ensembles(ExperimentDir(folder)) and read_json(ensemble.results) == before
+
+
+def test_what_calibrates_a_submission_and_an_ensemble_is_hashed_too(whole: damage.Trained, tmp_path: Path) -> None:
+    (original,) = (path for path in whole.trials(whole.root) if path.parent.name == "butterflies-logistic")
+    trial = copy_of(original, tmp_path)
+    content = trial.validation.read_bytes()
+    for spoilt in (content[:-20], content[:400] + bytes([content[400] ^ 4]) + content[401:], b""):
+        trial.validation.write_bytes(spoilt)
+        with pytest.raises(WorkError, match=rf"damaged: {trial.validation}: its content is not what was written"):
+            read_trained(trial)
+        ended = command("export", str(trial.path), "--with-backbone", "--out", str(tmp_path / "out"))
+        assert ended.status == 1 and f"damaged: {trial.validation}: " in ended.err
+
+
+def test_what_calibrates_a_submission_is_named_where_it_is_older_than_hashes_and_damaged(
+    whole: damage.Trained, tmp_path: Path
+) -> None:
+    (original,) = (path for path in whole.trials(whole.root) if path.parent.name == "butterflies-logistic")
+    trial = copy_of(original, tmp_path)
+    record = read_trained(trial)
+    del record["content"]["validation.parquet"]
+    write_json(trial.trained, record)
+    assert read_trained(trial) == record
+    trial.validation.write_bytes(trial.validation.read_bytes()[:-20])
+    ended = command("export", str(trial.path), "--with-backbone", "--out", str(tmp_path / "out"))
+    assert ended.status == 1 and f"damaged: {trial.validation}: " in ended.err
+
+
+def test_an_ensemble_takes_no_member_whose_validation_is_damaged(
+    whole: damage.Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (original,) = whole.ensembles(whole.root)
+    folder = Path(shutil.copytree(original.parent.parent, tmp_path / "experiment", ignore=shutil.ignore_patterns("code")))
+    shutil.rmtree(folder / "ensembles")
+    path = TrialDir(folder / read_json(TrialDir(original).results)["members"][0]).validation
+    content = path.read_bytes()
+    path.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    assert not update_ensembles(ExperimentDir(folder))
+    assert f"damaged: {path}: its content is not what was written" in capsys.readouterr().err
 
 
 def flip(path: Path, original: Path, said: str, image: Path, folder: Path) -> int:
@@ -110,7 +204,7 @@ def test_what_the_disk_does_not_give_is_not_damaged_and_is_not_trained_again(
     def fail(path: Path) -> str:
         raise OSError(errno.EIO, "Input/output error", str(path))
 
-    monkeypatch.setattr(saved, "sha256_of_file", fail)
+    monkeypatch.setattr(content, "sha256_of_file", fail)
     with pytest.raises(OSError, match="Input/output error"):
         read_trained(trial)
 
@@ -223,3 +317,20 @@ def test_a_submission_of_before_there_were_hashes_is_read(whole: damage.Trained,
     write_json(folder / "submission.json", older)
     (folder / "weights.pt").touch()
     assert opened(folder) == older
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "[]]", "5", '{"sha256": {}}'])
+def test_a_submission_that_tells_of_itself_no_more_is_damaged(tmp_path: Path, content: str) -> None:
+    (tmp_path / "submission.json").write_text(content)
+    with pytest.raises(WorkError, match=r"damaged: submission\.json: its content is not what was exported"):
+        check(tmp_path)
+
+
+@pytest.mark.parametrize("length", [0, 100, -30])
+def test_a_zip_that_was_cut_short_is_damaged(whole: damage.Trained, tmp_path: Path, length: int) -> None:
+    path = tmp_path / "submission.zip"
+    path.write_bytes(whole.submissions(whole.root)[2].read_bytes()[:length])
+    with pytest.raises(WorkError, match=rf"damaged: {path}: it is no zip file, or only a part of one"):
+        check(path)
+    with pytest.raises(UserError, match="there is no folder or zip file of that name"):
+        check(tmp_path / "another.zip")

@@ -24,7 +24,7 @@ from pipeline import cli
 from pipeline.config.backbone import Dinov2, OpenClip, Pixels
 from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkError
 from pipeline.stages import embed, extract
 from tests.conftest import Assets
 from tests.small import named
@@ -309,16 +309,41 @@ def test_parts_are_written_while_it_runs(photos: Path, tmp_path: Path, monkeypat
     assert seen == [0, 1, 2]
 
 
+def cut(content: bytes) -> bytes:
+    return content[:100]
+
+
+def flipped(content: bytes) -> bytes:
+    """With another bit in each page: the footer, which tells what it is of, is whole."""
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    return bytes([*content[:4], *(byte ^ (i % 40 == 39) for i, byte in enumerate(content[4:footer])), *content[footer:]])
+
+
+@pytest.mark.parametrize("spoil", [cut, flipped])
 def test_a_damaged_part_is_made_again(
-    photos: Path, tmp_path: Path, stop_after: Callable[[int, BaseException], None], capsys: pytest.CaptureFixture[str]
+    photos: Path,
+    tmp_path: Path,
+    stop_after: Callable[[int, BaseException], None],
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[bytes], bytes],
 ) -> None:
     stop_after(2, _Stopped())
     with pytest.raises(_Stopped):
         go(photos, tmp_path / "e.parquet")
     (part,) = (tmp_path / "e.parquet.parts").glob("part-*.parquet")
-    part.write_bytes(part.read_bytes()[:100])
+    part.write_bytes(spoil(part.read_bytes()))
     assert len(go(photos, tmp_path / "e.parquet")) == N
     assert "is damaged" in capsys.readouterr().err
+
+
+def test_a_whole_file_that_is_damaged_is_named_and_made_again_if_that_is_allowed(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "e.parquet"
+    before = go(photos, out)
+    out.write_bytes(flipped(out.read_bytes()))
+    for _ in range(2):
+        with pytest.raises(WorkError, match=rf"damaged: {out}: .*--overwrite"):
+            go(photos, out)
+    assert go(photos, out, overwrite=True) == before
 
 
 # ---------------------------------------------------------------- nothing overwritten

@@ -16,6 +16,7 @@ import scoringrules
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from pipeline.config.identity import digest
 from pipeline.disk.layout import PROJECT, TrialDir
@@ -203,7 +204,7 @@ def test_collection_makes_an_ensemble_of_the_seeds_of_each_fold(experiment: Expe
         assert sorted(results["members"]) == sorted(trial.path.name for trial in trials)
         shared = ("split", "selected_on", "n_images", "n_events", "feature_key", "data_signature", "evaluation")
         assert {key: results[key] for key in shared} == {key: of_member[key] for key in shared}
-        assert results.keys() == of_member.keys() | {"members", "made_from", "calibration"}
+        assert results.keys() == of_member.keys() | {"members", "made_from", "calibration", "sha256"}
         assert results["summary"].keys() == of_member["summary"].keys() - {"selection"}  # (nothing chose it)
         assert len(results["summary"]["warnings"]) == len(set(results["summary"]["warnings"]))
 
@@ -305,6 +306,20 @@ def test_predict_forecasts_a_group_as_the_ensemble_was_evaluated(experiment: Exp
         for target, forecast in said.items():
             assert forecast == pytest.approx(expected[target], abs=2e-3), (group, target)  # (features are stored in bf16)
         assert predict_group(members(experiment)[0].path, files, origin, "cpu") != said
+
+
+def test_a_bad_image_of_a_group_is_named_once_and_not_once_per_member(
+    experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collect.run(experiment.config)
+    files = [tmp_path / f"{i}.png" for i in range(4)]
+    for i in (0, 2, 3):
+        Image.new("RGB", (40, 30), (60 * i, 120, 30)).save(files[i])
+    files[1].write_bytes(b"no image")
+    folder, bad = ensemble_of(experiment).path, list[Path]()
+    said = predict_group(folder, files, Origin(species=("a", "b", "c", "d")), "cpu", bad)
+    assert bad == [files[1]] and capsys.readouterr().err.count(str(files[1])) == 1
+    assert predict_group(folder, [files[i] for i in (0, 2, 3)], Origin(species=("a", "c", "d")), "cpu") == said
 
 
 def test_an_ensemble_that_is_out_of_date_is_not_predicted_with(experiment: Experiment, assets: Assets, tmp_path: Path) -> None:

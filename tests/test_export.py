@@ -449,7 +449,7 @@ def test_an_ensemble_whose_members_have_other_results_now_is_not_exported(tmp_pa
     with pytest.raises(UserError, match="export it alone"):
         export([ensemble.path, ensemble.path], tmp_path / "out", zipped=False, with_backbone=False)
     ensemble.results.write_text("{")
-    with pytest.raises(UserError, match="is not a trial's folder"):
+    with pytest.raises(WorkError, match=rf"damaged: {ensemble.results}: .*carabid collect"):
         export([ensemble.path], tmp_path / "out", zipped=False, with_backbone=False)
 
 

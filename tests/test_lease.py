@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -86,6 +87,25 @@ def test_a_lease_is_held_named_and_given_back(tmp_path: Path) -> None:
     with Lease(path, 600).hold() as again:
         assert again
     assert time.monotonic() - began < 60, "a released lease must be free at once, not after it expires"
+
+
+OWNER = {"beat": "1", "host": "n1", "pid": 1, "space": "", "job": "", "since": "", "id": ""}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "5", '"x"', "{}", '{"beat": 5}', '{"beat": "1"}', "[" * 100_000]
+    + [json.dumps(OWNER | odd) for odd in ({"beat": 5}, {"pid": "x"}, {"pid": 2**70}, {"pid": 0}, {"host": None}, {"job": []})],
+)
+def test_what_no_owner_has_written_is_held_by_nobody_known_and_outlived(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "work.lease"
+    path.mkdir()
+    (path / "000001").write_text(json.dumps(OWNER))
+    assert owner(path)
+    (path / "000001").write_text(content)
+    assert not owner(path)
+    with Lease(path, 0.1).hold() as held:
+        assert held
 
 
 def test_a_lease_is_given_back_when_the_work_raises(tmp_path: Path) -> None:

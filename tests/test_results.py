@@ -34,6 +34,7 @@ from pipeline.reporting.results import (
 )
 from pipeline.reporting.terminal import short_names
 from pipeline.tasks import load_task
+from tests.fuzz.verdict import command
 from tests.small import load_named as load_experiment
 
 BEETLES = load_task("beetles")
@@ -195,6 +196,54 @@ def test_a_damaged_ensemble_is_said_and_hides_nothing(content: str, capsys: pyte
     write_text(experiment.dir.ensemble("defaults-0123abcd").results, content)
     assert [row.state for row in collect(all_experiments())] == ["done", "done"]
     assert f"damaged: {experiment.dir.ensemble('defaults-0123abcd').results}" in capsys.readouterr().err
+
+
+def odd(results: dict[str, Any], key: str, value: Any) -> str:
+    """Results with another value at `key`, a path in it; a text of JSON stands as it is."""
+    *above, last = key.split("/")
+    block = results
+    for name in above:
+        block = block.setdefault(name, {})
+    block[last] = "\ufffd"
+    return json.dumps(results).replace(json.dumps("\ufffd"), value if isinstance(value, str) else json.dumps(value))
+
+
+ODD = [
+    ("figures/r2", "1e999"), ("figures/r2", "9" * 401), ("figures/r2", 1e200), ("figures/r2", True), ("figures/r2", '"0.5"'),
+    ("figures/own", [1]), ("figures", [[1, 2.0]]), ("figures", 3), ("headline/r2", 5), ("headline/gone", '"gone"'),
+    ("lower_is_better", [1]), ("instead", {"rms": ["a"]}), ("instead", {"rms": [1, 2]}), ("split", True), ("selected_on", ["x"]),
+    ("selected_on", {}), ("summary/selection", {"metric": {}, "value": 1}), ("summary/selection", {"metric": None, "value": 1}),
+    ("summary/selection", {"metric": "r2", "value": "nan"}), ("summary/selection", '{"metric": "r2", "value": 1e999}'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), ODD)
+def test_odd_results_are_damaged_and_hide_no_others(key: str, value: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = plan("seed=0,1,2")
+    for trial in experiment.trials:
+        finish(trial, experiment, 0.4)
+    path = experiment.dir.trial(experiment.trials[1].name).results
+    path.write_text(odd(read_json(path), key, value))
+    states = {row.trial: (row.state, row.reason) for row in collect(all_experiments())}
+    state, reason = states.pop(experiment.trials[1].name)
+    assert state == "failed" and f"damaged: {path}: " in reason and len(reason) < 800
+    assert [state for state, _ in states.values()] == ["done", "done"]
+    for form in ("table", "csv", "json", "markdown"):
+        assert command("results", "--format", form).status == 0
+    ended = command("compare", experiment.dir.path.name)
+    assert ended.status == 2 and (f"damaged: {path}: " in ended.err or key == "headline/gone")  # (it compares the first alone)
+
+
+def test_a_repetition_that_lacks_a_figure_or_has_another_hides_nothing() -> None:
+    experiment = plan("seed=0,1")
+    for trial in experiment.trials:
+        finish(trial, experiment, 0.4)
+    path = experiment.dir.trial(experiment.trials[1].name).results
+    results = read_json(path)
+    del results["figures"]["SPEI_1y.RMSE"]
+    write_json(path, results | {"figures": results["figures"] | {"own": 1.0}})
+    (line,) = table()
+    assert line.means["r2"] == pytest.approx(0.4) and line.means["SPEI_1y.RMSE"] is None and line.means["own"] is None
 
 
 # ---------------------------------------------------------------- failed and missing

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,11 +19,14 @@ from pipeline.config.resources import Paths, Resources
 from pipeline.data.dataset import known_signature
 from pipeline.disk.layout import PROJECT, ExperimentDir, TrialDir
 from pipeline.disk.lease import Lease
-from pipeline.disk.writing import write_json, write_text
+from pipeline.disk.reading import Damaged
+from pipeline.disk.writing import read_json, write_json, write_text
 from pipeline.experiments.explain import field_names
 from pipeline.experiments.reading import Experiment, dump_config
 from pipeline.features.hashes import data_record, known_feature_key, weights_record
+from pipeline.launch.manifest.manifest import load_manifest, make_manifest
 from pipeline.launch.watching import plan as plan_module
+from pipeline.launch.watching.history import History
 from pipeline.launch.watching.plan import lines, missing_trials, plan
 from pipeline.reporting import state
 from pipeline.reporting.state import Sources, TrialState, planned_trials, trial_state, trial_states
@@ -97,6 +102,58 @@ def test_a_damaged_submission_hides_no_other_trial(tmp_path: Path, trial: TrialD
     assert planned_trials(experiment) == ["planned", "seed=0"]
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 4 and str(experiment.submissions / "2.json") in said[0]
+
+
+@pytest.mark.parametrize("name", [{}, None, 5, "", ".", "..", "../x", "a\0b", "a" * 300, "é" * 200, "\ud800"])
+def test_a_submission_of_what_is_no_folders_name_hides_no_other_trial(
+    tmp_path: Path, trial: TrialDir, name: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = ExperimentDir(tmp_path)
+    write_text(trial.config, "")
+    write_json(experiment.submissions / "1.json", {"trials": [{"name": "planned"}]})
+    (experiment.submissions / "2.json").write_text(json.dumps({"trials": [{"name": name}]}))
+    assert planned_trials(experiment) == ["planned", "seed=0"]
+    assert f"damaged: {experiment.submissions / '2.json'}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("copy", ["1 (copy)", "1-old", "._1", "job-x", "x"])
+def test_a_copy_of_a_submission_that_a_person_has_kept_is_none(tmp_path: Path, copy: str) -> None:
+    experiment = load_experiment(FROZEN, [f"paths.trained={tmp_path / 'trained'}"])
+    record = make_manifest(experiment, experiment.trials).path
+    shutil.copy(record, record.with_name(f"{copy}.json"))
+    assert [m.path for m in History(experiment.dir).submissions] == [record]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"written": None},
+        {"pack": 0},
+        {"pack": "x"},
+        {"pack": None},
+        {"array_size": -1},
+        {"max_parallel": [1]},
+        {"code": "\0"},
+        {"argv": [1]},
+        {"trials": []},
+        {"trials": [{"name": {}, "features": 0, "differs": {}}]},
+        {"trials": [{"name": "x", "features": [], "differs": {}}]},
+        {"trials": [{"name": "x", "features": 7, "differs": {}}]},
+        {"trials": [{"name": "x", "features": 0, "differs": 5}]},
+        {"extractions": [["a", "b", "c"]]},
+        {"extractions": [[0, 0, 10**300]]},
+        {"common": 5},
+        {"common": {"task": []}},
+    ],
+)
+def test_a_submission_that_was_not_written_so_is_damaged_and_the_others_are_known(tmp_path: Path, odd: dict[str, Any]) -> None:
+    experiment = load_experiment(FROZEN, [f"paths.trained={tmp_path / 'trained'}"])
+    good, bad = (make_manifest(experiment, experiment.trials).path for _ in range(2))
+    bad.write_text(json.dumps(read_json(bad) | odd))
+    with pytest.raises(Damaged, match=re.escape(f"damaged: {bad}: ")):
+        load_manifest(bad)
+    history = History(experiment.dir)
+    assert [m.path for m in history.submissions] == [good] and history.last
 
 
 def test_a_failure_that_the_next_attempt_removes_meanwhile_is_no_failure(

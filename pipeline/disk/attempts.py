@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.disk.provenance import job_id
+from pipeline.disk.reading import is_number
 from pipeline.disk.writing import read_record, write_json
 
 SHARED_BY = "CARABID_SHARED_BY"
 """Environment variable: how many trials run side by side on the GPUs of this process."""
+TOO_MANY = 1e10
+"""No attempt has so many GPUs, or seconds."""
 
 
 @dataclass
@@ -82,8 +85,16 @@ def restarts(attempts: Sequence[Attempt]) -> int:
 def read_attempts(record: Any) -> list[Attempt]:
     """The attempts in a record: of attempts.json, or a stage's provenance; none if it has none that can be read."""
     with suppress(KeyError, TypeError):
-        return [Attempt(**attempt) for attempt in record["attempts"]]
+        attempts = [Attempt(**attempt) for attempt in record["attempts"]]
+        return attempts if all(map(_is_whole, attempts)) else []
     return []
+
+
+def _is_whole(attempt: Attempt) -> bool:
+    """Whether each value is of its kind, and none so large that no attempt can have it."""
+    texts = [attempt.node, *(text for text in (attempt.job, attempt.gpu) if text is not None)]
+    counts = (attempt.restart, attempt.gpus, attempt.shared_by - 1, attempt.seconds)
+    return all(isinstance(text, str) for text in texts) and all(is_number(n) and 0 <= n < TOO_MANY for n in counts)
 
 
 class Attempts:

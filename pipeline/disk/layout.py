@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
+from typing import Any
 
 from pipeline.config.trial import Config
 from pipeline.errors import UserError
 
 PROJECT = Path(__file__).resolve().parents[2]
+ENSEMBLES = "ensembles"
+LONGEST_NAME = 255
+"""Bytes of a file's name."""
+RECORD = re.compile(r"(job-)?[0-9]+")
+"""What the record of a submission is called."""
 
 
 def root() -> Path:
@@ -91,6 +99,11 @@ class ExperimentDir(_Folder):
         """The record of a submission: its number, or `job-<id>` for one made by hand."""
         return self.submissions / f"{name}.json"
 
+    def submission_records(self) -> list[Path]:
+        """The records of its submissions, in the order of their numbers: not a copy of one that a person has put beside it."""
+        found = [path for path in self.submissions.glob("*.json") if RECORD.fullmatch(path.stem)]
+        return sorted(found, key=lambda path: (len(path.stem), path.stem))
+
     def evaluation_lease(self, job: str) -> Path:
         """Held while the evaluation of a job that was submitted by hand is queued."""
         return self.submissions / f"evaluation-of-{job}.lease"
@@ -119,11 +132,11 @@ class ExperimentDir(_Folder):
 
     def ensemble(self, name: str) -> TrialDir:
         """The folder of an ensemble of trials: it has `results.json` and `groups.parquet`, as theirs do, and nothing else."""
-        return TrialDir(self.path / "ensembles" / name)
+        return TrialDir(self.path / ENSEMBLES / name)
 
     def ensembles(self) -> list[TrialDir]:
         """Every ensemble's folder there is, by name; not those that are just being written."""
-        names = folders_in(self.path / "ensembles")
+        names = folders_in(self.path / ENSEMBLES)
         return [self.ensemble(name) for name in sorted(names) if not name.startswith(".")]
 
 
@@ -162,6 +175,13 @@ def store_dir(config: Config, key: str) -> StoreDir:
 
 def experiment_dir(config: Config) -> ExperimentDir:
     return ExperimentDir(trained_root(config) / config.experiment)
+
+
+def folder_name(value: Any) -> str:
+    """A name that a folder within another can have. Raises ValueError for what is none, as a damaged record may hold it."""
+    if not isinstance(value, str) or value in ("", ".", "..") or {"/", "\0"} & set(value) or len(value.encode()) > LONGEST_NAME:
+        raise ValueError(f"{shorten(repr(value), 80)} is no name of a folder.")
+    return value
 
 
 def folders_in(path: Path) -> set[str]:

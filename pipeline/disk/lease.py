@@ -35,6 +35,9 @@ BEATS = 6
 LONGEST_PAUSE = 5.0
 """A waiter looks at least this often (seconds), so that it goes on soon after the work is done."""
 RELEASED = "released"
+FIELDS = {"beat": str, "host": str, "pid": int, "space": str, "job": str, "since": str}
+"""What an owner writes of itself."""
+LARGEST_PID = 2**31
 
 
 @dataclass(frozen=True)
@@ -194,12 +197,13 @@ def owner(path: Path) -> dict[str, Any] | None:
 
 
 def _parse(content: str) -> dict[str, Any]:
-    """The fields of a lease file; none while it is being written."""
+    """The fields of a lease file; none while it is being written, or of one that no owner has written so."""
     try:
-        fields: dict[str, Any] = json.loads(content)
-    except ValueError:
+        fields: dict[str, Any] = {**json.loads(content)}
+    except (ValueError, TypeError, RecursionError):
         return {}
-    return {**fields, "beat": fields["beat"].strip()}
+    is_whole = all(isinstance(fields.get(name), kind) for name, kind in FIELDS.items()) and 0 < fields["pid"] < LARGEST_PID
+    return {**fields, "beat": fields["beat"].strip()} if is_whole else {}
 
 
 def is_gone(fields: dict[str, Any]) -> bool:

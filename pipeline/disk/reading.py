@@ -6,9 +6,13 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pipeline.disk.secrets import complain, hide
 from pipeline.errors import UserError, WorkError
+
+LARGEST = 1e150
+"""What is computed with is smaller, or its squares and sums would be infinite."""
 
 
 class Damaged(WorkError):
@@ -38,6 +42,11 @@ def told() -> Iterator[None]:
         yield
     except Damaged as error:
         complain(error)
+
+
+def is_number(value: Any) -> bool:
+    """Whether what JSON holds is a number that can be computed with: true is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def sha256_of_file(path: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import stat
@@ -17,11 +18,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config.identity import digest
 from pipeline.disk.secrets import hidden
 
 if TYPE_CHECKING:
     from pandas import DataFrame
     from torch import Tensor
+
+LONGEST_INT = 300
+"""Digits of a whole number that becomes a finite float."""
 
 
 @contextmanager
@@ -155,16 +160,45 @@ def writing(path: Path) -> Iterator[None]:
         raise OSError(errno.EIO, f"could not be written: {error}", str(path)) from error
 
 
+def write_hashed(path: Path, record: dict[str, Any]) -> None:
+    """Write a JSON object with the sha256 of itself, atomically."""
+    record = hidden(json.loads(json.dumps(record)))  # before its hash is taken
+    write_json(path, record | {"sha256": digest(record)})
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises OSError, or ValueError where it is none that `write_json` may have written."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text, parse_constant=_refuse, parse_float=_float, parse_int=_int)
     except RecursionError as error:
         raise ValueError("its values lie too deep in one another") from error
 
 
+def read_hashed(path: Path) -> dict[str, Any]:
+    """What `write_hashed` wrote, without the hash. Raises OSError, or ValueError where it is something else by now. (What was
+    written before there were hashes has none.)"""
+    record = dict(read_json(path))
+    if record.pop("sha256", None) not in (digest(record), None):
+        raise ValueError("its content is not what was written.")
+    return record
+
+
 def _refuse(word: str) -> None:
     raise ValueError(f"{word} is no number of JSON")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if value in (math.inf, -math.inf):
+        raise ValueError(f"{text[:20]} is larger than any number that is computed with")
+    return value
+
+
+def _int(text: str) -> int:
+    if len(text) > LONGEST_INT:
+        raise ValueError(f"{text[:20]}… is larger than any number that is computed with")
+    return int(text)
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.amounts import format_bytes
-from pipeline.disk.reading import reading
+from pipeline.disk.reading import Damaged, reading
 from pipeline.disk.writing import read_record
 from pipeline.errors import UserError, WorkError
 from pipeline.export import beetles_protocol, butterflies_protocol, seal
@@ -67,8 +67,10 @@ def _unpacked(submission: Path) -> Iterator[Path]:
         _refuse_damaged(submission, submission)
         yield submission.resolve()
         return
-    if not zipfile.is_zipfile(submission):
+    if not submission.is_file():
         raise UserError(f"{submission}: there is no folder or zip file of that name.")
+    if not zipfile.is_zipfile(submission):
+        raise Damaged(f"damaged: {submission}: it is no zip file, or only a part of one. Copy or export it again.")
     with tempfile.TemporaryDirectory(prefix="carabid-submission-") as folder:
         with reading(submission, "It cannot be unpacked."), zipfile.ZipFile(submission) as archive:
             archive.extractall(folder)

@@ -14,9 +14,11 @@ import pandas as pd
 
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
+from pipeline.disk.reading import reading
 from pipeline.errors import UserError
 from pipeline.metrics.probabilistic import MIN_SIGMA
 from pipeline.models import plain
+from pipeline.models.content import AGAIN
 from pipeline.models.saved import read_trained
 
 Spec = dict[str, Any]
@@ -73,8 +75,9 @@ class Butterflies(Platform):
         groups; and the neutral score, that of their median."""
         columns = []
         for trial in trials:
-            p = pd.read_parquet(trial.validation).set_index("group")[f"{says[0]}_mean"].clip(plain.FEWEST, 1 - plain.FEWEST)
-            columns.append(np.log(p) - np.log1p(-p))
+            with reading(trial.validation, AGAIN):
+                p = pd.read_parquet(trial.validation).set_index("group")[f"{says[0]}_mean"].clip(plain.FEWEST, 1 - plain.FEWEST)
+                columns.append(np.log(p) - np.log1p(-p))
         shared = pd.concat(columns, axis=1, join="inner").mean(axis=1)
         found = shared if len(shared) else columns[0]  # (of other splits: nothing can be said of both)
         knots = [float(value) for value in np.unique(np.quantile(found, np.linspace(0, 1, KNOTS)))]

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
+from pipeline.disk.reading import Damaged, reading
 from pipeline.disk.writing import atomic_path
 
 ROWS = 8192
@@ -74,7 +75,7 @@ class Rows:
             table = pa.Table.from_pylist(self.rows, schema)
             last = max((int(path.stem.removeprefix("part-")) for path in part_paths(self.folder)), default=0)
             with atomic_path(self.folder / f"part-{last + 1:06d}.parquet") as temporary:
-                pq.write_table(table, temporary)
+                pq.write_table(table, temporary, write_page_checksum=True)
         self.rows, self.since = [], time.monotonic()
 
 
@@ -83,6 +84,20 @@ def about_of(path: Path) -> dict[str, Any] | None:
     with suppress(OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return dict(json.loads(pq.read_schema(path).metadata[OWN]))
     return None
+
+
+def is_sound(path: Path) -> bool:
+    """Whether all of a Parquet file can be read, and each page is what was written (as far as it was written with checksums)."""
+    with suppress(Damaged):
+        read(path)
+        return True
+    return False
+
+
+def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Some columns of one of our Parquet files, or all. Raises OSError or Damaged."""
+    with reading(path, "`carabid embed … --overwrite` makes it again."):
+        return pq.read_table(path, columns=columns and list(columns), page_checksum_verification=True)
 
 
 def part_paths(folder: Path) -> list[Path]:
@@ -94,7 +109,7 @@ def find_rows(folder: Path) -> dict[File, Place]:
     """Each file as it was when it was read → its row; the last one of a file that was read several times."""
     found: dict[File, Place] = {}
     for part in part_paths(folder):
-        table = pq.read_table(part, columns=["file", "size", "mtime", "error"])
+        table = read(part, ["file", "size", "mtime", "error"])
         cells = zip(*(column.to_pylist() for column in table.columns), strict=True)
         found |= {File(*cell): Place(part, row, error is not None) for row, (*cell, error) in enumerate(cells)}
     return found
@@ -105,24 +120,24 @@ def write_whole(out: Path, folder: Path, files: Sequence[File], about: dict[str,
     their order, so that most rows that follow one another are in one part."""
     found = find_rows(folder)
     places = [found[file] for file in files]
-    read = lru_cache(OPEN_PARTS)(partial(pq.read_table, columns=list(COLUMNS)))
-    schema = read(places[0].part).schema.with_metadata({OWN: json.dumps(about)})
-    with atomic_path(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    load = lru_cache(OPEN_PARTS)(partial(read, columns=COLUMNS))
+    schema = load(places[0].part).schema.with_metadata({OWN: json.dumps(about)})
+    with atomic_path(out) as temporary, pq.ParquetWriter(temporary, schema, write_page_checksum=True) as writer:
         for k in range(0, len(places), ROWS):
-            writer.write_table(_gather(places[k : k + ROWS], read).cast(schema))
+            writer.write_table(_gather(places[k : k + ROWS], load).cast(schema))
 
 
 def count_bad(out: Path) -> int:
-    """How many images of a whole file could not be read."""
-    errors = pq.read_table(out, columns=["error"]).column("error")
+    """How many images of a whole file could not be read. Raises OSError or Damaged."""
+    errors = read(out, ["error"]).column("error")
     return len(errors) - errors.null_count
 
 
-def _gather(places: Sequence[Place], read: Callable[[Path], pa.Table]) -> pa.Table:
+def _gather(places: Sequence[Place], load: Callable[[Path], pa.Table]) -> pa.Table:
     """The rows at these places, in their order."""
     by_part: dict[Path, list[int]] = {}
     for i, place in enumerate(places):
         by_part.setdefault(place.part, []).append(i)
-    taken = pa.concat_tables([read(part).take([places[i].row for i in of]) for part, of in by_part.items()])
+    taken = pa.concat_tables([load(part).take([places[i].row for i in of]) for part, of in by_part.items()])
     order = np.argsort([i for of in by_part.values() for i in of])
     return taken.take(pa.array(order))

@@ -15,17 +15,14 @@ from torch import nn
 
 from pipeline.backbones.base import Backbone
 from pipeline.backbones.texts import TextTower
-from pipeline.config.identity import digest
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
-from pipeline.disk.reading import Damaged, reading, sha256_of_file
-from pipeline.disk.secrets import hidden
-from pipeline.disk.writing import read_json, write_json, write_tensors
+from pipeline.disk.reading import reading
+from pipeline.disk.writing import write_hashed, write_tensors
 from pipeline.errors import WorkError
 from pipeline.models.base import Encoders, Facts, Model, TextFacts
+from pipeline.models.content import AGAIN, check_files, hash_files, read_record
 from pipeline.models.metadata import Names
-
-AGAIN = "`carabid train` with this trial's configuration makes it again"
 
 
 def make_model(config: Config, facts: Facts, backbone: Backbone | None, text: TextTower | None = None) -> Model:
@@ -51,33 +48,18 @@ def save_model(model: Model, facts: Facts, trial: TrialDir) -> None:
 
 def write_trained(trial: TrialDir, record: dict[str, Any]) -> None:
     """Write trained.json: the record with the sha256 of each file of the model, and of itself."""
-    record = hidden(json.loads(json.dumps(record | {"content": _content(trial)})))  # before its own hash is taken
-    write_json(trial.trained, record | {"sha256": digest(record)})
+    write_hashed(trial.trained, record | {"content": hash_files(trial)})
 
 
 def read_trained(trial: TrialDir) -> dict[str, Any]:
     """trained.json, once it and all files of the model are known to hold what was written. Raises WorkError."""
-    with reading(trial.trained, AGAIN):
-        record = dict(read_json(trial.trained))
-        if record.pop("sha256", None) not in (digest(record), None):  # (None: written before there were hashes)
-            raise ValueError("its content is not what was written.")
-        now, then, _ = _content(trial), dict(record.get("content", {})), record["config_hash"]
-    if not then:  # written before there were hashes: at least nothing is cut short
+    record, hashes = read_record(trial)
+    if not hashes:  # written before there were hashes: at least nothing is cut short
         for path in trial.path.rglob("*.safetensors"):
             with reading(path, AGAIN), safe_open(path, framework="pt"):
                 pass
-    if other := next((name for name in then if now.get(name) != then[name]), None):
-        what = "its content is not what was written" if other in now else "it is gone"
-        raise Damaged(f"damaged: {trial.path / other}: {what}. {AGAIN}")
+    check_files(trial, hashes)
     return record
-
-
-def _content(trial: TrialDir) -> dict[str, str]:
-    """sha256 of each file that a trained model is made of, by its path in the trial's folder."""
-    adapters = (*sorted(trial.adapter.glob("adapter_*")), *sorted(trial.text_adapter.glob("adapter_*")))
-    files = (trial.model, trial.classifier, *adapters)
-    there = {path.relative_to(trial.path).as_posix(): path for path in files if path.is_file()}
-    return {name: sha256_of_file(path) for name, path in there.items()}
 
 
 def load_facts(trial: TrialDir) -> Facts:

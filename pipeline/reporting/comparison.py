@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from textwrap import shorten
@@ -20,12 +20,13 @@ import numpy as np
 from pipeline.config.identity import digest
 from pipeline.disk.layout import ExperimentDir, TrialDir
 from pipeline.disk.reading import Damaged, reading
+from pipeline.disk.secrets import complain
 from pipeline.disk.writing import read_json
 from pipeline.errors import UserError
 from pipeline.experiments.reading import saved_science
 from pipeline.metrics.figures import Figure
 from pipeline.metrics.intervals import central, draws
-from pipeline.reporting.results import cells_to_markdown, hash_results
+from pipeline.reporting.results import cells_to_markdown, check_results, hash_results
 from pipeline.reporting.state import AGAIN
 from pipeline.reporting.terminal import print_cells
 from pipeline.tasks import load_task
@@ -104,27 +105,36 @@ class _Figure:
 
 
 # ---------------------------------------------------------------- who takes part
-def candidates(experiments: Iterable[ExperimentDir]) -> list[Candidate]:
-    """The trials that have results which tell by what they were chosen; not those of permuted targets."""
-    found = (_candidate(experiment, trial) for experiment in experiments for trial in experiment.trials())
+def candidates(experiments: Iterable[ExperimentDir], say: Callable[[str], None] = complain) -> list[Candidate]:
+    """The trials that have results which tell by what they were chosen; not those of permuted targets. Which results are
+    damaged is said, and the others are found."""
+    found: list[Candidate | None] = []
+    for experiment in experiments:
+        for trial in experiment.trials():
+            try:
+                found.append(_candidate(experiment, trial))
+            except Damaged as error:
+                say(str(error))
     return [candidate for candidate in found if candidate]
 
 
 def _candidate(experiment: ExperimentDir, trial: TrialDir) -> Candidate | None:
-    with suppress(OSError, Damaged), reading(trial.results, AGAIN):  # (what is damaged, `carabid results` tells)
-        results = read_json(trial.results)
-        summary = results["summary"]
-        science = saved_science(trial.config)
+    with suppress(OSError), reading(trial.results, AGAIN):
+        results, science = read_json(trial.results), saved_science(trial.config)
         if not science or results["config_hash"] != digest(science) or science["data"]["permute_targets"]:
+            return None
+        check_results(results)
+        selection = results["summary"].get("selection") or {}
+        if selection.get("value") is None:
             return None
         return Candidate(
             name=f"{experiment.path.name}/{trial.path.name}",
             trial=trial,
             method=method_of(science),
             fold=science["data"]["split"].get("fold", 0),
-            metric=summary["selection"]["metric"],
-            value=float(summary["selection"]["value"]),
-            lower_is_better=summary["selection"]["metric"] in results["lower_is_better"],
+            metric=selection["metric"],
+            value=float(selection["value"]),
+            lower_is_better=selection["metric"] in results["lower_is_better"],
             task=science["task"],
             figure=next(iter(results["headline"])).rpartition(".")[2],
             chosen_on=results["selected_on"],

@@ -16,9 +16,9 @@ from typing import Any
 
 from pipeline.config.identity import flatten, science
 from pipeline.config.trial import Config
-from pipeline.disk.layout import ExperimentDir, TrialDir, trained_root
-from pipeline.disk.reading import Damaged, reading, sha256_of_file, told
-from pipeline.disk.writing import read_json
+from pipeline.disk.layout import ExperimentDir, TrialDir, folder_name, trained_root
+from pipeline.disk.reading import Damaged, is_number, reading, sha256_of_file, told
+from pipeline.disk.writing import read_hashed, read_json
 from pipeline.errors import UserError
 from pipeline.reporting.state import AGAIN, planned_trials, trial_config, trial_state
 from pipeline.reporting.terminal import columns, fit, print_cells, short_names
@@ -26,6 +26,8 @@ from pipeline.reporting.terminal import columns, fit, print_cells, short_names
 REPLICATES = ("seed", "data.split.fold")
 """Trials that differ in these alone are repetitions of one another: the table shows their mean ± sd."""
 Figures = dict[str, float | None]
+MADE_AGAIN = "Delete it, and `carabid collect` makes it again."
+"""What to do about an ensemble that is damaged."""
 
 
 @dataclass(frozen=True)
@@ -261,8 +263,8 @@ def _row(experiment: ExperimentDir, name: str) -> Row:
 def _ensembles(experiment: ExperimentDir) -> Iterator[Row]:
     """Rows of the ensembles; one whose members have other results by now waits, out of sight, for the next collection."""
     for folder in experiment.ensembles():
-        with suppress(OSError), told(), reading(folder.results, "Delete it, and `carabid collect` makes it again."):
-            results = read_json(folder.results)
+        with suppress(OSError), told(), reading(folder.results, MADE_AGAIN):
+            results = read_ensemble(folder)
             members = tuple(results["members"])
             if results["made_from"] != {name: hash_results(experiment.trial(name)) for name in members}:
                 continue
@@ -271,16 +273,47 @@ def _ensembles(experiment: ExperimentDir) -> Iterator[Row]:
             yield _with_results(row, results, f"ensemble of {len(members)}: {group}")
 
 
+def read_ensemble(folder: TrialDir) -> dict[str, Any]:
+    """An ensemble's results, once they are known to be what was written and to name its members. Raises OSError or Damaged."""
+    with reading(folder.results, MADE_AGAIN):
+        results = read_hashed(folder.results)
+        members, made_from = results["members"], dict(results["made_from"])
+        if not isinstance(members, list) or not members or {folder_name(name) for name in members} != made_from.keys():
+            raise ValueError("its members are not those that it was made from.")
+        return results
+
+
+def check_results(results: Mapping[str, Any]) -> None:
+    """Raises ValueError, TypeError or LookupError for results that no table and no comparison can show."""
+    figures, headline, lower = {**results["figures"]}, {**results["headline"]}, list(results["lower_is_better"])
+    texts = [*figures, *headline, *headline.values(), *lower, results["split"], results["selected_on"]]
+    for name, (other, title) in dict(results.get("instead", {})).items():
+        texts += [name, other, title]
+    if chosen := results["summary"].get("selection"):
+        texts.append(chosen["metric"])
+        figures["selection.value"] = chosen["value"]
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"{_short(wrong[0])} stands where a text should.")
+    if bad := [name for name, value in figures.items() if value is not None and not is_number(value)]:
+        raise ValueError(f"its figure {bad[0]} is {_short(figures[bad[0]])}, which is no number.")
+
+
+def _short(value: Any) -> str:
+    return shorten(json.dumps(value), 60, placeholder=" …")
+
+
 def _with_results(row: Row, results: dict[str, Any], group: str) -> Row:
-    optimistic = results["split"] == results["selected_on"]
-    figures, headline = dict(results["figures"]), dict(results["headline"])
-    texts = (results["split"], *headline.values(), *results["lower_is_better"])
-    are_numbers = headline.keys() <= figures.keys() and all(isinstance(v, float | int | None) for v in figures.values())
-    if not are_numbers or not all(isinstance(text, str) for text in texts):
-        raise ValueError("its figures are not those of its headline, or no numbers, or their names no text")
-    told = {"split": results["split"], "optimistic": optimistic, "lower_is_better": tuple(results["lower_is_better"])}
-    told["instead"] = {str(name): (str(other), str(title)) for name, (other, title) in results.get("instead", {}).items()}
-    return replace(row, group=group, figures=figures, headline=headline, **told)
+    check_results(results)
+    if missing := results["headline"].keys() - results["figures"].keys():
+        raise ValueError(f"it has no figure {min(missing)}, which its headline names.")
+    told = {
+        "split": results["split"],
+        "optimistic": results["split"] == results["selected_on"],
+        "headline": dict(results["headline"]),
+        "lower_is_better": tuple(results["lower_is_better"]),
+        "instead": {name: (other, title) for name, (other, title) in results.get("instead", {}).items()},
+    }
+    return replace(row, group=group, figures=dict(results["figures"]), **told)
 
 
 def _group(name: str, config: Config | None) -> str:
@@ -293,16 +326,18 @@ def _group(name: str, config: Config | None) -> str:
 
 def _line(rows: Sequence[Row]) -> Line:
     first = rows[0]
-    columns = {name: [row.figures[name] for row in rows] for name in first.figures}
+    columns = {
+        name: [row.figures.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row.figures)
+    }
     numbers = {name: [v for v in values if v is not None] for name, values in columns.items()}
     means: Figures = {name: statistics.fmean(v) if len(v) == len(rows) else None for name, v in numbers.items()}
     sds: Figures = {name: statistics.stdev(v) if len(v) == len(rows) > 1 else None for name, v in numbers.items()}
     shared = common_name([row.trial.rpartition("/")[2] for row in rows])
-    name = first.trial if first.state != "done" or len(rows) == 1 else shared
+    called = first.trial if first.state != "done" or len(rows) == 1 else shared
     if first.members:
-        name = f"ensemble of {len(first.members)}: {shared}"
+        called = f"ensemble of {len(first.members)}: {shared}"
     state = first.state + (f": {shorten(first.reason, 160, placeholder=' … (`carabid status`)')}" if first.reason else "")
-    return Line(first.experiment, name, state, len(rows), first.split, first.optimistic, means, sds)
+    return Line(first.experiment, called, state, len(rows), first.split, first.optimistic, means, sds)
 
 
 def common_name(names: Sequence[str]) -> str:

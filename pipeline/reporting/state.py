@@ -16,7 +16,7 @@ from pipeline.config.identity import config_hash, digest, images_of, plain, toke
 from pipeline.config.own import content_hash
 from pipeline.config.trial import Config
 from pipeline.data.dataset import known_signature
-from pipeline.disk.layout import ExperimentDir, TrialDir
+from pipeline.disk.layout import ExperimentDir, TrialDir, folder_name
 from pipeline.disk.lease import is_gone, owner
 from pipeline.disk.reading import Damaged, reading, told
 from pipeline.disk.writing import read_json
@@ -116,7 +116,7 @@ def _state(trial: TrialDir, config: Config | None, sources: Sources | None) -> T
 def planned_trials(experiment: ExperimentDir) -> list[str]:
     """Names of all trials that any submission of this experiment named, or that have a folder, in order."""
     names: dict[str, None] = {}
-    for path in sorted(experiment.submissions.glob("*.json"), key=lambda path: (len(path.stem), path.stem)):
+    for path in experiment.submission_records():
         names |= dict.fromkeys(_planned(path))
     return list(names | dict.fromkeys(trial.path.name for trial in experiment.trials()))
 
@@ -124,7 +124,7 @@ def planned_trials(experiment: ExperimentDir) -> list[str]:
 def _planned(submission: Path) -> list[str]:
     """Names of a submission's trials; a record that is damaged is said on stderr, and must not hide all others."""
     with suppress(OSError), told(), reading(submission, "Trials that stand in it alone are not shown."):
-        return [str(trial["name"]) for trial in read_json(submission)["trials"]]
+        return [folder_name(trial["name"]) for trial in read_json(submission)["trials"]]
     return []
 
 

@@ -1,8 +1,11 @@
 """The collecting stage: all results of one experiment in results.csv, ensembles of its trials over their seeds, and where
 there are several methods, a comparison of them."""
 
+from functools import cache
+
 from pipeline.config.trial import Config
 from pipeline.disk.layout import ExperimentDir, experiment_dir
+from pipeline.disk.secrets import complain
 from pipeline.disk.writing import write_text
 from pipeline.errors import UserError
 from pipeline.progress import log
@@ -34,7 +37,8 @@ def _compare(experiment: ExperimentDir) -> None:
     they have their results without it.
     """
     seen: list[Candidate] = []
-    while (found := candidates([experiment])) != seen and len({trial.method for trial in found}) > 1:
+    say_once = cache(complain)
+    while (found := candidates([experiment], say_once)) != seen and len({trial.method for trial in found}) > 1:
         try:
             comparison = compare(found)
         except UserError as error:

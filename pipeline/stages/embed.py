@@ -44,7 +44,7 @@ from pipeline.disk.lease import Lease
 from pipeline.disk.provenance import now
 from pipeline.disk.reading import in_short
 from pipeline.errors import NotFetched, UserError, WorkError
-from pipeline.features.embeddings import File, Rows, about_of, count_bad, find_rows, part_paths, write_whole
+from pipeline.features.embeddings import File, Rows, about_of, count_bad, find_rows, is_sound, part_paths, write_whole
 from pipeline.features.forward import compute_features
 from pipeline.features.hashes import WeightsRecord, weights_record
 from pipeline.progress import log
@@ -208,8 +208,10 @@ def _file(folder: Path, name: str) -> File:
 
 # ---------------------------------------------------------------- what is there
 def _is_done(work: Work) -> bool:
+    """Whether the file is of these images as they are; one that is damaged may be replaced if that is allowed."""
     about = about_of(work.request.out)
-    return about is not None and {name: about.get(name) for name in work.about} == work.about
+    is_of_these = about is not None and {name: about.get(name) for name in work.about} == work.about
+    return is_of_these and (not work.request.overwrite or is_sound(work.request.out))
 
 
 def _check_out(work: Work) -> None:
@@ -230,7 +232,7 @@ def _check_parts(work: Work) -> None:
     """Remove parts of another backbone if that is allowed, else UserError; and those that cannot be read."""
     for path in part_paths(work.parts):
         about = about_of(path)
-        if about is None:
+        if about is None or not is_sound(path):
             log(f"{path} is damaged: its images are embedded again")
         elif about.get("identity") == work.identity:
             continue

@@ -20,11 +20,12 @@ import pandas as pd
 from pipeline.config.identity import digest
 from pipeline.disk.layout import ExperimentDir, TrialDir
 from pipeline.disk.reading import reading
-from pipeline.disk.writing import atomic_folder, read_json, read_record, write_json, write_table
+from pipeline.disk.writing import atomic_folder, read_hashed, read_json, write_hashed, write_table
 from pipeline.errors import UserError, WorkError
 from pipeline.experiments.names import HASH_DIGITS
 from pipeline.experiments.reading import saved_science
 from pipeline.metrics.figures import Training
+from pipeline.models import content
 from pipeline.progress import log
 from pipeline.reporting.results import common_name, hash_results
 from pipeline.tasks import load_task
@@ -124,7 +125,7 @@ def _some(members: Sequence[_Member]) -> str:
 # ---------------------------------------------------------------- one ensemble
 def _make_or_keep(folder: TrialDir, members: Sequence[_Member], log: Log) -> bool:
     """Whether the folder is another than before."""
-    made_from = read_record(folder.results).get("made_from")
+    made_from = _made_from(folder)
     if made_from == _hashes(members):
         return False
     read = [(member, said) for member in members if (said := _read(member, log))]
@@ -143,6 +144,13 @@ def _make_or_keep(folder: TrialDir, members: Sequence[_Member], log: Log) -> boo
         return _remove(folder)
 
 
+def _made_from(folder: TrialDir) -> Any:
+    """Of which results of its members an ensemble was made; None of one that is not what was written: it is made again."""
+    with suppress(OSError, ValueError, TypeError):
+        return read_hashed(folder.results).get("made_from")
+    return None
+
+
 def _hashes(members: Sequence[_Member]) -> dict[str, str]:
     return {member.name: member.results_hash for member in members}
 
@@ -152,8 +160,9 @@ def _read(member: _Member, log: Log) -> tuple[dict[str, Any], Kept] | None:
     again = "Delete the trial's folder and submit it again."
     try:
         with reading(member.trial.trained, again):
-            record = read_json(member.trial.trained)
+            record, hashes = content.read_record(member.trial)
             training = {key: record[key] for key in OF_TRAINING}
+        content.check_files(member.trial, hashes, [member.trial.validation])
         with reading(member.trial.path, again):
             return training, member.task.kept(member.trial)
     except (OSError, WorkError) as error:
@@ -185,7 +194,7 @@ def _write(folder: TrialDir, members: Sequence[_Member], figures: dict[str, Any]
     results = figures | facts | {"members": _names(members), "made_from": _hashes(members)}
     with atomic_folder(folder.path, replace=True) as new:
         write_table(TrialDir(new).groups, groups)
-        write_json(TrialDir(new).results, results)
+        write_hashed(TrialDir(new).results, results)
 
 
 def _remove(folder: TrialDir) -> bool:

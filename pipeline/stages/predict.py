@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,18 +24,18 @@ from pipeline.data.decoding import Decoded, How
 from pipeline.data.images import load_batches
 from pipeline.data.opening import decode, find_images, how_of, read_image
 from pipeline.device import choose_device, set_threads
-from pipeline.disk.layout import ExperimentDir, TrialDir, root, trained_root
-from pipeline.disk.reading import in_short
-from pipeline.disk.writing import read_json, read_record
+from pipeline.disk.layout import ENSEMBLES, ExperimentDir, TrialDir, root, trained_root
+from pipeline.disk.reading import in_short, is_number, reading
 from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.experiments.reading import load_config
 from pipeline.features.forward import compute_features
 from pipeline.metrics.figures import Training
 from pipeline.metrics.groups import Prediction
 from pipeline.models.base import Facts, Model, Predicted
+from pipeline.models.content import read_record
 from pipeline.models.metadata import Metadata
 from pipeline.models.saved import load_facts, load_model, read_trained
-from pipeline.reporting.results import hash_results
+from pipeline.reporting.results import MADE_AGAIN, hash_results, read_ensemble
 from pipeline.tasks import load_task
 from pipeline.training.samples import columns, joined
 
@@ -77,6 +77,10 @@ class Origin:
         given: list[str | None] = [*self.species] or [None]
         return {"domain": [self.domain] * n, "species": given if len(given) == n else given * n}
 
+    def of(self, some: Sequence[int]) -> Origin:
+        """What is known of some of the images."""
+        return replace(self, species=tuple(self.species[i] for i in some) if len(self.species) > 1 else self.species)
+
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
     """These files, and instead of a folder the images in it. Raises UserError for a folder without images."""
@@ -112,23 +116,29 @@ def predict_group(
     if not files:
         raise UserError("a group is forecast from its images: name at least one")
     members, calibration = members_of(folder)
-    said = [_predictions(trial, files, origin, device, bad if i == 0 or bad is None else []) for i, trial in enumerate(members)]
+    said: list[Any] = []
+    for trial in members:  # those after the first are not given what the first could not read
+        predictions, files, origin = _predictions(trial, files, origin, device, bad if bad is None or not said else [])
+        said.append(predictions)
     task, names = load_task(trained_config(members[0]).task), load_facts(members[0]).names
     calibration = read_trained(members[0])["calibration"] if calibration is None else calibration
     return task.answer(task.forecast(task.together(said), Training(names.domains, calibration=calibration)))
 
 
-def _predictions(trial: TrialDir, files: Sequence[Path], origin: Origin, device: str | None, bad: list[Path] | None) -> Any:
-    """What a trial says of the images of one group, as its task keeps it."""
+def _predictions(
+    trial: TrialDir, files: Sequence[Path], origin: Origin, device: str | None, bad: list[Path] | None
+) -> tuple[Any, list[Path], Origin]:
+    """What a trial says of the images of one group, as its task keeps it; those that could be read, and what is known of them."""
     config = trained_config(trial)
     each = list(_predict_each(trial, config, files, origin, device, bad))
-    files = [file for file, said in zip(files, each, strict=True) if said is not None]
-    if not files:
+    good = [i for i, said in enumerate(each) if said is not None]
+    if not good:
         raise UserError("none of the group's images can be read")
+    files, origin = [files[i] for i in good], origin.of(good)
     predicted = joined([said for said in each if said is not None])
     table = pd.DataFrame({"id": list(map(str, files)), "group": ""})
     table["domain"] = pd.Series([origin.domain] * len(files), dtype=object)
-    return load_task(config.task).predictions(table, None, load_facts(trial).targets, predicted)
+    return load_task(config.task).predictions(table, None, load_facts(trial).targets, predicted), files, origin
 
 
 def _predict_each(
@@ -190,23 +200,37 @@ def trial_at(folder: Path) -> TrialDir:
 def members_of(folder: Path) -> tuple[list[TrialDir], dict[str, Any] | None]:
     """The trials of an ensemble and what calibrates them together; a trial alone is calibrated by itself (None).
 
-    Raises UserError for a folder that is neither, and WorkError where members have other results than the ensemble was made of.
+    Raises UserError for a folder that is neither, and WorkError for an ensemble that is damaged, or whose members have other
+    results than it was made of.
     """
     if (ensemble := ensemble_at(folder)) is None:
         return [trial_at(folder)], None
-    results = read_json(ensemble.results)
+    results = read_ensemble(ensemble)
     members = {name: ExperimentDir(ensemble.path.parent.parent).trial(name) for name in results["members"]}
-    if {name: hash_results(trial) for name, trial in members.items()} != results["made_from"]:
+    if not all(trial.results.is_file() for trial in members.values()) or results["made_from"] != {
+        name: hash_results(trial) for name, trial in members.items()
+    }:
         raise WorkError(f"{ensemble.path}: its members have other results now: `carabid collect` makes it again")
+    record, _ = read_record(next(iter(members.values())))
+    with reading(ensemble.results, MADE_AGAIN):
+        if not _is_like(results["calibration"], record["calibration"]):  # (one of before there were hashes)
+            raise ValueError("its calibration is not of the form of its members'.")
     return list(members.values()), results["calibration"]
 
 
 def ensemble_at(folder: Path) -> TrialDir | None:
-    """The ensemble that a person means by a path, if it is one: results that name members."""
+    """The ensemble that a person means by a path, if it is one: results among the ensembles of an experiment."""
     for place in _places(folder):
-        if {"members", "made_from", "calibration"} <= read_record(TrialDir(place).results).keys():
+        if place.parent.name == ENSEMBLES and TrialDir(place).results.is_file():
             return TrialDir(place)
     return None
+
+
+def _is_like(found: Any, expected: Any) -> bool:
+    """Whether one calibration has all the numbers of another; it may have more, of later code."""
+    if isinstance(expected, dict):
+        return isinstance(found, dict) and all(key in found and _is_like(found[key], expected[key]) for key in expected)
+    return type(found) is type(expected) or (is_number(found) and is_number(expected))
 
 
 def _places(folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from PIL import Image
 
 from pipeline.backbones.tiny import write_tiny_open_clip
 from pipeline.disk.layout import PROJECT
+from pipeline.disk.lease import Lease
 from pipeline.disk.writing import write_text
 from pipeline.errors import Interrupted, UserError, WorkError
 from pipeline.experiments.reading import dump_config, load_experiment
@@ -36,6 +37,16 @@ SECONDS_OF_CHECK = 60
 """The protocol of a platform, in processes of its own."""
 KEPT = (".png", ".jpg", ".log", ".out")
 """What no command reads as a structure."""
+RECORDS = (".json", ".parquet", "")
+"""Endings of what commands read as one; a lease has none."""
+STEMS = {"beetles-pixels": "beetles/pixels", "beetles-lora": "beetles/lora", "butterflies-logistic": "butterflies/logistic"}
+"""What the YAML of an experiment is called."""
+MARK = "\ufffd"
+RAW = (
+    "1e999", "-1e999", "9" * 401, "1e308", "true", "null", "[" * 100_000 + "]" * 100_000, '["x"]', '"nan"', '"a\\u0000b"', "5",
+    "0", "-1", "{}", "[]", "[[1, 2.0]]", '"' + "a" * 300 + '"', '"../.."',
+)  # fmt: skip
+"""Values of JSON as text, which nothing that writes it would write."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,9 @@ class Trained:
 
     def trials(self, root: Path) -> list[Path]:
         return sorted(path.parent for path in root.glob("trained/*/*/trained.json"))
+
+    def ensembles(self, root: Path) -> list[Path]:
+        return sorted(root.glob("trained/*/ensembles/*"))
 
 
 @cache
@@ -90,13 +104,17 @@ def unfinished(request: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def leave_unfinished(request: tuple[str, ...]) -> None:
-    """Beside what is done: a trial that failed, one that was interrupted and has a checkpoint, and a submission's record."""
+    """Beside what is done: a trial that failed and whose lease is there, one that was interrupted and has a checkpoint, and the
+    record of a submission, with one of before that a person has kept."""
     experiment = load_experiment(request[0], unfinished(request)[1:])
-    make_manifest(experiment, experiment.trials, Terms(argv=("carabid", "submit")))
+    record = make_manifest(experiment, experiment.trials, Terms(argv=("carabid", "submit"))).path
+    shutil.copy(record, record.with_name("1 (copy).json"))
     failed, stopped = experiment.trials
     with contextlib.suppress(UserError), recorded_failure(experiment.dir.trial(failed.name), "train"):
         write_text(experiment.dir.trial(failed.name).config, dump_config(failed.config))
         raise UserError("table.csv, line 3: made to fail")
+    with Lease(experiment.dir.trial(failed.name).lease, 1).hold():
+        pass
     with contextlib.suppress(Interrupted), StopFlag().installed() as flag:
         signal.raise_signal(signal.SIGTERM)
         train.run(stopped.config, experiment.dir.trial(stopped.name), flag)
@@ -114,46 +132,92 @@ def damage_case(number: int, draw: random.Random, place: Path) -> Case:
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(whole.root, root, symlinks=True)
     files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.suffix not in KEPT and "code" not in path.parts]
-    records = [path for path in files if path.suffix in (".json", ".parquet") and "trained" in path.parts]
-    path = draw.choice(records if draw.random() < 0.6 else files)
+    records = [path for path in files if path.suffix in RECORDS and "trained" in path.parts]
+    path = draw.choice(records if draw.random() < 0.7 else files)
     spoil_file(path, draw)
-    chosen = draw.sample(every_command(whole, root, place), 4) + checks_of(path, whole.submissions(root))
+    near, rest = by_nearness(path, every_command(whole, root, place))
+    chosen = draw.sample(near, min(4, len(near))) + draw.sample(rest, 2) + checks_of(path, whole.submissions(root))
     return Case(f"damage {number} ({path.relative_to(root)})", lambda: run(chosen, root), is_one=False)
 
 
 def spoil_file(path: Path, draw: random.Random) -> None:
-    """Gone, a folder, other bytes, or (JSON) another value in its place."""
-    how = draw.random()
+    """Gone, a folder, other bytes, or (JSON) another value at one of its places."""
+    how, content = draw.random(), json_in(path)
     if how < 0.05:
         path.unlink()
     elif how < 0.08:
         path.unlink()
         path.mkdir()
-    elif path.suffix == ".json" and how < 0.6:
-        content = json.loads(path.read_text())
-        if isinstance(content, dict) and paths_in(content):
-            spoil(content, draw)
-        else:
-            content = draw.choice(VALUES)
-        path.write_text(json.dumps(content, default=str))
-    elif path.suffix == ".json" and how < 0.63:
+    elif content is not None and how < 0.85:
+        path.write_text(spoil_json(content, draw))
+    elif content is not None and how < 0.88:
         path.write_text(draw.choice(("[" * 100_000, '{"a":' * 100_000, "NaN", "null", '"x"', "1e999", "{}", "[]")))
     else:
         path.write_bytes(spoil_bytes(path.read_bytes(), draw))
 
 
-def every_command(whole: Trained, root: Path, place: Path) -> list[Callable[[], Ended]]:
+def json_in(path: Path) -> Any:
+    """What a file holds as JSON, whatever it is called (a lease has no ending); None if it holds none."""
+    with contextlib.suppress(ValueError):
+        return json.loads(path.read_bytes())
+    return None
+
+
+def spoil_json(content: Any, draw: random.Random) -> str:
+    """JSON with another value at one place, in lists too; or with a key that is gone, or called otherwise."""
+    if draw.random() < 0.3 and isinstance(content, dict) and paths_in(content):
+        spoil(content, draw)
+        return json.dumps(content, default=str)
+    tree: list[Any] = [content]
+    block, key = draw.choice(list(places_in(tree)))
+    block[key] = MARK
+    value = draw.choice(RAW) if draw.random() < 0.5 else json.dumps(draw.choice(VALUES), default=str, skipkeys=True)
+    return json.dumps(tree[0]).replace(json.dumps(MARK), value)
+
+
+def places_in(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place in blocks and lists: what it is in, and its key there."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        yield tree, key
+        if isinstance(value, dict | list):
+            yield from places_in(value)
+
+
+Action = tuple[tuple[str, ...], Callable[[], Ended]]
+"""A command's arguments, and what runs it."""
+
+
+def by_nearness(spoilt: Path, actions: list[Action]) -> tuple[list[Callable[[], Ended]], list[Callable[[], Ended]]]:
+    """Commands that may read a spoilt file: those of its experiment, and of all; and the others."""
+    parts = spoilt.parts
+    experiment = parts[parts.index("trained") + 1] if "trained" in parts else ""
+    near: list[Callable[[], Ended]] = []
+    rest: list[Callable[[], Ended]] = []
+    for line, act in actions:
+        is_of_all = line[0] == "results" or not experiment
+        (near if is_of_all or any(experiment in text or STEMS[experiment] in text for text in line) else rest).append(act)
+    return near, rest or near
+
+
+def every_command(whole: Trained, root: Path, place: Path) -> list[Action]:
     """The commands that read what is trained."""
     requests = [unfinished(whole.requests["beetles-pixels"]), *whole.requests.values()]
     requests = [tuple(text.replace(str(whole.root), str(root)) for text in request) for request in requests]
     image = place / "image.png"
     Image.new("RGB", (40, 30), (200, 120, 30)).save(image)
-    lines = [("results",), ("results", "--format", "json"), ("results", "--cost"), ("results", "--format", "csv")]
+    costs = [("results", "--cost", "--format", form) for form in ("table", "json", "csv")]
+    lines = [("results",), ("results", "--format", "json"), ("results", "--format", "csv"), *costs]
     lines += [(name, experiment) for experiment in whole.requests for name in ("status", "compare", "logs")]
+    lines += [("compare", experiment, "--format", "json") for experiment in whole.requests]
     lines += [(stage, *request) for request in requests for stage in ("plan", "train", "evaluate", "collect")]
     told = [("predict", str(trial), str(image)) for trial in whole.trials(whole.root)]
-    actions = [partial(within, SECONDS, partial(command, *line)) for line in lines]
-    actions += [partial(within, SECONDS, partial(as_before, line, whole.root, root)) for line in told]
+    told += [("predict", str(folder), str(image), str(image), "--group") for folder in whole.ensembles(whole.root)]
+    actions: list[Action] = [(line, partial(within, SECONDS, partial(command, *line))) for line in lines]
+    actions += [(line, partial(within, SECONDS, partial(as_before, line, whole.root, root))) for line in told]
+    out = place / "exported"
+    sources = [*whole.ensembles(whole.root), *(t for t in whole.trials(whole.root) if t.parent.name == "butterflies-logistic")]
+    for line in (("export", str(source), "--with-backbone", "--out", str(out)) for source in sources):
+        actions.append((line, partial(within, SECONDS, partial(sealed_as_before, line, whole.root, root, out))))
     return actions
 
 
@@ -174,6 +238,30 @@ def as_before(line: tuple[str, ...], before: Path, root: Path) -> Ended:
     ended = command(*(text.replace(str(before), str(root)) for text in line))
     assert ended.status or ended.out == predicted(line), f"another prediction, silently: {ended.out}"
     return ended
+
+
+def sealed_as_before(line: tuple[str, ...], before: Path, root: Path, out: Path) -> Ended:
+    """An export that is refused, or the one of the undamaged model."""
+    shutil.rmtree(out, ignore_errors=True)
+    ended = command(*(text.replace(str(before), str(root)) for text in line))
+    found = None if ended.status else told_in(out)
+    assert ended.status or found == exported(line, out), f"another submission, silently: {found}"
+    return ended
+
+
+@cache
+def exported(line: tuple[str, ...], out: Path) -> dict[str, Any]:
+    """What the submission of the undamaged model says."""
+    shutil.rmtree(out, ignore_errors=True)
+    ended = command(*line)
+    assert ended.status == 0, ended
+    return told_in(out)
+
+
+def told_in(submission: Path) -> dict[str, Any]:
+    """What submission.json says beside hashes."""
+    content: dict[str, Any] = json.loads((submission / "submission.json").read_text())
+    return {key: value for key, value in content.items() if key not in ("sha256", "content")}
 
 
 @cache

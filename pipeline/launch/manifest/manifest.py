@@ -21,7 +21,7 @@ from pipeline.config.identity import digest, features_of, images_of
 from pipeline.config.own import load_file
 from pipeline.config.resources import Resources
 from pipeline.config.trial import Config
-from pipeline.disk.layout import ExperimentDir
+from pipeline.disk.layout import ExperimentDir, folder_name
 from pipeline.disk.provenance import now
 from pipeline.disk.reading import reading
 from pipeline.disk.writing import read_json, write_json, write_text
@@ -32,6 +32,10 @@ from pipeline.experiments.trees import Tree
 from pipeline.launch.manifest.snapshot import take_snapshot
 
 SCHEMA_VERSION = 2
+TYPED = "job-"
+"""What the record of a job typed by hand is called by, before the job's id."""
+MANY = 10**9
+"""No submission has so many trials."""
 REFUSED = ".refused"
 """Ending of a manifest whose jobs Slurm did not take: it plans nothing, and keeps its number from being used again."""
 
@@ -144,7 +148,7 @@ def record_plan(experiment: Experiment, job: str, array: Sequence[int]) -> None:
     `array` is the first index, the step and the number of job tasks. Trials that never start are known as missing by it.
     """
     values = _values(experiment, experiment.trials, Terms(argv=tuple(sys.argv)))
-    write_json(experiment.dir.submission(f"job-{job}"), values | {"array": list(array), "code": ""})
+    write_json(experiment.dir.submission(f"{TYPED}{job}"), values | {"array": list(array), "code": ""})
 
 
 def preview_manifest(experiment: Experiment, trials: Sequence[Trial], terms: Terms) -> Manifest:
@@ -161,6 +165,9 @@ def load_manifest(path: Path) -> Manifest:
 
 
 def _manifest(path: Path, values: Tree) -> Manifest:
+    _check(values)
+    if path.stem.startswith(TYPED) and not _are_counts(values["array"], 3, lowest=(0, 1, 1)):
+        raise ValueError("its array is not a first index, a step and a number of job tasks.")
     profile = Profile.model_validate(values["cluster"])
     return Manifest(
         path=path,
@@ -173,6 +180,33 @@ def _manifest(path: Path, values: Tree) -> Manifest:
         overrides=tuple(values["overrides"]),
         written=values["written"],
     )
+
+
+def _check(values: Tree) -> None:
+    """Raises ValueError, TypeError or LookupError for what `_values` cannot have written."""
+    texts = [values["written"], values["code"], values["source"], *values["overrides"], *values["argv"]]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("its time, code, source, overrides or argv are no texts.")
+    if values["code"]:
+        folder_name(values["code"])
+    counts = [n for n in (values["pack"], values["array_size"], values["max_parallel"]) if n is not None]
+    if values["pack"] is None or not _are_counts(counts, len(counts), lowest=(1,) * len(counts)):
+        raise ValueError("its pack, array_size or max_parallel is no number of trials or job tasks.")
+    if not all(_are_counts(each, 3, lowest=(0, 0, 1)) for each in values["extractions"]):
+        raise ValueError("its extractions are not numbers of features and parts.")
+    made = {features for features, *_ in values["extractions"]}
+    for trial in values["trials"]:
+        folder_name(trial["name"])
+        if trial["features"] not in made or not isinstance(trial["differs"], dict):
+            raise ValueError(f"{trial['name']} reads features that nothing makes, or differs in what is no section.")
+    if not values["trials"] or not isinstance(values["common"]["task"], str):
+        raise ValueError("it names no trial, or no task.")
+
+
+def _are_counts(values: Any, n: int, lowest: tuple[int, ...]) -> bool:
+    """Whether these are `n` whole numbers, each as large as its lowest."""
+    are_whole = isinstance(values, list | tuple) and len(values) == n and all(type(value) is int for value in values)
+    return are_whole and all(low <= value < MANY for value, low in zip(values, lowest, strict=True))
 
 
 def sharing_features(trials: Iterable[Trial]) -> list[list[Trial]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from pipeline.config.identity import token_kind
 from pipeline.config.trial import Config
+from pipeline.disk.attempts import TOO_MANY
 from pipeline.disk.layout import ExperimentDir, TrialDir, folders_in
-from pipeline.disk.reading import Damaged, reading
+from pipeline.disk.reading import Damaged, is_number, reading
 from pipeline.disk.writing import read_json
 from pipeline.experiments.reading import Experiment, saved_science
 from pipeline.reporting.state import TrialState
@@ -156,16 +157,22 @@ def _read_past(folder: TrialDir, config: Config) -> _Past | None:
     """What a trial took, by the records of its training and evaluation; None if it was not trained."""
     evaluation = None
     with suppress(OSError, Damaged), reading(folder.provenance, ""):
-        evaluation = float(read_json(folder.provenance)["evaluate"]["seconds"])
+        evaluation = _seconds(read_json(folder.provenance)["evaluate"])
     with suppress(OSError, Damaged), reading(folder.trained, ""):
         record = read_json(folder.trained)
         took, epochs = record["provenance"], int(record["epochs"])
-        training = float(took["training_seconds"])
+        training = _seconds(took, "training_seconds")
         # Each of its attempts began anew; of those of an old record, only the last one's time stands there.
-        around = max(0.0, float(took["seconds"]) - training) / max(1, len(took.get("attempts", ())))
-        device = took["device"].get("gpu") or "CPU"
+        around = max(0.0, _seconds(took) - training) / max(1, len(took.get("attempts", ())))
+        device = str(took["device"].get("gpu") or "CPU")
         return _Past(training, around, evaluation, epochs, _schedule(config), device)
     return None
+
+
+def _seconds(record: Mapping[str, Any], name: str = "seconds") -> float:
+    if not is_number(value := record[name]) or not 0 <= value < TOO_MANY:
+        raise ValueError(f"{name} is no time.")
+    return float(value)
 
 
 def _of_plan(experiment: Experiment, states: Sequence[TrialState]) -> Iterator[tuple[TrialDir, Config]]:

@@ -18,14 +18,12 @@ from pipeline.disk.writing import read_record
 from pipeline.errors import WorkError
 from pipeline.experiments.reading import Trial
 from pipeline.launch.manifest.job_names import Part, Parts, chunk_names, job_names
-from pipeline.launch.manifest.manifest import Manifest
+from pipeline.launch.manifest.manifest import TYPED, Manifest
 from pipeline.launch.scheduler.accounting import Outcome, outcomes
 from pipeline.launch.scheduler.queue import JobTask, Queued, my_job_tasks, queued_trials
 from pipeline.launch.watching.failures import Failure, classify
 from pipeline.reporting.state import TrialState
 
-TYPED = "job-"
-"""What the record of a job typed by hand is called by, before the job's id."""
 LOG_END = 64_000
 """Bytes of a log that are looked at for why its job ended."""
 
@@ -65,7 +63,7 @@ class History:
     @cached_property
     def submissions(self) -> list[Manifest]:
         """Every submission that can be read, oldest first."""
-        read = [m for path in self.experiment.submissions.glob("*.json") if (m := self.parts.manifest(path.stem))]
+        read = [m for path in self.experiment.submission_records() if (m := self.parts.manifest(path.stem))]
         return sorted(read, key=lambda m: (m.written, int(m.number.removeprefix(TYPED))))
 
     @cached_property

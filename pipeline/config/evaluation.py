@@ -12,7 +12,7 @@ class Features(Section):
     """The feature store's format, part of its key."""
 
     dtype: Literal["bf16", "fp32"] = "bf16"
-    """Number format on disk."""
+    """Number format on disk. What reads images instead of a store rounds as it does."""
     shard_size: Positive = 1024
     """Images a shard."""
 
@@ -32,4 +32,4 @@ class Evaluate(Section):
     split: Literal["auto", "validation", "test"] = "auto"
     """auto: test where the data have one, else validation (which selected the epoch: marked as optimistic)."""
     inputs: Literal["features", "images"] = "features"
-    """Predict from cached features, or from the images through the whole model."""
+    """Predict from cached features, or from the images through the whole model: how far that differs is then told."""

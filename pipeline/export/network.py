@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from towers import HERE, Backbone, Point, make_backbone, rounded
 
 Stored = Mapping[str, Any]
-"""How a member's features were stored: `rounded`, which of images, cut, pooled or patches in bf16 (None: in fp32); and the `cut`."""
+"""How a member's features were stored: `rounded`, what of images, cut, pooled, patches in bf16 (None: in fp32); and the `cut`."""
 Said = tuple[Any, Any, Any, Any]
 """Of images, arrays [B, n_targets]: mean, variance, log weight, and how far it is to be relied on, within 0 … 1."""
 

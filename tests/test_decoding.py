@@ -26,7 +26,7 @@ from pipeline.config.decoding import Decoding
 from pipeline.config.identity import config_hash, images_of
 from pipeline.config.trial import Config
 from pipeline.data import decoding
-from pipeline.data.decoding import DEEP, HIDDEN, NARROW, REDUCED, TURNED, Decoded, How, decode_opened
+from pipeline.data.decoding import DEEP, HIDDEN, LONELY, NARROW, NEGATIVE, REDUCED, TURNED, Decoded, How, decode_opened
 from pipeline.data.opening import decode, how_of
 from pipeline.disk.layout import PROJECT, TrialDir
 from pipeline.disk.writing import read_json
@@ -94,11 +94,59 @@ def test_unlike_pictures_of_a_narrow_range_are_unlike_by_their_own_range_and_war
         return float(F.cosine_similarity(*(each.flatten() for each in inputs), dim=0))
 
     content = wide(stripes(low, high), kind)
-    assert likeness(How("full")) > 0.99 and decode(content, How("full")).notes == (NARROW,)
+    assert likeness(How("full")) > 0.99 and decode(content, How("full")).notes == (NARROW, NEGATIVE)[: 1 + (low < 0)]
     for how in (How("image"), How((low, high))):
         assert likeness(how) < 0.9
         found = decode(content, how)
         assert set(np.unique(pixels(found))) == {0, 255} and found.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kind", "odd"),
+    [
+        pytest.param(0, 4095, np.uint16, [65535], id="hot"),
+        pytest.param(51300, 52300, np.uint16, [0], id="dead"),
+        pytest.param(2000, 4000, np.uint16, [0] * 5 + [65535] * 5, id="several of each"),
+        pytest.param(0, 60_000, np.int32, [2**31 - 1], id="which makes 32 bits of 16"),
+        pytest.param(3_000_000_000, 3_100_000_000, np.uint32, [0, 2**32 - 1], id="unsigned"),
+    ],
+)
+def test_a_few_dead_or_hot_pixels_do_not_hide_that_the_others_are_nearly_one_grey(
+    low: int, high: int, kind: type[np.generic], odd: list[int]
+) -> None:
+    values = discs(low, high).round()
+    values.flat[: len(odd)] = odd
+    content = wide(values, kind)
+    assert decode(content, How("full")).notes == (NARROW,) and decode(content, How("image")).notes == (LONELY,)
+    assert decode(content, How((low, high))).notes == () and decode(wide(discs(low, high), kind), How("image")).notes == ()
+
+
+def test_the_pixels_of_an_image_of_few_count_each() -> None:
+    values = np.array([[0, 30_000, 65535]])
+    for how in (How("full"), How("image")):
+        assert decode(wide(values, np.uint16), how).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "notes"),
+    [
+        pytest.param(-5000, 5000, (NEGATIVE,), id="signed"),
+        pytest.param(-5000, 500, (NARROW, NEGATIVE), id="hardly any above 0"),
+        pytest.param(-9000, -10, (NARROW, NEGATIVE), id="none"),
+        pytest.param(0, 30_000, (), id="not negative"),
+    ],
+)
+def test_negative_values_which_the_full_range_shows_black_are_told(low: int, high: int, notes: tuple[str, ...]) -> None:
+    content = wide(discs(low, high), np.int32)
+    assert decode(content, How("full")).notes == notes
+    for how in (How("image"), How((low, high))):
+        assert decode(content, how).notes == ()
+
+
+def test_a_value_that_stands_for_no_data_is_told_if_it_is_negative() -> None:
+    values = discs(0, 30_000)
+    values[0, 0] = -32768
+    assert decode(wide(values, np.int32), How()).notes == (NEGATIVE,)
 
 
 def test_sixteen_bits_are_shown_over_their_full_range_as_they_always_were() -> None:
@@ -147,13 +195,15 @@ def test_colours_of_sixteen_bits_of_which_pillow_keeps_next_to_nothing_are_told(
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    def deep(high: int) -> bytes:
-        rows = np.random.default_rng(0).integers(0, high, (8, 8, 3)).astype(">u2")
-        header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    def deep(high: int, hottest: int = 0) -> bytes:
+        rows = np.random.default_rng(0).integers(0, high, (40, 40, 3)).astype(">u2")
+        rows[3, 4] = hottest
+        header = struct.pack(">IIBBBBB", 40, 40, 16, 2, 0, 0, 0)
         lines = b"".join(b"\0" + row.tobytes() for row in rows)
         return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
 
-    assert decode(deep(4096), How()).notes == (DEEP,) and decode(deep(65536), How()).notes == ()
+    assert decode(deep(4096), How()).notes == decode(deep(4096, 65535), How()).notes == (DEEP,)
+    assert decode(deep(65536), How()).notes == ()
 
 
 # ---------------------------------------------------------------- transparency

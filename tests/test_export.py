@@ -366,8 +366,8 @@ def test_a_photograph_that_does_not_decode_is_left_out_of_its_event(
 def test_an_exported_ensemble_forecasts_what_was_evaluated_and_passes_the_check(
     assets: Assets, root: Path, tmp_path: Path, clean: Path
 ) -> None:
-    """The whole way, on the tested groups themselves: train, evaluate, collect, export, check."""
-    overrides = ("features.dtype=fp32", "data.colour_card=true", "loss.kind=crps", *MLP, "seed=0,1")
+    """The whole way, on the tested groups themselves: train, evaluate, collect, export, check. From a store of bf16."""
+    overrides = ("data.colour_card=true", "loss.kind=crps", *MLP, "seed=0,1")
     experiment = load_experiment("configs/beetles/pixels.yaml", (*assets.overrides("pixels"), *overrides))
     finish(experiment)
     collect.run(experiment.config)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.data.decoding import How
 from pipeline.data.opening import decode, find_images, read_image, suffixes
@@ -57,19 +57,79 @@ def test_whatever_pillow_reads_is_an_image(tmp_path: Path, suffix: str, form: st
 
 
 def test_photographs_that_cannot_be_read_here_are_images_and_what_holds_no_picture_is_not() -> None:
-    assert {".heic", ".heif", ".hif", ".avif"} <= suffixes()
+    assert {".heic", ".heif", ".hif", ".avif", ".jxl", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf"} <= suffixes()
     assert not {".pdf", ".h5", ".hdf", ".grib", ".mpg", ".txt", ""} & suffixes()
 
 
 def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
-    for name in ("a.png", "b.NEF", "c.nef", "d.csv", "README", ".hidden.png", ".folder/e.png"):
+    for name in ("a.png", "b.XMP", "c.xmp", "d.csv", ".hidden.png", ".folder/e.png"):
         image(tmp_path / name)
+    (tmp_path / "README").write_text("of beetles")
     found = find_images(tmp_path)
     assert found.names == ["a.png"]
-    assert found.passed_over() == "passed over, being no images by their names: 2 .nef, 1 .csv, 1 without a suffix"
+    assert found.passed_over() == "passed over, being no images by their names: 1 without a suffix, 2 .xmp, 1 .csv"
     for i in range(9):
         (tmp_path / f"x.other{i}").touch()
-    assert find_images(tmp_path).passed_over().endswith(", …")
+    told = find_images(tmp_path).passed_over()
+    assert "1 without a suffix, 2 .xmp, 1 .csv, 1 .other" in told and told.endswith(", 4 of 4 other kinds")
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP", "GIF", "AVIF", "JPEG2000"])
+@pytest.mark.parametrize("name", ["DSC0001", "beetle 2024.05.01", "x.jpg "])
+def test_an_image_without_a_suffix_is_one_by_its_first_bytes(tmp_path: Path, name: str, form: str) -> None:
+    path = image(tmp_path / name, form)
+    for other, content in {"README": b"of beetles", "empty": b"", "core": b"\x7fELF", "film": b"\0\0\0\x20ftypisom"}.items():
+        (tmp_path / other).write_bytes(content)
+    os.mkfifo(tmp_path / "pipe")
+    assert find_images(tmp_path).names == [path.name]
+
+
+def raw(begins: bytes) -> bytes:
+    return begins + bytes(300)
+
+
+def thumbnail() -> bytes:
+    """What Nikon, Sony and Adobe save, as far as Pillow reads it: a TIFF of a thumbnail, and where the photograph lies."""
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 6)).save(stream, "TIFF", tiffinfo={254: 1, 330: 8})
+    return stream.getvalue()
+
+
+RAWS = {
+    "a.NEF": thumbnail(),
+    "a.dng": thumbnail(),
+    "without a suffix": thumbnail(),
+    "a.cr3": raw(b"\0\0\0\x18ftypcrx \0\0"),
+    "a.CR2": raw(b"II*\0\x10\0\0\0CR\2\0"),
+    "a.raf": raw(b"FUJIFILMCCD-RAW 0201"),
+    "a.ORF": raw(b"IIRO\x08\0\0\0"),
+    "a.rw2": raw(b"IIU\0\x18\0\0\0"),
+    "a.x3f": raw(b"FOVb"),
+}
+
+
+@pytest.mark.parametrize("name", RAWS)
+def test_a_raw_photograph_is_an_image_whose_error_says_what_to_do(tmp_path: Path, name: str) -> None:
+    """Also where Pillow would take the thumbnail in it for the photograph."""
+    (tmp_path / name).write_bytes(RAWS[name])
+    assert find_images(tmp_path).names == [name]
+    with pytest.raises((ValueError, UnidentifiedImageError), match=r"camera's raw photograph, .*: save it as JPEG, PNG or TIFF"):
+        decode(read_image(tmp_path / name), How())
+
+
+@pytest.mark.parametrize("begins", [b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"])
+def test_a_jpeg_xl_is_an_image_whose_error_says_what_to_do(tmp_path: Path, begins: bytes) -> None:
+    (tmp_path / "a.jxl").write_bytes(raw(begins))
+    assert find_images(tmp_path).names == ["a.jxl"]
+    with pytest.raises(UnidentifiedImageError, match="it is JPEG XL, which Pillow does not read: save it as"):
+        decode(raw(begins), How())
+
+
+def test_a_tiff_of_several_sizes_is_no_raw_photograph(tmp_path: Path) -> None:
+    for tags in ({}, {254: 0, 330: 8}, {254: 1}):
+        stream = io.BytesIO()
+        Image.new("RGB", (8, 6)).save(stream, "TIFF", tiffinfo=tags)
+        assert decode(stream.getvalue(), How()).image.size == (8, 6)
 
 
 def test_links_to_folders_and_files_are_followed(tmp_path: Path) -> None:

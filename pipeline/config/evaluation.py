@@ -12,7 +12,7 @@ class Features(Section):
     """The feature store's format, part of its key."""
 
     dtype: Literal["bf16", "fp32"] = "bf16"
-    """Number format on disk."""
+    """Number format on disk. What reads images instead of a store rounds as it does."""
     shard_size: Positive = 1024
     """Images a shard."""
 
@@ -33,6 +33,6 @@ class Evaluate(Section):
     """auto: test where the data have one, else validation (which selected the epoch: marked as optimistic). Where whole species
     are held out (data.split.kind: species), validation: the test is opened on purpose."""
     inputs: Literal["features", "images"] = "features"
-    """Predict from cached features, or from the images through the whole model."""
+    """Predict from cached features, or from the images through the whole model: how far that differs is then told."""
     buckets: Annotated[tuple[int, int], Ascending, LATER] = (20, 100)
     """Where few, medium and many images of a class part: few up to the first number of training images, many above the second."""

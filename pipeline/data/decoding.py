@@ -6,7 +6,6 @@ This file imports numpy and Pillow only, and nothing of the package: a submissio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -35,12 +34,16 @@ WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's modes of grey integers of more than 8 bits, which `convert("RGB")` would clip to white."""
 SHARE = 1 / 16
 """An image that uses less of its range than this is nearly one grey: twelve bits in a file of sixteen."""
+FEW, ENOUGH = 1000, 100
+"""One pixel of so many may be dead and one hot, if an image has enough, without being what its range is told by."""
 BAND = 1 << 22
 """Pixels that are scaled at once, as 8-byte numbers."""
 PARTS = (2, 4, 8)
 """What a JPEG can be decoded at, as parts of its size."""
 
 NARROW = "less than 1/16 of the range that range=full shows is used, nearly one grey: range=image or [low, high] shows more"
+LONELY = "all but a few pixels (dead, hot, no data) use less than 1/16 of its own range, nearly one grey: [low, high] shows more"
+NEGATIVE = "negative values, which range=full shows as black: range=image or [low, high] shows them"
 DEEP = "16 bits a channel in colour, of which Pillow keeps the upper 8, use less than 1/16 of their range: stretch the file"
 HIDDEN = "fully transparent pixels hold colours; data.background stands there instead"
 TURNED = "EXIF says that the image lies on its side or is mirrored, and data.exif=ignore leaves it so"
@@ -87,7 +90,7 @@ def decode_opened(image: Image.Image, how: How) -> Decoded:
         )
     image = _upright(image, how.exif, notes)
     image = _seen(_narrowed(image, how.range, notes), how.background, notes)
-    if is_deep and max(high - low for low, high in _extremes(image)) < 256 * SHARE:
+    if is_deep and max(map(_reach, np.reshape(image.histogram(), (-1, 256)))) < 256 * SHARE:
         notes.append(DEEP)
     return Decoded(image, size, tuple(notes))
 
@@ -141,10 +144,12 @@ def _narrowed(image: Image.Image, scope: Range, notes: list[str]) -> Image.Image
     if image.mode not in WIDE_MODES and (image.mode != "F" or scope == "full"):
         return image
     values = _values(image)
-    least, greatest = _span(values)
-    low, high = _shown(values.dtype, (least, greatest), scope)
-    if scope == "full" and greatest - least < SHARE * (high - low):
-        notes.append(NARROW)
+    span = _span(values)
+    low, high = _shown(values.dtype, span, scope)
+    if scope in ("full", "image") and _seen_of(values, low, high) < SHARE * (high - low):
+        notes.append(NARROW if scope == "full" else LONELY)
+    if scope == "full" and span[0] < 0:
+        notes.append(NEGATIVE)
     made = Image.fromarray(_scaled(values, low, high, 0.0 if scope == "full" else 0.5))
     if isinstance(clear := image.info.get("transparency"), int):
         made.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
@@ -164,6 +169,29 @@ def _span(values: NDArray[Any]) -> tuple[float, float]:
     if values.dtype.kind == "f":
         values = values[np.isfinite(values)]
     return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+
+
+def _seen_of(values: NDArray[Any], low: float, high: float) -> float:
+    """How much of low … high the values use, but for a few at each end; of some of the rows, where there are many."""
+    values = values[:: max(1, values.size // BAND)]
+    values = values[np.isfinite(values)] if values.dtype.kind == "f" else values.ravel()
+    if not values.size:
+        return 0.0
+    first, last = (few := _few(values.size)), values.size - 1 - few
+    ordered = np.partition(values, (first, last))
+    return min(float(ordered[last]), high) - max(float(ordered[first]), low)
+
+
+def _few(n: int) -> int:
+    """How many of n pixels, at each end of their range, do not count."""
+    return -(-n // FEW) if n >= ENOUGH else 0
+
+
+def _reach(counts: NDArray[Any]) -> int:
+    """From how often each value of 8 bits is there: from which to which they are, but for a few at each end."""
+    below = counts.cumsum()
+    first, last = (few := _few(int(below[-1]))), int(below[-1]) - 1 - few
+    return int(np.searchsorted(below, last, "right") - np.searchsorted(below, first, "right"))
 
 
 def _shown(kind: np.dtype[Any], span: tuple[float, float], scope: Range) -> tuple[float, float]:
@@ -190,14 +218,6 @@ def _is_deep(image: Image.Image) -> bool:
     """Whether the file holds colours of 16 bits a channel, of which Pillow drops the lower 8."""
     tiles = getattr(image, "tile", ())
     return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in tiles)
-
-
-def _extremes(image: Image.Image) -> Iterator[tuple[float, float]]:
-    """The least and the greatest value of each channel."""
-    for channel in image.split():
-        low, high = channel.getextrema()
-        assert isinstance(low, int | float) and isinstance(high, int | float)
-        yield low, high
 
 
 # ---------------------------------------------------------------- opaque

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone, Network, Tail
+from pipeline.config.identity import token_kind
 from pipeline.config.trial import Config
 from pipeline.data import correction, decoding
 from pipeline.disk.layout import TrialDir
@@ -214,7 +215,7 @@ def _member_spec(member: Member) -> Spec:
     """How a member is made again, and what calibrates it."""
     names, trained, config = member.facts.names, read_trained(member.trial), member.config
     return member.model.spec() | {
-        "rounded": config.model.encoder.reads == "images" and config.features.dtype == "bf16",
+        "stored": {"rounded": token_kind(config)[0] if config.features.dtype == "bf16" else None, "cut": member.facts.cut},
         "trial": f"{member.trial.path.parent.name}/{member.trial.path.name}",
         "config_hash": trained["config_hash"],
         "targets": list(member.facts.learnt),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -21,8 +22,10 @@ from decoding import How
 from seal import opened
 from torch import Tensor, nn
 from torch.nn import functional as F
-from towers import HERE, Backbone, Point, make_backbone
+from towers import HERE, Backbone, Point, make_backbone, rounded
 
+Stored = Mapping[str, Any]
+"""How a member's features were stored: `rounded`, what of images, cut, pooled, patches in bf16 (None: in fp32); and the `cut`."""
 Said = tuple[Any, Any, Any, Any]
 """Of images, arrays [B, n_targets]: mean, variance, log weight, and how far it is to be relied on, within 0 … 1."""
 
@@ -73,15 +76,17 @@ class Batch:
     def images(self) -> Any:
         return self.backbone.transform(self.datapoints)
 
-    def features(self, kind: str, tail: Mapping[str, Tensor], rounded: bool = False) -> Tensor:
-        """What a member with this tail reads (without one, the backbone's own features); `rounded`: of images in bf16, as a
-        network that is trained end to end has learnt from."""
+    def features(self, kind: str, tail: Mapping[str, Tensor], stored: Stored) -> Tensor:
+        """What a member with this tail reads (without one, the backbone's own features), rounded where what it has learnt from
+        was: the images, the tokens that its tail begins with, or what the frozen backbone says."""
         if tail:
             self.backbone.put(tail)
-            return self.backbone.features(self.images.bfloat16().float() if rounded else self.images, kind)
-        if kind not in self.found:
-            self.found[kind] = self.backbone.features(self.images, kind)
-        return self.found[kind]
+            images = rounded(self.images) if stored["rounded"] == "images" else self.images
+            with self.backbone.rounded_at(stored["cut"]) if stored["rounded"] == "cut" else nullcontext():
+                said = self.backbone.features(images, kind)
+        else:
+            said = self.found[kind] = self.found[kind] if kind in self.found else self.backbone.features(self.images, kind)
+        return rounded(said) if stored["rounded"] in ("pooled", "patches") else said
 
     def rows(self, names: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
         """Rows [B] of domains, species and genera among a member's names."""
@@ -137,7 +142,7 @@ class NetworkMember(ImageMember):
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         names = {kind: found.to(self.device) for kind, found in batch.rows(self.spec["names"]).items()}
-        return batch.features(self.spec["features"], self.tail, self.spec["rounded"]), names
+        return batch.features(self.spec["features"], self.tail, self.spec["stored"]), names
 
 
 class ClimatologyMember(Member):
@@ -193,7 +198,7 @@ class PlainMember(ImageMember):
         return plain.log_odds(self.spec["classifier"], self.arrays, self._embed(batch))
 
     def _embed(self, batch: Batch) -> Any:
-        features = batch.features("pooled", self.tail).float()
+        features = batch.features("pooled", self.tail, self.spec["stored"]).float()
         embedding = F.normalize(features, dim=-1) if self.spec["normalize"] else features
         return embedding.cpu().numpy().astype("float64")
 

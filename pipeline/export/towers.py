@@ -34,6 +34,8 @@ class Backbone(ABC):
     """Whether images are corrected by card and bar, and the canvas of the latter."""
     how: How
     """How images are decoded."""
+    blocks = ""
+    """Where in the module its blocks are, if it can be cut."""
 
     def __init__(self, module: nn.Module, transform: Callable[[Image.Image], Tensor], device: torch.device) -> None:
         self.module, self.to_input = module.float().requires_grad_(False).eval().to(device), transform
@@ -65,12 +67,29 @@ class Backbone(ABC):
         if unknown := self.module.load_state_dict(dict(tail), strict=False).unexpected_keys:
             raise ValueError(f"the backbone has no {unknown[0]}: another version of its library than it was exported with?")
 
+    @contextmanager
+    def rounded_at(self, cut: int) -> Iterator[None]:
+        """Tokens after `cut` blocks are rounded before they go on."""
+        block = list(self.module.get_submodule(self.blocks).children())[cut]
+        hook = block.register_forward_pre_hook(lambda _, given: (rounded(given[0]), *given[1:]))
+        try:
+            yield
+        finally:
+            hook.remove()
+
     @abstractmethod
     def features(self, images: Tensor, kind: str) -> Tensor:
         """Pooled embedding [B, E], or patch tokens [B, P, D]."""
 
 
+def rounded(values: Tensor) -> Tensor:
+    """As a store in bf16 holds them: with 8 bits of mantissa."""
+    return values.bfloat16().float()
+
+
 class OpenClip(Backbone):
+    blocks = "transformer.resblocks"
+
     def features(self, images: Tensor, kind: str) -> Tensor:
         tower: Any = self.module
         if kind == "patches":
@@ -84,6 +103,7 @@ class OpenClip(Backbone):
 
 
 class Dinov2(Backbone):
+    blocks = "encoder.layer"
     pooling = "cls"
     """Or cls_mean: the class token and the mean of the patch tokens."""
 

@@ -28,6 +28,11 @@ def compute_features(
         return features.to(DTYPES[dtype])
 
 
+def as_stored(features: Float[Tensor, "images ..."], dtype: Format) -> Float[Tensor, "images ..."]:
+    """Features in fp32, rounded as a store in `dtype` holds them: what a model has learnt from and is evaluated on."""
+    return features.to(DTYPES[dtype]).float()
+
+
 def check_finite(features: Float[Tensor, "images ..."], positions: Sequence[int], where: Callable[[int], str]) -> None:
     """WorkError if the features of an image, of those at `positions`, are not finite; `where` names it."""
     finite = features.flatten(1).isfinite().all(1).tolist()

@@ -28,7 +28,7 @@ from pipeline.disk.layout import ENSEMBLES, ExperimentDir, TrialDir, root, train
 from pipeline.disk.reading import in_short, is_number, reading
 from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.experiments.reading import load_config
-from pipeline.features.forward import compute_features
+from pipeline.features.forward import as_stored, compute_features
 from pipeline.metrics.figures import Training
 from pipeline.metrics.groups import Prediction
 from pipeline.models.base import Facts, Model, Predicted
@@ -50,7 +50,7 @@ class Models:
 
 
 def predict_images(config: Config, models: Models, facts: Facts, dataset: Dataset, table: pd.DataFrame) -> Prediction:
-    """What the model says of the rows of `table`, from their images, in fp32 throughout."""
+    """What the model says of the rows of `table`, from their images: computed in fp32, features rounded as the store has them."""
     positions, size = table.index.tolist(), config.resources.extract_batch
     starts = range(0, len(positions), size)
     chunks = [positions[start : start + size] for start in starts]
@@ -242,9 +242,7 @@ def _predict_batch(config: Config, models: Models, images: Float[Tensor, "images
     (kind, blocks), backbone = token_kind(config), models.backbone
     with torch.inference_mode():
         cut = backbone.cut_before(blocks) if blocks else 0
-        # Images are no more than rounded in a store: a network that learnt from such reads such.
-        dtype = config.features.dtype if kind == "images" else "fp32"
-        features = compute_features(backbone, images.to(models.device), kind, cut, dtype).float()
+        features = as_stored(compute_features(backbone, images.to(models.device), kind, cut), config.features.dtype)
         return models.model.predict(features, metadata.to(models.device)).cpu()
 
 

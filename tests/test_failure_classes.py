@@ -201,11 +201,11 @@ def see_to_it(provoker: Provoker, slurm: Cluster) -> Outcome:
 # ---------------------------------------------------------------- what they are called
 NAMED = {
     "oom": "it used more memory than it had on n",
-    "gpu-oom": "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. (pipeline/training/loop.py:",
+    "gpu-oom": "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. (pipeline/training/learner.py:",
     "time": "its walltime was over, after 0:01:",
     "preempted": "another job took its place on n1, after {after}",
     "node": "its node failed (n2), after {after}",
-    "error": "ZeroDivisionError: division by zero (pipeline/training/loop.py:",
+    "error": "ZeroDivisionError: division by zero (pipeline/training/learner.py:",
     "data": "data/metadata.csv, line 9: the image in column file_path cannot be read",
     "disk": "No space left on device",
     "dependency": "never started: the job that it waited for failed",

@@ -31,7 +31,7 @@ from pipeline.reporting.results import collect
 from pipeline.signals import StopFlag
 from pipeline.stages import evaluate, extract, train
 from pipeline.stages.inputs import load_inputs, make_facts
-from pipeline.training import learner
+from pipeline.training import learner, loop
 from pipeline.training.checkpoint import remove_checkpoint
 from pipeline.training.samples import predict
 from tests.conftest import Assets, carabid
@@ -189,7 +189,7 @@ def test_a_trained_trial_is_not_trained_again(
 ) -> None:
     config, trial = trained("frozen", "train.epochs=1")
     before = trial.trained.stat().st_mtime_ns
-    monkeypatch.setattr(loop, "fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(learner, "fit", lambda *_: pytest.fail("trained again"))
     train.run(config, trial)
     assert trial.trained.stat().st_mtime_ns == before
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from pipeline.config.identity import digest
 from pipeline.disk.layout import PROJECT, TrialDir
-from pipeline.disk.writing import read_json, write_json, write_table, write_text
+from pipeline.disk.writing import read_hashed, read_json, write_hashed, write_json, write_table, write_text
 from pipeline.errors import WorkError
 from pipeline.experiments.reading import Experiment, load_experiment, saved_science
 from pipeline.metrics.calibration import Calibration, Forecast
@@ -487,7 +487,7 @@ def test_members_that_were_trained_on_other_targets_are_refused(
     experiment: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trial = members(experiment)[0]
-    write_json(trial.trained, read_json(trial.trained) | {"table_hash": "another"})
+    write_hashed(trial.trained, read_hashed(trial.trained) | {"table_hash": "another"})
     collect.run(experiment.config)
     assert "trained on different targets" in capsys.readouterr().err and len(experiment.dir.ensembles()) == 1
 

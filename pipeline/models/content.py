@@ -21,19 +21,19 @@ def hash_files(trial: TrialDir) -> dict[str, str]:
     return {path.relative_to(trial.path).as_posix(): sha256_of_file(path) for path in files if path.is_file()}
 
 
-def read_record(trial: TrialDir) -> tuple[dict[str, Any], dict[str, str]]:
+def read_record(trial: TrialDir, again: str = AGAIN) -> tuple[dict[str, Any], dict[str, str]]:
     """trained.json, once it is known to be what was written, and the hashes that it holds. Raises OSError or Damaged."""
-    with reading(trial.trained, AGAIN):
+    with reading(trial.trained, again):
         record = read_hashed(trial.trained)
         return {**record, "config_hash": record["config_hash"]}, dict(record.get("content", {}))
 
 
-def check_files(trial: TrialDir, hashes: Mapping[str, str], only: Iterable[Path] | None = None) -> None:
+def check_files(trial: TrialDir, hashes: Mapping[str, str], only: Iterable[Path] | None = None, again: str = AGAIN) -> None:
     """Damaged, if one of these files (by default of all) is not what it was. One without a hash is older than hashes of it."""
     wanted = {path.relative_to(trial.path).as_posix() for path in only} if only is not None else set(hashes)
     for name in sorted(wanted & set(hashes)):
         path = trial.path / name
         if not path.is_file():
-            raise Damaged(f"damaged: {path}: it is gone. {AGAIN}")
+            raise Damaged(f"damaged: {path}: it is gone. {again}")
         if sha256_of_file(path) != hashes[name]:
-            raise Damaged(f"damaged: {path}: its content is not what was written. {AGAIN}")
+            raise Damaged(f"damaged: {path}: its content is not what was written. {again}")

@@ -159,10 +159,10 @@ def _read(member: _Member, log: Log) -> tuple[dict[str, Any], Kept] | None:
     """OF_TRAINING and what a member says; None, and a word on stderr, if a file of it cannot be used."""
     again = "Delete the trial's folder and submit it again."
     try:
+        record, hashes = content.read_record(member.trial, again)
         with reading(member.trial.trained, again):
-            record, hashes = content.read_record(member.trial)
             training = {key: record[key] for key in OF_TRAINING}
-        content.check_files(member.trial, hashes, [member.trial.validation])
+        content.check_files(member.trial, hashes, [member.trial.validation], again)
         with reading(member.trial.path, again):
             return training, member.task.kept(member.trial)
     except (OSError, WorkError) as error:

@@ -309,6 +309,15 @@ def test_naming_one_amount_of_a_stage_leaves_its_other_defaults() -> None:
         ("environment: {kind: docker}\n", r"mine\.yaml, line 1: .*docker"),
         ("modules: ['a; rm -rf /']\n", r"line 1: `modules"),
         ("variables: {WANDB_API_KEY: hf_x}\n", r"a profile may not hold a secret \(WANDB_API_KEY\)"),
+        ("variables: {DBPASS: hunter2}\n", r"mine\.yaml, line 1: a token or password must not stand in a configuration"),
+        ("before:\n- curl --user me:correcthorse https://x\n", r"mine\.yaml, line 2: a token or password must not stand"),
+        ("before:\n- aws configure set aws_secret_access_key correcthorse\n", r"mine\.yaml, line 2: a token or password"),
+        (
+            "before:\n- curl --user\n  me:correcthorse x\n",
+            r"`before`: a profile may not hold a secret \(curl --user \[hidden\] x\)",
+        ),
+        ("variables:\n  DBPASS:\n    correcthorse\n", r"a profile may not hold a secret \(DBPASS\)"),
+        ("variables:\n  X: curl --user\n    me:correcthorse x\n", r"a profile may not hold a secret \(X\)"),
         ("variables: {HF_TOKEN: hf_x}\n", r"line 1: `variables`: a profile may not hold a secret \(HF_TOKEN\)"),
         ("proxy: http://ada:pass@proxy:3128\n", r"line 1: .*password"),
         ("root: scratch\n", "absolute"),
@@ -320,6 +329,7 @@ def test_a_mistake_in_a_profile_is_named_with_its_place(tmp_path: Path, text: st
     with pytest.raises(UserError, match=message) as caught:
         load_experiment(LORA, [], load_cluster(str(write(tmp_path, text))).layer)
     assert "hf_x" not in str(caught.value) and "ada:pass" not in str(caught.value)
+    assert "correcthorse" not in str(caught.value)
 
 
 def test_an_unknown_profile_is_answered_with_those_there_are() -> None:

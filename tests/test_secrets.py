@@ -71,6 +71,40 @@ HEX64 = HEX40 + "89abcdef0123456789abcdef"
         (f"curl -u me:{PASSWORD} https://x", f"curl -u {HIDDEN} https://x"),
         (f"echo {OPAQUE} | docker login x --password-stdin", f"echo {HIDDEN} | docker login x --password-stdin"),
         (f"sshpass -p {PASSWORD} ssh node", f"sshpass -p {HIDDEN} ssh node"),
+        (f"curl --user me:{PASSWORD} https://x", f"curl --user {HIDDEN} https://x"),
+        (f"curl --proxy-user=me:{PASSWORD} -O x", f"curl --proxy-user={HIDDEN} -O x"),
+        (f"curl -sSu me:{PASSWORD} https://x", f"curl -sSu {HIDDEN} https://x"),
+        (f"curl -U me:{PASSWORD} https://x", f"curl -U {HIDDEN} https://x"),
+        (f"lftp -u me,{PASSWORD} ftp://x", f"lftp -u me,{HIDDEN} ftp://x"),
+        (f"sftp me:{PASSWORD}@host:/x", f"sftp me:{HIDDEN}@host:/x"),
+        (f"openssl rsa -passin pass:{PASSWORD} -in x", f"openssl rsa -passin pass:{HIDDEN} -in x"),
+        (f"ssh-keygen -t rsa -N {PASSWORD} -f x", f"ssh-keygen -t rsa -N {HIDDEN} -f x"),
+        (f"unzip -P {PASSWORD} x.zip", f"unzip -P {HIDDEN} x.zip"),
+        (f"7z x -p{PASSWORD} a.7z", f"7z x -p{HIDDEN} a.7z"),
+        (f"aws configure set aws_secret_access_key {PASSWORD}", f"aws configure set aws_secret_access_key {HIDDEN}"),
+        (f"git config --global user.password {PASSWORD}", f"git config --global user.password {HIDDEN}"),
+        (
+            f"dvc remote modify --local me secret_access_key {PASSWORD}",
+            f"dvc remote modify --local me secret_access_key {HIDDEN}",
+        ),
+        (f'{{"username":"me","key":"{HEX40[:32]}"}}', f'{{"username":"me","key":"{HIDDEN}"}}'),
+        (
+            f"url: https://cds.climate.copernicus.eu/api\nkey: {OPAQUE}",
+            f"url: https://cds.climate.copernicus.eu/api\nkey: {HIDDEN}",
+        ),
+        (f"key: 12345:{HEX40[:36]}", f"key: {HIDDEN}"),
+        (f"gbif.login('me', '{PASSWORD}')", f"gbif.login('me', {HIDDEN})"),
+        ("occ_download(user='me', pwd='correcthorse')", f"occ_download(user='me', pwd={HIDDEN})"),
+        ('pwd <- "correcthorse"', f"pwd <- {HIDDEN}"),
+        ("export PASS=correcthorse", f"export PASS={HIDDEN}"),
+        ("mount -o username=me,pass=hunter22 x", f"mount -o username=me,pass={HIDDEN} x"),
+        (f"export REDIS_AUTH={OPAQUE}1", f"export REDIS_AUTH={HIDDEN}"),
+        (f'"NPM_AUTH": "{OPAQUE}1"', f'"NPM_AUTH": {HIDDEN}'),
+        ("user: me\npass: Xk9vQ2mLp7RtZw4s\n", f"user: me\npass: {HIDDEN}\n"),
+        ("//registry/:_auth=bWU6Y29ycmVjdGhvcnNl", f"//registry/:_auth={HIDDEN}"),
+        (f"https://x/y?auth={OPAQUE}&t=1", f"https://x/y?auth={HIDDEN}&t=1"),
+        (f"Cookie: session={OPAQUE}; other=1", f"Cookie: {HIDDEN}"),
+        (f"https://x.webhook.office.com/webhookb2/{HEX40}", f"https://x.webhook.office.com/webhookb2/{HIDDEN}"),
         ("-----BEGIN OPENSSH PRIVATE KEY-----\n+b3Bl\n+AAAA\n-----END OPENSSH PRIVATE KEY-----\nx", f"{HIDDEN}\nx"),
         ("-----BEGIN RSA PRIVATE KEY-----\nb3Bl", HIDDEN),
     ],
@@ -110,6 +144,18 @@ def test_a_secret_is_hidden_and_what_stands_around_it_stays(text: str, hidden: s
         "docker run -p 8080:80 image; sbatch -p gpu jobs/train.sh",
         "wandb login; huggingface-cli login; carabid predict --token-file x",
         "QR code: 5 keys, key=value, key-frame, sort_key=lambda x: x.key",
+        f"key: {HEX40[:32]}\nfeature_key: {HEX40[:16]}\nkey: bill_length_mm\nkeys: [a, b]",
+        "primary_key=occurrence_id group_key: eventID_2024 datasetKey=0123abcd-4567-89ef-0123-456789abcdef",
+        "compass=north-west-12 COMPASS=north-west-12 bypass: cache-2024 BYPASS=cache-2024 LOWPASS=12000.5 BANDPASS=500.25",
+        "pass_rate: 0.98765432 PASS_RATE=0.98765432 n_pass_2 passed=12345678 passes: 20240101 encompass=everything-1",
+        "author: Linnaeus1758 author=Linnaeus1758 authors: Darwin1859 authority=GBIF-Backbone-2024 'auth': 'basic'",
+        "token_kind=patches_14x14 n_tokens=1234567 tokens: 98765432 token_type=word2vec",
+        "first pass: 12:30:45, second pass: 0.98765; pass = 0.98765; pass: 20240101",
+        "auth=HTTPBasicAuth(user, word) auth: None; pwd = os.getcwd(); PW: half-power width",
+        "curl -fsSLO https://x/y.tar.gz --output y2024.tar.gz; curl -L --user-agent lab/1.0 x; ssh-keygen -N '' -f key_2024",
+        "git config --global user.email me@example.org; conda config --set channel_priority strict; unzip -q x.zip -d data",
+        "zip -r x.zip data; 7z x a.7z -odata; sftp host:/data/2024; scp me@host:/x y; bot 1234567890:AABB",
+        "xai-methods-for-ecology-2024 pplx-beetles phc_2024 sl.py secret_garden_2024 fw_2024_specimens path_EAAA figd_x",
     ],
 )
 def test_text_without_a_secret_stays_as_it_is(text: str) -> None:
@@ -140,7 +186,18 @@ def services() -> dict[str, str]:
         "linear": "lin_api_" + mixed[:40], "jwt": "eyJhbGciOiJIUzI1NiJ9." + "eyJzdWIiOiIxMjM0NTY3ODkwIn0." + base64[:43],
         "neptune": "eyJhcGlfYWRkcmVzcyI6" + base64, "kaggle": "KGAT_" + HEX40[:32], "wandb": "wandb_v1_" + mixed[:40],
         "planet": "PLAK" + HEX40[:32], "age": "AGE-SECRET-KEY-1" + mixed[:58].upper(),
-        "rubygems": "rubygems_" + HEX40 + "00000000",
+        "rubygems": "rubygems_" + HEX40 + "00000000", "figma": "figd_" + mixed[:40], "square": "sq0atp-" + mixed[:22],
+        "airtable": "pat" + mixed[:14] + "." + HEX64, "notion": "secret_" + mixed[:43],
+        "brevo": "xkeysib-" + HEX64 + "-" + mixed[:16],
+        "sentry": "sntrys_" + mixed[:60], "atlassian": "ATATT3xFfGF0" + mixed[:60],
+        "langsmith": "lsv2_pt_" + HEX40[:32] + "_a1b2c3d4e5",
+        "perplexity": "pplx-" + mixed[:48], "xai": "xai-" + mixed[:60], "tavily": "tvly-" + mixed[:32],
+        "pinecone": "pcsk_" + mixed[:40],
+        "cohere": "co_api_" + mixed[:40], "runpod": "rpa_" + mixed[:40], "yandex": "AQVN" + mixed[:35],
+        "supabase": "sbp_" + HEX40,
+        "cloudflare": "cfut_" + mixed[:40], "contentful": "CFPAT-" + mixed[:43], "posthog": "phc_" + mixed[:43],
+        "artifactory": "AKCp" + mixed[:60], "readme": "rdme_" + mixed[:40], "dropbox": "sl." + mixed[:60],
+        "telegram": "123456789:AAE" + mixed[:32], "telegram's address": "https://api.telegram.org/bot123456789:AAE" + mixed[:32],
     }  # fmt: skip
 
 
@@ -151,7 +208,9 @@ NAMES = (
     "TWINE_PASSWORD", "DOCKER_PASSWORD", "DIGITALOCEAN_ACCESS_TOKEN", "HEROKU_API_KEY", "COMET_API_KEY", "NEPTUNE_API_TOKEN",
     "MLFLOW_TRACKING_PASSWORD", "KAGGLE_KEY", "ROBOFLOW_API_KEY", "DATABRICKS_TOKEN", "CLOUDFLARE_API_TOKEN", "CF_API_KEY",
     "CLEARML_API_SECRET_KEY", "DB_PASSWD", "PGPASSWORD", "MYSQL_PWD", "GBIF_PWD", "INAT_API_TOKEN", "SMTP_PASS", "X_SECRET_KEY",
-    "SSH_PASSPHRASE", "AZURE_STORAGE_SAS", "aws_secret_access_key", "apiKey", "clientSecret", "auth-token",
+    "SSH_PASSPHRASE", "AZURE_STORAGE_SAS", "DBPASS", "SMTPPASS", "dbpass", "INAT_JWT", "jwt",
+    "openai_key", "openaiKey", "kaggle_key", "kennwort", "contraseña", "aws_secret_access_key", "apiKey", "clientSecret",
+    "auth-token",
 )  # fmt: skip
 
 
@@ -177,6 +236,35 @@ def test_words_of_a_command_line_and_keys_of_a_block_are_read_together() -> None
     assert hidden(words) == ["carabid", "fetch", "--token", HIDDEN, "wandb", "login", HIDDEN, "of two words", "seed=0"]
     block = {"DB_PASSWD": "x", "sha256": HEX64, "n": [1, None, {"token": OPAQUE, "key": "k"}], "has_token": True, "api_key": ""}
     assert hidden(block) == block | {"DB_PASSWD": HIDDEN, "n": [1, None, {"token": HIDDEN, "key": "k"}]}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"password": 12345678}, {"password": HIDDEN}),
+        ({"api_key": [OPAQUE, OPAQUE]}, {"api_key": [HIDDEN, HIDDEN]}),
+        ({"token": {"value": OPAQUE, "n": [[87654321]]}}, {"token": {"value": HIDDEN, "n": [[HIDDEN]]}}),
+        ({"env": {"name": "DB_PASSWORD", "value": PASSWORD}}, {"env": {"name": "DB_PASSWORD", "value": HIDDEN}}),
+        ([["WANDB_API_KEY", "aB3xyz12345"]], [["WANDB_API_KEY", HIDDEN]]),
+        ({"username": "me", "key": HEX40[:32]}, {"username": "me", "key": HIDDEN}),
+        ({"REDIS_AUTH": "aB3xyz12345", "pass": "hunter22"}, {"REDIS_AUTH": HIDDEN, "pass": HIDDEN}),
+    ],
+)
+def test_a_secret_in_a_block_is_hidden_in_whatever_form(value: Any, expected: Any) -> None:
+    assert hidden(value) == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"key": HEX40[:32], "feature_key": HEX40, "n_tokens": 12345678, "tokens": [12345678], "has_token": True, "token": 77},
+        {"pass": True, "pass_rate": 0.987654321, "author": "Linnaeus1758", "auth": "basic", "compass": "north-west-12"},
+        {"name": "beetles-2024", "value": "0.98765432"},
+        [["API_KEY", "HF_TOKEN"], ["SPEI_30d", "SPEI_1y_2024"], ["token", "embedding"]],
+    ],
+)
+def test_a_block_without_a_secret_stays_as_it_is(value: Any) -> None:
+    assert hidden(value) == value
 
 
 @given(
@@ -219,6 +307,9 @@ def test_long_text_takes_no_long_time() -> None:
         "://" * 100_000,
         "x_token " * 40_000,
         "curl " * 60_000,
+        "git config a " * 20_000,
+        "zip 7z ssh-keygen kaggle " * 10_000,
+        "a_auth " * 40_000,
         "machine " * 40_000,
         "-" * 300_000,
         "?" * 300_000,

@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError, field_validator
 from pipeline.config.resources import Job, yielding
 from pipeline.config.section import Section
 from pipeline.disk.layout import PROJECT
-from pipeline.disk.secrets import is_secret_name
+from pipeline.disk.secrets import hide, is_secret
 from pipeline.errors import UserError, nearest
 from pipeline.experiments.documents import Layer, read_yaml
 
@@ -100,9 +100,19 @@ class Profile(Section):
     @field_validator("variables")
     @classmethod
     def _no_token(cls, variables: dict[str, str]) -> dict[str, str]:
-        if secret := [name for name in variables if is_secret_name(name)]:
+        if secret := [name for name, value in variables.items() if is_secret(name, value) or hide(value) != value]:
             raise ValueError(f"a profile may not hold a secret ({', '.join(secret)}): `hf auth login` keeps a token")
         return variables
+
+    @field_validator("before")
+    @classmethod
+    def _no_password(cls, lines: tuple[str, ...]) -> tuple[str, ...]:
+        if secret := [line for line in lines if hide(line) != line]:
+            raise ValueError(
+                f"a profile may not hold a secret ({hide(secret[0])}): keep it in a file that you alone may read, or in the "
+                "environment of your shell, which jobs inherit"
+            )
+        return lines
 
 
 OF_EXPERIMENTS = {"base", "task", "experiment", "data", "backbone", "model", "grid", "variants"}

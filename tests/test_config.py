@@ -720,7 +720,7 @@ def test_equal_numbers_written_differently_are_the_same_trial() -> None:
         (
             {"backbone": {"kind": "timm"}, "model": {"encoder": {"kind": "lora"}}},
             "encoder.kind lora reads cut features, and timm cannot be cut: set backbone.kind open_clip(,| or) dinov2.*, "
-            "or model.encoder.kind frozen.* or end_to_end",
+            "or model.encoder.kind frozen.* end_to_end",
         ),
         ({"backbone": {"kind": "concat"}, "model": {"encoder": {"kind": "end_to_end"}}}, "concat is several networks"),
         ({"backbone": {"kind": "concat", "parts": [{"kind": "pixels"}]}}, "two backbones or more; one alone is written"),

@@ -377,7 +377,7 @@ def config(loss: dict[str, Any], head: str = "mlp", **values: Any) -> Config:
 
 def test_losses_of_pairs_are_of_heads_that_embed_them_and_these_take_no_others(towers: str) -> None:
     assert isinstance(config({"kind": "infonce"}, towers).loss.make(3), PairLoss)
-    remedies = r"set model.head.kind towers_of_a_test, or loss.kind cross_entropy \["
+    remedies = r"set model.head.kind contrastive or towers_of_a_test, or loss.kind cross_entropy \["
     with pytest.raises(ValueError, match=f"loss.kind infonce compares images with texts, and mlp predicts: {remedies}"):
         config({"kind": "infonce"})
     with pytest.raises(ValueError, match=r"cross_entropy scores predictions, and towers_of_a_test embeds images and texts: set"):

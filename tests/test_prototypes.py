@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 
@@ -19,7 +17,6 @@ from pipeline.models.prototypes import (
     Prototypes,
     clap,
     clap_multipliers,
-    draw_shots,
     lp_plus_plus,
     simple_shot,
     text_logistic,
@@ -182,28 +179,3 @@ def test_clap_stands_at_a_minimum_of_its_objective_and_keeps_well_told_classes_n
     objective(at).backward()
     assert at.grad is not None and at.grad.abs().max() < 1e-5
     assert objective(at) < objective(t)
-
-
-# ---------------------------------------------------------------- shots
-NAMES = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 30)), unique=True, min_size=1, max_size=30)
-
-
-@given(NAMES, st.integers(1, 6), st.integers(0, 5), st.randoms(use_true_random=False))
-def test_shots_depend_on_the_seed_and_names_alone(pairs: list[tuple[str, int]], k: int, seed: int, random: Any) -> None:
-    def drawn(of: list[tuple[str, int]], k: int = k) -> list[tuple[str, int]]:
-        return [of[i] for i in draw_shots([str(i) for _, i in of], [name for name, _ in of], k, seed)]
-
-    found, other = drawn(pairs), list(pairs)
-    random.shuffle(other)
-    assert drawn(other) == found and len(set(found)) == len(found)
-    for name in "abc":
-        own = [pair for pair in pairs if pair[0] == name]
-        assert len([pair for pair in found if pair[0] == name]) == min(k, len(own))
-        assert drawn(own) == [pair for pair in found if pair[0] == name], "other classes make no difference"
-    assert set(drawn(pairs, 1)) <= set(found)
-
-
-def test_another_seed_draws_other_shots() -> None:
-    ids, classes = [str(i) for i in range(40)], ["a"] * 20 + ["b"] * 20
-    drawn = {tuple(draw_shots(ids, classes, 5, seed)) for seed in range(5)}
-    assert len(drawn) == 5

@@ -7,14 +7,12 @@ zero-shot. Everything is deterministic and starts from the texts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float64, Int, Int64
+from jaxtyping import Float, Float64, Int
 from numpy.typing import NDArray
-
-from pipeline.data.splits import shuffled
 
 Array = NDArray[np.float64]
 Images = Float[np.ndarray, "shots width"]
@@ -28,21 +26,6 @@ VISUAL_STEPS, ROUNDS = 10, 30
 """LP++'s steps of the visual prototypes for each of the texts' weights, and how often both are repeated: 300 as published."""
 STEPS = 300
 """Most steps of L-BFGS."""
-
-
-# ---------------------------------------------------------------- which images
-def draw_shots(ids: Sequence[str], classes: Sequence[str], k: int, seed: int) -> Int64[np.ndarray, " shots"]:
-    """The places of `k` images of each class, or of all where it has fewer: classes by name, images in an order drawn by a seed.
-
-    A function of the seed, the class's name and the images' ids alone: the same images in whatever order the table has, and
-    whatever other classes there are. Those of fewer shots are among those of more. (Images that share an id come in the table's
-    order.)
-    """
-    rows: dict[str, dict[str, list[int]]] = {}
-    for i, (name, of) in enumerate(zip(ids, classes, strict=True)):
-        rows.setdefault(of, {}).setdefault(f"{of}/{name}", []).append(i)
-    drawn = [[i for name in shuffled(rows[of], seed) for i in rows[of][name]][:k] for of in sorted(rows)]
-    return np.array([i for some in drawn for i in some], "int64")
 
 
 # ---------------------------------------------------------------- what is fitted

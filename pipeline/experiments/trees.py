@@ -49,7 +49,8 @@ def _replaces(key: str, old: Tree, new: Tree) -> bool:
     if key not in FAMILIES or before == after:
         return False
     kinds = FAMILIES[key].kinds
-    return before not in kinds or after not in kinds or kinds[before] is not kinds[after]
+    one, other = kinds.get(str(before)), kinds.get(str(after))
+    return one is None or one is not other
 
 
 def merge(base: Tree, over: Tree, place: str = "") -> Tree:

@@ -87,7 +87,7 @@ def test_lambda_follows_the_beta_distribution_of_alpha() -> None:
     both = torch.eye(2)
     for alpha in (0.2, 1.0, 4.0):
         draws, generator = [], rng(0)
-        for _ in range(1000):
+        for _ in range(2000):
             mix = make_mix(2, alpha, generator)
             assert mix is not None
             weights = mix(both)

@@ -374,6 +374,7 @@ OTHERS: Tree = {
     "loss.levels": [0.1, 0.5, 0.9],
     "calibrate.kind": "spread",
     "train.batches.by": "tree",
+    "train.batches.cuts": [10, 50],
     **{
         f"loss.{part}{key}": value
         for part in ("", "second.")
@@ -720,7 +721,7 @@ def test_equal_numbers_written_differently_are_the_same_trial() -> None:
         (
             {"backbone": {"kind": "timm"}, "model": {"encoder": {"kind": "lora"}}},
             "encoder.kind lora reads cut features, and timm cannot be cut: set backbone.kind open_clip(,| or) dinov2.*, "
-            "or model.encoder.kind frozen.* end_to_end",
+            "or model.encoder.kind frozen, projection(,| or) end_to_end",
         ),
         ({"backbone": {"kind": "concat"}, "model": {"encoder": {"kind": "end_to_end"}}}, "concat is several networks"),
         ({"backbone": {"kind": "concat", "parts": [{"kind": "pixels"}]}}, "two backbones or more; one alone is written"),

@@ -399,7 +399,7 @@ def test_commas_separate_values_outside_brackets_and_quotes_alone(text: str, par
     assert split_commas(text) == parts
 
 
-# No target may have the names of results.json's own keys; and after the name of a secret anything is taken for one.
+# No target may have the names of results.json's own keys; and what looks like a password after the name of one is taken for it.
 awkward = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40).filter(
     lambda text: text not in RESULT_KEYS and not is_secret(text, "Qx7" * 8)
 )
@@ -408,6 +408,8 @@ awkward = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, ma
 @given(awkward, st.lists(awkward, min_size=1, max_size=30, unique=True))
 @settings(deadline=None, max_examples=60)
 @example("0", ['"', '}"', "\\", "a\\"])
+@example("0", ["pwd", "<"])
+@example("0", ["strip_token", "tail_length"])
 def test_a_trials_name_is_a_plain_folder_name_whatever_its_values(source: str, targets: list[str]) -> None:
     quoted = [yaml.safe_dump(v, default_style='"', width=10**6, allow_unicode=True).strip() for v in (source, *targets)]
     (trial,) = load_experiment(LORA, [f"data.source={quoted[0]}", f"data.targets=[{','.join(quoted[1:])}]"]).trials

@@ -167,7 +167,9 @@ def test_it_can_be_a_part_of_a_concatenation(make: Callable[..., Config]) -> Non
 
 
 def test_what_it_does_not_offer_is_refused_in_words(make: Callable[..., Config]) -> None:
-    with pytest.raises(UserError, match=r"lora reads cut .* halves has no such features: .* projection, end_to_end or scaled"):
+    with pytest.raises(
+        UserError, match=r"lora reads cut .* halves has no such features: .* frozen, projection, end_to_end or scaled"
+    ):
         make("lora")
     with pytest.raises(UserError, match=r"`backbone.chanels` does not exist, but `backbone.channels` does"):
         make("frozen", chanels=3)

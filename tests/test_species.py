@@ -194,6 +194,21 @@ def test_between_released_and_tuned_the_ends_are_these_to_the_bit(method: str, m
     ends = [found.rows[0]["id.i2t_map"], found.rows[-1]["id.i2t_map"]]
     assert ends == pytest.approx([released["id"]["i2t_map"], results["id"]["i2t_map"]], abs=1e-6)
     assert all(path.exists() for path in found.files) and found.files[1].read_text().count("<circle") == 3
+    trial.model.write_bytes(trial.model.read_bytes()[:-1])
+    train.run(config, trial)
+    assert not any(path.exists() for path in found.files), "they are of another model"
+
+
+def test_buckets_part_where_the_configuration_says_and_make_no_other_model(make: Make) -> None:
+    config, trial = make("baseline")
+    done(config, trial)
+    other = make("baseline", "evaluate.buckets=[2,4]")
+    assert other[1].path == trial.path
+    results = evaluate.run(other[0], trial)
+    counts = pd.read_parquet(trial.groups).query("n > 0 and n_train > 0")["n_train"]
+    assert results["buckets"]["few"]["n_classes"] == int((counts <= 2).sum()) != int((counts <= 20).sum())
+    batches = [make("projection", f"train.batches={{kind: buckets, cuts: [{cuts}]}}")[1].path for cuts in ("2,4", "2,5")]
+    assert batches[0] != batches[1], "what a model learns from is part of what it is"
 
 
 def test_a_soup_is_the_mean_of_its_trials_and_not_of_unlike_ones(make: Make) -> None:

@@ -35,7 +35,7 @@ class Tokens:
     def description(self) -> str:
         """Text that changes whenever the tokens of some text may."""
         own = getattr(self.tokenizer, "tokenizer", None)
-        modes = {name: getattr(self.tokenizer, name, None) for name in ("tokenizer_mode", "strip_sep_token")}
+        modes = {name: getattr(self.tokenizer, name, None) for name in ("strip_sep_token", "tokenizer_mode")}
         clean = getattr(getattr(self.tokenizer, "clean_fn", None), "__name__", None)
         said = {"kind": type(self.tokenizer).__name__, "tokens": self.context_length, "clean": clean, **modes}
         said["vocabulary"] = hashlib.sha256(_vocabulary(self.tokenizer if own is None else own).encode()).hexdigest()

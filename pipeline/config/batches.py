@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from pipeline.config.fits import GIVEN, Fit
 from pipeline.config.kinds import Kind
-from pipeline.config.section import Fraction, Positive, implementation
+from pipeline.config.section import Ascending, Fraction, Positive, implementation
 
 
 class Batches(Kind):
@@ -66,12 +66,14 @@ class Balanced(Batches):
 
 
 class OfBuckets(Batches):
-    """Equal shares of the classes with few, medium and many training images (evaluate.buckets) in every batch."""
+    """Equal shares of the classes with few, medium and many training images in every batch."""
 
     kind: Literal["buckets"]
+    cuts: Annotated[tuple[int, int], Ascending] = (20, 100)
+    """Few up to the first number of training images, many above the second. (evaluate.buckets are those of results.)"""
 
     def draw(self, of: Any, size: int, rng: Any) -> Iterator[Any]:
-        return implementation("pipeline.training.batches.of_buckets")(of.buckets, size, rng)
+        return implementation("pipeline.training.batches.of_buckets")(of.buckets(self.cuts), size, rng)
 
 
 class OfNeighbours(Batches):

@@ -162,6 +162,9 @@ class TrialDir(_Folder):
     failure = _In("failure.json")
     """Why the last attempt failed; removed by the next one."""
     lease = _In("train.lease")
+    interpolation = _In("interpolation.json")
+    """Figures between the released model and this one, and a picture of them."""
+    frontier = _In("interpolation.svg")
     predictions = _In("predictions.parquet")
     groups = _In("groups.parquet")
     results = _In("results.json")

@@ -158,9 +158,11 @@ def _named(match: re.Match[str]) -> str:
     bare = value.strip("\\\"'$")
     if bare.startswith(HIDDEN) or NO_SECRET.fullmatch(bare) or PLACE.fullmatch(bare):
         return match[0]
-    if match["weak"]:
+    if match["weak"] and not before.rstrip().endswith(","):
         name, is_whole = match["weak"], value[-1] in "\"'" or before[-1] == "="
         return before + HIDDEN if _looks_secret(name, bare.rstrip("}]),;"), is_whole) else match[0]
+    if before.rstrip().endswith(","):  # two names in a list, of columns say, are no name and its value
+        return before + HIDDEN if PASSWORD.fullmatch(bare) or OPAQUE.fullmatch(bare) else match[0]
     is_tight = value[-1] in "\"'" or before[-1] == "=" or before.startswith(("-", "set"))
     looks = OPAQUE if "PASS" not in before.upper() else PASSWORD if ":" in before else ASSIGNED
     return before + HIDDEN if is_tight or looks.fullmatch(bare.rstrip("}]),;")) else match[0]

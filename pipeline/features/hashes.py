@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.backbones import weights_state
 from pipeline.config.backbone import Backbone
 from pipeline.config.data import Data
-from pipeline.config.identity import digest, plain, token_kind
+from pipeline.config.identity import Tower, digest, plain, token_kind
 from pipeline.config.measures import Measures
 from pipeline.config.trial import Config
 from pipeline.data.dataset import BadImage, Dataset, content_of, known_signature
@@ -53,13 +53,18 @@ class DataRecord:
 
 
 @dataclass(frozen=True)
-class WeightsRecord(Measures):
-    """What a backbone contributes to a feature key, and its measures."""
+class TowerRecord(Measures):
+    """What a tower contributes to a feature key, and its measures."""
 
     signature: str
     weights: str
     architecture: str
     transform: str
+
+
+@dataclass(frozen=True)
+class WeightsRecord(TowerRecord):
+    """The same of a backbone."""
 
 
 # ---------------------------------------------------------------- data
@@ -146,14 +151,18 @@ def _code(backbone: Backbone) -> str:
 
 # ---------------------------------------------------------------- keys
 def ingredients(config: Config, data: DataRecord, weights: WeightsRecord) -> Ingredients:
-    """What the features of this configuration depend on. Raises UserError if the backbone has too few blocks."""
-    kind, blocks = token_kind(config)
+    """What the features of this configuration's images depend on. Raises UserError if the backbone has too few blocks."""
+    return replace(made_of(config, "image", data.content, weights), correction=_correction(config.data))
+
+
+def made_of(config: Config, tower: Tower, content: str, weights: TowerRecord) -> Ingredients:
+    """What the features that a tower makes of inputs with this content depend on. Raises UserError if it has too few blocks."""
+    kind, blocks = token_kind(config, tower)
     if blocks > weights.n_blocks:
-        raise UserError(
-            f"model.encoder.blocks is {blocks}, but the backbone has {weights.n_blocks} blocks. Set it to at most that."
-        )
+        key, what = ("encoder", "backbone") if tower == "image" else ("text", "text tower")
+        raise UserError(f"model.{key}.blocks is {blocks}, but the {what} has {weights.n_blocks} blocks. Set it to at most that.")
     return Ingredients(
-        data=data.content,
+        data=content,
         backbone=config.backbone.kind,
         architecture=weights.architecture,
         weights=weights.weights,
@@ -162,7 +171,7 @@ def ingredients(config: Config, data: DataRecord, weights: WeightsRecord) -> Ing
         cut=weights.n_blocks - blocks if blocks else 0,
         dtype=config.features.dtype,
         shard_size=config.features.shard_size,
-        correction=_correction(config.data),
+        tower=tower,
     )
 
 

@@ -7,14 +7,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.config.identity import digest, plain, token_kind
-from pipeline.config.measures import Measures
+from pipeline.config.identity import digest, plain
 from pipeline.config.trial import Config
 from pipeline.data.dataset import known_signature
 from pipeline.data.texts import ClassTexts
 from pipeline.disk.writing import write_json
-from pipeline.errors import UserError, WorkError
-from pipeline.features.hashes import read_as, record_file, weights_signature
+from pipeline.errors import WorkError
+from pipeline.features.hashes import TowerRecord, made_of, read_as, record_file, weights_signature
 from pipeline.features.key import Ingredients
 
 if TYPE_CHECKING:
@@ -22,13 +21,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TextWeights(Measures):
-    """What a text tower contributes to a feature key, its measures, and the numbers that make logits of cosines."""
+class TextWeights(TowerRecord):
+    """The record of a text tower, and the numbers that make logits of cosines."""
 
-    signature: str
-    weights: str
-    architecture: str
-    transform: str
     logit_scale: float
     """The logarithm of the factor."""
     logit_bias: float | None
@@ -82,21 +77,7 @@ def keep_texts(config: Config, looks: str, texts: ClassTexts) -> None:
 
 def text_ingredients(config: Config, content: str, weights: TextWeights) -> Ingredients:
     """What the features of these texts depend on. Raises UserError if the tower has too few blocks."""
-    kind, blocks = token_kind(config, "text")
-    if blocks > weights.n_blocks:
-        raise UserError(f"model.text.blocks is {blocks}, but the text tower has {weights.n_blocks}. Set it to at most that.")
-    return Ingredients(
-        data=content,
-        backbone=config.backbone.kind,
-        architecture=weights.architecture,
-        weights=weights.weights,
-        transform=weights.transform,
-        kind=kind,
-        cut=weights.n_blocks - blocks if blocks else 0,
-        dtype=config.features.dtype,
-        shard_size=config.features.shard_size,
-        tower="text",
-    )
+    return made_of(config, "text", content, weights)
 
 
 def known_text_key(config: Config, looks: str | None = None) -> str | None:

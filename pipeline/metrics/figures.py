@@ -84,11 +84,14 @@ class Training:
     """Of each target: part → calibration, as JSON."""
     n: int | None = None
     """How many images; None where nobody has told."""
+    buckets: tuple[int, int] = (20, 100)
+    """Of classes: where few, medium and many training images part (evaluate.buckets)."""
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Training:
         """What trained.json tells of it."""
-        return cls(record["train_domains"], *map(record.get, ("train_means", "train_sds", "calibration", "n_train")))
+        means, sds, calibration, n = map(record.get, ("train_means", "train_sds", "calibration", "n_train"))
+        return cls(record["train_domains"], means, sds, calibration, n)
 
 
 def mean_of_all(values: Iterable[float | None]) -> float | None:

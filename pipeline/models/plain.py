@@ -76,7 +76,8 @@ def spread(log_odds: float, knots: Sequence[float]) -> float:
     if log_odds > high:
         return 1 - OUTSIDE * math.exp((high - log_odds) / scale)
     at = np.linspace(OUTSIDE, 1 - OUTSIDE, len(knots)) if len(knots) > 1 else [0.5]
-    return float(np.interp(log_odds, knots, at))
+    right = int(np.searchsorted(knots, log_odds))  # interpolated, a value just below a knot may come out an ulp above the knot's
+    return min(float(np.interp(log_odds, knots, at)), float(at[right]))
 
 
 def _standardise(arrays: Arrays, x: Array) -> Array:

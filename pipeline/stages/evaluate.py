@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def run(config: Config, trial: TrialDir) -> dict[str, Any]:
     split, device, task = choose_split(config, inputs), choose_device(config.device), inputs.task
     backbone = inputs.backbone if config.evaluate.inputs == "images" else inputs.encoder_backbone
     model, facts = load_model(config, trial, backbone, inputs.text_tower).to(device), load_facts(trial)
-    table, training = inputs.table(split), Training.of(record)
+    table, training = inputs.table(split), replace(Training.of(record), buckets=config.evaluate.buckets)
     said, cached = _predict_split(config, inputs, model, facts, split, device)
     predictions, blocks = _report(inputs, table, said, training)
     if cached is not None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from pipeline.stages.predict import trained_config, trial_at
 from pipeline.training.samples import Samples, predict
 from pipeline.training.towers import embed_classes, of_texts
 
-FILE = "interpolation.json"
 SHOWN = ("id.i2t_map", "ood.i2t_map", "id.i2i_map", "composite", "acc")
 
 
@@ -52,7 +51,10 @@ def run(folders: Sequence[Path], alphas: Sequence[float], device: str | None) ->
     split = choose_split(config, inputs)
     base = plain(_base(config, facts, inputs)).to(where)
     tuned = soup([plain(_tuned(trial, inputs)).to(where).state_dict() for trial in trials])
-    samples, training = inputs.samples(facts, split, where), Training.of(read_trained(trials[0]))
+    samples, training = (
+        inputs.samples(facts, split, where),
+        replace(Training.of(read_trained(trials[0])), buckets=config.evaluate.buckets),
+    )
     released = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     rows = []
     for alpha in alphas:
@@ -89,12 +91,10 @@ def _figures(model: TwoTowers, samples: Samples, inputs: Inputs, split: Any, tra
 
 
 def _write(trials: Sequence[TrialDir], rows: list[dict[str, float | None]], split: str) -> Frontier:
-    first = trials[0].path
-    names = [trial.path.name for trial in trials]
-    if (first / FILE).exists():
-        print(f"{first / FILE} is there already: replaced", flush=True)
-    write_json(first / FILE, {"trials": names, "split": split, "rows": rows})
-    picture = (first / FILE).with_suffix(".svg")
+    first, names = trials[0], [trial.path.name for trial in trials]
+    if first.interpolation.exists():
+        print(f"{first.interpolation} is there already: replaced", flush=True)
+    write_json(first.interpolation, {"trials": names, "split": split, "rows": rows})
     points = [(row["alpha"], row["ood.i2t_map"], row["id.i2t_map"]) for row in rows]
-    write_text(picture, draw(points, "image→text mAP, species not trained on", "species trained on"))
-    return Frontier(rows, split, (first / FILE, picture))
+    write_text(first.frontier, draw(points, "image→text mAP, species not trained on", "species trained on"))
+    return Frontier(rows, split, (first.interpolation, first.frontier))

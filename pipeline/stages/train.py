@@ -71,7 +71,7 @@ def _forget_outdated(trial: TrialDir) -> None:
         why = "its configuration, features or targets have changed, or a file of its model is damaged"
         print(f"{trial.path.name}: {why}: trained again, results removed", flush=True)
     results = (trial.results, trial.predictions, trial.groups, trial.provenance, trial.card)
-    for path in (trial.trained, *results, trial.validation):
+    for path in (trial.trained, *results, trial.validation, trial.interpolation, trial.frontier):
         path.unlink(missing_ok=True)
     model = (trial.model, trial.adapter, trial.text_adapter, trial.classifier, trial.validation)
     for path in (*model, trial.resume_state, trial.attempts):

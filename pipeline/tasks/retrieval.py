@@ -21,7 +21,7 @@ from pipeline.disk.layout import TrialDir
 from pipeline.metrics.figures import Figure, Training
 from pipeline.metrics.ranks import UNKNOWN
 from pipeline.metrics.retrieval import CELLS, cosines
-from pipeline.metrics.retrieval_report import FEW, FIGURES, MEDIUM, Embeddings, chosen_by, class_table, retrieval_report
+from pipeline.metrics.retrieval_report import FIGURES, Embeddings, chosen_by, class_table, retrieval_report
 from pipeline.tasks.base import Array, Groups, Task, Tested
 from pipeline.tasks.classes import read_classes, top_form
 
@@ -62,8 +62,6 @@ class Retrieval(Task[Embedded]):
 
     figures: ClassVar[Mapping[str, Figure]] = FIGURES
     headline: ClassVar[Sequence[str]] = ("id.i2t_map", "ood.i2t_map", "id.i2i_map", "composite", "acc", "selection")
-    buckets: ClassVar[tuple[int, int]] = (FEW, MEDIUM)
-    """Most training images of the classes of few and of medium shots."""
 
     def load(self, data: Data) -> Dataset:
         return load_classes(data)
@@ -116,7 +114,7 @@ class Retrieval(Task[Embedded]):
     def report(self, predictions: Embedded, training: Training) -> dict[str, Any]:
         if predictions.training is not training:
             predictions = self.forecast(predictions, training)
-        blocks = retrieval_report(predictions.ranked, self.parents(predictions), predictions.scale, *self.buckets)
+        blocks = retrieval_report(predictions.ranked, self.parents(predictions), predictions.scale, *training.buckets)
         present = np.flatnonzero(predictions.ranked.present)
         blocks["summary"]["classes"] = [class_name(predictions.names[i]) for i in present]
         return blocks

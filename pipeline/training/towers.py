@@ -62,10 +62,15 @@ class Drawn:
     labels: Rows
     views: Rows
     """The number of each image's view; -1 where it is not known."""
-    buckets: Rows
+    counts: Int64[np.ndarray, " classes"]
+    """Training images of each class."""
     tree: Float[np.ndarray, "classes classes"] | None
     """Depth of the most recent common ancestor of each two classes."""
     model: TwoTowers
+
+    def buckets(self, cuts: tuple[int, int]) -> Rows:
+        """Whether each image's class has few, medium or many training images, parted at these numbers."""
+        return bucket_of(self.counts, cuts)[self.labels]
 
     def likeness(self) -> Float[np.ndarray, "classes classes"]:
         """Cosines of the classes' embeddings, as the model has them now."""
@@ -85,10 +90,10 @@ class Lesson:
 
     @cached_property
     def drawn(self) -> Drawn:
-        texts, cuts = of_texts(self.train), self.config.evaluate.buckets
+        texts = of_texts(self.train)
         labels, counts = self.train.truth, texts.facts.counts.cpu().numpy().astype("int64")
         tree = None if texts.facts.tree is None else texts.facts.tree.nan_to_num(-1.0).double().cpu().numpy()
-        return Drawn(labels, texts.views, bucket_of(counts, cuts)[labels], tree, self.model)
+        return Drawn(labels, texts.views, counts, tree, self.model)
 
     @property
     def n_batches(self) -> int:

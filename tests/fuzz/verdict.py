@@ -6,9 +6,11 @@ import contextlib
 import io
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from unittest import mock
 
@@ -17,9 +19,7 @@ from pipeline.errors import UserError, WorkError
 LONGEST = 2000
 """Characters of a message."""
 SECONDS = 10
-"""What takes longer hangs: seconds of this process' own time, which other work on the machine does not lengthen."""
-PATIENCE = 6
-"""How many times as long it may wait for something else."""
+"""What takes longer hangs, computing or waiting; but for the time in which other work on the machine had the CPU."""
 STATUSES = (0, 1, 2)
 """How a command may end."""
 
@@ -84,19 +84,26 @@ def _of_message(case: Case, text: str) -> Failure | None:
 def at_most(seconds: float) -> Iterator[None]:
     """Raises Hang in whatever runs longer."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Hang
+    began, queued = time.monotonic(), _queued()
 
-    timers = {signal.SIGPROF: (signal.ITIMER_PROF, seconds), signal.SIGALRM: (signal.ITIMER_REAL, PATIENCE * seconds)}
-    before = {number: signal.signal(number, stop) for number in timers}
-    for timer, limit in timers.values():
-        signal.setitimer(timer, limit)
+    def stop(number: int, frame: FrameType | None) -> None:
+        left = seconds - (time.monotonic() - began - (_queued() - queued))
+        if left <= 0.01:
+            raise Hang
+        signal.setitimer(signal.ITIMER_REAL, left)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        for number, (timer, _) in timers.items():
-            signal.setitimer(timer, 0)
-            signal.signal(number, before[number])
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _queued() -> float:
+    """Seconds in which this process could have run and another one did."""
+    return int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
 
 
 def command(*arguments: str) -> Ended:

@@ -17,11 +17,13 @@ from hypothesis import settings
 from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT
 from pipeline.experiments.reading import load_experiment
+from pipeline.sweeps import sweep_seldom
 from tests import forked
 from tests.cluster.cluster import Cluster
 from tests.small import make_small
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+sweep_seldom()
 # Other work on this machine may slow one example down: how long it took says nothing of the code.
 settings.register_profile("untimed", parent=settings.default, deadline=None)
 settings.load_profile("untimed")

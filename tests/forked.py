@@ -17,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 WARM = ["torch", "torch._dynamo", "open_clip", "transformers", "peft", "pandas", "pyarrow.parquet", "scipy.special"]
-WARM += ["sklearn.linear_model"]
+WARM += ["sklearn.linear_model", "tests.frozen"]
 HUB = ("HF_", "HUGGING", "TRANSFORMERS_", "XDG_CACHE_HOME")
 """How variables begin that the Hub's libraries read as they are imported."""
 SERVER = multiprocessing.get_context("forkserver")

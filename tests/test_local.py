@@ -146,10 +146,11 @@ def test_a_worker_that_is_killed_while_it_extracts_is_reported_and_the_rest_is_c
 
 
 def worker_processes(session: int) -> list[int]:
-    """The pool's workers in a session (beside them multiprocessing keeps a tracker of resources)."""
-    command = ["ps", "-ww", "-o", "pid=,args=", "-s", str(session)]
-    found = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
-    return [int(line.split()[0]) for line in found if "spawn_main" in line]
+    """The pool's workers in a session: forked from one process (beside it multiprocessing keeps a tracker of resources)."""
+    command = ["ps", "-ww", "-o", "pid=,ppid=,args=", "-s", str(session)]
+    found = [line.split(maxsplit=2) for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines()]
+    servers = {pid for pid, _, line in found if "forkserver import main" in line}
+    return [int(pid) for pid, parent, _ in found if parent in servers]
 
 
 def test_features_that_cannot_be_made_are_the_failure_of_the_trials_that_need_them(assets: Assets, root: Path) -> None:

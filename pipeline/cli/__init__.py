@@ -7,6 +7,8 @@ import sys
 from types import FrameType
 from typing import Any
 
+from pipeline.sweeps import sweep_seldom
+
 INTERRUPTED, PIPE_CLOSED = 130, 141
 """As a shell calls the end of a process by SIGINT and by SIGPIPE."""
 WORD = "carabid: interrupted\n"
@@ -27,6 +29,7 @@ def main() -> None:
     if hears_ctrl_c := signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # (not in the background of a script)
         signal.signal(signal.SIGINT, _leave)
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    sweep_seldom()
     from pipeline.cli.commands import run
     from pipeline.disk.secrets import complain, print_traceback
     from pipeline.streams import flush_stdout, open_streams

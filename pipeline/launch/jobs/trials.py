@@ -33,6 +33,7 @@ from pipeline.launch.manifest.manifest import Manifest
 from pipeline.launch.watching.failures import kind_of
 from pipeline.signals import StopFlag, at_walltime, warning_seconds
 from pipeline.streams import open_streams
+from pipeline.sweeps import sweep_seldom
 
 
 def train_index(manifest: Manifest, index: int) -> None:
@@ -172,6 +173,7 @@ def failure_record(stage: str, error: Exception) -> dict[str, str | None]:
 def log_attempt(stage: str, what: str) -> None:
     """The first line of each attempt in a job's log, which all attempts share."""
     open_streams()
+    sweep_seldom()
     job, restarts = job_id(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     where = f"Slurm job {job} on {socket.gethostname()}, attempt {restarts + 1}" if job else socket.gethostname()
     print(f"──── carabid {stage}: {what} ({where}, {now()}, code {PROJECT})", flush=True)

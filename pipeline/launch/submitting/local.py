@@ -1,4 +1,4 @@
-"""The chain on this machine: the same stages, in worker processes that outlive a trial (so torch is loaded once each)."""
+"""The chain on this machine: the same stages, in worker processes that outlive a trial and are forked from one (so torch is loaded once)."""
 
 import contextlib
 import multiprocessing
@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -92,9 +91,10 @@ def _ended_well(future: Future[None], what: str) -> bool:
 @contextlib.contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Worker processes; if we are told to stop, they are too, and nothing that waits is begun."""
-    # spawn: a forked copy of a process that has started threads (torch, Arrow) may hang
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(os.getpid(), workers))
+    # Not a copy of this process: one that has started threads (torch, Arrow) may hang. Of one that has only loaded torch, once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(workers,))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield pool
@@ -108,8 +108,8 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _begin_worker(parent: int, workers: int) -> None:
-    """In each worker: tell with how many it shares a GPU, and end it when the process that started it is gone.
+def _begin_worker(workers: int) -> None:
+    """In each worker: tell with how many it shares a GPU, and end it when the process that asked for it is gone.
 
     A training writes its checkpoint first.
     """
@@ -117,10 +117,9 @@ def _begin_worker(parent: int, workers: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer; a training listens by itself
 
     def watch() -> None:
-        while True:
-            time.sleep(1)
-            if os.getppid() != parent:
-                os.kill(os.getpid(), signal.SIGTERM)
+        if asked := multiprocessing.parent_process():  # not getppid(), which is the process that workers are forked from
+            asked.join()
+            os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
 

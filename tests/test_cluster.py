@@ -7,6 +7,8 @@ import os
 import re
 import shlex
 import subprocess
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -53,11 +55,10 @@ def test_the_scripts_of_a_profile_are_these(name: str, monkeypatch: pytest.Monke
 # ---------------------------------------------------------------- quoting
 PIECES = [*" '\"$`\\;&|<>(){}[]*?!#~=%\n\t", "$(touch hit)", "`touch hit`", "; touch hit;", "\ntouch hit\n", "é", "a"]
 NASTY = st.lists(st.sampled_from(PIECES), min_size=1, max_size=8).map("".join)
-RECORDS = """#!/usr/bin/env python3
-import json, os, sys
-with open(os.environ["SEEN"], "a") as file:
-    file.write(json.dumps([os.path.basename(sys.argv[0]), sys.argv[1:], dict(os.environ), os.getcwd()]) + "\\n")
+RECORDS = """#!/bin/bash
+{ printf '%s\\0' "${0##*/}" "$#" "$@" && env -0 && printf '\\0'; } >> "$SEEN"
 """
+"""A name, how many arguments, these, the variables, nothing; all ended by NUL. In bash: a Python would take ten times as long."""
 
 
 def recording(folder: Path, *commands: str) -> None:
@@ -68,14 +69,21 @@ def recording(folder: Path, *commands: str) -> None:
         (folder / name).chmod(0o755)
 
 
-def run_script(script: str, folder: Path) -> list[tuple[str, list[str], dict[str, str], str]]:
-    """What a script calls, with which arguments, in which environment and folder."""
+def run_script(script: str, folder: Path) -> list[tuple[str, list[str], dict[str, str]]]:
+    """What a script calls, with which arguments and in which environment."""
     seen = folder / "seen"
     seen.write_text("")
     environ = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SEEN": str(seen), "SLURM_JOB_ID": "1"}
     subprocess.run(["bash", "-c", script], env=environ, cwd=folder, capture_output=True, timeout=20)
     assert not (folder / "hit").exists(), script
-    return [json.loads(line) for line in seen.read_text().splitlines()]
+    return list(calls(iter(seen.read_bytes().decode().split("\0"))))
+
+
+def calls(fields: Iterator[str]) -> Iterator[tuple[str, list[str], dict[str, str]]]:
+    """What RECORDS has written."""
+    while command := next(fields, ""):
+        arguments = list(islice(fields, int(next(fields))))
+        yield command, arguments, dict(variable.split("=", 1) for variable in iter(lambda: next(fields), ""))
 
 
 @given(NASTY, NASTY, NASTY)
@@ -111,7 +119,7 @@ def check_script(tmp_path: Path, kind: str, name: str, value: str) -> None:
     manifest.code.mkdir(parents=True, exist_ok=True)
     (tmp_path / f"env{name}" / "bin").mkdir(parents=True, exist_ok=True)
     (tmp_path / f"env{name}" / "bin" / "activate").write_text("export ACTIVATED=yes\n")
-    called = {command: (arguments, environ) for command, arguments, environ, _ in run_script(script, tmp_path)}
+    called = {command: (arguments, environ) for command, arguments, environ in run_script(script, tmp_path)}
     arguments, environ = called["srun"]
     assert environ["NOTE"] == value and environ["CARABID_ROOT"] == str(experiment.dir.path.parent.parent)
     assert environ["PYTHONPATH"] == str(manifest.code)

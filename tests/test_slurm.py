@@ -26,7 +26,7 @@ NO_GPU = tuple(f"resources.{stage}.gpus_per_node=0" for stage in ("extract", "tr
 SMALL = tuple(f"resources.{stage}.{what}" for stage in ("extract", "train", "evaluate") for what in ("mem=4G", "cpus_per_task=1"))
 GRID = ("optim.lr=1e-3,3e-3", "seed=0,1", "train.epochs=2")
 # Long enough, with a checkpoint after each epoch, that a test which waits for the first one finds the training at work.
-SLOW = ("train.epochs=120", "resources.checkpoint_epochs=1")
+SLOW = ("train.epochs=60", "resources.checkpoint_epochs=1")
 
 
 def wait_for_all(seconds: float = 400) -> None:

@@ -115,9 +115,14 @@ def hide(text: str) -> str:
     return _hide(_values_here(), text)
 
 
+def hiding() -> Callable[[str], str]:
+    """`hide` for many texts: the variables of this process are looked through once."""
+    return cache(partial(_hide, _values_here()))
+
+
 def hidden(value: Any) -> Any:
     """A JSON value with all text in it as `hide` gives it, a command line's words together."""
-    return _hidden(value, cache(partial(_hide, _values_here())))
+    return _hidden(value, hiding())
 
 
 def is_secret(name: str, value: str) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,7 @@ import yaml
 
 from pipeline.config.identity import flatten
 from pipeline.config.trial import Config
-from pipeline.disk.secrets import hide
+from pipeline.disk.secrets import hide, hiding
 from pipeline.errors import UserError
 from pipeline.experiments.trees import DEFAULT_KINDS, Tree, merge
 
@@ -136,8 +136,9 @@ def read_yaml(path: Path) -> tuple[Tree, dict[str, str]]:
     """A YAML's values, and the line on which each dotted key stands. Raises UserError where it is none."""
     try:
         text = path.read_text(encoding="utf-8")
+        hide_in = hiding()
         for number, line in enumerate(text.splitlines(), 1):  # comments too: the file is kept as it is
-            refuse_secret(line, f"{path}, line {number}")
+            refuse_secret(line, f"{path}, line {number}", hide_in)
         node, values = _parse(text)
     except ValueError as error:
         raise UserError(f"{path}: not valid YAML: {error}") from error
@@ -236,9 +237,9 @@ def _axes_of(block: Tree, place: str) -> Axes:
     return axes
 
 
-def refuse_secret(text: str, place: str) -> None:
+def refuse_secret(text: str, place: str, hide_in: Callable[[str], str] = hide) -> None:
     """Configurations are kept with results, and overrides with the commands that made them."""
-    if hide(text) != text:
+    if hide_in(text) != text:
         raise UserError(
             f"{place}: a token or password must not stand in a configuration. Remove it; the Hub's token is read from "
             "HF_TOKEN in the environment, or from where `hf auth login` keeps it."

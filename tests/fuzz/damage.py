@@ -130,7 +130,7 @@ def damage_case(number: int, draw: random.Random, place: Path) -> Case:
     whole = trained(place)
     root = place / "spoilt"
     shutil.rmtree(root, ignore_errors=True)
-    shutil.copytree(whole.root, root, symlinks=True)
+    copy_of(whole.root, root)
     files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.suffix not in KEPT and "code" not in path.parts]
     records = [path for path in files if path.suffix in RECORDS and "trained" in path.parts]
     path = draw.choice(records if draw.random() < 0.7 else files)
@@ -138,6 +138,13 @@ def damage_case(number: int, draw: random.Random, place: Path) -> Case:
     near, rest = by_nearness(path, every_command(whole, root, place))
     chosen = draw.sample(near, min(4, len(near))) + draw.sample(rest, 2) + checks_of(path, whole.submissions(root))
     return Case(f"damage {number} ({path.relative_to(root)})", lambda: run(chosen, root), is_one=False)
+
+
+def copy_of(whole: Path, root: Path) -> None:
+    """All of it; but what no case spoils and no command writes, the copies of the code, is linked."""
+    shutil.copytree(whole, root, symlinks=True, ignore=shutil.ignore_patterns("code"))
+    for code in whole.rglob("code"):
+        (root / code.relative_to(whole)).symlink_to(code)
 
 
 def spoil_file(path: Path, draw: random.Random) -> None:

@@ -1,4 +1,4 @@
-"""The chain on this machine: the same stages, in worker processes that outlive a trial and are forked from one (so torch is loaded once)."""
+"""The chain on this machine: the same stages, in worker processes that outlive a trial, forked from one that has loaded torch."""
 
 import contextlib
 import multiprocessing

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import forecasts, head_training, ranks, ridge, shifted, silhouettes
+from benchmarks import forecasts, head_training, ranks, ridge, shifted, silhouettes, start
 from pipeline.disk.layout import PROJECT
 from tests import conftest
 
 
 def test_every_script_has_a_short_form_here() -> None:
     scripts = {path.stem for path in (PROJECT / "benchmarks").glob("*.py")} - {"__init__"}
-    known = (forecasts, head_training, ranks, ridge, shifted, silhouettes)
+    known = (forecasts, head_training, ranks, ridge, shifted, silhouettes, start)
     assert scripts == {module.__name__.rpartition(".")[2] for module in known}
 
 
@@ -27,6 +27,12 @@ def test_head_training_times_an_epoch_each_way(monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.setattr(head_training, name, value)
     head_training.main(1)
     assert re.search(r"carabid \d\.\d\d s, sample \d\.\d\d s .*\nratio sample/carabid: \d+\.\d\d", capsys.readouterr().out)
+
+
+def test_start_loads_a_module_each_way(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["start.py", "1", "yaml"])
+    start.main()
+    assert re.fullmatch(r"yaml: plain \d\.\d\d s, carabid \d\.\d\d s: ratio \d+\.\d\d\n", capsys.readouterr().out)
 
 
 def test_ridge_finds_the_same_weights_both_ways(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,15 +42,19 @@ def choose_device(device: str, local: int = 0) -> torch.device:
 
 def _take_gpu(local: int) -> None:
     """Let `cuda` be this process's GPU. (srun may show each of several processes one GPU alone, its own.)"""
-    n = torch.cuda.device_count()
-    if local == 0 or (n == 1 and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1):
-        return
-    if local >= n:
+    sees_its_own = torch.cuda.device_count() == 1 and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    if local > 0 and not sees_its_own:
+        check_gpus(local + 1)
+        torch.cuda.set_device(local)
+
+
+def check_gpus(n: int) -> None:
+    """Raises WorkError where `n` processes on this node do not find a GPU each."""
+    if (found := torch.cuda.device_count()) < n:
         raise WorkError(
-            f"train.processes asks for {local + 1} GPUs or more on this node, and there are {n}: set train.processes={n}, or ask "
-            "for more (sbatch --gpus-per-node)"
+            f"{n} processes of a training (train.processes) need a GPU each on this node, and there {'is' if found == 1 else 'are'} "
+            f"{found}: ask for {n} (sbatch --gpus-per-node={n}), or set train.processes={found}"
         )
-    torch.cuda.set_device(local)
 
 
 def gpu_name(device: torch.device) -> str | None:

@@ -28,7 +28,9 @@ OWN_OPTIONS = {
     "job-name": "it finds its jobs by their names",
     **dict.fromkeys(("output", "error", "open-mode"), "`carabid status` and `carabid logs` look for logs in their place"),
     **dict.fromkeys(("signal", "requeue", "no-requeue"), "a job that nears its walltime queues itself again"),
-    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node"), "a job task is one process on one node"),
+    **dict.fromkeys(
+        ("nodes", "ntasks", "ntasks-per-node"), "a job task is one process on one node, which starts the others of a training"
+    ),
     **dict.fromkeys(("gpus", "gpus-per-task", "gpus-per-socket"), "ask for GPUs with gpus_per_node and gpu_type"),
     **dict.fromkeys(("export", "export-file", "get-user-env"), "a cluster profile's `variables` are the jobs' environment"),
     **dict.fromkeys(("wait", "wrap", "parsable", "quiet", "test-only", "help", "usage", "version"), "it reads sbatch's answer"),

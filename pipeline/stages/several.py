@@ -22,6 +22,7 @@ import torch
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from pipeline.config.trial import Config
+from pipeline.device import check_gpus
 from pipeline.disk.layout import TrialDir
 from pipeline.disk.secrets import complain, print_traceback
 from pipeline.errors import Interrupted, TakenOver, UserError, WorkError
@@ -52,6 +53,8 @@ def together(config: Config, trial: TrialDir, device: torch.device, flag: StopFl
         with joined(rank, store, device) as group:
             yield group
     else:
+        if device.type == "cuda":
+            check_gpus(config.train.processes)
         with _started(config.train.processes, trial, flag, follow) as (rank, store), joined(rank, store, device) as group:
             yield group
 

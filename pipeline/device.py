@@ -52,8 +52,8 @@ def check_gpus(n: int) -> None:
     """Raises WorkError where `n` processes on this node do not find a GPU each."""
     if (found := torch.cuda.device_count()) < n:
         raise WorkError(
-            f"{n} processes of a training (train.processes) need a GPU each on this node, and there {'is' if found == 1 else 'are'} "
-            f"{found}: ask for {n} (sbatch --gpus-per-node={n}), or set train.processes={found}"
+            f"the processes of a training (train.processes) need a GPU each, {n} on this node, which has {found}: ask for {n} "
+            f"(sbatch --gpus-per-node={n}), or set train.processes={found}"
         )
 
 

@@ -47,7 +47,7 @@ def test_each_process_of_a_training_takes_a_gpu_of_its_own_and_too_few_are_named
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     assert [choose_device("auto", local).type for local in (0, 1)] == ["cuda", "cuda"] and taken == [1]
-    with pytest.raises(WorkError, match=r"3 processes of a training .* there are 2: ask for 3 \(sbatch --gpus-per-node=3\)"):
+    with pytest.raises(WorkError, match=r"3 on this node, which has 2: ask for 3 \(sbatch --gpus-per-node=3\)"):
         choose_device("auto", 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")  # srun shows each process its own

@@ -26,6 +26,7 @@ from pipeline.ranks import first_host, launched
 from pipeline.signals import StopFlag
 from pipeline.stages import extract
 from pipeline.training.processes import Processes
+from pipeline.training.towers import check_shares
 from tests import forked
 from tests.test_species import place as place  # the fixture
 
@@ -157,11 +158,18 @@ def test_every_row_of_a_batch_is_of_one_process(n: int, rows: int) -> None:
     assert found == list(range(rows))
 
 
+def test_a_network_that_reads_a_whole_batch_at_once_is_not_shared_out() -> None:
+    two, norms = Processes(), torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    two.size = 2
+    check_shares(norms, Processes())
+    check_shares(torch.nn.Linear(2, 2), two)
+    with pytest.raises(UserError, match=r"batch norms.*train.processes=1"):
+        check_shares(norms, two)
+
+
 # ---------------------------------------------------------------- who starts them
 @pytest.mark.jobs
-def test_a_process_that_dies_ends_the_training_with_words(
-    trial_of: Callable[..., Trial], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_process_that_dies_ends_the_training_with_words(trial_of: Callable[..., Trial]) -> None:
     """Started by the main process itself, as `carabid train` does."""
     trial = trial_of("dying", "train.processes=2", epochs=100000)
     folder = trial_dir(trial)

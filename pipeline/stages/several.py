@@ -29,7 +29,7 @@ from pipeline.errors import Interrupted, TakenOver, UserError, WorkError
 from pipeline.experiments.reading import load_config
 from pipeline.ranks import Rank, launched
 from pipeline.signals import StopFlag
-from pipeline.training.processes import ALONE, PATIENCE, OtherEnded, Processes, joined
+from pipeline.training.processes import ALONE, PATIENCE, OtherEnded, Processes, ending_with_others, joined
 
 LOCALHOST = "127.0.0.1"
 LOOKS = 0.2
@@ -64,7 +64,9 @@ def follow_launched(config: Config, trial: TrialDir, flag: StopFlag, rank: Rank,
     """Wait for the main process's word, in a process that a launcher has started beside it, and train along."""
     store = meeting(rank, trial)
     store.set_timeout(PATIENCE * 1000)  # it may wait for another job that trains this trial
-    if store.get("word").decode() == TRAIN:
+    with ending_with_others():
+        word = store.get("word").decode()
+    if word == TRAIN:
         store.set_timeout(PATIENCE)
         with _silence():
             follow(config, trial, flag, rank, store)

@@ -118,7 +118,7 @@ class Group(Processes):
 def joined(rank: Rank, store: Any, device: torch.device) -> Iterator[Group]:
     """Be one of the processes that meet at `store`. Raises OtherEnded where another ends before the work is done."""
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    with _of_others():
+    with ending_with_others():
         dist.init_process_group(backend, store=store, rank=rank.number, world_size=rank.size, timeout=PATIENCE)
         try:
             group = Group(rank)
@@ -129,7 +129,8 @@ def joined(rank: Rank, store: Any, device: torch.device) -> Iterator[Group]:
 
 
 @contextmanager
-def _of_others() -> Iterator[None]:
+def ending_with_others() -> Iterator[None]:
+    """Say it in words, as OtherEnded, where torch says that another process is gone."""
     try:
         yield
     except RuntimeError as error:

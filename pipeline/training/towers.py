@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.config.trial import Config
@@ -31,18 +31,23 @@ CHUNK = 1024
 
 def fit(model: TwoTowers, train: Samples, validation: Samples, run: Run) -> Fitted:
     """Tune `model` in place, and leave it with the weights of the epoch that `select` says and the classes' embeddings by them.
-    Raises UserError for too few images to fill a batch, and what `loop.descend` raises."""
+    Raises UserError for too few images to fill a batch, what `check_shares` and what `loop.descend` raise."""
     texts, size = of_texts(train), run.config.train.batch_size
     if len(train) < size:
         raise UserError(f"train.batch_size is {size}, and there are {len(train)} images to train on: set it lower")
     loss: PairLoss = run.config.loss.make(train.n_targets)
     loss.prepare(texts.facts.to(train.targets.device), size)
-    if run.processes.size > 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
-        raise UserError("a network with batch norms reads a whole batch at once: set train.processes=1")
+    check_shares(model, run.processes)
     lesson = Lesson(model, train, validation, run.config, loss, run.processes)
     progress = loop.descend(model, lesson, run)
     embed_classes(model, texts)
     return Fitted(progress)
+
+
+def check_shares(model: nn.Module, processes: Processes) -> None:
+    """Raises UserError for a network of which a share of a batch is embedded otherwise than in the whole."""
+    if processes.size > 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise UserError("the network has batch norms, which read a whole batch at once: set train.processes=1")
 
 
 def of_texts(samples: Samples) -> TextSamples:

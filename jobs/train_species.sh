@@ -5,6 +5,10 @@
 #   sbatch --array=0-2 jobs/train_species.sh                        the same, shared out to three job tasks
 #   sbatch --array=0-5 jobs/train_species.sh optim.lr=1e-5,3e-5     six trials
 #
+# Four GPUs of a node for each trial, which share out its batches (docs/species.md); ask for as much of each as they use:
+#
+#   sbatch --gpus-per-node=4 --cpus-per-task=16 --mem=128G jobs/train_species.sh train.processes=4
+#
 # Features are extracted first if they are not there; the evaluation is queued and starts when training has ended.
 #SBATCH --job-name=carabid-train-species
 #SBATCH --gpus-per-node=1

@@ -15,8 +15,9 @@ NO_GPU = ("", "-1", "NoDevFiles")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK")
 
 
-def choose_device(device: str) -> torch.device:
-    """The device for `device` = auto, cuda or cpu.
+def choose_device(device: str, local: int = 0) -> torch.device:
+    """The device for `device` = auto, cuda or cpu, of a process that is number `local` of those of one training on this node: a
+    GPU each.
 
     Raises UserError for another word, and WorkError if a GPU was asked for, or given to this job, and torch cannot use
     it: a job must not spend a GPU's hours computing on the CPU beside it.
@@ -26,6 +27,7 @@ def choose_device(device: str) -> torch.device:
     if device == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
+        _take_gpu(local)
         return torch.device("cuda")
     given = [f"{name}={os.environ[name]}" for name in GPU_VARIABLES if os.environ.get(name, "") not in NO_GPU]
     if device == "cuda" or given:
@@ -38,6 +40,23 @@ def choose_device(device: str) -> torch.device:
     return torch.device("cpu")
 
 
+def _take_gpu(local: int) -> None:
+    """Let `cuda` be this process's GPU. (srun may show each of several processes one GPU alone, its own.)"""
+    sees_its_own = torch.cuda.device_count() == 1 and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    if local > 0 and not sees_its_own:
+        check_gpus(local + 1)
+        torch.cuda.set_device(local)
+
+
+def check_gpus(n: int) -> None:
+    """Raises WorkError where `n` processes on this node do not find a GPU each."""
+    if (found := torch.cuda.device_count()) < n:
+        raise WorkError(
+            f"the processes of a training (train.processes) need a GPU each, {n} on this node, which has {found}: ask for {n} "
+            f"(sbatch --gpus-per-node={n}), or set train.processes={found}"
+        )
+
+
 def gpu_name(device: torch.device) -> str | None:
     """The GPU's name; None if the device is no GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
@@ -48,8 +67,9 @@ def device_name(device: torch.device) -> str:
     return gpu_name(device) or platform.machine()
 
 
-def set_threads() -> int:
-    """Let torch use the CPUs this job owns (`OMP_NUM_THREADS` wins, then Slurm's count); returns the number.
+def set_threads(shared_by: int = 1) -> int:
+    """Let torch use the CPUs this job owns (`OMP_NUM_THREADS` wins, then Slurm's count, `shared_by` so many processes); returns
+    the number.
 
     Raises UserError if what is set there is no number of threads.
     """
@@ -58,8 +78,9 @@ def set_threads() -> int:
     outermost = text.split(",")[0].strip()  # OpenMP allows a number for each nesting level: 4,2
     if not re.fullmatch("[1-9][0-9]{0,4}", outermost):
         raise UserError(f"{chosen}={text} is no number of threads: set it to a whole number above 0, or unset it.")
-    torch.set_num_threads(int(outermost))
-    return int(outermost)
+    threads = int(outermost) if chosen == THREAD_VARIABLES[0] else max(1, int(outermost) // shared_by)
+    torch.set_num_threads(threads)
+    return threads
 
 
 def make_deterministic() -> None:

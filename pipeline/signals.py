@@ -41,6 +41,16 @@ class StopFlag:
         """Stop now: there may be no time left for the end of an epoch."""
         return self.asked() and time.monotonic() - self._since > self.grace
 
+    @property
+    def urgency(self) -> int:
+        """Which signal it was, as a number: 0 none, the walltime's the highest."""
+        return 0 if self.signal is None else 1 + LISTENED.index(signal.Signals(self.signal))
+
+    def hear(self, urgency: int) -> None:
+        """Another process of the same work has been told so."""
+        if urgency > self.urgency:
+            self._note(LISTENED[urgency - 1], None)
+
     def out_of_time(self) -> bool:
         """Whether it was the walltime. (A preempted job is queued again by Slurm, a cancelled one is not to be.)"""
         return self.signal == WALLTIME_SIGNAL

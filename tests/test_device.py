@@ -41,6 +41,28 @@ def test_a_job_that_was_given_a_gpu_which_torch_cannot_use_stops_and_says_why(
     assert "nvidia-smi" in message and "device=cpu" in message
 
 
+def test_each_process_of_a_training_takes_a_gpu_of_its_own_and_too_few_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    assert [choose_device("auto", local).type for local in (0, 1)] == ["cuda", "cuda"] and taken == [1]
+    with pytest.raises(WorkError, match=r"3 on this node, which has 2: ask for 3 \(sbatch --gpus-per-node=3\)"):
+        choose_device("auto", 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")  # srun shows each process its own
+    assert choose_device("auto", 1).type == "cuda" and taken == [1]
+
+
+@pytest.mark.parametrize("given", [{"OMP_NUM_THREADS": "4"}, {"SLURM_CPUS_PER_TASK": "8"}])
+def test_processes_of_one_training_share_the_cpus_of_the_job(
+    monkeypatch: pytest.MonkeyPatch, threads: None, given: dict[str, str]
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert set_threads(shared_by=2) == torch.get_num_threads() == 4
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:0", "", "CPU"])
 def test_a_word_that_is_no_device_is_refused_with_those_there_are(device: str) -> None:
     with pytest.raises(UserError, match=f"^there is no device {device}: choose auto, cuda or cpu"):

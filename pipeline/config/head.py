@@ -42,6 +42,7 @@ class Head(Kind):
         _solved("select.epoch", ("best",), "has no epochs"),
         Fit("model.text.kind", ("frozen",), "reads no texts", "reads_texts", (False,)),
         Fit("train.batches.kind", ("shuffled",), "does not compare the images of a batch", "embeds_pairs", (False,)),
+        Fit("train.processes", (1,), "is trained in one process", "embeds_pairs", (False,)),
     )
     of: ClassVar[Literal["numbers", "classes", "both"]] = "numbers"
     """The truth that it predicts."""

@@ -18,6 +18,8 @@ from pipeline.config.trial import Config
 Tower = Literal["image", "text"]
 """What reads one kind of input: images, or texts."""
 NOT_SCIENCE = {"experiment", "evaluate", "device", "resources", "paths"}
+NOT_SCIENCE_IN = {"data": {"download"}, "train": {"processes"}}
+"""Keys of blocks that are science otherwise: how images come here, how many share the work."""
 
 
 def science(config: Config) -> dict[str, Any]:
@@ -68,10 +70,11 @@ def _steps(block: type[BaseModel]) -> list[tuple[str, list[Any], Sequence[type[B
 
 
 def only_science(values: dict[str, Any]) -> dict[str, Any]:
-    """Those blocks of a configuration that are science; how images come here is not."""
+    """Those blocks and keys of a configuration that are science."""
     kept: dict[str, Any] = without_later({key: value for key, value in values.items() if key not in NOT_SCIENCE}, [Config])
-    if isinstance(data := kept.get("data"), dict):
-        kept["data"] = {key: value for key, value in data.items() if key != "download"}
+    for name, left_out in NOT_SCIENCE_IN.items():
+        if isinstance(block := kept.get(name), dict):
+            kept[name] = {key: value for key, value in block.items() if key not in left_out}
     return kept
 
 

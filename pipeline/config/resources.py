@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StrictBool, field_validator, model_validator
 
-from pipeline.amounts import format_memory, format_time, parse_memory, parse_time
+from pipeline.amounts import format_memory, format_time, parse_memory, parse_time, scale_memory
 from pipeline.config.section import NAME_PATTERN, Positive, Section
 
 # What stands, quoted, in a line of an sbatch script: without a line's end, so that it cannot begin another one, and without a
@@ -28,7 +28,9 @@ OWN_OPTIONS = {
     "job-name": "it finds its jobs by their names",
     **dict.fromkeys(("output", "error", "open-mode"), "`carabid status` and `carabid logs` look for logs in their place"),
     **dict.fromkeys(("signal", "requeue", "no-requeue"), "a job that nears its walltime queues itself again"),
-    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node"), "a job task is one process on one node"),
+    **dict.fromkeys(
+        ("nodes", "ntasks", "ntasks-per-node"), "a job task is one process on one node, which starts the others of a training"
+    ),
     **dict.fromkeys(("gpus", "gpus-per-task", "gpus-per-socket"), "ask for GPUs with gpus_per_node and gpu_type"),
     **dict.fromkeys(("export", "export-file", "get-user-env"), "a cluster profile's `variables` are the jobs' environment"),
     **dict.fromkeys(("wait", "wrap", "parsable", "quiet", "test-only", "help", "usage", "version"), "it reads sbatch's answer"),
@@ -112,6 +114,11 @@ class Job(Section):
         """MiB of a node; 0: all that it has; None: the cluster's default."""
         times = {"mem": 1, "mem_per_cpu": self.cpus_per_task, "mem_per_gpu": self.gpus_per_node}
         return next((parse_memory(amount) * n for key, n in times.items() if (amount := getattr(self, key)) is not None), None)
+
+    def times(self, n: int) -> Job:
+        """What so many processes ask for that each ask for this, on one node."""
+        many = {"gpus_per_node": self.gpus_per_node * n, "cpus_per_task": self.cpus_per_task * n}
+        return self.model_copy(update=many | ({"mem": scale_memory(self.mem, f"{n}x")} if self.mem else {}))
 
     @property
     def options(self) -> dict[str, str | bool]:

@@ -43,6 +43,10 @@ class Train(Section):
     """With `sample: groups`: how many images of a group are drawn at most, anew in each epoch."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: forward and backward under autocast, weights and optimiser in fp32. Evaluation is always fp32."""
+    processes: Positive = 1
+    """Of a head that tunes two towers: processes that share out each batch, with a GPU each; `batch_size` is of all of them. It
+    makes no other model (but for rounding, and what dropout draws), so it is no part of a trial's identity, and all trials of an
+    experiment share it. A job of training asks for `resources.train` so many times."""
     batches: Annotated[Batches, LATER, *kind_of(Batches)] = Shuffled()
     """Of a head that tunes two towers: which images make up a batch."""
     patience: Positive | None = None

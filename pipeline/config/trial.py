@@ -16,7 +16,7 @@ from pipeline.config.kinds import kind_of
 from pipeline.config.loss import Loss, PlainRisk, Risk, SquaredError
 from pipeline.config.model import Model
 from pipeline.config.pairs import PairLoss  # noqa: F401  (its kinds join the family `Loss` by being defined)
-from pipeline.config.resources import Paths, Resources
+from pipeline.config.resources import Job, Paths, Resources
 from pipeline.config.schedule import Plain, Schedule
 from pipeline.config.section import LATER, NAME_PATTERN, Section, Seed
 from pipeline.config.texts import Texts
@@ -57,6 +57,11 @@ class Config(Section):
     """auto: the GPU if there is one; a job that was given a GPU which torch cannot use stops."""
     resources: Resources = Resources()
     paths: Paths = Paths()
+
+    def job(self, stage: str) -> Job:
+        """What a job of this stage asks Slurm for: training for each of its processes."""
+        job: Job = getattr(self.resources, stage)
+        return job.times(self.train.processes) if stage == "train" else job
 
     @property
     def chooses(self) -> bool:

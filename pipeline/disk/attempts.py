@@ -44,14 +44,14 @@ class Attempt:
     seconds: float = 0.0
 
 
-def this_attempt(gpu: str | None, seconds: float = 0.0) -> Attempt:
-    """The attempt that this process is. Outside Slurm it has the GPU that it computes on."""
+def this_attempt(gpu: str | None, seconds: float = 0.0, gpus: int = 1) -> Attempt:
+    """The attempt that this process is. Outside Slurm it has the GPU that it computes on; of several processes each has one."""
     return Attempt(
         job=job_id(),
         restart=_number("SLURM_RESTART_COUNT", 0),
         node=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         gpu=gpu,
-        gpus=max(_number("SLURM_GPUS_ON_NODE", 0), int(gpu is not None)),
+        gpus=max(_number("SLURM_GPUS_ON_NODE", 0), gpus * int(gpu is not None)),
         shared_by=_number(SHARED_BY, 1),
         seconds=round(seconds, 2),
     )

@@ -30,7 +30,7 @@ Axes = dict[str, list[Any]]
 """Dotted keys with the values that each of them takes, a fixed one has one."""
 BLOCKS_OF_EXPERIMENT = ("base", "grid", "variants")
 EXAMPLE_VARIANTS = "`variants: {small: {backbone.name: RN50}, large: {backbone.name: ViT-L-14, optim.lr: [1e-4, 3e-4]}}`"
-SHARED_BY_TRIALS = {"experiment", "resources", "paths"}
+SHARED_BY_TRIALS = {"experiment", "resources", "paths", "train.processes"}
 """What all trials of an experiment have in common: it is one folder, and its jobs ask for the same."""
 MERGED = "a merged key"  # (`<<`)
 INTEGER = re.compile(r"^[-+]?(0|[1-9][0-9]*)$")
@@ -227,7 +227,7 @@ def _axes_of(block: Tree, place: str) -> Axes:
     """A variant's blocks and dotted keys, all as dotted keys: a list is an axis, a plain value one of length 1."""
     axes: Axes = {}
     for key, value in [pair for item in block.items() for pair in flatten(dict([item])).items()]:
-        if key.partition(".")[0] in SHARED_BY_TRIALS:
+        if {key, key.partition(".")[0]} & SHARED_BY_TRIALS:
             raise UserError(f"{place}: all trials of an experiment share {key}: set it outside of the variants")
         if key in axes:
             raise UserError(f"{place}: {key} stands twice in it: keep one")

@@ -47,24 +47,26 @@ def make_bank(
     positions: Sequence[int] | NDArray[np.int64],
     device: torch.device,
     residence: Literal["auto", "device", "host", "mmap"] = "auto",
+    processes: int = 1,
 ) -> Bank:
-    """A bank of the images at these positions of a complete store. Raises ValueError for positions that are not in the store or
-    whose image could not be read (their features are zeros), WorkError if the features do not fit the memory that `residence`
-    asks for."""
+    """A bank of the images at these positions of a complete store, in each of so many processes on this machine.
+
+    Raises ValueError for positions that are not in the store or whose image could not be read (their features are zeros),
+    WorkError if the features do not fit the memory that `residence` asks for."""
     chosen = np.asarray(positions, dtype=np.int64)
     _check(store, chosen)
     rows = _Rows(store, chosen)
-    where = choose_residence(rows.n_bytes, device) if residence == "auto" else residence
+    where = choose_residence(rows.n_bytes, device, processes) if residence == "auto" else residence
     return _MappedBank(rows, device) if where == "mmap" else TensorBank(_load(rows, device, where), device, where)
 
 
-def choose_residence(n_bytes: int, device: torch.device) -> Residence:
-    """The first of device, host and mmap where so many bytes fit."""
+def choose_residence(n_bytes: int, device: torch.device, processes: int = 1) -> Residence:
+    """The first of device, host and mmap where so many bytes fit; on the host those of each of so many processes."""
     on_gpu = device.type == "cuda"
-    if n_bytes <= SHARE * (torch.cuda.mem_get_info(device)[0] if on_gpu else free_host_memory()):
+    if n_bytes <= SHARE * (torch.cuda.mem_get_info(device)[0] if on_gpu else free_host_memory() // processes):
         return "device"
     # torch rounds a pinned block up to a power of two.
-    if on_gpu and 1 << (n_bytes - 1).bit_length() <= SHARE * free_host_memory():
+    if on_gpu and 1 << (n_bytes - 1).bit_length() <= SHARE * free_host_memory() // processes:
         return "host"
     return "mmap"
 

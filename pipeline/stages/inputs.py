@@ -82,7 +82,8 @@ class Inputs:
 
     def samples(self, facts: Facts, split: Split, device: torch.device) -> Samples:
         """A split's features and truth for a model."""
-        bank = make_bank(self.store, self.positions(split).to_numpy(), device, self.config.resources.residence)
+        residence, processes = self.config.resources.residence, self.config.train.processes
+        bank = make_bank(self.store, self.positions(split).to_numpy(), device, residence, processes)
         counts = tuple(self.dataset.truth.counts(self.table("train")).values())
         samples = make_samples(bank, self.table(split), facts, self.dataset.truth, device, counts)
         if self.texts is None:

@@ -59,7 +59,9 @@ class TextInputs:
 
     def samples(self, rows: Int64[np.ndarray, " rows"], counts: tuple[int, ...], device: torch.device) -> TextSamples:
         """The texts of these rows of the table, and of all classes."""
-        bank = make_bank(self.store, np.arange(self.store.n), device, self.config.resources.residence)
+        bank = make_bank(
+            self.store, np.arange(self.store.n), device, self.config.resources.residence, self.config.train.processes
+        )
         of_image, of_class = torch.from_numpy(self.texts.of_image[rows]), torch.from_numpy(self.texts.of_class)
         scale = math.exp(self.facts.logit_scale)
         return TextSamples(bank, of_image, of_class, self._class_facts(counts), self._views(rows), scale)

@@ -1,7 +1,10 @@
 """The training stage: one trial from cached features to `model.safetensors`, `adapter/` and `trained.json`."""
 
+import io
 import shutil
 import time
+from contextlib import redirect_stderr
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +25,12 @@ from pipeline.experiments.reading import dump_config
 from pipeline.metrics.groups import Prediction
 from pipeline.models.base import Facts, Model
 from pipeline.models.saved import make_model, read_trained, save_model, write_trained
+from pipeline.ranks import Rank, launched
 from pipeline.signals import StopFlag
 from pipeline.stages.inputs import Inputs, changed, identity, load_inputs, make_facts
+from pipeline.stages.several import nothing_to_follow, together
 from pipeline.training.checkpoint import Progress, remove_checkpoint
+from pipeline.training.processes import joined
 from pipeline.training.run import Fitted, Run, Stop
 from pipeline.training.samples import Samples, predict
 
@@ -32,8 +38,32 @@ from pipeline.training.samples import Samples, predict
 def run(config: Config, trial: TrialDir, flag: StopFlag | None = None) -> None:
     """Train one trial, or go on where it was interrupted; nothing is done if it is trained already on the same data.
 
-    Two jobs on one trial: the second waits for the first. Raises UserError, WorkError, Interrupted.
+    Two jobs on one trial: the second waits for the first. Of several processes (`train.processes`) this is the main one. Raises
+    UserError, WorkError, Interrupted.
     """
+    try:
+        _run(config, trial, flag or StopFlag())
+    finally:
+        nothing_to_follow(config, trial)
+
+
+def follow(config: Config, trial: TrialDir, flag: StopFlag, rank: Rank, store: Any) -> None:
+    """Train the trial along with the main process, which alone writes. Raises UserError, WorkError, Interrupted."""
+    device = choose_device(config.device, rank.local)
+    set_threads(_sharing(config))
+    with joined(rank, store, device) as group:
+        with redirect_stderr(io.StringIO()):  # the main process says it
+            inputs = load_inputs(config)
+        run = Run(trial, digest(identity(inputs)), "", config, Stop(flag, lambda: True, group), table=inputs.table("train"))
+        _fit(inputs, run, device)
+
+
+def _sharing(config: Config) -> int:
+    """How many processes share the CPUs that this one sees: of those that a launcher starts each is given its own."""
+    return 1 if launched(config.train.processes) else config.train.processes
+
+
+def _run(config: Config, trial: TrialDir, flag: StopFlag) -> None:
     started = time.monotonic()
     loaded_code()  # now: it may be edited while this runs
     write_text(trial.config, dump_config(config))
@@ -42,7 +72,7 @@ def run(config: Config, trial: TrialDir, flag: StopFlag | None = None) -> None:
         if held:
             try:
                 _forget_outdated(trial)
-                _train(inputs, trial, Stop(flag or StopFlag(), held.still_mine), started)
+                _train(inputs, trial, Stop(flag, held.still_mine), started)
             except OSError as error:  # a successor clears away what we were writing
                 if held.still_mine():
                     raise
@@ -80,9 +110,10 @@ def _forget_outdated(trial: TrialDir) -> None:
 
 def _train(inputs: Inputs, trial: TrialDir, stop: Stop, started: float) -> None:
     config, name = inputs.config, digest(identity(inputs))
-    threads, device = set_threads(), choose_device(config.device)
-    attempts = Attempts(trial.attempts, name, this_attempt(gpu_name(device)), started)
-    machine = f"{device_name(device)}, {threads} threads"
+    n = config.train.processes
+    threads, device = set_threads(_sharing(config)), choose_device(config.device)
+    attempts = Attempts(trial.attempts, name, this_attempt(gpu_name(device), gpus=n), started)
+    machine = f"{device_name(device)}, {threads} threads" + (f", {n} processes" if n > 1 else "")
     run = Run(trial, name, machine, config, stop, attempts.note, inputs.table("train"))
     with attempts.noted(stop.still_mine):
         model, facts, progress, calibrations = _learn(inputs, run, device)
@@ -93,20 +124,27 @@ def _train(inputs: Inputs, trial: TrialDir, stop: Stop, started: float) -> None:
 def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts, Progress, dict[str, Any]]:
     """A model fitted to the training split, and what calibrates its forecasts, fitted to the validation split."""
     config = inputs.config
-    make_deterministic()
-    inputs.verify()
-    facts = make_facts(inputs)
-    model = make_model(config, facts, inputs.encoder_backbone, inputs.text_tower).to(device)
-    train, validation = inputs.samples(facts, "train", device), inputs.samples(facts, "validation", device)
-    trained = f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} trained parameters"
-    sizes = f"{len(train)} images, {len(validation)} for validation, {trained}"
-    print(f"training {run.trial.path.name}: {sizes}, on {run.machine}", flush=True)
-    fitted: Fitted = config.model.head.fit(model, train, validation, run)
+    with together(config, run.trial, device, run.stop.flag, follow) as processes:
+        run = replace(run, stop=replace(run.stop, processes=processes))
+        model, facts, fitted, validation = _fit(inputs, run, device)
     held_out = _held_out(model, validation, inputs, facts, fitted.left_out)
     if (table := inputs.task.validation_table(held_out)) is not None:  # for ensembles and exports
         write_table(run.trial.validation, table)
     training = inputs.task.training(inputs.dataset, inputs.table("train"))
     return model, facts, fitted.progress, inputs.task.calibrate(held_out, training, config.calibrate.kind)
+
+
+def _fit(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts, Fitted, Samples]:
+    """A model fitted to the training split, and the validation split."""
+    make_deterministic()
+    inputs.verify()
+    facts = make_facts(inputs)
+    model = make_model(inputs.config, facts, inputs.encoder_backbone, inputs.text_tower).to(device)
+    train, validation = inputs.samples(facts, "train", device), inputs.samples(facts, "validation", device)
+    trained = f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} trained parameters"
+    sizes = f"{len(train)} images, {len(validation)} for validation, {trained}"
+    print(f"training {run.trial.path.name}: {sizes}, on {run.machine}", flush=True)
+    return model, facts, inputs.config.model.head.fit(model, train, validation, run), validation
 
 
 def _held_out(

@@ -27,10 +27,11 @@ class Streams:
     noise: torch.Generator
 
 
-def epoch_streams(seed: int, epoch: int, device: torch.device) -> Streams:
-    """The streams of one epoch, a function of (seed, epoch) alone. Also seeds torch's global one, which dropout layers use."""
+def epoch_streams(seed: int, epoch: int, device: torch.device, process: int = 0) -> Streams:
+    """The streams of one epoch, a function of (seed, epoch) alone. Also seeds torch's global one, which dropout layers use: of
+    several processes each has its own."""
     choices, noise, layers = np.random.SeedSequence([seed, epoch]).spawn(3)
-    torch.manual_seed(int(layers.generate_state(1, np.uint64)[0]) >> 1)
+    torch.manual_seed((int(layers.generate_state(1, np.uint64)[0]) >> 1) + process)
     generator = torch.Generator(device).manual_seed(int(noise.generate_state(1, np.uint64)[0]) >> 1)
     return Streams(np.random.default_rng(choices), generator)
 

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -23,6 +24,7 @@ from pipeline.models.learner import load_trained_state, trained_state
 from pipeline.training import augmentation as aug
 from pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from pipeline.training.optimiser import make_optimizer, set_rates, without_gradient
+from pipeline.training.processes import ALONE, Processes
 from pipeline.training.run import Run
 
 B = TypeVar("B")
@@ -55,17 +57,16 @@ def descend(model: Model, lesson: Lesson[Any], run: Run) -> Progress:
     """
     config, epochs = run.config, run.config.train.epochs
     optimizer = make_optimizer(model, config)
-    progress = load_checkpoint(run.trial, run.identity, run.machine, model, optimizer)
+    progress = _begun(model, optimizer, run)
     if len(progress.domain_log_weights):
         lesson.log_weights = progress.domain_log_weights
     progress.domain_log_weights = lesson.log_weights
-    log, saved = EpochLog(run.trial.metrics, progress.epoch), time.monotonic()
+    log, saved = EpochLog(run.trial.metrics, progress.epoch) if run.processes.is_main else None, time.monotonic()
     patience = math.inf if config.train.patience is None else config.train.patience
     while progress.epoch < epochs and progress.epoch - 1 - progress.best_epoch < patience:
         fit_epoch(model, lesson, optimizer, run, progress, log)
-        run.stop.check_epoch(run.trial)
-        told_to_stop = run.stop.flag.asked() and progress.epoch < epochs
-        if told_to_stop or _checkpoint_is_due(config, progress.epoch, saved):
+        told_to_stop = run.stop.check_epoch(run.trial) and progress.epoch < epochs
+        if run.processes.is_main and (told_to_stop or _checkpoint_is_due(config, progress.epoch, saved)):
             save_checkpoint(run.trial, run.identity, model, optimizer, progress)
             run.after_checkpoint()
             saved = time.monotonic()
@@ -75,12 +76,25 @@ def descend(model: Model, lesson: Lesson[Any], run: Run) -> Progress:
     return progress
 
 
-def fit_epoch(model: Model, lesson: Lesson[Any], optimizer: Optimizer, run: Run, progress: Progress, log: EpochLog) -> None:
+def _begun(model: Model, optimizer: Optimizer, run: Run) -> Progress:
+    """How far the run is, `model` and `optimizer` in that state: of several processes the main one puts aside what is no use, and
+    the others read what it has read."""
+    load = partial(load_checkpoint, run.trial, run.identity, run.machine, model, optimizer)
+    progress = run.processes.main_first(load)
+    (epoch,) = run.processes.from_main(lambda: [progress.epoch])
+    if epoch != progress.epoch:
+        raise WorkError(f"{run.trial.resume_state}: the processes of this training see different checkpoints: run it again")
+    return progress
+
+
+def fit_epoch(
+    model: Model, lesson: Lesson[Any], optimizer: Optimizer, run: Run, progress: Progress, log: EpochLog | None
+) -> None:
     """Train for one epoch, validate, remember the weights if they are the best, and write the epoch's line."""
     started, epoch, config = time.monotonic(), progress.epoch, run.config
     set_rates(optimizer, config, epoch, progress.validation_losses)
-    loss = train_epoch(model, lesson, optimizer, config, epoch, run.stop.check_batch)
-    metric, validation_loss = lesson.validate()
+    loss = train_epoch(model, lesson, optimizer, config, epoch, run.stop.check_batch, run.processes)
+    metric, validation_loss = _validated(lesson, run.processes)
     progress.validation_losses.append(validation_loss)
     if config.select.epoch == "last":
         progress.keep(epoch, metric, trained_state(model))
@@ -88,14 +102,32 @@ def fit_epoch(model: Model, lesson: Lesson[Any], optimizer: Optimizer, run: Run,
         progress.keep_best(epoch, metric, lower=run.choice.lower_is_better, state=trained_state(model))
     progress.epoch, seconds = epoch + 1, time.monotonic() - started
     progress.seconds += seconds
-    log.write(epoch=epoch, loss=loss, validation_loss=validation_loss, metric=metric, seconds=seconds)
+    if log:
+        log.write(epoch=epoch, loss=loss, validation_loss=validation_loss, metric=metric, seconds=seconds)
+
+
+def _validated(lesson: Lesson[Any], processes: Processes) -> tuple[float | None, float]:
+    """What `lesson.validate` says in the main process: all have to choose and to stop alike."""
+
+    def numbers() -> tuple[float, float]:
+        metric, loss = lesson.validate()
+        return math.nan if metric is None else metric, loss
+
+    metric, loss = processes.from_main(numbers)
+    return None if math.isnan(metric) else metric, loss
 
 
 def train_epoch(
-    model: Model, lesson: Lesson[Any], optimizer: Optimizer, config: Config, epoch: int, after_batch: Callable[[], None]
+    model: Model,
+    lesson: Lesson[Any],
+    optimizer: Optimizer,
+    config: Config,
+    epoch: int,
+    after_batch: Callable[[], None],
+    processes: Processes = ALONE,
 ) -> float:
     """One pass over what is learnt from; returns the mean loss of a batch. `after_batch` may raise to end it early."""
-    streams = aug.epoch_streams(config.seed, epoch, next(model.parameters()).device)
+    streams = aug.epoch_streams(config.seed, epoch, next(model.parameters()).device, processes.number)
     losses, counts = [], []
     model.train()
     for number, batch in enumerate(lesson.batches(streams)):
@@ -108,6 +140,7 @@ def train_epoch(
             raise WorkError(
                 f"no gradient reaches {len(names)} trainable parameters, they would never learn: {', '.join(names[:8])}"
             )
+        processes.add_gradients(model.parameters())
         if config.optim.clip is not None:
             torch.nn.utils.clip_grad_norm_((p for p in model.parameters() if p.requires_grad), config.optim.clip)
         optimizer.step()

@@ -24,6 +24,7 @@ from pipeline.signals import StopFlag
 from pipeline.tasks import load_task
 from pipeline.tasks.base import Task
 from pipeline.training.checkpoint import Progress
+from pipeline.training.processes import ALONE, Processes
 from pipeline.training.samples import Samples, embeddings, encoded, feature_scale, target_scale
 
 
@@ -50,20 +51,28 @@ class Choice:
 
 @dataclass(frozen=True)
 class Stop:
-    """What may end a run early: a signal to this process, or another job that has taken the trial over."""
+    """What may end a run early: a signal to one of its processes, or another job that has taken the trial over."""
 
     flag: StopFlag
     still_mine: Callable[[], bool]
+    processes: Processes = ALONE
+    """Who stops together, at the same step."""
 
     def check_batch(self) -> None:
         """Raises Interrupted if the end of the epoch must not be waited for."""
-        if self.flag.overdue():
+        urgency, overdue = self.processes.most(self.flag.urgency, int(self.flag.overdue()))
+        self.flag.hear(urgency)
+        if overdue:
             raise Interrupted("told to stop, and the epoch is too long to end it; the last checkpoint stands, run it again")
 
-    def check_epoch(self, trial: TrialDir) -> None:
-        """Raises TakenOver if another job trains this trial now: two writers would undo each other's work."""
-        if not self.still_mine():
+    def check_epoch(self, trial: TrialDir) -> bool:
+        """Whether the run is to stop here. Raises TakenOver if another job trains this trial now: two writers would undo each
+        other's work."""
+        asked, lost, urgency = self.processes.most(int(self.flag.asked()), int(not self.still_mine()), self.flag.urgency)
+        if lost:
             raise TakenOver(f"{trial.path}: another job has taken this trial over while this one was suspended")
+        self.flag.hear(urgency)
+        return bool(asked)
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,11 @@ class Run:
     """Called when a checkpoint has been written."""
     table: pd.DataFrame | None = None
     """The training images' rows of the data's table, which the scale of targets is taken from."""
+
+    @property
+    def processes(self) -> Processes:
+        """Who trains it together."""
+        return self.stop.processes
 
     @cached_property
     def choice(self) -> Choice:

@@ -9,7 +9,8 @@ from functools import cached_property
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.config.trial import Config
 from pipeline.errors import UserError
@@ -19,6 +20,7 @@ from pipeline.models.towers import TwoTowers
 from pipeline.training import augmentation as aug
 from pipeline.training import loop
 from pipeline.training.image_augmentation import augment_images
+from pipeline.training.processes import ALONE, Processes
 from pipeline.training.run import Choice, Fitted, Run
 from pipeline.training.samples import PREDICTION_BATCH, Samples, TextSamples, predict
 
@@ -29,16 +31,23 @@ CHUNK = 1024
 
 def fit(model: TwoTowers, train: Samples, validation: Samples, run: Run) -> Fitted:
     """Tune `model` in place, and leave it with the weights of the epoch that `select` says and the classes' embeddings by them.
-    Raises UserError for too few images to fill a batch, and what `loop.descend` raises."""
+    Raises UserError for too few images to fill a batch, what `check_shares` and what `loop.descend` raise."""
     texts, size = of_texts(train), run.config.train.batch_size
     if len(train) < size:
         raise UserError(f"train.batch_size is {size}, and there are {len(train)} images to train on: set it lower")
     loss: PairLoss = run.config.loss.make(train.n_targets)
     loss.prepare(texts.facts.to(train.targets.device), size)
-    lesson = Lesson(model, train, validation, run.config, loss)
+    check_shares(model, run.processes)
+    lesson = Lesson(model, train, validation, run.config, loss, run.processes)
     progress = loop.descend(model, lesson, run)
     embed_classes(model, texts)
     return Fitted(progress)
+
+
+def check_shares(model: nn.Module, processes: Processes) -> None:
+    """Raises UserError for a network of which a share of a batch is embedded otherwise than in the whole."""
+    if processes.size > 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise UserError("the network has batch norms, which read a whole batch at once: set train.processes=1")
 
 
 def of_texts(samples: Samples) -> TextSamples:
@@ -86,6 +95,8 @@ class Lesson:
     validation: Samples
     config: Config
     compare: PairLoss
+    processes: Processes = ALONE
+    """Who shares out the batches."""
     log_weights: Float[Tensor, " domains"] = field(default_factory=lambda: torch.zeros(0))
 
     @cached_property
@@ -101,20 +112,20 @@ class Lesson:
 
     def batches(self, streams: aug.Streams) -> Iterator[Rows]:
         embed_classes(self.model, of_texts(self.train))  # neighbours may be by these; and what is resumed has them as well
+        self.processes.same(self.model.classes)
         self.model.train()
         return self.config.train.batches.draw(self.drawn, self.config.train.batch_size, streams.choices)
 
     def loss(self, batch: Rows, epoch: int, streams: aug.Streams) -> tuple[Tensor, int]:
-        config, rows, texts = self.config, torch.from_numpy(batch), of_texts(self.train)
-        share = aug.strength(config.augment, epoch, config.train.epochs)
-        features, _, _ = self.train.select(rows)
-        features = augment_images(features, config.augment.images, share, streams.choices)
-        features = aug.add_noise(features, share * config.augment.noise, streams.noise)
-        of_image = texts.of_image[rows]
+        rows, mine = torch.from_numpy(batch), self.processes.part(len(batch))
+        features = self._features(rows, mine, epoch, streams)
+        of_image = of_texts(self.train).of_image[rows]
         chosen = torch.from_numpy(streams.choices.integers(of_image.shape[1], size=len(rows)))
-        pairs = self._pairs(features, rows, of_image[torch.arange(len(rows)), chosen])
-        chunk = CHUNK if len(rows) > CHUNK else None
-        return self.compare.loss(pairs, self.model.logit_scale, self.model.logit_bias, chunk), len(rows)
+        texts = of_image[torch.arange(len(rows)), chosen]
+        everyone = self._gathered(*self._embedded(features, texts[mine]), rows)
+        chunk = CHUNK if mine.stop - mine.start > CHUNK else None
+        sums = self.compare.sums(everyone[mine], everyone, self.model.logit_scale, self.model.logit_bias, chunk)
+        return self.compare.joined(self.processes.total(sums), len(rows)), len(rows)
 
     @torch.inference_mode()
     def validate(self) -> tuple[float | None, float]:
@@ -134,12 +145,26 @@ class Lesson:
         sums = self.compare.sums(batch, batch, self.model.logit_scale, self.model.logit_bias, None)
         return self.compare.joined(sums, len(batch), to_report=True)
 
-    def _pairs(self, features: Tensor, rows: Tensor, texts: Tensor) -> Batch:
+    def _features(self, rows: Tensor, mine: slice, epoch: int, streams: aug.Streams) -> Tensor:
+        """Of this process's images of a batch, augmented. What augments them is drawn for the whole batch, and so changes it."""
+        augment = self.config.augment
+        share = aug.strength(augment, epoch, self.config.train.epochs)
+        if not (augment.images.is_on() or augment.noise):
+            return self.train.select(rows[mine])[0]
+        features = augment_images(self.train.select(rows)[0], augment.images, share, streams.choices)
+        return aug.add_noise(features, share * augment.noise, streams.noise)[mine]
+
+    def _embedded(self, features: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of images and of their texts, of which each that is there is embedded once."""
         distinct, places = texts.unique(return_inverse=True)
         device = features.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
             image = self.model.embed(features)
             text = self.model.embed_texts(of_texts(self.train).bank.gather(distinct).float())
-        classes = self.train.targets.codes[aug.to_device(rows, device), 0]
-        return Batch.whole(image, text[aug.to_device(places, device)], classes)
+        return image, text[aug.to_device(places, device)]
+
+    def _gathered(self, image: Tensor, text: Tensor, rows: Tensor) -> Batch:
+        """The whole batch, from this process's embeddings and those of the others."""
+        classes = self.train.targets.codes[aug.to_device(rows, image.device), 0]
+        images, of_images = self.processes.gather(len(rows), image, text)
+        return Batch.whole(images, of_images, classes)

@@ -70,4 +70,4 @@ class Context:
 
     def job(self, stage: str) -> Job:
         """What a stage asks Slurm for."""
-        return getattr(self.experiment.config.resources, stage)
+        return self.experiment.config.job(stage)

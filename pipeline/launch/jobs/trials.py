@@ -31,6 +31,7 @@ from pipeline.errors import (
 from pipeline.experiments.reading import Trial
 from pipeline.launch.manifest.manifest import Manifest
 from pipeline.launch.watching.failures import kind_of
+from pipeline.ranks import launched
 from pipeline.signals import StopFlag, at_walltime, warning_seconds
 from pipeline.streams import open_streams
 from pipeline.sweeps import sweep_seldom
@@ -92,8 +93,12 @@ def train_trial(trial: Trial, flag: StopFlag) -> None:
     Raises OutOfTime instead if this attempt came no further: each attempt after it would be cut off at the same place.
     """
     from pipeline.stages import train as stage
+    from pipeline.stages.several import follow_launched
 
     folder = trial_dir(trial)
+    if (rank := launched(trial.config.train.processes)) and not rank.is_main:
+        follow_launched(trial.config, folder, flag, rank, stage.follow)
+        return
     if flag.asked():
         kind = RunAgain if flag.out_of_time() else Interrupted
         raise kind(f"told to stop before {trial.name} began: run it again to go on")

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from pipeline.config.identity import digest, features_of, images_of
 from pipeline.config.own import load_file
-from pipeline.config.resources import Resources
+from pipeline.config.resources import Job, Resources
 from pipeline.config.trial import Config
 from pipeline.disk.layout import ExperimentDir, folder_name
 from pipeline.disk.provenance import now
@@ -125,6 +125,11 @@ class Manifest:
     def resources(self) -> Resources:
         """What its jobs ask for: all trials of a submission ask for the same."""
         return Resources.model_validate(self.common["resources"])
+
+    def job(self, stage: str) -> Job:
+        """What a job of this stage asks for: training for each of the processes of a trial."""
+        job: Job = getattr(self.resources, stage)
+        return job.times(self.common["train"].get("processes", 1)) if stage == "train" else job
 
     def reading(self, features: int) -> list[Trial]:
         """The trials that read these features."""

@@ -218,7 +218,7 @@ def _adopt(manifest: Manifest, stage: Stage) -> str | None:
 
 def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> SlurmExecutor:
     profile, code = manifest.terms.profile, manifest.code
-    job: Job = getattr(manifest.resources, stage.kind)
+    job = manifest.job(stage.kind)
     pack = manifest.terms.pack if stage.kind == "train" else 1  # each trial of it gets what it would have alone
     cpus = job.cpus_per_task * pack
     after = f"{stage.dependency}:{':'.join(ids[name] for name in stage.after)}"

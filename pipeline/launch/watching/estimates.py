@@ -66,7 +66,9 @@ def training_bytes(config: Config, weights: WeightsRecord, n_images: int, memory
     encoder, precision, numbers = config.model.encoder, config.train.precision, _numbers(config, weights)
     trained, frozen = trained_parameters(config, weights), encoder.n_frozen(weights)
     copies = NUMBER["bf16"] * (trained + frozen) if precision == "bf16" else 0  # autocast's
-    images = config.train.batch_size * (config.train.max_images if config.train.sample == "groups" else 1)  # a step's, at most
+    images = -(-config.train.batch_size // config.train.processes) * (
+        config.train.max_images if config.train.sample == "groups" else 1
+    )  # a step's, at most
     # The larger of what a step keeps for its backward pass and what a batch of validation takes on its way.
     kept = images * encoder.kept_bytes(weights, numbers, precision == "fp32")
     passing = PREDICTION_BATCH * encoder.passing_bytes(weights, numbers)

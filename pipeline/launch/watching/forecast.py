@@ -113,7 +113,7 @@ def _count(n: int, what: str) -> str:
 
 # ---------------------------------------------------------------- what takes equally long
 def _work(config: Config, is_trained: bool) -> _Work:
-    gpus = config.resources.train.gpus_per_node, config.resources.evaluate.gpus_per_node
+    gpus = config.job("train").gpus_per_node, config.job("evaluate").gpus_per_node
     return _Work(_kind(config), _schedule(config), gpus, is_trained)
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from pipeline.backbones import load_towers
 from pipeline.disk.layout import TrialDir
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkError
 from pipeline.export.open_clip import export
 from pipeline.models.encoders import Projection
 from pipeline.models.saved import load_model
@@ -130,6 +130,19 @@ def test_what_open_clip_has_no_place_for_is_refused_and_nothing_is_written(
         command = ("export", trial_of("projection").path, "--to", "open_clip", "--out", tmp_path / "tuned", *arguments)
         said = carabid(*command, root=place / "root", check=False)
         assert said.returncode == 2 and "--to open_clip writes one trial as a folder" in said.stderr
+
+
+@pytest.mark.jobs
+def test_a_model_that_would_embed_otherwise_than_the_trial_is_not_left_behind(
+    trial_of: Callable[..., TrialDir],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trial = trial_of("projection")
+    monkeypatch.setattr(Projection, "matrix", lambda self: torch.eye(len(self.weight), dtype=torch.float64))
+    with pytest.raises(WorkError, match="open_clip embeds otherwise than the trial"):
+        export(trial.path, tmp_path / "tuned")
+    assert not (tmp_path / "tuned").exists()
 
 
 # ---------------------------------------------------------------- projections

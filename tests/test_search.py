@@ -155,9 +155,15 @@ def test_a_text_in_a_template_is_that_text(tuned: TrialDir, photos: Path, tmp_pa
         found(tmp_path / "index", next(photos.rglob("*.jpg")), template="a photo of $SCI$")
 
 
-def test_a_released_model_is_searched_by_its_name_with_texts_if_it_reads_them(photos: Path, place: Path, tmp_path: Path) -> None:
+def test_a_released_model_is_searched_by_its_name_with_texts_if_it_reads_them(
+    photos: Path, place: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made(f"local-dir:{place / 'clip'}", photos, tmp_path / "clip")
     assert len(found(tmp_path / "clip", "a black beetle")) == 5
+    monkeypatch.chdir(place)
+    made("local-dir:clip", photos, tmp_path / "relative")
+    monkeypatch.chdir(tmp_path)
+    assert found(tmp_path / "relative", "a black beetle") == found(tmp_path / "clip", "a black beetle")
     write_tiny_open_clip(tmp_path / "tiny")
     for name, words in ((f"local-dir:{tmp_path / 'tiny'}", "its vocabulary is another"), ("pixels:4", "pixels reads no texts")):
         made(name, photos, tmp_path / "index", overwrite=True)
@@ -211,10 +217,10 @@ def test_a_query_that_is_neither_image_nor_text_is_refused_in_words(tuned: Trial
     assert found(tmp_path / "index", "beetle " * 400), "longer than a file's name may be"
 
 
-def test_few_shots_and_other_tasks_have_no_tuned_towers(trial_of: Callable[..., TrialDir], photos: Path, tmp_path: Path) -> None:
+def test_few_shots_have_no_tuned_towers(trial_of: Callable[..., TrialDir], photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"its head \(simple_shot\) leaves the towers as they were released: name .*local-dir"):
         made(trial_of("few_shot", "data.shots=2").path, photos, tmp_path / "index")
-    assert not (tmp_path / "index").exists()
+    assert not (tmp_path / "index").exists() and not (tmp_path / "index.parts").exists()
     with pytest.raises(UserError, match="nothing/here is not a trial's folder"):
         made("nothing/here", photos, tmp_path / "index")
 
@@ -235,8 +241,9 @@ def test_the_same_command_does_nothing_twice_and_overwrites_nothing_unasked(
     next(photos.rglob("*.jpg")).unlink()
     with pytest.raises(UserError, match="is an index of other images"):
         made(tuned.path, photos, tmp_path / "index")
-    with pytest.raises(UserError, match="is there and is no index"):
-        made(tuned.path, photos, photos)
+    for folder in (photos, Path("."), Path("/")):
+        with pytest.raises(UserError, match="is there and is no index"):
+            made(tuned.path, photos, folder, overwrite=True)
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "index").iterdir()}
     assert made(tuned.path, photos, tmp_path / "index", overwrite=True).record["n"] == 11
 

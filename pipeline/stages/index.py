@@ -8,7 +8,7 @@ written, as a whole, it goes.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from pipeline.features.embeddings import read
 from pipeline.features.vectors import KINDS, RECORD, Vectors, open_index, read_record, write_index
 from pipeline.progress import log
 from pipeline.stages import embed
-from pipeline.stages.tuned import Embedder, Trained, find_model, identity
+from pipeline.stages.tuned import Embedder, find_model
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Request:
 
     @property
     def parts(self) -> Path:
-        return self.out.with_name(f"{self.out.name}.parts")
+        out = self.out.absolute()  # a name such as . has none of its own
+        return out.parent / f"{out.name}.parts"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def run(request: Request) -> Made:
     if request.kind not in KINDS:
         raise UserError(f"--kind {request.kind}: choose {' or '.join(KINDS)}")
     model = find_model(request.model)
-    collection = find_collection(request.images, model.config.data if isinstance(model, Trained) else None)
+    collection = find_collection(request.images, model.data)
     if collection.passed_over:
         log(f"{request.images}: {collection.passed_over}")
     work = _prepare(request, model, collection)
@@ -90,10 +91,7 @@ def _prepare(request: Request, model: Embedder, collection: Collection) -> embed
     asked = embed.Request(
         collection.folder, model.name, out, request.batch_size, request.threads, request.device, request.overwrite, model.decoding
     )
-    work = embed.prepare(asked, files, model.block)
-    if not isinstance(model, Trained):
-        return work
-    return embed.Work(asked, files, work.config, work.load, work.weights, embed.Tuned(model.tuned, identity(model)))
+    return replace(embed.prepare(asked, files, model.block), tuned=model.tuning)
 
 
 def _about(work: embed.Work, model: Embedder, collection: Collection) -> dict[str, Any]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.backbones import load_backbone, load_towers
 from pipeline.backbones.base import Backbone
 from pipeline.backbones.texts import TextTower
 from pipeline.config.backbone import Backbone as Block
+from pipeline.config.data import Data
 from pipeline.config.decoding import Decoding
 from pipeline.config.identity import digest
+from pipeline.config.section import implementation
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import NotFetched, UserError, WorkError
@@ -20,7 +22,7 @@ from pipeline.models.content import hash_files, read_record
 from pipeline.models.saved import load_model
 from pipeline.models.towers import TwoTowers
 from pipeline.models.tuned import TunedImages, TunedTexts
-from pipeline.stages.embed import UPRIGHT, bare_config, parse_backbone, weights_of
+from pipeline.stages.embed import UPRIGHT, Tuned, bare_config, parse_backbone, weights_of
 from pipeline.stages.predict import trained_config, trial_at
 
 
@@ -30,6 +32,10 @@ class Released:
 
     name: str
     block: Block
+    data: ClassVar[None] = None
+    """The data that it was trained on; not known."""
+    tuning: ClassVar[None] = None
+    """What is made of the backbone before it embeds; nothing."""
 
     @property
     def decoding(self) -> Decoding:
@@ -68,6 +74,15 @@ class Trained:
     def decoding(self) -> Decoding:
         return self.config.data.decoding
 
+    @property
+    def data(self) -> Data:
+        return self.config.data
+
+    @property
+    def tuning(self) -> Tuned:
+        record = self.record()
+        return Tuned(self.tuned, digest([record["config_hash"], record["content"]]))
+
     def record(self) -> dict[str, Any]:
         """Where it is, and the hashes of its configuration and of the files that its model is made of."""
         record, hashes = read_record(self.trial)
@@ -87,15 +102,10 @@ class Trained:
         return TunedTexts(towers.text, self.model(towers.image, towers.text), self.config)
 
     def model(self, image: Backbone, text: TextTower | None) -> TwoTowers:
-        """Raises UserError for a trial that has not two towers."""
+        """The trained model; without `text` it embeds images alone. Raises WorkError where it was trained on other towers."""
         loaded = load_model(self.config, self.trial, image, text)
-        if isinstance(loaded, TwoTowers):
-            return loaded
-        head = self.config.model.head.kind
-        raise UserError(
-            f"{self.trial.path}: its head ({head}) leaves the towers as they were released: name the model itself, "
-            f"{self.block.display_name}, or a trial of model.head.kind contrastive"
-        )
+        assert isinstance(loaded, TwoTowers)
+        return loaded
 
     def _loaded(self, load: Any) -> Any:
         try:
@@ -113,6 +123,7 @@ def find_model(name: str) -> Embedder:
     neither, and for a trial that reads no texts or corrects its images; WorkError for one that is not trained."""
     if not _is_name(name):
         return trained(Path(name))
+    name = _absolute(name)
     return Released(name, parse_backbone(name))
 
 
@@ -120,8 +131,14 @@ def trained(folder: Path) -> Trained:
     """A trial's two towers; raises as `find_model`."""
     trial = trial_at(folder)
     config = trained_config(trial)
-    if not config.model.head.reads_texts:
+    head = config.model.head
+    if not head.reads_texts:
         raise UserError(f"{trial.path}: it has no text tower (task {config.task}): name a trial of configs/species/, or a model")
+    if not issubclass(implementation(head.model), TwoTowers):
+        raise UserError(
+            f"{trial.path}: its head ({head.kind}) leaves the towers as they were released: name the model itself, "
+            f"{config.backbone.display_name}, or a trial of model.head.kind contrastive"
+        )
     if config.data.colour_card or config.data.scale_bar:
         raise UserError(f"{trial.path} corrects images by a card or a bar, which an index of plain images has not")
     return Trained(trial, config)
@@ -157,10 +174,12 @@ def _same_released(record: dict[str, Any]) -> Released:
     return found
 
 
-def identity(of: Trained) -> str:
-    """By hash: what the trial makes of its backbone."""
-    record = of.record()
-    return digest([record["config_hash"], record["content"]])
+def _absolute(name: str) -> str:
+    """A model's name; one that names a folder of this machine, from wherever it is read."""
+    prefix, colon, rest = name.rpartition(":")
+    folder = Path(rest).expanduser()
+    names_folder = (not prefix or prefix.endswith(("local-dir", "dinov2"))) and folder.is_dir()
+    return f"{prefix}{colon}{folder.resolve()}" if names_folder else name
 
 
 def _is_name(text: str) -> bool:

@@ -188,7 +188,8 @@ def test_whole_networks_are_written_as_tails_are_and_the_rest_stays(folders: dic
 
 def test_what_is_written_is_loaded_as_two_towers_again(folders: dict[str, str], tmp_path: Path) -> None:
     for kind in KINDS:
-        write_open_clip_folder(block(folders, kind), {}, tmp_path / kind)
+        may_move = write_open_clip_folder(block(folders, kind), {}, tmp_path / kind)
+        assert may_move == (kind != "BERT"), "its text tower is described by a folder"
         before, after = load_towers(block(folders, kind)), load_towers(OpenClip(name=f"local-dir:{tmp_path / kind}"))
         assert after.image.weights_hash() == before.image.weights_hash()
         assert after.text.weights_hash() == before.text.weights_hash()

@@ -155,6 +155,11 @@ class Tower(nn.Module, ABC):
         """This tower as the contract says: fp32, no gradients, eval mode."""
         return self.float().requires_grad_(False).eval()
 
+    def projected(self, matrix: Float[Tensor, "embed_dim embed_dim"]) -> dict[str, Tensor]:
+        """Tensors, named as by `to_native`, with which it gives its embedding times this matrix. Raises UserError where its last
+        step is no matrix that this could be multiplied into."""
+        raise UserError(f"{self.label} does not end in a matrix: another one behind it is no part of its library's model.")
+
     def _check_cut(self, cut: int) -> None:
         if not 0 <= cut <= self.n_blocks:
             raise UserError(f"{self.label} has {self.n_blocks} blocks: it cannot be cut after {cut}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -14,10 +15,11 @@ from pipeline.backbones.open_clip import load_model
 from pipeline.backbones.open_clip_names import CONFIG_FILE, tag_options, whole_architecture
 from pipeline.backbones.open_clip_tokens import load_tokens
 from pipeline.config import backbone as blocks
-from pipeline.disk.writing import atomic_folder, write_json
+from pipeline.disk.writing import atomic_folder, write_json, write_text
 from pipeline.errors import UserError
 
 WEIGHTS_FILE = "open_clip_model.safetensors"
+CARD_FILE = "README.md"
 TEXT_FOLDER = "text"
 """Where the configuration of a text tower of Hugging Face lies in the folder."""
 
@@ -28,14 +30,16 @@ def write_open_clip_folder(
     folder: Path,
     logit_scale: float | None = None,
     logit_bias: float | None = None,
-) -> None:
+    card: str | None = None,
+) -> bool:
     """Write the model that `config` names with the tensors of `native` in place of its own: what `to_native()` of tuned tails and
     networks gave, of either tower or of both (adapters must have been merged before). `logit_scale` (its logarithm) and
     `logit_bias` as they were learnt; None: as they were. `folder` appears, or is replaced, as a whole.
 
-    It holds open_clip_config.json, open_clip_model.safetensors, and the tokenizer's files where open_clip does not bring them. A
-    text tower of Hugging Face that was described by a folder stays described by this one, under its absolute path: open_clip
-    knows no other way, so change `hf_model_name` in the config where the folder moves.
+    It holds open_clip_config.json, open_clip_model.safetensors, the tokenizer's files where open_clip does not bring them, and a
+    `card` as README.md. Returns whether it may be moved: a text tower of Hugging Face that was described by a folder stays
+    described by this one, under its absolute path: open_clip knows no other way, so change `hf_model_name` in the config where
+    the folder moves.
 
     Raises UserError for a tensor that the model does not have or has in another shape, and as `load_towers` does.
     """
@@ -51,6 +55,9 @@ def write_open_clip_folder(
         _localise(described, model, new, folder.resolve())
         save_file(state, new / WEIGHTS_FILE)
         write_json(new / CONFIG_FILE, {"model_cfg": described, "preprocess_cfg": dict(model.visual.preprocess_cfg)})
+        if card is not None:
+            write_text(new / CARD_FILE, card)
+    return str(folder.resolve()) not in json.dumps(described)
 
 
 def _replaced(own: Mapping[str, Tensor], native: Mapping[str, Tensor]) -> dict[str, Tensor]:

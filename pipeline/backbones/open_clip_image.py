@@ -24,6 +24,7 @@ from torchvision.transforms import Compose
 from pipeline.backbones.base import Backbone, Tail
 from pipeline.backbones.explicit import QKV, ExplicitBlock, TimmBlock, fixed, on_cpu
 from pipeline.backbones.open_clip_names import architecture
+from pipeline.backbones.open_clip_projection import last_projection, multiplied
 from pipeline.config import backbone as blocks
 from pipeline.config.backbone import HUB
 from pipeline.data.decoding import to_rgb
@@ -257,6 +258,10 @@ class OpenClipBackbone(Backbone):
     def to_native(self) -> dict[str, Tensor]:
         """Names as in the state dict of an open_clip model."""
         return on_cpu(self.state_dict())
+
+    def projected(self, matrix: Float[Tensor, "embed_dim embed_dim"]) -> dict[str, Tensor]:
+        found = last_projection(self.visual)
+        return on_cpu(multiplied(found, matrix, "visual.")) if found else super().projected(matrix)
 
     def write_spec(self, block: blocks.Backbone, folder: Path, name: str) -> dict[str, Any]:
         assert isinstance(block, blocks.OpenClip)

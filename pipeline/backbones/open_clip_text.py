@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones.base import Tail
 from pipeline.backbones.explicit import QKV, ExplicitBlock, fixed, on_cpu
+from pipeline.backbones.open_clip_projection import last_projection, multiplied
 from pipeline.backbones.open_clip_tokens import Tokens
 from pipeline.backbones.texts import TextTower, up_to_last_mark, with_marks, without_marks
 from pipeline.errors import UserError
@@ -109,6 +110,10 @@ class OpenClipTextTower(TextTower):
     def to_native(self) -> dict[str, Tensor]:
         """Names as in the state dict of an open_clip model."""
         return on_cpu({f"{self.prefix}{name}": tensor for name, tensor in self.text.state_dict().items()})
+
+    def projected(self, matrix: Float[Tensor, "embed_dim embed_dim"]) -> dict[str, Tensor]:
+        found = last_projection(self.text)
+        return on_cpu(multiplied(found, matrix, self.prefix)) if found else super().projected(matrix)
 
 
 class TransformerTextTower(OpenClipTextTower):

@@ -1,4 +1,4 @@
-"""The commands that use models: predictions, embeddings, submissions to a challenge."""
+"""The commands that use models: predictions, embeddings, searches, submissions to a challenge, tuned models for open_clip."""
 
 import shlex
 import sys
@@ -95,9 +95,51 @@ def embed(
         raise WorkError(f"{n_bad} images of {folder} cannot be read: the column error of {out} says why")
 
 
+def index(
+    model: Annotated[
+        str, typer.Argument(metavar="TRIAL", help="A trained trial of two towers; or a model's name, as embed takes it.")
+    ],
+    images: Annotated[Path, typer.Argument(help="Folder of images; or a table (CSV, Parquet) that names image files.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
+    kind: Annotated[str, typer.Option(help="flat: exact; hnsw: approximate, its recall is measured.")] = "flat",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 64,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads that decode; default: one for each CPU.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index of other images or another model.")] = False,
+) -> None:
+    """Embed images with a tuned model and write an index for `search`. The same command goes on after an interruption."""
+    from pipeline.stages import index as stage
+
+    made = stage.run(stage.Request(model, images, out, kind, batch_size, threads, device, overwrite))
+    recall = made.record["recall"]
+    said = f", finds {recall['recall']:.2%} of the {recall['k']} nearest" if recall else ""
+    print(f"{out}: {made.record['n']} images, {made.record['kind']}{said}{'' if made.is_new else ': it is up to date'}")
+    if made.n_bad:
+        raise WorkError(f"{made.n_bad} images cannot be read and are left out: the column error of {out}/rows.parquet says why")
+
+
+def search(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An index, as `carabid index` writes it.")],
+    query: Annotated[str, typer.Argument(help="A text; or the path of an image.")],
+    top: Annotated[int, typer.Option(min=1, help="How many images to show.")] = 10,
+    form: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+    template: Annotated[str | None, typer.Option(help="What a text is put into: 'a photo of $SCI$'; default: as it is.")] = None,
+    trial: Annotated[Path | None, typer.Option(help="Where the index's trial is now, if it has moved.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+) -> None:
+    """Show the images of an index that are nearest to a text or an image, the nearest first."""
+    from pipeline.reporting import hits as shown
+
+    shown.check(form)
+    from pipeline.stages import search as stage
+
+    found = stage.run(stage.Request(folder, query, top, template, trial, device))
+    shown.show(form, [(hit.rank, hit.score, hit.species, hit.file) for hit in found])
+
+
 def export(
     trials: Annotated[list[Path] | None, typer.Argument(help="A trained trial's folder; several: an ensemble.")] = None,
-    to: Annotated[str, typer.Option(help="The platform: codabench.")] = "codabench",
+    to: Annotated[str, typer.Option(help="codabench, the challenges' platform; open_clip, a tuned model.")] = "codabench",
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder to write.")] = None,
     zipped: Annotated[bool, typer.Option("--zip", help="Write DIR.zip too, as it is uploaded.")] = False,
     with_backbone: Annotated[bool, typer.Option("--with-backbone", help="Put its weights in; no internet needed.")] = False,
@@ -109,7 +151,8 @@ def export(
     largest: Annotated[int, typer.Option(min=1, help="With --check: images of the largest group of beetles.")] = 500,
     gpu: Annotated[bool, typer.Option("--gpu", help="With --check: let it see the GPUs; default: none.")] = False,
 ) -> None:
-    """Write trained trials as a challenge submission, or check one as its platform would run it, without this package."""
+    """Write trained trials as a challenge submission, or check one as its platform would run it, without this package; or write
+    two tuned towers as a model that plain open_clip loads."""
     if check is not None:
         from pipeline.export import check as module
 
@@ -117,11 +160,22 @@ def export(
             raise UserError("--check looks at a submission that is there: name no trials and no --out with it")
         for line in module.check(check, python, largest, gpu, challenge):
             print(line)
-    elif to != "codabench":
-        raise UserError(f"--to {to}: choose codabench")
+    elif to not in ("codabench", "open_clip"):
+        raise UserError(f"--to {to}: choose codabench or open_clip")
     elif out is None:
-        raise UserError("say where to: --to codabench --out DIR; or --check DIR to check a submission that is there")
+        raise UserError(f"say where to: --to {to} --out DIR; or --check DIR to check a submission that is there")
+    elif to == "open_clip":
+        print(_to_open_clip(trials or [], out, zipped or with_backbone))
     else:
         from pipeline.export.codabench import export as write
 
         print(write(trials or [], out, zipped, with_backbone))
+
+
+def _to_open_clip(trials: list[Path], out: Path, as_submission: bool) -> Path:
+    """The folder of a tuned model."""
+    from pipeline.export.open_clip import export as write
+
+    if len(trials) != 1 or as_submission:
+        raise UserError("--to open_clip writes one trial as a folder: name one, without --zip and --with-backbone")
+    return write(trials[0], out)

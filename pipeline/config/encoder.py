@@ -16,6 +16,7 @@ from pipeline.config.fits import OWN, Fit
 from pipeline.config.kinds import Kind
 from pipeline.config.measures import BLOCK, KEPT, PASSING, SIDES, Measures
 from pipeline.config.section import Fraction, Positive, implementation
+from pipeline.errors import UserError
 
 
 class Encoder(Kind):
@@ -54,6 +55,11 @@ class Encoder(Kind):
         """The module with what its own files hold."""
         return self.build(backbone)
 
+    def to_native(self, module: Any, tower: Any) -> dict[str, Any]:
+        """Its module, with adapters merged, as tensors of the pretrained model that its tower (a `backbones.base.Tower`) is of,
+        under the names of its library. Raises UserError where that model has no place for it."""
+        return dict(module.to_native())
+
     # ------------------------------------------------------------ what it costs
     def n_trained(self, of: Measures) -> int:
         """Its parameters that training changes."""
@@ -86,6 +92,9 @@ class Frozen(Encoder):
     def build(self, backbone: Any) -> Any:
         return implementation("torch.nn.Identity")()
 
+    def to_native(self, module: Any, tower: Any) -> dict[str, Any]:
+        return {}
+
 
 class Projection(Encoder):
     """A square matrix on the backbone's pooled embedding, trained from the identity on: light tuning of a frozen tower."""
@@ -96,6 +105,9 @@ class Projection(Encoder):
 
     def build(self, backbone: Any) -> Any:
         return implementation("pipeline.models.encoders.Projection")(backbone.embed_dim)
+
+    def to_native(self, module: Any, tower: Any) -> dict[str, Any]:
+        return dict(tower.projected(module.matrix()))
 
     def n_trained(self, of: Measures) -> int:
         return of.embed_dim**2
@@ -187,6 +199,9 @@ class PatchConvs(Encoder):
     def build(self, backbone: Any) -> Any:
         convolutions = implementation("pipeline.models.encoders.PatchConvs")
         return convolutions(backbone.width, backbone.grid, self.kernel, self.channels)
+
+    def to_native(self, module: Any, tower: Any) -> dict[str, Any]:
+        raise UserError(f"model.encoder.kind {self.kind}: convolutions over patches are no part of {tower.label}.")
 
     def embedding_width(self, embed_dim: int) -> int:
         return self.channels

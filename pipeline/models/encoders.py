@@ -20,6 +20,11 @@ class Projection(nn.Module):
     def forward(self, pooled: Float[Tensor, "inputs width"]) -> Float[Tensor, "inputs width"]:
         return pooled + pooled @ self.weight
 
+    def matrix(self) -> Float[Tensor, "width width"]:
+        """What the embedding is multiplied by from the right, in double precision."""
+        weight = self.weight.detach().double().cpu()
+        return torch.eye(len(weight), dtype=torch.float64) + weight
+
 
 class PatchConvs(nn.Module):
     """Two convolutions with ReLU over the grid of patch tokens; the second leaves a single cell."""

@@ -14,20 +14,21 @@ PEFT's format, `classifier.skops` (if there) a classifier of scikit-learn."""
 
 def model_card(trial: TrialDir, results: Mapping[str, Any]) -> str:
     """The card of a trial with these results, whatever its task."""
+    lines = [f"# {trial.path.parent.name}: {trial.path.name}", "", *figures_told(results), FILES, ""]
+    return "\n".join(lines)
+
+
+def figures_told(results: Mapping[str, Any]) -> list[str]:
+    """What was evaluated, the figures that tables show, and those of each part, as lines of Markdown."""
     figures, headline = results["figures"], results["headline"]
     rows = [(title, _cell(figures.get(name))) for name, title in headline.items()]
-    lines = [
-        f"# {trial.path.parent.name}: {trial.path.name}",
-        "",
+    return [
         f"Evaluated on {results['split']} ({results['n_images']} images), chosen on {results['selected_on']}.",
         "",
         *_table(("figure", "value"), rows),
         "",
         *_details(figures),
-        FILES,
-        "",
     ]
-    return "\n".join(lines)
 
 
 def _details(figures: Mapping[str, float | None]) -> list[str]:

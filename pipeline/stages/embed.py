@@ -81,6 +81,15 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """A tower that is made of a backbone."""
+
+    make: Callable[[LoadedBackbone], LoadedBackbone]
+    identity: str
+    """By hash: equal, and the same is made of the same backbone."""
+
+
+@dataclass(frozen=True)
 class Work:
     """What there is to embed, with what, and where it goes."""
 
@@ -90,6 +99,8 @@ class Work:
     load: Callable[[], LoadedBackbone]
     """Loads the backbone when it is first needed."""
     weights: WeightsRecord
+    tuned: Tuned | None = None
+    """What is embedded with instead of the backbone as it was released."""
 
     @property
     def parts(self) -> Path:
@@ -99,7 +110,14 @@ class Work:
     def identity(self) -> str:
         """Of weights and transform, and of how images are decoded."""
         weights, choices = self.weights, plain(self.request.decoding)
-        return digest([FORMAT, self.config.backbone.kind, weights.architecture, weights.weights, weights.transform, choices])
+        made_by = [
+            weights.architecture,
+            weights.weights,
+            weights.transform,
+            choices,
+            *([self.tuned.identity] if self.tuned else []),
+        ]
+        return digest([FORMAT, self.config.backbone.kind, *made_by])
 
     @property
     def about(self) -> dict[str, str]:
@@ -120,12 +138,20 @@ def run(request: Request) -> int:
     """Embed every image of the folder, or go on with it; how many could not be read: they are rows with an error. Raises
     UserError for a folder without images, a backbone that there is not, and for a file or parts that are there and of something
     else, unless `overwrite` is set."""
-    device = choose_device(request.device)
+    if request.out.suffix != ".parquet":
+        raise UserError(f"--out {request.out}: the file that is written is Parquet: name it *.parquet.")
+    work = prepare(request, list_files(request.folder), parse_backbone(request.backbone))
+    is_new = write(work)
+    print(f"{request.out}: {len(work.files)} images{'' if is_new else ': it is up to date'}", flush=True)
+    return count_bad(request.out)
+
+
+def write(work: Work) -> bool:
+    """Write the file, or go on with it; false if it is there. Raises what `run` raises."""
+    device, request = choose_device(work.request.device), work.request
     set_threads()
-    work = prepare(request)
     if _is_done(work):
-        print(f"{request.out}: {len(work.files)} images: it is up to date", flush=True)
-        return count_bad(request.out)
+        return False
     _check_out(work)
     lease = Lease(work.parts / "embed.lease", work.config.resources.lease_seconds)
     with lease.hold(partial(_is_done, work)) as held:
@@ -134,26 +160,29 @@ def run(request: Request) -> int:
             _embed_missing(work, device)
             write_whole(request.out, work.parts, work.files, work.told() | work.about)
             shutil.rmtree(work.parts)
-            print(f"{request.out}: {len(work.files)} images", flush=True)
-    return count_bad(request.out)
+    return bool(held)
 
 
-def prepare(request: Request) -> Work:
-    """List the images, and find out which weights they are to be embedded with. Raises UserError."""
-    if request.out.suffix != ".parquet":
-        raise UserError(f"--out {request.out}: the file that is written is Parquet: name it *.parquet.")
-    files = list_files(request.folder)
+def prepare(request: Request, files: list[File], backbone: Backbone) -> Work:
+    """Find out which weights the files are to be embedded with. Raises WorkError where they are not to be had."""
     threads = request.threads or len(os.sched_getaffinity(0))
-    resources = Resources(extract_batch=request.batch_size, decode_threads=threads)
-    # A folder of images has neither task nor data: nothing asks for them here.
-    values: dict[str, Any] = {"backbone": parse_backbone(request.backbone), "resources": resources}
-    config = Config.model_construct(**values)
+    config = bare_config(backbone, Resources(extract_batch=request.batch_size, decode_threads=threads))
     load = cache(partial(load_backbone, config.backbone))
+    return Work(request, files, config, load, weights_of(config, load))
+
+
+def bare_config(backbone: Backbone, resources: Resources | None = None) -> Config:
+    """Of nothing but a backbone: a folder of images has neither task nor data, and nothing asks for them here."""
+    values: dict[str, Any] = {"backbone": backbone, "resources": resources or Resources()}
+    return Config.model_construct(**values)
+
+
+def weights_of(config: Config, load: Callable[[], LoadedBackbone]) -> WeightsRecord:
+    """The record of the weights as they are now. Raises WorkError where they are not to be had."""
     try:
-        weights = weights_record(config, load)
+        return weights_record(config, load)
     except NotFetched as error:  # its advice is about experiments
         raise WorkError(f"{error.why} Run this where there is internet, and HF_HUB_OFFLINE is not set.") from error
-    return Work(request, files, config, load, weights)
 
 
 # ---------------------------------------------------------------- what is asked for
@@ -195,10 +224,11 @@ def list_files(folder: Path) -> list[File]:
     found = find_images(folder)
     if others := found.passed_over():
         log(f"{folder}: {others}")
-    return [_file(folder, name) for name in found.names]
+    return [file_at(folder, name) for name in found.names]
 
 
-def _file(folder: Path, name: str) -> File:
+def file_at(folder: Path, name: str) -> File:
+    """A file of a folder as it is now."""
     try:
         stat = (folder / name).stat()
     except OSError:  # a link that leads nowhere: reading it says so
@@ -260,7 +290,7 @@ def _embed_missing(work: Work, device: torch.device) -> None:
 
 
 def _embed(work: Work, device: torch.device, chunks: list[list[int]]) -> None:
-    backbone = work.load().to(device)
+    backbone = (work.tuned.make(work.load()) if work.tuned else work.load()).to(device)
     rows = Rows(work.parts, work.told(), backbone.embed_dim)
     load = partial(_load, work, backbone, how_of(work.request.decoding))
     threads = work.config.resources.decode_threads

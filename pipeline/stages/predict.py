@@ -254,7 +254,7 @@ def _reader(config: Config, origin: Origin) -> Callable[[Path], Image.Image]:
     told = set[str]()
 
     def read(file: Path) -> Image.Image:
-        decoded = _open(file, how)
+        decoded = open_file(file, how)
         for note in decoded.notes:
             if note not in told:
                 print(f"carabid: {file}: {note}", file=sys.stderr, flush=True)
@@ -277,10 +277,11 @@ def _reference(config: Config, origin: Origin, name: Literal["colour_card", "sca
         )
     if file is not None and not used:
         print(f"carabid: {option} is not used: this trial was trained without it (data.{name})", file=sys.stderr)
-    return _open(file, how).image if used and file is not None else None
+    return open_file(file, how).image if used and file is not None else None
 
 
-def _open(file: Path, how: How) -> Decoded:
+def open_file(file: Path, how: How) -> Decoded:
+    """A decoded image file. Raises UserError where there is none, or one that cannot be read."""
     try:
         return decode(read_image(file), how)
     except MemoryError:

@@ -97,6 +97,12 @@ class FolderSource(TableSource):
         raise UserError(f"data.source {self.base}: {odd} lies in {depths[odd]} folders{other}. In a folder of species {how}.")
 
 
+def species_of(name: str) -> str | None:
+    """The species that the folders of an image name, by its path in the whole folder; None where they name none."""
+    species, _ = _taxa(name.split("/")[:-1])
+    return species if BINOMIAL.match(species) else None
+
+
 def _taxa(folders: list[str]) -> tuple[str, dict[str, str]]:
     """The species that folders name, and the ranks above it."""
     if len(folders) == 1 and NUMBERED.fullmatch(folders[0]):

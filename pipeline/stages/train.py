@@ -21,6 +21,7 @@ from pipeline.errors import TakenOver, WorkError
 from pipeline.experiments.reading import dump_config
 from pipeline.metrics.groups import Prediction
 from pipeline.models.base import Facts, Model
+from pipeline.models.encoders import recompute
 from pipeline.models.saved import make_model, read_trained, save_model, write_trained
 from pipeline.signals import StopFlag
 from pipeline.stages.inputs import Inputs, changed, identity, load_inputs, make_facts
@@ -97,6 +98,8 @@ def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts
     inputs.verify()
     facts = make_facts(inputs)
     model = make_model(config, facts, inputs.encoder_backbone, inputs.text_tower).to(device)
+    if config.resources.gradient_checkpointing:
+        recompute(model)
     train, validation = inputs.samples(facts, "train", device), inputs.samples(facts, "validation", device)
     trained = f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} trained parameters"
     sizes = f"{len(train)} images, {len(validation)} for validation, {trained}"

@@ -116,5 +116,6 @@ def _fits(stage: str, needed: int, memory: tuple[int, int] | None, of: str) -> F
     if needed <= FULL * low:
         return Finding("ok", what, text)
     smaller = "resources.extract_batch" if stage == "extract" else "train.batch_size or model.encoder.blocks"
-    todo = f"Lower {smaller}, or ask for more with resources.{stage}"
+    again = "" if stage == "extract" else ", set resources.gradient_checkpointing"
+    todo = f"Lower {smaller}{again}, or ask for more with resources.{stage}"
     return Finding("FAIL" if needed > high else "warn", what, f"{text}. {todo}")

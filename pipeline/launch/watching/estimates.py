@@ -68,7 +68,7 @@ def training_bytes(config: Config, weights: WeightsRecord, n_images: int, memory
     copies = NUMBER["bf16"] * (trained + frozen) if precision == "bf16" else 0  # autocast's
     images = config.train.batch_size * (config.train.max_images if config.train.sample == "groups" else 1)  # a step's, at most
     # The larger of what a step keeps for its backward pass and what a batch of validation takes on its way.
-    kept = images * encoder.kept_bytes(weights, numbers, precision == "fp32")
+    kept = images * encoder.kept_bytes(weights, numbers, precision == "fp32", config.resources.gradient_checkpointing)
     passing = PREDICTION_BATCH * encoder.passing_bytes(weights, numbers)
     parameters = LEARNED * trained + NUMBER["fp32"] * frozen + copies
     return parameters + max(kept, passing) + (features if there else 0) + OVERHEAD

@@ -4,6 +4,7 @@ blocks of both towers, adapters on both; what is cached, saved, resumed and pred
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pipeline.models.encoders import recompute
 from pipeline.models.interpolation import between, plain, soup
 from pipeline.models.saved import load_facts, load_model, make_model
 from pipeline.models.towers import TwoTowers
+from pipeline.reporting.comparison import candidates, compare
 from pipeline.signals import StopFlag
 from pipeline.stages import evaluate, extract, fetch, interpolate, train
 from pipeline.stages.inputs import load_inputs, make_facts
@@ -232,6 +234,38 @@ def test_a_soup_is_the_mean_of_its_trials_and_not_of_unlike_ones(make: Make) -> 
         soup([states[0], {"encoder.weight": torch.zeros(1)}])
     with pytest.raises(UserError, match="tunes no towers"):
         interpolate.run([make("baseline")[1].path], [0.0], "cpu")
+
+
+def test_trials_are_compared_by_the_figures_of_their_report_and_told_where_their_weights_came_from(
+    make: Make, place: Path
+) -> None:
+    more = ("experiment=compared",)
+    trials = [make("baseline", *more), make("projection", *METHODS["projection"], *more)]
+    results = [done(*each) for each in trials]
+    found = candidates([experiment_dir(trials[0][0])])
+    for name in (None, "ood.i2i_map", "composite"):
+        lines = compare(found, name).lines
+        said = sorted(each["figures"][name or "id.i2t_map"] for each in results)
+        assert sorted(line.test or 0 for line in lines) == pytest.approx(said)
+    origin = json.loads(trials[1][1].provenance.read_text())["train"]["weights"]
+    assert origin == [{"path": str(place / "clip")}]
+
+
+SMALL = ("backbone.pretrained=null", "model.text.blocks=3", "optim.lr=1e-3", "model.encoder.lr_scale=0.1")
+
+
+@pytest.mark.parametrize(
+    ("preset", "lengths"),
+    [("readme_2025", ("train.epochs=2",)), ("head_2026", ("train.samples=200", "schedule.warmup_samples=40"))],
+)
+def test_a_preset_trains_both_towers_to_results(preset: str, lengths: tuple[str, ...], make: Make, place: Path) -> None:
+    config, trial = make(preset, *SMALL, *lengths, f"data.tree={place / 'data' / 'tree.nwk'}")
+    results = done(config, trial)
+    assert results["summary"]["selection"]["metric"] == "composite" and results["id"]["i2t_map"] > 0
+    n, record = len(load_inputs(config).positions("train")), json.loads(trial.trained.read_text())
+    assert record["epochs"] == (2 if preset == "readme_2025" else math.ceil(200 / (n - n % 16)))
+    names = {name.partition(".")[0] for name in load_file(trial.model)}
+    assert names == {"encoder", "text_encoder", "logit_scale", "logit_bias", "classes"}
 
 
 # ---------------------------------------------------------------- light tuning

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float64
 
+from pipeline.backbones import origins
 from pipeline.config.identity import digest
 from pipeline.config.trial import Config
 from pipeline.device import choose_device, device_name, gpu_name, make_deterministic, set_threads
@@ -84,7 +85,8 @@ def _train(inputs: Inputs, trial: TrialDir, stop: Stop, started: float) -> None:
     threads, device = set_threads(), choose_device(config.device)
     attempts = Attempts(trial.attempts, name, this_attempt(gpu_name(device)), started)
     machine = f"{device_name(device)}, {threads} threads"
-    run = Run(trial, name, machine, config, stop, attempts.note, inputs.table("train"))
+    table = inputs.table("train")
+    run = Run(trial, name, machine, config.for_images(len(table)), stop, attempts.note, table)
     with attempts.noted(stop.still_mine):
         model, facts, progress, calibrations = _learn(inputs, run, device)
         save_model(model, facts, trial)
@@ -136,5 +138,11 @@ def _record(facts: Facts, inputs: Inputs, progress: Progress, attempts: Attempts
         "train_sds": training.sds,
         "n_train": len(table),
     }
-    runs = {"training_seconds": round(progress.seconds, 2), "resumed": progress.restarts, "computed_on": progress.machines}
+    weights = origins(inputs.config.backbone, texts=inputs.texts is not None)
+    runs = {
+        "weights": weights,
+        "training_seconds": round(progress.seconds, 2),
+        "resumed": progress.restarts,
+        "computed_on": progress.machines,
+    }
     return identity(inputs) | selected | best | of | {"provenance": provenance(**spent(attempts.all()), **runs)}

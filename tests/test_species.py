@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir
 from pipeline.errors import Interrupted, UserError
 from pipeline.experiments.reading import load_experiment
+from pipeline.launch.doctor import capacity
+from pipeline.launch.watching import estimates
 from pipeline.models.encoders import recompute
 from pipeline.models.interpolation import between, plain, soup
 from pipeline.models.saved import load_facts, load_model, make_model
@@ -402,6 +405,31 @@ def test_tails_of_both_towers_compute_in_bf16_and_their_weights_stay_in_fp32(mak
 def test_what_does_not_go_together_is_refused_before_anything_is_read(overrides: tuple[str, ...], why: str) -> None:
     with pytest.raises(UserError, match=why):
         load_experiment(PROJECT / "configs/species/baseline.yaml", overrides)
+
+
+def test_both_towers_count_in_what_a_trial_is_estimated_to_need(make: Make, place: Path) -> None:
+    config, trial = make("finetune", *METHODS["finetune"])
+    done(config, trial)
+    inputs, known = load_inputs(config), capacity._known(config)
+    assert known is not None and known[2] is not None and inputs.texts is not None
+    weights, n, texts = known
+    sizes = {len(inputs.store.images()): inputs.store.shape, len(inputs.texts.texts.texts): inputs.texts.store.shape}
+    written = sum(4 * rows * math.prod(shape) for rows, shape in sizes.items())
+    assert estimates.features_bytes(config, weights, n, texts) == written
+    trained = sum(tensor.numel() for name, tensor in load_file(trial.model).items() if "encoder." in name)
+    assert estimates.trained_parameters(config, weights, texts) == pytest.approx(trained, rel=0.1)
+    alone = estimates.training_bytes(config, weights, n)
+    assert estimates.training_bytes(config, weights, n, None, texts) == alone + 16 * config.model.text.n_trained(texts.tower)
+    small = replace(weights, n_parameters=1, n_blocks=0, n_inputs=1)
+    assert estimates.extraction_bytes(config, small, texts) > estimates.extraction_bytes(config, small)
+
+
+def test_what_the_texts_need_is_known_once_they_are_fetched_and_not_before(make: Make, tmp_path: Path) -> None:
+    config, _ = make("projection", f"paths.features={tmp_path}")
+    assert capacity._known(config) is None
+    fetch.run([config])
+    known = capacity._known(config)
+    assert known is not None and known[2] is not None and known[2].n > 10
 
 
 def test_fetch_loads_the_text_tower_and_its_tokenizer_too(make: Make, capsys: pytest.CaptureFixture[str]) -> None:

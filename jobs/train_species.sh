@@ -1,9 +1,10 @@
 #!/bin/bash
-# The last blocks of both towers of BioCLIP-2, tuned together (configs/species/finetune.yaml).
+# The last blocks of both towers of BioCLIP-2, tuned together (configs/species/finetune.yaml), or another YAML of configs/species/.
 #
 #   sbatch jobs/train_species.sh                                    three seeds, one after another, as the YAML says
 #   sbatch --array=0-2 jobs/train_species.sh                        the same, shared out to three job tasks
 #   sbatch --array=0-5 jobs/train_species.sh optim.lr=1e-5,3e-5     six trials
+#   sbatch jobs/train_species.sh lift.yaml                          light tuning instead (configs/species/lift.yaml)
 #
 # Four GPUs of a node for each trial, which share out its batches (docs/species.md); ask for as much of each as they use:
 #
@@ -28,4 +29,6 @@ command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -
 project=${CARABID_PROJECT:-$(cd "${command%%train_species.sh*}.." && pwd)}
 source "$project/jobs/setup.sh"
 
-train_trials "$project/configs/species/finetune.yaml" "$@"
+method=finetune.yaml
+case "${1:-}" in *.yaml) method=$1; shift ;; esac
+train_trials "$project/configs/species/$method" "$@"

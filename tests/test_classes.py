@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,27 @@ def test_balanced_weights_give_every_class_the_same_sum_and_are_those_of_sklearn
     assert output.class_weights.numpy() == pytest.approx(expected, rel=1e-6)
     losses = output.losses(output.parameters(torch.zeros(60, 3)), targets)
     assert torch.allclose(targets.T @ losses, losses.sum().expand(3) / 3, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("tau", "focal"), [(1.0, 0.0), (0.5, 0.0), (1.5, 2.0)])
+def test_logits_are_adjusted_by_the_log_prior_in_training_and_not_in_prediction(tau: float, focal: float) -> None:
+    """Menon et al. 2021, equation 10, pair by pair."""
+    counts, raw, of = [50, 8, 0], 3 * torch.randn(7, 3, generator=torch.Generator().manual_seed(1)), [0, 1, 2, 0, 1, 1, 0]
+    output = categorical(logit_adjustment=tau, focal=focal)
+    output.set_counts(torch.tensor(counts, dtype=torch.float32))
+    found = output.losses(output.parameters(raw), F.one_hot(torch.tensor(of), 3).float())
+    for row, label, loss in zip(raw.tolist(), of, found.tolist(), strict=True):
+        logits = [x + tau * math.log(max(n, 1) / sum(counts)) for x, n in zip(row, counts, strict=True)]
+        p = math.exp(logits[label]) / sum(map(math.exp, logits))
+        assert loss == pytest.approx(-((1 - p) ** focal) * math.log(p), rel=1e-4)
+    assert torch.equal(output.moments(output.parameters(raw))[0], raw.softmax(-1))
+
+
+def test_counts_of_a_table_are_the_prior() -> None:
+    first, second, targets = categorical(logit_adjustment=1.0), categorical(logit_adjustment=1.0), one_hot(20, 3)
+    first.balance(targets)
+    second.set_counts(targets.sum(0))
+    assert torch.equal(first.log_prior, second.log_prior) and first.log_prior.exp().sum() == pytest.approx(1)
 
 
 def test_auxiliary_labels_have_a_softmax_of_their_own_and_a_row_without_adds_nothing() -> None:

@@ -324,6 +324,15 @@ def test_more_images_a_batch_and_more_blocks_need_more_memory(case: Any) -> None
     assert estimates.training_bytes(large, weights, 1) > estimates.training_bytes(small, weights, 1)
 
 
+def test_gradient_checkpointing_keeps_one_block_and_what_the_others_read(case: Any) -> None:
+    again = {"gradient_checkpointing": True}
+    plain, weights = case("tail", train={"batch_size": 4096})
+    less, _ = case("tail", train={"batch_size": 4096}, resources=again)
+    assert estimates.training_bytes(less, weights, 1) < estimates.training_bytes(plain, weights, 1)
+    encoder = plain.model.encoder
+    assert encoder.kept_bytes(weights, 100, True) - encoder.kept_bytes(weights, 100, True, again=True) == 100 * (64 - 4)
+
+
 def test_a_batch_of_groups_is_as_large_as_that_of_all_their_images(case: Any) -> None:
     groups, weights = case("tail", train=SETS["train"] | {"batch_size": 512})
     images, _ = case("tail", train={"batch_size": 4096, "precision": "fp32"})

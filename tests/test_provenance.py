@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.backbones import origins
+from pipeline.config.backbone import OpenClip
 from pipeline.config.trial import Config
 from pipeline.disk import provenance
 from pipeline.disk.layout import experiment_dir
@@ -135,3 +137,15 @@ def test_a_trial_says_job_and_array_and_holds_nothing_else_of_the_environment(
 def test_provenance_is_json() -> None:
     found = provenance.provenance()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+# ---------------------------------------------------------------- where weights come from
+def test_repositories_of_weights_and_of_what_reads_texts_are_listed_with_their_commits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.hub.commit_of", lambda name, *_: {"timm/ViT-B-16-SigLIP": "a" * 40}.get(name))
+    siglip = OpenClip(name="ViT-B-16-SigLIP", pretrained="webli")
+    assert origins(siglip, texts=False) == [{"repository": "timm/ViT-B-16-SigLIP", "commit": "a" * 40}]
+    assert {"repository": "timm/ViT-B-16-SigLIP", "commit": "a" * 40} in origins(siglip, texts=True)
+    bert = origins(OpenClip(name="roberta-ViT-B-32", pretrained="laion2b_s12b_b32k"), texts=True)
+    assert [each["repository"] for each in bert] == ["laion/CLIP-ViT-B-32-roberta-base-laion2B-s12B-b32k", "roberta-base"]
+    assert origins(OpenClip(name="ViT-B-32"), texts=True) == []
+    assert origins(OpenClip(name="local-dir:/a/folder"), texts=False) == [{"path": "/a/folder"}]

@@ -18,6 +18,7 @@ from pipeline.metrics.figures import Training
 from pipeline.metrics.groups import Prediction
 from pipeline.metrics.ranks import UNKNOWN
 from pipeline.metrics.retrieval import by_chance, mean, rank
+from pipeline.metrics.retrieval_compared import COLUMNS
 from pipeline.metrics.retrieval_report import Embeddings, chosen_by, class_table, retrieval_report
 from pipeline.models.base import Predicted
 from pipeline.tasks.retrieval import Embedded, Retrieval
@@ -155,7 +156,8 @@ def test_a_row_per_class_tells_what_its_queries_get() -> None:
     of = drawn()
     table, blocks = class_table(of, NAMES), report(of)
     assert table["class"].tolist() == list(NAMES[:8]) and table["n"].tolist() == IMAGES[:8].tolist()
-    assert list(table.columns) == ["class", "n_train", "n", "i2t_map", "i2i_map", "t2i_map", "acc"]
+    own = ["i2t_map", "i2i_map", "t2i_map", "acc", "i2i_map50", "t2i_map50"]
+    assert list(table.columns) == ["class", "n_train", "n", *own, *(f"full_{name}" for name in own)]
     for part, rows in (("id", table[table["n_train"] > 0]), ("ood", table[table["n_train"] == 0])):
         assert blocks[part]["i2t_map_macro"] == pytest.approx(rows["i2t_map"].mean())
         assert blocks[part]["i2i_map_macro"] == pytest.approx(rows["i2i_map"].mean())
@@ -255,6 +257,43 @@ def test_files_tell_the_first_classes_of_each_image_and_its_own(tmp_path: Path) 
     assert tested.value(TASK.figures["acc"]) == pytest.approx(blocks["summary"]["acc"])
     with pytest.raises(UserError, match="no such figure to compare by"):
         TASK.tested(trial, "i2i_map")
+
+
+@pytest.mark.parametrize("counts", [COUNTS, np.where(COUNTS > 0, 0, 3), COUNTS + 1])
+def test_every_figure_that_the_report_names_but_of_ranks_and_chance_is_compared_by_classes(counts: Array, tmp_path: Path) -> None:
+    of, trial = drawn(counts=counts), TrialDir(tmp_path)
+    blocks = TASK.report(predicted(of), trained(counts))
+    said = TASK.describe(blocks)
+    write_json(trial.results, blocks | said | {"evaluation": {}})
+    for path, table in zip((trial.predictions, trial.groups), TASK.tables(predicted(of)), strict=True):
+        write_table(path, table.sample(frac=1, random_state=1))
+    named = {name for name in said["figures"] if not name.startswith("random.") and name != "selection"} - RANKED
+    assert named <= set(TASK.compared())
+    for name in named:
+        tested = TASK.tested(trial, name)
+        assert tested.value(TASK.compared()[name]) == (v if (v := said["figures"][name]) is None else pytest.approx(v)), name
+
+
+RANKED = {*(f"genus.{name}" for name in ("accuracy", "probability", "wrong_within")), "species.accuracy", "species.probability"}
+
+
+@pytest.mark.parametrize("name", ["id.i2t_map", "ood.full.i2i_map", "medium.t2i_map", "id.acc_macro", "composite", "comp_map"])
+def test_a_draw_of_classes_is_the_figure_of_their_rows_repeated(name: str, tmp_path: Path) -> None:
+    figure, rng = TASK.compared()[name], np.random.default_rng(3)
+    truth, said = np.array([5, 4, 1, -3, -1, 6]), np.column_stack([[0, 1, 1, -1, -1, 1], rng.random((6, len(COLUMNS)))])
+    weights = rng.integers(0, 3, (6, 20)).astype("float64")
+    found = figure.drawn(truth, said, weights=weights)
+    for draw, value in zip(weights.T.astype("int64"), found, strict=True):
+        rows = np.repeat(np.arange(6), draw)
+        again = figure.value(truth[rows], said[rows])
+        assert np.isnan(value) if again is None else value == pytest.approx(again)
+
+
+def test_a_table_of_classes_of_before_is_told_apart(tmp_path: Path) -> None:
+    trial = TrialDir(tmp_path)
+    write_table(trial.groups, pd.DataFrame({"class": ["a"], "n_train": [1], "n": [2], "i2t_map": [1.0]}))
+    with pytest.raises(UserError, match=r"has no i2i_map: it was written by an earlier version\. Evaluate this trial again"):
+        TASK.tested(trial, "id.i2t_map")
 
 
 def test_files_are_the_same_however_few_images_are_taken_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

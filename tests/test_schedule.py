@@ -80,3 +80,29 @@ def test_no_schedule_leaves_the_span_of_nothing_and_the_full_rate(kind: str, pea
 def test_every_kind_is_a_configurations() -> None:
     for kind in Schedule.kinds:
         assert Config.model_validate(named({"experiment": "x", "schedule": {"kind": kind}})).schedule.kind == kind
+
+
+# ---------------------------------------------------------------- lengths in images
+def lengths(batch: int, head: str, **schedule: Any) -> Config:
+    model = {"encoder": {"kind": "projection"}, "head": {"kind": head}}
+    loss = {"kind": "infonce" if head == "contrastive" else "cross_entropy"}
+    values = {"experiment": "x", "task": "species", "data": {"label": "kind"}, "model": model, "loss": loss}
+    train = {"samples": 1_000_000, "batch_size": batch}
+    return Config.model_validate(named({**values, "train": train, "schedule": {"kind": "cosine", "per": "step", **schedule}}))
+
+
+def test_a_training_told_in_images_is_one_in_epochs_of_whole_batches_of_pairs() -> None:
+    """1 M images, 200 k of them in the warm-up, of 10,500: 10 batches of 1024 an epoch."""
+    config = lengths(1024, "contrastive", warmup_samples=200_000, floor=1e-4).for_images(10_500)
+    assert config.train.epochs == math.ceil(1_000_000 / 10_240) == 98
+    assert config.schedule.warmup == pytest.approx(200_000 / 10_240)
+    rates = [config.schedule.rate(1.0, 1.0, at, config.train.epochs) for at in (0.0, 100_000 / 10_240, 200_000 / 10_240, 98.0)]
+    assert rates == pytest.approx([0, 0.5, 1, 1e-4])
+
+
+def test_other_heads_see_partial_batches_and_what_is_told_in_epochs_stays() -> None:
+    config = lengths(1024, "lift", warmup=3)
+    assert config.for_images(10_500).train.epochs == math.ceil(1_000_000 / 10_500)
+    assert config.for_images(10_500).schedule == config.schedule
+    plain = config.model_copy(update={"train": config.train.model_copy(update={"samples": None})})
+    assert plain.for_images(7) == plain

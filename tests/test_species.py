@@ -4,7 +4,9 @@ blocks of both towers, adapters on both; what is cached, saved, resumed and pred
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from pipeline.backbones import load_towers
+from pipeline.backbones.base import Tail
 from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir
 from pipeline.errors import Interrupted, UserError
 from pipeline.experiments.reading import load_experiment
+from pipeline.launch.doctor import capacity
+from pipeline.launch.watching import estimates
+from pipeline.models.encoders import recompute
 from pipeline.models.interpolation import between, plain, soup
 from pipeline.models.saved import load_facts, load_model, make_model
+from pipeline.models.towers import TwoTowers
+from pipeline.reporting.comparison import candidates, compare
 from pipeline.signals import StopFlag
 from pipeline.stages import evaluate, extract, fetch, interpolate, train
 from pipeline.stages.inputs import load_inputs, make_facts
@@ -33,6 +43,7 @@ from tests.towers import write_model
 pytestmark = pytest.mark.jobs
 QUICK = ("device=cpu", "train.precision=fp32", "features.dtype=fp32", "resources.lease_seconds=1", "train.batch_size=16")
 Make = Callable[..., tuple[Config, TrialDir]]
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +82,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "few_shot": ("data.shots=2",),
     "projection": ("train.epochs=3", "optim.lr=1e-2"),
     "finetune": ("train.epochs=2", "optim.lr=1e-3", "model.encoder.blocks=1", "model.text.blocks=2"),
+    "lift": ("train.epochs=3", "optim.lr=1e-2", "model.encoder={kind: lora, blocks: 1, r: 2}"),
     "lora": (
         "train.epochs=2",
         "optim.lr=1e-2",
@@ -179,7 +191,7 @@ def test_a_batch_that_no_images_fill_is_refused(make: Make) -> None:
         train.run(config, trial)
 
 
-@pytest.mark.parametrize("method", ["projection", "lora"])
+@pytest.mark.parametrize("method", ["projection", "lora", "lift"])
 def test_between_released_and_tuned_the_ends_are_these_to_the_bit(method: str, make: Make) -> None:
     config, trial = make(method, *METHODS[method])
     results = done(config, trial)
@@ -190,6 +202,7 @@ def test_between_released_and_tuned_the_ends_are_these_to_the_bit(method: str, m
     for alpha, end in ((0.0, base), (1.0, tuned)):
         assert all(torch.equal(tensor, end[name]) for name, tensor in between(base, tuned, alpha).items())
     assert not torch.equal(base["logit_scale"], tuned["logit_scale"])
+    assert float(base["logit_scale"]) == pytest.approx(load_towers(config.backbone).logit_scale)
     found = interpolate.run([trial.path], [0.0, 0.5, 1.0], "cpu")
     ends = [found.rows[0]["id.i2t_map"], found.rows[-1]["id.i2t_map"]]
     assert ends == pytest.approx([released["id"]["i2t_map"], results["id"]["i2t_map"]], abs=1e-6)
@@ -226,6 +239,152 @@ def test_a_soup_is_the_mean_of_its_trials_and_not_of_unlike_ones(make: Make) -> 
         interpolate.run([make("baseline")[1].path], [0.0], "cpu")
 
 
+def test_trials_are_compared_by_the_figures_of_their_report_and_told_where_their_weights_came_from(
+    make: Make, place: Path
+) -> None:
+    more = ("experiment=compared",)
+    trials = [make("baseline", *more), make("projection", *METHODS["projection"], *more)]
+    results = [done(*each) for each in trials]
+    found = candidates([experiment_dir(trials[0][0])])
+    for name in (None, "ood.i2i_map", "composite"):
+        lines = compare(found, name).lines
+        said = sorted(each["figures"][name or "id.i2t_map"] for each in results)
+        assert sorted(line.test or 0 for line in lines) == pytest.approx(said)
+    origin = json.loads(trials[1][1].provenance.read_text())["train"]["weights"]
+    assert origin == [{"path": str(place / "clip")}]
+
+
+SMALL = ("backbone.pretrained=null", "model.text.blocks=3", "optim.lr=1e-3", "model.encoder.lr_scale=0.1")
+
+
+@pytest.mark.parametrize(
+    ("preset", "lengths"),
+    [("readme_2025", ("train.epochs=2",)), ("head_2026", ("train.samples=200", "schedule.warmup_samples=40"))],
+)
+def test_a_preset_trains_both_towers_to_results(preset: str, lengths: tuple[str, ...], make: Make, place: Path) -> None:
+    config, trial = make(preset, *SMALL, *lengths, f"data.tree={place / 'data' / 'tree.nwk'}")
+    results = done(config, trial)
+    assert results["summary"]["selection"]["metric"] == "composite" and results["id"]["i2t_map"] > 0
+    n, record = len(load_inputs(config).positions("train")), json.loads(trial.trained.read_text())
+    assert record["epochs"] == (2 if preset == "readme_2025" else math.ceil(200 / (n - n % 16)))
+    names = {name.partition(".")[0] for name in load_file(trial.model)}
+    assert names == {"encoder", "text_encoder", "logit_scale", "logit_bias", "classes"}
+
+
+# ---------------------------------------------------------------- light tuning
+def test_a_classifier_starts_at_the_texts_and_moves_those_of_species_that_are_trained_on(make: Make) -> None:
+    config, trial = make("lift", *METHODS["lift"])
+    results, released = done(config, trial), done(*make("baseline"))
+    inputs = load_inputs(config)
+    assert inputs.texts is not None
+    model = load_model(config, trial, inputs.backbone, None)
+    texts = inputs.texts.samples(np.arange(1), tuple(inputs.dataset.truth.counts(inputs.table("train")).values()), CPU)
+    before = F.normalize(texts.bank.gather(texts.of_class).float(), dim=-1)
+    same = (model.classes == before).all(dim=1)  # type: ignore[operator]
+    assert torch.equal(same, texts.facts.counts == 0) and 0 < int(same.sum()) < len(same)
+    assert float(model.logit_scale.exp()) == pytest.approx(25)  # type: ignore[operator]
+    assert results["id"]["i2t_map"] > released["id"]["i2t_map"]
+
+
+def test_a_classifier_on_a_frozen_tower_reads_pooled_embeddings_and_no_text_tower(make: Make) -> None:
+    config, trial = make("lift", "model.encoder={kind: frozen}", "train.epochs=2", "model.head.scale=null", "optim.lr=1e-2")
+    done(config, trial)
+    assert load_inputs(config).store.shape == (32,)
+    with safe_open(trial.model, "pt") as file:
+        assert set(file.keys()) == {"classes", "logit_scale", "logit_bias"}
+        assert file.get_tensor("logit_scale").item() == pytest.approx(load_facts(trial).text.logit_scale)  # type: ignore[union-attr]
+
+
+def test_a_classifier_that_was_stopped_ends_with_the_same_bits(make: Make, tmp_path: Path) -> None:
+    config, _ = make("lift", *METHODS["lift"], "augment={mixup_alpha: 0.2, noise: 0.1, image_dropout: 0.1}")
+    extract.ensure(config)
+    whole, parts = TrialDir(tmp_path / "whole"), TrialDir(tmp_path / "parts")
+    train.run(config, whole)
+    with pytest.raises(Interrupted):
+        train.run(config, parts, StopAfter(1))
+    train.run(config, parts)
+    assert whole.model.read_bytes() == parts.model.read_bytes()
+
+
+# ---------------------------------------------------------------- which tower learns, and how
+@pytest.mark.parametrize("frozen", ["encoder", "text"])
+def test_a_frozen_tower_does_not_move_and_the_other_does(frozen: str, make: Make) -> None:
+    """Either may be frozen: its parameters are in no file of the trial, and it says what the released one says."""
+    learns = {"encoder": "text", "text": "encoder"}[frozen]
+    config, trial = make(
+        "finetune", "train.epochs=2", "optim.lr=1e-3", f"model.{learns}.blocks=1", f"model.{frozen}={{kind: frozen}}"
+    )
+    done(config, trial)
+    with safe_open(trial.model, "pt") as file:
+        parts = {name.partition(".")[0] for name in file.keys()} - {"classes", "logit_scale", "logit_bias"}  # noqa: SIM118
+    assert parts == {{"encoder": "encoder", "text": "text_encoder"}[learns]}
+    inputs, (other, base) = load_inputs(config), make("baseline")
+    done(other, base)
+    mine = predict(load_model(config, trial, inputs.encoder_backbone, inputs.text_tower), _samples(config, trial))
+    released = predict(load_model(other, base, None), _samples(other, base))
+    same = (np.array_equal(mine.mean, released.mean), np.array_equal(mine.classes, released.classes))
+    assert same == (frozen == "encoder", frozen == "text")
+
+
+def _samples(config: Config, trial: TrialDir) -> Any:
+    return load_inputs(config).samples(load_facts(trial), "validation", CPU)
+
+
+@pytest.mark.parametrize("method", ["finetune", "lora", "lift"])
+def test_gradient_checkpointing_is_no_other_trial_and_learns_the_same(method: str, make: Make, tmp_path: Path) -> None:
+    plainly, again = (make(method, *METHODS[method], f"resources.gradient_checkpointing={on}") for on in ("false", "true"))
+    assert plainly[1].path == again[1].path
+    extract.ensure(plainly[0])
+    tensors = []
+    for name, config in (("plainly", plainly[0]), ("again", again[0])):
+        trial = TrialDir(tmp_path / name)
+        train.run(config, trial)
+        files = {file.relative_to(trial.path): load_file(file) for file in trial.path.rglob("*.safetensors")}
+        tensors.append({f"{file} {key}": value for file, found in files.items() for key, value in found.items()})
+    assert tensors[0].keys() == tensors[1].keys() and len(tensors[0]) > 5
+    assert all(torch.allclose(tensors[0][name], tensors[1][name], atol=1e-6) for name in tensors[0])
+
+
+def test_gradient_checkpointing_reaches_adapters_and_gives_the_same_gradients(make: Make) -> None:
+    config, _ = make("lora", *METHODS["lora"])
+    extract.ensure(config)
+    inputs = load_inputs(config)
+    model = make_model(config, make_facts(inputs), inputs.encoder_backbone, inputs.text_tower)
+    features = inputs.samples(make_facts(inputs), "train", CPU).select(torch.arange(8))[0]
+    gradients = []
+    for again in (False, True):
+        if again:
+            recompute(model)
+        model.zero_grad()
+        model.embed(features)[:, 0].sum().backward()  # type: ignore[operator]
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert [module.recomputes for module in model.modules() if isinstance(module, Tail)] == [True, True]
+    assert gradients[0] and all(torch.allclose(*pair, atol=1e-6) for pair in zip(*gradients, strict=True))
+
+
+def test_tails_of_both_towers_compute_in_bf16_and_their_weights_stay_in_fp32(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = tuple(each for each in QUICK if not each.startswith("train.precision"))
+    config, trial = make("finetune", *METHODS["finetune"], "train.precision=bf16", quick=quick)
+    seen: set[tuple[str, torch.dtype]] = set()
+    embed = {"image": TwoTowers.embed, "text": TwoTowers.embed_texts}
+
+    def watched(tower: str) -> Any:
+        def call(model: TwoTowers, features: torch.Tensor) -> torch.Tensor:
+            part = model.encoder if tower == "image" else model.text_encoder
+            if model.training:
+                seen.add((tower, part(features).dtype))
+            return embed[tower](model, features)
+
+        return call
+
+    monkeypatch.setattr(TwoTowers, "embed", watched("image"))
+    monkeypatch.setattr(TwoTowers, "embed_texts", watched("text"))
+    extract.ensure(config)
+    train.run(config, trial)
+    assert seen == {("image", torch.bfloat16), ("text", torch.bfloat16)}
+    assert {tensor.dtype for tensor in load_file(trial.model).values()} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("overrides", "why"),
     [
@@ -235,12 +394,42 @@ def test_a_soup_is_the_mean_of_its_trials_and_not_of_unlike_ones(make: Make) -> 
         (("model.head={kind: contrastive}",), "embeds images and texts"),
         (("loss={kind: pair_bce}",), "compares images with texts"),
         (("model.encoder={kind: projection}",), "tunes nothing"),
+        (
+            ("model.head={kind: contrastive}", "loss={kind: infonce}"),
+            r"model\.head\.kind contrastive tunes towers, and both are frozen: set model\.encoder\.kind or model\.text\.kind",
+        ),
+        (("model.head={kind: lift}", "model.text={kind: projection}"), "starts from the texts as they are"),
         (("train.batches={kind: classes}",), "does not compare the images of a batch"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_read(overrides: tuple[str, ...], why: str) -> None:
     with pytest.raises(UserError, match=why):
         load_experiment(PROJECT / "configs/species/baseline.yaml", overrides)
+
+
+def test_both_towers_count_in_what_a_trial_is_estimated_to_need(make: Make, place: Path) -> None:
+    config, trial = make("finetune", *METHODS["finetune"])
+    done(config, trial)
+    inputs, known = load_inputs(config), capacity._known(config)
+    assert known is not None and known[2] is not None and inputs.texts is not None
+    weights, n, texts = known
+    sizes = {len(inputs.store.images()): inputs.store.shape, len(inputs.texts.texts.texts): inputs.texts.store.shape}
+    written = sum(4 * rows * math.prod(shape) for rows, shape in sizes.items())
+    assert estimates.features_bytes(config, weights, n, texts) == written
+    trained = sum(tensor.numel() for name, tensor in load_file(trial.model).items() if "encoder." in name)
+    assert estimates.trained_parameters(config, weights, texts) == pytest.approx(trained, rel=0.1)
+    alone = estimates.training_bytes(config, weights, n)
+    assert estimates.training_bytes(config, weights, n, None, texts) == alone + 16 * config.model.text.n_trained(texts.tower)
+    small = replace(weights, n_parameters=1, n_blocks=0, n_inputs=1)
+    assert estimates.extraction_bytes(config, small, texts) > estimates.extraction_bytes(config, small)
+
+
+def test_what_the_texts_need_is_known_once_they_are_fetched_and_not_before(make: Make, tmp_path: Path) -> None:
+    config, _ = make("projection", f"paths.features={tmp_path}")
+    assert capacity._known(config) is None
+    fetch.run([config])
+    known = capacity._known(config)
+    assert known is not None and known[2] is not None and known[2].n > 10
 
 
 def test_fetch_loads_the_text_tower_and_its_tokenizer_too(make: Make, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,6 +38,23 @@ def weights_files(block: blocks.Backbone) -> list[Path]:
     return [file for weights in block.weights_from() for file in _files(weights)]
 
 
+def origins(block: blocks.Backbone, texts: bool) -> list[dict[str, str]]:
+    """Where weights come from, for provenance: each path, or repository on the Hub with the commit that is in the cache; with
+    `texts` also where what reads texts comes from. What is drawn from a seed comes from nowhere. May load the library that knows
+    them."""
+    found = []
+    for weights in block.weights_from():
+        found += [{"path": weights.path}] if weights.path else []
+        found += [_origin(repository, weights.revision)] if (repository := _repository(weights)) and not weights.path else []
+    more = implementation(block.text_repositories)(block) if texts else []
+    return found + [_origin(name, None) for name in more if name not in {each.get("repository") for each in found}]
+
+
+def _origin(repository: str, revision: str | None) -> dict[str, str]:
+    commit = hub.commit_of(repository, revision, "models")
+    return {"repository": repository} | ({"commit": commit} if commit else {})
+
+
 def weights_state(block: blocks.Backbone) -> list[Any] | None:
     """In which state weights are here: sizes and times of local files, a Hub commit; None if there are some that are not here.
     Loads no library. Raises UserError for a name that can be neither a folder's nor the Hub's."""
@@ -48,8 +65,13 @@ def weights_state(block: blocks.Backbone) -> list[Any] | None:
 def _files(weights: blocks.Weights) -> list[Path]:
     if weights.path:
         return _local_files(weights.path)
-    repository = implementation(weights.tag[0])(*weights.tag[1:]) if weights.tag else weights.repository
+    repository = _repository(weights)
     return hub.snapshot_files(repository, weights.revision) if repository else []
+
+
+def _repository(weights: blocks.Weights) -> str:
+    """On the Hub; empty where they come from elsewhere."""
+    return (implementation(weights.tag[0])(*weights.tag[1:]) or "") if weights.tag else weights.repository
 
 
 def _state(weights: blocks.Weights) -> Any:

@@ -14,7 +14,7 @@ from pydantic import Field
 from pipeline.config.backbone import FeatureKind
 from pipeline.config.fits import OWN, Fit
 from pipeline.config.kinds import Kind
-from pipeline.config.measures import BLOCK, KEPT, PASSING, SIDES, Measures
+from pipeline.config.measures import BLOCK, KEPT, PASSING, SIDES, Measures, kept_of_blocks
 from pipeline.config.section import Fraction, Positive, implementation
 from pipeline.errors import UserError
 
@@ -69,9 +69,10 @@ class Encoder(Kind):
         """Its parameters that training leaves as they are."""
         return 0
 
-    def kept_bytes(self, of: Measures, numbers: int, fp32: bool) -> int:
-        """What it keeps for the backward pass of an image with so many `numbers` in its features."""
-        return numbers * self.tail_blocks * KEPT[self._method][fp32]
+    def kept_bytes(self, of: Measures, numbers: int, fp32: bool, again: bool = False) -> int:
+        """What it keeps for the backward pass of an image with so many `numbers` in its features; `again`: with gradient
+        checkpointing."""
+        return kept_of_blocks(numbers, self.tail_blocks, KEPT[self._method][fp32], again)
 
     def passing_bytes(self, of: Measures, numbers: int) -> int:
         """What such an image takes at the height of a forward pass that keeps nothing."""
@@ -225,8 +226,8 @@ class EndToEnd(Encoder):
     def n_trained(self, of: Measures) -> int:
         return of.n_parameters
 
-    def kept_bytes(self, of: Measures, numbers: int, fp32: bool) -> int:
-        return of.kept_bytes(fp32)
+    def kept_bytes(self, of: Measures, numbers: int, fp32: bool, again: bool = False) -> int:
+        return of.kept_bytes(fp32, again)
 
     def passing_bytes(self, of: Measures, numbers: int) -> int:
         return of.passing_bytes()

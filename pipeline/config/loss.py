@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipeline.config.fits import GIVEN, OWN, Fit
 from pipeline.config.kinds import Kind
-from pipeline.config.section import Ascending, implementation
+from pipeline.config.section import LATER, Ascending, implementation
 
 PREDICTED = ("numbers", "classes")
 Level = Annotated[float, Field(gt=0, lt=1)]
@@ -33,6 +33,11 @@ class Loss(Kind):
     """What it is of: predictions of a truth, or pairs of an image and a text (`config/pairs.py`)."""
     learns_variance: ClassVar[bool] = True
     """Whether a head learns by it how sure it is of an image."""
+
+    @property
+    def learns_auxiliary(self) -> bool:
+        """Whether labels beside the class are learnt: its key `auxiliary`, if it has one."""
+        return bool(getattr(self, "auxiliary", 0))
 
     @abstractmethod
     def make(self, n_targets: int) -> Any:
@@ -93,6 +98,8 @@ class CrossEntropy(Loss):
     """Focusing exponent γ: what is told apart already counts less (focal loss, arXiv 1708.02002); 0: all alike."""
     auxiliary: float = Field(0.0, ge=0)
     """Weight of the cross-entropy of data.columns.auxiliary, learnt by the same network; 0: not learnt."""
+    logit_adjustment: Annotated[float, Field(ge=0), LATER] = 0.0
+    """τ: learn with τ·log(share of the training images) added to the logit of each class (arXiv 2007.07314); 0: not."""
 
     def make(self, n_targets: int) -> Any:
         return implementation("pipeline.models.losses.Categorical")(self, n_targets)

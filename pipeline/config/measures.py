@@ -40,11 +40,18 @@ class Measures:
         """Numbers in one image's tokens: those of the patches and that of the class."""
         return (self.n_patches + 1) * self.width
 
-    def kept_bytes(self, fp32: bool) -> int:
-        """What the whole backbone keeps of an image for the backward pass."""
-        of_blocks = self.n_tokens * self.n_blocks * KEPT["tail"][fp32]
+    def kept_bytes(self, fp32: bool, again: bool = False) -> int:
+        """What the whole backbone keeps of an image for the backward pass; `again`: with gradient checkpointing, where it has
+        blocks."""
+        of_blocks = kept_of_blocks(self.n_tokens, self.n_blocks, KEPT["tail"][fp32], again)
         return of_blocks or self.n_inputs * KEPT_OF_IMAGE[fp32]
 
     def passing_bytes(self) -> int:
         """What an image takes on its way through the whole backbone."""
         return self.n_tokens * PASSING["tail"] if self.n_blocks else self.n_inputs * PASSING_OF_IMAGE
+
+
+def kept_of_blocks(numbers: int, n_blocks: int, each: int, again: bool) -> int:
+    """What blocks keep of an image with so many `numbers` in its tokens, `each` bytes a number; `again`: what every block reads,
+    in fp32, and of one block, that is computed again, the rest."""
+    return numbers * (each + 4 * (n_blocks - 1) if again and n_blocks else each * n_blocks)

@@ -53,6 +53,11 @@ class Model(Section):
         return self.head.rate_scale() if encoder is None else encoder.rate_scale(name)
 
     @property
+    def tunes_towers(self) -> bool:
+        """Whether anything of a tower learns, of images or of texts."""
+        return self.encoder.learns or self.text.learns
+
+    @property
     def has_hidden_layer(self) -> bool:
         """Whether anything is learnt below the head's last layer."""
         learns = self.encoder.learns or self.domain_embedding or self.species_embedding

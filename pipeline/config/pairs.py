@@ -72,8 +72,9 @@ class Compared(Section):
     """What is alike: an image and its own text; or all of its class; by the ranks that classes share; by their tree."""
     shuffle: Seed | None = None
     """Control: the species of the tree permuted by this seed, so that it says nothing of looks; null: as they are."""
-    similarity: Literal["cosine", "geodesic"] = "cosine"
-    """What logits are of: the cosine of two embeddings, or 1 − 2θ/π of the angle between them."""
+    similarity: Literal["cosine", "geodesic", "geodesic_acos"] = "cosine"
+    """What logits are of: the cosine of two embeddings, or 1 − 2θ/π of the angle θ between them, by atan2 or by acos of a clamped
+    cosine."""
     clamp_scale: bool = False
     """Keep the scale of the logits, exp(scale), below 100."""
     weights: Weights = Weights()

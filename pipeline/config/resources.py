@@ -186,6 +186,9 @@ class Resources(Section):
     """Threads that decode images."""
     residence: Literal["auto", "device", "host", "mmap"] = "auto"
     """Where features stay while training: on the device, in pinned host memory, or memory-mapped."""
+    gradient_checkpointing: bool = False
+    """Compute what tails and whole networks need for the backward pass again instead of keeping it: less of a GPU's memory, a
+    third more time (arXiv 1604.06174)."""
     checkpoint_epochs: Positive | None = None
     """Write a checkpoint each so many epochs."""
     checkpoint_seconds: float = Field(300, ge=0)

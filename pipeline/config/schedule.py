@@ -21,6 +21,8 @@ class Schedule(Kind):
 
     warmup: Annotated[int, Field(ge=0)] = 0
     """Epochs of linear warm-up."""
+    warmup_samples: Annotated[Positive | None, LATER] = None
+    """Images that are seen in the warm-up, whatever `warmup` says; null: those of `warmup` epochs."""
     per: Annotated[Literal["epoch", "step"], LATER] = "epoch"
     """How often the rate is set: with `step` it falls within epochs too, and the warm-up begins at 0."""
 

@@ -32,6 +32,13 @@ class ContrastiveHead(TextHead):
     """Two towers tuned together: the embedding of an image is drawn to that of its text, by a loss of pairs."""
 
     fits: ClassVar[tuple[Any, ...]] = (
+        Fit(
+            "model.tunes_towers",
+            (True,),
+            "tunes towers, and both are frozen",
+            "reads_texts",
+            hint="model.encoder.kind or model.text.kind to what learns (or model.head.kind to zero_shot)",
+        ),
         Fit("model.text.reads", ("pooled", "cut"), "reads texts, which have no {model.text.reads} features", "reads_texts"),
         Fit("model.standardize_features", (False,), "tunes what it reads", "reads_texts"),
     )
@@ -56,6 +63,28 @@ class ZeroShotHead(TextHead):
     chooses = False
     model, fitter = "pipeline.models.towers.TwoTowers", "pipeline.training.few_shot.fit_zero_shot"
     kind: Literal["zero_shot"]
+
+
+class LiftHead(TextHead):
+    """A classifier that starts at the texts of the classes, over a frozen or lightly tuned image tower (LIFT, arXiv 2309.10019):
+    the cosine with each class' weights. A class without training images keeps its text."""
+
+    fits: ClassVar[tuple[Any, ...]] = (
+        Fit("model.text.learns", (False,), "starts from the texts as they are", "reads_texts"),
+        Fit("model.standardize_features", (False,), "compares images with texts as they are", "reads_texts"),
+        Fit("loss.learns_auxiliary", (False,), "learns no labels beside the class", "reads_texts", hint="loss.auxiliary to 0"),
+        Fit("risk.kind", ("mean",), "has no use for risk.kind {risk.kind}", "reads_texts"),
+    )
+    descends = True
+    model, fitter = "pipeline.models.towers.TextClassifier", "pipeline.training.text_classifier.fit"
+    kind: Literal["lift"]
+    scale: float | None = Field(25.0, gt=0)
+    """What cosines are multiplied by for logits; null: what the released model does (100 of most)."""
+    lr_scale: float = Field(1.0, gt=0)
+    """Learning rate of the classes' weights, as a multiple of `optim.lr`."""
+
+    def n_parameters(self, width: int, n_targets: int) -> int:
+        return width * n_targets
 
 
 class FewShotHead(TextHead):

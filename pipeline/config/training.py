@@ -35,6 +35,8 @@ class Train(Section):
 
     fits = (Fit("select.epoch", ("best",), "waits for a better epoch", "patience"),)
     epochs: Positive = 500
+    samples: Annotated[Positive | None, LATER] = None
+    """Train until so many images were seen, rounded up to whole epochs, whatever `epochs` says; null: for `epochs`."""
     batch_size: Positive = 64
     """Images, or with `sample: groups` groups, a step."""
     sample: Literal["images", "groups"] = "images"

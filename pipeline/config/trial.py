@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -67,6 +68,18 @@ class Config(Section):
     def chooses(self) -> bool:
         """Whether an epoch, a penalty or the like is chosen by figures on validation."""
         return self.select.epoch == "best" and self.model.head.chooses
+
+    def for_images(self, n: int) -> Self:
+        """The same with what `train.samples` and `schedule.warmup_samples` say, if they are given, as epochs of `n` images, of
+        which a head that compares those of a batch drops a last partial batch. A warm-up may then end within an epoch."""
+        if self.model.head.embeds_pairs:
+            n = max(n - n % self.train.batch_size, 1)
+        train, schedule = self.train, self.schedule
+        if train.samples is not None:
+            train = train.model_copy(update={"epochs": math.ceil(train.samples / n)})
+        if schedule.warmup_samples is not None:
+            schedule = schedule.model_copy(update={"warmup": schedule.warmup_samples / n})
+        return self.model_copy(update={"train": train, "schedule": schedule})
 
     @field_validator("task")
     @classmethod

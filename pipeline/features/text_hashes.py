@@ -82,12 +82,14 @@ def text_ingredients(config: Config, content: str, weights: TextWeights) -> Ingr
 
 def known_text_key(config: Config, looks: str | None = None) -> str | None:
     """The key of the texts' features if records tell it; `looks` is the data's `known_signature`, for a caller that has it."""
+    weights, texts = known_text_weights(config), known_texts(config, looks)
+    return None if weights is None or texts is None else text_ingredients(config, texts.content, weights).key()
+
+
+def known_texts(config: Config, looks: str | None = None) -> TextsRecord | None:
+    """The record of the data's texts, if there is one of the data as they are now; `looks` as for `known_text_key`."""
     looks = looks or known_signature(config.data)
-    weights = known_text_weights(config)
-    if weights is None or looks is None:
-        return None
-    texts = read_as(record_file(config, "texts", _signature(config, looks)), TextsRecord)
-    return None if texts is None else text_ingredients(config, texts.content, weights).key()
+    return read_as(record_file(config, "texts", _signature(config, looks)), TextsRecord) if looks else None
 
 
 def _signature(config: Config, looks: str) -> str:

@@ -29,6 +29,10 @@ Direction = Literal["i2t", "i2i", "t2i"]
 Found = Mapping[Direction, Ranked]
 DIRECTIONS: tuple[Direction, ...] = ("i2t", "i2i", "t2i")
 ARROWS = {"i2t": "image→text", "i2i": "image→image", "t2i": "text→image"}
+OF_CLASS = (*(f"{name}_map" for name in DIRECTIONS), "acc", *(f"{name}_map{DEEP}" for name in DIRECTIONS[1:]))
+"""What a class has a mean of over its queries, against the gallery of its own partition."""
+OF_FULL = tuple(f"full_{name}" for name in OF_CLASS)
+"""The same against the full gallery."""
 FEW, MEDIUM = 20, 100
 """Most training images of the classes in these buckets; what has more is in `many`."""
 
@@ -247,18 +251,25 @@ def chosen_by(metric: str, embeddings: Embeddings) -> float | None:
 
 
 def class_table(embeddings: Embeddings, names: Sequence[str]) -> pd.DataFrame:
-    """A row per class that is evaluated on: class, n_train, n (images), and its queries' i2t_map, i2i_map, t2i_map and acc
-    against the gallery of its own partition; NaN where one is not defined."""
+    """A row per class that is evaluated on: class, n_train, n (images), and the means of OF_CLASS and OF_FULL over its queries;
+    NaN where one is not defined."""
     import pandas as pd  # not on a login node
 
-    n, table = len(names), np.full((4, len(names)), np.nan)
-    if embeddings.is_finite:
-        for name, found in embeddings.own.items():
-            of = embeddings.parts[name]
-            labels = embeddings.labels[embeddings.rows(of)]
-            means = [class_means(found[way].ap, labels, n) for way in DIRECTIONS[:2]]
-            texts = class_means(found["t2i"].ap, np.flatnonzero(of), n)
-            table[:, of] = np.stack([*means, texts, class_means(found["i2t"].precision[:, 0], labels, n)])[:, of]
     columns = {"class": names, "n_train": embeddings.counts, "n": embeddings.n_images}
-    figures = dict(zip(("i2t_map", "i2i_map", "t2i_map", "acc"), table, strict=True))
+    tables = [np.full((len(OF_CLASS), len(names)), np.nan) for _ in (OF_CLASS, OF_FULL)]
+    if embeddings.is_finite:
+        for table, galleries in zip(tables, (embeddings.own, embeddings.full), strict=True):
+            for name, found in galleries.items():
+                of = embeddings.parts[name]
+                table[:, of] = _means_of_classes(embeddings, found, of)[:, of]
+    figures = dict(zip((*OF_CLASS, *OF_FULL), np.concatenate(tables), strict=True))
     return pd.DataFrame({**columns, **figures})[embeddings.present].reset_index(drop=True)
+
+
+def _means_of_classes(embeddings: Embeddings, found: Found, of: Flags) -> Float[np.ndarray, "figures classes"]:
+    """As OF_CLASS names them, of the classes of a partition."""
+    images = embeddings.labels[embeddings.rows(of)]
+    labels = {"i2t": images, "i2i": images, "t2i": np.flatnonzero(of)}
+    queries = [*((found[way].ap, way) for way in DIRECTIONS), (found["i2t"].precision[:, 0], "i2t")]
+    queries += [(found[way].ap_deep, way) for way in DIRECTIONS[1:]]
+    return np.stack([class_means(values, labels[way], len(of)) for values, way in queries])

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pipeline.backbones.base import Network, Tail
 from pipeline.errors import UserError
 
 
@@ -43,3 +44,11 @@ class PatchConvs(nn.Module):
     def forward(self, patches: Float[Tensor, "images patches width"]) -> Float[Tensor, "images channels"]:
         maps = patches.transpose(1, 2).unflatten(2, self.grid)
         return self.convs(maps).flatten(1)
+
+
+def recompute(model: nn.Module) -> None:
+    """Have every tail and whole network in a model compute its activations again for the backward pass instead of keeping them.
+    Raises UserError for a network whose library has no means for it."""
+    for part in model.modules():
+        if isinstance(part, Tail | Network):
+            part.set_grad_checkpointing()

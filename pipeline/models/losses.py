@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.config.loss import CrossEntropy
+from pipeline.models.pairs.losses import adjusted
 
 Parameters = Float[Tensor, "images targets numbers"]
 PerTarget = Float[Tensor, "images targets"]
@@ -144,7 +145,8 @@ class Categorical(Loss):
     """Probabilities of classes, and behind them those of auxiliary labels: each group's numbers by a softmax.
 
     Trained by cross-entropy: classes weighted by `class_weights` [n_classes], and by (1 − p)^focal (Lin et al. 2017, equation
-    4); the auxiliary labels, of which an image may have none (all 0), by `auxiliary`.
+    4), their logits adjusted by `log_prior` [n_classes] (Menon et al. 2021, arXiv 2007.07314, equation 10), which prediction
+    leaves out; the auxiliary labels, of which an image may have none (all 0), by `auxiliary`.
     """
 
     bounded = True
@@ -152,12 +154,18 @@ class Categorical(Loss):
     def __init__(self, loss: CrossEntropy, n_classes: int) -> None:
         self.focal, self.auxiliary, self.n_classes = loss.focal, loss.auxiliary, n_classes
         self.balanced, self.class_weights = loss.balanced, torch.ones(n_classes)
+        self.tau, self.log_prior = loss.logit_adjustment, torch.zeros(n_classes)
 
     def balance(self, targets: PerTarget) -> None:
-        """Weights that give the classes of these training images equal sums, if that is asked for."""
+        self.set_counts(targets[:, : self.n_classes].sum(0).cpu())
+
+    def set_counts(self, counts: Float[Tensor, " classes"]) -> None:
+        """From how many training images each class has: weights that give classes equal sums, if that is asked for, and the prior
+        that logits are adjusted by; a class of none counts there as one of a single image."""
+        shares = counts / counts.sum()
         if self.balanced:
-            shares = targets[:, : self.n_classes].mean(0).cpu()
             self.class_weights = torch.where(shares > 0, 1 / (self.n_classes * shares), 1.0)
+        self.log_prior = (counts.double().clamp_min(1) / counts.sum()).log().float()
 
     def parameters(self, raw: Float[Tensor, "images outputs"]) -> Parameters:
         groups = (raw[:, : self.n_classes], raw[:, self.n_classes :])
@@ -165,9 +173,12 @@ class Categorical(Loss):
 
     def losses(self, parameters: Parameters, targets: PerTarget) -> Float[Tensor, " images"]:
         p = parameters[..., 0].clamp_min(torch.finfo(torch.float32).tiny)
-        entropies = -targets * p.log()
-        main, other = entropies[:, : self.n_classes], entropies[:, self.n_classes :]
-        weights = self.class_weights.to(p.device) * (1 - p[:, : self.n_classes]).clamp_min(NEARLY) ** self.focal
+        p, log_p, log_other = p[:, : self.n_classes], p[:, : self.n_classes].log(), p[:, self.n_classes :].log()
+        if self.tau:
+            log_p = adjusted(log_p, self.log_prior.to(p.device), self.tau).log_softmax(-1)
+            p = log_p.exp()
+        weights = self.class_weights.to(p.device) * (1 - p).clamp_min(NEARLY) ** self.focal
+        main, other = -targets[:, : self.n_classes] * log_p, -targets[:, self.n_classes :] * log_other
         return (weights * main).sum(-1) + self.auxiliary * other.sum(-1)
 
     def moments(self, parameters: Parameters) -> tuple[PerTarget, PerTarget]:

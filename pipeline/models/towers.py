@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
@@ -28,7 +28,9 @@ class TwoTowers(Model):
     cosine + bias. `classes` are the embeddings of the classes' texts, as `embed_classes` has left them."""
 
     normalize = True
-    undecayed = ("logit_scale", "logit_bias")
+    undecayed: ClassVar[tuple[str, ...]] = ("logit_scale", "logit_bias")
+    classes_are_texts: ClassVar[bool] = True
+    """Whether `classes` are nothing but what the text encoder makes of their texts."""
     classes: Float[Tensor, "classes width"]
 
     def __init__(
@@ -63,7 +65,7 @@ class TwoTowers(Model):
     def predict(self, features: Features, metadata: Metadata | None = None) -> Predicted:
         said = self.embed(features)
         scale = float(self.logit_scale.detach()[0].exp())
-        return Predicted(said, torch.ones_like(said), torch.zeros_like(said), classes=self.classes, scale=scale)
+        return Predicted(said, torch.ones_like(said), torch.zeros_like(said), classes=self.classes.detach(), scale=scale)
 
     # ------------------------------------------------------------ on disk
     def own_state(self) -> dict[str, Tensor]:
@@ -72,11 +74,27 @@ class TwoTowers(Model):
         apart = tuple(prefix for prefix, block in pairs if block.has_own_files)
         state = {name: tensor for name, tensor in trained_state(self).items() if not name.startswith(apart)}
         scales = {"logit_scale": self.logit_scale.detach(), "logit_bias": self.logit_bias.detach()}
-        return state | scales | {"classes": self.classes}
+        return state | scales | {"classes": self.classes.detach()}
 
     def save_more(self, trial: TrialDir) -> None:
         self.blocks.image.save(self.encoder, trial.adapter)
         self.blocks.text.save(self.text_encoder, trial.text_adapter)
+
+
+class TextClassifier(TwoTowers):
+    """An image encoder, and a cosine classifier whose weights, `classes`, start at the embeddings of the classes' texts and
+    learn. Only directions count, so no decay draws them to 0."""
+
+    undecayed = ("classes",)
+    classes_are_texts = False
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.classes = nn.Parameter(self.classes)
+
+    def logits(self, embedded: Embeddings) -> Float[Tensor, "inputs classes"]:
+        """Of images' embeddings: exp(scale) times the cosine with each class."""
+        return self.logit_scale[0].exp() * embedded @ F.normalize(self.classes, dim=-1).T
 
 
 class FewShot(Model):

@@ -55,7 +55,7 @@ class Candidate:
     """Of that figure."""
     task: str
     figure: str
-    """The first of its headline."""
+    """The first of its headline, by its full name."""
     chosen_on: str
     """What the value is of: validation, or cross-validation inside the trial."""
     split: str
@@ -90,6 +90,8 @@ class Comparison:
     folds: list[int]
     n: int
     n_groups: int
+    of: str
+    """What the n are: images, which are drawn by group, or classes."""
     draws: int
     chosen: Line
     lines: list[Line]
@@ -136,7 +138,7 @@ def _candidate(experiment: ExperimentDir, trial: TrialDir) -> Candidate | None:
             value=float(selection["value"]),
             lower_is_better=selection["metric"] in results["lower_is_better"],
             task=science["task"],
-            figure=next(iter(results["headline"])).rpartition(".")[2],
+            figure=next(iter(results["headline"])),
             chosen_on=results["selected_on"],
             split=results["split"],
             optimistic=results["split"] == results["selected_on"],
@@ -169,7 +171,8 @@ def compare(found: Sequence[Candidate], name: str | None = None) -> Comparison:
     a fold did not test the same images.
     """
     _check(found)
-    name = name or found[0].figure
+    able, shown = load_task(found[0].task).compared(), found[0].figure
+    name = name or (shown if shown in able else shown.rpartition(".")[2])
     methods: dict[str, Folds] = {}
     for trial in sorted(found, key=_rank):  # the best on validation stands for its method and fold
         methods.setdefault(trial.method, {}).setdefault(trial.fold, trial)
@@ -177,7 +180,7 @@ def compare(found: Sequence[Candidate], name: str | None = None) -> Comparison:
     tested = {trial: _read(trial, name) for trials in methods.values() for trial in trials.values()}
     for them in _by_fold(methods).values():
         _check_same_images({trial: tested[trial] for trial in them})
-    figures = _figures(load_task(found[0].task).figures[name], tested)
+    figures = _figures(able[name], tested)
     lines = [_line(method, trials, chosen, figures) for method, trials in methods.items()]
     groups = [group for trial in chosen.values() for _, group in tested[trial].index]
     return Comparison(
@@ -187,6 +190,7 @@ def compare(found: Sequence[Candidate], name: str | None = None) -> Comparison:
         folds=list(chosen),
         n=len(groups),
         n_groups=len(set(groups)),
+        of=tested[next(iter(chosen.values()))].of,
         draws=DRAWS,
         chosen=_line(CHOSEN, chosen, chosen, figures),
         lines=sorted(lines, key=lambda line: _order(found[0].lower_is_better, line.validation, line.method)),
@@ -330,9 +334,10 @@ def _number(value: float | None, form: str = ".3f") -> str:
 def notes(found: Comparison) -> list[str]:
     """What the table is of, in sentences; which trial was chosen in each fold; warnings."""
     chosen = [f"Chosen in fold {fold}: {name}." for fold, name in found.chosen.trials.items()]
+    of, drawn = (f"images of {found.n_groups} groups", "groups") if found.of == "images" else (found.of, found.of)
     return [
-        f"Validation: {found.metric}. Test: {found.figure} on {found.split}, mean ± sd over folds, of {found.n} images of "
-        f"{found.n_groups} groups. Intervals: {found.draws} draws of groups, the same for both sides.",
+        f"Validation: {found.metric}. Test: {found.figure} on {found.split}, mean ± sd over folds, of {found.n} {of}. "
+        f"Intervals: {found.draws} draws of {drawn}, the same for both sides.",
         *chosen,
         *(f"Note: {warning}." for warning in found.warnings),
     ]

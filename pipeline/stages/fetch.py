@@ -16,13 +16,14 @@ from pipeline.data.dataset import BadImage, Dataset
 from pipeline.data.sources import open_source
 from pipeline.data.sources.csv_files import CsvSource
 from pipeline.data.sources.downloads import download
+from pipeline.data.texts import texts_of
 from pipeline.disk.layout import record_path
 from pipeline.disk.provenance import installed_version, now
 from pipeline.disk.writing import read_json, write_json
 from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.features.hashes import DataRecord, data_record, weights_record, weights_signature
 from pipeline.features.store import refuse_bad
-from pipeline.features.text_hashes import text_weights
+from pipeline.features.text_hashes import keep_texts, text_weights
 from pipeline.progress import progress
 from pipeline.tasks import load_task
 
@@ -36,6 +37,12 @@ def run(configs: Sequence[Config]) -> None:
             _fetch_data(config)
         for config in {config.backbone: config for config in configs}.values():
             _fetch_weights(config)
+        reading = [config for config in configs if "text" in towers_of(config)]
+        for config in {config.backbone: config for config in reading}.values():
+            _fetch_texts(config)
+        for config in {str([plain(config.data), plain(config.texts)]): config for config in reading}.values():
+            dataset: Dataset = load_task(config.task).load(config.data)
+            keep_texts(config, dataset.signature(), texts_of(dataset, config.texts))  # for plans and estimates
     except NotFetched as error:  # its advice is to do what we are doing
         raise WorkError(f"{error.why} Run this where there is internet, and HF_HUB_OFFLINE is not set.") from error
     print("All of it is here and can be read: jobs can run without internet.", flush=True)
@@ -108,8 +115,6 @@ def _fetch_weights(config: Config) -> None:
     files = weights_files(config.backbone)
     place = _place(files) if files else "made without files"
     print(f"weights: {config.backbone.display_name}: {place}, content {weights.weights[:12]}, they load{when}", flush=True)
-    if "text" in towers_of(config):
-        _fetch_texts(config)
 
 
 def _fetch_texts(config: Config) -> None:

@@ -44,8 +44,10 @@ def run(folders: Sequence[Path], alphas: Sequence[float], device: str | None) ->
     make_deterministic()
     trials = [trial_at(folder) for folder in folders]
     config, facts, where = trained_config(trials[0]), load_facts(trials[0]), choose_device(device or "auto")
-    if not config.model.head.embeds_pairs:
-        raise UserError(f"{trials[0].path}: model.head.kind {config.model.head.kind} tunes no towers: name a contrastive trial")
+    if not _tunes(config):
+        raise UserError(
+            f"{trials[0].path}: model.head.kind {config.model.head.kind} tunes no towers: name a trial of contrastive or lift"
+        )
     inputs = load_inputs(config)
     inputs.verify()
     split = choose_split(config, inputs)
@@ -55,12 +57,18 @@ def run(folders: Sequence[Path], alphas: Sequence[float], device: str | None) ->
         inputs.samples(facts, split, where),
         replace(Training.of(read_trained(trials[0])), buckets=config.evaluate.buckets),
     )
+    embed_classes(base, of_texts(samples))
     released = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     rows = []
     for alpha in alphas:
         base.load_state_dict(between(released, tuned, alpha))
         rows.append({"alpha": alpha, **_figures(base, samples, inputs, split, training)})
     return _write(trials, rows, split)
+
+
+def _tunes(config: Config) -> bool:
+    """Whether it learns from its towers on, by descent."""
+    return config.model.head.embeds and config.model.head.descends
 
 
 def _base(config: Config, facts: Facts, inputs: Inputs) -> TwoTowers:
@@ -73,7 +81,7 @@ def _base(config: Config, facts: Facts, inputs: Inputs) -> TwoTowers:
 def _tuned(trial: TrialDir, inputs: Inputs) -> TwoTowers:
     """Raises UserError for a trial of other features or texts, which would not be of this data."""
     config, record = trained_config(trial), read_trained(trial)
-    if record["feature_key"] != inputs.store.key or not config.model.head.embeds_pairs:
+    if record["feature_key"] != inputs.store.key or not _tunes(config):
         raise UserError(f"{trial.path}: it is of other features, or tunes no towers: a soup is of trials of one experiment")
     loaded = load_model(config, trial, inputs.encoder_backbone, inputs.text_tower)
     assert isinstance(loaded, TwoTowers)
@@ -82,7 +90,8 @@ def _tuned(trial: TrialDir, inputs: Inputs) -> TwoTowers:
 
 def _figures(model: TwoTowers, samples: Samples, inputs: Inputs, split: Any, training: Training) -> dict[str, float | None]:
     """The headline's figures, and all others by name."""
-    embed_classes(model, of_texts(samples))
+    if model.classes_are_texts:
+        embed_classes(model, of_texts(samples))
     table, task = inputs.table(split), inputs.task
     said = predict(model, samples)
     predictions = task.forecast(task.predictions(table, inputs.dataset.truth.of(table), inputs.dataset.targets, said), training)

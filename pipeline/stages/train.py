@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float64
 
+from pipeline.backbones import origins
 from pipeline.config.identity import digest
 from pipeline.config.trial import Config
 from pipeline.device import choose_device, device_name, gpu_name, make_deterministic, set_threads
@@ -24,6 +25,7 @@ from pipeline.errors import TakenOver, WorkError
 from pipeline.experiments.reading import dump_config
 from pipeline.metrics.groups import Prediction
 from pipeline.models.base import Facts, Model
+from pipeline.models.encoders import recompute
 from pipeline.models.saved import make_model, read_trained, save_model, write_trained
 from pipeline.ranks import Rank, launched
 from pipeline.signals import StopFlag
@@ -54,7 +56,8 @@ def follow(config: Config, trial: TrialDir, flag: StopFlag, rank: Rank, store: A
     with joined(rank, store, device) as group:
         with redirect_stderr(io.StringIO()):  # the main process says it
             inputs = load_inputs(config)
-        run = Run(trial, digest(identity(inputs)), "", config, Stop(flag, lambda: True, group), table=inputs.table("train"))
+        table, stop = inputs.table("train"), Stop(flag, lambda: True, group)
+        run = Run(trial, digest(identity(inputs)), "", config.for_images(len(table)), stop, table=table)
         _fit(inputs, run, device)
 
 
@@ -110,11 +113,11 @@ def _forget_outdated(trial: TrialDir) -> None:
 
 def _train(inputs: Inputs, trial: TrialDir, stop: Stop, started: float) -> None:
     config, name = inputs.config, digest(identity(inputs))
-    n = config.train.processes
+    n, table = config.train.processes, inputs.table("train")
     threads, device = set_threads(_sharing(config)), choose_device(config.device)
     attempts = Attempts(trial.attempts, name, this_attempt(gpu_name(device), gpus=n), started)
     machine = f"{device_name(device)}, {threads} threads" + (f", {n} processes" if n > 1 else "")
-    run = Run(trial, name, machine, config, stop, attempts.note, inputs.table("train"))
+    run = Run(trial, name, machine, config.for_images(len(table)), stop, attempts.note, table)
     with attempts.noted(stop.still_mine):
         model, facts, progress, calibrations = _learn(inputs, run, device)
         save_model(model, facts, trial)
@@ -140,6 +143,8 @@ def _fit(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts, 
     inputs.verify()
     facts = make_facts(inputs)
     model = make_model(inputs.config, facts, inputs.encoder_backbone, inputs.text_tower).to(device)
+    if inputs.config.resources.gradient_checkpointing:
+        recompute(model)
     train, validation = inputs.samples(facts, "train", device), inputs.samples(facts, "validation", device)
     trained = f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} trained parameters"
     sizes = f"{len(train)} images, {len(validation)} for validation, {trained}"
@@ -171,5 +176,11 @@ def _record(facts: Facts, inputs: Inputs, progress: Progress, attempts: Attempts
         "train_sds": training.sds,
         "n_train": len(table),
     }
-    runs = {"training_seconds": round(progress.seconds, 2), "resumed": progress.restarts, "computed_on": progress.machines}
+    weights = origins(inputs.config.backbone, texts=inputs.texts is not None)
+    runs = {
+        "weights": weights,
+        "training_seconds": round(progress.seconds, 2),
+        "resumed": progress.restarts,
+        "computed_on": progress.machines,
+    }
     return identity(inputs) | selected | best | of | {"provenance": provenance(**spent(attempts.all()), **runs)}

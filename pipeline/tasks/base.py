@@ -67,6 +67,8 @@ class Tested:
     """Numbers [N, T], or labels [N]."""
     said: Array
     """Predictions [N, T], or probabilities [N, C]."""
+    of: str = "images"
+    """What the N are: where they are classes, each is a group of its own."""
 
     def pairs(self) -> list[tuple[Array, Array]]:
         """What figures are made of, true and said: labels [N] and probabilities [N, C], or numbers [N] of each target."""
@@ -208,10 +210,13 @@ class Task(ABC, Generic[P]):
 
         Raises OSError, ValueError or LookupError if a file is damaged, UserError if the figure cannot be compared.
         """
-        able = [name for name, each in self.figures.items() if each.is_computed and each.of != "forecasts"]
-        if figure not in able:
+        if figure not in (able := [*self.compared()]):
             raise UserError(f"--figure {figure}: there is no such figure to compare by; {nearest(figure, able)}")
         return self.read_tested(trial, figure)
+
+    def compared(self) -> Mapping[str, Figure]:
+        """The figures that trials can be compared by, by name."""
+        return {name: each for name, each in self.figures.items() if each.is_computed and each.of != "forecasts"}
 
     @abstractmethod
     def read_tested(self, trial: TrialDir, figure: str) -> Tested:

@@ -18,10 +18,14 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.table import load_classes
 from pipeline.data.truth import class_name
 from pipeline.disk.layout import TrialDir
+from pipeline.disk.writing import read_json
+from pipeline.errors import UserError
+from pipeline.metrics.buckets import bucket_of
 from pipeline.metrics.figures import Figure, Training
 from pipeline.metrics.ranks import UNKNOWN
 from pipeline.metrics.retrieval import CELLS, cosines
-from pipeline.metrics.retrieval_report import FIGURES, Embeddings, chosen_by, class_table, retrieval_report
+from pipeline.metrics.retrieval_compared import COLUMNS, compared_figures
+from pipeline.metrics.retrieval_report import FEW, FIGURES, MEDIUM, Embeddings, chosen_by, class_table, retrieval_report
 from pipeline.tasks.base import Array, Groups, Task, Tested
 from pipeline.tasks.classes import read_classes, top_form
 
@@ -136,8 +140,30 @@ class Retrieval(Task[Embedded]):
         return chosen_by(metric, Embeddings(images, truth, classes, known))
 
     # ---------------------------------------------------------------- comparisons
+    def compared(self) -> Mapping[str, Figure]:
+        """Figures of what was said of each image, and of each class."""
+        return {**super().compared(), **compared_figures()}
+
     def read_tested(self, trial: TrialDir, figure: str) -> Tested:
-        return read_classes(trial, ABSENT)
+        return read_classes(trial, ABSENT) if figure in self.figures and self.figures[figure].is_computed else read_means(trial)
+
+
+def read_means(trial: TrialDir) -> Tested:
+    """What groups.parquet tells of each class, as `metrics/retrieval_compared.py` has it.
+
+    Raises OSError, ValueError or LookupError if the file is damaged, UserError if it is of before there were all columns.
+    """
+    import pandas as pd
+
+    table = pd.read_parquet(trial.groups).sort_values("class")
+    if missing := [name for name in COLUMNS if name not in table]:
+        raise UserError(f"{trial.groups} has no {missing[0]}: it was written by an earlier version. Evaluate this trial again.")
+    cuts = read_json(trial.results).get("evaluation", {}).get("buckets", (FEW, MEDIUM))
+    buckets = bucket_of(table["n_train"].to_numpy("int64"), cuts)
+    said = np.column_stack([buckets, table[list(COLUMNS)].fillna(0).to_numpy("float64")])
+    names = table["class"].astype(str).tolist()
+    truth = table["n"].to_numpy("int64") * np.where(table["n_train"] > 0, 1, -1)
+    return Tested([(name, name) for name in names], COLUMNS, truth, said, of="classes")
 
 
 def _embeddings(said: Prediction) -> tuple[Array, Array]:

@@ -83,6 +83,7 @@ class Run:
     identity: str
     machine: str
     config: Config
+    """Its lengths in epochs (`Config.for_images`)."""
     stop: Stop
     after_checkpoint: Callable[[], None] = lambda: None
     """Called when a checkpoint has been written."""

@@ -8,8 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.amounts import format_bytes
+from pipeline.config.identity import towers_of
+from pipeline.config.trial import Config
 from pipeline.disk.layout import features_root, trained_root
-from pipeline.features.hashes import known_data, known_weights
+from pipeline.features.hashes import WeightsRecord, known_data, known_weights
+from pipeline.features.text_hashes import known_text_weights, known_texts
 from pipeline.launch.doctor.findings import FETCH, Context, Finding
 from pipeline.launch.manifest.manifest import sharing_features
 from pipeline.launch.scheduler import site
@@ -27,17 +30,29 @@ def check_disk(context: Context) -> Iterator[Finding]:
     features = models = checkpoint = 0
     for sharing in sharing_features(context.trials):
         config = sharing[0].config
-        weights, data = known_weights(config), known_data(config)
-        if weights is None or data is None:
+        if (known := _known(config)) is None:
             yield Finding("skip", "disk", f"sizes can be estimated once {FETCH} has run")
             return
-        features += estimates.features_bytes(config, weights, data.n) if needs_extraction(sharing) else 0
-        models += sum(estimates.model_bytes(trial.config, weights) for trial in sharing)
-        trained = max(estimates.trained_parameters(trial.config, weights) for trial in sharing)
+        weights, n, texts = known
+        features += estimates.features_bytes(config, weights, n, texts) if needs_extraction(sharing) else 0
+        models += sum(estimates.model_bytes(trial.config, weights, texts) for trial in sharing)
+        trained = max(estimates.trained_parameters(trial.config, weights, texts) for trial in sharing)
         checkpoint = max(checkpoint, estimates.CHECKPOINT * trained)
     config = context.experiment.config
     yield _disk("features", features_root(config), features)
     yield _disk("trained", trained_root(config), models + checkpoint)
+
+
+def _known(config: Config) -> tuple[WeightsRecord, int, estimates.Texts | None] | None:
+    """What records tell of the image tower, of how many images there are, and of the texts where the head reads some; None where
+    one of them is not known."""
+    weights, data = known_weights(config), known_data(config)
+    if weights is None or data is None:
+        return None
+    if "text" not in towers_of(config):
+        return weights, data.n, None
+    tower, texts = known_text_weights(config), known_texts(config)
+    return None if tower is None or texts is None else (weights, data.n, estimates.Texts(tower, texts.n))
 
 
 def _disk(name: str, folder: Path, needed: int) -> Finding:
@@ -80,13 +95,13 @@ def check_memory(context: Context) -> Iterator[Finding]:
     needs: dict[str, list[int]] = {"extract": [], "train": []}
     has = {stage: _memory(context, stage) for stage in needs}
     for sharing in sharing_features(context.trials):
-        weights, data = known_weights(sharing[0].config), known_data(sharing[0].config)
-        if weights is None or data is None:
+        if (known := _known(sharing[0].config)) is None:
             yield Finding("skip", "memory", f"needs can be estimated once {FETCH} has run")
             return
-        needs["extract"].append(estimates.extraction_bytes(sharing[0].config, weights))
+        weights, n, texts = known
+        needs["extract"].append(estimates.extraction_bytes(sharing[0].config, weights, texts))
         largest = has["train"][0][1] if has["train"][0] else None
-        needs["train"] += [estimates.training_bytes(t.config, weights, data.n, largest) for t in sharing]
+        needs["train"] += [estimates.training_bytes(t.config, weights, n, largest, texts) for t in sharing]
     for stage, needed in needs.items():
         yield _fits(stage, max(needed), *has[stage])
 
@@ -116,5 +131,6 @@ def _fits(stage: str, needed: int, memory: tuple[int, int] | None, of: str) -> F
     if needed <= FULL * low:
         return Finding("ok", what, text)
     smaller = "resources.extract_batch" if stage == "extract" else "train.batch_size or model.encoder.blocks"
-    todo = f"Lower {smaller}, or ask for more with resources.{stage}"
+    again = "" if stage == "extract" else ", set resources.gradient_checkpointing"
+    todo = f"Lower {smaller}{again}, or ask for more with resources.{stage}"
     return Finding("FAIL" if needed > high else "warn", what, f"{text}. {todo}")

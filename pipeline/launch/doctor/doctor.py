@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from pipeline.amounts import format_bytes
+from pipeline.config.identity import towers_of
 from pipeline.config.resources import MEMORY_KEYS, Job
 from pipeline.data.sources import open_source
 from pipeline.disk.layout import features_root, trained_root
 from pipeline.errors import UserError, WorkError
 from pipeline.experiments.cluster import STAGES
 from pipeline.features.hashes import known_data, known_weights, weights_signature
+from pipeline.features.text_hashes import known_text_weights
 from pipeline.launch.doctor import capacity, probe
 from pipeline.launch.doctor.findings import FETCH, Context, Finding
 from pipeline.launch.manifest.manifest import sharing_features
@@ -137,6 +139,9 @@ def check_cache(context: Context) -> Iterator[Finding]:
     for config in {config.backbone: config for config in configs}.values():
         here = weights_signature(config.backbone) is not None
         yield _cached(f"weights {config.backbone.display_name}", here, known_weights(config) is not None)
+    for config in {config.backbone: config for config in configs if "text" in towers_of(config)}.values():
+        here = weights_signature(config.backbone) is not None
+        yield _cached(f"texts {config.backbone.display_name}", here, known_text_weights(config) is not None)
 
 
 def check_tables(context: Context) -> Iterator[Finding]:

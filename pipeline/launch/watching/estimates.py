@@ -4,9 +4,11 @@ From a backbone's measures (`hashes.WeightsRecord`) and the configuration, whose
 """
 
 import re
+from dataclasses import dataclass
 
+from pipeline.config.encoder import Encoder
+from pipeline.config.measures import Measures
 from pipeline.config.trial import Config
-from pipeline.features.hashes import WeightsRecord
 from pipeline.features.kinds import KINDS
 from pipeline.features.memory import SHARE
 
@@ -30,56 +32,85 @@ GPUS = {
 """GB of the smallest and of the largest model of a type, by letters and digits in Slurm's name for it."""
 
 
+@dataclass(frozen=True)
+class Texts:
+    """The texts that a head reads beside images."""
+
+    tower: Measures
+    n: int
+    """How many distinct ones there are."""
+
+
 # ---------------------------------------------------------------- disk
-def features_bytes(config: Config, weights: WeightsRecord, n_images: int) -> int:
-    """Size of the feature store."""
-    return n_images * _numbers(config, weights) * NUMBER[config.features.dtype]
+def features_bytes(config: Config, weights: Measures, n_images: int, texts: Texts | None = None) -> int:
+    """Size of the feature store, and of that of the texts."""
+    n = n_images * _numbers(config, weights) + (texts.n * _text_numbers(config, texts) if texts else 0)
+    return n * NUMBER[config.features.dtype]
 
 
-def model_bytes(config: Config, weights: WeightsRecord) -> int:
+def model_bytes(config: Config, weights: Measures, texts: Texts | None = None) -> int:
     """Size of a trial's model."""
-    return NUMBER["fp32"] * trained_parameters(config, weights)
+    return NUMBER["fp32"] * trained_parameters(config, weights, texts)
 
 
-def _numbers(config: Config, weights: WeightsRecord) -> int:
+def _numbers(config: Config, weights: Measures) -> int:
     """Numbers in one image's features."""
     return KINDS[config.model.encoder.reads].n_numbers(weights)
 
 
+def _text_numbers(config: Config, texts: Texts) -> int:
+    """Numbers in one text's features."""
+    return KINDS[config.model.text.reads].n_numbers(texts.tower)
+
+
 # ---------------------------------------------------------------- parameters
-def trained_parameters(config: Config, weights: WeightsRecord) -> int:
-    """Parameters that training changes: encoder, embeddings of names, attention and head."""
+def trained_parameters(config: Config, weights: Measures, texts: Texts | None = None) -> int:
+    """Parameters that training changes: encoders, embeddings of names, attention and head."""
     model, encoder, head = config.model, config.model.encoder, config.model.head
     embedding = encoder.embedding_width(weights.embed_dim)
     n_targets = len(config.data.targets) or 2  # how many classes there are, the data tell
     in_head = head.n_parameters(embedding, n_targets)
     in_names = 2 * embedding**2 * (model.domain_embedding + model.species_embedding)
     in_attention = 2 * embedding * ATTENTION if model.pool == "attention" else 0
-    return encoder.n_trained(weights) + in_head + in_names + in_attention
+    in_text = model.text.n_trained(texts.tower) if texts else 0
+    return encoder.n_trained(weights) + in_text + in_head + in_names + in_attention
 
 
 # ---------------------------------------------------------------- a GPU's memory
-def training_bytes(config: Config, weights: WeightsRecord, n_images: int, memory: int | None = None) -> int:
+def training_bytes(
+    config: Config, weights: Measures, n_images: int, memory: int | None = None, texts: Texts | None = None
+) -> int:
     """Memory that training takes on a GPU with so much of it: features lie there only if they fit (`features/bank.py`)."""
-    features, residence = features_bytes(config, weights, n_images), config.resources.residence
+    features, residence = features_bytes(config, weights, n_images, texts), config.resources.residence
     there = residence == "device" or (residence == "auto" and memory is not None and features <= SHARE * memory)
-    encoder, precision, numbers = config.model.encoder, config.train.precision, _numbers(config, weights)
-    trained, frozen = trained_parameters(config, weights), encoder.n_frozen(weights)
-    copies = NUMBER["bf16"] * (trained + frozen) if precision == "bf16" else 0  # autocast's
-    images = -(-config.train.batch_size // config.train.processes) * (
-        config.train.max_images if config.train.sample == "groups" else 1
-    )  # a step's, at most
+    model, trained = config.model, trained_parameters(config, weights, texts)
+    frozen = model.encoder.n_frozen(weights) + (model.text.n_frozen(texts.tower) if texts else 0)
+    copies = NUMBER["bf16"] * (trained + frozen) if config.train.precision == "bf16" else 0  # autocast's
+    share = -(-config.train.batch_size // config.train.processes)
+    images = share * (config.train.max_images if config.train.sample == "groups" else 1)  # a step's, at most
+    kept, passing = _activations(config, model.encoder, weights, _numbers(config, weights), images)
+    if texts:  # beside the images in a step, where each distinct text is read once, and after them in validation
+        of_texts = _activations(config, model.text, texts.tower, _text_numbers(config, texts), min(images, texts.n))
+        kept, passing = kept + of_texts[0], max(passing, of_texts[1])
     # The larger of what a step keeps for its backward pass and what a batch of validation takes on its way.
-    kept = images * encoder.kept_bytes(weights, numbers, precision == "fp32")
-    passing = PREDICTION_BATCH * encoder.passing_bytes(weights, numbers)
     parameters = LEARNED * trained + NUMBER["fp32"] * frozen + copies
     return parameters + max(kept, passing) + (features if there else 0) + OVERHEAD
 
 
-def extraction_bytes(config: Config, weights: WeightsRecord) -> int:
-    """Memory that extraction takes on a GPU: the whole backbone, and a batch on its way through it."""
-    batch = config.resources.extract_batch * weights.passing_bytes()
-    return (NUMBER["fp32"] + NUMBER["bf16"]) * weights.n_parameters + batch + OVERHEAD
+def _activations(config: Config, encoder: Encoder, of: Measures, numbers: int, n: int) -> tuple[int, int]:
+    """What an encoder keeps of a step's `n` inputs for its backward pass, and what a batch of validation takes on its way."""
+    fp32, again = config.train.precision == "fp32", config.resources.gradient_checkpointing
+    return n * encoder.kept_bytes(of, numbers, fp32, again), PREDICTION_BATCH * encoder.passing_bytes(of, numbers)
+
+
+def extraction_bytes(config: Config, weights: Measures, texts: Texts | None = None) -> int:
+    """Memory that extraction takes on a GPU: the whole backbone, and a batch on its way through it; or the text tower, later."""
+    return max(_extraction_bytes(config, tower) for tower in (weights, *([texts.tower] if texts else [])))
+
+
+def _extraction_bytes(config: Config, tower: Measures) -> int:
+    batch = config.resources.extract_batch * tower.passing_bytes()
+    return (NUMBER["fp32"] + NUMBER["bf16"]) * tower.n_parameters + batch + OVERHEAD
 
 
 def gpu_memory(gpu_type: str) -> tuple[int, int] | None:

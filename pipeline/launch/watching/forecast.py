@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.config.identity import token_kind
+from pipeline.config.identity import token_kind, towers_of
 from pipeline.config.trial import Config
 from pipeline.disk.attempts import TOO_MANY
 from pipeline.disk.layout import ExperimentDir, TrialDir, folders_in
@@ -27,7 +27,7 @@ MAX_OF_OTHER = 3
 """Trials that are looked at in each other experiment."""
 Kind = tuple[Any, ...]
 Schedule = tuple[int, int | None]
-"""Epochs and patience that are asked for."""
+"""Epochs (or, of `train.samples`, images) and patience that are asked for."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class _Past:
     around: float
     evaluation: float | None
     epochs: int
-    """Epochs that were run."""
+    """Epochs that were run; of `train.samples` these."""
     schedule: Schedule
     device: str
 
     def seconds(self, schedule: Schedule) -> float:
-        """What training by this schedule would have taken: as long if it is the same, else as long an epoch."""
+        """What training by this schedule would have taken: as long if it is the same, else as long an epoch or an image."""
         if schedule == self.schedule:
             return self.around + self.training
         return self.around + self.training / max(self.epochs, 1) * schedule[0]
@@ -120,12 +120,16 @@ def _work(config: Config, is_trained: bool) -> _Work:
 def _kind(config: Config) -> Kind:
     """What two trials must share for one to tell how long an epoch of the other takes."""
     model = config.model
-    return config.task, config.data.source, config.backbone, model.encoder.kind, token_kind(config), model.head.kind
+    by_samples = config.train.samples is not None
+    reads = [token_kind(config, tower) for tower in towers_of(config)]
+    kinds = model.encoder.kind, model.text.kind, model.head.kind
+    return config.task, config.data.source, config.backbone, *kinds, *reads, by_samples
 
 
 def _schedule(config: Config) -> Schedule:
     """Epochs and patience; one and the same for all that is not trained by gradient descent."""
-    return (config.train.epochs, config.train.patience) if config.model.head.descends else (0, None)
+    train = config.train
+    return (train.samples or train.epochs, train.patience) if config.model.head.descends else (0, None)
 
 
 # ---------------------------------------------------------------- past trials
@@ -160,7 +164,7 @@ def _read_past(folder: TrialDir, config: Config) -> _Past | None:
         evaluation = _seconds(read_json(folder.provenance)["evaluate"])
     with suppress(OSError, Damaged), reading(folder.trained, ""):
         record = read_json(folder.trained)
-        took, epochs = record["provenance"], int(record["epochs"])
+        took, epochs = record["provenance"], config.train.samples or int(record["epochs"])
         training = _seconds(took, "training_seconds")
         # Each of its attempts began anew; of those of an old record, only the last one's time stands there.
         around = max(0.0, _seconds(took) - training) / max(1, len(took.get("attempts", ())))

@@ -42,7 +42,9 @@ def geodesic_by_acos(cosines: Matrix) -> Matrix:
     return 1 - torch.acos(_exact(cosines).clamp(-most, most)) * (2 / math.pi)
 
 
-SIMILARITIES: dict[str, Callable[[Matrix], Matrix]] = {"cosine": lambda cosines: cosines, "geodesic": geodesic}
+SIMILARITIES: dict[str, Callable[[Matrix], Matrix]] = {
+    "cosine": lambda cosines: cosines, "geodesic": geodesic, "geodesic_acos": geodesic_by_acos,
+}  # fmt: skip
 """What the logits are of, by the name that a configuration has for it: from the cosines."""
 
 

@@ -17,7 +17,8 @@ from typing import Any
 from unittest import mock
 
 WARM = ["torch", "torch._dynamo", "open_clip", "transformers", "peft", "pandas", "pyarrow.parquet", "scipy.special"]
-WARM += ["sklearn.linear_model", "tests.frozen"]
+WARM += ["sklearn.linear_model", "pipeline.cli.commands", "pipeline.launch.submitting.submit", "pipeline.reporting.results"]
+WARM += [f"pipeline.stages.{stage}" for stage in ("extract", "train", "evaluate", "collect", "predict")] + ["tests.frozen"]
 HUB = ("HF_", "HUGGING", "TRANSFORMERS_", "XDG_CACHE_HOME")
 """How variables begin that the Hub's libraries read as they are imported."""
 SERVER = multiprocessing.get_context("forkserver")
@@ -63,6 +64,7 @@ def _command(arguments: list[str], cwd: str, environ: dict[str, str], out: str, 
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     sys.argv = ["carabid", *arguments]
+    forkserver._forkserver.ensure_running = lambda: None  # workers of its own are forked where it was
     from pipeline.cli import main
 
     main()

@@ -116,13 +116,13 @@ def hide(text: str) -> str:
 
 
 def hiding() -> Callable[[str], str]:
-    """`hide` for many texts: the variables of this process are looked through once."""
-    return cache(partial(_hide, _values_here()))
+    """`hide` for the lines of files that are much alike: the variables of this process are looked through once, each line too."""
+    return partial(_hide_line, _values_here())
 
 
 def hidden(value: Any) -> Any:
     """A JSON value with all text in it as `hide` gives it, a command line's words together."""
-    return _hidden(value, hiding())
+    return _hidden(value, cache(partial(_hide, _values_here())))
 
 
 def is_secret(name: str, value: str) -> bool:
@@ -149,6 +149,9 @@ def _hide(values: Sequence[str], text: str) -> str:
     for pattern in IN_PLACES:
         text = pattern.sub(_after, text)
     return BY_NAME.sub(_named, text)
+
+
+_hide_line = lru_cache(10_000)(_hide)
 
 
 def _after(match: re.Match[str]) -> str:

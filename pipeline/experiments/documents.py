@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,13 @@ INTEGER = re.compile(r"^[-+]?(0|[1-9][0-9]*)$")
 MAX_CHARACTERS = 1_000_000  # of a YAML's values, aliases written out: a few hundred bytes of these can name gigabytes
 
 
-class _Yaml(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's scalars (1e-4 is a float, 10:00:00 and 2024-01-02 are text, 010 is ten), and text for keys."""
+DEEPEST = 1000
+"""Blocks and lists in one another: libyaml reads them by recursion, whose end would be that of the process."""
 
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        for key, _ in node.value:
-            key.tag = key.tag if key.tag == "tag:yaml.org,2002:merge" else "tag:yaml.org,2002:str"
-        return node
+
+class _Yaml(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """SafeLoader, by libyaml if it is there, with YAML 1.2's scalars (1e-4 is a float, 10:00:00 and 2024-01-02 are text, 010 is
+    ten)."""
 
 
 _Yaml.yaml_implicit_resolvers = {
@@ -163,14 +163,36 @@ def read_value(text: str) -> Any:
 def _parse(text: str) -> tuple[yaml.Node | None, Any]:
     """The nodes of a YAML, and its values. Raises ValueError saying what is wrong with it."""
     try:
+        if _depth(text) > DEEPEST:
+            raise RecursionError
         loader = _Yaml(text)
         node = loader.get_single_node()
+        _have_text_for_keys(node, set())
         if node and _size(node, {}) > MAX_CHARACTERS:
             raise ValueError(f"its values are longer than {MAX_CHARACTERS:,} characters, aliases written out")
         return node, loader.construct_document(node) if node else None
     except Exception as error:  # PyYAML raises errors of many kinds on text that is meant for no YAML
         is_deep = isinstance(error, RecursionError)
         raise ValueError("its values lie too deep in one another, or one in itself" if is_deep else f"{error}") from error
+
+
+def _depth(text: str) -> int:
+    """How deep blocks and lists lie in one another at most: those in brackets; of others each is indented by one more place than
+    what it is in, or is a list in a block."""
+    opened = accumulate(1 if bracket in "[{" else -1 for bracket in re.findall(r"[\[\]{}]", text))
+    return max(opened, default=0) + 2 * max(map(len, re.findall(r"^[ ?-]+", text, re.M)), default=0)
+
+
+def _have_text_for_keys(node: yaml.Node | None, seen: set[int]) -> None:
+    """`on: 1` and `7: 1` have text for keys; but `<<` merges."""
+    if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+        return
+    seen.add(id(node))
+    for part in node.value:
+        key, value = part if isinstance(part, tuple) else (None, part)
+        if key is not None and key.tag != "tag:yaml.org,2002:merge":
+            key.tag = "tag:yaml.org,2002:str"
+        _have_text_for_keys(value, seen)
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:

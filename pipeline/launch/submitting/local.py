@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -27,7 +27,7 @@ def run(manifests: Sequence[Manifest], workers: int) -> bool:
     Returns whether every trial was evaluated. A trial that fails leaves the others alone; one whose features cannot be made
     is not begun. Raises Interrupted on Ctrl-C and SIGTERM: running trainings write a checkpoint, what waits is not begun.
     """
-    with _pool(workers) as pool:
+    with _pool(workers, _modules(manifests)) as pool:
         try:
             lacking = _extract(pool, manifests)
             evaluated = _train_and_evaluate(pool, manifests, lacking)
@@ -88,13 +88,21 @@ def _ended_well(future: Future[None], what: str) -> bool:
     return True
 
 
+def _modules(manifests: Sequence[Manifest]) -> list[str]:
+    """What all workers load: torch, and what makes the backbones that features are to be made with."""
+    backbones = [m.reading(features)[0].config.backbone for m in manifests for features, *_ in m.extractions]
+    return ["torch", *sorted({module for each in backbones for module in each.modules})]
+
+
 @contextlib.contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+def _pool(workers: int, modules: list[str]) -> Iterator[ProcessPoolExecutor]:
     """Worker processes; if we are told to stop, they are too, and nothing that waits is begun."""
-    # Not a copy of this process: one that has started threads (torch, Arrow) may hang. Of one that has only loaded torch, once.
+    # Not copies of this process: of one that has started threads (torch, Arrow) they may hang. Of one that has only loaded these
+    # modules, whose variables are those of when it was started.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch"])
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(workers,))
+    context.set_forkserver_preload(modules)
+    variables = dict(os.environ) | {SHARED_BY: str(workers)}
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(variables,))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield pool
@@ -108,12 +116,10 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _begin_worker(workers: int) -> None:
-    """In each worker: tell with how many it shares a GPU, and end it when the process that asked for it is gone.
-
-    A training writes its checkpoint first.
-    """
-    os.environ[SHARED_BY] = str(workers)
+def _begin_worker(variables: Mapping[str, str]) -> None:
+    """In each worker: end it when the process that asked for it is gone. A training writes its checkpoint first."""
+    os.environ.clear()
+    os.environ.update(variables)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer; a training listens by itself
 
     def watch() -> None:

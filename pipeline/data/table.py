@@ -18,7 +18,7 @@ from pipeline.data.known_columns import same_meaning, with_genus
 from pipeline.data.missing import emptied
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import Source
-from pipeline.data.species_splits import assign_species, few_shots
+from pipeline.data.species_splits import assign_species, few_shots, lasting
 from pipeline.data.splits import assign, rare_strata, shuffled
 from pipeline.data.suspects import sentinels
 from pipeline.data.truth import AUXILIARY, LABEL, RANK, Numbers, Truth
@@ -91,10 +91,10 @@ def deal(dataset: Dataset, data: Data, strata: list[str] | None) -> Dataset:
         if strata and split.is_stratified:
             warnings += rare_strata(table["group"].tolist(), split, strata)
     elif isinstance(split, SpeciesSplit):
-        table["split"], notes = assign_species(table, split)
+        table["split"], notes = assign_species(lasting(dataset), split)
         warnings += notes
     if data.shots is not None:
-        table["split"] = few_shots(table, data)
+        table["split"] = few_shots(lasting(dataset), data)
     return warned(dataset, warnings)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.config.data import Data
 from pipeline.data.dataset import Dataset
 from pipeline.data.table import load_classes
-from pipeline.data.truth import class_name
+from pipeline.data.truth import class_name, label_name
 from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import read_json
 from pipeline.errors import UserError
@@ -118,7 +118,9 @@ class Retrieval(Task[Embedded]):
     def report(self, predictions: Embedded, training: Training) -> dict[str, Any]:
         if predictions.training is not training:
             predictions = self.forecast(predictions, training)
-        blocks = retrieval_report(predictions.ranked, self.parents(predictions), predictions.scale, *training.buckets)
+        called, parents = label_name(predictions.names[0]), self.parents(predictions)
+        parents.pop(called, None)  # a rank that is the classes themselves
+        blocks = retrieval_report(predictions.ranked, parents, predictions.scale, *training.buckets, called=called)
         present = np.flatnonzero(predictions.ranked.present)
         blocks["summary"]["classes"] = [class_name(predictions.names[i]) for i in present]
         return blocks

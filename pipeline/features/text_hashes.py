@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.config.identity import digest, plain
+from pipeline.config.identity import digest, texts_from
 from pipeline.config.trial import Config
 from pipeline.data.dataset import known_signature
 from pipeline.data.texts import ClassTexts
@@ -93,4 +93,4 @@ def known_texts(config: Config, looks: str | None = None) -> TextsRecord | None:
 
 
 def _signature(config: Config, looks: str) -> str:
-    return digest([looks, plain(config.data), plain(config.texts)])
+    return digest([looks, texts_from(config)])

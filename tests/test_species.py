@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from pipeline.backbones import load_towers
@@ -28,12 +29,12 @@ from pipeline.launch.doctor import capacity
 from pipeline.launch.watching import estimates
 from pipeline.models.encoders import recompute
 from pipeline.models.interpolation import between, plain, soup
-from pipeline.models.saved import load_facts, load_model, make_model
+from pipeline.models.saved import load_facts, load_model, make_model, read_trained
 from pipeline.models.towers import TwoTowers
 from pipeline.reporting.comparison import candidates, compare
 from pipeline.signals import StopFlag
 from pipeline.stages import evaluate, extract, fetch, interpolate, train
-from pipeline.stages.inputs import load_inputs, make_facts
+from pipeline.stages.inputs import changed, load_inputs, make_facts
 from pipeline.stages.predict import Origin, predict_files
 from pipeline.tasks import load_task
 from pipeline.training.samples import predict
@@ -59,9 +60,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(place: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     monkeypatch.setenv("CARABID_ROOT", str(place / "root"))
 
-    def trial_of(method: str, *overrides: str, quick: tuple[str, ...] = QUICK) -> tuple[Config, TrialDir]:
+    def trial_of(method: str, *overrides: str, quick: tuple[str, ...] = QUICK, clip: str = "clip") -> tuple[Config, TrialDir]:
         """The first trial of a configuration of species, and its folder."""
-        own = (f"data.source={place / 'data' / 'metadata.csv'}", f"backbone.name=local-dir:{place / 'clip'}", *quick)
+        own = (f"data.source={place / 'data' / 'metadata.csv'}", f"backbone.name=local-dir:{place / clip}", *quick)
         experiment = load_experiment(PROJECT / "configs/species" / f"{method}.yaml", (*own, *overrides))
         trial = experiment.trials[0]
         return trial.config, experiment_dir(trial.config).trial(trial.name)
@@ -173,6 +174,38 @@ def test_a_template_is_part_of_the_texts_features_and_of_no_images(make: Make, p
     added = {path.name for path in (place / "root" / "features").iterdir()} - stores
     told = [json.loads((place / "root" / "features" / name / "manifest.json").read_text()) for name in added]
     assert [each["ingredients"]["tower"] for each in told] == ["text"]
+
+
+def rescaled(folder: Path, scale: float) -> None:
+    """The model in a folder, with another scale of its logits."""
+    path = folder / "open_clip_model.safetensors"
+    save_file(load_file(path) | {"logit_scale": torch.tensor(scale)}, path)
+
+
+def test_models_that_differ_in_the_scale_of_logits_alone_share_texts_and_each_has_its_own_scale(make: Make, place: Path) -> None:
+    shutil.copytree(place / "clip", other := place / "rescaled")
+    rescaled(other, 1.25)
+    found = {}
+    for folder in (other, place / "clip"):
+        config, trial = make("baseline", clip=folder.name)
+        done(config, trial)
+        texts = load_inputs(config).texts
+        assert texts is not None
+        found[folder] = texts.store.key, texts.facts.logit_scale
+    assert found[other] == (found[place / "clip"][0], 1.25) and found[place / "clip"][1] != 1.25
+
+
+def test_a_trial_is_of_the_scale_of_logits_that_its_weights_had(make: Make, place: Path) -> None:
+    """One that was trained before this was told stays valid."""
+    shutil.copytree(place / "clip", other := place / "scaled later")
+    config, trial = make("baseline", clip=other.name)
+    done(config, trial)
+    record = read_trained(trial)
+    assert changed(record, load_inputs(config)) == []
+    rescaled(other, 0.5)
+    assert changed(record, load_inputs(config)) == ["the scale or bias of the model's logits"]
+    del record["logits"]
+    assert changed(record, load_inputs(config)) == []
 
 
 def test_predict_names_species_and_a_tree_shapes_a_loss(make: Make, place: Path) -> None:

@@ -29,6 +29,11 @@ class TextWeights(TowerRecord):
     logit_bias: float | None
     """None where the model has none."""
 
+    @property
+    def logits(self) -> str:
+        """Both numbers, to the bit."""
+        return f"{self.logit_scale!r}, {self.logit_bias!r}"
+
 
 @dataclass(frozen=True)
 class TextsRecord:

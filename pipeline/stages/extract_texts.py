@@ -39,9 +39,9 @@ def ensure(config: Config) -> None:
     store.dir.path.mkdir(parents=True, exist_ok=True)
     with Lease(store.dir.lease, config.resources.lease_seconds).hold(partial(is_complete, config, store.key)) as held:
         if held:
-            about = {"embed_dim": weights.embed_dim, "logit_scale": weights.logit_scale, "logit_bias": weights.logit_bias}
+            about = {"embed_dim": weights.embed_dim, "provenance": provenance()}
             _extract(config, store, texts, load().text)
-            store.write_manifest(_table(texts), texts.hashes, about | {"provenance": provenance()})
+            store.write_manifest(_table(texts), texts.hashes, about)
 
 
 def _extract(config: Config, store: FeatureStore, texts: ClassTexts, tower: TextTower) -> None:

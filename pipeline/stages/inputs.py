@@ -34,6 +34,8 @@ from pipeline.training.demands import check_table
 from pipeline.training.samples import Samples, columns, make_samples
 
 Split = Literal["train", "validation", "test"]
+TOLD_SINCE = ("logits",)
+"""Keys of `identity` that were added while there were trained trials without them, which stay valid."""
 
 
 @dataclass(frozen=True)
@@ -134,19 +136,22 @@ def identity(inputs: Inputs) -> dict[str, str]:
     table_hash = hashlib.sha256(learned_from.to_csv(index=False, float_format="%.17g").encode()).hexdigest()
     known = {"config_hash": config_hash(inputs.config), "feature_key": inputs.store.ingredients.key(), "table_hash": table_hash}
     task, tree = content_hash(inputs.config.task), inputs.config.data.tree
-    known |= {"text_key": inputs.texts.store.ingredients.key()} if inputs.texts else {}
+    known |= {"text_key": inputs.texts.store.ingredients.key(), "logits": inputs.texts.weights.logits} if inputs.texts else {}
     known |= {"tree_hash": hashlib.sha256(Path(tree).read_bytes()).hexdigest()} if tree else {}
     return known | ({"task_hash": task} if task else {})
 
 
 def changed(record: Mapping[str, Any], inputs: Inputs) -> list[str]:
-    """What has changed since a model with this record was trained, in words; nothing if the record holds."""
+    """What has changed since a model with this record was trained, in words; nothing if the record holds. A record of before
+    there was a key of TOLD_SINCE says nothing of that."""
     words = {
         "config_hash": "the configuration",
         "feature_key": "the features",
         "text_key": "the texts' features",
+        "logits": "the scale or bias of the model's logits",
         "table_hash": "targets, groups or splits",
         "task_hash": "the task's file",
         "tree_hash": "the tree (data.tree)",
     }
-    return [words[key] for key, value in identity(inputs).items() if record.get(key) != value]
+    now = {key: value for key, value in identity(inputs).items() if key in record or key not in TOLD_SINCE}
+    return [words[key] for key, value in now.items() if record.get(key) != value]

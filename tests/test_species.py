@@ -23,7 +23,7 @@ from pipeline.backbones import load_towers
 from pipeline.backbones.base import Tail
 from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir
-from pipeline.errors import Interrupted, UserError
+from pipeline.errors import Interrupted, UserError, WorkError
 from pipeline.experiments.reading import load_experiment
 from pipeline.launch.doctor import capacity
 from pipeline.launch.watching import estimates
@@ -60,9 +60,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(place: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     monkeypatch.setenv("CARABID_ROOT", str(place / "root"))
 
-    def trial_of(method: str, *overrides: str, quick: tuple[str, ...] = QUICK, clip: str = "clip") -> tuple[Config, TrialDir]:
+    def trial_of(
+        method: str, *overrides: str, quick: tuple[str, ...] = QUICK, clip: str = "clip", table: str = "metadata.csv"
+    ) -> tuple[Config, TrialDir]:
         """The first trial of a configuration of species, and its folder."""
-        own = (f"data.source={place / 'data' / 'metadata.csv'}", f"backbone.name=local-dir:{place / clip}", *quick)
+        own = (f"data.source={place / 'data' / table}", f"backbone.name=local-dir:{place / clip}", *quick)
         experiment = load_experiment(PROJECT / "configs/species" / f"{method}.yaml", (*own, *overrides))
         trial = experiment.trials[0]
         return trial.config, experiment_dir(trial.config).trial(trial.name)
@@ -270,6 +272,38 @@ def test_a_soup_is_the_mean_of_its_trials_and_not_of_unlike_ones(make: Make) -> 
         soup([states[0], {"encoder.weight": torch.zeros(1)}])
     with pytest.raises(UserError, match="tunes no towers"):
         interpolate.run([make("baseline")[1].path], [0.0], "cpu")
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        ("data.split={kind: species, name: D10-3}", "targets, groups or splits"),
+        ("texts.templates=[$COM$]", "the texts' features"),
+        ("data.tree=tree.nwk", "the tree"),
+    ],
+)
+def test_a_soup_is_of_trials_that_learnt_from_the_same(other: str, what: str, make: Make, place: Path) -> None:
+    """Else species that one holds out were trained on by the other, and pass for new."""
+    trials = [
+        make("projection", "train.epochs=1", *more) for more in ((), (other.replace("tree.nwk", str(place / "data/tree.nwk")),))
+    ]
+    for config, trial in trials:
+        extract.ensure(config)
+        train.run(config, trial)
+    with pytest.raises(UserError, match=f"not of the first trial are {what}"):
+        interpolate.run([trial.path for _, trial in trials], [1.0], "cpu")
+
+
+def test_a_trial_whose_table_has_changed_is_not_interpolated(make: Make, place: Path) -> None:
+    table = place / "data" / "regrouped.csv"
+    table.write_text((place / "data" / "metadata.csv").read_text())
+    config, trial = make("projection", "train.epochs=1", table=table.name)
+    extract.ensure(config)
+    train.run(config, trial)
+    rows = pd.read_csv(table, dtype=str)
+    rows.assign(specimenID=rows["specimenID"] + "x").to_csv(table, index=False)
+    with pytest.raises(WorkError, match="targets, groups or splits changed since it was trained"):
+        interpolate.run([trial.path], [1.0], "cpu")
 
 
 def test_trials_are_compared_by_the_figures_of_their_report_and_told_where_their_weights_came_from(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -141,9 +141,9 @@ def identity(inputs: Inputs) -> dict[str, str]:
     return known | ({"task_hash": task} if task else {})
 
 
-def changed(record: Mapping[str, Any], inputs: Inputs) -> list[str]:
-    """What has changed since a model with this record was trained, in words; nothing if the record holds. A record of before
-    there was a key of TOLD_SINCE says nothing of that."""
+def changed(record: Mapping[str, Any], inputs: Inputs, besides: Collection[str] = ()) -> list[str]:
+    """What has changed since a model with this record was trained, in words, `besides` these keys of `identity`; nothing if the
+    record holds. A record of before there was a key of TOLD_SINCE says nothing of that."""
     words = {
         "config_hash": "the configuration",
         "feature_key": "the features",
@@ -153,5 +153,6 @@ def changed(record: Mapping[str, Any], inputs: Inputs) -> list[str]:
         "task_hash": "the task's file",
         "tree_hash": "the tree (data.tree)",
     }
-    now = {key: value for key, value in identity(inputs).items() if key in record or key not in TOLD_SINCE}
-    return [words[key] for key, value in now.items() if record.get(key) != value]
+    left_out = {*besides, *(key for key in TOLD_SINCE if key not in record)}
+    now = identity(inputs)
+    return [said for key, said in words.items() if key not in left_out and record.get(key) != now.get(key)]

@@ -12,7 +12,7 @@ from pipeline.config.trial import Config
 from pipeline.device import choose_device, make_deterministic, set_threads
 from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import write_json, write_text
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkError
 from pipeline.metrics.figures import Training
 from pipeline.models.base import Facts
 from pipeline.models.interpolation import between, plain, soup
@@ -20,7 +20,7 @@ from pipeline.models.saved import load_facts, load_model, make_model, read_train
 from pipeline.models.towers import TwoTowers
 from pipeline.reporting.frontier import draw
 from pipeline.stages.evaluate import choose_split
-from pipeline.stages.inputs import Inputs, load_inputs
+from pipeline.stages.inputs import Inputs, changed, load_inputs
 from pipeline.stages.predict import trained_config, trial_at
 from pipeline.training.samples import Samples, predict
 from pipeline.training.towers import embed_classes, of_texts
@@ -39,7 +39,8 @@ class Frontier:
 
 def run(folders: Sequence[Path], alphas: Sequence[float], device: str | None) -> Frontier:
     """Evaluate (1 − α)·released + α·tuned for each α, of one trial or of the soup of several, and write the figures and a picture
-    into the first trial's folder. Raises UserError for trials without two tuned towers, or of unlike ones."""
+    into the first trial's folder. Raises UserError for trials without two tuned towers, or of unlike ones, WorkError where what
+    the first was trained on has changed."""
     set_threads()
     make_deterministic()
     trials = [trial_at(folder) for folder in folders]
@@ -49,6 +50,8 @@ def run(folders: Sequence[Path], alphas: Sequence[float], device: str | None) ->
             f"{trials[0].path}: model.head.kind {config.model.head.kind} tunes no towers: name a trial of contrastive or lift"
         )
     inputs = load_inputs(config)
+    if why := changed(read_trained(trials[0]), inputs):
+        raise WorkError(f"{trials[0].path}: {' and '.join(why)} changed since it was trained; train it again")
     inputs.verify()
     split = choose_split(config, inputs)
     base = plain(_base(config, facts, inputs)).to(where)
@@ -79,10 +82,13 @@ def _base(config: Config, facts: Facts, inputs: Inputs) -> TwoTowers:
 
 
 def _tuned(trial: TrialDir, inputs: Inputs) -> TwoTowers:
-    """Raises UserError for a trial of other features or texts, which would not be of this data."""
-    config, record = trained_config(trial), read_trained(trial)
-    if record["feature_key"] != inputs.store.key or not _tunes(config):
-        raise UserError(f"{trial.path}: it is of other features, or tunes no towers: a soup is of trials of one experiment")
+    """Raises UserError for a trial that has learnt from anything else than these inputs, or tunes no towers."""
+    config = trained_config(trial)
+    if not _tunes(config):
+        raise UserError(f"{trial.path}: it tunes no towers: a soup is of trials of one experiment")
+    if others := changed(read_trained(trial), inputs, besides=["config_hash"]):
+        what = " and ".join(others)
+        raise UserError(f"{trial.path}: not of the first trial are {what}: a soup is of trials that learnt from the same")
     loaded = load_model(config, trial, inputs.encoder_backbone, inputs.text_tower)
     assert isinstance(loaded, TwoTowers)
     return loaded

@@ -23,7 +23,7 @@ from pipeline.backbones import load_towers
 from pipeline.backbones.base import Tail
 from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir
-from pipeline.errors import Interrupted, UserError, WorkError
+from pipeline.errors import Interrupted, MissingFeatures, UserError, WorkError
 from pipeline.experiments.reading import load_experiment
 from pipeline.launch.doctor import capacity
 from pipeline.launch.watching import estimates
@@ -208,6 +208,28 @@ def test_a_trial_is_of_the_scale_of_logits_that_its_weights_had(make: Make, plac
     assert changed(record, load_inputs(config)) == ["the scale or bias of the model's logits"]
     del record["logits"]
     assert changed(record, load_inputs(config)) == []
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [flipped, lambda path: path.write_bytes(path.read_bytes()[:-1]), Path.unlink])
+def test_damaged_shards_of_texts_are_made_again(damage: Callable[[Path], object], make: Make) -> None:
+    """By what the error says to run."""
+    config, _ = make("projection", "texts.evaluation=the $SCI$", "features.shard_size=7")
+    extract.run(config)
+    texts = load_inputs(config).texts
+    assert texts is not None and texts.store.n_shards > 1
+    before = {file.name: file.read_bytes() for file in texts.store.dir.path.glob("*.safetensors")}
+    damage(texts.store.path(1))
+    with pytest.raises(MissingFeatures, match="run `carabid extract`"):
+        load_inputs(config).verify()
+    extract.run(config)
+    load_inputs(config).verify()
+    assert before == {file.name: file.read_bytes() for file in texts.store.dir.path.glob("*.safetensors")}
 
 
 def test_predict_names_species_and_a_tree_shapes_a_loss(make: Make, place: Path) -> None:

@@ -3,6 +3,8 @@ own. One process makes it: ten thousand names take seconds."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
 
 import pandas as pd
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.backbones import load_towers
-from pipeline.backbones.texts import TextTower
+from pipeline.backbones.texts import TextTower, Towers
 from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.texts import ClassTexts, texts_of
@@ -20,28 +22,56 @@ from pipeline.disk.lease import Lease
 from pipeline.disk.provenance import provenance
 from pipeline.features.forward import check_finite, compute_features
 from pipeline.features.store import FeatureStore, is_complete
-from pipeline.features.text_hashes import keep_texts, known_text_key, text_ingredients, text_weights
+from pipeline.features.text_hashes import TextWeights, keep_texts, known_text_key, text_ingredients, text_weights
 from pipeline.progress import log
+from pipeline.stages.encoding import clear
 from pipeline.tasks import load_task
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to extract, and into which store."""
+
+    config: Config
+    texts: ClassTexts
+    weights: TextWeights
+    load: Callable[[], Towers]
+    """Loads the towers when they are first needed."""
+    store: FeatureStore
+
+
+def run(config: Config) -> None:
+    """`ensure`, after every byte of what is there has been checked, and damaged shards put out of the way."""
+    work = prepare(config)
+    clear(work.store, range(work.store.n_shards))
+    _make(work)
 
 
 def ensure(config: Config) -> None:
     """The complete store of the texts' features. If it is not there this process makes it, or waits for the one that does."""
     key = known_text_key(config)
-    if key is not None and is_complete(config, key):
-        return
+    if key is None or not is_complete(config, key):
+        _make(prepare(config))
+
+
+def prepare(config: Config) -> Work:
+    """Load the table, bring the records up to date, and find out which store to fill."""
     dataset: Dataset = load_task(config.task).load(config.data)
     texts, load = texts_of(dataset, config.texts), cache(partial(load_towers, config.backbone))
     weights = text_weights(config, load)
     made_of = text_ingredients(config, texts.content, weights)
-    store = FeatureStore(store_dir(config, made_of.key()), made_of, len(texts.texts))
     keep_texts(config, dataset.signature(), texts)
+    return Work(config, texts, weights, load, FeatureStore(store_dir(config, made_of.key()), made_of, len(texts.texts)))
+
+
+def _make(work: Work) -> None:
+    config, store = work.config, work.store
     store.dir.path.mkdir(parents=True, exist_ok=True)
     with Lease(store.dir.lease, config.resources.lease_seconds).hold(partial(is_complete, config, store.key)) as held:
         if held:
-            about = {"embed_dim": weights.embed_dim, "provenance": provenance()}
-            _extract(config, store, texts, load().text)
-            store.write_manifest(_table(texts), texts.hashes, about)
+            about = {"embed_dim": work.weights.embed_dim, "provenance": provenance()}
+            _extract(config, store, work.texts, work.load().text)
+            store.write_manifest(_table(work.texts), work.texts.hashes, about)
 
 
 def _extract(config: Config, store: FeatureStore, texts: ClassTexts, tower: TextTower) -> None:

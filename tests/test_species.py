@@ -28,7 +28,7 @@ from pipeline.experiments.reading import load_experiment
 from pipeline.launch.doctor import capacity
 from pipeline.launch.watching import estimates
 from pipeline.models.encoders import recompute
-from pipeline.models.interpolation import between, plain, soup
+from pipeline.models.interpolation import bare, between, plain, soup
 from pipeline.models.saved import load_facts, load_model, make_model, read_trained
 from pipeline.models.towers import TwoTowers
 from pipeline.reporting.comparison import candidates, compare
@@ -262,11 +262,29 @@ def test_between_released_and_tuned_the_ends_are_these_to_the_bit(method: str, m
     assert float(base["logit_scale"]) == pytest.approx(load_towers(config.backbone).logit_scale)
     found = interpolate.run([trial.path], [0.0, 0.5, 1.0], "cpu")
     ends = [found.rows[0]["id.i2t_map"], found.rows[-1]["id.i2t_map"]]
-    assert ends == pytest.approx([released["id"]["i2t_map"], results["id"]["i2t_map"]], abs=1e-6)
+    assert ends[0] == pytest.approx(released["id"]["i2t_map"], abs=1e-6)
+    trained = {name: value for name, value in results["figures"].items() if name != "selection"}
+    assert {name: found.rows[-1][name] for name in trained} == trained, "not merged: to the bit"
     assert all(path.exists() for path in found.files) and found.files[1].read_text().count("<circle") == 3
     trial.model.write_bytes(trial.model.read_bytes()[:-1])
     train.run(config, trial)
     assert not any(path.exists() for path in found.files), "they are of another model"
+
+
+def test_a_released_model_is_bare_of_adapters_that_learnt_nothing(make: Make) -> None:
+    """Merged, those of DoRA would round every weight that they stand beside."""
+    dora = "{kind: lora, dora: true, blocks: 1, r: 2}"
+    (with_dora, _), (without, _) = (
+        make("lora", f"model.encoder={kind}", f"model.text={kind}") for kind in (dora, "{kind: finetuned, blocks: 1}")
+    )
+    extract.ensure(with_dora)
+    states = []
+    for config in (with_dora, without):
+        inputs = load_inputs(config)
+        model = make_model(config, make_facts(inputs), inputs.encoder_backbone, inputs.text_tower)
+        states.append(bare(model).state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
 def test_buckets_part_where_the_configuration_says_and_make_no_other_model(make: Make) -> None:

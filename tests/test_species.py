@@ -210,6 +210,25 @@ def test_a_trial_is_of_the_scale_of_logits_that_its_weights_had(make: Make, plac
     assert changed(record, load_inputs(config)) == []
 
 
+@pytest.mark.parametrize(
+    ("evaluation", "words"),
+    [
+        ("$SCI$ " + " ".join(["beetle"] * 80), "tokens that the text tower reads, or longer"),
+        ("$COM$", "classes share"),
+        ("$SCI$", None),
+    ],
+)
+def test_texts_longer_than_the_context_and_shared_ones_are_told_in_the_results(
+    evaluation: str, words: str | None, make: Make, place: Path
+) -> None:
+    rows = pd.read_csv(place / "data" / "metadata.csv", dtype=str)
+    rows.assign(vernacularName="a beetle").to_csv(place / "data" / "common.csv", index=False)
+    config, trial = make("baseline", f"texts.evaluation={evaluation}", "texts.templates=[$SCI$]", table="common.csv")
+    warnings = done(config, trial)["summary"]["warnings"]
+    told = [each for each in warnings if "tokens that" in each or "classes share" in each]
+    assert told == [each for each in told if words and words in each] and bool(told) == bool(words)
+
+
 def flipped(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-100] ^= 4

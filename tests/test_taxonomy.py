@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pipeline.data.sources import open_source
 from pipeline.data.species import load_species
 from pipeline.data.table import load_classes
 from pipeline.data.taxonomy import Taxonomy, scientific_name, taxonomy_of
-from pipeline.data.texts import class_texts, fill, image_texts
+from pipeline.data.texts import class_texts, fill, image_texts, same_texts, texts_of
 from pipeline.disk.layout import PROJECT
 from pipeline.errors import UserError
 
@@ -274,6 +275,26 @@ def test_every_distinct_text_of_images_stands_there_once(tmp_path: Path) -> None
     for row, (label, sex, view) in enumerate(zip(labels, sexes, views, strict=True)):
         plain, own = (found.texts[place] for place in found.of_image[row])
         assert plain == f"a photo of {label}" and own == " ".join(f"a {sex or ''} {label}, {view} view".split())
+
+
+@pytest.mark.parametrize(
+    ("common", "said"),
+    [
+        (("toad", "toad", "frog"), "2 classes share their text .texts.evaluation. with another one, .*: A b, C d are 'a toad'"),
+        (
+            ("toad", "toad", "toad"),
+            "3 classes share their text .texts.evaluation. with another one, .*: A b, C d, E f are 'a toad'",
+        ),
+        (("toad", "frog", None), None),
+    ],
+)
+def test_classes_of_one_text_are_said(common: tuple[str | None, ...], said: str | None, tmp_path: Path) -> None:
+    names = ("A b", "C d", "E f")
+    rows = "".join(f"{i}.jpg,{names[i % 3]},{common[i % 3] or ''}\n" for i in range(6))
+    dataset = load(write(tmp_path, "file,species,vernacularName\n" + rows))
+    found = texts_of(dataset, Texts(evaluation="a $COM$"))
+    told = list(same_texts(found, dataset.targets))
+    assert len(told) == bool(said) and all(re.fullmatch(str(said), each) for each in told)
 
 
 def test_what_is_unknown_leaves_no_double_blank() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -14,10 +14,14 @@ from jaxtyping import Int64
 from pipeline.config.texts import PLACEHOLDER, Texts
 from pipeline.data.dataset import Dataset
 from pipeline.data.taxonomy import Taxonomy, taxonomy_of
-from pipeline.data.truth import LABEL
+from pipeline.data.truth import LABEL, class_name
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+NAMED = 3
+"""Classes that a warning names."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,21 @@ def texts_of(dataset: Dataset, block: Texts) -> ClassTexts:
     place = {text: i for i, text in enumerate(texts)}
     moved = np.array([place[text] for text in images.texts], "int64")
     return ClassTexts(tuple(texts), moved[images.of_image], np.array([place[text] for text in classes], "int64"))
+
+
+def same_texts(texts: ClassTexts, names: Sequence[str]) -> Iterator[str]:
+    """A warning if classes, whose `names` are targets', have one text, so that nothing said of them tells them apart."""
+    of: dict[int, list[str]] = {}
+    for name, place in zip(names, texts.of_class.tolist(), strict=True):
+        of.setdefault(place, []).append(class_name(name))
+    shared = {place: classes for place, classes in of.items() if len(classes) > 1}
+    if shared:
+        n, (place, classes) = sum(map(len, shared.values())), next(iter(shared.items()))
+        more = f" and {len(classes) - NAMED} more" if len(classes) > NAMED else ""
+        yield (
+            f"{n} classes share their text (texts.evaluation) with another one, from which no text tells them apart: "
+            f"{', '.join(classes[:NAMED])}{more} are {texts.texts[place]!r}"
+        )
 
 
 def fill(template: str, words: Mapping[str, str | None]) -> str:

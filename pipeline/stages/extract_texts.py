@@ -3,7 +3,7 @@ own. One process makes it: ten thousand names take seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -15,6 +15,7 @@ from pipeline.backbones import load_towers
 from pipeline.backbones.texts import TextTower, Towers
 from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
+from pipeline.data.notes import Notes, count
 from pipeline.data.texts import ClassTexts, texts_of
 from pipeline.device import choose_device, gpu_name
 from pipeline.disk.layout import store_dir
@@ -82,8 +83,16 @@ def _extract(config: Config, store: FeatureStore, texts: ClassTexts, tower: Text
         chunks = torch.tensor(positions).split(config.resources.extract_batch)
         features = torch.cat([_embed(config, store, tower, [texts.texts[i] for i in chunk.tolist()], device) for chunk in chunks])
         check_finite(features.flatten(1), positions, lambda i: f"the text {texts.texts[i]!r}")
-        store.write_shard(shard, features.contiguous(), {}, {"images": len(features), "seconds": 0.0, "device": _name(device)})
+        notes = _notes([texts.texts[i] for i in positions], tower)
+        about = {"images": len(features), "seconds": 0.0, "device": _name(device)} | ({"notes": notes} if notes else {})
+        store.write_shard(shard, features.contiguous(), {}, about)
     log(f"features/{store.key}: {store.n} texts, on {_name(device)}")
+
+
+def _notes(texts: Sequence[str], tower: TextTower) -> Notes:
+    """What is to be told of texts."""
+    full = f"as long as the {tower.context_length} tokens that the text tower reads, or longer: what is behind is not read"
+    return count((repr(text), [full]) for text in texts if tower.fills(text))
 
 
 def _embed(config: Config, store: FeatureStore, tower: TextTower, texts: list[str], device: torch.device) -> Tensor:

@@ -20,6 +20,7 @@ from pipeline.config.own import content_hash
 from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.suspects import left_out
+from pipeline.data.texts import same_texts
 from pipeline.features.bank import make_bank
 from pipeline.features.hashes import data_record, ingredients, known_feature_key, weights_record
 from pipeline.features.staging import staged
@@ -69,6 +70,11 @@ class Inputs:
         """The text tower if its encoder is built from it."""
         return None if self.texts is None else self.texts.encoder_tower
 
+    @property
+    def notes(self) -> list[str]:
+        """What was told of images and texts when their features were made."""
+        return [*self.store.notes, *(self.texts.store.notes if self.texts else [])]
+
     def positions(self, split: Split) -> pd.Index:
         """Rows of a split whose image could be read, and is no copy to be left out; of train all that are trained on."""
         table, splits = self.dataset.table, self.config.data.split.trained if split == "train" else (split,)
@@ -99,10 +105,12 @@ def load_inputs(config: Config) -> Inputs:
     check(config)
     store = staged(open_key(config, feature_key(config, dataset)), config)
     copies, warnings = left_out(dataset, config.data, store.images())
+    texts = load_texts(config, dataset) if "text" in towers_of(config) else None
+    warnings = [*warnings, *(same_texts(texts.texts, dataset.targets) if texts else [])]
     dataset = replace(dataset, warnings=(*dataset.warnings, *warnings))
     for warning in dataset.warnings:
         log(f"{config.data.source}: {warning}")
-    inputs = Inputs(config, dataset, store, copies, load_texts(config, dataset) if "text" in towers_of(config) else None)
+    inputs = Inputs(config, dataset, store, copies, texts)
     check_table(config, inputs.task, dataset.truth, {split: inputs.table(split) for split in get_args(Split)})
     return inputs
 

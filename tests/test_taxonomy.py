@@ -297,6 +297,30 @@ def test_classes_of_one_text_are_said(common: tuple[str | None, ...], said: str 
     assert len(told) == bool(said) and all(re.fullmatch(str(said), each) for each in told)
 
 
+@pytest.mark.parametrize(
+    ("template", "known", "text"),
+    [
+        ("a photo of $SCI$, $SEX$", {}, "a photo of A b"),
+        ("a photo of $SCI$, $SEX$.", {}, "a photo of A b."),
+        ("$SCI$, $SEX$, $POS$ view", {"POS": "dorsal"}, "A b, dorsal view"),
+        ("$SCI$, $SEX$, $POS$", {"SEX": "male"}, "A b, male"),
+        ("$SCI$, $SEX$, $POS$", {}, "A b"),
+        ("$SCI$, $SEX$ $POS$", {}, "A b"),
+        ("$SEX$, $POS$: $SCI$", {}, "A b"),
+        ("$SEX$ $SCI$", {}, "A b"),
+        ("$SCI$ ($SEX$)", {}, "A b"),
+        ("$SCI$ ($SEX$, $POS$)", {}, "A b"),
+        ("$SCI$ ($SEX$, $POS$)", {"POS": "dorsal"}, "A b (dorsal)"),
+        ("$SCI$ ($SEX$, $POS$)", {"SEX": "male"}, "A b (male)"),
+        ("$SCI$ [$SEX$] seen", {}, "A b seen"),
+        ("$SCI$, $SEX$, $POS$", {"SEX": "male", "POS": "dorsal"}, "A b, male, dorsal"),
+        ("$SCI$ (), $SEX$", {"SEX": "male"}, "A b (), male"),
+    ],
+)
+def test_what_is_unknown_leaves_no_comma_and_no_brackets(template: str, known: dict[str, str], text: str) -> None:
+    assert fill(template, {"SCI": "A b", "SEX": None, "POS": None} | known) == text
+
+
 def test_what_is_unknown_leaves_no_double_blank() -> None:
     assert fill("a $SEX$ $SCI$ seen $POS$", {"SCI": "A b", "SEX": None}) == "a A b seen"
 
@@ -306,6 +330,9 @@ def test_what_is_unknown_leaves_no_double_blank() -> None:
     [
         ({"templates": ["a photo of $SIC$"]}, "SIC.* stands for nothing here"),
         ({"templates": ["a photo"]}, "is the same text for all"),
+        ({"templates": ["a $SEX$ beetle"]}, "is the same text for all species: name them by one of .SCI., .COM., .TAX."),
+        ({"templates": ["$SCI$", "$SEX$"]}, "is the same text for all species"),
+        ({"templates": ["$POS$ view, $SEX$"]}, "is the same text for all species"),
         ({"evaluation": "a $SEX$ $SCI$"}, "SEX.* stands for nothing here"),
         ({"templates": []}, "at least 1"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+UNKNOWN = "\0"
+"""Stands in a text for a word that is not known, until it is taken out."""
+LEAVING = (
+    (re.compile(rf"{UNKNOWN}(\s*{UNKNOWN})+"), UNKNOWN),
+    (re.compile(rf"(^|[(\[])(\s*{UNKNOWN}\s*[,;:]?)+\s*"), r"\1"),
+    (re.compile(rf"[,;:]?\s*{UNKNOWN}\s*(?=[,;:.)\]]|$)"), ""),
+    (re.compile(r"\(\s*\)|\[\s*\]"), ""),
+    (re.compile(UNKNOWN), ""),
+)
+"""What goes with it, and what stands instead: others behind it; at a beginning the comma behind; else, at an end, that before;
+brackets that are empty then."""
 NAMED = 3
 """Classes that a warning names."""
 
@@ -78,8 +90,13 @@ def same_texts(texts: ClassTexts, names: Sequence[str]) -> Iterator[str]:
 
 
 def fill(template: str, words: Mapping[str, str | None]) -> str:
-    """A template with what is known of the words in it; what is unknown is left out, with the blank beside it."""
-    return " ".join(PLACEHOLDER.sub(lambda found: words.get(found[1]) or "", template).split())
+    """A template with what is known of the words in it; what is unknown is left out, with the blank, comma or brackets that it
+    would leave."""
+    text = PLACEHOLDER.sub(lambda found: words.get(found[1]) or UNKNOWN, template)
+    if UNKNOWN in text:
+        for pattern, instead in LEAVING:
+            text = pattern.sub(instead, text)
+    return " ".join(text.split())
 
 
 def class_words(taxonomy: Taxonomy, label: int) -> dict[str, str | None]:

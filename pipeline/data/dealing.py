@@ -1,4 +1,4 @@
-"""The rows of a table dealt to train, validation and test as the configuration asks (`config/split.py`): to folds, or species held
+"""The rows of a table dealt to train, validation and test as the configuration asks (`config/split.py`): folds, or species held
 out as a whole; and of the training images a few. Loads no torch."""
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
+from pipeline.config.evaluation import CUTS
+from pipeline.metrics.buckets import BUCKETS, bucket_of
 from pipeline.metrics.figures import Figure
 from pipeline.metrics.ranks import Codes, level_figures, probabilities, rank_figures
 from pipeline.metrics.retrieval import DEEP, KS, Ranked, by_chance, class_means, harmonic_mean, mean, rank, some_of
@@ -33,8 +35,6 @@ OF_CLASS = (*(f"{name}_map" for name in DIRECTIONS), "acc", *(f"{name}_map{DEEP}
 """What a class has a mean of over its queries, against the gallery of its own partition."""
 OF_FULL = tuple(f"full_{name}" for name in OF_CLASS)
 """The same against the full gallery."""
-FEW, MEDIUM = 20, 100
-"""Most training images of the classes in these buckets; what has more is in `many`."""
 
 
 def accuracy(labels: Int[np.ndarray, " images"], cosines: Float[np.ndarray, "images classes"]) -> float:
@@ -139,8 +139,8 @@ def retrieval_report(
     embeddings: Embeddings,
     parents: Mapping[str, Codes],
     scale: float,
-    few: int = FEW,
-    medium: int = MEDIUM,
+    few: int = CUTS[0],
+    medium: int = CUTS[1],
     called: str = "class",
 ) -> Block:
     """Blocks of results.json. `parents` says for each rank to what each class belongs (`metrics/ranks.py`), `scale` is what
@@ -206,11 +206,11 @@ def _buckets(embeddings: Embeddings, few: int, medium: int) -> Block:
     of, counts, found = embeddings.parts["id"], embeddings.counts, embeddings.own["id"]
     labels = {"i2t": embeddings.labels[embeddings.rows(of)], "t2i": np.flatnonzero(of)}
     labels["i2i"] = labels["i2t"]
-    buckets = {"few": counts <= few, "medium": (counts > few) & (counts <= medium), "many": counts > medium}
+    places = bucket_of(counts, (few, medium))
     return {
         name: _counts(embeddings, of & inside)
         | _short({way: some_of(ranked, inside[labels[way]]) for way, ranked in found.items()})
-        for name, inside in buckets.items()
+        for name, inside in ((name, places == place) for place, name in enumerate(BUCKETS))
     }
 
 

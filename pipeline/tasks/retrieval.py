@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from pipeline.config.data import Data
+from pipeline.config.evaluation import CUTS
 from pipeline.data.dataset import Dataset
 from pipeline.data.table import load_classes
 from pipeline.data.truth import class_name, label_name
@@ -25,7 +26,7 @@ from pipeline.metrics.figures import Figure, Training
 from pipeline.metrics.ranks import UNKNOWN
 from pipeline.metrics.retrieval import CELLS, cosines
 from pipeline.metrics.retrieval_compared import COLUMNS, compared_figures
-from pipeline.metrics.retrieval_report import FEW, FIGURES, MEDIUM, Embeddings, chosen_by, class_table, retrieval_report
+from pipeline.metrics.retrieval_report import FIGURES, Embeddings, chosen_by, class_table, retrieval_report
 from pipeline.tasks.base import Array, Groups, Task, Tested
 from pipeline.tasks.classes import read_classes, top_form
 
@@ -160,7 +161,7 @@ def read_means(trial: TrialDir) -> Tested:
     table = pd.read_parquet(trial.groups).sort_values("class")
     if missing := [name for name in COLUMNS if name not in table]:
         raise UserError(f"{trial.groups} has no {missing[0]}: it was written by an earlier version. Evaluate this trial again.")
-    cuts = read_json(trial.results).get("evaluation", {}).get("buckets", (FEW, MEDIUM))
+    cuts = read_json(trial.results).get("evaluation", {}).get("buckets", CUTS)
     buckets = bucket_of(table["n_train"].to_numpy("int64"), cuts)
     said = np.column_stack([buckets, table[list(COLUMNS)].fillna(0).to_numpy("float64")])
     names = table["class"].astype(str).tolist()

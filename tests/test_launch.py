@@ -26,6 +26,7 @@ from pipeline.disk.layout import PROJECT, TrialDir, features_root
 from pipeline.disk.lease import Lease
 from pipeline.disk.writing import read_json, write_json, write_text
 from pipeline.errors import REQUEUE_STATUS, Interrupted, MissingFeatures, OutOfTime, RunAgain, TakenOver, UserError, WorkError
+from pipeline.experiments import reading
 from pipeline.experiments.reading import Experiment, Trial, dump_config
 from pipeline.launch.jobs import jobs
 from pipeline.launch.jobs.extraction import _n_records
@@ -174,6 +175,38 @@ def test_trials_that_read_the_same_features_share_one_extraction() -> None:
 )
 def test_trials_that_read_different_features_have_extractions_of_their_own(axis: str) -> None:
     assert extractions(load(axis)) == [(0, 0, 1), (1, 0, 1)]
+
+
+SPECIES = PROJECT / "configs/species/projection.yaml"
+
+
+@pytest.mark.parametrize(
+    "axis",
+    [
+        "data.label=genus,species",
+        "data.columns.common=de,en",
+        "data.columns.sex=null,sex",
+        "data.columns.view=null,side",
+        "data.columns.ranks=[genus],[family,genus]",
+        "data.missing=[none],[unknown]",
+        "texts.evaluation=$COM$,$SCI$",
+    ],
+)
+def test_trials_whose_texts_differ_have_extractions_of_their_own(axis: str) -> None:
+    experiment = reading.load_experiment(SPECIES, ["data.source=a", axis, "seed=0"])
+    assert extractions(experiment) == [(0, 0, 1), (1, 0, 1)]
+
+
+def test_trials_whose_texts_are_the_same_share_one_extraction() -> None:
+    axes = ["data.shots=1,5", "data.draw=0,1", "data.split={kind: species, name: D10},{kind: species, name: S29-42}"]
+    experiment = reading.load_experiment(SPECIES, ["data.source=a", *axes, "seed=0"])
+    assert len(experiment.trials) == 8 and extractions(experiment) == [(0, 0, 1)]
+
+
+def test_columns_of_texts_make_no_other_features_where_none_are_read() -> None:
+    named = ["data.label=a,b", "data.columns.common=de,en"]
+    experiment = reading.load_experiment(PROJECT / "configs/generic/classify.yaml", ["data.source=a", *named])
+    assert len(experiment.trials) == 4 and extractions(experiment) == [(0, 0, 1)]
 
 
 def test_folds_and_targets_of_the_same_images_share_one_extraction() -> None:

@@ -22,9 +22,9 @@ from pipeline.experiments.reading import Trial, load_experiment
 from pipeline.launch.jobs.trials import train_trial, trial_dir
 from pipeline.launch.manifest.manifest import Terms, preview_manifest
 from pipeline.launch.submitting import sbatch
-from pipeline.ranks import first_host, launched
 from pipeline.signals import StopFlag
 from pipeline.stages import extract
+from pipeline.training.process_ranks import first_host, launched
 from pipeline.training.processes import Processes
 from pipeline.training.towers import check_shares
 from tests import forked

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.metrics.ranks import UNKNOWN, probabilities, rank_figures
+from pipeline.metrics.ranks import UNKNOWN, level_figures, probabilities, rank_figures
 from pipeline.metrics.retrieval import cosines
 
 Array = Any
@@ -38,10 +38,10 @@ def softmax(logits: Array) -> Array:
 )
 def test_probabilities_are_those_of_a_whole_softmax(n: int, n_classes: int, seed: int, cells: int, scale: float) -> None:
     images, labels, classes, parents = drawn(n, n_classes, seed)
-    found = probabilities(images, labels, classes, parents, scale, cells)
+    said, found = probabilities(images, labels, classes, parents, scale, cells)
     p = softmax(scale * cosines(images, classes).astype("float64"))
-    assert found["species"].p_true == pytest.approx(p[np.arange(n), labels], rel=1e-4, abs=1e-30)
-    assert (p[np.arange(n), found["species"].most_probable] >= p.max(axis=1) * (1 - 1e-4)).all()
+    assert said.p_true == pytest.approx(p[np.arange(n), labels], rel=1e-4, abs=1e-30)
+    assert (p[np.arange(n), said.most_probable] >= p.max(axis=1) * (1 - 1e-4)).all()
     for rank, codes in parents.items():
         sums = np.stack([p[:, codes == code].sum(axis=1) for code in range(4)], axis=1)
         for i, label in enumerate(labels):
@@ -55,8 +55,8 @@ def test_a_large_scale_neither_overflows_nor_divides_by_nothing() -> None:
     classes = np.stack([np.full(300, -1.0), np.linspace(0, 0.1, 300)], axis=1)
     classes[-1] = (1, 0)
     image, parents = np.array([[1.0, 0.0]]), {"genus": np.arange(300)}
-    found = probabilities(image, np.array([299]), classes, parents, 1e4, cells=128 * 7)
-    assert found["species"].p_true == pytest.approx(1) and found["genus"].p_true == pytest.approx(1)
+    said, found = probabilities(image, np.array([299]), classes, parents, 1e4, cells=128 * 7)
+    assert said.p_true == pytest.approx(1) and found["genus"].p_true == pytest.approx(1)
     assert found["genus"].most_probable.tolist() == [299]
 
 
@@ -64,12 +64,13 @@ def test_figures_tell_the_right_genus_with_the_wrong_species() -> None:
     """Four species in two genera, and one of which the genus is not known."""
     classes, parents = np.eye(5), {"genus": np.array([0, 0, 1, 1, UNKNOWN])}
     said, labels = np.array([0, 1, 2, 3, 0, 4]), np.array([0, 0, 0, 3, 2, 4])
-    found = rank_figures(probabilities(classes[said], labels, classes, parents, 100.0), labels, parents)
-    assert found["species"]["accuracy"] == 3 / 6
+    of_classes, above = probabilities(classes[said], labels, classes, parents, 100.0)
+    found = rank_figures(of_classes, above, labels, parents)
+    assert level_figures(of_classes, labels)["accuracy"] == 3 / 6
     assert found["genus"] == {"accuracy": 3 / 5, "probability": pytest.approx(3 / 5), "wrong_within": 1 / 5}
     nothing = {"genus": np.full(5, UNKNOWN)}
     assert set(
-        rank_figures(probabilities(classes, np.arange(5), classes, nothing, 1.0), np.arange(5), nothing)["genus"].values()
+        rank_figures(*probabilities(classes, np.arange(5), classes, nothing, 1.0), np.arange(5), nothing)["genus"].values()
     ) == {None}
 
 

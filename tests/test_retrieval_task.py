@@ -222,6 +222,24 @@ def test_ranks_are_told_by_the_tables_columns() -> None:
     assert TASK.report(predicted(of, scale=1e-6), trained())["ranks"]["species"]["probability"] == pytest.approx(1 / 8, abs=1e-4)
 
 
+@pytest.mark.parametrize("rank", ["species", "class", "genus"])
+def test_no_rank_takes_the_place_of_what_classes_are(rank: str) -> None:
+    """Classes are of the column `subspecies`, and a rank may be called as classes are elsewhere."""
+    of, names = drawn(), tuple(name.replace("species", "subspecies") for name in NAMES)
+    table = rows(of).rename(columns={"taxon genus": f"taxon {rank}"})
+    blocks = TASK.report(TASK.predictions(table, of.labels, names, said_by(of)), Training([], dict.fromkeys(names, 1 / 9), n=9))
+    assert list(blocks["ranks"]) == ["subspecies", rank]
+    assert blocks["ranks"]["subspecies"]["accuracy"] == pytest.approx(blocks["summary"]["acc"])
+    assert blocks["ranks"][rank]["accuracy"] > blocks["summary"]["acc"] and "wrong_within" in blocks["ranks"][rank]
+
+
+def test_a_rank_that_is_the_label_itself_is_told_once() -> None:
+    of = drawn()
+    table = rows(of).assign(**{"taxon species": np.array(list("abcdefghi"), object)[of.labels]})
+    found = TASK.report(TASK.predictions(table, of.labels, NAMES, said_by(of)), trained())["ranks"]
+    assert list(found) == ["species", "genus"] and "wrong_within" not in found["species"]
+
+
 @pytest.mark.parametrize("metric", ["composite", "comp_map", "acc"])
 def test_the_figure_that_models_are_chosen_by_is_that_of_the_report(metric: str) -> None:
     of = drawn()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,25 +16,25 @@ import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from pipeline.backbones import load_towers
 from pipeline.backbones.base import Tail
 from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir
-from pipeline.errors import Interrupted, UserError
+from pipeline.errors import Interrupted, MissingFeatures, UserError, WorkError
 from pipeline.experiments.reading import load_experiment
 from pipeline.launch.doctor import capacity
 from pipeline.launch.watching import estimates
 from pipeline.models.encoders import recompute
-from pipeline.models.interpolation import between, plain, soup
-from pipeline.models.saved import load_facts, load_model, make_model
+from pipeline.models.interpolation import bare, between, plain, soup
+from pipeline.models.saved import load_facts, load_model, make_model, read_trained
 from pipeline.models.towers import TwoTowers
 from pipeline.reporting.comparison import candidates, compare
 from pipeline.signals import StopFlag
 from pipeline.stages import evaluate, extract, fetch, interpolate, train
-from pipeline.stages.inputs import load_inputs, make_facts
+from pipeline.stages.inputs import changed, load_inputs, make_facts
 from pipeline.stages.predict import Origin, predict_files
 from pipeline.tasks import load_task
 from pipeline.training.samples import predict
@@ -59,9 +60,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(place: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     monkeypatch.setenv("CARABID_ROOT", str(place / "root"))
 
-    def trial_of(method: str, *overrides: str, quick: tuple[str, ...] = QUICK) -> tuple[Config, TrialDir]:
+    def trial_of(
+        method: str, *overrides: str, quick: tuple[str, ...] = QUICK, clip: str = "clip", table: str = "metadata.csv"
+    ) -> tuple[Config, TrialDir]:
         """The first trial of a configuration of species, and its folder."""
-        own = (f"data.source={place / 'data' / 'metadata.csv'}", f"backbone.name=local-dir:{place / 'clip'}", *quick)
+        own = (f"data.source={place / 'data' / table}", f"backbone.name=local-dir:{place / clip}", *quick)
         experiment = load_experiment(PROJECT / "configs/species" / f"{method}.yaml", (*own, *overrides))
         trial = experiment.trials[0]
         return trial.config, experiment_dir(trial.config).trial(trial.name)
@@ -175,6 +178,79 @@ def test_a_template_is_part_of_the_texts_features_and_of_no_images(make: Make, p
     assert [each["ingredients"]["tower"] for each in told] == ["text"]
 
 
+def rescaled(folder: Path, scale: float) -> None:
+    """The model in a folder, with another scale of its logits."""
+    path = folder / "open_clip_model.safetensors"
+    save_file(load_file(path) | {"logit_scale": torch.tensor(scale)}, path)
+
+
+def test_models_that_differ_in_the_scale_of_logits_alone_share_texts_and_each_has_its_own_scale(make: Make, place: Path) -> None:
+    shutil.copytree(place / "clip", other := place / "rescaled")
+    rescaled(other, 1.25)
+    found = {}
+    for folder in (other, place / "clip"):
+        config, trial = make("baseline", clip=folder.name)
+        done(config, trial)
+        texts = load_inputs(config).texts
+        assert texts is not None
+        found[folder] = texts.store.key, texts.facts.logit_scale
+    assert found[other] == (found[place / "clip"][0], 1.25) and found[place / "clip"][1] != 1.25
+
+
+def test_a_trial_is_of_the_scale_of_logits_that_its_weights_had(make: Make, place: Path) -> None:
+    """One that was trained before this was told stays valid."""
+    shutil.copytree(place / "clip", other := place / "scaled later")
+    config, trial = make("baseline", clip=other.name)
+    done(config, trial)
+    record = read_trained(trial)
+    assert changed(record, load_inputs(config)) == []
+    rescaled(other, 0.5)
+    assert changed(record, load_inputs(config)) == ["the scale or bias of the model's logits"]
+    del record["logits"]
+    assert changed(record, load_inputs(config)) == []
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "words"),
+    [
+        ("$SCI$ " + " ".join(["beetle"] * 80), "tokens that the text tower reads, or longer"),
+        ("$COM$", "classes share"),
+        ("$SCI$", None),
+    ],
+)
+def test_texts_longer_than_the_context_and_shared_ones_are_told_in_the_results(
+    evaluation: str, words: str | None, make: Make, place: Path
+) -> None:
+    rows = pd.read_csv(place / "data" / "metadata.csv", dtype=str)
+    rows.assign(vernacularName="a beetle").to_csv(place / "data" / "common.csv", index=False)
+    config, trial = make("baseline", f"texts.evaluation={evaluation}", "texts.templates=[$SCI$]", table="common.csv")
+    warnings = done(config, trial)["summary"]["warnings"]
+    told = [each for each in warnings if "tokens that" in each or "classes share" in each]
+    assert told == [each for each in told if words and words in each] and bool(told) == bool(words)
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [flipped, lambda path: path.write_bytes(path.read_bytes()[:-1]), Path.unlink])
+def test_damaged_shards_of_texts_are_made_again(damage: Callable[[Path], object], make: Make) -> None:
+    """By what the error says to run."""
+    config, _ = make("projection", "texts.evaluation=the $SCI$", "features.shard_size=7")
+    extract.run(config)
+    texts = load_inputs(config).texts
+    assert texts is not None and texts.store.n_shards > 1
+    before = {file.name: file.read_bytes() for file in texts.store.dir.path.glob("*.safetensors")}
+    damage(texts.store.path(1))
+    with pytest.raises(MissingFeatures, match="run `carabid extract`"):
+        load_inputs(config).verify()
+    extract.run(config)
+    load_inputs(config).verify()
+    assert before == {file.name: file.read_bytes() for file in texts.store.dir.path.glob("*.safetensors")}
+
+
 def test_predict_names_species_and_a_tree_shapes_a_loss(make: Make, place: Path) -> None:
     tree = f"data.tree={place / 'data' / 'tree.nwk'}"
     config, trial = make("projection", "train.epochs=2", tree, "loss={kind: infonce, targets: phylogenetic}")
@@ -205,11 +281,29 @@ def test_between_released_and_tuned_the_ends_are_these_to_the_bit(method: str, m
     assert float(base["logit_scale"]) == pytest.approx(load_towers(config.backbone).logit_scale)
     found = interpolate.run([trial.path], [0.0, 0.5, 1.0], "cpu")
     ends = [found.rows[0]["id.i2t_map"], found.rows[-1]["id.i2t_map"]]
-    assert ends == pytest.approx([released["id"]["i2t_map"], results["id"]["i2t_map"]], abs=1e-6)
+    assert ends[0] == pytest.approx(released["id"]["i2t_map"], abs=1e-6)
+    trained = {name: value for name, value in results["figures"].items() if name != "selection"}
+    assert {name: found.rows[-1][name] for name in trained} == trained, "not merged: to the bit"
     assert all(path.exists() for path in found.files) and found.files[1].read_text().count("<circle") == 3
     trial.model.write_bytes(trial.model.read_bytes()[:-1])
     train.run(config, trial)
     assert not any(path.exists() for path in found.files), "they are of another model"
+
+
+def test_a_released_model_is_bare_of_adapters_that_learnt_nothing(make: Make) -> None:
+    """Merged, those of DoRA would round every weight that they stand beside."""
+    dora = "{kind: lora, dora: true, blocks: 1, r: 2}"
+    (with_dora, _), (without, _) = (
+        make("lora", f"model.encoder={kind}", f"model.text={kind}") for kind in (dora, "{kind: finetuned, blocks: 1}")
+    )
+    extract.ensure(with_dora)
+    states = []
+    for config in (with_dora, without):
+        inputs = load_inputs(config)
+        model = make_model(config, make_facts(inputs), inputs.encoder_backbone, inputs.text_tower)
+        states.append(bare(model).state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
 def test_buckets_part_where_the_configuration_says_and_make_no_other_model(make: Make) -> None:
@@ -237,6 +331,38 @@ def test_a_soup_is_the_mean_of_its_trials_and_not_of_unlike_ones(make: Make) -> 
         soup([states[0], {"encoder.weight": torch.zeros(1)}])
     with pytest.raises(UserError, match="tunes no towers"):
         interpolate.run([make("baseline")[1].path], [0.0], "cpu")
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        ("data.split={kind: species, name: D10-3}", "targets, groups or splits"),
+        ("texts.templates=[$COM$]", "the texts' features"),
+        ("data.tree=tree.nwk", "the tree"),
+    ],
+)
+def test_a_soup_is_of_trials_that_learnt_from_the_same(other: str, what: str, make: Make, place: Path) -> None:
+    """Else species that one holds out were trained on by the other, and pass for new."""
+    trials = [
+        make("projection", "train.epochs=1", *more) for more in ((), (other.replace("tree.nwk", str(place / "data/tree.nwk")),))
+    ]
+    for config, trial in trials:
+        extract.ensure(config)
+        train.run(config, trial)
+    with pytest.raises(UserError, match=f"not of the first trial are {what}"):
+        interpolate.run([trial.path for _, trial in trials], [1.0], "cpu")
+
+
+def test_a_trial_whose_table_has_changed_is_not_interpolated(make: Make, place: Path) -> None:
+    table = place / "data" / "regrouped.csv"
+    table.write_text((place / "data" / "metadata.csv").read_text())
+    config, trial = make("projection", "train.epochs=1", table=table.name)
+    extract.ensure(config)
+    train.run(config, trial)
+    rows = pd.read_csv(table, dtype=str)
+    rows.assign(specimenID=rows["specimenID"] + "x").to_csv(table, index=False)
+    with pytest.raises(WorkError, match="targets, groups or splits changed since it was trained"):
+        interpolate.run([trial.path], [1.0], "cpu")
 
 
 def test_trials_are_compared_by_the_figures_of_their_report_and_told_where_their_weights_came_from(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pipeline.data.sources import open_source
 from pipeline.data.species import load_species
 from pipeline.data.table import load_classes
 from pipeline.data.taxonomy import Taxonomy, scientific_name, taxonomy_of
-from pipeline.data.texts import class_texts, fill, image_texts
+from pipeline.data.texts import class_texts, fill, image_texts, same_texts, texts_of
 from pipeline.disk.layout import PROJECT
 from pipeline.errors import UserError
 
@@ -276,6 +277,50 @@ def test_every_distinct_text_of_images_stands_there_once(tmp_path: Path) -> None
         assert plain == f"a photo of {label}" and own == " ".join(f"a {sex or ''} {label}, {view} view".split())
 
 
+@pytest.mark.parametrize(
+    ("common", "said"),
+    [
+        (("toad", "toad", "frog"), "2 classes share their text .texts.evaluation. with another one, .*: A b, C d are 'a toad'"),
+        (
+            ("toad", "toad", "toad"),
+            "3 classes share their text .texts.evaluation. with another one, .*: A b, C d, E f are 'a toad'",
+        ),
+        (("toad", "frog", None), None),
+    ],
+)
+def test_classes_of_one_text_are_said(common: tuple[str | None, ...], said: str | None, tmp_path: Path) -> None:
+    names = ("A b", "C d", "E f")
+    rows = "".join(f"{i}.jpg,{names[i % 3]},{common[i % 3] or ''}\n" for i in range(6))
+    dataset = load(write(tmp_path, "file,species,vernacularName\n" + rows))
+    found = texts_of(dataset, Texts(evaluation="a $COM$"))
+    told = list(same_texts(found, dataset.targets))
+    assert len(told) == bool(said) and all(re.fullmatch(str(said), each) for each in told)
+
+
+@pytest.mark.parametrize(
+    ("template", "known", "text"),
+    [
+        ("a photo of $SCI$, $SEX$", {}, "a photo of A b"),
+        ("a photo of $SCI$, $SEX$.", {}, "a photo of A b."),
+        ("$SCI$, $SEX$, $POS$ view", {"POS": "dorsal"}, "A b, dorsal view"),
+        ("$SCI$, $SEX$, $POS$", {"SEX": "male"}, "A b, male"),
+        ("$SCI$, $SEX$, $POS$", {}, "A b"),
+        ("$SCI$, $SEX$ $POS$", {}, "A b"),
+        ("$SEX$, $POS$: $SCI$", {}, "A b"),
+        ("$SEX$ $SCI$", {}, "A b"),
+        ("$SCI$ ($SEX$)", {}, "A b"),
+        ("$SCI$ ($SEX$, $POS$)", {}, "A b"),
+        ("$SCI$ ($SEX$, $POS$)", {"POS": "dorsal"}, "A b (dorsal)"),
+        ("$SCI$ ($SEX$, $POS$)", {"SEX": "male"}, "A b (male)"),
+        ("$SCI$ [$SEX$] seen", {}, "A b seen"),
+        ("$SCI$, $SEX$, $POS$", {"SEX": "male", "POS": "dorsal"}, "A b, male, dorsal"),
+        ("$SCI$ (), $SEX$", {"SEX": "male"}, "A b (), male"),
+    ],
+)
+def test_what_is_unknown_leaves_no_comma_and_no_brackets(template: str, known: dict[str, str], text: str) -> None:
+    assert fill(template, {"SCI": "A b", "SEX": None, "POS": None} | known) == text
+
+
 def test_what_is_unknown_leaves_no_double_blank() -> None:
     assert fill("a $SEX$ $SCI$ seen $POS$", {"SCI": "A b", "SEX": None}) == "a A b seen"
 
@@ -285,6 +330,9 @@ def test_what_is_unknown_leaves_no_double_blank() -> None:
     [
         ({"templates": ["a photo of $SIC$"]}, "SIC.* stands for nothing here"),
         ({"templates": ["a photo"]}, "is the same text for all"),
+        ({"templates": ["a $SEX$ beetle"]}, "is the same text for all species: name them by one of .SCI., .COM., .TAX."),
+        ({"templates": ["$SCI$", "$SEX$"]}, "is the same text for all species"),
+        ({"templates": ["$POS$ view, $SEX$"]}, "is the same text for all species"),
         ({"evaluation": "a $SEX$ $SCI$"}, "SEX.* stands for nothing here"),
         ({"templates": []}, "at least 1"),
     ],

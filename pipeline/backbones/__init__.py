@@ -3,6 +3,7 @@ whatever library they come from; and what of their weights is on this machine. T
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -46,8 +47,19 @@ def origins(block: blocks.Backbone, texts: bool) -> list[dict[str, str]]:
     for weights in block.weights_from():
         found += [{"path": weights.path}] if weights.path else []
         found += [_origin(repository, weights.revision)] if (repository := _repository(weights)) and not weights.path else []
-    more = implementation(block.text_repositories)(block) if texts else []
+    more = [name for name in text_sources(block) if not _is_here(name)] if texts else []
     return found + [_origin(name, None) for name in more if name not in {each.get("repository") for each in found}]
+
+
+def text_sources(block: blocks.Backbone) -> list[str]:
+    """What, beside the weights, texts are read by: repositories on the Hub, or folders. May load the library that knows them."""
+    return list(implementation(block.text_sources)(block))
+
+
+def sources_state(names: Iterable[str]) -> list[Any]:
+    """In which state these are here: sizes and times of local files, or the Hub's commit; None for what is not here. Loads no
+    library."""
+    return [_local_state(name) if _is_here(name) else hub.commit_of(name, None, "models") for name in names]
 
 
 def _origin(repository: str, revision: str | None) -> dict[str, str]:
@@ -76,9 +88,17 @@ def _repository(weights: blocks.Weights) -> str:
 
 def _state(weights: blocks.Weights) -> Any:
     if weights.path:
-        stats = [(path, path.stat()) for path in _local_files(weights.path)]
-        return [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in stats] or None
+        return _local_state(weights.path)
     return _hub_commit(weights) if weights.repository else "tag or random"
+
+
+def _is_here(name: str) -> bool:
+    return Path(name).expanduser().exists()
+
+
+def _local_state(name: str) -> list[Any] | None:
+    stats = [(path, path.stat()) for path in _local_files(name)]
+    return [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in stats] or None
 
 
 def _local_files(name: str) -> list[Path]:

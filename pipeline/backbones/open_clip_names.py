@@ -82,12 +82,11 @@ def hub_repository(name: str, pretrained: str | None) -> str | None:
     return os.path.dirname(tag["hf_hub"]) if tag.get("hf_hub") else None
 
 
-def text_repositories(config: blocks.OpenClip) -> list[str]:
-    """The repositories on the Hub that tokenizer and architecture of a Hugging Face text tower come from; none of open_clip's own
-    tokenizer, and of one that lies in a folder here."""
+def text_sources(config: blocks.OpenClip) -> list[str]:
+    """The repositories on the Hub, or the folders, that tokenizer and architecture of a Hugging Face text tower come from; none
+    of open_clip's own tokenizer."""
     text = whole_architecture(config)["text_cfg"]
-    named = [text[key] for key in ("hf_tokenizer_name", "hf_model_name") if text.get(key)]
-    return [name for name in dict.fromkeys(named) if not Path(name).expanduser().exists()]
+    return list(dict.fromkeys(text[key] for key in ("hf_tokenizer_name", "hf_model_name") if text.get(key)))
 
 
 def failure(name: str, pretrained: str | None, error: Exception) -> UserError | WorkError:

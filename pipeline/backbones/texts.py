@@ -39,6 +39,10 @@ class TextTower(Tower):
     def example(self) -> Int[Tensor, "1 tokens"]:
         return self.transform("a photo of a beetle").unsqueeze(0)
 
+    def fills(self, text: str) -> bool:
+        """Whether a text takes the whole context, so that what stands behind (of this text, too) is not read."""
+        return torch.equal(self.transform(text), self.transform(f"{text} beetle"))
+
     def network(self) -> Network:
         return TextNetwork(self)
 

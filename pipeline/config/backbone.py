@@ -57,8 +57,8 @@ class Backbone(Kind):
     """The function or class that makes a `backbones.base.Backbone` of the block; a lab's own kind overrides `load`."""
     towers_loader: ClassVar[str]
     """Of one with features of texts: the function that makes `backbones.texts.Towers` of the block."""
-    text_repositories: ClassVar[str]
-    """Of the same: the function that tells which repositories on the Hub, beside that of the weights, its texts are read by."""
+    text_sources: ClassVar[str]
+    """Of the same: the function that tells what, beside the weights, its texts are read by: repositories on the Hub, folders."""
 
     @property
     def display_name(self) -> str:
@@ -109,7 +109,7 @@ class OpenClip(Backbone):
     paths = ("name", "pretrained")
     loader = "pipeline.backbones.open_clip.load_open_clip"
     towers_loader = "pipeline.backbones.open_clip.load_open_clip_towers"
-    text_repositories = "pipeline.backbones.open_clip_names.text_repositories"
+    text_sources = "pipeline.backbones.open_clip_names.text_sources"
     kind: Literal["open_clip"] = "open_clip"
     name: str = "hf-hub:imageomics/bioclip-2"
     """`hf-hub:owner/name`, `local-dir:/a/folder`, or an architecture name such as `ViT-B-32`."""

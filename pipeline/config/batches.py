@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from pipeline.config.evaluation import CUTS
 from pipeline.config.fits import GIVEN, Fit
 from pipeline.config.kinds import Kind
 from pipeline.config.section import Ascending, Fraction, Positive, implementation
@@ -69,7 +70,7 @@ class OfBuckets(Batches):
     """Equal shares of the classes with few, medium and many training images in every batch."""
 
     kind: Literal["buckets"]
-    cuts: Annotated[tuple[int, int], Ascending] = (20, 100)
+    cuts: Annotated[tuple[int, int], Ascending] = CUTS
     """Few up to the first number of training images, many above the second. (evaluate.buckets are those of results.)"""
 
     def draw(self, of: Any, size: int, rng: Any) -> Iterator[Any]:

@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 from pipeline.config.fits import Fit
 from pipeline.config.section import LATER, Ascending, Positive, Section
 
+CUTS = (20, 100)
+"""Most training images of classes with few, and with medium many, of them; of those with more there are many."""
+
 
 class Features(Section):
     """The feature store's format, part of its key."""
@@ -34,5 +37,5 @@ class Evaluate(Section):
     are held out (data.split.kind: species), validation: the test is opened on purpose."""
     inputs: Literal["features", "images"] = "features"
     """Predict from cached features, or from the images through the whole model: how far that differs is then told."""
-    buckets: Annotated[tuple[int, int], Ascending, LATER] = (20, 100)
+    buckets: Annotated[tuple[int, int], Ascending, LATER] = CUTS
     """Where few, medium and many images of a class part: few up to the first number of training images, many above the second."""

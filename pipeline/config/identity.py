@@ -132,6 +132,17 @@ def features_of(config: Config) -> list[Any]:
     return [plain(config.backbone), plain(config.features), *token_kind(config), *texts]
 
 
+def texts_from(config: Config) -> list[Any]:
+    """The part of a configuration, beside the data's files, that its texts depend on, as plain JSON values; nothing where none
+    are read."""
+    if "text" not in towers_of(config):
+        return []
+    data, columns = config.data, config.data.columns
+    words = [data.label, columns.ranks, columns.common, columns.sex, columns.view, data.missing]
+    dealt = plain(data) if data.permute_targets else []  # which images have which class then, and so which sex and view
+    return [plain(config.texts), to_jsonable_python(words), dealt]
+
+
 def towers_of(config: Config) -> tuple[Tower, ...]:
     """The towers that a trial reads features of, the one of images first."""
     return ("image", "text") if config.model.head.reads_texts else ("image",)

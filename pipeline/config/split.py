@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.config.fits import GIVEN, Fit
 from pipeline.config.kinds import Kind
-from pipeline.config.section import Positive, Seed
+from pipeline.config.section import Positive, Seed, implementation
 
 NAMED_SPLIT = re.compile(r"([SD])([0-9]{1,2})(?:-([0-9]+))?")
 """`S29-42`, `D10`: the recipe, per cent, and the seed."""
@@ -22,6 +23,8 @@ class Split(Kind):
     """The column, by its key in `data.columns`, of what is left out as a whole; None: each group by itself."""
     is_stratified: ClassVar[bool] = False
     """Whether each class is dealt out evenly."""
+    dealer: ClassVar[str]
+    """The function that deals rows out."""
     opens_test: ClassVar[bool] = True
     """Whether `evaluate.split: auto` is the test split, where there is one."""
 
@@ -34,6 +37,10 @@ class Split(Kind):
     def names(self) -> dict[str, str]:
         """What the source calls each split; empty where rows of all its splits are dealt out here."""
         return {}
+
+    def deal(self, dataset: Any, data: Any, strata: Sequence[str] | None) -> tuple[list[str], list[str]]:
+        """The split of each row of a `data.dataset.Dataset`, and warnings; `strata` are the classes of its rows."""
+        return implementation(self.dealer)(self, dataset, data, strata)
 
 
 class SourceSplit(Split):
@@ -51,10 +58,14 @@ class SourceSplit(Split):
     def names(self) -> dict[str, str]:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
+    def deal(self, dataset: Any, data: Any, strata: Sequence[str] | None) -> tuple[list[str], list[str]]:
+        return dataset.table["split"].tolist(), []
+
 
 class Folded(Split):
     """Cross-validation: fold `fold` is tested, the next one validates, the others train."""
 
+    dealer = "pipeline.data.dealing.to_folds"
     n: Annotated[int, Field(ge=3)] = 5
     """Number of folds."""
     fold: Annotated[int, Field(ge=0)] = 0
@@ -123,6 +134,7 @@ class SpeciesSplit(Split):
     """Images of species that are trained on (in distribution, ID) and whole species that never are (out of distribution, OOD), of
     both some that validate and some that test. Test images are opened by `evaluate.split: test` alone."""
 
+    dealer = "pipeline.data.dealing.by_species"
     opens_test = False
     fits = (
         Fit("data.label", GIVEN, "holds species out"),

@@ -21,16 +21,17 @@ def _check(template: str, known: tuple[str, ...]) -> None:
         raise ValueError(
             f"{template!r}: ${unknown[0]}$ stands for nothing here; there are {', '.join(f'${name}$' for name in known)}"
         )
-    if not names:
-        raise ValueError(f"{template!r} is the same text for all; there are {', '.join(f'${name}$' for name in known)}")
+    if not set(names) & set(OF_CLASS):
+        words = ", ".join(f"${name}$" for name in OF_CLASS)
+        raise ValueError(f"{template!r} is the same text for all species: name them by one of {words}")
 
 
 class Texts(Section):
     """Templates of texts. $SCI$: the scientific name, $COM$: the common name (where it is unknown, the scientific one), $TAX$:
-    the ranks and the species, $SEX$: the sex, $POS$: the view; what is unknown is left out."""
+    the ranks and the species, $SEX$: the sex, $POS$: the view; what is unknown is left out, with its comma or brackets."""
 
     templates: Annotated[tuple[str, ...], Field(min_length=1)] = (PLAIN_TEXT,)
-    """Of training; where there are several, one is drawn for each image in each epoch."""
+    """Of training, each with $SCI$, $COM$ or $TAX$; where there are several, one is drawn for each image in each epoch."""
     evaluation: str = PLAIN_TEXT
     """Of a class, in evaluation: $SCI$, $COM$ or $TAX$."""
 

@@ -75,6 +75,12 @@ class Dataset:
         """The place of image i in words for people."""
         return self.source.where(*self._place(i))
 
+    def image_names(self) -> list[str | None]:
+        """What the data call each image, its path or its file's name; None where there is none."""
+        splits, rows = self.table["source_split"].tolist(), self.table["row"].tolist()
+        names = {split: self.source.image_names(split, self.image_column) for split in dict.fromkeys(splits)}
+        return [names[split][row] for split, row in zip(splits, rows, strict=True)]
+
     @property
     def image_columns(self) -> tuple[str, ...]:
         """The image's column, then the card's and the bar's where they are used; as `config.image_columns`."""

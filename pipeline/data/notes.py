@@ -39,6 +39,6 @@ def together(parts: Iterable[Mapping[str, Iterable[int | str]]]) -> Notes:
     return found
 
 
-def lines(notes: Notes) -> list[str]:
+def lines(notes: Notes, of: str = "image") -> list[str]:
     """As people read them."""
-    return [f"{note.n} image{'s' * (note.n > 1)} (the first: {note.first}): {sentence}" for sentence, note in notes.items()]
+    return [f"{note.n} {of}{'s' * (note.n > 1)} (the first: {note.first}): {sentence}" for sentence, note in notes.items()]

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from pipeline.config.data import Data
 from pipeline.data.dataset import Dataset
+from pipeline.data.dealing import deal
 from pipeline.data.known_columns import AUTO, recognised
 from pipeline.data.sources import open_source
-from pipeline.data.table import deal, permute, read_table, warned
+from pipeline.data.table import permute, read_table, warned
 from pipeline.data.taxonomy import taxonomy_of
 from pipeline.errors import UserError, nearest
 

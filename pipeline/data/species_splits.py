@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float64, Int64, UInt64
 
 from pipeline.config.data import Data
 from pipeline.config.split import SpeciesSplit
+from pipeline.data.dataset import Dataset
 from pipeline.data.truth import RANK, UNUSED
 from pipeline.errors import UserError
 
@@ -48,6 +49,16 @@ class _Units:
     def set(self, units: Iterable[int], role: str) -> None:
         for unit in units:
             self.role[unit] = role
+
+
+def lasting(dataset: Dataset) -> pd.DataFrame:
+    """The table of a data set, to draw by: where a group or an id is nothing but its row (`split:row`) it is by the image's name
+    (`split:name`), which no other order of rows changes. An image without a name keeps its row."""
+    table, names = dataset.table, dataset.image_names()
+    places = table["source_split"] + ":" + table["row"].astype(str)
+    cells = zip(table["source_split"], names, places, strict=True)
+    called = [place if name is None else f"{split}:{name}" for split, name, place in cells]
+    return table.assign(**{column: table[column].where(table[column] != places, called) for column in ("group", "id")})
 
 
 def assign_species(table: pd.DataFrame, split: SpeciesSplit) -> tuple[list[str], list[str]]:

@@ -11,15 +11,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.data import Data
-from pipeline.config.split import Folded, SpeciesSplit
 from pipeline.data.classes import number_classes, unseen_classes
 from pipeline.data.dataset import Dataset, choose_splits, unread_splits
+from pipeline.data.dealing import deal
 from pipeline.data.known_columns import same_meaning, with_genus
 from pipeline.data.missing import emptied
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import Source
-from pipeline.data.species_splits import assign_species, few_shots
-from pipeline.data.splits import assign, rare_strata, shuffled
+from pipeline.data.splits import shuffled
 from pipeline.data.suspects import sentinels
 from pipeline.data.truth import AUXILIARY, LABEL, RANK, Numbers, Truth
 from pipeline.errors import UserError, nearest
@@ -81,23 +80,6 @@ def warned(dataset: Dataset, warnings: Iterable[str]) -> Dataset:
     return replace(dataset, warnings=(*dataset.warnings, *warnings))
 
 
-def deal(dataset: Dataset, data: Data, strata: list[str] | None) -> Dataset:
-    """With its groups dealt to folds, or species held out, and training images left out, where the configuration asks for that;
-    `strata` are the classes of its rows."""
-    table, split, warnings = dataset.table, data.split, list[str]()
-    if isinstance(split, Folded):
-        warnings += _check_dealing(dataset, data)
-        table["split"] = assign(table, split, strata)
-        if strata and split.is_stratified:
-            warnings += rare_strata(table["group"].tolist(), split, strata)
-    elif isinstance(split, SpeciesSplit):
-        table["split"], notes = assign_species(table, split)
-        warnings += notes
-    if data.shots is not None:
-        table["split"] = few_shots(table, data)
-    return warned(dataset, warnings)
-
-
 def permute(dataset: Dataset, data: Data) -> Dataset:
     """With the truth dealt out to other groups, where the configuration asks for this control."""
     if data.permute_targets:
@@ -110,26 +92,6 @@ def _check_names(data: Data) -> None:
     own = {*OWN_COLUMNS, "n", *(f"{target}_{end}" for target in data.targets for end in OWN_ENDS)}
     if taken := [name for name in data.targets if name in own]:
         raise UserError(f"data.targets: {taken[0]!r} is a name Carabid itself uses. Rename the column.")
-
-
-# ---------------------------------------------------------------- splits
-def _check_dealing(dataset: Dataset, data: Data) -> tuple[str, ...]:
-    """Warnings; raises UserError at the first row without the domain, site or date by which it is dealt to folds."""
-    name = data.split.by
-    if name is None:
-        return ()
-    table, column = dataset.table, getattr(data.columns, name)
-    if len(empty := table.index[table[name].isna()]):
-        raise UserError(
-            f"{dataset.where(int(empty[0]))}: column {column} (data.columns.{name}) is empty or holds no {name}, in "
-            f"{len(empty)} rows in all: data.split.kind={data.split.kind} cannot tell on which side they belong. Fill it in, "
-            "or choose another split."
-        )
-    alone = table.loc[table["site"].isna() | table["date"].isna(), "group"].nunique() if name == "domain" else 0
-    if not alone or not isinstance(data.split, Folded) or not data.split.share_held_out:
-        return ()
-    what = f"{alone} groups have no site or no date (data.columns.site, date)"
-    return (f"{what}: they are held out one by one, and another group of their site and day may be trained on",)
 
 
 def permuted_truth(table: pd.DataFrame, columns: Sequence[str], seed: int = 0) -> NDArray[Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -14,10 +15,25 @@ from jaxtyping import Int64
 from pipeline.config.texts import PLACEHOLDER, Texts
 from pipeline.data.dataset import Dataset
 from pipeline.data.taxonomy import Taxonomy, taxonomy_of
-from pipeline.data.truth import LABEL
+from pipeline.data.truth import LABEL, class_name
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+UNKNOWN = "\0"
+"""Stands in a text for a word that is not known, until it is taken out."""
+LEAVING = (
+    (re.compile(rf"{UNKNOWN}(\s*{UNKNOWN})+"), UNKNOWN),
+    (re.compile(rf"(^|[(\[])(\s*{UNKNOWN}\s*[,;:]?)+\s*"), r"\1"),
+    (re.compile(rf"[,;:]?\s*{UNKNOWN}\s*(?=[,;:.)\]]|$)"), ""),
+    (re.compile(r"\(\s*\)|\[\s*\]"), ""),
+    (re.compile(UNKNOWN), ""),
+)
+"""What goes with it, and what stands instead: others behind it; at a beginning the comma behind; else, at an end, that before;
+brackets that are empty then."""
+NAMED = 3
+"""Classes that a warning names."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +74,29 @@ def texts_of(dataset: Dataset, block: Texts) -> ClassTexts:
     return ClassTexts(tuple(texts), moved[images.of_image], np.array([place[text] for text in classes], "int64"))
 
 
+def same_texts(texts: ClassTexts, names: Sequence[str]) -> Iterator[str]:
+    """A warning if classes, whose `names` are targets', have one text, so that nothing said of them tells them apart."""
+    of: dict[int, list[str]] = {}
+    for name, place in zip(names, texts.of_class.tolist(), strict=True):
+        of.setdefault(place, []).append(class_name(name))
+    shared = {place: classes for place, classes in of.items() if len(classes) > 1}
+    if shared:
+        n, (place, classes) = sum(map(len, shared.values())), next(iter(shared.items()))
+        more = f" and {len(classes) - NAMED} more" if len(classes) > NAMED else ""
+        yield (
+            f"{n} classes share their text (texts.evaluation) with another one, from which no text tells them apart: "
+            f"{', '.join(classes[:NAMED])}{more} are {texts.texts[place]!r}"
+        )
+
+
 def fill(template: str, words: Mapping[str, str | None]) -> str:
-    """A template with what is known of the words in it; what is unknown is left out, with the blank beside it."""
-    return " ".join(PLACEHOLDER.sub(lambda found: words.get(found[1]) or "", template).split())
+    """A template with what is known of the words in it; what is unknown is left out, with the blank, comma or brackets that it
+    would leave."""
+    text = PLACEHOLDER.sub(lambda found: words.get(found[1]) or UNKNOWN, template)
+    if UNKNOWN in text:
+        for pattern, instead in LEAVING:
+            text = pattern.sub(instead, text)
+    return " ".join(text.split())
 
 
 def class_words(taxonomy: Taxonomy, label: int) -> dict[str, str | None]:

@@ -104,3 +104,8 @@ class Labels(Truth):
 def class_name(target: str) -> str:
     """The class that a prediction is of: `hybrid_stat=hybrid` → `hybrid`."""
     return target.partition("=")[2]
+
+
+def label_name(target: str) -> str:
+    """The column of the label that a prediction is of: `hybrid_stat=hybrid` → `hybrid_stat`."""
+    return target.partition("=")[0]

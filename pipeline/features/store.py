@@ -128,8 +128,8 @@ class FeatureStore:
 
     @property
     def notes(self) -> list[str]:
-        """What was told of images as they were decoded, a line for each kind."""
-        return lines(together([read_record(self.dir.manifest).get("notes", {})]))
+        """What was told of images as they were decoded, or of texts, a line for each kind."""
+        return lines(together([read_record(self.dir.manifest).get("notes", {})]), self.ingredients.tower)
 
     # ------------------------------------------------------------ writing
     def write_shard(self, number: int, features: Tensor, bad: dict[int, str], made: dict[str, Any]) -> None:

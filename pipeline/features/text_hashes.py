@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.config.identity import digest, plain
+from pipeline.backbones import sources_state, text_sources
+from pipeline.config.identity import digest, texts_from
 from pipeline.config.trial import Config
 from pipeline.data.dataset import known_signature
 from pipeline.data.texts import ClassTexts
+from pipeline.disk.layout import PROJECT
 from pipeline.disk.writing import write_json
 from pipeline.errors import WorkError
 from pipeline.features.hashes import TowerRecord, made_of, read_as, record_file, weights_signature
@@ -18,6 +20,10 @@ from pipeline.features.key import Ingredients
 
 if TYPE_CHECKING:
     from pipeline.backbones.texts import Towers
+
+
+CODE = tuple(f"data/{name}.py" for name in ("texts", "taxonomy", "known_columns", "missing", "species", "table"))
+"""What makes texts of tables: other code must not pass for the one on record."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,15 @@ class TextWeights(TowerRecord):
     """The logarithm of the factor."""
     logit_bias: float | None
     """None where the model has none."""
+    sources: list[str]
+    """What, beside the weights, texts are read by, a tokenizer mostly: a folder, or a repository on the Hub."""
+    sources_state: str
+    """As `_state_of` has it."""
+
+    @property
+    def logits(self) -> str:
+        """Both numbers, to the bit."""
+        return f"{self.logit_scale!r}, {self.logit_bias!r}"
 
 
 @dataclass(frozen=True)
@@ -45,7 +60,7 @@ def text_weights(config: Config, load: Callable[[], Towers]) -> TextWeights:
     towers, now = load(), weights_signature(config.backbone)
     if now is None:
         raise WorkError(f"The weights of {config.backbone} changed while they were read. Run this again.")
-    text = towers.text
+    text, sources = towers.text, text_sources(config.backbone)
     record = TextWeights(
         signature=now,
         weights=text.weights_hash(),
@@ -59,15 +74,18 @@ def text_weights(config: Config, load: Callable[[], Towers]) -> TextWeights:
         n_inputs=text.context_length,
         logit_scale=towers.logit_scale,
         logit_bias=towers.logit_bias,
+        sources=sources,
+        sources_state=_state_of(sources),
     )
     write_json(record_file(config, "text-weights", now), asdict(record))
     return record
 
 
 def known_text_weights(config: Config) -> TextWeights | None:
-    """The record of the text tower, if there is one of the weights as they are now."""
+    """The record of the text tower, if there is one of the weights as they are now, and of what else reads its texts."""
     now = weights_signature(config.backbone)
-    return read_as(record_file(config, "text-weights", now), TextWeights) if now else None
+    known = read_as(record_file(config, "text-weights", now), TextWeights) if now else None
+    return known if known and known.sources_state == _state_of(known.sources) else None
 
 
 def keep_texts(config: Config, looks: str, texts: ClassTexts) -> None:
@@ -93,4 +111,10 @@ def known_texts(config: Config, looks: str | None = None) -> TextsRecord | None:
 
 
 def _signature(config: Config, looks: str) -> str:
-    return digest([looks, plain(config.data), plain(config.texts)])
+    code = [hashlib.sha256((PROJECT / "pipeline" / name).read_bytes()).hexdigest() for name in CODE]
+    return digest([looks, texts_from(config), code])
+
+
+def _state_of(sources: list[str]) -> str:
+    """A cheap identity of what texts are read by."""
+    return digest(sources_state(sources))

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 
+from pipeline.config.evaluation import CUTS
 from pipeline.errors import UserError
 
 Array = NDArray[Any]
@@ -84,7 +85,7 @@ class Training:
     """Of each target: part → calibration, as JSON."""
     n: int | None = None
     """How many images; None where nobody has told."""
-    buckets: tuple[int, int] = (20, 100)
+    buckets: tuple[int, int] = CUTS
     """Of classes: where few, medium and many training images part (evaluate.buckets)."""
 
     @classmethod

@@ -35,8 +35,8 @@ def probabilities(
     parents: Mapping[str, Codes],
     scale: float,
     cells: int = CELLS,
-) -> dict[str, Level]:
-    """What is said of each image among all classes ("species"), and of what these belong to at each rank of `parents`.
+) -> tuple[Level, dict[str, Level]]:
+    """What is said of each image among all classes, and of what these belong to at each rank of `parents`.
 
     Probabilities are the softmax over classes of `scale` times the cosines. `parents` has for each rank the number of what each
     class belongs to, UNKNOWN for none. `cells` bounds what is there at once, beside a sum for each image of a chunk and each
@@ -51,7 +51,7 @@ def probabilities(
         _of_chunk(of[first : first + n_rows], labels[first : first + n_rows], towards, parents, sums, scale, n_columns)
         for first in range(0, len(of), n_rows)
     ]
-    return {rank: _joined([part[rank] for part in parts]) for rank in ("species", *parents)}
+    return _joined([said for said, _ in parts]), {rank: _joined([above[rank] for _, above in parts]) for rank in parents}
 
 
 def _membership(codes: Codes) -> Any:
@@ -73,7 +73,7 @@ def _of_chunk(
     sums: Mapping[str, Any],
     scale: float,
     n_columns: int,
-) -> dict[str, Level]:
+) -> tuple[Level, dict[str, Level]]:
     """The same for a few images: one pass over the classes. What has been summed is shrunk where a higher logit comes along
     (Milakov and Gimelshein 2018, arXiv 1805.02867)."""
     n = len(images)
@@ -91,10 +91,7 @@ def _of_chunk(
             within[rank] *= shrink[:, None]
             within[rank] += raised @ matrix[first : first + n_columns]
     own = np.exp(np.einsum("ne,ne->n", images, classes[labels]) * np.float32(scale) - highest) / total
-    found = {"species": Level(best, own)}
-    for rank, sum_of in within.items():
-        found[rank] = _level(sum_of / total[:, None], parents[rank][labels])
-    return found
+    return Level(best, own), {rank: _level(of / total[:, None], parents[rank][labels]) for rank, of in within.items()}
 
 
 def _level(p: NDArray[np.float64], true: Codes) -> Level:
@@ -103,22 +100,23 @@ def _level(p: NDArray[np.float64], true: Codes) -> Level:
 
 
 def rank_figures(
-    levels: Mapping[str, Level], labels: Int[np.ndarray, " images"], parents: Mapping[str, Codes]
+    said: Level, above: Mapping[str, Level], labels: Int[np.ndarray, " images"], parents: Mapping[str, Codes]
 ) -> dict[str, dict[str, float | None]]:
-    """Of each rank: `accuracy`, how often the most probable is right; `probability`, the mean of what is true; and above classes
-    `wrong_within`, the share of images whose most probable class is wrong and belongs to the right one (right genus, wrong
-    species). Images of which the rank is not known are left out."""
-    said = levels["species"]
-    found = {"species": _figures(said, labels)}
+    """Of each rank above classes: the `level_figures` of what is said of it, and `wrong_within`, the share of images whose most
+    probable class, as `said` has it, is wrong and belongs to the right one (right genus, wrong species). Images of which the rank
+    is not known are left out."""
+    found = {}
     for rank, codes in parents.items():
         known = codes[labels] != UNKNOWN
         within = (said.most_probable != labels) & (codes[said.most_probable] == codes[labels])
         share = float(within[known].mean()) if known.any() else None
-        found[rank] = _figures(levels[rank], codes[labels]) | {"wrong_within": share}
+        found[rank] = level_figures(above[rank], codes[labels]) | {"wrong_within": share}
     return found
 
 
-def _figures(level: Level, true: Codes) -> dict[str, float | None]:
+def level_figures(level: Level, true: Codes) -> dict[str, float | None]:
+    """`accuracy`, how often the most probable is right; `probability`, the mean of what is true. Images of which that is unknown
+    are left out."""
     known = true != UNKNOWN
     if not known.any():
         return {"accuracy": None, "probability": None}

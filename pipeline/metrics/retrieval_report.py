@@ -16,8 +16,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
+from pipeline.config.evaluation import CUTS
+from pipeline.metrics.buckets import BUCKETS, bucket_of
 from pipeline.metrics.figures import Figure
-from pipeline.metrics.ranks import Codes, probabilities, rank_figures
+from pipeline.metrics.ranks import Codes, level_figures, probabilities, rank_figures
 from pipeline.metrics.retrieval import DEEP, KS, Ranked, by_chance, class_means, harmonic_mean, mean, rank, some_of
 
 if TYPE_CHECKING:
@@ -33,8 +35,6 @@ OF_CLASS = (*(f"{name}_map" for name in DIRECTIONS), "acc", *(f"{name}_map{DEEP}
 """What a class has a mean of over its queries, against the gallery of its own partition."""
 OF_FULL = tuple(f"full_{name}" for name in OF_CLASS)
 """The same against the full gallery."""
-FEW, MEDIUM = 20, 100
-"""Most training images of the classes in these buckets; what has more is in `many`."""
 
 
 def accuracy(labels: Int[np.ndarray, " images"], cosines: Float[np.ndarray, "images classes"]) -> float:
@@ -136,10 +136,16 @@ class Embeddings:
 
 # ---------------------------------------------------------------- the report
 def retrieval_report(
-    embeddings: Embeddings, parents: Mapping[str, Codes], scale: float, few: int = FEW, medium: int = MEDIUM
+    embeddings: Embeddings,
+    parents: Mapping[str, Codes],
+    scale: float,
+    few: int = CUTS[0],
+    medium: int = CUTS[1],
+    called: str = "class",
 ) -> Block:
     """Blocks of results.json. `parents` says for each rank to what each class belongs (`metrics/ranks.py`), `scale` is what
-    cosines are multiplied by for probabilities; classes of at most `few` and `medium` training images are buckets."""
+    cosines are multiplied by for probabilities; classes of at most `few` and `medium` training images are buckets. Beside the
+    ranks, classes are `called` so."""
     if not embeddings.is_finite:
         bad = int((~np.isfinite(embeddings.images)).any(axis=1).sum())
         why = f"embeddings of {bad} of {len(embeddings.images)} images, or of classes, are not finite: no figure is given"
@@ -151,7 +157,7 @@ def retrieval_report(
             blocks[name] = _counts(embeddings, of) | _block(embeddings, embeddings.own[name], of) | {"full": full}
     if "id" in blocks:
         blocks["buckets"] = _buckets(embeddings, few, medium)
-    blocks["ranks"] = _ranks(embeddings, parents, scale)
+    blocks["ranks"] = _ranks(embeddings, parents, scale, called)
     blocks["random"] = _random(embeddings)
     blocks["summary"] = _counts(embeddings) | summary(embeddings) | {"warnings": _warnings(embeddings)}
     return blocks
@@ -200,22 +206,22 @@ def _buckets(embeddings: Embeddings, few: int, medium: int) -> Block:
     of, counts, found = embeddings.parts["id"], embeddings.counts, embeddings.own["id"]
     labels = {"i2t": embeddings.labels[embeddings.rows(of)], "t2i": np.flatnonzero(of)}
     labels["i2i"] = labels["i2t"]
-    buckets = {"few": counts <= few, "medium": (counts > few) & (counts <= medium), "many": counts > medium}
+    places = bucket_of(counts, (few, medium))
     return {
         name: _counts(embeddings, of & inside)
         | _short({way: some_of(ranked, inside[labels[way]]) for way, ranked in found.items()})
-        for name, inside in buckets.items()
+        for name, inside in ((name, places == place) for place, name in enumerate(BUCKETS))
     }
 
 
-def _ranks(embeddings: Embeddings, parents: Mapping[str, Codes], scale: float) -> Block:
-    """Figures of the ranks, of all images among the classes of the stage."""
+def _ranks(embeddings: Embeddings, parents: Mapping[str, Codes], scale: float, called: str) -> Block:
+    """Figures of classes and of the ranks above, of all images among the classes of the stage."""
     if not len(embeddings.labels):
         return {}
     present = np.flatnonzero(embeddings.present)
     labels, known = np.searchsorted(present, embeddings.labels), {rank: codes[present] for rank, codes in parents.items()}
-    levels = probabilities(embeddings.images, labels, embeddings.classes[present], known, scale)
-    return rank_figures(levels, labels, known)
+    said, above = probabilities(embeddings.images, labels, embeddings.classes[present], known, scale)
+    return {called: level_figures(said, labels)} | rank_figures(said, above, labels, known)
 
 
 def _random(embeddings: Embeddings) -> Block:

@@ -3,7 +3,7 @@ soups, arXiv 2203.05482). Adapters are merged into plain weights before, so that
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import TypeVar
 
@@ -19,10 +19,19 @@ M = TypeVar("M", bound=nn.Module)
 
 def plain(model: M) -> M:
     """A copy in whose encoders adapters are merged, so that its tensors have the names of a model's without any."""
+    return _with_parts(model, lambda adapted: adapted.merge_and_unload())
+
+
+def bare(model: M) -> M:
+    """A copy of a new model without its adapters, which have learnt nothing: merged, DoRA would round its weights."""
+    return _with_parts(model, lambda adapted: adapted.unload())
+
+
+def _with_parts(model: M, replaced: Callable[[PeftModel], nn.Module]) -> M:
     model = deepcopy(model)
     for name in ("encoder", "text_encoder"):
         if isinstance(part := getattr(model, name, None), PeftModel):
-            setattr(model, name, part.merge_and_unload())
+            setattr(model, name, replaced(part))
     return model
 
 

@@ -1,7 +1,8 @@
-"""Images through the frozen part of a backbone, batch by batch: what `extract` and `embed` do alike."""
+"""What extraction of images, of texts, and `embed` do alike: damaged shards out of the way, weights as they are on record, images
+through the frozen part of a backbone batch by batch."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -14,7 +15,23 @@ from pipeline.device import gpu_name
 from pipeline.errors import WorkError
 from pipeline.features.forward import check_finite
 from pipeline.features.hashes import WeightsRecord, weights_record
+from pipeline.features.store import FeatureStore
 from pipeline.progress import log, progress
+
+
+def clear(store: FeatureStore, shards: Iterable[int]) -> list[int]:
+    """Which of `shards` to make, with damaged ones out of the way; every byte of the others has been checked."""
+    store.dir.path.mkdir(parents=True, exist_ok=True)
+    store.sweep()
+    todo = []
+    for shard in shards:
+        state = store.state(shard, thorough=True)
+        if state == "damaged":
+            log(f"{store.path(shard)} is damaged: it is made again")
+            store.discard(shard)
+        if state != "done":
+            todo.append(shard)
+    return todo
 
 
 def check_weights(config: Config, load: Callable[[], Backbone], recorded: WeightsRecord) -> None:

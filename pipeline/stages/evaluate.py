@@ -83,7 +83,7 @@ def make_results(
     """The content of results.json: the task's blocks of figures, which of them tables show, and what they are figures of."""
     config, summary = inputs.config, blocks["summary"]
     bad = inputs.dataset.table.loc[sorted(inputs.store.bad), "id"].tolist()
-    summary["warnings"] += [*inputs.dataset.warnings, *inputs.store.notes]
+    summary["warnings"] += [*inputs.dataset.warnings, *inputs.notes]
     summary |= {"inputs": config.evaluate.inputs, "features_dtype": config.features.dtype}
     summary["selection"] = {"metric": inputs.task.metric(config.select.metric), "value": record["best_metric"]}
     summary |= {"n_bad_images": len(bad), "bad_images": bad, "permuted_targets": config.data.permute_targets}

@@ -35,7 +35,7 @@ from pipeline.features.hashes import DataRecord, WeightsRecord
 from pipeline.features.store import FeatureStore, is_complete, open_key, refuse_bad
 from pipeline.progress import log
 from pipeline.stages import extract_texts
-from pipeline.stages.encoding import check_weights, encoding
+from pipeline.stages.encoding import check_weights, clear, encoding
 from pipeline.tasks import load_task
 
 
@@ -69,7 +69,7 @@ def run(config: Config, rank: int = 0, n_ranks: int = 1) -> FeatureStore | None:
     work = prepare(config)
     extract(work, range(rank, work.store.n_shards, n_ranks))
     if rank == 0 and "text" in towers_of(config):
-        extract_texts.ensure(config)
+        extract_texts.run(config)
     return finish(work)
 
 
@@ -103,7 +103,7 @@ def prepare(config: Config) -> Work:
 
 def extract(work: Work, shards: Iterable[int], go_on: Callable[[], bool] = lambda: True) -> bool:
     """Make those of `shards` that are missing or damaged; false if it stopped because `go_on` said no."""
-    todo = _clear(work.store, shards)
+    todo = clear(work.store, shards)
     if not todo:
         return True
     check_weights(work.config, work.load, work.weights)
@@ -133,22 +133,6 @@ def finish(work: Work) -> FeatureStore | None:
         about = {"embed_dim": work.weights.embed_dim, "provenance": provenance()}
         work.store.write_manifest(work.dataset.table, work.data.images, about)
     return open_key(work.config, work.store.key)
-
-
-# ---------------------------------------------------------------- before
-def _clear(store: FeatureStore, shards: Iterable[int]) -> list[int]:
-    """Which of `shards` to make, with damaged ones out of the way; every byte of the others has been checked."""
-    store.dir.path.mkdir(parents=True, exist_ok=True)
-    store.sweep()
-    todo = []
-    for shard in shards:
-        state = store.state(shard, thorough=True)
-        if state == "damaged":
-            log(f"{store.path(shard)} is damaged: it is made again")
-            store.discard(shard)
-        if state != "done":
-            todo.append(shard)
-    return todo
 
 
 # ---------------------------------------------------------------- the work

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.amounts import format_bytes
 from pipeline.backbones import load_backbone, load_towers, weights_files
-from pipeline.config.identity import digest, images_of, plain, towers_of
+from pipeline.config.identity import digest, images_of, plain, texts_from, towers_of
 from pipeline.config.trial import Config
 from pipeline.data.dataset import BadImage, Dataset
 from pipeline.data.sources import open_source
@@ -40,7 +40,7 @@ def run(configs: Sequence[Config]) -> None:
         reading = [config for config in configs if "text" in towers_of(config)]
         for config in {config.backbone: config for config in reading}.values():
             _fetch_texts(config)
-        for config in {str([plain(config.data), plain(config.texts)]): config for config in reading}.values():
+        for config in {str([*images_of(config.data), *texts_from(config)]): config for config in reading}.values():
             dataset: Dataset = load_task(config.task).load(config.data)
             keep_texts(config, dataset.signature(), texts_of(dataset, config.texts))  # for plans and estimates
     except NotFetched as error:  # its advice is to do what we are doing

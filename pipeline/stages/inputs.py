@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from pipeline.config.own import content_hash
 from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.suspects import left_out
+from pipeline.data.texts import same_texts
 from pipeline.features.bank import make_bank
 from pipeline.features.hashes import data_record, ingredients, known_feature_key, weights_record
 from pipeline.features.staging import staged
@@ -34,6 +35,8 @@ from pipeline.training.demands import check_table
 from pipeline.training.samples import Samples, columns, make_samples
 
 Split = Literal["train", "validation", "test"]
+TOLD_SINCE = ("logits",)
+"""Keys of `identity` that were added while there were trained trials without them, which stay valid."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,11 @@ class Inputs:
         """The text tower if its encoder is built from it."""
         return None if self.texts is None else self.texts.encoder_tower
 
+    @property
+    def notes(self) -> list[str]:
+        """What was told of images and texts when their features were made."""
+        return [*self.store.notes, *(self.texts.store.notes if self.texts else [])]
+
     def positions(self, split: Split) -> pd.Index:
         """Rows of a split whose image could be read, and is no copy to be left out; of train all that are trained on."""
         table, splits = self.dataset.table, self.config.data.split.trained if split == "train" else (split,)
@@ -97,10 +105,12 @@ def load_inputs(config: Config) -> Inputs:
     check(config)
     store = staged(open_key(config, feature_key(config, dataset)), config)
     copies, warnings = left_out(dataset, config.data, store.images())
+    texts = load_texts(config, dataset) if "text" in towers_of(config) else None
+    warnings = [*warnings, *(same_texts(texts.texts, dataset.targets) if texts else [])]
     dataset = replace(dataset, warnings=(*dataset.warnings, *warnings))
     for warning in dataset.warnings:
         log(f"{config.data.source}: {warning}")
-    inputs = Inputs(config, dataset, store, copies, load_texts(config, dataset) if "text" in towers_of(config) else None)
+    inputs = Inputs(config, dataset, store, copies, texts)
     check_table(config, inputs.task, dataset.truth, {split: inputs.table(split) for split in get_args(Split)})
     return inputs
 
@@ -134,19 +144,23 @@ def identity(inputs: Inputs) -> dict[str, str]:
     table_hash = hashlib.sha256(learned_from.to_csv(index=False, float_format="%.17g").encode()).hexdigest()
     known = {"config_hash": config_hash(inputs.config), "feature_key": inputs.store.ingredients.key(), "table_hash": table_hash}
     task, tree = content_hash(inputs.config.task), inputs.config.data.tree
-    known |= {"text_key": inputs.texts.store.ingredients.key()} if inputs.texts else {}
+    known |= {"text_key": inputs.texts.store.ingredients.key(), "logits": inputs.texts.weights.logits} if inputs.texts else {}
     known |= {"tree_hash": hashlib.sha256(Path(tree).read_bytes()).hexdigest()} if tree else {}
     return known | ({"task_hash": task} if task else {})
 
 
-def changed(record: Mapping[str, Any], inputs: Inputs) -> list[str]:
-    """What has changed since a model with this record was trained, in words; nothing if the record holds."""
+def changed(record: Mapping[str, Any], inputs: Inputs, besides: Collection[str] = ()) -> list[str]:
+    """What has changed since a model with this record was trained, in words, `besides` these keys of `identity`; nothing if the
+    record holds. A record of before there was a key of TOLD_SINCE says nothing of that."""
     words = {
         "config_hash": "the configuration",
         "feature_key": "the features",
         "text_key": "the texts' features",
+        "logits": "the scale or bias of the model's logits",
         "table_hash": "targets, groups or splits",
         "task_hash": "the task's file",
         "tree_hash": "the tree (data.tree)",
     }
-    return [words[key] for key, value in identity(inputs).items() if record.get(key) != value]
+    left_out = {*besides, *(key for key in TOLD_SINCE if key not in record)}
+    now = identity(inputs)
+    return [said for key, said in words.items() if key not in left_out and record.get(key) != now.get(key)]

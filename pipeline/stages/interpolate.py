@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,15 @@ from pipeline.config.trial import Config
 from pipeline.device import choose_device, make_deterministic, set_threads
 from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import write_json, write_text
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkError
 from pipeline.metrics.figures import Training
 from pipeline.models.base import Facts
-from pipeline.models.interpolation import between, plain, soup
+from pipeline.models.interpolation import bare, between, plain, soup
 from pipeline.models.saved import load_facts, load_model, make_model, read_trained
 from pipeline.models.towers import TwoTowers
 from pipeline.reporting.frontier import draw
 from pipeline.stages.evaluate import choose_split
-from pipeline.stages.inputs import Inputs, load_inputs
+from pipeline.stages.inputs import Inputs, changed, load_inputs
 from pipeline.stages.predict import trained_config, trial_at
 from pipeline.training.samples import Samples, predict
 from pipeline.training.towers import embed_classes, of_texts
@@ -39,7 +40,8 @@ class Frontier:
 
 def run(folders: Sequence[Path], alphas: Sequence[float], device: str | None) -> Frontier:
     """Evaluate (1 − α)·released + α·tuned for each α, of one trial or of the soup of several, and write the figures and a picture
-    into the first trial's folder. Raises UserError for trials without two tuned towers, or of unlike ones."""
+    into the first trial's folder. Raises UserError for trials without two tuned towers, or of unlike ones, WorkError where what
+    the first was trained on has changed."""
     set_threads()
     make_deterministic()
     trials = [trial_at(folder) for folder in folders]
@@ -49,21 +51,38 @@ def run(folders: Sequence[Path], alphas: Sequence[float], device: str | None) ->
             f"{trials[0].path}: model.head.kind {config.model.head.kind} tunes no towers: name a trial of contrastive or lift"
         )
     inputs = load_inputs(config)
+    if why := changed(read_trained(trials[0]), inputs):
+        raise WorkError(f"{trials[0].path}: {' and '.join(why)} changed since it was trained; train it again")
     inputs.verify()
     split = choose_split(config, inputs)
-    base = plain(_base(config, facts, inputs)).to(where)
-    tuned = soup([plain(_tuned(trial, inputs)).to(where).state_dict() for trial in trials])
+    loaded = [_tuned(trial, inputs).to(where) for trial in trials]
     samples, training = (
         inputs.samples(facts, split, where),
         replace(Training.of(read_trained(trials[0])), buckets=config.evaluate.buckets),
     )
-    embed_classes(base, of_texts(samples))
-    released = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    rows = []
-    for alpha in alphas:
-        base.load_state_dict(between(released, tuned, alpha))
-        rows.append({"alpha": alpha, **_figures(base, samples, inputs, split, training)})
+    figures = partial(_figures, samples=samples, inputs=inputs, split=split, training=training)
+    models = _Between(bare(_base(config, facts, inputs)).to(where), loaded, samples)
+    rows = [{"alpha": alpha, **figures(models.at(alpha))} for alpha in alphas]
     return _write(trials, rows, split)
+
+
+class _Between:
+    """Models between the released one and the tuned one, or the soup of several."""
+
+    def __init__(self, base: TwoTowers, loaded: Sequence[TwoTowers], samples: Samples) -> None:
+        self.model, self.loaded, self.texts = base, loaded, of_texts(samples)
+        embed_classes(base, self.texts)
+        self.released = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+        self.tuned = soup([plain(model).state_dict() for model in loaded])
+
+    def at(self, alpha: float) -> TwoTowers:
+        """(1 − α)·released + α·tuned; at 1 of a single trial its own model, whose adapters are not merged: merging rounds."""
+        if alpha == 1 and len(self.loaded) == 1:
+            return self.loaded[0]
+        self.model.load_state_dict(between(self.released, self.tuned, alpha))
+        if self.model.classes_are_texts:
+            embed_classes(self.model, self.texts)
+        return self.model
 
 
 def _tunes(config: Config) -> bool:
@@ -79,10 +98,13 @@ def _base(config: Config, facts: Facts, inputs: Inputs) -> TwoTowers:
 
 
 def _tuned(trial: TrialDir, inputs: Inputs) -> TwoTowers:
-    """Raises UserError for a trial of other features or texts, which would not be of this data."""
-    config, record = trained_config(trial), read_trained(trial)
-    if record["feature_key"] != inputs.store.key or not _tunes(config):
-        raise UserError(f"{trial.path}: it is of other features, or tunes no towers: a soup is of trials of one experiment")
+    """Raises UserError for a trial that has learnt from anything else than these inputs, or tunes no towers."""
+    config = trained_config(trial)
+    if not _tunes(config):
+        raise UserError(f"{trial.path}: it tunes no towers: a soup is of trials of one experiment")
+    if others := changed(read_trained(trial), inputs, besides=["config_hash"]):
+        what = " and ".join(others)
+        raise UserError(f"{trial.path}: not of the first trial are {what}: a soup is of trials that learnt from the same")
     loaded = load_model(config, trial, inputs.encoder_backbone, inputs.text_tower)
     assert isinstance(loaded, TwoTowers)
     return loaded
@@ -90,8 +112,6 @@ def _tuned(trial: TrialDir, inputs: Inputs) -> TwoTowers:
 
 def _figures(model: TwoTowers, samples: Samples, inputs: Inputs, split: Any, training: Training) -> dict[str, float | None]:
     """The headline's figures, and all others by name."""
-    if model.classes_are_texts:
-        embed_classes(model, of_texts(samples))
     table, task = inputs.table(split), inputs.task
     said = predict(model, samples)
     predictions = task.forecast(task.predictions(table, inputs.dataset.truth.of(table), inputs.dataset.targets, said), training)

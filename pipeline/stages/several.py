@@ -27,8 +27,8 @@ from pipeline.disk.layout import TrialDir
 from pipeline.disk.secrets import complain, print_traceback
 from pipeline.errors import Interrupted, TakenOver, UserError, WorkError
 from pipeline.experiments.reading import load_config
-from pipeline.ranks import Rank, launched
 from pipeline.signals import StopFlag
+from pipeline.training.process_ranks import Rank, launched
 from pipeline.training.processes import ALONE, PATIENCE, OtherEnded, Processes, ending_with_others, joined
 
 LOCALHOST = "127.0.0.1"

@@ -21,10 +21,9 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.taxonomy import taxonomy_of
 from pipeline.data.texts import ClassTexts, texts_of
 from pipeline.data.tree import read_tree, shared_depths
-from pipeline.disk.writing import read_record
 from pipeline.features.bank import make_bank
 from pipeline.features.store import FeatureStore, open_key
-from pipeline.features.text_hashes import keep_texts, text_ingredients, text_weights
+from pipeline.features.text_hashes import TextWeights, keep_texts, text_ingredients, text_weights
 from pipeline.models.base import TextFacts
 from pipeline.models.pairs.targets import ClassFacts
 from pipeline.training.samples import TextSamples
@@ -38,6 +37,8 @@ class TextInputs:
     dataset: Dataset
     texts: ClassTexts
     store: FeatureStore
+    weights: TextWeights
+    """Of the model as it is now: scale and bias are no part of what the store is of, and models share it that differ in these."""
 
     @cached_property
     def tower(self) -> TextTower:
@@ -52,10 +53,9 @@ class TextInputs:
     @cached_property
     def facts(self) -> TextFacts:
         """What a new model is built for."""
-        encoder, made, told = self.config.model.text, self.store.ingredients, read_record(self.store.dir.manifest)
+        encoder, made, weights = self.config.model.text, self.store.ingredients, self.weights
         cut = self.tower.cut_before(encoder.tail_blocks) if encoder.tail_blocks else None
-        scale, bias = float(told["logit_scale"]), told["logit_bias"]
-        return TextFacts(made.weights, cut, made.key(), scale, None if bias is None else float(bias))
+        return TextFacts(made.weights, cut, made.key(), weights.logit_scale, weights.logit_bias)
 
     def samples(self, rows: Int64[np.ndarray, " rows"], counts: tuple[int, ...], device: torch.device) -> TextSamples:
         """The texts of these rows of the table, and of all classes."""
@@ -88,4 +88,5 @@ def load_texts(config: Config, dataset: Dataset) -> TextInputs:
     texts = texts_of(dataset, config.texts)
     weights = text_weights(config, partial(load_towers, config.backbone))
     keep_texts(config, dataset.signature(), texts)
-    return TextInputs(config, dataset, texts, open_key(config, text_ingredients(config, texts.content, weights).key()))
+    store = open_key(config, text_ingredients(config, texts.content, weights).key())
+    return TextInputs(config, dataset, texts, store, weights)

@@ -27,11 +27,11 @@ from pipeline.metrics.groups import Prediction
 from pipeline.models.base import Facts, Model
 from pipeline.models.encoders import recompute
 from pipeline.models.saved import make_model, read_trained, save_model, write_trained
-from pipeline.ranks import Rank, launched
 from pipeline.signals import StopFlag
 from pipeline.stages.inputs import Inputs, changed, identity, load_inputs, make_facts
 from pipeline.stages.several import nothing_to_follow, together
 from pipeline.training.checkpoint import Progress, remove_checkpoint
+from pipeline.training.process_ranks import Rank, launched
 from pipeline.training.processes import joined
 from pipeline.training.run import Fitted, Run, Stop
 from pipeline.training.samples import Samples, predict

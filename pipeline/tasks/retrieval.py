@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from pipeline.config.data import Data
+from pipeline.config.evaluation import CUTS
 from pipeline.data.dataset import Dataset
 from pipeline.data.table import load_classes
-from pipeline.data.truth import class_name
+from pipeline.data.truth import class_name, label_name
 from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import read_json
 from pipeline.errors import UserError
@@ -25,7 +26,7 @@ from pipeline.metrics.figures import Figure, Training
 from pipeline.metrics.ranks import UNKNOWN
 from pipeline.metrics.retrieval import CELLS, cosines
 from pipeline.metrics.retrieval_compared import COLUMNS, compared_figures
-from pipeline.metrics.retrieval_report import FEW, FIGURES, MEDIUM, Embeddings, chosen_by, class_table, retrieval_report
+from pipeline.metrics.retrieval_report import FIGURES, Embeddings, chosen_by, class_table, retrieval_report
 from pipeline.tasks.base import Array, Groups, Task, Tested
 from pipeline.tasks.classes import read_classes, top_form
 
@@ -118,7 +119,9 @@ class Retrieval(Task[Embedded]):
     def report(self, predictions: Embedded, training: Training) -> dict[str, Any]:
         if predictions.training is not training:
             predictions = self.forecast(predictions, training)
-        blocks = retrieval_report(predictions.ranked, self.parents(predictions), predictions.scale, *training.buckets)
+        called, parents = label_name(predictions.names[0]), self.parents(predictions)
+        parents.pop(called, None)  # a rank that is the classes themselves
+        blocks = retrieval_report(predictions.ranked, parents, predictions.scale, *training.buckets, called=called)
         present = np.flatnonzero(predictions.ranked.present)
         blocks["summary"]["classes"] = [class_name(predictions.names[i]) for i in present]
         return blocks
@@ -158,7 +161,7 @@ def read_means(trial: TrialDir) -> Tested:
     table = pd.read_parquet(trial.groups).sort_values("class")
     if missing := [name for name in COLUMNS if name not in table]:
         raise UserError(f"{trial.groups} has no {missing[0]}: it was written by an earlier version. Evaluate this trial again.")
-    cuts = read_json(trial.results).get("evaluation", {}).get("buckets", (FEW, MEDIUM))
+    cuts = read_json(trial.results).get("evaluation", {}).get("buckets", CUTS)
     buckets = bucket_of(table["n_train"].to_numpy("int64"), cuts)
     said = np.column_stack([buckets, table[list(COLUMNS)].fillna(0).to_numpy("float64")])
     names = table["class"].astype(str).tolist()

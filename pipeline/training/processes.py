@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import WorkError
-from pipeline.ranks import Rank
+from pipeline.training.process_ranks import Rank
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)

@@ -31,10 +31,10 @@ from pipeline.errors import (
 from pipeline.experiments.reading import Trial
 from pipeline.launch.manifest.manifest import Manifest
 from pipeline.launch.watching.failures import kind_of
-from pipeline.ranks import launched
 from pipeline.signals import StopFlag, at_walltime, warning_seconds
 from pipeline.streams import open_streams
 from pipeline.sweeps import sweep_seldom
+from pipeline.training.process_ranks import launched
 
 
 def train_index(manifest: Manifest, index: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.config.identity import digest, features_of, images_of
+from pipeline.config.identity import digest, features_of, images_of, texts_from
 from pipeline.config.own import load_file
 from pipeline.config.resources import Job, Resources
 from pipeline.config.trial import Config
@@ -215,10 +215,11 @@ def _are_counts(values: Any, n: int, lowest: tuple[int, ...]) -> bool:
 
 
 def sharing_features(trials: Iterable[Trial]) -> list[list[Trial]]:
-    """Trials grouped by the features they read, in order."""
+    """Trials grouped by the features they read, of images and of texts, in order."""
     groups: dict[str, list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault(digest([*images_of(trial.config.data), *features_of(trial.config)]), []).append(trial)
+    for config, trial in ((trial.config, trial) for trial in trials):
+        read = [*images_of(config.data), *features_of(config), *texts_from(config)]
+        groups.setdefault(digest(read), []).append(trial)
     return list(groups.values())
 
 

@@ -26,6 +26,7 @@ from pipeline.errors import Interrupted, UserError
 from pipeline.experiments.reading import load_experiment
 from pipeline.launch.doctor import capacity
 from pipeline.launch.watching import estimates
+from pipeline.launch.watching.preflight import preflight
 from pipeline.models.encoders import recompute
 from pipeline.models.interpolation import between, plain, soup
 from pipeline.models.saved import load_facts, load_model, make_model
@@ -36,6 +37,8 @@ from pipeline.stages import evaluate, extract, fetch, interpolate, train
 from pipeline.stages.inputs import load_inputs, make_facts
 from pipeline.stages.predict import Origin, predict_files
 from pipeline.tasks import load_task
+from pipeline.training import loop
+from pipeline.training.optimiser import set_rates
 from pipeline.training.samples import predict
 from tests.test_open_clip_folder import with_simple_tokens
 from tests.towers import write_model
@@ -162,6 +165,35 @@ def test_stopped_and_gone_on_it_ends_with_the_same_bits(batches: str, make: Make
         train.run(config, parts, StopAfter(2))
     train.run(config, parts)
     assert whole.model.read_bytes() == parts.model.read_bytes()
+
+
+@pytest.mark.parametrize("batches", ["shuffled", "classes", "views"])
+def test_by_the_step_a_rate_is_set_at_even_steps_to_the_end_of_the_epoch(
+    batches: str, make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    at: list[float] = []
+    monkeypatch.setattr(loop, "set_rates", lambda *about: at.append(about[2]) or set_rates(*about))
+    per_step = ("train.epochs=2", "data.columns.view=view", f"train.batches={{kind: {batches}}}", "schedule.per=step")
+    config, _ = make("projection", *per_step, "loss={kind: infonce, images: {weight: 0.5}}")
+    extract.ensure(config)
+    train.run(config, TrialDir(tmp_path))
+    steps = np.array([x for x in at if 0 < x < 1 or 1 < x < 2] + [0.0, 1.0])
+    assert len(steps) > 4 and sorted(steps) == pytest.approx(np.arange(len(steps)) * 2 / len(steps))
+
+
+@pytest.mark.parametrize(
+    ("batches", "size", "why"),
+    [
+        ("shuffled", 100000, r"and there are \d+ images to train on"),
+        ("views", 70, r"and of no view .* are there more than \d+ images"),
+        ("classes", 100, r"for 50 classes with 2 images of each .* and there are \d+ classes to train on"),
+    ],
+)
+def test_batches_that_no_images_fill_are_refused_before_anything_is_queued(batches: str, size: int, why: str, make: Make) -> None:
+    ways = ("data.columns.view=view", f"train.batches={{kind: {batches}}}", f"train.batch_size={size}")
+    config, _ = make("projection", *ways, quick=QUICK[:-1])
+    with pytest.raises(UserError, match=f"metadata.csv: train.batch_size is {size}, {why}"):
+        preflight([config])
 
 
 def test_a_template_is_part_of_the_texts_features_and_of_no_images(make: Make, place: Path) -> None:

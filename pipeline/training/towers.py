@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -31,10 +30,8 @@ CHUNK = 1024
 
 def fit(model: TwoTowers, train: Samples, validation: Samples, run: Run) -> Fitted:
     """Tune `model` in place, and leave it with the weights of the epoch that `select` says and the classes' embeddings by them.
-    Raises UserError for too few images to fill a batch, what `check_shares` and what `loop.descend` raise."""
+    Raises what `check_shares` and what `loop.descend` raise."""
     texts, size = of_texts(train), run.config.train.batch_size
-    if len(train) < size:
-        raise UserError(f"train.batch_size is {size}, and there are {len(train)} images to train on: set it lower")
     loss: PairLoss = run.config.loss.make(train.n_targets)
     loss.prepare(texts.facts.to(train.targets.device), size)
     check_shares(model, run.processes)
@@ -106,15 +103,13 @@ class Lesson:
         tree = None if texts.facts.tree is None else texts.facts.tree.nan_to_num(-1.0).double().cpu().numpy()
         return Drawn(labels, texts.views, counts, tree, self.model)
 
-    @property
-    def n_batches(self) -> int:
-        return max(1, len(self.train) // self.config.train.batch_size)
-
-    def batches(self, streams: aug.Streams) -> Iterator[Rows]:
+    def batches(self, streams: aug.Streams) -> tuple[int, list[Rows]]:
+        """All are drawn before the first is learnt from: how many there are depends on the draw."""
         embed_classes(self.model, of_texts(self.train))  # neighbours may be by these; and what is resumed has them as well
         self.processes.same(self.model.classes)
         self.model.train()
-        return self.config.train.batches.draw(self.drawn, self.config.train.batch_size, streams.choices)
+        drawn = list(self.config.train.batches.draw(self.drawn, self.config.train.batch_size, streams.choices))
+        return len(drawn), drawn
 
     def loss(self, batch: Rows, epoch: int, streams: aug.Streams) -> tuple[Tensor, int]:
         rows, mine = torch.from_numpy(batch), self.processes.part(len(batch))
@@ -165,6 +160,6 @@ class Lesson:
 
     def _gathered(self, image: Tensor, text: Tensor, rows: Tensor) -> Batch:
         """The whole batch, from this process's embeddings and those of the others."""
-        classes = self.train.targets.codes[aug.to_device(rows, image.device), 0]
+        there = aug.to_device(rows, image.device)
         images, of_images = self.processes.gather(len(rows), image, text)
-        return Batch.whole(images, of_images, classes)
+        return Batch.whole(images, of_images, self.train.targets.codes[there, 0], there)

@@ -21,7 +21,7 @@ from pipeline.config import pairs as cfg
 from pipeline.config.section import implementation
 from pipeline.models.pairs import losses, weights
 from pipeline.models.pairs.similarity import SIMILARITIES, Matrix, Scalar, cosine, logits
-from pipeline.models.pairs.targets import TARGETS, ClassFacts, Codes, Multipositive, Pairwise
+from pipeline.models.pairs.targets import TARGETS, ClassFacts, Codes, Multipositive, same
 
 Scales = Float[Tensor, " losses"]
 """The log of the factor, or the bias, of the logits of each loss: one, or of a second loss two."""
@@ -41,10 +41,15 @@ class Batch:
 
     @classmethod
     def whole(
-        cls, image: Float[Tensor, "pairs width"], text: Float[Tensor, "pairs width"], classes: Int[Tensor, " pairs"]
+        cls,
+        image: Float[Tensor, "pairs width"],
+        text: Float[Tensor, "pairs width"],
+        classes: Int[Tensor, " pairs"],
+        images: Int[Tensor, " pairs"] | None = None,
     ) -> Batch:
-        """All pairs of a batch, in their order."""
-        return cls(image, text, Codes(classes, torch.arange(len(classes), device=classes.device)))
+        """All pairs of a batch, in their order; `images` tells which are of one image, None: none."""
+        positions = torch.arange(len(classes), device=classes.device)
+        return cls(image, text, Codes(classes, positions, positions if images is None else images))
 
     def __len__(self) -> int:
         return len(self.image)
@@ -184,10 +189,10 @@ class BetweenImages(Term):
     n_sums = 2
 
     def __init__(self, block: cfg.Images, facts: ClassFacts) -> None:
-        self.temperature, self.own, self.alike = block.temperature, Pairwise(facts), Multipositive(facts)
+        self.temperature, self.alike = block.temperature, Multipositive(facts)
 
     def sums(self, mine: Batch, everyone: Batch, scale: Scalar, bias: Scalar, balance: Balance | None) -> Sums:
-        own, alike = (each.block(mine.codes, everyone.codes) for each in (self.own, self.alike))
+        own, alike = same(mine.codes.images, everyone.codes.images).float(), self.alike.block(mine.codes, everyone.codes)
         return losses.supervised_contrastive_sums(cosine(mine.image, everyone.image), alike, own, self.temperature)
 
     def value(self, sums: Sums, n: int) -> Scalar:

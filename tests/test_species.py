@@ -62,9 +62,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(place: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     monkeypatch.setenv("CARABID_ROOT", str(place / "root"))
 
-    def trial_of(method: str, *overrides: str, quick: tuple[str, ...] = QUICK) -> tuple[Config, TrialDir]:
+    def trial_of(
+        method: str, *overrides: str, quick: tuple[str, ...] = QUICK, table: str = "metadata.csv"
+    ) -> tuple[Config, TrialDir]:
         """The first trial of a configuration of species, and its folder."""
-        own = (f"data.source={place / 'data' / 'metadata.csv'}", f"backbone.name=local-dir:{place / 'clip'}", *quick)
+        own = (f"data.source={place / 'data' / table}", f"backbone.name=local-dir:{place / 'clip'}", *quick)
         experiment = load_experiment(PROJECT / "configs/species" / f"{method}.yaml", (*own, *overrides))
         trial = experiment.trials[0]
         return trial.config, experiment_dir(trial.config).trial(trial.name)
@@ -194,6 +196,29 @@ def test_batches_that_no_images_fill_are_refused_before_anything_is_queued(batch
     config, _ = make("projection", *ways, quick=QUICK[:-1])
     with pytest.raises(UserError, match=f"metadata.csv: train.batch_size is {size}, {why}"):
         preflight([config])
+
+
+@pytest.mark.parametrize(
+    ("loss", "reads"),
+    [
+        ("{kind: infonce, targets: hierarchical}", True),
+        ("{kind: infonce, second: {kind: pair_bce, weight: 0.5, targets: hierarchical}}", True),
+        ("{kind: infonce, targets: multipositive}", False),
+    ],
+)
+def test_targets_by_ranks_are_refused_where_the_data_have_none(
+    loss: str, reads: bool, make: Make, place: Path, tmp_path: Path
+) -> None:
+    table, more = pd.read_csv(place / "data" / "metadata.csv"), (f"loss={loss}", "train.epochs=1")
+    table.drop(columns="family").rename(columns={"genus": "g"}).to_csv(place / "data" / "no_ranks.csv", index=False)
+    config, _ = make("projection", *more, table="no_ranks.csv")
+    if not reads:
+        extract.ensure(config)
+        train.run(config, TrialDir(tmp_path))
+        return
+    with pytest.raises(UserError, match=r"reads the ranks of classes, and no column .* \(data\.columns\.ranks"):
+        preflight([config])
+    preflight([make("projection", *more, "data.columns.ranks=[g]", table="no_ranks.csv")[0]])
 
 
 def test_a_template_is_part_of_the_texts_features_and_of_no_images(make: Make, place: Path) -> None:

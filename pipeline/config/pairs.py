@@ -191,6 +191,15 @@ class PairLoss(Loss, Compared):
     def make(self, n_targets: int) -> Any:
         return implementation("pipeline.models.pairs.pair_loss.PairLoss")(self)
 
+    @property
+    def compared(self) -> list[Any]:
+        """The blocks of the first loss and of the second, if there is one."""
+        return [self, *([self.second] if self.second else [])]
+
+    @property
+    def reads_ranks(self) -> bool:
+        return any(each.targets == "hierarchical" for each in self.compared)
+
 
 class InfoNceLoss(InfoNce, PairLoss):
     """Cross-entropy over the texts of a batch for each image and over the images for each text: CLIP's, with soft targets."""

@@ -71,7 +71,8 @@ class TextInputs:
         tree = None
         if self.config.data.tree is not None:
             tree = torch.from_numpy(shared_depths(read_tree(Path(self.config.data.tree)), taxonomy, self._lacking).depths)
-        return ClassFacts(torch.tensor(counts), torch.from_numpy(taxonomy.codes), tree)
+        ranks = torch.from_numpy(taxonomy.codes) if taxonomy.ranks else None
+        return ClassFacts(torch.tensor(counts), ranks, tree)
 
     @property
     def _lacking(self) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.config.trial import Config
-from pipeline.data.truth import Truth
+from pipeline.data.truth import RANK, Truth
 from pipeline.errors import UserError
 from pipeline.tasks.base import Task
 
@@ -38,6 +38,11 @@ def check_table(config: Config, task: Task[Any], truth: Truth, tables: Tables) -
     _check_folds(config, tables)
     _check_head(config, truth, tables)
     _check_batches(config, truth, tables["train"])
+    if config.loss.reads_ranks and f"{RANK}0" not in tables["train"]:
+        raise UserError(
+            f"{config.data.source}: loss.targets hierarchical reads the ranks of classes, and no column is known for one: name "
+            "them (data.columns.ranks, the most general first), or set loss.targets=multipositive"
+        )
     if config.select.epoch == "best" and config.select.folds is None and config.model.head.chooses:
         _check_choice(config, task, truth, tables["validation"])
     wanted = config.evaluate.split

@@ -212,8 +212,7 @@ class PairLoss:
         """Take over what is known of the classes, once, on the device of training; `batch`: B, pairs of a whole batch.
 
         Raises UserError for targets that the data know nothing of."""
-        blocks: list[Any] = [self.block, *([self.block.second] if self.block.second else [])]
-        self.terms = tuple(implementation(each.term)(each, facts, batch) for each in blocks)
+        self.terms = tuple(implementation(each.term)(each, facts, batch) for each in self.block.compared)
         if self.block.images.weight:
             self.terms += (BetweenImages(self.block.images, facts),)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 from pipeline.backbones import load_towers
 from pipeline.backbones.base import Tail
 from pipeline.config.trial import Config
+from pipeline.data.taxonomy import scientific_name
 from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir
 from pipeline.errors import Interrupted, UserError
 from pipeline.experiments.reading import load_experiment
@@ -219,6 +221,25 @@ def test_targets_by_ranks_are_refused_where_the_data_have_none(
     with pytest.raises(UserError, match=r"reads the ranks of classes, and no column .* \(data\.columns\.ranks"):
         preflight([config])
     preflight([make("projection", *more, "data.columns.ranks=[g]", table="no_ranks.csv")[0]])
+
+
+@pytest.mark.parametrize(("lacking", "n"), [("apart", 2), ("graft", 0)])
+def test_species_that_stand_nowhere_in_the_tree_are_told_apart_from_those_at_its_root(
+    lacking: str, n: int, make: Make, place: Path
+) -> None:
+    """So the control shuffles those of the tree alone, and the deepest of these is what shares are of."""
+    text, table = (place / "data" / "tree.nwk").read_text(), pd.read_csv(place / "data" / "metadata.csv")
+    for i, name in enumerate(table["scientificName"].drop_duplicates()[:2]):
+        text, n_there = re.subn("[_ ]".join(scientific_name(name).split()), f"Other_one{'s' * i}", text)
+        assert n_there == 1
+    (place / "data" / "fewer.nwk").write_text(text)
+    tree = (f"data.tree={place / 'data' / 'fewer.nwk'}", f"data.not_in_tree={lacking}", "data.columns.ranks=[family,genus]")
+    config, _ = make("projection", *tree)
+    extract.ensure(config)
+    inputs = load_inputs(config)
+    facts = inputs.samples(make_facts(inputs), "train", CPU).texts.facts  # type: ignore[union-attr]
+    assert facts.tree is not None and int(facts.tree.isnan().all(1).sum()) == n
+    assert int(facts.tree.diagonal().isnan().sum()) == n and torch.equal(facts.tree.isnan(), facts.tree.T.isnan())
 
 
 def test_a_template_is_part_of_the_texts_features_and_of_no_images(make: Make, place: Path) -> None:

@@ -70,7 +70,7 @@ class TextInputs:
         taxonomy, _ = taxonomy_of(self.dataset)
         tree = None
         if self.config.data.tree is not None:
-            tree = torch.from_numpy(shared_depths(read_tree(Path(self.config.data.tree)), taxonomy, self._lacking).depths)
+            tree = torch.from_numpy(shared_depths(read_tree(Path(self.config.data.tree)), taxonomy, self._lacking).of_placed())
         ranks = torch.from_numpy(taxonomy.codes) if taxonomy.ranks else None
         return ClassFacts(torch.tensor(counts), ranks, tree)
 

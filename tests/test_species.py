@@ -39,7 +39,7 @@ from pipeline.stages import evaluate, extract, fetch, interpolate, train
 from pipeline.stages.inputs import load_inputs, make_facts
 from pipeline.stages.predict import Origin, predict_files
 from pipeline.tasks import load_task
-from pipeline.training import loop
+from pipeline.training import loop, towers
 from pipeline.training.optimiser import set_rates
 from pipeline.training.samples import predict
 from tests.test_open_clip_folder import with_simple_tokens
@@ -240,6 +240,27 @@ def test_species_that_stand_nowhere_in_the_tree_are_told_apart_from_those_at_its
     facts = inputs.samples(make_facts(inputs), "train", CPU).texts.facts  # type: ignore[union-attr]
     assert facts.tree is not None and int(facts.tree.isnan().all(1).sum()) == n
     assert int(facts.tree.diagonal().isnan().sum()) == n and torch.equal(facts.tree.isnan(), facts.tree.T.isnan())
+
+
+@pytest.mark.parametrize("order", ["of the folders", "backwards", "drawn"])
+def test_the_loss_on_validation_does_not_follow_the_order_of_rows(order: str, make: Make) -> None:
+    config, _ = make("projection", "train.batch_size=7", quick=QUICK[:-1])
+    extract.ensure(config)
+    inputs = load_inputs(config)
+    assert inputs.texts is not None
+    facts, table = make_facts(inputs), inputs.dataset.table
+    of = {"of the folders": table.sort_values("class"), "backwards": table[::-1], "drawn": table.sample(frac=1, random_state=1)}
+    dataset = replace(inputs.dataset, table=of[order])
+    other = replace(inputs, dataset=dataset, texts=replace(inputs.texts, dataset=dataset))
+    model = make_model(config, facts, inputs.encoder_backbone, inputs.text_tower)
+    found = []
+    for each in (inputs, other):
+        train_on, validation = (each.samples(facts, split, CPU) for split in ("train", "validation"))
+        loss = config.loss.make(train_on.n_targets)
+        loss.prepare(train_on.texts.facts, 7)
+        assert len(validation) % 7 and len(validation) > 14, "several batches, and some images are left over"
+        found.append(towers.Lesson(model, train_on, validation, config, loss).validate()[1])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 def test_a_template_is_part_of_the_texts_features_and_of_no_images(make: Make, place: Path) -> None:

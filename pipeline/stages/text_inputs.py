@@ -18,6 +18,7 @@ from pipeline.backbones import load_towers
 from pipeline.backbones.texts import TextTower
 from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
+from pipeline.data.species_splits import hashed
 from pipeline.data.taxonomy import taxonomy_of
 from pipeline.data.texts import ClassTexts, texts_of
 from pipeline.data.tree import read_tree, shared_depths
@@ -63,8 +64,9 @@ class TextInputs:
             self.store, np.arange(self.store.n), device, self.config.resources.residence, self.config.train.processes
         )
         of_image, of_class = torch.from_numpy(self.texts.of_image[rows]), torch.from_numpy(self.texts.of_class)
+        order = np.argsort(hashed(self.dataset.table["id"].loc[rows]), kind="stable")
         scale = math.exp(self.facts.logit_scale)
-        return TextSamples(bank, of_image, of_class, self._class_facts(counts), self._views(rows), scale)
+        return TextSamples(bank, of_image, of_class, self._class_facts(counts), self._views(rows), order, scale)
 
     def _class_facts(self, counts: tuple[int, ...]) -> ClassFacts:
         taxonomy, _ = taxonomy_of(self.dataset)
@@ -81,7 +83,7 @@ class TextInputs:
     def _views(self, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
         if "view" not in self.dataset.table:
             return np.full(len(rows), -1, "int64")
-        return pd.factorize(self.dataset.table["view"].iloc[rows])[0].astype("int64")
+        return pd.factorize(self.dataset.table["view"].loc[rows])[0].astype("int64")
 
 
 def load_texts(config: Config, dataset: Dataset) -> TextInputs:

@@ -76,6 +76,8 @@ class TextSamples:
     """What is known of the classes before training."""
     views: Int64[np.ndarray, " images"]
     """The number of each image's view; -1 where it is not known."""
+    order: Int64[np.ndarray, " images"]
+    """The images in an order drawn by their names (`id`), the same whatever the order of the table's rows."""
     scale: float
     """What the pretrained model multiplies cosines by."""
 

@@ -124,11 +124,13 @@ class Lesson:
 
     @torch.inference_mode()
     def validate(self) -> tuple[float | None, float]:
-        """The loss is of whole batches, in the images' order, each image beside its class's text of evaluation."""
+        """The loss is of whole batches, the same in every epoch, each image beside its class's text of evaluation. They are cut
+        from an order that is drawn: that of a folder, class by class, would make batches of few classes."""
         embed_classes(self.model, of_texts(self.validation))
         said = predict(self.model, self.validation)
         metric = Choice.of(self.config).score(self.validation, said)
-        image, classes = torch.from_numpy(said.mean), self.validation.targets.codes[:, 0].cpu()
+        order = torch.from_numpy(of_texts(self.validation).order)
+        image, classes = torch.from_numpy(said.mean)[order], self.validation.targets.codes[:, 0].cpu()[order]
         text, size = self.model.classes.cpu()[classes], min(self.config.train.batch_size, len(classes))
         parts = [slice(start, start + size) for start in range(0, len(classes) - size + 1, size)]
         device = self.model.classes.device

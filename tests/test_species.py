@@ -201,6 +201,22 @@ def test_batches_that_no_images_fill_are_refused_before_anything_is_queued(batch
 
 
 @pytest.mark.parametrize(
+    ("batches", "size", "n", "refused"),
+    [("shuffled", 3, 4, True), ("shuffled", 4, 4, False), ("classes", 5, 5, True), ("classes", 5, 4, False)],
+)
+def test_more_processes_than_a_batch_has_images_are_refused_before_anything_is_queued(
+    batches: str, size: int, n: int, refused: bool, make: Make
+) -> None:
+    ways = (f"train.batches={{kind: {batches}}}", f"train.batch_size={size}", f"train.processes={n}")
+    config, _ = make("projection", *ways, quick=QUICK[:-1])
+    if not refused:
+        preflight([config])
+        return
+    with pytest.raises(UserError, match=rf"train\.processes is {n}, and they share out batches of {n - 1} images"):
+        preflight([config])
+
+
+@pytest.mark.parametrize(
     ("loss", "reads"),
     [
         ("{kind: infonce, targets: hierarchical}", True),

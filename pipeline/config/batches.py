@@ -22,6 +22,10 @@ class Batches(Kind):
     def draw(self, of: Any, size: int, rng: Any) -> Iterator[Any]:
         """The batches of an epoch, rows [size] each, of `training/towers.Drawn` images."""
 
+    def n_images(self, size: int) -> int:
+        """How many images a batch has, of those `size` that are asked for."""
+        return size
+
     def misfit(self, classes: Sequence[int], views: Sequence[int], size: int) -> str:
         """Why so many training images of each class, and of each view, fill no batch; empty if they do."""
         n = sum(classes)
@@ -61,11 +65,14 @@ class OfClasses(Batches):
 
     kind: Literal["classes"]
     per_class: Positive = 2
-    """K, images of each class in a batch; `train.batch_size` is P · K."""
+    """K, images of each class in a batch; `train.batch_size` is P · K, and what does not divide is left out."""
 
     def draw(self, of: Any, size: int, rng: Any) -> Iterator[Any]:
         draw = implementation("pipeline.training.batches.of_classes")
         return draw(of.labels, size // self.per_class, self.per_class, rng)
+
+    def n_images(self, size: int) -> int:
+        return size - size % self.per_class
 
     def misfit(self, classes: Sequence[int], views: Sequence[int], size: int) -> str:
         wanted, there = size // self.per_class, sum(n > 0 for n in classes)

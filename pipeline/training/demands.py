@@ -100,6 +100,11 @@ def _check_batches(config: Config, truth: Truth, train: pd.DataFrame) -> None:
     views = train["view"].value_counts(dropna=False).tolist() if "view" in train else [len(train)]
     if why := config.train.batches.misfit(list(truth.counts(train).values()), views, config.train.batch_size):
         raise UserError(f"{config.data.source}: {why}")
+    if (n := config.train.batches.n_images(config.train.batch_size)) < config.train.processes:
+        raise UserError(
+            f"train.processes is {config.train.processes}, and they share out batches of {n} images: each must have one. Set "
+            f"train.processes={n}, or train.batch_size higher"
+        )
 
 
 def _check_choice(config: Config, task: Task[Any], truth: Truth, validation: pd.DataFrame) -> None:

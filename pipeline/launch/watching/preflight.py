@@ -138,7 +138,8 @@ def _not_here(config: Config) -> str:
 # ---------------------------------------------------------------- records
 def _asks(config: Config) -> str:
     """What a configuration asks of its table, beside what it says of the data."""
-    of_batches = [plain(config.train.batches), config.train.batch_size, config.loss.reads_ranks]
+    train = config.train
+    of_batches = [plain(train.batches), train.batch_size, train.processes, config.loss.reads_ranks]
     return digest([plain(config.model), plain(config.select), plain(config.evaluate), *of_batches])
 
 

@@ -279,6 +279,35 @@ def test_the_loss_on_validation_does_not_follow_the_order_of_rows(order: str, ma
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
+CAPPED = "{kind: infonce, weight: 0.5, clamp_scale: true}"
+
+
+@pytest.mark.parametrize(
+    ("loss", "similarity", "scale"),
+    [
+        ("{kind: infonce}", "cosine", math.exp(6)),
+        ("{kind: infonce, clamp_scale: true}", "cosine", 100.0),
+        (
+            "{kind: pair_bce, similarity: geodesic, second: {kind: infonce, weight: 0.5, clamp_scale: true}}",
+            "geodesic",
+            math.exp(6),
+        ),
+    ],
+)
+def test_probabilities_are_of_the_first_losss_similarity_and_of_its_capped_scale(
+    loss: str, similarity: str, scale: float, make: Make
+) -> None:
+    config, _ = make("projection", f"loss={loss}")
+    extract.ensure(config)
+    inputs = load_inputs(config)
+    facts = make_facts(inputs)
+    model = make_model(config, facts, inputs.encoder_backbone, inputs.text_tower)
+    assert isinstance(model, TwoTowers)
+    model.logit_scale.data.fill_(6.0)
+    said = predict(model, inputs.samples(facts, "validation", CPU))
+    assert (said.similarity, said.scale) == (similarity, pytest.approx(scale))
+
+
 def test_a_template_is_part_of_the_texts_features_and_of_no_images(make: Make, place: Path) -> None:
     config, trial = make("baseline")
     done(config, trial)

@@ -136,10 +136,16 @@ class Embeddings:
 
 # ---------------------------------------------------------------- the report
 def retrieval_report(
-    embeddings: Embeddings, parents: Mapping[str, Codes], scale: float, few: int = FEW, medium: int = MEDIUM
+    embeddings: Embeddings,
+    parents: Mapping[str, Codes],
+    scale: float,
+    few: int = FEW,
+    medium: int = MEDIUM,
+    similarity: str = "cosine",
 ) -> Block:
     """Blocks of results.json. `parents` says for each rank to what each class belongs (`metrics/ranks.py`), `scale` is what
-    cosines are multiplied by for probabilities; classes of at most `few` and `medium` training images are buckets."""
+    cosines, or what `similarity` makes of these, are multiplied by for probabilities; classes of at most `few` and `medium`
+    training images are buckets."""
     if not embeddings.is_finite:
         bad = int((~np.isfinite(embeddings.images)).any(axis=1).sum())
         why = f"embeddings of {bad} of {len(embeddings.images)} images, or of classes, are not finite: no figure is given"
@@ -151,7 +157,7 @@ def retrieval_report(
             blocks[name] = _counts(embeddings, of) | _block(embeddings, embeddings.own[name], of) | {"full": full}
     if "id" in blocks:
         blocks["buckets"] = _buckets(embeddings, few, medium)
-    blocks["ranks"] = _ranks(embeddings, parents, scale)
+    blocks["ranks"] = _ranks(embeddings, parents, scale, similarity)
     blocks["random"] = _random(embeddings)
     blocks["summary"] = _counts(embeddings) | summary(embeddings) | {"warnings": _warnings(embeddings)}
     return blocks
@@ -208,13 +214,13 @@ def _buckets(embeddings: Embeddings, few: int, medium: int) -> Block:
     }
 
 
-def _ranks(embeddings: Embeddings, parents: Mapping[str, Codes], scale: float) -> Block:
+def _ranks(embeddings: Embeddings, parents: Mapping[str, Codes], scale: float, similarity: str) -> Block:
     """Figures of the ranks, of all images among the classes of the stage."""
     if not len(embeddings.labels):
         return {}
     present = np.flatnonzero(embeddings.present)
     labels, known = np.searchsorted(present, embeddings.labels), {rank: codes[present] for rank, codes in parents.items()}
-    levels = probabilities(embeddings.images, labels, embeddings.classes[present], known, scale)
+    levels = probabilities(embeddings.images, labels, embeddings.classes[present], known, scale, similarity=similarity)
     return rank_figures(levels, labels, known)
 
 

@@ -185,4 +185,4 @@ def joined(parts: Sequence[Predicted]) -> Prediction:
     names = ["mean", "variance", "log_weights", *(["trust"] if first.trust is not None else [])]
     classes = None if first.classes is None else first.classes.cpu().numpy()
     arrays = {name: torch.cat([getattr(part, name) for part in parts]).cpu().numpy() for name in names}
-    return Prediction(**arrays, classes=classes, scale=first.scale)
+    return Prediction(**arrays, classes=classes, scale=first.scale, similarity=first.similarity)

@@ -6,6 +6,7 @@ rows, adds up the sums of all processes, and `joined` makes the loss of them; on
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from pipeline.config import pairs as cfg
 from pipeline.config.section import implementation
 from pipeline.models.pairs import losses, weights
-from pipeline.models.pairs.similarity import SIMILARITIES, Matrix, Scalar, cosine, logits
+from pipeline.models.pairs.similarity import MOST_OF_A_SCALE, SIMILARITIES, Matrix, Scalar, cosine, logits
 from pipeline.models.pairs.targets import TARGETS, ClassFacts, Codes, Multipositive, same
 
 Scales = Float[Tensor, " losses"]
@@ -215,6 +216,16 @@ class PairLoss:
         self.terms = tuple(implementation(each.term)(each, facts, batch) for each in self.block.compared)
         if self.block.images.weight:
             self.terms += (BetweenImages(self.block.images, facts),)
+
+    @property
+    def similarity(self) -> str:
+        """What the logits of the first loss are of."""
+        return self.block.similarity
+
+    @property
+    def most_of_a_scale(self) -> float:
+        """What the logarithm of the first loss's factor is kept below."""
+        return MOST_OF_A_SCALE if self.block.clamp_scale else math.inf
 
     @property
     def shares(self) -> tuple[float, ...]:

@@ -93,6 +93,26 @@ def test_without_one_of_the_partitions_the_rest_is_told_and_the_lack_said(counts
     assert blocks[there]["full"] == full
 
 
+@pytest.mark.parametrize(
+    ("few", "words"),
+    [
+        ({"ood": 1}, ["OOD image→image have no query with anything to find: the composite is of 5 mAPs"]),
+        (
+            {"id": 1, "ood": 1},
+            ["ID image→image and OOD image→image have no query with anything to find: the composite is of 4 mAPs"],
+        ),
+        ({}, []),
+    ],
+)
+def test_a_composite_of_fewer_than_six_maps_is_said(few: dict[str, int], words: list[str]) -> None:
+    of = drawn()
+    nth = pd.Series(of.labels).groupby(of.labels).cumcount()
+    most = np.where(COUNTS > 0, few.get("id", 99), few.get("ood", 99))
+    kept = np.flatnonzero(nth < most[of.labels])
+    summary = report(Embeddings(of.images[kept], of.labels[kept], of.classes, of.counts))["summary"]
+    assert [warning for warning in summary["warnings"] if "composite" in warning] == words
+
+
 def test_a_class_of_one_image_is_said_to_be_no_query_among_images() -> None:
     assert "1 classes have one image alone: it is no query of image→image" in report(drawn())["summary"]["warnings"]
 

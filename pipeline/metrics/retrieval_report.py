@@ -241,6 +241,10 @@ def _warnings(embeddings: Embeddings) -> list[str]:
         )
     if not embeddings.parts["id"].any():
         found.append("no class that is evaluated on was trained on: there are no ID figures, and the composite is of OOD alone")
+    maps = {f"{name.upper()} {ARROWS[way]}": mean(of[way].ap) for name, of in embeddings.own.items() for way in of}
+    if lacking := [name for name, value in maps.items() if value is None]:
+        n = len(maps) - len(lacking)
+        found.append(f"{' and '.join(lacking)} have no query with anything to find: the composite is of {n} mAPs")
     alone = int((embeddings.n_images == 1).sum())
     if alone:
         found.append(f"{alone} classes have one image alone: it is no query of image→image")

@@ -97,7 +97,9 @@ class InfoNce(Compared):
 
     term = "pipeline.models.pairs.pair_loss.InfoNce"
     logit_adjustment: float = Field(0.0, ge=0)
-    """τ: add τ·log(share of the training images) of each candidate's class to its logit (arXiv 2007.07314); 0: not."""
+    """τ: add τ·log(share of the training images) of each candidate's class to its logit (arXiv 2007.07314); 0: not. That is of
+    all classes as candidates. Those of a batch are drawn, and of shuffled images in proportion to these shares already, which
+    then count twice: with `train.batches` classes, or balanced by a low power, candidates are of all classes alike."""
 
     @model_validator(mode="after")
     def _weighs_rows(self) -> InfoNce:

@@ -73,6 +73,8 @@ CHECKS: list[tuple[str, str, dict[str, Any], float]] = [
     ("infonce", "multipositive", {**RARE, "focal": 2}, 4.02407074),
     ("infonce", "multipositive", {"classes": "class_balanced"}, 3.66546154),
     ("pair_bce", "multipositive", RARE, 4.25688982),
+    ("pair_bce", "multipositive", {**RARE, "pairs": "count"}, 4.25688982),
+    ("pair_bce", "multipositive", {**RARE, "pairs": "count", "mean_over": "samples"}, 31.982336044),
     ("pair_bce", "multipositive", {**RARE, "pairs": "doubled"}, 3.433708906),
     ("pair_bce", "multipositive", {**RARE, "pairs": "probability"}, 5.500313759),
     ("pair_bce", "multipositive", {"classes": "class_balanced", "pairs": "probability"}, 4.850773335),

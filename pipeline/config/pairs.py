@@ -26,8 +26,9 @@ class Weights(Section):
     """β of class_balanced."""
     mean_over: Literal["classes", "samples"] = "classes"
     """What the weights of classes have the mean 1 over."""
-    pairs: Literal["product", "doubled", "probability"] = "product"
-    """Of two classes: the product of their weights; by n₁·n₂, doubled where they differ; by how often a batch pairs them."""
+    pairs: Literal["product", "count", "doubled", "probability"] = "product"
+    """Of two classes: the product of their weights; the weight of n₁·n₂ (of inverse_frequency the same), or of that doubled where
+    they differ; of how often a batch pairs them."""
     focal: float = Field(0.0, ge=0)
     """Focusing exponent γ: what is told apart already counts less (arXiv 1708.02002); 0: all alike."""
     focal_form: Literal["likelihood", "distance"] = "likelihood"

@@ -285,9 +285,10 @@ def _pair_weights(block: cfg.Weights, facts: ClassFacts, batch: int) -> weights.
         return None
     total = float(facts.counts.sum())
     often: dict[str, weights.Often] = {
+        "count": weights.counted,
         "doubled": weights.doubled,
         "probability": partial(weights.pair_count, total=total, batch=batch),
     }
     if block.pairs in often:
-        return weights.PairWeights(facts.counts, of, often[block.pairs], block.mean_over)
+        return weights.PairWeights(facts.counts, of, often[block.pairs], block.mean_over, ordered=block.pairs == "count")
     return weights.ProductWeights(facts.counts, of, block.mean_over)

@@ -42,6 +42,7 @@ from pipeline.tasks import load_task
 from pipeline.training import loop, towers
 from pipeline.training.optimiser import set_rates
 from pipeline.training.samples import predict
+from pipeline.training.towers import embed_classes
 from tests.test_open_clip_folder import with_simple_tokens
 from tests.towers import write_model
 
@@ -306,6 +307,20 @@ def test_probabilities_are_of_the_first_losss_similarity_and_of_its_capped_scale
     model.logit_scale.data.fill_(6.0)
     said = predict(model, inputs.samples(facts, "validation", CPU))
     assert (said.similarity, said.scale) == (similarity, pytest.approx(scale))
+
+
+@pytest.mark.parametrize(("batches", "more"), [("shuffled", 0), ("neighbours, by: tree", 0), ("neighbours, by: embedding", 2)])
+def test_classes_are_embedded_when_an_epoch_begins_only_where_their_embeddings_are_asked_for(
+    batches: str, more: int, make: Make, place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Beside that, by each epoch's validation and at the end."""
+    done_so: list[int] = []
+    monkeypatch.setattr(towers, "embed_classes", lambda *about: done_so.append(1) or embed_classes(*about))
+    tree = f"data.tree={place / 'data' / 'tree.nwk'}"
+    config, _ = make("projection", "train.epochs=2", tree, f"train.batches={{kind: {batches}}}")
+    extract.ensure(config)
+    train.run(config, TrialDir(tmp_path))
+    assert len(done_so) == 2 + 1 + more
 
 
 def test_a_template_is_part_of_the_texts_features_and_of_no_images(make: Make, place: Path) -> None:

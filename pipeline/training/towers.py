@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -72,15 +73,17 @@ class Drawn:
     """Training images of each class."""
     tree: Float[np.ndarray, "classes classes"] | None
     """Depth of the most recent common ancestor of each two classes."""
-    model: TwoTowers
+    embedded: Callable[[], Float[Tensor, "classes width"]]
+    """The classes' embeddings, as the model makes them now."""
 
     def buckets(self, cuts: tuple[int, int]) -> Rows:
         """Whether each image's class has few, medium or many training images, parted at these numbers."""
         return bucket_of(self.counts, cuts)[self.labels]
 
     def likeness(self) -> Float[np.ndarray, "classes classes"]:
-        """Cosines of the classes' embeddings, as the model has them now."""
-        return (self.model.classes @ self.model.classes.T).double().cpu().numpy()
+        """Cosines of the classes' embeddings."""
+        classes = self.embedded()
+        return (classes @ classes.T).double().cpu().numpy()
 
 
 @dataclass
@@ -101,13 +104,10 @@ class Lesson:
         texts = of_texts(self.train)
         labels, counts = self.train.truth, texts.facts.counts.cpu().numpy().astype("int64")
         tree = None if texts.facts.tree is None else texts.facts.tree.nan_to_num(-1.0).double().cpu().numpy()
-        return Drawn(labels, texts.views, counts, tree, self.model)
+        return Drawn(labels, texts.views, counts, tree, self._embedded_classes)
 
     def batches(self, streams: aug.Streams) -> tuple[int, list[Rows]]:
         """All are drawn before the first is learnt from: how many there are depends on the draw."""
-        embed_classes(self.model, of_texts(self.train))  # neighbours may be by these; and what is resumed has them as well
-        self.processes.same(self.model.classes)
-        self.model.train()
         drawn = list(self.config.train.batches.draw(self.drawn, self.config.train.batch_size, streams.choices))
         return len(drawn), drawn
 
@@ -136,6 +136,13 @@ class Lesson:
         device = self.model.classes.device
         losses = [self._report(image[part].to(device), text[part].to(device), classes[part].to(device)) for part in parts]
         return metric, float(torch.stack(losses).mean())
+
+    def _embedded_classes(self) -> Float[Tensor, "classes width"]:
+        """By the model as it is now, to the bit the same in all processes."""
+        embed_classes(self.model, of_texts(self.train))
+        self.processes.same(self.model.classes)
+        self.model.train()
+        return self.model.classes
 
     def _report(self, image: Tensor, text: Tensor, classes: Tensor) -> Tensor:
         batch = Batch.whole(image, text, classes)

@@ -23,6 +23,7 @@ from pipeline.backbones import load_towers
 from pipeline.backbones.base import Tail
 from pipeline.config.trial import Config
 from pipeline.data.taxonomy import scientific_name
+from pipeline.data.tree import read_tree
 from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir
 from pipeline.errors import Interrupted, UserError
 from pipeline.experiments.reading import load_experiment
@@ -35,7 +36,7 @@ from pipeline.models.saved import load_facts, load_model, make_model
 from pipeline.models.towers import TwoTowers
 from pipeline.reporting.comparison import candidates, compare
 from pipeline.signals import StopFlag
-from pipeline.stages import evaluate, extract, fetch, interpolate, train
+from pipeline.stages import evaluate, extract, fetch, interpolate, text_inputs, train
 from pipeline.stages.inputs import load_inputs, make_facts
 from pipeline.stages.predict import Origin, predict_files
 from pipeline.tasks import load_task
@@ -321,6 +322,20 @@ def test_classes_are_embedded_when_an_epoch_begins_only_where_their_embeddings_a
     extract.ensure(config)
     train.run(config, TrialDir(tmp_path))
     assert len(done_so) == 2 + 1 + more
+
+
+@pytest.mark.parametrize(("method", "reads"), [("projection", 1), ("baseline", 0), ("lift", 0)])
+def test_a_tree_is_read_once_and_only_where_pairs_are_compared(
+    method: str, reads: int, make: Make, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(text_inputs, "read_tree", lambda path: read.append(path) or read_tree(path))
+    config, trial = make(method, *METHODS[method], f"data.tree={place / 'data' / 'tree.nwk'}")
+    extract.ensure(config)
+    train.run(config, trial)
+    assert len(read) == reads
+    evaluate.run(config, trial)
+    assert len(read) == reads
 
 
 def test_a_template_is_part_of_the_texts_features_and_of_no_images(make: Make, place: Path) -> None:

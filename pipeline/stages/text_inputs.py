@@ -7,7 +7,6 @@ import math
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,19 +65,15 @@ class TextInputs:
         of_image, of_class = torch.from_numpy(self.texts.of_image[rows]), torch.from_numpy(self.texts.of_class)
         order = np.argsort(hashed(self.dataset.table["id"].loc[rows]), kind="stable")
         scale = math.exp(self.facts.logit_scale)
-        return TextSamples(bank, of_image, of_class, self._class_facts(counts), self._views(rows), order, scale)
+        return TextSamples(bank, of_image, of_class, partial(self._class_facts, counts), self._views(rows), order, scale)
 
     def _class_facts(self, counts: tuple[int, ...]) -> ClassFacts:
-        taxonomy, _ = taxonomy_of(self.dataset)
+        data, (taxonomy, _) = self.config.data, taxonomy_of(self.dataset)
         tree = None
-        if self.config.data.tree is not None:
-            tree = torch.from_numpy(shared_depths(read_tree(Path(self.config.data.tree)), taxonomy, self._lacking).of_placed())
+        if data.tree is not None:
+            tree = torch.from_numpy(shared_depths(read_tree(Path(data.tree)), taxonomy, data.not_in_tree).of_placed())
         ranks = torch.from_numpy(taxonomy.codes) if taxonomy.ranks else None
         return ClassFacts(torch.tensor(counts), ranks, tree)
-
-    @property
-    def _lacking(self) -> Any:
-        return self.config.data.not_in_tree
 
     def _views(self, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
         if "view" not in self.dataset.table:

@@ -243,7 +243,7 @@ def test_targets_by_ranks_are_refused_where_the_data_have_none(
 
 @pytest.mark.parametrize(("lacking", "n"), [("apart", 2), ("graft", 0)])
 def test_species_that_stand_nowhere_in_the_tree_are_told_apart_from_those_at_its_root(
-    lacking: str, n: int, make: Make, place: Path
+    lacking: str, n: int, make: Make, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """So the control shuffles those of the tree alone, and the deepest of these is what shares are of."""
     text, table = (place / "data" / "tree.nwk").read_text(), pd.read_csv(place / "data" / "metadata.csv")
@@ -257,6 +257,8 @@ def test_species_that_stand_nowhere_in_the_tree_are_told_apart_from_those_at_its
     inputs = load_inputs(config)
     facts = inputs.samples(make_facts(inputs), "train", CPU).texts.facts  # type: ignore[union-attr]
     assert facts.tree is not None and int(facts.tree.isnan().all(1).sum()) == n
+    said = {"apart": "and like no other", "graft": "and grafted where their genus or the next rank is"}[lacking]
+    assert re.search(rf"fewer\.nwk: 2 of \d+ classes \(.*\) are not in the tree, {said}\n", capsys.readouterr().out)
     assert int(facts.tree.diagonal().isnan().sum()) == n and torch.equal(facts.tree.isnan(), facts.tree.T.isnan())
 
 

@@ -71,7 +71,10 @@ class TextInputs:
         data, (taxonomy, _) = self.config.data, taxonomy_of(self.dataset)
         tree = None
         if data.tree is not None:
-            tree = torch.from_numpy(shared_depths(read_tree(Path(data.tree)), taxonomy, data.not_in_tree).of_placed())
+            shared = shared_depths(read_tree(Path(data.tree)), taxonomy, data.not_in_tree)
+            for note in shared.notes:
+                print(f"{data.tree}: {note}", flush=True)  # (of several processes the main one is heard)
+            tree = torch.from_numpy(shared.of_placed())
         ranks = torch.from_numpy(taxonomy.codes) if taxonomy.ranks else None
         return ClassFacts(torch.tensor(counts), ranks, tree)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.config.batches import Batches
 from pipeline.training import batches
 
 labels_of_many = st.lists(st.integers(0, 6), min_size=8, max_size=80).map(lambda values: np.array(values, dtype=np.int64))
@@ -67,6 +69,30 @@ def test_a_batch_of_neighbours_is_of_the_classes_likest_to_one_of_them() -> None
     for rows in drawn:
         there = sorted(set(labels[rows].tolist()))
         assert len(rows) == 9 and len(there) == 3 and there[-1] - there[0] == 2
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "views", "classes", "balanced", "buckets", "neighbours"])
+@given(labels=labels_of_many, views=labels_of_many, size=st.integers(2, 40), seed=seeds)
+def test_that_images_fill_no_batch_is_known_before_they_are_drawn(
+    kind: str, labels: np.ndarray, views: np.ndarray, size: int, seed: int
+) -> None:
+    views = np.resize(views, len(labels))
+    of = SimpleNamespace(labels=labels, views=views, buckets=lambda _: labels % 3, likeness=lambda: np.eye(7))
+    way = Batches.parse({"kind": kind})
+    why = way.misfit(np.bincount(labels, minlength=9).tolist(), np.unique(views, return_counts=True)[1].tolist(), size)
+    assert bool(why) == (not list(way.draw(of, size, rng(seed)))), why
+
+
+def test_of_a_long_tail_most_images_of_its_long_classes_are_dropped_and_others_in_each_epoch() -> None:
+    labels = np.repeat(np.arange(121), [268, 200, 150, 130, 117, *[3] * 116])
+    epochs = [list(batches.of_classes(labels, 64, 2, rng(seed))) for seed in range(2)]
+    seen = [set(np.concatenate(drawn).tolist()) for drawn in epochs]
+    assert all(len(drawn) < len(labels) // 128 for drawn in epochs) and all(len(each) < len(labels) / 2 for each in seen)
+    assert len(seen[0] & seen[1]) < len(seen[0])
+
+
+def test_more_images_of_a_class_than_a_batch_has_are_refused() -> None:
+    assert "per_class is 4, and train.batch_size 3" in Batches.parse({"kind": "classes", "per_class": 4}).misfit([9, 9], [18], 3)
 
 
 @given(labels_of_many, seeds)

@@ -25,7 +25,7 @@ from pipeline.models.pairs import losses
 from pipeline.models.pairs import weights as pair_weights
 from pipeline.models.pairs.pair_loss import Batch, PairLoss
 from pipeline.models.pairs.similarity import MOST_OF_A_SCALE, cosine, geodesic, geodesic_by_acos, logits
-from pipeline.models.pairs.targets import ClassFacts, Codes
+from pipeline.models.pairs.targets import ClassFacts
 from tests.small import named
 
 COUNTS = torch.tensor([50, 7, 1])
@@ -73,6 +73,8 @@ CHECKS: list[tuple[str, str, dict[str, Any], float]] = [
     ("infonce", "multipositive", {**RARE, "focal": 2}, 4.02407074),
     ("infonce", "multipositive", {"classes": "class_balanced"}, 3.66546154),
     ("pair_bce", "multipositive", RARE, 4.25688982),
+    ("pair_bce", "multipositive", {**RARE, "pairs": "count"}, 4.25688982),
+    ("pair_bce", "multipositive", {**RARE, "pairs": "count", "mean_over": "samples"}, 31.982336044),
     ("pair_bce", "multipositive", {**RARE, "pairs": "doubled"}, 3.433708906),
     ("pair_bce", "multipositive", {**RARE, "pairs": "probability"}, 5.500313759),
     ("pair_bce", "multipositive", {"classes": "class_balanced", "pairs": "probability"}, 4.850773335),
@@ -160,13 +162,13 @@ def test_info_nce_is_its_formula_in_loops(n: int, seed: int) -> None:
     assert float(losses.info_nce(found, targets, weights)) == pytest.approx(expected)
 
 
-def naive_supervised(s: list[list[float]], classes: list[int], temperature: float) -> float:
-    """Khosla et al. 2020, equation 2, image by image; 0 if there is no positive."""
-    found = []
+def naive_supervised(s: list[list[float]], classes: list[int], temperature: float, images: list[int] | None = None) -> float:
+    """Khosla et al. 2020, equation 2, image by image; 0 if there is no positive. `images`: which rows are of one image."""
+    found, images = [], images or list(range(len(s)))
     for i in range(len(s)):
-        positives = [p for p in range(len(s)) if p != i and classes[p] == classes[i]]
+        positives = [p for p in range(len(s)) if images[p] != images[i] and classes[p] == classes[i]]
         if positives:
-            below = sum(math.exp(s[i][a] / temperature) for a in range(len(s)) if a != i)
+            below = sum(math.exp(s[i][a] / temperature) for a in range(len(s)) if images[a] != images[i])
             found.append(-sum(math.log(math.exp(s[i][p] / temperature) / below) for p in positives) / len(positives))
     return sum(found) / len(found) if found else 0.0
 
@@ -179,6 +181,15 @@ def test_the_supervised_contrastive_loss_is_its_formula_in_loops(classes: list[i
     (gradient,) = torch.autograd.grad(loss, batch.image)
     expected = naive_supervised(similarities.tolist(), classes, temperature)
     assert float(loss.detach()) == pytest.approx(expected) and gradient.isfinite().all()
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=7), st.integers(0, 99))
+def test_an_image_that_stands_in_a_batch_twice_is_no_positive_of_itself(images: list[int], seed: int) -> None:
+    drawn, of, loss = draw(5, seed, n_classes=2), torch.tensor(images), make("infonce", images={"weight": 1.0})
+    batch = Batch.whole(drawn.image[of], drawn.text[of], drawn.codes.classes[of], of)
+    found = loss.each(loss.sums(batch, batch, *scales(1)), len(batch))[-1]
+    similarities = cosine(batch.image, batch.image).tolist()
+    assert float(found.detach()) == pytest.approx(naive_supervised(similarities, batch.codes.classes.tolist(), 0.1, images))
 
 
 def test_the_loss_between_images_is_added_by_its_weight() -> None:
@@ -277,7 +288,7 @@ def test_sums_of_processes_with_rows_of_their_own_make_the_loss_of_the_whole(
     loss, batch, own, leaves = of_whole(block, n * each, seed)
     mine = [batch[each * rank : each * (rank + 1)] for rank in range(n)]
     image, text = torch.cat([part.image for part in mine]), torch.cat([part.text for part in mine])
-    everyone = Batch(image, text, Codes(batch.codes.classes, batch.codes.positions))
+    everyone = Batch(image, text, batch.codes)
     sums = torch.stack([loss.sums(part, everyone, *own) for part in mine]).sum(0)
     joined, whole = loss.joined(sums, n * each), loss.loss(batch, *own)
     torch.testing.assert_close(joined, whole, rtol=1e-6, atol=1e-6)

@@ -52,7 +52,7 @@ def depths_of_common_ancestors(parents: list[int], depths: list[float], species:
 
 def drawn(n_classes: int, n: int, seed: int) -> Codes:
     generator = torch.Generator().manual_seed(seed)
-    return Codes(torch.randint(n_classes, (n,), generator=generator), torch.arange(n))
+    return Codes(torch.randint(n_classes, (n,), generator=generator), torch.arange(n), torch.arange(n))
 
 
 # ---------------------------------------------------------------- each against loops
@@ -84,7 +84,7 @@ def test_phylogenetic_targets_are_depths_of_common_ancestors_by_the_greatest_dep
     parents, depths, species = tree
     v = depths_of_common_ancestors(parents, depths, species)
     found = TARGETS["phylogenetic"](ClassFacts(torch.ones(len(v)), tree=torch.tensor(v))).block(
-        *[Codes(torch.arange(len(v)), torch.arange(len(v)) + k * 100) for k in (0, 1)]
+        *[Codes(torch.arange(len(v)), torch.arange(len(v)) + k * 100, torch.arange(len(v)) + k * 100) for k in (0, 1)]
     )
     for i in range(len(v)):
         for j in range(len(v)):
@@ -157,7 +157,7 @@ def test_seeds_shuffle_differently_and_each_row_goes_with_its_column() -> None:
 
 @given(st.integers(0, 99))
 def test_targets_of_the_control_are_those_of_the_shuffled_tree_and_one_for_the_own_class(seed: int) -> None:
-    known, codes = facts(6, 0), Codes(torch.arange(6), torch.arange(6))
+    known, codes = facts(6, 0), Codes(torch.arange(6), torch.arange(6), torch.arange(6))
     assert known.tree is not None
     expected = torch.maximum(torch.eye(6), depth_shares(shuffled(known.tree, seed)))
     found = TARGETS["phylogenetic"](known, seed).block(codes, codes)
@@ -165,5 +165,5 @@ def test_targets_of_the_control_are_those_of_the_shuffled_tree_and_one_for_the_o
 
 
 def test_the_control_has_other_relatives() -> None:
-    known, codes = facts(6, 0), Codes(torch.arange(6), torch.arange(6))
+    known, codes = facts(6, 0), Codes(torch.arange(6), torch.arange(6), torch.arange(6))
     assert not torch.equal(*(TARGETS["phylogenetic"](known, shuffle).block(codes, codes) for shuffle in (None, 0)))

@@ -116,6 +116,22 @@ def test_an_image_meets_as_many_texts_as_a_batch_has(counts: list[int]) -> None:
     assert float(met.sum()) == pytest.approx(BATCH)
 
 
+@pytest.mark.parametrize("mean_over", ["classes", "samples"])
+@pytest.mark.parametrize("name", OF)
+@given(counts=counted)
+def test_weights_of_the_product_of_counts_have_the_mean_one_over_all_pairs_of_an_image_and_a_text(
+    name: str, mean_over: weights.MeanOver, counts: list[int]
+) -> None:
+    (of, formula), classes = OF[name], torch.arange(len(counts))
+    pairs = [(n, m) for n in counts for m in counts]
+    mean = sum(formula(n * m) * (1 if mean_over == "classes" else n * m) for n, m in pairs)
+    mean /= len(pairs) if mean_over == "classes" else sum(n * m for n, m in pairs)
+    by_count = weights.PairWeights(torch.tensor(counts), of, weights.counted, mean_over, ordered=True).block(classes, classes)
+    assert by_count.flatten().tolist() == pytest.approx([formula(n * m) / mean for n, m in pairs], rel=1e-5)
+    if name == "inverse_frequency":
+        torch.testing.assert_close(by_count, weights.ProductWeights(torch.tensor(counts), of, mean_over).block(classes, classes))
+
+
 def test_pair_weights_leave_classes_out_of_the_mean_that_training_does_not_meet() -> None:
     of = OF["inverse_frequency"][0]
     with_it = weights.PairWeights(torch.tensor([50, 0, 7]), of, weights.doubled).block(

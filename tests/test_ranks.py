@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.metrics.ranks import UNKNOWN, level_figures, probabilities, rank_figures
 from pipeline.metrics.retrieval import cosines
+from pipeline.metrics.similarity import SIMILARITIES
+from pipeline.models.pairs import similarity as trained
 
 Array = Any
 
@@ -48,6 +51,22 @@ def test_probabilities_are_those_of_a_whole_softmax(n: int, n_classes: int, seed
             expected = np.nan if codes[label] == UNKNOWN else sums[i, codes[label]]
             assert found[rank].p_true[i] == pytest.approx(expected, rel=1e-4, abs=1e-30, nan_ok=True)
             assert sums[i, found[rank].most_probable[i]] >= sums[i].max() * (1 - 1e-4) - 1e-30
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_probabilities_are_of_the_similarity_that_was_trained(similarity: str) -> None:
+    images, labels, classes, parents = drawn(6, 20, 3)
+    said, _ = probabilities(images, labels, classes, parents, 9.0, 600, similarity)
+    p = softmax(9.0 * SIMILARITIES[similarity](cosines(images, classes).astype("float64")))
+    assert said.p_true == pytest.approx(p[np.arange(6), labels], rel=1e-4)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_a_similarity_is_the_same_in_figures_as_in_training(similarity: str) -> None:
+    assert SIMILARITIES.keys() == trained.SIMILARITIES.keys()
+    c = np.concatenate([np.linspace(-1, 1, 201), [-1.0000001, 1.0000001]]).astype("float32")
+    (expected,) = trained.SIMILARITIES[similarity](torch.from_numpy(c)[None]).numpy()
+    assert SIMILARITIES[similarity](c) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_large_scale_neither_overflows_nor_divides_by_nothing() -> None:

@@ -93,6 +93,26 @@ def test_without_one_of_the_partitions_the_rest_is_told_and_the_lack_said(counts
     assert blocks[there]["full"] == full
 
 
+@pytest.mark.parametrize(
+    ("few", "words"),
+    [
+        ({"ood": 1}, ["OOD image→image have no query with anything to find: the composite is of 5 mAPs"]),
+        (
+            {"id": 1, "ood": 1},
+            ["ID image→image and OOD image→image have no query with anything to find: the composite is of 4 mAPs"],
+        ),
+        ({}, []),
+    ],
+)
+def test_a_composite_of_fewer_than_six_maps_is_said(few: dict[str, int], words: list[str]) -> None:
+    of = drawn()
+    nth = pd.Series(of.labels).groupby(of.labels).cumcount()
+    most = np.where(COUNTS > 0, few.get("id", 99), few.get("ood", 99))
+    kept = np.flatnonzero(nth < most[of.labels])
+    summary = report(Embeddings(of.images[kept], of.labels[kept], of.classes, of.counts))["summary"]
+    assert [warning for warning in summary["warnings"] if "composite" in warning] == words
+
+
 def test_a_class_of_one_image_is_said_to_be_no_query_among_images() -> None:
     assert "1 classes have one image alone: it is no query of image→image" in report(drawn())["summary"]["warnings"]
 
@@ -336,12 +356,25 @@ def test_the_answer_is_a_probability_of_each_class() -> None:
     assert sum(p for p, _ in answer.values()) == pytest.approx(1) and max(answer, key=lambda name: answer[name][0]) == NAMES[2]
 
 
+def test_the_answer_and_the_ranks_are_of_the_similarity_that_was_trained() -> None:
+    of = drawn(noise=2.0)
+    by = {name: predicted(of, scale=9.0, similarity=name) for name in ("cosine", "geodesic")}
+    answers = {name: np.array([p for p, _ in TASK.answer(each).values()]) for name, each in by.items()}
+    assert not np.allclose(answers["cosine"], answers["geodesic"], atol=1e-3)
+    reports = {name: TASK.report(each, trained(of.counts)) for name, each in by.items()}
+    genus = {name: report["ranks"]["genus"]["probability"] for name, report in reports.items()}
+    assert genus["cosine"] != pytest.approx(genus["geodesic"], abs=1e-3) and reports["cosine"]["id"] == reports["geodesic"]["id"]
+
+
 # ---------------------------------------------------------------- what models say
 def test_embeddings_pass_from_a_model_to_the_task_whole() -> None:
     images, classes = torch.randn(5, 4), torch.randn(3, 4)
-    parts = [Predicted(some, torch.ones_like(some), torch.zeros_like(some), None, classes, 7.0).cpu() for some in images.split(2)]
+    parts = [
+        Predicted(some, torch.ones_like(some), torch.zeros_like(some), None, classes, 7.0, "geodesic").cpu()
+        for some in images.split(2)
+    ]
     said = joined(parts).only(2)
-    assert said.mean.shape == (5, 4) and said.scale == 7.0 and said.classes is not None
+    assert said.mean.shape == (5, 4) and (said.scale, said.similarity) == (7.0, "geodesic") and said.classes is not None
     assert np.array_equal(said.classes, classes.numpy()) and np.array_equal(said.mean, images.numpy())
     expected = torch.nn.functional.cosine_similarity(images[:1], classes)
     assert parts[0].values()[0] == pytest.approx(expected)

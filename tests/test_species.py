@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,22 +23,28 @@ from torch.nn import functional as F
 from pipeline.backbones import load_towers
 from pipeline.backbones.base import Tail
 from pipeline.config.trial import Config
+from pipeline.data.taxonomy import scientific_name
+from pipeline.data.tree import read_tree
 from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir
 from pipeline.errors import Interrupted, MissingFeatures, UserError, WorkError
 from pipeline.experiments.reading import load_experiment
 from pipeline.launch.doctor import capacity
 from pipeline.launch.watching import estimates
+from pipeline.launch.watching.preflight import preflight
 from pipeline.models.encoders import recompute
 from pipeline.models.interpolation import bare, between, plain, soup
 from pipeline.models.saved import load_facts, load_model, make_model, read_trained
 from pipeline.models.towers import TwoTowers
 from pipeline.reporting.comparison import candidates, compare
 from pipeline.signals import StopFlag
-from pipeline.stages import evaluate, extract, fetch, interpolate, train
+from pipeline.stages import evaluate, extract, fetch, interpolate, text_inputs, train
 from pipeline.stages.inputs import changed, load_inputs, make_facts
 from pipeline.stages.predict import Origin, predict_files
 from pipeline.tasks import load_task
+from pipeline.training import loop, towers
+from pipeline.training.optimiser import set_rates
 from pipeline.training.samples import predict
+from pipeline.training.towers import embed_classes
 from tests.test_open_clip_folder import with_simple_tokens
 from tests.towers import write_model
 
@@ -165,6 +172,173 @@ def test_stopped_and_gone_on_it_ends_with_the_same_bits(batches: str, make: Make
         train.run(config, parts, StopAfter(2))
     train.run(config, parts)
     assert whole.model.read_bytes() == parts.model.read_bytes()
+
+
+@pytest.mark.parametrize("batches", ["shuffled", "classes", "views"])
+def test_by_the_step_a_rate_is_set_at_even_steps_to_the_end_of_the_epoch(
+    batches: str, make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    at: list[float] = []
+    monkeypatch.setattr(loop, "set_rates", lambda *about: at.append(about[2]) or set_rates(*about))
+    per_step = ("train.epochs=2", "data.columns.view=view", f"train.batches={{kind: {batches}}}", "schedule.per=step")
+    config, _ = make("projection", *per_step, "loss={kind: infonce, images: {weight: 0.5}}")
+    extract.ensure(config)
+    train.run(config, TrialDir(tmp_path))
+    steps = np.array([x for x in at if 0 < x < 1 or 1 < x < 2] + [0.0, 1.0])
+    assert len(steps) > 4 and sorted(steps) == pytest.approx(np.arange(len(steps)) * 2 / len(steps))
+
+
+@pytest.mark.parametrize(
+    ("batches", "size", "why"),
+    [
+        ("shuffled", 100000, r"and there are \d+ images to train on"),
+        ("views", 70, r"and of no view .* are there more than \d+ images"),
+        ("classes", 100, r"for 50 classes with 2 images of each .* and there are \d+ classes to train on"),
+    ],
+)
+def test_batches_that_no_images_fill_are_refused_before_anything_is_queued(batches: str, size: int, why: str, make: Make) -> None:
+    ways = ("data.columns.view=view", f"train.batches={{kind: {batches}}}", f"train.batch_size={size}")
+    config, _ = make("projection", *ways, quick=QUICK[:-1])
+    with pytest.raises(UserError, match=f"metadata.csv: train.batch_size is {size}, {why}"):
+        preflight([config])
+
+
+@pytest.mark.parametrize(
+    ("batches", "size", "n", "refused"),
+    [("shuffled", 3, 4, True), ("shuffled", 4, 4, False), ("classes", 5, 5, True), ("classes", 5, 4, False)],
+)
+def test_more_processes_than_a_batch_has_images_are_refused_before_anything_is_queued(
+    batches: str, size: int, n: int, refused: bool, make: Make
+) -> None:
+    ways = (f"train.batches={{kind: {batches}}}", f"train.batch_size={size}", f"train.processes={n}")
+    config, _ = make("projection", *ways, quick=QUICK[:-1])
+    if not refused:
+        preflight([config])
+        return
+    with pytest.raises(UserError, match=rf"train\.processes is {n}, and they share out batches of {n - 1} images"):
+        preflight([config])
+
+
+@pytest.mark.parametrize(
+    ("loss", "reads"),
+    [
+        ("{kind: infonce, targets: hierarchical}", True),
+        ("{kind: infonce, second: {kind: pair_bce, weight: 0.5, targets: hierarchical}}", True),
+        ("{kind: infonce, targets: multipositive}", False),
+    ],
+)
+def test_targets_by_ranks_are_refused_where_the_data_have_none(
+    loss: str, reads: bool, make: Make, place: Path, tmp_path: Path
+) -> None:
+    table, more = pd.read_csv(place / "data" / "metadata.csv"), (f"loss={loss}", "train.epochs=1")
+    table.drop(columns="family").rename(columns={"genus": "g"}).to_csv(place / "data" / "no_ranks.csv", index=False)
+    config, _ = make("projection", *more, table="no_ranks.csv")
+    if not reads:
+        extract.ensure(config)
+        train.run(config, TrialDir(tmp_path))
+        return
+    with pytest.raises(UserError, match=r"reads the ranks of classes, and no column .* \(data\.columns\.ranks"):
+        preflight([config])
+    preflight([make("projection", *more, "data.columns.ranks=[g]", table="no_ranks.csv")[0]])
+
+
+@pytest.mark.parametrize(("lacking", "n"), [("apart", 2), ("graft", 0)])
+def test_species_that_stand_nowhere_in_the_tree_are_told_apart_from_those_at_its_root(
+    lacking: str, n: int, make: Make, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So the control shuffles those of the tree alone, and the deepest of these is what shares are of."""
+    text, table = (place / "data" / "tree.nwk").read_text(), pd.read_csv(place / "data" / "metadata.csv")
+    for i, name in enumerate(table["scientificName"].drop_duplicates()[:2]):
+        text, n_there = re.subn("[_ ]".join(scientific_name(name).split()), f"Other_one{'s' * i}", text)
+        assert n_there == 1
+    (place / "data" / "fewer.nwk").write_text(text)
+    tree = (f"data.tree={place / 'data' / 'fewer.nwk'}", f"data.not_in_tree={lacking}", "data.columns.ranks=[family,genus]")
+    config, _ = make("projection", *tree)
+    extract.ensure(config)
+    inputs = load_inputs(config)
+    facts = inputs.samples(make_facts(inputs), "train", CPU).texts.facts  # type: ignore[union-attr]
+    assert facts.tree is not None and int(facts.tree.isnan().all(1).sum()) == n
+    said = {"apart": "and like no other", "graft": "and grafted where their genus or the next rank is"}[lacking]
+    assert re.search(rf"fewer\.nwk: 2 of \d+ classes \(.*\) are not in the tree, {said}\n", capsys.readouterr().out)
+    assert int(facts.tree.diagonal().isnan().sum()) == n and torch.equal(facts.tree.isnan(), facts.tree.T.isnan())
+
+
+@pytest.mark.parametrize("order", ["of the folders", "backwards", "drawn"])
+def test_the_loss_on_validation_does_not_follow_the_order_of_rows(order: str, make: Make) -> None:
+    config, _ = make("projection", "train.batch_size=7", quick=QUICK[:-1])
+    extract.ensure(config)
+    inputs = load_inputs(config)
+    assert inputs.texts is not None
+    facts, table = make_facts(inputs), inputs.dataset.table
+    of = {"of the folders": table.sort_values("class"), "backwards": table[::-1], "drawn": table.sample(frac=1, random_state=1)}
+    dataset = replace(inputs.dataset, table=of[order])
+    other = replace(inputs, dataset=dataset, texts=replace(inputs.texts, dataset=dataset))
+    model = make_model(config, facts, inputs.encoder_backbone, inputs.text_tower)
+    found = []
+    for each in (inputs, other):
+        train_on, validation = (each.samples(facts, split, CPU) for split in ("train", "validation"))
+        loss = config.loss.make(train_on.n_targets)
+        loss.prepare(train_on.texts.facts, 7)
+        assert len(validation) % 7 and len(validation) > 14, "several batches, and some images are left over"
+        found.append(towers.Lesson(model, train_on, validation, config, loss).validate()[1])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+CAPPED = "{kind: infonce, weight: 0.5, clamp_scale: true}"
+
+
+@pytest.mark.parametrize(
+    ("loss", "similarity", "scale"),
+    [
+        ("{kind: infonce}", "cosine", math.exp(6)),
+        ("{kind: infonce, clamp_scale: true}", "cosine", 100.0),
+        (
+            "{kind: pair_bce, similarity: geodesic, second: {kind: infonce, weight: 0.5, clamp_scale: true}}",
+            "geodesic",
+            math.exp(6),
+        ),
+    ],
+)
+def test_probabilities_are_of_the_first_losss_similarity_and_of_its_capped_scale(
+    loss: str, similarity: str, scale: float, make: Make
+) -> None:
+    config, _ = make("projection", f"loss={loss}")
+    extract.ensure(config)
+    inputs = load_inputs(config)
+    facts = make_facts(inputs)
+    model = make_model(config, facts, inputs.encoder_backbone, inputs.text_tower)
+    assert isinstance(model, TwoTowers)
+    model.logit_scale.data.fill_(6.0)
+    said = predict(model, inputs.samples(facts, "validation", CPU))
+    assert (said.similarity, said.scale) == (similarity, pytest.approx(scale))
+
+
+@pytest.mark.parametrize(("batches", "more"), [("shuffled", 0), ("neighbours, by: tree", 0), ("neighbours, by: embedding", 2)])
+def test_classes_are_embedded_when_an_epoch_begins_only_where_their_embeddings_are_asked_for(
+    batches: str, more: int, make: Make, place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Beside that, by each epoch's validation and at the end."""
+    done_so: list[int] = []
+    monkeypatch.setattr(towers, "embed_classes", lambda *about: done_so.append(1) or embed_classes(*about))
+    tree = f"data.tree={place / 'data' / 'tree.nwk'}"
+    config, _ = make("projection", "train.epochs=2", tree, f"train.batches={{kind: {batches}}}")
+    extract.ensure(config)
+    train.run(config, TrialDir(tmp_path))
+    assert len(done_so) == 2 + 1 + more
+
+
+@pytest.mark.parametrize(("method", "reads"), [("projection", 1), ("baseline", 0), ("lift", 0)])
+def test_a_tree_is_read_once_and_only_where_pairs_are_compared(
+    method: str, reads: int, make: Make, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(text_inputs, "read_tree", lambda path: read.append(path) or read_tree(path))
+    config, trial = make(method, *METHODS[method], f"data.tree={place / 'data' / 'tree.nwk'}")
+    extract.ensure(config)
+    train.run(config, trial)
+    assert len(read) == reads
+    evaluate.run(config, trial)
+    assert len(read) == reads
 
 
 def test_a_template_is_part_of_the_texts_features_and_of_no_images(make: Make, place: Path) -> None:

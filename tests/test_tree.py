@@ -149,6 +149,18 @@ def test_they_are_grafted_at_the_most_specific_rank_that_the_tree_has(tmp_path: 
     assert found.notes[1].startswith("1 of 9 classes (Z z) are not in the tree, and like no other")
 
 
+@pytest.mark.parametrize(("how", "nowhere"), [("apart", ["C new", "Z z"]), ("graft", ["Z z"])])
+def test_a_class_that_stands_nowhere_in_the_tree_has_no_depth_and_a_grafted_one_has(
+    how: str, nowhere: list[str], tmp_path: Path
+) -> None:
+    species, taxa = ("A a", "C new", "Z z", "C a"), ((F, "A"), (G, "C"), (None, None), (G, "C"))
+    found = shared(tmp_path, TREE, of_species(*species, taxa=taxa), how)
+    there = np.array([name not in nowhere for name in species])
+    assert found.placed.tolist() == there.tolist()
+    pairs = there[:, None] & there
+    assert np.isnan(found.of_placed()[~pairs]).all() and (found.of_placed()[pairs] == found.depths[pairs]).all()
+
+
 def test_a_named_inner_node_is_where_its_taxon_is_grafted_and_tips_of_no_class_tell_a_genus(tmp_path: Path) -> None:
     named = "((A_a:1,A_b:1)A:2,(B_a:2,X_x:2)Bidae:1);"
     found = shared(

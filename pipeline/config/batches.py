@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -22,6 +22,15 @@ class Batches(Kind):
     @abstractmethod
     def draw(self, of: Any, size: int, rng: Any) -> Iterator[Any]:
         """The batches of an epoch, rows [size] each, of `training/towers.Drawn` images."""
+
+    def n_images(self, size: int) -> int:
+        """How many images a batch has, of those `size` that are asked for."""
+        return size
+
+    def misfit(self, classes: Sequence[int], views: Sequence[int], size: int) -> str:
+        """Why so many training images of each class, and of each view, fill no batch; empty if they do."""
+        n = sum(classes)
+        return f"train.batch_size is {size}, and there are {n} images to train on: set it lower" if n < size else ""
 
 
 class Shuffled(Batches):
@@ -42,17 +51,40 @@ class OfOneView(Batches):
     def draw(self, of: Any, size: int, rng: Any) -> Iterator[Any]:
         return implementation("pipeline.training.batches.of_one_view")(of.views, size, rng)
 
+    def misfit(self, classes: Sequence[int], views: Sequence[int], size: int) -> str:
+        if (most := max(views, default=0)) >= size:
+            return ""
+        return (
+            f"train.batch_size is {size}, and of no view (data.columns.view) are there more than {most} images to train on: set "
+            "it lower, or train.batches to another kind"
+        )
+
 
 class OfClasses(Batches):
-    """P classes with K images of each: as many classes as the batch has room for."""
+    """P classes with K images of each: as many classes as the batch has room for. Images that are left when fewer than P classes
+    have any are dropped, others in each epoch: few where classes are of like sizes, most of a long tail's long classes."""
 
     kind: Literal["classes"]
     per_class: Positive = 2
-    """K, images of each class in a batch; `train.batch_size` is P · K."""
+    """K, images of each class in a batch; `train.batch_size` is P · K, and what does not divide is left out."""
 
     def draw(self, of: Any, size: int, rng: Any) -> Iterator[Any]:
         draw = implementation("pipeline.training.batches.of_classes")
-        return draw(of.labels, max(1, size // self.per_class), self.per_class, rng)
+        return draw(of.labels, size // self.per_class, self.per_class, rng)
+
+    def n_images(self, size: int) -> int:
+        return size - size % self.per_class
+
+    def misfit(self, classes: Sequence[int], views: Sequence[int], size: int) -> str:
+        wanted, there = size // self.per_class, sum(n > 0 for n in classes)
+        if not wanted:
+            return f"train.batches.per_class is {self.per_class}, and train.batch_size {size}: set that higher"
+        if wanted <= there:
+            return ""
+        return (
+            f"train.batch_size is {size}, for {wanted} classes with {self.per_class} images of each (train.batches.per_class), "
+            f"and there are {there} classes to train on: set it to {there * self.per_class} or lower"
+        )
 
 
 class Balanced(Batches):

@@ -78,6 +78,11 @@ class Head(Kind):
         after the head's name; empty if it can. A class of none is one that it goes on without."""
         return ""
 
+    @property
+    def learns_scale(self) -> bool:
+        """Whether what makes logits of its similarities is learnt too."""
+        return False
+
     def widths(self) -> tuple[int, ...]:
         """Of its hidden layers: its key `hidden`, if it has one."""
         return getattr(self, "hidden", ())

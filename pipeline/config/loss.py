@@ -39,6 +39,11 @@ class Loss(Kind):
         """Whether labels beside the class are learnt: its key `auxiliary`, if it has one."""
         return bool(getattr(self, "auxiliary", 0))
 
+    @property
+    def reads_ranks(self) -> bool:
+        """Whether it reads the ranks of classes, which the data then must have."""
+        return False
+
     @abstractmethod
     def make(self, n_targets: int) -> Any:
         """What reads and scores a head's numbers, for so many targets (or classes)."""

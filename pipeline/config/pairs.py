@@ -26,8 +26,9 @@ class Weights(Section):
     """β of class_balanced."""
     mean_over: Literal["classes", "samples"] = "classes"
     """What the weights of classes have the mean 1 over."""
-    pairs: Literal["product", "doubled", "probability"] = "product"
-    """Of two classes: the product of their weights; by n₁·n₂, doubled where they differ; by how often a batch pairs them."""
+    pairs: Literal["product", "count", "doubled", "probability"] = "product"
+    """Of two classes: the product of their weights; the weight of n₁·n₂ (of inverse_frequency the same), or of that doubled where
+    they differ; of how often a batch pairs them."""
     focal: float = Field(0.0, ge=0)
     """Focusing exponent γ: what is told apart already counts less (arXiv 1708.02002); 0: all alike."""
     focal_form: Literal["likelihood", "distance"] = "likelihood"
@@ -97,7 +98,9 @@ class InfoNce(Compared):
 
     term = "pipeline.models.pairs.pair_loss.InfoNce"
     logit_adjustment: float = Field(0.0, ge=0)
-    """τ: add τ·log(share of the training images) of each candidate's class to its logit (arXiv 2007.07314); 0: not."""
+    """τ: add τ·log(share of the training images) of each candidate's class to its logit (arXiv 2007.07314); 0: not. That is of
+    all classes as candidates. Those of a batch are drawn, and of shuffled images in proportion to these shares already, which
+    then count twice: with `train.batches` classes, or balanced by a low power, candidates are of all classes alike."""
 
     @model_validator(mode="after")
     def _weighs_rows(self) -> InfoNce:
@@ -190,6 +193,15 @@ class PairLoss(Loss, Compared):
 
     def make(self, n_targets: int) -> Any:
         return implementation("pipeline.models.pairs.pair_loss.PairLoss")(self)
+
+    @property
+    def compared(self) -> list[Any]:
+        """The blocks of the first loss and of the second, if there is one."""
+        return [self, *([self.second] if self.second else [])]
+
+    @property
+    def reads_ranks(self) -> bool:
+        return any(each.targets == "hierarchical" for each in self.compared)
 
 
 class InfoNceLoss(InfoNce, PairLoss):

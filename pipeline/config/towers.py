@@ -51,6 +51,10 @@ class ContrastiveHead(TextHead):
     lr_scale: float = Field(1.0, gt=0)
     """Their learning rate, as a multiple of `optim.lr`."""
 
+    @property
+    def learns_scale(self) -> bool:
+        return self.learn_scale
+
 
 class ZeroShotHead(TextHead):
     """No training: the model as it was released; a class is its text."""

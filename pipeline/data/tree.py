@@ -55,7 +55,13 @@ class Shared:
     """V: the depth of the most recent common ancestor, (depth_i + depth_j - distance_ij) / 2; on the diagonal the class's own."""
     known: Bool[np.ndarray, " classes"]
     """Which classes the tree has. Of one that it lacks, V is 0 beside the diagonal, or that of where it was grafted."""
+    placed: Bool[np.ndarray, " classes"]
+    """Which stand in it: those that it has, and those that were grafted."""
     notes: tuple[str, ...]
+
+    def of_placed(self) -> Float32[np.ndarray, "classes classes"]:
+        """V, with NaN for each class that stands nowhere in the tree."""
+        return np.where(self.placed[:, None] & self.placed, self.depths, np.float32("nan"))
 
 
 def normal(name: str) -> str:
@@ -137,7 +143,7 @@ def shared_depths(tree: Tree, taxonomy: Taxonomy, not_in_tree: Literal["apart", 
         tree, nodes = graft(tree, nodes, taxonomy)
     depths = _meet(tree, nodes)
     np.fill_diagonal(depths, own)
-    return Shared(depths, known, (*tree.notes, *_said(taxonomy, known, nodes)))
+    return Shared(depths, known, nodes >= 0, (*tree.notes, *_said(taxonomy, known, nodes)))
 
 
 def _said(taxonomy: Taxonomy, known: Bool[np.ndarray, " classes"], nodes: Int64[np.ndarray, " classes"]) -> Iterator[str]:

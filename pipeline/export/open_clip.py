@@ -74,7 +74,7 @@ def _native(config: Config, model: TwoTowers, towers: Towers) -> dict[str, Tenso
 def _logits(model: TwoTowers, facts: Facts) -> tuple[float, float | None]:
     """The scale (its logarithm) and the bias, of the first loss where there are two; None for a model without a bias."""
     has_bias = facts.text is not None and facts.text.logit_bias is not None
-    return float(model.logit_scale[0]), float(model.logit_bias[0]) if has_bias else None
+    return model.log_scale, float(model.logit_bias[0]) if has_bias else None
 
 
 def _check(out: Path, config: Config, model: TwoTowers, towers: Towers) -> None:

@@ -40,7 +40,9 @@ class Prediction:
     classes: NDArray[np.floating] | None = None
     """[n_classes, E], where what is said of an image is its embedding, `mean` [N, E]: the embeddings that it is compared with."""
     scale: float = SCALE
-    """What cosines with these are multiplied by for probabilities."""
+    """What cosines with these, or what `similarity` makes of them, are multiplied by for probabilities."""
+    similarity: str = "cosine"
+    """By its name in `metrics/similarity.py`."""
 
     @classmethod
     def of(cls, mean: NDArray[np.floating]) -> Prediction:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Float32, Float64, Int
 from numpy.typing import NDArray
 
 from pipeline.metrics.retrieval import CELLS, unit
+from pipeline.metrics.similarity import SIMILARITIES
 
 Codes = Int[np.ndarray, " classes"]
 UNKNOWN = -1
@@ -35,12 +36,13 @@ def probabilities(
     parents: Mapping[str, Codes],
     scale: float,
     cells: int = CELLS,
+    similarity: str = "cosine",
 ) -> tuple[Level, dict[str, Level]]:
     """What is said of each image among all classes, and of what these belong to at each rank of `parents`.
 
-    Probabilities are the softmax over classes of `scale` times the cosines. `parents` has for each rank the number of what each
-    class belongs to, UNKNOWN for none. `cells` bounds what is there at once, beside a sum for each image of a chunk and each
-    genus; it changes no result but for rounding. What is below 1e-38 counts as 0.
+    Probabilities are the softmax over classes of `scale` times the cosines, or what `similarity` makes of these. `parents` has
+    for each rank the number of what each class belongs to, UNKNOWN for none. `cells` bounds what is there at once, beside a sum
+    for each image of a chunk and each genus; it changes no result but for rounding. What is below 1e-38 counts as 0.
     """
     towards, of = unit(classes), unit(images)
     sums = {rank: _membership(codes) for rank, codes in parents.items()}
@@ -48,7 +50,9 @@ def probabilities(
     n_columns = max(1, min(len(towards), cells // 128))
     n_rows = max(1, cells // max(n_columns, widest))
     parts = [
-        _of_chunk(of[first : first + n_rows], labels[first : first + n_rows], towards, parents, sums, scale, n_columns)
+        _of_chunk(
+            of[first : first + n_rows], labels[first : first + n_rows], towards, parents, sums, scale, n_columns, similarity
+        )
         for first in range(0, len(of), n_rows)
     ]
     return _joined([said for said, _ in parts]), {rank: _joined([above[rank] for _, above in parts]) for rank in parents}
@@ -73,14 +77,15 @@ def _of_chunk(
     sums: Mapping[str, Any],
     scale: float,
     n_columns: int,
+    similarity: str,
 ) -> tuple[Level, dict[str, Level]]:
     """The same for a few images: one pass over the classes. What has been summed is shrunk where a higher logit comes along
     (Milakov and Gimelshein 2018, arXiv 1805.02867)."""
-    n = len(images)
+    n, similar = len(images), SIMILARITIES[similarity]
     highest, total = np.full(n, -np.inf), np.zeros(n)
     best, within = np.zeros(n, "int64"), {rank: np.zeros((n, matrix.shape[1])) for rank, matrix in sums.items()}
     for first in range(0, len(classes), n_columns):
-        logits = images @ classes[first : first + n_columns].T * np.float32(scale)
+        logits = similar(images @ classes[first : first + n_columns].T) * np.float32(scale)
         top = logits.argmax(axis=1)
         higher = np.maximum(highest, logits[np.arange(n), top])
         best = np.where(logits[np.arange(n), top] > highest, first + top, best)
@@ -90,7 +95,7 @@ def _of_chunk(
         for rank, matrix in sums.items():
             within[rank] *= shrink[:, None]
             within[rank] += raised @ matrix[first : first + n_columns]
-    own = np.exp(np.einsum("ne,ne->n", images, classes[labels]) * np.float32(scale) - highest) / total
+    own = np.exp(similar(np.einsum("ne,ne->n", images, classes[labels])) * np.float32(scale) - highest) / total
     return Level(best, own), {rank: _level(of / total[:, None], parents[rank][labels]) for rank, of in within.items()}
 
 

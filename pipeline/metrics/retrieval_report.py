@@ -142,10 +142,11 @@ def retrieval_report(
     few: int = CUTS[0],
     medium: int = CUTS[1],
     called: str = "class",
+    similarity: str = "cosine",
 ) -> Block:
     """Blocks of results.json. `parents` says for each rank to what each class belongs (`metrics/ranks.py`), `scale` is what
-    cosines are multiplied by for probabilities; classes of at most `few` and `medium` training images are buckets. Beside the
-    ranks, classes are `called` so."""
+    cosines, or what `similarity` makes of these, are multiplied by for probabilities; classes of at most `few` and `medium`
+    training images are buckets. Beside the ranks, classes are `called` so."""
     if not embeddings.is_finite:
         bad = int((~np.isfinite(embeddings.images)).any(axis=1).sum())
         why = f"embeddings of {bad} of {len(embeddings.images)} images, or of classes, are not finite: no figure is given"
@@ -157,7 +158,7 @@ def retrieval_report(
             blocks[name] = _counts(embeddings, of) | _block(embeddings, embeddings.own[name], of) | {"full": full}
     if "id" in blocks:
         blocks["buckets"] = _buckets(embeddings, few, medium)
-    blocks["ranks"] = _ranks(embeddings, parents, scale, called)
+    blocks["ranks"] = _ranks(embeddings, parents, scale, similarity, called)
     blocks["random"] = _random(embeddings)
     blocks["summary"] = _counts(embeddings) | summary(embeddings) | {"warnings": _warnings(embeddings)}
     return blocks
@@ -214,13 +215,13 @@ def _buckets(embeddings: Embeddings, few: int, medium: int) -> Block:
     }
 
 
-def _ranks(embeddings: Embeddings, parents: Mapping[str, Codes], scale: float, called: str) -> Block:
+def _ranks(embeddings: Embeddings, parents: Mapping[str, Codes], scale: float, similarity: str, called: str) -> Block:
     """Figures of classes and of the ranks above, of all images among the classes of the stage."""
     if not len(embeddings.labels):
         return {}
     present = np.flatnonzero(embeddings.present)
     labels, known = np.searchsorted(present, embeddings.labels), {rank: codes[present] for rank, codes in parents.items()}
-    said, above = probabilities(embeddings.images, labels, embeddings.classes[present], known, scale)
+    said, above = probabilities(embeddings.images, labels, embeddings.classes[present], known, scale, similarity=similarity)
     return {called: level_figures(said, labels)} | rank_figures(said, above, labels, known)
 
 
@@ -241,6 +242,10 @@ def _warnings(embeddings: Embeddings) -> list[str]:
         )
     if not embeddings.parts["id"].any():
         found.append("no class that is evaluated on was trained on: there are no ID figures, and the composite is of OOD alone")
+    maps = {f"{name.upper()} {ARROWS[way]}": mean(of[way].ap) for name, of in embeddings.own.items() for way in of}
+    if lacking := [name for name, value in maps.items() if value is None]:
+        n = len(maps) - len(lacking)
+        found.append(f"{' and '.join(lacking)} have no query with anything to find: the composite is of {n} mAPs")
     alone = int((embeddings.n_images == 1).sum())
     if alone:
         found.append(f"{alone} classes have one image alone: it is no query of image→image")

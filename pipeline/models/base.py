@@ -84,11 +84,14 @@ class Predicted:
     """Where what is said of an image is its embedding, `mean` [images, width]: the embeddings that it is compared with, of each
     class; the same for all images."""
     scale: float = SCALE
-    """What cosines with these are multiplied by for probabilities."""
+    """What cosines with these, or what `similarity` makes of them, are multiplied by for probabilities."""
+    similarity: str = "cosine"
+    """By its name in `metrics/similarity.py`."""
 
     def cpu(self) -> Predicted:
         trust, classes = (None if each is None else each.cpu() for each in (self.trust, self.classes))
-        return Predicted(self.mean.cpu(), self.variance.cpu(), self.log_weights.cpu(), trust, classes, self.scale)
+        numbers = (self.mean.cpu(), self.variance.cpu(), self.log_weights.cpu())
+        return Predicted(*numbers, trust, classes, self.scale, self.similarity)
 
     def values(self) -> Float[Tensor, "images targets"]:
         """What is said of each target: its number, or the class's probability; of embeddings the cosine with the class."""

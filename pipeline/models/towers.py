@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -18,19 +19,24 @@ from pipeline.models.learner import trained_state
 from pipeline.models.metadata import Metadata
 
 if TYPE_CHECKING:
+    from pipeline.models.pairs.pair_loss import PairLoss
     from pipeline.models.prototypes import Prototypes
 
 Embeddings = Float[Tensor, "inputs width"]
 
 
 class TwoTowers(Model):
-    """An encoder of images and one of texts, and for each loss the numbers that make logits of cosines: logits = exp(scale) ·
-    cosine + bias. `classes` are the embeddings of the classes' texts, as `embed_classes` has left them."""
+    """An encoder of images and one of texts, and for each loss the numbers that make logits: exp(scale) · similarity + bias.
+    `classes` are the embeddings of the classes' texts, as `embed_classes` has left them."""
 
     normalize = True
     undecayed: ClassVar[tuple[str, ...]] = ("logit_scale", "logit_bias")
     classes_are_texts: ClassVar[bool] = True
     """Whether `classes` are nothing but what the text encoder makes of their texts."""
+    similarity: str = "cosine"
+    """What the first loss compares by."""
+    most_of_a_scale: float = math.inf
+    """What it keeps its scale below."""
     classes: Float[Tensor, "classes width"]
 
     def __init__(
@@ -47,12 +53,16 @@ class TwoTowers(Model):
     def make(cls, config: Config, facts: Facts, encoder: Any) -> Self:
         model, head, text = config.model, config.model.head, facts.text
         assert text is not None
-        n = config.loss.make(len(facts.targets)).n_scales if head.embeds_pairs else 1
-        learns = getattr(head, "learn_scale", False)
+        pairs: PairLoss | None = config.loss.make(len(facts.targets)) if head.embeds_pairs else None
+        n = pairs.n_scales if pairs else 1
+        learns = head.learns_scale
         scale = nn.Parameter(torch.full((n,), text.logit_scale), requires_grad=learns)
         bias = nn.Parameter(torch.full((n,), text.logit_bias or 0.0), requires_grad=learns and text.logit_bias is not None)
         width = model.encoder.embedding_width(facts.embed_dim)
-        return cls(encoder, Encoders(model.encoder, model.text), len(facts.targets), width, scale, bias)
+        made = cls(encoder, Encoders(model.encoder, model.text), len(facts.targets), width, scale, bias)
+        if pairs:
+            made.similarity, made.most_of_a_scale = pairs.similarity, pairs.most_of_a_scale
+        return made
 
     def embed(self, features: Features) -> Embeddings:
         """Images → embeddings of length 1, in fp32."""
@@ -62,10 +72,16 @@ class TwoTowers(Model):
         """Texts → embeddings of length 1, in fp32."""
         return F.normalize(self.text_encoder(features).float(), dim=-1)
 
+    @property
+    def log_scale(self) -> float:
+        """The scale of the first loss as it compares by it."""
+        return min(float(self.logit_scale.detach()[0]), self.most_of_a_scale)
+
     def predict(self, features: Features, metadata: Metadata | None = None) -> Predicted:
         said = self.embed(features)
-        scale = float(self.logit_scale.detach()[0].exp())
-        return Predicted(said, torch.ones_like(said), torch.zeros_like(said), classes=self.classes.detach(), scale=scale)
+        scale = math.exp(self.log_scale)
+        ones, zeros = torch.ones_like(said), torch.zeros_like(said)
+        return Predicted(said, ones, zeros, classes=self.classes.detach(), scale=scale, similarity=self.similarity)
 
     # ------------------------------------------------------------ on disk
     def own_state(self) -> dict[str, Tensor]:

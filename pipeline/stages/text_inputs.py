@@ -7,7 +7,6 @@ import math
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +17,7 @@ from pipeline.backbones import load_towers
 from pipeline.backbones.texts import TextTower
 from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
+from pipeline.data.species_splits import hashed
 from pipeline.data.taxonomy import taxonomy_of
 from pipeline.data.texts import ClassTexts, texts_of
 from pipeline.data.tree import read_tree, shared_depths
@@ -63,24 +63,25 @@ class TextInputs:
             self.store, np.arange(self.store.n), device, self.config.resources.residence, self.config.train.processes
         )
         of_image, of_class = torch.from_numpy(self.texts.of_image[rows]), torch.from_numpy(self.texts.of_class)
+        order = np.argsort(hashed(self.dataset.table["id"].loc[rows]), kind="stable")
         scale = math.exp(self.facts.logit_scale)
-        return TextSamples(bank, of_image, of_class, self._class_facts(counts), self._views(rows), scale)
+        return TextSamples(bank, of_image, of_class, partial(self._class_facts, counts), self._views(rows), order, scale)
 
     def _class_facts(self, counts: tuple[int, ...]) -> ClassFacts:
-        taxonomy, _ = taxonomy_of(self.dataset)
+        data, (taxonomy, _) = self.config.data, taxonomy_of(self.dataset)
         tree = None
-        if self.config.data.tree is not None:
-            tree = torch.from_numpy(shared_depths(read_tree(Path(self.config.data.tree)), taxonomy, self._lacking).depths)
-        return ClassFacts(torch.tensor(counts), torch.from_numpy(taxonomy.codes), tree)
-
-    @property
-    def _lacking(self) -> Any:
-        return self.config.data.not_in_tree
+        if data.tree is not None:
+            shared = shared_depths(read_tree(Path(data.tree)), taxonomy, data.not_in_tree)
+            for note in shared.notes:
+                print(f"{data.tree}: {note}", flush=True)  # (of several processes the main one is heard)
+            tree = torch.from_numpy(shared.of_placed())
+        ranks = torch.from_numpy(taxonomy.codes) if taxonomy.ranks else None
+        return ClassFacts(torch.tensor(counts), ranks, tree)
 
     def _views(self, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
         if "view" not in self.dataset.table:
             return np.full(len(rows), -1, "int64")
-        return pd.factorize(self.dataset.table["view"].iloc[rows])[0].astype("int64")
+        return pd.factorize(self.dataset.table["view"].loc[rows])[0].astype("int64")
 
 
 def load_texts(config: Config, dataset: Dataset) -> TextInputs:

@@ -27,6 +27,7 @@ from pipeline.metrics.ranks import UNKNOWN
 from pipeline.metrics.retrieval import CELLS, cosines
 from pipeline.metrics.retrieval_compared import COLUMNS, compared_figures
 from pipeline.metrics.retrieval_report import FIGURES, Embeddings, chosen_by, class_table, retrieval_report
+from pipeline.metrics.similarity import SIMILARITIES
 from pipeline.tasks.base import Array, Groups, Task, Tested
 from pipeline.tasks.classes import read_classes, top_form
 
@@ -44,7 +45,7 @@ ABSENT = -2.0
 @dataclass(frozen=True)
 class Embedded:
     """What is said of N images: a row of `images` each, embeddings [N, E], labels [N] where they are known; embeddings of the
-    classes [C, E], and what their cosines are multiplied by for probabilities."""
+    classes [C, E], and what their cosines, or what `similarity` makes of these, are multiplied by for probabilities."""
 
     names: tuple[str, ...]
     images: pd.DataFrame
@@ -52,6 +53,7 @@ class Embedded:
     embeddings: Array
     classes: Array
     scale: float
+    similarity: str = "cosine"
     training: Training | None = None
     """Which classes were trained on; None: all."""
 
@@ -82,7 +84,7 @@ class Retrieval(Task[Embedded]):
         known = [name for name in ("id", "group", "domain", "species") if name in table]
         known += [name for name in map(str, table) if name.startswith(TAXON)]
         images, classes = _embeddings(said.only(len(names)))
-        return Embedded(tuple(names), table[known], truth, images, classes, said.scale)
+        return Embedded(tuple(names), table[known], truth, images, classes, said.scale, said.similarity)
 
     def forecast(self, predictions: Embedded, training: Training) -> Embedded:
         """The same, with what was trained on: that tells ID from OOD."""
@@ -90,7 +92,8 @@ class Retrieval(Task[Embedded]):
 
     def answer(self, predictions: Embedded) -> dict[str, tuple[float, float | None]]:
         """Of each class its probability, the mean over the images."""
-        logits = predictions.scale * cosines(predictions.embeddings, predictions.classes).astype("float64")
+        similar = SIMILARITIES[predictions.similarity]
+        logits = predictions.scale * similar(cosines(predictions.embeddings, predictions.classes).astype("float64"))
         p = np.exp(logits - logits.max(axis=1, keepdims=True))
         means = (p / p.sum(axis=1, keepdims=True)).mean(axis=0)
         return {name: (float(mean), None) for name, mean in zip(predictions.names, means, strict=True)}
@@ -121,7 +124,8 @@ class Retrieval(Task[Embedded]):
             predictions = self.forecast(predictions, training)
         called, parents = label_name(predictions.names[0]), self.parents(predictions)
         parents.pop(called, None)  # a rank that is the classes themselves
-        blocks = retrieval_report(predictions.ranked, parents, predictions.scale, *training.buckets, called=called)
+        ranked, (few, medium), how = predictions.ranked, training.buckets, predictions.similarity
+        blocks = retrieval_report(ranked, parents, predictions.scale, few, medium, called, how)
         present = np.flatnonzero(predictions.ranked.present)
         blocks["summary"]["classes"] = [class_name(predictions.names[i]) for i in present]
         return blocks

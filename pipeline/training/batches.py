@@ -24,10 +24,12 @@ def of_one_view(views: Labels, size: int, rng: np.random.Generator) -> Iterator[
 
 
 def of_classes(labels: Labels, n_classes: int, n_images: int, rng: np.random.Generator) -> Iterator[Rows]:
-    """Batches of `n_classes` classes with `n_images` images of each: every image stands in one at least.
+    """Batches of `n_classes` classes with `n_images` images of each.
 
-    Classes are cut into sets of `n_images`; one that does not fill a set lends images twice. A class stands in a batch once;
-    sets that find no batch because their class is in all that are left are dropped.
+    Classes are cut into sets of `n_images`; one that does not fill a set lends images twice. A class stands in a batch once.
+    When fewer than `n_classes` classes have sets left these are dropped, others in each epoch: of classes of one size at most
+    those that fill no batch, of a long tail most images of the long classes. So many classes at least there must be, or there
+    is no batch.
     """
     left = {label: _sets(np.flatnonzero(labels == label), n_images, rng) for label in np.unique(labels).tolist()}
     while len(left) >= n_classes:

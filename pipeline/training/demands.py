@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.config.trial import Config
-from pipeline.data.truth import Truth
+from pipeline.data.truth import RANK, Truth
 from pipeline.errors import UserError
 from pipeline.tasks.base import Task
 
@@ -23,9 +23,10 @@ MOST_SCORED = 2000
 SPLITS = ("train", "validation", "test")
 
 
-def split_tables(table: pd.DataFrame) -> Tables:
-    """The rows of each split."""
-    return {split: table[table["split"] == split] for split in SPLITS}
+def split_tables(table: pd.DataFrame, config: Config) -> Tables:
+    """The rows of each split; of train all that are trained on."""
+    of = {split: [split] for split in SPLITS} | {"train": list(config.data.split.trained)}
+    return {split: table[table["split"].isin(names)] for split, names in of.items()}
 
 
 def check_table(config: Config, task: Task[Any], truth: Truth, tables: Tables) -> None:
@@ -36,6 +37,12 @@ def check_table(config: Config, task: Task[Any], truth: Truth, tables: Tables) -
     _check_names(config, tables["train"])
     _check_folds(config, tables)
     _check_head(config, truth, tables)
+    _check_batches(config, truth, tables["train"])
+    if config.loss.reads_ranks and f"{RANK}0" not in tables["train"]:
+        raise UserError(
+            f"{config.data.source}: loss.targets hierarchical reads the ranks of classes, and no column is known for one: name "
+            "them (data.columns.ranks, the most general first), or set loss.targets=multipositive"
+        )
     if config.select.epoch == "best" and config.select.folds is None and config.model.head.chooses:
         _check_choice(config, task, truth, tables["validation"])
     wanted = config.evaluate.split
@@ -83,6 +90,20 @@ def _check_head(config: Config, truth: Truth, tables: Tables) -> None:
     if why := head.misfit(counts):
         raise UserError(
             f"{config.data.source}: model.head.kind {head.kind} {why}: choose another head, or another split (data.split)"
+        )
+
+
+def _check_batches(config: Config, truth: Truth, train: pd.DataFrame) -> None:
+    """Of a head that compares the images of a batch partial ones are dropped: one whole batch there must be."""
+    if not config.model.head.embeds_pairs:
+        return
+    views = train["view"].value_counts(dropna=False).tolist() if "view" in train else [len(train)]
+    if why := config.train.batches.misfit(list(truth.counts(train).values()), views, config.train.batch_size):
+        raise UserError(f"{config.data.source}: {why}")
+    if (n := config.train.batches.n_images(config.train.batch_size)) < config.train.processes:
+        raise UserError(
+            f"train.processes is {config.train.processes}, and they share out batches of {n} images: each must have one. Set "
+            f"train.processes={n}, or train.batch_size higher"
         )
 
 

@@ -43,13 +43,10 @@ class Lesson:
     log_weights: Float[Tensor, " domains"]
     """Group DRO's, brought up to date in place."""
 
-    @property
-    def n_batches(self) -> int:
+    def batches(self, streams: aug.Streams) -> tuple[int, Iterator[Batch]]:
         drawn = len(self.train) if self.config.train.sample == "images" else len(np.unique(self.train.groups))
-        return math.ceil(drawn / self.config.train.batch_size)
-
-    def batches(self, streams: aug.Streams) -> Iterator[Batch]:
-        return draw_batches(self.train.groups, self.config.train, streams.choices)
+        n_batches = math.ceil(drawn / self.config.train.batch_size)
+        return n_batches, draw_batches(self.train.groups, self.config.train, streams.choices)
 
     def loss(self, batch: Batch, epoch: int, streams: aug.Streams) -> tuple[Tensor, int]:
         return batch_loss(self.model, self.train, batch, self.config, epoch, streams, self.log_weights)

@@ -36,12 +36,8 @@ class Lesson(Protocol[B]):
     log_weights: Float[Tensor, " domains"]
     """What losses bring up to date in place from batch to batch, and a checkpoint keeps (group DRO's weights)."""
 
-    @property
-    def n_batches(self) -> int:
-        """How many an epoch has."""
-
-    def batches(self, streams: aug.Streams) -> Iterable[B]:
-        """One pass over all that is learnt from."""
+    def batches(self, streams: aug.Streams) -> tuple[int, Iterable[B]]:
+        """One pass over what is learnt from: how many batches it has, and these."""
 
     def loss(self, batch: B, epoch: int, streams: aug.Streams) -> tuple[Tensor, int]:
         """The loss of one augmented batch, and how many samples it is the mean of."""
@@ -130,9 +126,10 @@ def train_epoch(
     streams = aug.epoch_streams(config.seed, epoch, next(model.parameters()).device, processes.number)
     losses, counts = [], []
     model.train()
-    for number, batch in enumerate(lesson.batches(streams)):
+    n_batches, batches = lesson.batches(streams)
+    for number, batch in enumerate(batches):
         if config.schedule.per == "step":
-            set_rates(optimizer, config, epoch + number / lesson.n_batches, ())
+            set_rates(optimizer, config, epoch + number / n_batches, ())
         loss, count = lesson.loss(batch, epoch, streams)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

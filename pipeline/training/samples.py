@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -72,12 +73,19 @@ class TextSamples:
     """On the CPU: which texts stand for each image."""
     of_class: Int64[Tensor, " classes"]
     """On the CPU: which text stands for each class in evaluation."""
-    facts: ClassFacts
-    """What is known of the classes before training."""
+    known: Callable[[], ClassFacts]
+    """What makes `facts`: of many classes a tree takes seconds, and evaluation has no use for it."""
     views: Int64[np.ndarray, " images"]
     """The number of each image's view; -1 where it is not known."""
+    order: Int64[np.ndarray, " images"]
+    """The images in an order drawn by their names (`id`), the same whatever the order of the table's rows."""
     scale: float
     """What the pretrained model multiplies cosines by."""
+
+    @cached_property
+    def facts(self) -> ClassFacts:
+        """What is known of the classes before training."""
+        return self.known()
 
 
 @dataclass(frozen=True)
@@ -183,4 +191,4 @@ def joined(parts: Sequence[Predicted]) -> Prediction:
     names = ["mean", "variance", "log_weights", *(["trust"] if first.trust is not None else [])]
     classes = None if first.classes is None else first.classes.cpu().numpy()
     arrays = {name: torch.cat([getattr(part, name) for part in parts]).cpu().numpy() for name in names}
-    return Prediction(**arrays, classes=classes, scale=first.scale)
+    return Prediction(**arrays, classes=classes, scale=first.scale, similarity=first.similarity)

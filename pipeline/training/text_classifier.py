@@ -56,12 +56,9 @@ class Lesson:
     """The classes without training images, which take no part in the loss and keep their texts."""
     log_weights: Float[Tensor, " domains"] = field(default_factory=lambda: torch.zeros(0))
 
-    @property
-    def n_batches(self) -> int:
-        return math.ceil(len(self.train) / self.config.train.batch_size)
-
-    def batches(self, streams: aug.Streams) -> Iterator[Batch]:
-        return draw_batches(self.train.groups, self.config.train, streams.choices)
+    def batches(self, streams: aug.Streams) -> tuple[int, Iterator[Batch]]:
+        n_batches = math.ceil(len(self.train) / self.config.train.batch_size)
+        return n_batches, draw_batches(self.train.groups, self.config.train, streams.choices)
 
     def loss(self, batch: Batch, epoch: int, streams: aug.Streams) -> tuple[Tensor, int]:
         augment, rng = self.config.augment, streams.choices

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -31,10 +31,8 @@ CHUNK = 1024
 
 def fit(model: TwoTowers, train: Samples, validation: Samples, run: Run) -> Fitted:
     """Tune `model` in place, and leave it with the weights of the epoch that `select` says and the classes' embeddings by them.
-    Raises UserError for too few images to fill a batch, what `check_shares` and what `loop.descend` raise."""
+    Raises what `check_shares` and what `loop.descend` raise."""
     texts, size = of_texts(train), run.config.train.batch_size
-    if len(train) < size:
-        raise UserError(f"train.batch_size is {size}, and there are {len(train)} images to train on: set it lower")
     loss: PairLoss = run.config.loss.make(train.n_targets)
     loss.prepare(texts.facts.to(train.targets.device), size)
     check_shares(model, run.processes)
@@ -75,15 +73,17 @@ class Drawn:
     """Training images of each class."""
     tree: Float[np.ndarray, "classes classes"] | None
     """Depth of the most recent common ancestor of each two classes."""
-    model: TwoTowers
+    embedded: Callable[[], Float[Tensor, "classes width"]]
+    """The classes' embeddings, as the model makes them now."""
 
     def buckets(self, cuts: tuple[int, int]) -> Rows:
         """Whether each image's class has few, medium or many training images, parted at these numbers."""
         return bucket_of(self.counts, cuts)[self.labels]
 
     def likeness(self) -> Float[np.ndarray, "classes classes"]:
-        """Cosines of the classes' embeddings, as the model has them now."""
-        return (self.model.classes @ self.model.classes.T).double().cpu().numpy()
+        """Cosines of the classes' embeddings."""
+        classes = self.embedded()
+        return (classes @ classes.T).double().cpu().numpy()
 
 
 @dataclass
@@ -104,17 +104,12 @@ class Lesson:
         texts = of_texts(self.train)
         labels, counts = self.train.truth, texts.facts.counts.cpu().numpy().astype("int64")
         tree = None if texts.facts.tree is None else texts.facts.tree.nan_to_num(-1.0).double().cpu().numpy()
-        return Drawn(labels, texts.views, counts, tree, self.model)
+        return Drawn(labels, texts.views, counts, tree, self._embedded_classes)
 
-    @property
-    def n_batches(self) -> int:
-        return max(1, len(self.train) // self.config.train.batch_size)
-
-    def batches(self, streams: aug.Streams) -> Iterator[Rows]:
-        embed_classes(self.model, of_texts(self.train))  # neighbours may be by these; and what is resumed has them as well
-        self.processes.same(self.model.classes)
-        self.model.train()
-        return self.config.train.batches.draw(self.drawn, self.config.train.batch_size, streams.choices)
+    def batches(self, streams: aug.Streams) -> tuple[int, list[Rows]]:
+        """All are drawn before the first is learnt from: how many there are depends on the draw."""
+        drawn = list(self.config.train.batches.draw(self.drawn, self.config.train.batch_size, streams.choices))
+        return len(drawn), drawn
 
     def loss(self, batch: Rows, epoch: int, streams: aug.Streams) -> tuple[Tensor, int]:
         rows, mine = torch.from_numpy(batch), self.processes.part(len(batch))
@@ -129,16 +124,25 @@ class Lesson:
 
     @torch.inference_mode()
     def validate(self) -> tuple[float | None, float]:
-        """The loss is of whole batches, in the images' order, each image beside its class's text of evaluation."""
+        """The loss is of whole batches, the same in every epoch, each image beside its class's text of evaluation. They are cut
+        from an order that is drawn: that of a folder, class by class, would make batches of few classes."""
         embed_classes(self.model, of_texts(self.validation))
         said = predict(self.model, self.validation)
         metric = Choice.of(self.config).score(self.validation, said)
-        image, classes = torch.from_numpy(said.mean), self.validation.targets.codes[:, 0].cpu()
+        order = torch.from_numpy(of_texts(self.validation).order)
+        image, classes = torch.from_numpy(said.mean)[order], self.validation.targets.codes[:, 0].cpu()[order]
         text, size = self.model.classes.cpu()[classes], min(self.config.train.batch_size, len(classes))
         parts = [slice(start, start + size) for start in range(0, len(classes) - size + 1, size)]
         device = self.model.classes.device
         losses = [self._report(image[part].to(device), text[part].to(device), classes[part].to(device)) for part in parts]
         return metric, float(torch.stack(losses).mean())
+
+    def _embedded_classes(self) -> Float[Tensor, "classes width"]:
+        """By the model as it is now, to the bit the same in all processes."""
+        embed_classes(self.model, of_texts(self.train))
+        self.processes.same(self.model.classes)
+        self.model.train()
+        return self.model.classes
 
     def _report(self, image: Tensor, text: Tensor, classes: Tensor) -> Tensor:
         batch = Batch.whole(image, text, classes)
@@ -165,6 +169,6 @@ class Lesson:
 
     def _gathered(self, image: Tensor, text: Tensor, rows: Tensor) -> Batch:
         """The whole batch, from this process's embeddings and those of the others."""
-        classes = self.train.targets.codes[aug.to_device(rows, image.device), 0]
+        there = aug.to_device(rows, image.device)
         images, of_images = self.processes.gather(len(rows), image, text)
-        return Batch.whole(images, of_images, classes)
+        return Batch.whole(images, of_images, self.train.targets.codes[there, 0], there)

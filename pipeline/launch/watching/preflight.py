@@ -90,7 +90,7 @@ def _first_look(asking: dict[str, Config], config: Config) -> Look:
     folders, gone = set[str](), set[tuple[str, int]]()
     missing = [word for column in image_columns(config.data) for word in _missing_images(dataset, config, column, folders, gone)]
     places = zip(dataset.table["source_split"], dataset.table["row"].tolist(), strict=True)
-    tables = split_tables(dataset.table[[place not in gone for place in places]] if gone else dataset.table)
+    tables = split_tables(dataset.table[[place not in gone for place in places]] if gone else dataset.table, config)
     for each in asking.values():
         try:
             check_table(each, task, dataset.truth, tables)
@@ -138,7 +138,9 @@ def _not_here(config: Config) -> str:
 # ---------------------------------------------------------------- records
 def _asks(config: Config) -> str:
     """What a configuration asks of its table, beside what it says of the data."""
-    return digest([plain(config.model), plain(config.select), plain(config.evaluate)])
+    train = config.train
+    of_batches = [plain(train.batches), train.batch_size, train.processes, config.loss.reads_ranks]
+    return digest([plain(config.model), plain(config.select), plain(config.evaluate), *of_batches])
 
 
 def _record(config: Config, source: Source) -> Path:

@@ -82,7 +82,8 @@ def supervised_contrastive_sums(similarities: Matrix, positives: Matrix, own: Ma
     """Σ over rows that have positives of −1/|P(i)| Σ_p log[exp(s_ip/τ) / Σ_{a≠i} exp(s_ia/τ)], and how many such rows there are
     (Khosla et al. 2020, arXiv 2004.11362, equation 2, L_out).
 
-    `positives` are 1 for images of one class, `own` for an image and itself, which is neither a positive nor among the others.
+    `positives` are 1 for images of one class, `own` for an image and itself, however often it stands in the batch, which is
+    neither a positive nor among the others.
     """
     others = positives * (1 - own)
     least = torch.finfo(similarities.dtype).min  # not −∞, of which a batch of one image would make NaN

@@ -6,6 +6,7 @@ rows, adds up the sums of all processes, and `joined` makes the loss of them; on
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from pipeline.config import pairs as cfg
 from pipeline.config.section import implementation
 from pipeline.models.pairs import losses, weights
-from pipeline.models.pairs.similarity import SIMILARITIES, Matrix, Scalar, cosine, logits
-from pipeline.models.pairs.targets import TARGETS, ClassFacts, Codes, Multipositive, Pairwise
+from pipeline.models.pairs.similarity import MOST_OF_A_SCALE, SIMILARITIES, Matrix, Scalar, cosine, logits
+from pipeline.models.pairs.targets import TARGETS, ClassFacts, Codes, Multipositive, same
 
 Scales = Float[Tensor, " losses"]
 """The log of the factor, or the bias, of the logits of each loss: one, or of a second loss two."""
@@ -41,10 +42,15 @@ class Batch:
 
     @classmethod
     def whole(
-        cls, image: Float[Tensor, "pairs width"], text: Float[Tensor, "pairs width"], classes: Int[Tensor, " pairs"]
+        cls,
+        image: Float[Tensor, "pairs width"],
+        text: Float[Tensor, "pairs width"],
+        classes: Int[Tensor, " pairs"],
+        images: Int[Tensor, " pairs"] | None = None,
     ) -> Batch:
-        """All pairs of a batch, in their order."""
-        return cls(image, text, Codes(classes, torch.arange(len(classes), device=classes.device)))
+        """All pairs of a batch, in their order; `images` tells which are of one image, None: none."""
+        positions = torch.arange(len(classes), device=classes.device)
+        return cls(image, text, Codes(classes, positions, positions if images is None else images))
 
     def __len__(self) -> int:
         return len(self.image)
@@ -184,10 +190,10 @@ class BetweenImages(Term):
     n_sums = 2
 
     def __init__(self, block: cfg.Images, facts: ClassFacts) -> None:
-        self.temperature, self.own, self.alike = block.temperature, Pairwise(facts), Multipositive(facts)
+        self.temperature, self.alike = block.temperature, Multipositive(facts)
 
     def sums(self, mine: Batch, everyone: Batch, scale: Scalar, bias: Scalar, balance: Balance | None) -> Sums:
-        own, alike = (each.block(mine.codes, everyone.codes) for each in (self.own, self.alike))
+        own, alike = same(mine.codes.images, everyone.codes.images).float(), self.alike.block(mine.codes, everyone.codes)
         return losses.supervised_contrastive_sums(cosine(mine.image, everyone.image), alike, own, self.temperature)
 
     def value(self, sums: Sums, n: int) -> Scalar:
@@ -207,10 +213,19 @@ class PairLoss:
         """Take over what is known of the classes, once, on the device of training; `batch`: B, pairs of a whole batch.
 
         Raises UserError for targets that the data know nothing of."""
-        blocks: list[Any] = [self.block, *([self.block.second] if self.block.second else [])]
-        self.terms = tuple(implementation(each.term)(each, facts, batch) for each in blocks)
+        self.terms = tuple(implementation(each.term)(each, facts, batch) for each in self.block.compared)
         if self.block.images.weight:
             self.terms += (BetweenImages(self.block.images, facts),)
+
+    @property
+    def similarity(self) -> str:
+        """What the logits of the first loss are of."""
+        return self.block.similarity
+
+    @property
+    def most_of_a_scale(self) -> float:
+        """What the logarithm of the first loss's factor is kept below."""
+        return MOST_OF_A_SCALE if self.block.clamp_scale else math.inf
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -270,9 +285,10 @@ def _pair_weights(block: cfg.Weights, facts: ClassFacts, batch: int) -> weights.
         return None
     total = float(facts.counts.sum())
     often: dict[str, weights.Often] = {
+        "count": weights.counted,
         "doubled": weights.doubled,
         "probability": partial(weights.pair_count, total=total, batch=batch),
     }
     if block.pairs in often:
-        return weights.PairWeights(facts.counts, of, often[block.pairs], block.mean_over)
+        return weights.PairWeights(facts.counts, of, often[block.pairs], block.mean_over, ordered=block.pairs == "count")
     return weights.ProductWeights(facts.counts, of, block.mean_over)

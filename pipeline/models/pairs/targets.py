@@ -84,9 +84,11 @@ class Codes:
     classes: Int[Tensor, " n"]
     positions: Int[Tensor, " n"]
     """Where they stand in the whole batch: an image and a text at one position are a pair."""
+    images: Int[Tensor, " n"]
+    """Which images these are: one that was drawn twice has two positions."""
 
     def __getitem__(self, part: slice) -> Codes:
-        return Codes(self.classes[part], self.positions[part])
+        return Codes(self.classes[part], self.positions[part], self.images[part])
 
 
 class Pairwise:

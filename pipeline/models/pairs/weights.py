@@ -46,6 +46,11 @@ def class_weights(counts: Counts, of: Of, mean_over: MeanOver = "classes") -> Fl
 
 
 # ---------------------------------------------------------------- pairs of classes
+def counted(a: Tensor, b: Tensor, equal: Tensor) -> Tensor:
+    """Pairs of an image and a text of two classes among all training images: n_a·n_b."""
+    return a * b
+
+
 def doubled(a: Tensor, b: Tensor, equal: Tensor) -> Tensor:
     """Pairs of two classes among all training images: n_a·n_b, for two unlike classes twice that (either may stand first)."""
     return a * b * torch.where(equal, 1, 2)
@@ -71,14 +76,15 @@ class ProductWeights:
 
 
 class PairWeights:
-    """The weight of each two classes, `of` how often they form a pair (`doubled`, `pair_count`); in blocks, for there may be ten
-    thousand classes. Its mean is 1 over each two classes taken once (the upper triangle), or over the pairs that these form."""
+    """The weight of each two classes, `of` how often they form a pair (`counted`, `doubled`, `pair_count`); in blocks, for there
+    may be ten thousand classes. Its mean is 1 over each two classes taken once (the upper triangle) or, `ordered`, over all that
+    are an image's and a text's; or over the pairs that these form."""
 
-    def __init__(self, counts: Counts, of: Of, often: Often, mean_over: MeanOver = "classes") -> None:
+    def __init__(self, counts: Counts, of: Of, often: Often, mean_over: MeanOver = "classes", ordered: bool = False) -> None:
         self.n, self.of, self.often = counts.double().clamp_min(1), of, often
         there, sums = torch.nonzero(counts > 0).flatten(), self.n.new_zeros(2)
-        for place in range(len(there)):  # a row of the triangle at a time
-            pairs = self._often(there[place : place + 1], there[place:])
+        for place in range(len(there)):  # a row at a time
+            pairs = self._often(there[place : place + 1], there if ordered else there[place:])
             shares = torch.ones_like(pairs) if mean_over == "classes" else pairs
             sums += torch.stack(((shares * of(pairs)).sum(), shares.sum()))
         self.mean = sums[0] / sums[1]

@@ -1,10 +1,9 @@
-"""Commands in processes of their own, forked from one that has loaded torch: a Python that loads it takes some four seconds
-of CPU, the backbones' libraries as many again, and the tests start hundreds. The Hub's libraries read the environment as they are
-imported: a command that is told something else of the Hub is a Python of its own."""
+"""Commands in processes of their own, forked from one that has loaded the package and torch: a Python that loads them takes four
+seconds of CPU, the backbones' libraries as many again, and the tests start hundreds. The Hub's libraries read the environment as
+they are imported: a command that is told something else of the Hub is forked from a process that has not loaded them."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -16,32 +15,48 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-WARM = ["torch", "torch._dynamo", "open_clip", "transformers", "peft", "pandas", "pyarrow.parquet", "scipy.special"]
-WARM += ["sklearn.linear_model", "pipeline.cli.commands", "pipeline.launch.submitting.submit", "pipeline.reporting.results"]
-WARM += [f"pipeline.stages.{stage}" for stage in ("extract", "train", "evaluate", "collect", "predict")] + ["tests.frozen"]
+LIBRARIES = ["torch", "torchvision", "pandas", "pyarrow.parquet", "scipy.special", "sklearn.linear_model"]
+PACKAGE = ["pipeline.cli.commands", "pipeline.launch.submitting.submit", "pipeline.reporting.results"]
+PACKAGE += [f"pipeline.stages.{stage}" for stage in ("extract", "train", "evaluate", "collect", "predict", "fetch")]
+OF_HUB = ["open_clip", "transformers", "peft"]
 HUB = ("HF_", "HUGGING", "TRANSFORMERS_", "XDG_CACHE_HOME")
 """How variables begin that the Hub's libraries read as they are imported."""
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(WARM)
+WARM, WITHOUT_HUB = forkserver.ForkServer(), forkserver.ForkServer()
+WARM.set_forkserver_preload([*LIBRARIES, *PACKAGE, *OF_HUB, "tests.frozen"])
+WITHOUT_HUB.set_forkserver_preload([*LIBRARIES, *PACKAGE, "tests.frozen"])
 ENVIRON = dict(os.environ)
-"""As it was before any test changed it: what the process that others are forked from begins with."""
+"""As it was before any test changed it: what the processes that others are forked from begin with."""
+
+
+class Forked(ForkServerProcess):
+    """A process that is forked from the one that a server keeps."""
+
+    server = WARM
+
+    def start(self) -> None:
+        with mock.patch.dict(os.environ, ENVIRON, clear=True):
+            self.server.ensure_running()
+        with mock.patch.object(forkserver, "connect_to_new_process", self.server.connect_to_new_process):
+            super().start()
+
+
+class ForkedWithoutHub(Forked):
+    """One that has not loaded the Hub's libraries."""
+
+    server = WITHOUT_HUB
 
 
 def process(function: Callable[..., None], *arguments: Any, daemon: bool = False) -> ForkServerProcess:
     """A process of its own that will run a module-level function."""
-    with mock.patch.dict(os.environ, ENVIRON, clear=True):
-        forkserver.ensure_running()
-    return SERVER.Process(target=function, args=arguments, daemon=daemon)
+    return Forked(target=function, args=arguments, daemon=daemon)
 
 
 def run(arguments: Sequence[str], cwd: Path, environ: Mapping[str, str], seconds: float) -> subprocess.CompletedProcess[str]:
     """`carabid …` with these arguments. Raises TimeoutExpired."""
-    if _of_hub(environ) != _of_hub(ENVIRON):
-        command = [sys.executable, "-m", "pipeline.cli", *arguments]
-        return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=seconds)
+    kind = Forked if _of_hub(environ) == _of_hub(ENVIRON) else ForkedWithoutHub
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        started = process(_command, list(arguments), str(cwd), dict(environ), str(out), str(err))
+        started = kind(target=_command, args=(list(arguments), str(cwd), dict(environ), str(out), str(err)))
         started.start()
         started.join(seconds)
         if started.exitcode is None:

@@ -504,7 +504,7 @@ def test_a_cluster_on_which_all_is_well_gets_only_good_words_and_keeps_nothing(a
     done = carabid("doctor", *arguments, root=root)
     lines = done.stdout.splitlines()
     assert len(lines) == 22 and all(line.startswith("ok    ") for line in lines), done.stdout
-    assert "MaxArraySize" not in done.stdout and "of at most 11 job tasks" in done.stdout
+    assert "MaxArraySize" not in done.stdout and "of at most 9 job tasks" in done.stdout
     assert not subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout
     assert not list((root / "trained").iterdir())
 

@@ -108,6 +108,18 @@ def test_what_no_owner_has_written_is_held_by_nobody_known_and_outlived(tmp_path
         assert held
 
 
+@pytest.mark.parametrize("spoilt", [b"\x9c", b"\xcb\x28", b"\xff\xfe\0"])
+def test_bytes_that_are_no_text_are_of_nobody_known_or_in_a_name(tmp_path: Path, spoilt: bytes) -> None:
+    path, whole = tmp_path / "work.lease", json.dumps(OWNER).encode()
+    path.mkdir()
+    in_name = whole.replace(b"n1", b"n1" + spoilt.strip(b"\0"))
+    for content, is_known in ((spoilt, False), (spoilt + whole, False), (in_name, True)):
+        (path / "000001").write_bytes(content)
+        assert (owner(path) is not None) == is_known
+    with Lease(path, 0.1).hold() as held:
+        assert held
+
+
 def test_a_lease_is_given_back_when_the_work_raises(tmp_path: Path) -> None:
     path = tmp_path / "work.lease"
     with pytest.raises(RuntimeError), Lease(path, 60).hold():

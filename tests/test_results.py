@@ -373,7 +373,7 @@ def by_look_lines(rows: list[Row]) -> dict[Any, list[Line]]:
 @pytest.mark.parametrize(
     "failure", ['{"stage": {}, "message": "x"}', '{"stage": [], "message": {}}', "[" * 100_000, '{"stage": 1}']
 )
-def test_an_odd_record_of_a_failure_is_damaged_and_hides_no_other(failure: str) -> None:
+def test_an_odd_record_of_a_failure_is_damaged_and_hides_no_other(failure: str, capsys: pytest.CaptureFixture[str]) -> None:
     experiment = plan("optim.lr=1e-3,2e-3")
     finish(experiment.trials[1], experiment, 0.5)
     folder = experiment.dir.trial(experiment.trials[0].name)
@@ -381,6 +381,8 @@ def test_an_odd_record_of_a_failure_is_damaged_and_hides_no_other(failure: str) 
     write_text(folder.failure, failure)
     rows = collect(all_experiments())
     assert [row.state for row in rows] == ["failed", "done"] and rows[0].reason.startswith(f"damaged: {folder.failure}: ")
+    ended = command("status", experiment.dir.path.name)
+    assert ended.status == 0 and f"damaged: {folder.failure}: " in ended.out and "1 failed, 1 done" in ended.out, ended
 
 
 def test_a_damaged_config_is_said_and_not_taken_for_a_repetition_of_nothing() -> None:

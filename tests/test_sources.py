@@ -302,6 +302,17 @@ def test_a_saved_dataset_without_splits_is_one_train_split_and_may_name_image_fi
     assert source.signature() != before
 
 
+@pytest.mark.parametrize("content", [b"{", b"5", b"\xff", b'{"features": 5}'])
+def test_a_damaged_description_of_a_saved_data_set_is_named(tmp_path: Path, content: bytes) -> None:
+    import datasets
+
+    write_csv(tmp_path / "pictures", "")
+    datasets.Dataset.from_dict({"img": ["1.png"], "y": [1.0]}).save_to_disk(str(tmp_path / "set"))
+    (tmp_path / "set" / "dataset_info.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged: .*dataset_info\.json: .*save the data set again"):
+        make_source(tmp_path / "set", images=str(tmp_path / "pictures")).signature()
+
+
 def test_a_hub_data_set_is_read_from_the_cache_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub_cache(tmp_path, monkeypatch)
     source = open_source(Data(source="owner/my_name", revision=SHA, columns=Columns(image="img"), targets=("y",)))

@@ -479,6 +479,12 @@ def test_the_epoch_log_drops_lines_after_the_checkpoint_it_resumes_from(tmp_path
     assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [0, 1, 2]
 
 
+def test_an_epoch_log_that_a_disk_has_spoilt_is_gone_on_with(tmp_path: Path) -> None:
+    (path := tmp_path / "metrics.jsonl").write_bytes(b'{"epoch": 0}\n\x9c\xff\n')
+    loop.EpochLog(path, 1).write(epoch=1)
+    assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [0, 1]
+
+
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 64)), min_size=1, max_size=20))
 def test_the_mean_loss_weighs_batches_by_their_size(batches: list[tuple[float, int]]) -> None:

@@ -155,7 +155,7 @@ class Lease:
 
     def _read(self, number: int) -> str:
         try:
-            return self._file(number).read_text()
+            return self._file(number).read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ""
 

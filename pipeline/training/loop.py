@@ -152,7 +152,7 @@ class EpochLog:
 
     def __init__(self, path: Path, n_epochs_done: int) -> None:
         self.path = path
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
         write_text(path, "".join(lines[:n_epochs_done]))
 
     def write(self, **values: float | int | None) -> None:

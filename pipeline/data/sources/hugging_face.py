@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import hub
 from pipeline.config.data import Data
@@ -117,9 +117,17 @@ class DiskSource(_HuggingFaceSource):
             yield from super().image_files()  # (known from the small JSON file, so that a signature need not import `datasets`)
 
 
+AGAIN = "Fetch or save the data set again."
+
+
+def _described(info: Path) -> dict[str, Any]:
+    with reading(info, AGAIN, UserError):
+        return dict(json.loads(info.read_text(encoding="utf-8")))
+
+
 def _image_is_text(info: Path, column: str) -> bool:
-    feature = (json.loads(info.read_text()).get("features") or {}).get(column) or {}
-    return feature.get("dtype") in TEXT
+    with reading(info, AGAIN, UserError):
+        return dict(dict(_described(info).get("features") or {}).get(column) or {}).get("dtype") in TEXT
 
 
 class HubSource(_HuggingFaceSource):
@@ -154,7 +162,7 @@ class HubSource(_HuggingFaceSource):
     def splits(self) -> list[str]:
         """From the cached data set's own description where there is one, so that a plan need not import `datasets`."""
         cached = self._only_cached()
-        described = json.loads((cached / "dataset_info.json").read_text()).get("splits") if cached else None
+        described = _described(cached / "dataset_info.json").get("splits") if cached else None
         return list(described) if described else super().splits()
 
     @property

@@ -144,7 +144,7 @@ def _work(manifest_path: Path, stage: str, index: int) -> None:
                 os._exit(1)  # told to stop: the pool has handed this worker its next work already
         except Exception:
             traceback.print_exc()
-    said = last_line(log.read_text()).removeprefix("carabid: ")
+    said = last_line(log.read_text(errors="replace")).removeprefix("carabid: ")
     raise RuntimeError(f"{said or 'it said nothing'} (log: {log})")
 
 

@@ -109,7 +109,7 @@ class History:
         """At which stage a trial's last attempt failed, and how; what failed because of an earlier stage is that one's."""
         trial = self.experiment.trial(name)
         found = read_record(trial.failure)
-        record = found if {"stage", "message"} <= found.keys() else None
+        record = found if all(isinstance(found.get(key), str) for key in ("stage", "message")) else None
         stage = record["stage"] if record else "evaluate" if trial.trained.exists() else "train"
         failure = self._classify(name, stage, record)
         may_be_older = stage == "train" and (failure is None or failure.kind == "dependency")

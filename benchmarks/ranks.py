@@ -40,8 +40,8 @@ def main() -> None:
     images = names[labels] + np.float32(NOISE) * rng.standard_normal((n, WIDTH), dtype="float32")
     parents = {"genus": rng.integers(GENERA, size=n_names), "family": rng.integers(FAMILIES, size=n_names)}
     whole = n * n_names * 4 / 2**20
-    levels, seconds, most = measured(lambda: probabilities(images, labels, names, parents, 100.0))
-    right = (levels["species"].most_probable == labels).mean()
+    (said, _), seconds, most = measured(lambda: probabilities(images, labels, names, parents, 100.0))
+    right = (said.most_probable == labels).mean()
     print(f"ranks: {seconds:.1f} s, {most:.0f} MB (all cosines: {whole:.0f} MB), {100 * right:.1f} % right")
     ranked, seconds, most = measured(lambda: rank(images, labels, names, np.arange(n_names)))
     print(f"retrieval: {seconds:.1f} s, {most:.0f} MB, {100 * ranked.precision[:, 0].mean():.1f} % right")

@@ -550,7 +550,7 @@ def test_a_config_that_does_not_exist_is_refused_with_the_nearest_that_does() ->
         assert refusal(mistyped).endswith(
             "; did you mean configs/beetles/lora.yaml or configs/butterflies/lora.yaml or configs/species/lora.yaml?"
         )
-    assert "configs/beetles/baseline.yaml, " in refusal("nothing/like/it")
+    assert "configs/beetles/baseline.yaml, " in refusal("xyz/qqq/0")
 
 
 def test_a_config_is_found_from_any_folder_and_the_current_one_comes_first(here: Path) -> None:

@@ -210,6 +210,7 @@ OTHER_JOB = {
     "sbatch": {"exclusive": True},
 }
 OTHER_RESOURCES = {
+    "gradient_checkpointing": True,
     "extract_tasks": 9,
     "extract_batch": 9,
     "decode_threads": 9,

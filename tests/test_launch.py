@@ -625,7 +625,7 @@ def test_an_unexpected_failure_of_one_trial_leaves_the_others_alone(
 
     for stage in ("extract", "train", "evaluate", "collect"):
         monkeypatch.setattr(jobs, stage, note(stage))
-    monkeypatch.setattr(local, "_pool", lambda workers, modules: ThreadPoolExecutor(1))
+    monkeypatch.setattr(local, "_pool", lambda workers: ThreadPoolExecutor(1))
     assert local.run([made], 1) is False
     said = capsys.readouterr().out.splitlines()
     assert {index for stage, index in done if stage == "evaluate"} == {0, 2} and done[-1] == ("collect", 0)
@@ -650,7 +650,7 @@ def test_what_lacks_features_is_not_begun_what_has_them_goes_on_and_why_is_said_
 
     for stage in ("extract", "train", "evaluate", "collect"):
         monkeypatch.setattr(jobs, stage, note(stage))
-    monkeypatch.setattr(local, "_pool", lambda workers, modules: ThreadPoolExecutor(1))
+    monkeypatch.setattr(local, "_pool", lambda workers: ThreadPoolExecutor(1))
     assert local.run([made], 1) is False
     said = capsys.readouterr().out
     assert said.count("extract: failed") == said.count("not begun") == 1

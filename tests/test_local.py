@@ -145,6 +145,17 @@ def test_a_worker_that_is_killed_while_it_extracts_is_reported_and_the_rest_is_c
     assert list(root.glob("trained/*/results.csv"))
 
 
+def test_where_torch_cannot_be_loaded_the_trials_say_so(assets: Assets, root: Path, tmp_path: Path) -> None:
+    """The process that workers are forked from loads it first, and may not end by that."""
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')")
+    environ = {**os.environ, "CARABID_ROOT": str(root), "PYTHONPATH": str(tmp_path)}
+    line = ("submit", "configs/beetles/pixels.yaml", *assets.overrides("pixels"), "--cluster", "local", "--workers", "1")
+    command = [sys.executable, "-m", "pipeline.cli", *line]
+    done = subprocess.run(command, cwd=PROJECT, env=environ, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr, done
+    assert "extract: failed" in done.stdout and "libcudart.so.12" in done.stdout and "not begun" in done.stdout
+
+
 def worker_processes(session: int) -> list[int]:
     """The pool's workers in a session: forked from one process (beside it multiprocessing keeps a tracker of resources)."""
     command = ["ps", "-ww", "-o", "pid=,ppid=,args=", "-s", str(session)]

@@ -70,11 +70,6 @@ class Backbone(Kind):
         """What it is made of, one by one."""
         return (self,)
 
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """What loading it imports; nothing that is known of a lab's own kind, which has no `loader`."""
-        return tuple(each.loader.rpartition(".")[0] for each in self.networks if hasattr(each, "loader"))
-
     def load(self) -> Any:
         """The `backbones.base.Backbone`, on the CPU; torch's random state is left as it was."""
         return implementation(self.loader)(self)

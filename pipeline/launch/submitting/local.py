@@ -27,7 +27,7 @@ def run(manifests: Sequence[Manifest], workers: int) -> bool:
     Returns whether every trial was evaluated. A trial that fails leaves the others alone; one whose features cannot be made
     is not begun. Raises Interrupted on Ctrl-C and SIGTERM: running trainings write a checkpoint, what waits is not begun.
     """
-    with _pool(workers, _modules(manifests)) as pool:
+    with _pool(workers) as pool:
         try:
             lacking = _extract(pool, manifests)
             evaluated = _train_and_evaluate(pool, manifests, lacking)
@@ -88,19 +88,13 @@ def _ended_well(future: Future[None], what: str) -> bool:
     return True
 
 
-def _modules(manifests: Sequence[Manifest]) -> list[str]:
-    """What all workers load: torch, and what makes the backbones that features are to be made with."""
-    backbones = [m.reading(features)[0].config.backbone for m in manifests for features, *_ in m.extractions]
-    return ["torch", *sorted({module for each in backbones for module in each.modules})]
-
-
 @contextlib.contextmanager
-def _pool(workers: int, modules: list[str]) -> Iterator[ProcessPoolExecutor]:
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Worker processes; if we are told to stop, they are too, and nothing that waits is begun."""
-    # Not copies of this process: of one that has started threads (torch, Arrow) they may hang. Of one that has only loaded these
-    # modules, whose variables are those of when it was started.
+    # Not copies of this process: of one that has started threads (torch, Arrow) they may hang. Of one that has only loaded torch,
+    # whose variables are those of when it was started.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(modules)
+    context.set_forkserver_preload(["pipeline.stages.preloaded"])
     variables = dict(os.environ) | {SHARED_BY: str(workers)}
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(variables,))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

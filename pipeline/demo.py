@@ -50,14 +50,16 @@ def run(out: Path | None) -> None:
 
 def prepare(place: Path) -> None:
     """Data in the challenge's schema and two tiny backbones in their hubs' layouts; each is there as a whole or not at all."""
-    from pipeline.backbones.tiny import write_tiny_dinov2, write_tiny_open_clip
     from pipeline.tasks import load_task
 
     load_task("beetles").generate(place / "data")  # the same data already there are left as they are
-    if not (place / "backbones" / "clip").exists():
-        write_tiny_open_clip(place / "backbones" / "clip")
-    if not (place / "backbones" / "dinov2").exists():
-        write_tiny_dinov2(place / "backbones" / "dinov2")
+    missing = [name for name in ("clip", "dinov2") if not (place / "backbones" / name).exists()]
+    if missing:
+        from pipeline.backbones.tiny import write_tiny_dinov2, write_tiny_open_clip  # (seconds of libraries)
+
+        write = {"clip": write_tiny_open_clip, "dinov2": write_tiny_dinov2}
+        for name in missing:
+            write[name](place / "backbones" / name)
 
 
 def experiments(place: Path) -> list[tuple[str, tuple[str, ...]]]:

@@ -579,6 +579,7 @@ def bioclip2(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 @torch.no_grad()
 @pytest.mark.jobs
+@pytest.mark.long
 def test_the_real_bioclip2_architecture_embeds_and_cuts(bioclip2: Backbone) -> None:
     shape = (bioclip2.n_blocks, bioclip2.width, bioclip2.embed_dim, bioclip2.grid, bioclip2.image_size)
     assert shape == (24, 1024, 768, (16, 16), 224)

@@ -82,6 +82,7 @@ OTHERS = {
 DRIVER = f"""{MODELS}
 folders, files, said = json.load(open(sys.argv[1])), json.load(open(sys.argv[2])), {{}}
 for folder, model in models(folders):
+    model.load()
     scores = [model.predict(Image.open(file)) for file in files]
     assert all(type(score) is float for score in scores)
     said[folder] = [scores, [model.log_odds(Image.open(file)) for file in files[:-1]]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
@@ -63,16 +64,19 @@ def models(folders):
         sys.path.insert(0, folder)
         for name in ("model", "network", "towers", "plain", "correction", "decoding", "seal"):
             sys.modules.pop(name, None)
-        model = importlib.import_module("model").Model()
-        model.load()
-        yield folder, model
+        yield folder, importlib.import_module("model").Model()
 """
-"""The models of exported folders, each loaded as the platform does."""
+"""The models of exported folders, each made as the platform does."""
 
 DRIVER = f"""{MODELS}
 folders, groups, said = json.load(open(sys.argv[1])), json.load(open(sys.argv[2])), {{}}
 for folder, model in models(folders):
     said[folder] = {{}}
+    try:
+        model.load()
+    except ValueError as error:
+        said[folder] = str(error)
+        continue
     for group, (domain, files, species) in groups.items():
         known = {{"domainID": domain and int(domain), "scientificName": float("nan") if species is None else species}}
         cards = {{"colorpicker_img": Image.open(sys.argv[4]), "scalebar_img": Image.open(sys.argv[5])}}
@@ -82,20 +86,20 @@ for folder, model in models(folders):
 assert not {{"pipeline", "peft"}} & set(sys.modules)
 json.dump(said, open(sys.argv[3], "w"))
 """
-"""Lets exported folders forecast the groups."""
+"""Lets exported folders forecast the groups, or say why they do not."""
 
-TABLE_DRIVER = """
-import io, json
+TABLE_DRIVER = f"""{MODELS}
+import io
 import pandas as pd
-from PIL import Image
-from model import Model
-model, said = Model(), {}
-model.load()
 def read(cell): return Image.open(io.BytesIO(cell["bytes"]))
-for group, rows in pd.read_parquet(sys.argv[2]).groupby("eventID"):
-    points = [{"relative_img": read(row.file_path), "colorpicker_img": read(row.colorpicker_full_path), "scalebar_img": None,
-               "scientificName": row.scientificName, "domainID": row.domainID} for row in rows.itertuples()]
-    said[str(group)] = model.predict(points)
+folders, said = json.load(open(sys.argv[1])), {{}}
+for folder, model in models(folders):
+    model.load()
+    said[folder] = {{}}
+    for group, rows in pd.read_parquet(sys.argv[2]).groupby("eventID"):
+        points = [{{"relative_img": read(row.file_path), "colorpicker_img": read(row.colorpicker_full_path), "scalebar_img": None,
+                   "scientificName": row.scientificName, "domainID": row.domainID}} for row in rows.itertuples()]
+        said[folder][str(group)] = model.predict(points)
 json.dump(said, open(sys.argv[3], "w"))
 """
 """The same of a table in the challenge's schema."""
@@ -267,20 +271,20 @@ def submitted(
 ) -> dict[str, Any]:
     """What exported folders say, in a process of its own."""
     groups = {group: (EVENTS[group][0], [str(f) for f in files], EVENTS[group][2]) for group, files in photographs.items()}
+    (folders[0].parent / "groups.json").write_text(json.dumps(groups))
+    files = [folders[0].parent / "groups.json", *beside(next(iter(photographs.values()))[0].parent)]
+    return driven(DRIVER, folders, files, python, environ)
+
+
+def driven(
+    driver: str, folders: list[Path], files: list[Path], python: Path, environ: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """What a driver writes, in a process of its own that is given the folders, the first file, where to answer, the others."""
     here = folders[0].parent
     (here / "folders.json").write_text(json.dumps([str(folder) for folder in folders]))
-    (here / "groups.json").write_text(json.dumps(groups))
-    files = [str(here / name) for name in ("folders.json", "groups.json", "answer.json")]
-    files += map(str, beside(next(iter(photographs.values()))[0].parent))
-    command = [str(python), "-c", DRIVER, *files]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=here,
-        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **(environ or {})},
-        timeout=300,
-    )
+    command = [python, "-c", driver, here / "folders.json", files[0], here / "answer.json", *files[1:]]
+    paths = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **(environ or {})}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=here, env=paths, timeout=300)
     assert done.returncode == 0, done.stderr
     assert environ or not done.stdout + done.stderr  # (a backbone that is fetched may show that)
     found: dict[str, Any] = json.loads((here / "answer.json").read_text())
@@ -372,28 +376,22 @@ def test_an_exported_ensemble_forecasts_what_was_evaluated_and_passes_the_check(
     finish(experiment)
     collect.run(experiment.config)
     (ensemble,) = experiment.dir.ensembles()
-    for name, paths in {"ensemble": [ensemble.path], "one": [experiment.dir.trial(experiment.trials[0].name).path]}.items():
-        folder = export(paths, tmp_path / name, zipped=False, with_backbone=False)
-        evaluated = pd.read_parquet(paths[0] / "groups.parquet")
-        found = submitted_groups(folder, assets.data, clean)
-        for row in evaluated.itertuples():
-            said = found[str(row.group)][str(row.target)]
+    made = {"ensemble": ensemble.path, "one": experiment.dir.trial(experiment.trials[0].name).path}
+    folders = {name: export([path], tmp_path / name, zipped=False, with_backbone=False) for name, path in made.items()}
+    found = submitted_groups(list(folders.values()), assets.data, clean)
+    for name, path in made.items():
+        for row in pd.read_parquet(path / "groups.parquet").itertuples():
+            said = found[str(folders[name])][str(row.group)][str(row.target)]
             assert said == pytest.approx({"mu": row.mu, "sigma": row.sigma}, abs=1e-4), (name, row)
-    lines = check(folder, largest=20)
+    lines = check(folders["one"], largest=20)
     assert any("the largest event has 20)" in line for line in lines), lines
     assert not any(line.startswith("note") for line in lines), lines
 
 
-def submitted_groups(folder: Path, data: Path, python: Path) -> dict[str, Any]:
-    """What an exported folder says of the tested groups, from the challenge's own table."""
+def submitted_groups(folders: list[Path], data: Path, python: Path) -> dict[str, Any]:
+    """What exported folders say of the tested groups, from the challenge's own table."""
     (table,) = (data / "data").glob("test-*.parquet")
-    program = "import sys; sys.path.append(sys.argv[1])\n" + TABLE_DRIVER
-    command = [str(python), "-c", program, str(folder), str(table), str(answer := folder.parent / f"{folder.name}.json")]
-    environ = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=folder.parent, timeout=300)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(answer.read_text())
-    return found
+    return driven(TABLE_DRIVER, folders, [table], python)
 
 
 def test_the_tensors_are_plain_and_the_archive_has_no_folder_around_them(
@@ -408,10 +406,7 @@ def test_the_tensors_are_plain_and_the_archive_has_no_folder_around_them(
     assert not any("lora" in name for name in member) and any(name.startswith("tail.") for name in member)
 
 
-@pytest.mark.parametrize(("method", "name"), [("finetune", "hf-hub:owner/tiny"), ("dinov2", "owner/tiny")])
 def test_a_submission_without_its_backbone_fetches_the_very_weights_that_were_trained_on(
-    method: str,
-    name: str,
     config_of: Callable[..., Config],
     tmp_path: Path,
     photographs: dict[str, list[Path]],
@@ -419,23 +414,35 @@ def test_a_submission_without_its_backbone_fetches_the_very_weights_that_were_tr
     assets: Assets,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    in_cache(monkeypatch, tmp_path / "hub", "owner/tiny", assets.dinov2 if method == "dinov2" else assets.clip)
-    config = config_of(method)
-    backbone = config.backbone.model_copy(update={"name": name})
-    trial = trial_of(config.model_copy(update={"backbone": backbone}), tmp_path / "trial")
-    folder = export([trial.path], tmp_path / "out", zipped=False, with_backbone=False)
-    assert torch.load(folder / "weights.pt", weights_only=True)["backbone"] == {}
+    """And says so where it gets others."""
+    names, trials, folders, spoiled = {"finetune": "hf-hub:owner/tiny", "dinov2": "owner/tiny-dino"}, {}, {}, {}
+    for method, name in names.items():
+        model = assets.dinov2 if method == "dinov2" else assets.clip
+        in_cache(monkeypatch, tmp_path / "hub", name.removeprefix("hf-hub:"), model)
+        config = config_of(method)
+        backbone = config.backbone.model_copy(update={"name": name})
+        trials[method] = trial_of(config.model_copy(update={"backbone": backbone}), tmp_path / method)
+        folders[method] = export([trials[method].path], tmp_path / f"{method} out", zipped=False, with_backbone=False)
+        assert torch.load(folders[method] / "weights.pt", weights_only=True)["backbone"] == {}
+        spoiled[method] = with_another_fingerprint(folders[method], tmp_path / f"{method} spoiled")
     environ = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    found = submitted([folder], photographs, clean, environ)[str(folder)]
-    for group, targets in forecasts([trial], photographs).items():
-        for target, (mu, sigma) in targets.items():
-            assert found[group][target] == pytest.approx({"mu": mu, "sigma": sigma}, abs=1e-5), (group, target)
-    spec = json.loads((folder / "submission.json").read_text())
+    found = submitted([*folders.values(), *spoiled.values()], photographs, clean, environ)
+    for method, trial in trials.items():
+        for group, targets in forecasts([trial], photographs).items():
+            for target, (mu, sigma) in targets.items():
+                expected = pytest.approx({"mu": mu, "sigma": sigma}, abs=1e-5)
+                assert found[str(folders[method])][group][target] == expected, (method, group, target)
+        assert "are not those that the members were trained on" in found[str(spoiled[method])], found
+
+
+def with_another_fingerprint(folder: Path, copy: Path) -> Path:
+    """A copy of an exported folder that was made for other weights."""
+    shutil.copytree(folder, copy)
+    spec = json.loads((copy / "submission.json").read_text())
     spec["backbone"]["fingerprint"] = "of other weights"
     del spec["sha256"], spec["content"]
-    seal(folder, spec)
-    with pytest.raises(AssertionError, match="not those that the members were trained on"):
-        submitted([folder], photographs, clean, environ)
+    seal(copy, spec)
+    return copy
 
 
 def test_an_ensemble_whose_members_have_other_results_now_is_not_exported(tmp_path: Path) -> None:

@@ -31,28 +31,31 @@ from tests.test_search import place, trial_of  # noqa: F401  (fixtures)
 from tests.test_towers import Case, case, kinds, loaded  # noqa: F401  (fixtures)
 from tests.towers import encoded, shrunk, write_model
 
+METHODS = ("baseline", "projection", "finetune", "lora")
 TEXTS = ["A photo of Carabus niger.", "melanarius", "a black beetle"]
 PLAIN = """
-import sys, numpy, open_clip, torch
+import json, sys, numpy, open_clip, torch
 from PIL import Image
-name, picture, out, *texts = sys.argv[1:]
-model, _, preprocess = open_clip.create_model_and_transforms(name)
-model.eval()
-with torch.no_grad():
-    image = model.encode_image(preprocess(Image.open(picture)).unsqueeze(0), normalize=True)
-    text = model.encode_text(open_clip.get_tokenizer(name)(texts), normalize=True)
+folders, picture, texts = (json.loads(each) for each in sys.argv[1:])
+for folder in folders:
+    name = f"local-dir:{folder}"
+    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    model.eval()
+    with torch.no_grad():
+        image = model.encode_image(preprocess(Image.open(picture)).unsqueeze(0), normalize=True)
+        text = model.encode_text(open_clip.get_tokenizer(name)(texts), normalize=True)
+    numpy.savez(f"{folder}.npz", image=image, text=text, scale=model.logit_scale.detach())
 assert "pipeline" not in sys.modules
-numpy.savez(out, image=image, text=text, scale=model.logit_scale.detach())
 """
 FINETUNE = ("train.epochs=1", "optim.lr=1e-3", "model.encoder.blocks=1", "model.text.blocks=2")
 
 
-def by_plain_open_clip(folder: Path, picture: Path, out: Path) -> Any:
-    """What a process without this package makes of it."""
-    command = [sys.executable, "-I", "-c", PLAIN, f"local-dir:{folder}", str(picture), str(out), *TEXTS]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=out.parent)
+def by_plain_open_clip(folders: list[Path], picture: Path) -> list[Any]:
+    """What a process without this package makes of each."""
+    command = [sys.executable, "-I", "-c", PLAIN, *map(json.dumps, ([*map(str, folders)], str(picture), TEXTS))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folders[0].parent)
     assert done.returncode == 0, done.stderr
-    return np.load(out)
+    return [np.load(f"{folder}.npz") for folder in folders]
 
 
 def own(trial: TrialDir, picture: Path) -> tuple[Tensor, Tensor, float]:
@@ -71,23 +74,23 @@ def own(trial: TrialDir, picture: Path) -> tuple[Tensor, Tensor, float]:
 
 
 @pytest.mark.jobs
-@pytest.mark.parametrize("method", ["baseline", "projection", "finetune", "lora"])
 def test_plain_open_clip_loads_it_in_a_clean_process_and_embeds_the_same(
-    method: str,
     trial_of: Callable[..., TrialDir],  # noqa: F811
     place: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    trial = trial_of(method, *(FINETUNE if method == "finetune" else ()))
+    """Each method's, and what was released: one process loads them all."""
+    trials = {method: trial_of(method, *(FINETUNE if method == "finetune" else ())) for method in METHODS}
     picture = next((place / "data" / "images").iterdir())
-    folder = export(trial.path, tmp_path / "tuned")
-    found, (image, text, scale) = by_plain_open_clip(folder, picture, tmp_path / "found.npz"), own(trial, picture)
-    assert np.abs(found["image"] - image.numpy()).max() < 1e-6
-    assert np.abs(found["text"] - text.numpy()).max() < 1e-6
-    assert float(found["scale"]) == scale
-    released = by_plain_open_clip(place / "clip", picture, tmp_path / "released.npz")
-    apart = max(np.abs(found[which] - released[which]).max() for which in ("image", "text"))
-    assert apart < 1e-6 if method == "baseline" else apart > 1e-4
+    folders = [export(trial.path, tmp_path / method) for method, trial in trials.items()]
+    *exported, released = by_plain_open_clip([*folders, place / "clip"], picture)
+    for (method, trial), found in zip(trials.items(), exported, strict=True):
+        image, text, scale = own(trial, picture)
+        assert np.abs(found["image"] - image.numpy()).max() < 1e-6, method
+        assert np.abs(found["text"] - text.numpy()).max() < 1e-6, method
+        assert float(found["scale"]) == scale, method
+        apart = max(np.abs(found[which] - released[which]).max() for which in ("image", "text"))
+        assert apart < 1e-6 if method == "baseline" else apart > 1e-4, method
 
 
 @pytest.mark.jobs

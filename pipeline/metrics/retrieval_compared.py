@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -27,7 +28,8 @@ COLUMNS = (*OF_CLASS, *OF_FULL)
 MAPS = tuple(f"{way}_map" for way in DIRECTIONS)
 
 
-def compared_figures() -> dict[str, Figure]:
+@cache
+def compared_figures() -> Mapping[str, Figure]:
     """By the names that results.json has: of partitions in both galleries, of buckets, and the composites."""
     found: dict[str, Weighted] = {}
     for part in ("id", "ood"):

@@ -1,7 +1,8 @@
 # Everything runs in .venv, which is made when it is missing or when the dependencies change.
 PYTHON ?= python3
 BIN := .venv/bin
-WORKERS ?= 4
+# Of two cores: tests that wait for Slurm leave room for a third.
+WORKERS ?= 3
 # Modules are compiled once, whatever the shell says, and not in each of the hundreds of processes that the tests start.
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 DISTURBANCES ?= 100

@@ -20,6 +20,7 @@ from pipeline.disk.layout import PROJECT
 from pipeline.disk.secrets import is_secret
 from pipeline.disk.writing import write_text
 from pipeline.errors import UserError
+from pipeline.experiments import reading
 from pipeline.experiments.documents import INTEGER, Document
 from pipeline.experiments.grid import split_commas, split_overrides
 from pipeline.experiments.names import written
@@ -346,6 +347,21 @@ def test_another_kind_is_called_by_its_block_and_brings_no_defaults_into_the_nam
     overrides = ["data.columns.domain=domainID", "data.split={kind: domains, n: 4}", "loss.kind=crps,quantiles"]
     names = [trial.name.rpartition("-")[0] for trial in load_experiment(LORA, overrides).trials]
     assert names == [f"split=domains,n=4,loss={loss},seed=0" for loss in ("crps", "quantiles")]
+
+
+@pytest.mark.parametrize(
+    ("config", "override", "said"),
+    [
+        ("species/lift", "loss.logit_adjustment=0", "logit_adjustment=0"),
+        ("species/lora", "model.text.kind=frozen", "text=frozen"),
+        ("species/head_2026", "schedule.warmup_samples=null", "warmup_samples=None"),
+    ],
+)
+def test_what_the_yaml_chooses_and_an_override_sets_back_to_its_default_is_in_the_name(
+    config: str, override: str, said: str
+) -> None:
+    (trial, *_) = reading.load_experiment(f"configs/{config}.yaml", (override,)).trials
+    assert said in trial.name.split(",")
 
 
 @pytest.mark.parametrize(

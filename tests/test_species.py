@@ -503,8 +503,10 @@ def test_a_soup_is_the_mean_of_its_trials_and_not_of_unlike_ones(make: Make) -> 
     assert len(interpolate.run([first.path, second.path], [1.0], "cpu").rows) == 1
     with pytest.raises(UserError, match="not the same encoders"):
         soup([states[0], {"encoder.weight": torch.zeros(1)}])
+    config, released = make("baseline")
+    done(config, released)
     with pytest.raises(UserError, match="tunes no towers"):
-        interpolate.run([make("baseline")[1].path], [0.0], "cpu")
+        interpolate.run([released.path], [0.0], "cpu")
 
 
 @pytest.mark.parametrize(

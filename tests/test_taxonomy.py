@@ -23,6 +23,7 @@ from pipeline.data.species import load_species
 from pipeline.data.table import load_classes
 from pipeline.data.taxonomy import Taxonomy, scientific_name, taxonomy_of
 from pipeline.data.texts import class_texts, fill, image_texts, same_texts, texts_of
+from pipeline.data.truth import LABEL
 from pipeline.disk.layout import PROJECT
 from pipeline.errors import UserError
 
@@ -104,6 +105,12 @@ def test_a_species_of_two_genera_is_refused_by_both_rows(tmp_path: Path) -> None
     with pytest.raises(UserError) as caught:
         load(table)
     assert f"Carabus auratus is of the genus Carabus at {table}, line 4, and of Amara at {table}, line 10" in str(caught.value)
+
+
+def test_permuted_species_take_their_ranks_and_common_names_along(tmp_path: Path) -> None:
+    plain, permuted = (load(write(tmp_path, TABLE), permute_targets=on) for on in (False, True))
+    assert taxonomy_of(permuted) == taxonomy_of(plain)
+    assert permuted.table[LABEL].tolist() != plain.table[LABEL].tolist()
 
 
 def test_a_genus_in_two_families_and_two_classes_of_one_name_are_said(tmp_path: Path) -> None:

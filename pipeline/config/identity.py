@@ -27,6 +27,11 @@ def science(config: Config) -> dict[str, Any]:
     return only_science(config.model_dump(mode="json"))
 
 
+def told(config: Config) -> dict[str, Any]:
+    """The same with the keys that hashes leave out while they are as by default: what a person tells trials apart by."""
+    return _of_science(config.model_dump(mode="json"))
+
+
 def plain(block: Section) -> dict[str, Any]:
     """A block as plain JSON values, as hashes take it."""
     return without_later(block.model_dump(mode="json"), [type(block)])
@@ -71,7 +76,12 @@ def _steps(block: type[BaseModel]) -> list[tuple[str, list[Any], Sequence[type[B
 
 def only_science(values: dict[str, Any]) -> dict[str, Any]:
     """Those blocks and keys of a configuration that are science."""
-    kept: dict[str, Any] = without_later({key: value for key, value in values.items() if key not in NOT_SCIENCE}, [Config])
+    kept: dict[str, Any] = without_later(_of_science(values), [Config])
+    return kept
+
+
+def _of_science(values: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in values.items() if key not in NOT_SCIENCE}
     for name, left_out in NOT_SCIENCE_IN.items():
         if isinstance(block := kept.get(name), dict):
             kept[name] = {key: value for key, value in block.items() if key not in left_out}

@@ -10,6 +10,7 @@ from pipeline.data.known_columns import AUTO, recognised
 from pipeline.data.sources import open_source
 from pipeline.data.table import permute, read_table, warned
 from pipeline.data.taxonomy import taxonomy_of
+from pipeline.data.truth import RANK
 from pipeline.errors import UserError, nearest
 
 USUAL = ("species", "scientificName", "taxon_name", "specificEpithet")
@@ -32,5 +33,6 @@ def load_species(data: Data) -> Dataset:
         raise UserError(f"data.source {data.source}: no column is known to hold species (data.label={AUTO}: {usual}, …); {near}")
     dataset = read_table(data, source.meaning(data), many_classes=True)
     _, doubts = taxonomy_of(dataset)
-    dataset = permute(deal(dataset, data, dataset.table["label"].tolist()), data)
+    of_species = [name for name in map(str, dataset.table) if name == "common" or name.startswith(RANK)]
+    dataset = permute(deal(dataset, data, dataset.table["label"].tolist()), data, of_species)
     return warned(dataset, [*notes, *doubts])

@@ -80,11 +80,13 @@ def warned(dataset: Dataset, warnings: Iterable[str]) -> Dataset:
     return replace(dataset, warnings=(*dataset.warnings, *warnings))
 
 
-def permute(dataset: Dataset, data: Data) -> Dataset:
-    """With the truth dealt out to other groups, where the configuration asks for this control."""
+def permute(dataset: Dataset, data: Data, of_truth: Sequence[str] = ()) -> Dataset:
+    """With the truth dealt out to other groups, where the configuration asks for this control; and with it the columns that tell
+    of the truth, not of the image: of a species its ranks."""
     if data.permute_targets:
-        columns = list(dataset.truth.learnt)
-        dataset.table[columns] = permuted_truth(dataset.table, columns)
+        rows = givers(dataset.table)
+        for column in (*dataset.truth.learnt, *of_truth):
+            dataset.table[column] = dataset.table[column].array.take(rows)
     return dataset
 
 
@@ -94,18 +96,19 @@ def _check_names(data: Data) -> None:
         raise UserError(f"data.targets: {taken[0]!r} is a name Carabid itself uses. Rename the column.")
 
 
-def permuted_truth(table: pd.DataFrame, columns: Sequence[str], seed: int = 0) -> NDArray[Any]:
-    """These columns [rows, columns] with each group's dealt to another group of its split: nothing is left to learn. Groups are
+def givers(table: pd.DataFrame, seed: int = 0) -> NDArray[np.int64]:
+    """For each row the one [rows] whose truth it is dealt, of another group of its split: nothing is left to learn. Groups are
     shuffled into a ring and each takes its neighbour's truth: every group keeps one for all its images, each is used once, and
     none stays where it was (unless it is the split's only one)."""
-    values = table[list(columns)].to_numpy()
-    result = values.copy()
+    import numpy as np
+
+    result = np.arange(len(table))
     for _, of_split in table.reset_index(drop=True).groupby("split"):
         rows = of_split.groupby("group").indices
         places = of_split.index.to_numpy()
         ring = shuffled(map(str, rows), seed)
         for group, giver in zip(ring, ring[1:] + ring[:1], strict=True):
-            result[places[rows[group]]] = values[places[rows[giver][0]]]
+            result[places[rows[group]]] = places[rows[giver][0]]
     return result
 
 

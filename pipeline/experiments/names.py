@@ -8,7 +8,7 @@ from functools import cache, partial
 from operator import attrgetter
 from typing import Any
 
-from pipeline.config.identity import changes, digest, flatten, science
+from pipeline.config.identity import changes, digest, flatten, science, told
 from pipeline.config.trial import Config
 from pipeline.disk.layout import experiment_dir
 from pipeline.errors import UserError
@@ -25,13 +25,12 @@ UNNAMED = {"seed", "data.source", "data.images"}
 
 def name_trials(configs: list[Config], plain: Config) -> list[tuple[str, Config]]:
     """Name each trial by what distinguishes it from the YAML, and by its hash; a folder of that hash keeps its name."""
-    base = science(plain)
+    base = told(plain)
     existing = {name.rpartition("-")[2]: name for name in sorted(experiment_dir(configs[0]).folders())}
     by_hash: dict[str, tuple[str, Config]] = {}
     varying = cache(partial(_varying, configs))
     for config in configs:
-        values = science(config)
-        full = digest(values)
+        full = digest(science(config))
         if full not in by_hash:
             short = full[:HASH_DIGITS]
             by_hash[full] = existing.get(short) or f"{_label(config, base, varying)}-{short}", config
@@ -46,7 +45,7 @@ def name_trials(configs: list[Config], plain: Config) -> list[tuple[str, Config]
 
 def _varying(configs: Sequence[Config], kinds: Kinds) -> set[str]:
     """The keys in which trials differ that are of these kinds: all of a variant's are, mostly, and of no other's."""
-    flat = [values for values in (flatten(science(config)) for config in configs) if _kinds(values) == kinds]
+    flat = [values for values in (flatten(told(config)) for config in configs) if _kinds(values) == kinds]
     return {key for key, value in flat[0].items() if any(other.get(key) != value for other in flat[1:])}
 
 
@@ -59,7 +58,7 @@ def _label(config: Config, base: Tree, varying: Callable[[Kinds], set[str]]) -> 
 
     Where that is too long, of what is not a kind or a name only what differs among the trials of these kinds (`varying`).
     """
-    values = science(config)
+    values = told(config)
     changed = {key: value for key, value in changes(values, base).items() if key not in UNNAMED}
     for key in [key for key in changed if key in KIND_KEYS]:
         block = key.removesuffix("kind")

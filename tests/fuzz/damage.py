@@ -35,7 +35,8 @@ from tests.fuzz.verdict import SECONDS, Case, Ended, at_most, command, refused_o
 QUICK = ("device=cpu", "train.precision=fp32", "features.dtype=fp32", "resources.lease_seconds=1", "resources.decode_threads=1")
 SECONDS_OF_CHECK = 60
 """The protocol of a platform, in processes of its own."""
-KEPT = (".png", ".jpg", ".log", ".out")
+IMAGES = (".png", ".jpg")
+KEPT = (*IMAGES, ".log", ".out")
 """What no command reads as a structure."""
 RECORDS = (".json", ".parquet", "")
 """Endings of what commands read as one; a lease has none."""
@@ -141,10 +142,14 @@ def damage_case(number: int, draw: random.Random, place: Path) -> Case:
 
 
 def copy_of(whole: Path, root: Path) -> None:
-    """All of it; but what no case spoils and no command writes, the copies of the code, is linked."""
-    shutil.copytree(whole, root, symlinks=True, ignore=shutil.ignore_patterns("code"))
+    """All of it; but what no case spoils and no command writes, images and the copies of the code, is linked."""
+    shutil.copytree(whole, root, symlinks=True, ignore=shutil.ignore_patterns("code"), copy_function=_copy)
     for code in whole.rglob("code"):
         (root / code.relative_to(whole)).symlink_to(code)
+
+
+def _copy(source: str, target: str) -> None:
+    (os.link if source.endswith(IMAGES) else shutil.copy2)(source, target)
 
 
 def spoil_file(path: Path, draw: random.Random) -> None:

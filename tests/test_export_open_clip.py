@@ -31,7 +31,7 @@ from tests.test_search import place, trial_of  # noqa: F401  (fixtures)
 from tests.test_towers import Case, case, kinds, loaded  # noqa: F401  (fixtures)
 from tests.towers import encoded, shrunk, write_model
 
-METHODS = ("baseline", "projection", "finetune", "lora")
+METHODS = {"baseline": "baseline", "projection": "projection", "finetune": "finetune", "lora": "lora", "whole": "finetune"}
 TEXTS = ["A photo of Carabus niger.", "melanarius", "a black beetle"]
 PLAIN = """
 import json, sys, numpy, open_clip, torch
@@ -48,6 +48,7 @@ for folder in folders:
 assert "pipeline" not in sys.modules
 """
 FINETUNE = ("train.epochs=1", "optim.lr=1e-3", "model.encoder.blocks=1", "model.text.blocks=2")
+WHOLE = ("train.epochs=1", "optim.lr=1e-3", "model.encoder={kind: end_to_end}", "model.text={kind: end_to_end}")
 
 
 def by_plain_open_clip(folders: list[Path], picture: Path) -> list[Any]:
@@ -80,7 +81,8 @@ def test_plain_open_clip_loads_it_in_a_clean_process_and_embeds_the_same(
     tmp_path: Path,
 ) -> None:
     """Each method's, and what was released: one process loads them all."""
-    trials = {method: trial_of(method, *(FINETUNE if method == "finetune" else ())) for method in METHODS}
+    more = {"finetune": FINETUNE, "whole": WHOLE}
+    trials = {method: trial_of(config, *more.get(method, ())) for method, config in METHODS.items()}
     picture = next((place / "data" / "images").iterdir())
     folders = [export(trial.path, tmp_path / method) for method, trial in trials.items()]
     *exported, released = by_plain_open_clip([*folders, place / "clip"], picture)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.config.evaluation import Evaluate
 from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import read_json, write_json, write_table
 from pipeline.errors import UserError
@@ -26,6 +28,7 @@ from pipeline.training.samples import joined
 from tests.conftest import carabid
 
 Array = Any
+GALLERIES: tuple[Literal["stage"], Literal["all"]] = ("stage", "all")
 COUNTS = np.array([150, 60, 60, 5, 1, 0, 0, 0, 9])
 """Training images of the classes; the last one is not evaluated on."""
 IMAGES = np.array([6, 5, 4, 3, 1, 4, 3, 2, 0])
@@ -184,6 +187,24 @@ def test_a_row_per_class_tells_what_its_queries_get() -> None:
         assert blocks[part]["t2i_map"] == pytest.approx(rows["t2i_map"].mean())
         assert blocks[part]["acc"] == pytest.approx(np.average(rows["acc"], weights=rows["n"]))
     assert table["i2i_map"].isna().tolist() == (table["n"] == 1).tolist()
+
+
+def test_the_full_gallery_may_hold_the_texts_of_every_class() -> None:
+    """More to be mistaken for by an image's text; images, and all that the stage is told by, are as they were."""
+    of = drawn()
+    stage, every = (TASK.report(predicted(of), replace(trained(), evaluate=Evaluate(gallery=which))) for which in GALLERIES)
+    for part, own in (("id", range(5)), ("ood", range(5, 8))):
+        rows = np.isin(of.labels, own)
+        found = rank(of.images[rows], of.labels[rows], of.classes, np.arange(len(NAMES)))
+        full = every[part].pop("full")
+        assert full["i2t_map"] == mean(found.ap) < stage[part]["full"]["i2t_map"]
+        assert full["acc"] == mean(found.precision[:, 0]) and full["at_k"]["i2t"]["recall_at_5"] == mean(found.recall[:, 1])
+        assert all(full[name] == stage[part]["full"][name] for name in ("i2i_map", "t2i_map", "t2i_map50"))
+        del stage[part]["full"]
+    assert every == stage
+    alone = drawn(counts=COUNTS + 1)
+    every = TASK.report(predicted(alone), replace(trained(COUNTS + 1), evaluate=Evaluate(gallery="all")))
+    assert every["id"]["full"]["i2t_map"] < every["id"]["i2t_map"], "where there is one partition, too"
 
 
 # ---------------------------------------------------------------- the task

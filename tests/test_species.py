@@ -87,6 +87,7 @@ def done(config: Config, trial: TrialDir) -> dict[str, Any]:
 
 
 LORA = "{kind: lora, blocks: 1, r: 2}"
+WHOLE = ("train.epochs=2", "optim.lr=1e-3", "model.encoder={kind: end_to_end}", "model.text={kind: end_to_end}")
 METHODS: dict[str, tuple[str, ...]] = {
     "baseline": (),
     "few_shot": ("data.shots=2",),
@@ -132,6 +133,27 @@ def test_what_is_read_again_says_the_same_and_reads_no_trunk(make: Make, monkeyp
     assert np.abs(said.classes - classes.numpy()).max() < 1e-5
     moved = [name for name, p in model.named_parameters() if "lora_B" in name and p.abs().max() > 0]
     assert any(name.startswith("encoder.") for name in moved) and any(name.startswith("text_encoder.") for name in moved)
+
+
+def test_towers_learn_as_a_whole_the_embeddings_of_words_too(make: Make) -> None:
+    """From token ids, which bf16 would round."""
+    quick = tuple(each for each in QUICK if not each.startswith("features.dtype"))
+    config, trial = make("finetune", *WHOLE, "features.dtype=bf16", quick=quick)
+    results = done(config, trial)
+    inputs = load_inputs(config)
+    text = inputs.text_tower
+    assert 0 < results["ood"]["i2t_map"] <= 1 and text is not None and inputs.texts is not None
+    model = load_model(config, trial, inputs.backbone, text)
+    said = predict(model, inputs.samples(load_facts(trial), "validation", torch.device("cpu")))
+    tokens = torch.stack([text.transform(inputs.texts.texts.texts[i]) for i in inputs.texts.texts.of_class])
+    assert int(tokens.max()) > 256
+    networks = [model.text_encoder, text.network().eval()]
+    with torch.no_grad():
+        tuned, released = (F.normalize(network(text.given(tokens)), dim=-1) for network in networks)  # type: ignore[operator]
+    assert np.abs(said.classes - tuned.numpy()).max() < 1e-5 < (tuned - released).abs().max()
+    before = dict(text.network().named_parameters())
+    moved = [name for name, p in model.text_encoder.named_parameters() if not torch.equal(p, before[name])]
+    assert any("token_embedding" in name for name in moved) and any("positional_embedding" in name for name in moved)
 
 
 def test_released_towers_are_open_clips_own(make: Make, place: Path) -> None:

@@ -122,7 +122,7 @@ def test_an_adapter_learns_on_every_projection_of_every_block_and_merges_into_op
 )
 def test_computing_activations_again_changes_no_gradient(case: Case) -> None:
     _, tower, inputs = case
-    modules = [(tower.make_tail(0), tower.trunk(inputs, 0)), (tower.network(), inputs)]
+    modules = [(tower.make_tail(0), tower.trunk(inputs, 0)), (tower.network(), tower.given(inputs))]
     for module, given in modules:
         gradients = []
         for again in (False, True):
@@ -138,15 +138,26 @@ def test_computing_activations_again_changes_no_gradient(case: Case) -> None:
 def test_a_network_starts_as_its_tower_learns_and_goes_back_into_open_clip(case: Case) -> None:
     model, tower, inputs = case
     before, network = tower.weights_hash(), tower.network().eval()
-    assert relative_error(network(inputs).detach(), tower.embed(inputs)) < 1e-6
-    learn(network, inputs)
+    given = tower.given(inputs)
+    assert relative_error(network(given).detach(), tower.embed(inputs)) < 1e-6
+    learn(network, given)
     assert tower.weights_hash() == before
     with torch.no_grad():
-        assert relative_error(encoded(model, inputs), network(inputs)) > 0.01
-        assert relative_error(encoded(loaded(model, network.to_native()), inputs), network(inputs)) < 1e-5
+        assert relative_error(encoded(model, inputs), network(given)) > 0.01
+        assert relative_error(encoded(loaded(model, network.to_native()), inputs), network(given)) < 1e-5
 
 
 # ---------------------------------------------------------------- what the cache holds of a text
+@pytest.mark.parametrize("case", ["text ViT-B-32"], indirect=True)
+def test_every_token_id_outlives_bf16(case: Case) -> None:
+    """SigLIP2's vocabulary has 256,000."""
+    _, tower, _ = case
+    ids = torch.tensor([[0, 1, 255, 256, 257, 49_407, 65_535, 65_536, 255_999]])
+    network = tower.network()
+    network.backbone.embed = lambda texts: texts.double()  # type: ignore[method-assign,assignment]
+    assert torch.equal(network(tower.given(ids).bfloat16()), ids.double())
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith("text")], indirect=True)
 @torch.no_grad()
 def test_marks_outlive_bf16_and_all_else_is_near(case: Case) -> None:

@@ -105,6 +105,10 @@ class Tower(nn.Module, ABC):
     def embed(self, inputs: Any) -> Float[Tensor, "inputs embed_dim"]:
         """What `transform` gives of some inputs → their pooled embeddings as the library gives them, not normalised."""
 
+    def given(self, inputs: Tensor) -> Tensor:
+        """What `transform` gives of some inputs, as numbers that a store keeps exactly: what `network()` reads."""
+        return inputs
+
     def trunk(self, inputs: Any, cut: int) -> Float[Tensor, "inputs tokens width"]:
         """All tokens after the first `cut` blocks (0: what the first block reads). Raises UserError where that cannot be."""
         raise self._uncuttable()

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from pipeline.backbones.base import Backbone, Network, Tower
 
+BASE = 256
+"""Of the digits that a token id is kept as."""
+
 
 class TextTower(Tower):
     """A tower of texts."""
@@ -31,6 +34,10 @@ class TextTower(Tower):
     @abstractmethod
     def embed(self, texts: Int[Tensor, "texts tokens"]) -> Float[Tensor, "texts embed_dim"]:
         """Token ids → pooled embeddings as the library gives them, not normalised."""
+
+    def given(self, texts: Int[Tensor, "texts tokens"]) -> Float[Tensor, "texts tokens 3"]:
+        """Token ids, each as three digits to the base of 256: bf16 holds these exactly, and not every id above 256."""
+        return torch.stack([texts // BASE**2, texts // BASE % BASE, texts % BASE], dim=-1).float()
 
     @abstractmethod
     def trunk(self, texts: Int[Tensor, "texts tokens"], cut: int) -> Float[Tensor, "texts n_tokens marked"]:
@@ -50,8 +57,9 @@ class TextTower(Tower):
 class TextNetwork(Network):
     """A trainable copy of a whole tower of texts."""
 
-    def forward(self, texts: Int[Tensor, "texts tokens"]) -> Float[Tensor, "texts embed_dim"]:
-        return self.backbone.embed(texts)
+    def forward(self, given: Float[Tensor, "texts tokens 3"]) -> Float[Tensor, "texts embed_dim"]:
+        digits = given.long().unbind(-1)
+        return self.backbone.embed((digits[0] * BASE + digits[1]) * BASE + digits[2])
 
 
 class Towers(NamedTuple):

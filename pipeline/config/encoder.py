@@ -213,12 +213,12 @@ class PatchConvs(Encoder):
 
 
 class EndToEnd(Encoder):
-    """Nothing is frozen: the whole backbone learns from images, which are cached as it reads them."""
+    """Nothing is frozen: the whole tower learns from images or texts, which are cached as it reads them."""
 
     reads = "images"
     kind: Literal["end_to_end"]
     lr_scale: float = Field(1.0, gt=0)
-    """Learning rate of the backbone, as a multiple of `optim.lr`."""
+    """Learning rate of the tower, as a multiple of `optim.lr`."""
 
     def build(self, backbone: Any) -> Any:
         return backbone.network()

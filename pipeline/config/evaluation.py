@@ -39,3 +39,5 @@ class Evaluate(Section):
     """Predict from cached features, or from the images through the whole model: how far that differs is then told."""
     buckets: Annotated[tuple[int, int], Ascending, LATER] = CUTS
     """Where few, medium and many images of a class part: few up to the first number of training images, many above the second."""
+    gallery: Annotated[Literal["stage", "all"], LATER] = "stage"
+    """Of retrieval, what the full gallery holds beside the images of the stage: the texts of their classes, or of all classes."""

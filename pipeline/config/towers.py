@@ -39,7 +39,7 @@ class ContrastiveHead(TextHead):
             "reads_texts",
             hint="model.encoder.kind or model.text.kind to what learns (or model.head.kind to zero_shot)",
         ),
-        Fit("model.text.reads", ("pooled", "cut"), "reads texts, which have no {model.text.reads} features", "reads_texts"),
+        Fit("model.text.reads", ("pooled", "cut", "images"), "reads texts, which have no {model.text.reads}", "reads_texts"),
         Fit("model.standardize_features", (False,), "tunes what it reads", "reads_texts"),
     )
     embeds_pairs = True

@@ -22,5 +22,5 @@ KINDS: dict[FeatureKind, Kind] = {
     "pooled": Kind(lambda backbone, images, _: backbone.embed(images), lambda of: of.embed_dim),
     "patches": Kind(lambda backbone, images, _: backbone.patches(images), lambda of: of.n_patches * of.width),
     "cut": Kind(lambda backbone, images, cut: backbone.trunk(images, cut), lambda of: of.n_tokens),
-    "images": Kind(lambda _, images, __: images, lambda of: of.n_inputs),
+    "images": Kind(lambda backbone, images, _: backbone.given(images), lambda of: of.n_inputs),
 }

@@ -71,7 +71,7 @@ def text_weights(config: Config, load: Callable[[], Towers]) -> TextWeights:
         width=text.width + 1,  # with each token's mark
         n_patches=text.n_tokens - 1,
         n_parameters=sum(parameter.numel() for parameter in text.parameters()),
-        n_inputs=text.context_length,
+        n_inputs=3 * text.context_length,  # (`TextTower.given`)
         logit_scale=towers.logit_scale,
         logit_bias=towers.logit_bias,
         sources=sources,

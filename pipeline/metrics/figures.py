@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 
-from pipeline.config.evaluation import CUTS
+from pipeline.config.evaluation import Evaluate
 from pipeline.errors import UserError
 
 Array = NDArray[Any]
@@ -85,14 +85,14 @@ class Training:
     """Of each target: part → calibration, as JSON."""
     n: int | None = None
     """How many images; None where nobody has told."""
-    buckets: tuple[int, int] = CUTS
-    """Of classes: where few, medium and many training images part (evaluate.buckets)."""
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    """How what was trained on them is evaluated."""
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Training:
+    def of(cls, record: Mapping[str, Any], evaluate: Evaluate | None = None) -> Training:
         """What trained.json tells of it."""
         means, sds, calibration, n = map(record.get, ("train_means", "train_sds", "calibration", "n_train"))
-        return cls(record["train_domains"], means, sds, calibration, n)
+        return cls(record["train_domains"], means, sds, calibration, n, evaluate or Evaluate())
 
 
 def mean_of_all(values: Iterable[float | None]) -> float | None:

@@ -1,8 +1,9 @@
 """The figures of image–text retrieval in results.json: of classes that were trained on (ID) and of others (OOD), each against its
 own gallery and against both, of n-shot buckets, of ranks, and of chance; and a table with a row per class.
 
-A query is an image (i2t, i2i) or the text of a class (t2i). The galleries hold the images and the classes that are evaluated on,
-not every class that there is. i2i leaves the query itself out, and skips one that nothing else is like.
+A query is an image (i2t, i2i) or the text of a class (t2i). The galleries hold the images and the classes that are evaluated on;
+the full one, where `evaluate.gallery` says so, every class that there is. i2i leaves the query itself out, and skips one that
+nothing else is like.
 """
 
 from __future__ import annotations
@@ -71,10 +72,12 @@ class Embeddings:
     classes: Float[np.ndarray, "classes width"]
     counts: Int[np.ndarray, " classes"]
     """How many training images each class has."""
+    every: bool = False
+    """Whether the full gallery holds the texts of every class, not of those alone that some image is of."""
 
     @cached_property
     def is_finite(self) -> bool:
-        return bool(np.isfinite(self.images).all() and np.isfinite(self.classes[self.present]).all())
+        return bool(np.isfinite(self.images).all() and np.isfinite(self.classes[self.gallery]).all())
 
     @cached_property
     def n_images(self) -> Int[np.ndarray, " classes"]:
@@ -84,6 +87,11 @@ class Embeddings:
     def present(self) -> Bool[np.ndarray, " classes"]:
         """The classes that some image is of."""
         return self.n_images > 0
+
+    @cached_property
+    def gallery(self) -> Bool[np.ndarray, " classes"]:
+        """The classes of the full gallery."""
+        return np.ones_like(self.present) if self.every else self.present
 
     @cached_property
     def parts(self) -> dict[str, Flags]:
@@ -123,15 +131,22 @@ class Embeddings:
         return {name: self.ranked(of, of) for name, of in self.parts.items() if of.any()}
 
     @cached_property
-    def full(self) -> dict[str, Found]:
+    def stage(self) -> dict[str, Found]:
         """The same against the gallery of both."""
         if len(self.own) == 1:
             return self.own
         return {name: self.ranked(of, self.present) for name, of in self.parts.items() if of.any()}
 
-    def chances(self, full: bool) -> dict[str, Found]:
-        """`own` or `full`, by chance."""
-        return {name: self.by_chance(of, self.present if full else of) for name, of in self.parts.items() if of.any()}
+    @cached_property
+    def full(self) -> dict[str, Found]:
+        """The same against the full gallery. More texts are no other images: what these are the answers of stays."""
+        if not self.every:
+            return self.stage
+        return {name: {**found, **self.ranked(self.parts[name], self.gallery, ["i2t"])} for name, found in self.stage.items()}
+
+    def chances(self, stage: bool) -> dict[str, Found]:
+        """`own` or `stage`, by chance."""
+        return {name: self.by_chance(of, self.present if stage else of) for name, of in self.parts.items() if of.any()}
 
 
 # ---------------------------------------------------------------- the report
@@ -166,7 +181,7 @@ def retrieval_report(
 
 def summary(embeddings: Embeddings) -> dict[str, float | None]:
     """The composites, of own galleries, and the accuracy of all images among all classes of the stage."""
-    of_all = [embeddings.full[name]["i2t"].precision[:, 0] for name in embeddings.full]
+    of_all = [found["i2t"].precision[:, 0] for found in embeddings.stage.values()]
     return _composites(embeddings.own) | {"acc": mean(np.concatenate(of_all)) if of_all else None}
 
 
@@ -227,8 +242,8 @@ def _ranks(embeddings: Embeddings, parents: Mapping[str, Codes], scale: float, s
 
 def _random(embeddings: Embeddings) -> Block:
     """What embeddings get that know nothing: the expected figures, and the composite of these."""
-    own, full = embeddings.chances(full=False), embeddings.chances(full=True)
-    of_all = [found["i2t"].precision[:, 0] for found in full.values()]
+    own, stage = embeddings.chances(stage=False), embeddings.chances(stage=True)
+    of_all = [found["i2t"].precision[:, 0] for found in stage.values()]
     together = _composites(own) | {"acc": mean(np.concatenate(of_all)) if of_all else None}
     return together | {name: _short(found) for name, found in own.items()}
 

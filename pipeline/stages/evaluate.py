@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +47,7 @@ def run(config: Config, trial: TrialDir) -> dict[str, Any]:
     split, device, task = choose_split(config, inputs), choose_device(config.device), inputs.task
     backbone = inputs.backbone if config.evaluate.inputs == "images" else inputs.encoder_backbone
     model, facts = load_model(config, trial, backbone, inputs.text_tower).to(device), load_facts(trial)
-    table, training = inputs.table(split), replace(Training.of(record), buckets=config.evaluate.buckets)
+    table, training = inputs.table(split), Training.of(record, config.evaluate)
     said, cached = _predict_split(config, inputs, model, facts, split, device)
     predictions, blocks = _report(inputs, table, said, training)
     if cached is not None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,10 +56,7 @@ def run(folders: Sequence[Path], alphas: Sequence[float], device: str | None) ->
     inputs.verify()
     split = choose_split(config, inputs)
     loaded = [_tuned(trial, inputs).to(where) for trial in trials]
-    samples, training = (
-        inputs.samples(facts, split, where),
-        replace(Training.of(read_trained(trials[0])), buckets=config.evaluate.buckets),
-    )
+    samples, training = inputs.samples(facts, split, where), Training.of(read_trained(trials[0]), config.evaluate)
     figures = partial(_figures, samples=samples, inputs=inputs, split=split, training=training)
     models = _Between(bare(_base(config, facts, inputs)).to(where), loaded, samples)
     rows = [{"alpha": alpha, **figures(models.at(alpha))} for alpha in alphas]

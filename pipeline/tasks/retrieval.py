@@ -61,7 +61,8 @@ class Embedded:
     def ranked(self) -> Embeddings:
         """What figures are made of. Rankings are made once."""
         assert self.labels is not None
-        return Embeddings(self.embeddings, self.labels, self.classes, _counts(self.names, self.training))
+        every = self.training is not None and self.training.evaluate.gallery == "all"
+        return Embeddings(self.embeddings, self.labels, self.classes, _counts(self.names, self.training), every)
 
 
 class Retrieval(Task[Embedded]):
@@ -124,7 +125,7 @@ class Retrieval(Task[Embedded]):
             predictions = self.forecast(predictions, training)
         called, parents = label_name(predictions.names[0]), self.parents(predictions)
         parents.pop(called, None)  # a rank that is the classes themselves
-        ranked, (few, medium), how = predictions.ranked, training.buckets, predictions.similarity
+        ranked, (few, medium), how = predictions.ranked, training.evaluate.buckets, predictions.similarity
         blocks = retrieval_report(ranked, parents, predictions.scale, few, medium, called, how)
         present = np.flatnonzero(predictions.ranked.present)
         blocks["summary"]["classes"] = [class_name(predictions.names[i]) for i in present]

@@ -127,6 +127,8 @@ def test_what_open_clip_has_no_place_for_is_refused_and_nothing_is_written(
         export(siglip.path, tmp_path / "tuned")
     with pytest.raises(UserError, match="leaves the towers as they were released"):
         export(trial_of("few_shot", "data.shots=2").path, tmp_path / "tuned")
+    with pytest.raises(UserError, match="lift tells species by weights of their own, for which open_clip has no place"):
+        export(trial_of("lift", "train.epochs=1", "model.encoder.kind=frozen").path, tmp_path / "tuned")
     assert not (tmp_path / "tuned").exists()
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="exists: name another --out, or remove it"):

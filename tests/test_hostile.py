@@ -26,6 +26,9 @@ def load(folder: Path, text: str, *overrides: str) -> int:
     return len(load_experiment(path, overrides).trials)
 
 
+TOO_DEEP = r"mine\.yaml: not valid YAML: .*too deep"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -37,7 +40,11 @@ def load(folder: Path, text: str, *overrides: str) -> int:
         ("? [a, b]\n: 1\n", r"(?s)mine\.yaml: not valid YAML: .*line 2"),
         ("optim: &o {lr: *o}\n", r"mine\.yaml: not valid YAML: .*in itself"),
         ("optim: " + "[" * 500 + "]" * 500 + "\n", r"mine\.yaml: (not valid YAML: .*too deep|line 2)"),
-        *((deep * 100_000, r"mine\.yaml: not valid YAML: .*too deep") for deep in ("[", "- ", "? ", "{a: ")),
+        *((deep * 100_000, TOO_DEEP) for deep in ("[", "- ", "? ", "{a: ")),
+        *((f"{before}optim: {'[' * 100_000}", TOO_DEEP) for before in (f"# {']' * 100_000}\n", "#\u2028", "#\x85", "#\r")),
+        (f"experiment: '{'}' * 100_000}'\noptim: {'{a: ' * 100_000}", TOO_DEEP),
+        ("#\u2029" + "- " * 100_000, TOO_DEEP),
+        ("optim:\n" + "".join(f"{' ' * i}- [\n" for i in range(1, 2000)), TOO_DEEP),
         (BOMB, r"mine\.yaml: not valid YAML: its values are longer than 1,000,000 characters"),
         ('experiment: "a\\0b"\n', r"mine\.yaml: not valid YAML: line 2: .*no name can have"),
         ('experiment: "a\\ud800b"\n', r"(?s)mine\.yaml: not valid YAML: .*invalid Unicode character.* line 2"),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,17 +59,17 @@ def wait_until_gone(session: int) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("number", "to_all"), [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGTERM, False)], ids=["Ctrl-C", "stop", "kill"]
+)
 def test_interrupted_it_writes_checkpoints_begins_nothing_more_and_leaves_no_process(
-    assets: Assets, root: Path, number: signal.Signals
+    assets: Assets, root: Path, number: signal.Signals, to_all: bool
 ) -> None:
+    """By a terminal, by what stops a service or a job's step, and by a person who names the one process."""
     overrides = (*assets.overrides("frozen"), "seed=0,1,2,3", "train.epochs=100000")
     process = start(root, "submit", CONFIG, *overrides, "--cluster", "local", "--workers", "2")
     wait_for_epochs(root, 2)
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does: to all of them
-    else:
-        process.send_signal(number)
+    (os.killpg if to_all else os.kill)(process.pid, number)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 1 and "the same command goes on" in out and "Traceback" not in out
     assert len(list(root.glob("trained/*/*/checkpoint/state.pt"))) == 2
@@ -86,6 +87,79 @@ def test_workers_end_when_the_process_that_started_them_is_killed(assets: Assets
     process.wait()
     wait_until_gone(process.pid)
     assert len(list(root.glob("trained/*/*/checkpoint/state.pt"))) == 1
+
+
+PATIENT = """
+import signal, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from pipeline.launch.jobs import jobs
+from pipeline.launch.submitting import local
+
+def patient(place, number):
+    Path(place, f"{number} began").touch()
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    while not heard:
+        time.sleep(0.05)
+    time.sleep(1)
+    Path(place, f"{number} ended").touch()
+    signal.signal(signal.SIGTERM, before)
+
+jobs.patient = patient
+experiment = SimpleNamespace(own_log=lambda *_: Path(sys.argv[1], "log"))
+local.load_manifest = lambda _: SimpleNamespace(experiment=experiment, number=1)
+
+if __name__ == "__main__":
+    with local._pool(1) as pool:
+        works = [pool.submit(local._work, Path(sys.argv[1]), "patient", number) for number in range(3)]
+        works[0].result()
+"""
+"""Works that take a second to end well when they are told to stop, as a training in its last epoch does."""
+
+
+@pytest.fixture
+def patient(tmp_path: Path) -> subprocess.Popen[str]:
+    """A process whose worker is at such a work."""
+    (tmp_path / "patient.py").write_text(PATIENT)
+    command = [sys.executable, str(tmp_path / "patient.py"), str(tmp_path)]
+    environ = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    process = subprocess.Popen(command, start_new_session=True, env=environ, text=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "0 began").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+def test_a_worker_that_is_left_alone_begins_nothing_more(patient: subprocess.Popen[str], tmp_path: Path) -> None:
+    """Its pool has handed over the next work already."""
+    patient.kill()
+    patient.wait()
+    wait_until_gone(patient.pid)
+    assert (tmp_path / "0 ended").exists() and not (tmp_path / "1 began").exists()
+
+
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to one", "to all"])
+def test_told_to_stop_the_first_process_ends_last(
+    patient: subprocess.Popen[str], tmp_path: Path, send: Callable[[int, int], None]
+) -> None:
+    """Where it ends, a scheduler takes the job for ended; and nothing more is begun."""
+    send(patient.pid, signal.SIGTERM)
+    patient.wait(timeout=30)
+    assert (tmp_path / "0 ended").exists() and not (tmp_path / "1 began").exists()
+    wait_until_gone(patient.pid)
+
+
+def test_workers_run_the_package_of_the_process_that_started_them(assets: Assets, root: Path, tmp_path: Path) -> None:
+    """Whatever the current folder calls by its name: another clone, or some results."""
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "notes.txt").write_text("the steps of our pipeline")
+    command = [str(Path(sys.executable).with_name("carabid")), "submit", str(PROJECT / "configs/beetles/climatology.yaml")]
+    command += [*assets.overrides("climatology"), "--cluster", "local"]
+    environ = {**os.environ, "CARABID_ROOT": str(root)}
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and list(root.glob("trained/*/*/results.json")), done
 
 
 def test_a_training_stopped_by_hand_writes_a_checkpoint_and_says_how_to_go_on(assets: Assets, root: Path) -> None:

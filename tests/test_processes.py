@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ from safetensors.torch import load_file
 
 from pipeline.config.identity import config_hash
 from pipeline.disk.layout import PROJECT, TrialDir
-from pipeline.errors import Interrupted, UserError
+from pipeline.errors import Interrupted, UserError, WorkError
 from pipeline.experiments.reading import Trial, load_experiment
 from pipeline.launch.jobs.trials import train_trial, trial_dir
 from pipeline.launch.manifest.manifest import Terms, preview_manifest
 from pipeline.launch.submitting import sbatch
 from pipeline.signals import StopFlag
-from pipeline.stages import extract
-from pipeline.training.process_ranks import first_host, launched
+from pipeline.stages import extract, several
+from pipeline.training.process_ranks import Rank, first_host, launched
 from pipeline.training.processes import Processes
 from pipeline.training.towers import check_shares
 from tests import forked
@@ -83,14 +84,16 @@ def of_rank(number: int, port: int, root: str, trial: Trial, stop_after: int) ->
             os._exit(TOLD)
 
 
-def by_two(trial: Trial, stop_after: int = -1) -> list[int | None]:
-    """Train in two processes, of which the second is told to stop after so many batches; returns how they ended."""
+def by_two(trial: Trial, stop_after: int = -1, late: float = 0) -> list[int | None]:
+    """Train in two processes, of which the second begins so many seconds later, or is told to stop after so many batches; returns
+    how they ended."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started = [forked.process(of_rank, n, port, os.environ["CARABID_ROOT"], trial, stop_after) for n in range(2)]
     for each in started:
         each.start()
+        time.sleep(late)
     for each in started:
         each.join(120)
     return [each.exitcode for each in started]
@@ -145,6 +148,24 @@ def test_a_checkpoint_of_two_goes_on_with_one_and_back_and_a_signal_to_one_of_th
     assert_same(undisturbed, folder)
     provenance = json.loads(folder.trained.read_text())["provenance"]
     assert provenance["resumed"] == 2 and [", 2 processes" in name for name in provenance["computed_on"]] == [True, False, True]
+
+
+@pytest.mark.jobs
+def test_one_that_comes_when_nothing_is_left_to_train_ends_well_too(trial_of: Callable[..., Trial]) -> None:
+    by_one(trial_of("done", *BCE, epochs=1))
+    assert by_two(trial_of("done", *BCE, "train.processes=2", epochs=1), late=4) == [ENDED, ENDED]
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["the port is taken", "nobody is there"])
+def test_processes_that_cannot_meet_say_where(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(several, "COMING", timedelta(seconds=1))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        if number == 0:
+            taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(WorkError, match=rf"cannot meet at 127\.0\.0\.1:{port} \(MASTER_ADDR, MASTER_PORT\): "):
+            several._store(Rank(number, 2, number, ("127.0.0.1", port)))
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])

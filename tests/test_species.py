@@ -3,6 +3,7 @@ blocks of both towers, adapters on both; what is cached, saved, resumed and pred
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
@@ -43,7 +44,7 @@ from pipeline.stages.predict import Origin, predict_files
 from pipeline.tasks import load_task
 from pipeline.training import loop, towers
 from pipeline.training.optimiser import set_rates
-from pipeline.training.samples import predict
+from pipeline.training.samples import Samples, TextSamples, predict
 from pipeline.training.towers import embed_classes
 from tests.test_open_clip_folder import with_simple_tokens
 from tests.towers import write_model
@@ -113,6 +114,21 @@ def test_every_method_goes_from_photographs_to_results_of_species_known_and_new(
     assert {"genus", "family"} <= results["ranks"].keys() and {"few", "medium", "many"} & results["buckets"].keys()
     classes = pd.read_parquet(trial.groups)
     assert len(classes) and {"i2t_map", "n_train"} <= set(classes)
+
+
+@pytest.mark.parametrize("method", ["projection", "finetune", "lift"])
+def test_what_a_training_held_is_free_again_when_it_has_ended(method: str, make: Make) -> None:
+    """Without the collector of cycles, which seldom looks (`sweeps.py`): the next one in this process needs the memory."""
+    config, trial = make(method, *(each for each in METHODS[method] if "epochs" not in each), "train.epochs=1", "seed=5")
+    extract.ensure(config)
+    gc.collect()
+    gc.disable()
+    try:
+        train.run(config, trial)
+        assert not [each for each in gc.get_objects() if type(each) in (Samples, TextSamples)]
+    finally:
+        gc.enable()
+    assert trial.trained.exists()
 
 
 def test_what_is_read_again_says_the_same_and_reads_no_trunk(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

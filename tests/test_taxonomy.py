@@ -107,9 +107,17 @@ def test_a_species_of_two_genera_is_refused_by_both_rows(tmp_path: Path) -> None
     assert f"Carabus auratus is of the genus Carabus at {table}, line 4, and of Amara at {table}, line 10" in str(caught.value)
 
 
-def test_permuted_species_take_their_ranks_and_common_names_along(tmp_path: Path) -> None:
-    plain, permuted = (load(write(tmp_path, TABLE), permute_targets=on) for on in (False, True))
-    assert taxonomy_of(permuted) == taxonomy_of(plain)
+SPECIMENS = "file,genus,species,common,specimen\n" + "".join(
+    f"{i}.jpg,{genus if i % 2 else ''},{genus} ater,{f'black {genus}' if i % 2 else ''},s{i // 2}\n"
+    for i, genus in enumerate(["Abax"] * 2 + ["Blaps"] * 2 + ["Carabus"] * 4 + ["Dyschirius"] * 2)
+)
+"""Each of two images, of which the second alone tells genus and common name."""
+
+
+@pytest.mark.parametrize(("text", "columns"), [(TABLE, {}), (SPECIMENS, {"group": "specimen"})], ids=["images", "specimens"])
+def test_permuted_species_take_their_ranks_and_common_names_along(tmp_path: Path, text: str, columns: dict[str, str]) -> None:
+    plain, permuted = (load(write(tmp_path, text), columns=dict(columns), permute_targets=on) for on in (False, True))
+    assert taxonomy_of(permuted) == taxonomy_of(plain) and plain.source.data.columns.ranks and "common" in plain.table
     assert permuted.table[LABEL].tolist() != plain.table[LABEL].tolist()
 
 
@@ -322,6 +330,11 @@ def test_classes_of_one_text_are_said(common: tuple[str | None, ...], said: str 
         ("$SCI$ [$SEX$] seen", {}, "A b seen"),
         ("$SCI$, $SEX$, $POS$", {"SEX": "male", "POS": "dorsal"}, "A b, male, dorsal"),
         ("$SCI$ (), $SEX$", {"SEX": "male"}, "A b (), male"),
+        ("$SCI$ ($SEX$).", {}, "A b."),
+        ("$SCI$ ($SEX$), $POS$", {"POS": "dorsal"}, "A b, dorsal"),
+        ("$SCI$ [$SEX$, $POS$]: seen", {}, "A b: seen"),
+        ("$SCI$, $SEX$!", {}, "A b!"),
+        ("is it $SCI$ $SEX$?", {}, "is it A b?"),
     ],
 )
 def test_what_is_unknown_leaves_no_comma_and_no_brackets(template: str, known: dict[str, str], text: str) -> None:

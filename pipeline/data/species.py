@@ -3,15 +3,20 @@ checked. Loads no torch."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pipeline.config.data import Data
 from pipeline.data.dataset import Dataset
 from pipeline.data.dealing import deal
 from pipeline.data.known_columns import AUTO, recognised
 from pipeline.data.sources import open_source
 from pipeline.data.table import permute, read_table, warned
-from pipeline.data.taxonomy import taxonomy_of
-from pipeline.data.truth import RANK
+from pipeline.data.taxonomy import Taxonomy, taxonomy_of
+from pipeline.data.truth import LABEL, RANK
 from pipeline.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 USUAL = ("species", "scientificName", "taxon_name", "specificEpithet")
 """Some of the names by which a column of species is known."""
@@ -32,7 +37,17 @@ def load_species(data: Data) -> Dataset:
         usual, near = ", ".join(USUAL), nearest("species", exist, listed=True)
         raise UserError(f"data.source {data.source}: no column is known to hold species (data.label={AUTO}: {usual}, …); {near}")
     dataset = read_table(data, source.meaning(data), many_classes=True)
-    _, doubts = taxonomy_of(dataset)
-    of_species = [name for name in map(str, dataset.table) if name == "common" or name.startswith(RANK)]
-    dataset = permute(deal(dataset, data, dataset.table["label"].tolist()), data, of_species)
+    taxonomy, doubts = taxonomy_of(dataset)
+    dataset = permute(deal(dataset, data, dataset.table["label"].tolist()), data)
+    if data.permute_targets:
+        _tell(dataset.table, taxonomy)
     return warned(dataset, [*notes, *doubts])
+
+
+def _tell(table: pd.DataFrame, taxonomy: Taxonomy) -> None:
+    """Let each row tell the ranks and the common name of the species that it has been dealt."""
+    labels = table[LABEL].tolist()
+    for i in range(len(taxonomy.ranks)):
+        table[f"{RANK}{i}"] = [taxonomy.taxa[label][i] for label in labels]
+    if "common" in table:
+        table["common"] = [taxonomy.common[label] for label in labels]

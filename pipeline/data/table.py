@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -80,12 +80,11 @@ def warned(dataset: Dataset, warnings: Iterable[str]) -> Dataset:
     return replace(dataset, warnings=(*dataset.warnings, *warnings))
 
 
-def permute(dataset: Dataset, data: Data, of_truth: Sequence[str] = ()) -> Dataset:
-    """With the truth dealt out to other groups, where the configuration asks for this control; and with it the columns that tell
-    of the truth, not of the image: of a species its ranks."""
+def permute(dataset: Dataset, data: Data) -> Dataset:
+    """With the truth dealt out to other groups, where the configuration asks for this control."""
     if data.permute_targets:
         rows = givers(dataset.table)
-        for column in (*dataset.truth.learnt, *of_truth):
+        for column in dataset.truth.learnt:
             dataset.table[column] = dataset.table[column].array.take(rows)
     return dataset
 

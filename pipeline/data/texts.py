@@ -26,7 +26,8 @@ UNKNOWN = "\0"
 LEAVING = (
     (re.compile(rf"{UNKNOWN}(\s*{UNKNOWN})+"), UNKNOWN),
     (re.compile(rf"(^|[(\[])(\s*{UNKNOWN}\s*[,;:]?)+\s*"), r"\1"),
-    (re.compile(rf"[,;:]?\s*{UNKNOWN}\s*(?=[,;:.)\]]|$)"), ""),
+    (re.compile(rf"[,;:]?\s*{UNKNOWN}\s*(?=[,;:.!?)\]]|$)"), ""),
+    (re.compile(r"\s*(\(\s*\)|\[\s*\])\s*(?=[,;:.!?)\]]|$)"), ""),
     (re.compile(r"\(\s*\)|\[\s*\]"), ""),
     (re.compile(UNKNOWN), ""),
 )

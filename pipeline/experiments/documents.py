@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.events import CollectionEndEvent, CollectionStartEvent
 
 from pipeline.config.identity import flatten
 from pipeline.config.trial import Config
@@ -42,6 +43,8 @@ MAX_CHARACTERS = 1_000_000  # of a YAML's values, aliases written out: a few hun
 
 DEEPEST = 1000
 """Blocks and lists in one another: libyaml reads them by recursion, whose end would be that of the process."""
+AHEAD = re.compile(r"([\[{]\s*([a-z]+:\s*)?|[-?] ){500}")
+"""Many of them that begin behind each other."""
 
 
 class _Yaml(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -163,7 +166,7 @@ def read_value(text: str) -> Any:
 def _parse(text: str) -> tuple[yaml.Node | None, Any]:
     """The nodes of a YAML, and its values. Raises ValueError saying what is wrong with it."""
     try:
-        if _depth(text) > DEEPEST:
+        if _is_deep(text):
             raise RecursionError
         loader = _Yaml(text)
         node = loader.get_single_node()
@@ -176,11 +179,19 @@ def _parse(text: str) -> tuple[yaml.Node | None, Any]:
         raise ValueError("its values lie too deep in one another, or one in itself" if is_deep else f"{error}") from error
 
 
-def _depth(text: str) -> int:
-    """How deep blocks and lists lie in one another at most: those in brackets; of others each is indented by one more place than
-    what it is in, or is a list in a block."""
-    opened = accumulate(1 if bracket in "[{" else -1 for bracket in re.findall(r"[\[\]{}]", text))
-    return max(opened, default=0) + 2 * max(map(len, re.findall(r"^[ ?-]+", text, re.M)), default=0)
+def _is_deep(text: str) -> bool:
+    """Whether blocks and lists lie too deep in one another, each of which begins with one of five characters. Told by the events
+    that libyaml reads: for these it does not go into itself, as it does to make nodes of them, until its stack ends."""
+    if sum(map(text.count, "[{-?:")) <= DEEPEST:
+        return False
+    events = yaml.parse(text, Loader=_Yaml)
+    steps = (isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent) for event in events)
+    try:
+        return any(depth > DEEPEST for depth in accumulate(steps))
+    except yaml.YAMLError:  # it looks a thousand characters ahead for the end of a key, and finds more of the same
+        if AHEAD.search(text):
+            return True
+        raise
 
 
 def _have_text_for_keys(node: yaml.Node | None, seen: set[int]) -> None:

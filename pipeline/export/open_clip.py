@@ -49,10 +49,19 @@ def export(folder: Path, out: Path) -> Path:
         raise UserError(f"{of.trial.path}: its backbone ({block.display_name}) is no model of open_clip")
     towers = _towers(of)
     model = of.model(towers.image, towers.text)
+    if not model.classes_are_texts:
+        raise UserError(
+            f"{of.trial.path}: model.head.kind {of.config.model.head.kind} tells species by weights of their own, for which "
+            "open_clip has no place: by their texts it would not have the figures of results.json. Export a contrastive trial"
+        )
     scale, bias = _logits(model, load_facts(of.trial))
     if not write_open_clip_folder(block, _native(of.config, model, towers), out, scale, bias, hub_card(of.trial, of.config)):
         log(f"{out}: open_clip finds its text tower by this path: change hf_model_name in its config where the folder moves")
-    _check(out, of.config, model, towers)
+    try:
+        _check(out, of.config, model, towers)
+    except BaseException:
+        shutil.rmtree(out)
+        raise
     return out
 
 
@@ -78,7 +87,7 @@ def _logits(model: TwoTowers, facts: Facts) -> tuple[float, float | None]:
 
 
 def _check(out: Path, config: Config, model: TwoTowers, towers: Towers) -> None:
-    """WorkError, and no folder, unless open_clip embeds some texts and an image as the trial does."""
+    """WorkError unless open_clip embeds some texts and an image as the trial does."""
     written, _, transform = open_clip.create_model_and_transforms(f"local-dir:{out}")
     tokenizer, device = open_clip.get_tokenizer(f"local-dir:{out}"), torch.device("cpu")
     picture = Image.effect_noise((300, 200), 80).convert("RGB")
@@ -92,5 +101,4 @@ def _check(out: Path, config: Config, model: TwoTowers, towers: Towers) -> None:
     )
     apart = max(float((functional.normalize(found, dim=-1) - own).abs().max()) for found, own in pairs)
     if not apart <= APART:
-        shutil.rmtree(out)
         raise WorkError(f"open_clip embeds otherwise than the trial (by {apart:.1g}): nothing was written. Please report this.")

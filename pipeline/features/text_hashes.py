@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from pipeline.backbones.texts import Towers
 
 
-CODE = tuple(f"data/{name}.py" for name in ("texts", "taxonomy", "known_columns", "missing", "species", "table"))
-"""What makes texts of tables: other code must not pass for the one on record."""
+OF_TABLES = ("texts", "taxonomy", "known_columns", "missing", "species", "table", "classes")
+CODE = tuple(f"data/{name}.py" for name in (*OF_TABLES, "dealing", "splits", "species_splits"))
+"""What makes texts of tables, and deals the classes to other images (data.permute_targets): other code must not pass for the one
+on record."""
 
 
 @dataclass(frozen=True)

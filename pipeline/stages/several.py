@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
+from datetime import timedelta
 from functools import cache, partial
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -36,6 +37,8 @@ LOOKS = 0.2
 """Seconds between two looks at the other processes."""
 GRACE = 30.0
 """Seconds in which a process notices by itself that another is gone; it may be waiting for that on the GPU, and for ever."""
+COMING = timedelta(minutes=10)
+"""How much later than another a process of a launcher may come to where they meet."""
 TRAIN, NOTHING = "train", "nothing to train"
 Follow = Callable[[Config, TrialDir, StopFlag, Rank, Any], None]
 """What a process does that is not the main one: train the trial along, from where they meet."""
@@ -66,6 +69,7 @@ def follow_launched(config: Config, trial: TrialDir, flag: StopFlag, rank: Rank,
     store.set_timeout(PATIENCE * 1000)  # it may wait for another job that trains this trial
     with ending_with_others():
         word = store.get("word").decode()
+        store.set(f"heard {rank.number}", "")
     if word == TRAIN:
         store.set_timeout(PATIENCE)
         with _silence():
@@ -73,9 +77,13 @@ def follow_launched(config: Config, trial: TrialDir, flag: StopFlag, rank: Rank,
 
 
 def nothing_to_follow(config: Config, trial: TrialDir) -> None:
-    """Let the processes that a launcher has started go on, if they have not been told to train."""
+    """Let the processes that a launcher has started go on, if they have not been told to train; and wait until all have heard it:
+    this one, which keeps the place where they meet, may end next, and another may still be loading its libraries."""
     if rank := launched(config.train.processes):
-        meeting(rank, trial).compare_set("word", "", NOTHING)
+        store = meeting(rank, trial)
+        store.compare_set("word", "", NOTHING)
+        with suppress(RuntimeError):  # whoever has ended hears nothing
+            store.wait([f"heard {number}" for number in range(1, rank.size)], COMING)
 
 
 def meeting(rank: Rank, trial: TrialDir) -> Any:
@@ -87,7 +95,13 @@ def meeting(rank: Rank, trial: TrialDir) -> Any:
 def _store(rank: Rank) -> Any:
     kept_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     is_master = rank.is_main and not kept_by_torchrun
-    return TCPStore(*rank.address, is_master=is_master, wait_for_workers=False, timeout=PATIENCE)
+    try:
+        store = TCPStore(*rank.address, is_master=is_master, wait_for_workers=False, timeout=COMING)
+    except RuntimeError as error:
+        where, why = ":".join(map(str, rank.address)), str(error).strip().splitlines()[0]
+        raise WorkError(f"the processes of this training cannot meet at {where} (MASTER_ADDR, MASTER_PORT): {why}") from error
+    store.set_timeout(PATIENCE)
+    return store
 
 
 # ---------------------------------------------------------------- started here

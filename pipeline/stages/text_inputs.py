@@ -17,7 +17,7 @@ from pipeline.backbones import load_towers
 from pipeline.backbones.texts import TextTower
 from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
-from pipeline.data.species_splits import hashed
+from pipeline.data.species_splits import hashed, lasting
 from pipeline.data.taxonomy import taxonomy_of
 from pipeline.data.texts import ClassTexts, texts_of
 from pipeline.data.tree import read_tree, shared_depths
@@ -63,7 +63,7 @@ class TextInputs:
             self.store, np.arange(self.store.n), device, self.config.resources.residence, self.config.train.processes
         )
         of_image, of_class = torch.from_numpy(self.texts.of_image[rows]), torch.from_numpy(self.texts.of_class)
-        order = np.argsort(hashed(self.dataset.table["id"].loc[rows]), kind="stable")
+        order = np.argsort(hashed(lasting(self.dataset)["id"].loc[rows]), kind="stable")
         scale = math.exp(self.facts.logit_scale)
         return TextSamples(bank, of_image, of_class, partial(self._class_facts, counts), self._views(rows), order, scale)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -62,6 +62,14 @@ def embed_classes(model: TwoTowers, texts: TextSamples) -> None:
     model.classes.copy_(torch.cat(parts))
 
 
+def embedded_classes(model: TwoTowers, texts: TextSamples, processes: Processes) -> Float[Tensor, "classes width"]:
+    """By a model in training as it is now, to the bit the same in all processes."""
+    embed_classes(model, texts)
+    processes.same(model.classes)
+    model.train()
+    return model.classes
+
+
 @dataclass(frozen=True)
 class Drawn:
     """What batches of training images are drawn by (`config/batches.py`)."""
@@ -104,7 +112,8 @@ class Lesson:
         texts = of_texts(self.train)
         labels, counts = self.train.truth, texts.facts.counts.cpu().numpy().astype("int64")
         tree = None if texts.facts.tree is None else texts.facts.tree.nan_to_num(-1.0).double().cpu().numpy()
-        return Drawn(labels, texts.views, counts, tree, self._embedded_classes)
+        embedded = partial(embedded_classes, self.model, texts, self.processes)  # (not of this lesson, which would hold itself)
+        return Drawn(labels, texts.views, counts, tree, embedded)
 
     def batches(self, streams: aug.Streams) -> tuple[int, list[Rows]]:
         """All are drawn before the first is learnt from: how many there are depends on the draw."""
@@ -136,13 +145,6 @@ class Lesson:
         device = self.model.classes.device
         losses = [self._report(image[part].to(device), text[part].to(device), classes[part].to(device)) for part in parts]
         return metric, float(torch.stack(losses).mean())
-
-    def _embedded_classes(self) -> Float[Tensor, "classes width"]:
-        """By the model as it is now, to the bit the same in all processes."""
-        embed_classes(self.model, of_texts(self.train))
-        self.processes.same(self.model.classes)
-        self.model.train()
-        return self.model.classes
 
     def _report(self, image: Tensor, text: Tensor, classes: Tensor) -> Tensor:
         batch = Batch.whole(image, text, classes)

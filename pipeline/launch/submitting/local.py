@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from pipeline.disk.attempts import SHARED_BY
@@ -19,6 +21,8 @@ from pipeline.launch.manifest.manifest import Manifest, load_manifest
 from pipeline.launch.submitting.sbatch import last_line
 
 MOST = 5  # names that a message lists
+TOLD = threading.Event()
+"""In a worker: it is to stop."""
 
 
 def run(manifests: Sequence[Manifest], workers: int) -> bool:
@@ -95,37 +99,55 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     # whose variables are those of when it was started.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pipeline.stages.preloaded"])
+    _start_server()
+    told, tell = context.Pipe(duplex=False)  # (it ends with this process, however that ends)
     variables = dict(os.environ) | {SHARED_BY: str(workers)}
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(variables,))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(variables, told))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield pool
     except KeyboardInterrupt:
         print("interrupted: running trainings write a checkpoint …", flush=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
+        tell.close()
         raise Interrupted("interrupted; the same command goes on from here") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        tell.close()
         signal.signal(signal.SIGTERM, before)
 
 
-def _begin_worker(variables: Mapping[str, str]) -> None:
-    """In each worker: end it when the process that asked for it is gone. A training writes its checkpoint first."""
+def _start_server() -> None:
+    """Start the process that workers are forked from. By itself it would look for modules in the current folder first, which may
+    be another clone of this project or hold anything that is called `pipeline`: it is given the places of this process."""
+    kept = dict(os.environ)
+    os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(place or os.getcwd() for place in sys.path)}
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
+
+
+def _begin_worker(variables: Mapping[str, str], told: Connection) -> None:
+    """In each worker: stop when the process that asked for it says so, or is gone. A training writes its checkpoint first."""
     os.environ.clear()
     os.environ.update(variables)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer; a training listens by itself
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)  # which the process that it was forked from ignores
 
     def watch() -> None:
-        if asked := multiprocessing.parent_process():  # not getppid(), which is the process that workers are forked from
-            asked.join()
-            os.kill(os.getpid(), signal.SIGTERM)
+        told.poll(None)
+        TOLD.set()
+        os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def _work(manifest_path: Path, stage: str, index: int) -> None:
     """One stage for one index, in a worker; what it prints goes to the experiment's logs."""
+    if TOLD.is_set():  # the work before this one ended well all the same, and the pool had handed this one over already
+        os._exit(1)
     manifest = load_manifest(manifest_path)
     log = manifest.experiment.own_log(manifest.number, stage, index)
     with _output_to(log):

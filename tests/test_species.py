@@ -594,7 +594,7 @@ def test_trials_are_compared_by_the_figures_of_their_report_and_told_where_their
     assert origin == [{"path": str(place / "clip")}]
 
 
-SMALL = ("backbone.pretrained=null", "model.text.blocks=3", "optim.lr=1e-3", "model.encoder.lr_scale=0.1")
+SMALL = ("backbone.pretrained=null", "optim.lr=1e-3", "model.encoder.lr_scale=0.1", "model.text.lr_scale=0.1")
 
 
 @pytest.mark.parametrize(
@@ -730,7 +730,10 @@ def test_tails_of_both_towers_compute_in_bf16_and_their_weights_stay_in_fp32(mak
     [
         (("backbone={kind: pixels}",), "has no text tower"),
         (("model.head={kind: logistic}", "model.text={kind: projection}"), "reads no texts"),
-        (("model.text={kind: end_to_end}", "model.head={kind: contrastive}", "loss={kind: infonce}"), "no images features"),
+        (
+            ("model.text={kind: patch_convs}", "model.head={kind: contrastive}", "loss={kind: infonce}"),
+            "texts, which have no patches",
+        ),
         (("model.head={kind: contrastive}",), "embeds images and texts"),
         (("loss={kind: pair_bce}",), "compares images with texts"),
         (("model.encoder={kind: projection}",), "tunes nothing"),

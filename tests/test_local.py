@@ -59,17 +59,15 @@ def wait_until_gone(session: int) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize(
-    ("number", "to_all"), [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGTERM, False)], ids=["Ctrl-C", "stop", "kill"]
-)
+@pytest.mark.parametrize(("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)], ids=["Ctrl-C", "SIGTERM"])
 def test_interrupted_it_writes_checkpoints_begins_nothing_more_and_leaves_no_process(
-    assets: Assets, root: Path, number: signal.Signals, to_all: bool
+    assets: Assets, root: Path, number: signal.Signals, send: Callable[[int, int], None]
 ) -> None:
-    """By a terminal, by what stops a service or a job's step, and by a person who names the one process."""
+    """By a terminal, which tells all of them, and by a person who names the one process."""
     overrides = (*assets.overrides("frozen"), "seed=0,1,2,3", "train.epochs=100000")
     process = start(root, "submit", CONFIG, *overrides, "--cluster", "local", "--workers", "2")
     wait_for_epochs(root, 2)
-    (os.killpg if to_all else os.kill)(process.pid, number)
+    send(process.pid, number)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 1 and "the same command goes on" in out and "Traceback" not in out
     assert len(list(root.glob("trained/*/*/checkpoint/state.pt"))) == 2

@@ -440,7 +440,7 @@ def kill_at_random(config: str, overrides: tuple[str, ...], root: Path, rng: ran
         )
         seen = checkpoint_time(root)
         while checkpoint_time(root) == seen and process.poll() is None:
-            time.sleep(0.002)
+            time.sleep(0.02)
         if number % 2:
             left = unfinished(root)
             while unfinished(root) <= left and process.poll() is None:

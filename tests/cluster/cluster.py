@@ -31,8 +31,8 @@ NODES = ("n1", "n2")
 N_GPUS_PER_NODE = 2
 # What sinfo calls a node that can run jobs, at work or not; one that does not answer has a star behind it.
 SOUND = ("idle", "mixed", "allocated", "completing")
-# Small, so that ten trials already need a second array.
-MAX_ARRAY_SIZE = 9
+# Small, so that eight trials already need a second array.
+MAX_ARRAY_SIZE = 7
 
 CLIENTS = ("sbatch", "squeue", "scontrol", "scancel", "sinfo")
 DAEMONS = ("munged", "slurmctld", "slurmd")

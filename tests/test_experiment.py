@@ -349,6 +349,15 @@ def test_another_kind_is_called_by_its_block_and_brings_no_defaults_into_the_nam
     assert names == [f"split=domains,n=4,loss={loss},seed=0" for loss in ("crps", "quantiles")]
 
 
+def test_kinds_and_what_they_have_in_common_tell_the_trials_of_a_grid_apart() -> None:
+    """`pairwise` is the default of one kind, and what the YAML chooses for the other is `multipositive`."""
+    grid = ("loss.kind=infonce,pair_bce", "loss.targets=pairwise,multipositive", "seed=0")
+    names = [trial.name.rpartition("-")[0] for trial in reading.load_experiment("configs/species/projection.yaml", grid).trials]
+    assert sorted(names) == sorted(
+        ["targets=pairwise,seed=0", "seed=0", "targets=pairwise,loss=pair_bce,seed=0", "loss=pair_bce,seed=0"]
+    )
+
+
 @pytest.mark.parametrize(
     ("config", "override", "said"),
     [

@@ -54,18 +54,20 @@ def _kinds(flat: Tree) -> Kinds:
 
 
 def _label(config: Config, base: Tree, varying: Callable[[Kinds], set[str]]) -> str:
-    """What differs from the YAML, but for what comes with another kind by default. `loss.kind` is called `loss`.
+    """What differs from the YAML, but for what is new with another kind and as by default. `loss.kind` is called `loss`.
 
     Where that is too long, of what is not a kind or a name only what differs among the trials of these kinds (`varying`).
     """
-    values = told(config)
+    values, known = told(config), flatten(base)  # (the YAML may have another value of a key that both kinds have)
     changed = {key: value for key, value in changes(values, base).items() if key not in UNNAMED}
     for key in [key for key in changed if key in KIND_KEYS]:
         block = key.removesuffix("kind")
         section = attrgetter(block.removesuffix("."))(config)
         ordinary = flatten(type(section)(kind=section.kind).model_dump(mode="json"))
         changed = {
-            k: v for k, v in changed.items() if k == key or ordinary.get(k.removeprefix(block)) != v or not k.startswith(block)
+            k: v
+            for k, v in changed.items()
+            if k == key or k in known or ordinary.get(k.removeprefix(block)) != v or not k.startswith(block)
         }
     parts = _parts(changed, values)
     if len(",".join(parts)) > MAX_LABEL:

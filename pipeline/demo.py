@@ -28,6 +28,8 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 PLAIN = ("mean_rgb", "pixels")
 WORKERS = 2
+SCALE = 1.0
+"""Of the events that are generated."""
 
 
 def run(out: Path | None) -> None:
@@ -52,7 +54,7 @@ def prepare(place: Path) -> None:
     """Data in the challenge's schema and two tiny backbones in their hubs' layouts; each is there as a whole or not at all."""
     from pipeline.tasks import load_task
 
-    load_task("beetles").generate(place / "data")  # the same data already there are left as they are
+    load_task("beetles").generate(place / "data", scale=SCALE)  # the same data already there are left as they are
     missing = [name for name in ("clip", "dinov2") if not (place / "backbones" / name).exists()]
     if missing:
         from pipeline.backbones.tiny import write_tiny_dinov2, write_tiny_open_clip  # (seconds of libraries)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.jobs
 FORMS = {"frozen alone": ("frozen",), "whole": tuple(demo.METHODS)}
 """Methods that the demo trains, beside the plain baselines and the control."""
 ONLY = "import sys; from pathlib import Path; from pipeline import demo; "
-ONLY += "demo.METHODS = {name: demo.METHODS[name] for name in sys.argv[2:]}; demo.run(Path(sys.argv[1]))"
+ONLY += "demo.METHODS = {name: demo.METHODS[name] for name in sys.argv[2:]}; demo.SCALE = 0.5; demo.run(Path(sys.argv[1]))"
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from pipeline.models.metadata import Names
 from pipeline.models.pooling import HIDDEN
 from pipeline.models.saved import make_model
 from pipeline.training.samples import PREDICTION_BATCH
+from tests.cluster.cluster import MAX_ARRAY_SIZE
 from tests.conftest import Assets, carabid
 from tests.small import named
 from tests.test_launch import fake_command
@@ -504,7 +505,7 @@ def test_a_cluster_on_which_all_is_well_gets_only_good_words_and_keeps_nothing(a
     done = carabid("doctor", *arguments, root=root)
     lines = done.stdout.splitlines()
     assert len(lines) == 22 and all(line.startswith("ok    ") for line in lines), done.stdout
-    assert "MaxArraySize" not in done.stdout and "of at most 9 job tasks" in done.stdout
+    assert "MaxArraySize" not in done.stdout and f"of at most {MAX_ARRAY_SIZE} job tasks" in done.stdout
     assert not subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout
     assert not list((root / "trained").iterdir())
 

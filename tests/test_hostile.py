@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ TOO_DEEP = r"mine\.yaml: not valid YAML: .*too deep"
         *((f"{before}optim: {'[' * 100_000}", TOO_DEEP) for before in (f"# {']' * 100_000}\n", "#\u2028", "#\x85", "#\r")),
         (f"experiment: '{'}' * 100_000}'\noptim: {'{a: ' * 100_000}", TOO_DEEP),
         ("#\u2029" + "- " * 100_000, TOO_DEEP),
-        ("optim:\n" + "".join(f"{' ' * i}- [\n" for i in range(1, 2000)), TOO_DEEP),
+        ("optim:\n" + "".join(f"{' ' * i}- [\n" for i in range(1, 1100)), TOO_DEEP),
         (BOMB, r"mine\.yaml: not valid YAML: its values are longer than 1,000,000 characters"),
         ('experiment: "a\\0b"\n', r"mine\.yaml: not valid YAML: line 2: .*no name can have"),
         ('experiment: "a\\ud800b"\n', r"(?s)mine\.yaml: not valid YAML: .*invalid Unicode character.* line 2"),
@@ -55,6 +56,14 @@ def test_a_hostile_yaml_is_refused_by_its_place(tmp_path: Path, text: str, words
     with pytest.raises(UserError, match=words) as refused:
         load(tmp_path, BASE + text)
     assert len(str(refused.value)) <= 2000
+
+
+@pytest.mark.parametrize("text", [("[" * 499 + "x ") * 2000, ("[ " * 499 + "] ") * 1000 + "}", ("{a: " * 499 + "x ") * 500])
+def test_a_megabyte_of_beginnings_takes_no_long_time(text: str) -> None:
+    began = time.process_time()
+    with pytest.raises(ValueError, match="while"):
+        read_value(text)
+    assert time.process_time() - began < 3  # (nine seconds where every beginning was looked at five hundred times)
 
 
 def test_what_is_indented_far_or_holds_many_brackets_is_not_deep(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import platform
 import re
 
 import torch
+from jaxtyping import Shaped
 
 from pipeline.errors import UserError, WorkError
 
@@ -88,3 +89,8 @@ def make_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_deterministic_debug_mode("error")  # as use_deterministic_algorithms(True), without its second of loading a compiler
     torch.backends.cudnn.benchmark = False
+
+
+def to_device(tensor: Shaped[torch.Tensor, "..."], device: torch.device) -> Shaped[torch.Tensor, "..."]:
+    """A CPU tensor on the device without waiting for it: from pageable memory a copy would wait for all work queued there."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

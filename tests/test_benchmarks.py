@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import forecasts, head_training, ranks, ridge, shifted, silhouettes, start
+from benchmarks import forecasts, head_training, ranks, ridge, ridge_stack, shifted, silhouettes, start
 from pipeline.disk.layout import PROJECT
 from tests import conftest
 
 
 def test_every_script_has_a_short_form_here() -> None:
     scripts = {path.stem for path in (PROJECT / "benchmarks").glob("*.py")} - {"__init__"}
-    known = (forecasts, head_training, ranks, ridge, shifted, silhouettes, start)
+    known = (forecasts, head_training, ranks, ridge, ridge_stack, shifted, silhouettes, start)
     assert scripts == {module.__name__.rpartition(".")[2] for module in known}
 
 
@@ -27,6 +27,12 @@ def test_head_training_times_an_epoch_each_way(monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.setattr(head_training, name, value)
     head_training.main(1)
     assert re.search(r"carabid \d\.\d\d s, sample \d\.\d\d s .*\nratio sample/carabid: \d+\.\d\d", capsys.readouterr().out)
+
+
+def test_the_ridge_stack_says_what_scikit_learn_says(capsys: pytest.CaptureFixture[str]) -> None:
+    ridge_stack.main(40, 3, 6)
+    found = re.search(r"carabid \d+\.\d s, scikit-learn \d+\.\d s\nratio .* at most (.*)", capsys.readouterr().out)
+    assert found and float(found[1]) < 1e-8
 
 
 def test_start_loads_a_module_each_way(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from pipeline.config.backbone import OpenClip
 from pipeline.config.batches import Batches
 from pipeline.config.encoder import EndToEnd, FineTuned, Frozen, Lora, PatchConvs
+from pipeline.config.fuse import Fuse
 from pipeline.config.head import Head
 from pipeline.config.identity import NOT_SCIENCE, config_hash, digest, flatten, science, token_kind
 from pipeline.config.loss import Loss
@@ -284,6 +285,21 @@ EVERY = {"targets": "phylogenetic", "shuffle": 1, "weights": {"classes": "class_
 EVERY_ROW = {"weights": {"classes": "inverse_frequency", "focal": 2}}
 SECOND = {"kind": "pair_bce", "weight": 0.3, **EVERY}
 DECAYING = [kind for kind in Schedule.kinds if kind not in ("constant", "cosine")]
+VIEWS: Tree = {
+    "crops": ["left", "right"],
+    "tiles": [2, 3],
+    "sizes": [64, 128],
+    "poses": ["hflip", "vflip"],
+    "draws": 2,
+    "augment": {"flip": True, "rotation": 5},
+    "masks": [[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 1, 1]],
+}
+LONG: Tree = {
+    "targets": ["green", "dead", "all"],
+    "sums": {"all": ["green", "dead"]},
+    "long": {},
+    "split": {"kind": "folds", "by": ["State", "Sampling_Date"], "stratify": "green", "tests": False},
+}
 BASES: list[Tree] = [
     {
         "experiment": "x",
@@ -356,6 +372,16 @@ BASES: list[Tree] = [
         "loss": {"kind": "infonce", **EVERY_ROW, "second": {"kind": "infonce", "weight": 0.3, **EVERY_ROW}},
     },
     *({"experiment": "x", "schedule": {"kind": kind}} for kind in ("cosine", *DECAYING)),
+    *(
+        {"experiment": "x", "backbone": {"kind": "timm", "views": VIEWS}, "model": {"fuse": {"kind": kind}}, "data": LONG}
+        for kind in Fuse.kinds
+    ),
+    {
+        "experiment": "x",
+        "backbone": {"kind": "dinov2", "taps": [3, 7], "poolings": ["cls", "mean"], "views": VIEWS},
+        "model": {"head": {"kind": "ridge_stack"}, "normalize": False},
+        "data": LONG,
+    },
 ]
 # What another value of a key may be, where its type does not tell.
 OTHERS: Tree = {
@@ -372,6 +398,9 @@ OTHERS: Tree = {
     "backbone.revision": "main",
     "backbone.pooling": "cls_mean",
     "backbone.image_size": 64,
+    "data.targets": ["dead", "all", "green"],
+    "data.split.stratify": "dead",
+    "data.sums": [{"whole": "all", "parts": ["dead", "green"]}],
     "model.encoder.targets": ["q_proj"],
     "model.encoder.depth_gain": 0.25,
     "train.sample": "groups",
@@ -437,6 +466,7 @@ OTHER_KINDS: Tree = {
     "model.head": {
         "mlp": None,
         "ridge": {"kind": "climatology"},
+        "ridge_stack": {"kind": "ridge"},
         "climatology": {"kind": "boosting"},
         "boosting": {"kind": "mlp"},
         **{kind: {"kind": "mlp"} for kind in CLASSIFIER_KINDS},
@@ -455,6 +485,7 @@ OTHER_KINDS: Tree = {
         "quantiles": {"kind": "nll"},
     },
     "schedule": {"constant": {"kind": "cosine"}, "cosine": {"kind": "plateau"}, **dict.fromkeys(DECAYING)},
+    "model.fuse": {kind: {"kind": "mean" if kind == "concat" else "concat"} for kind in Fuse.kinds},
     "risk": {"mean": None, "coral": {"kind": "group_dro"}, "group_dro": {"kind": "mean"}},
 }
 
@@ -630,7 +661,7 @@ def test_equal_numbers_written_differently_are_the_same_trial() -> None:
         ({"model": {"head": {"kind": "knn"}}, "select": {"folds": 1}}, "greater than or equal to 2"),
         (
             {"model": {"head": {"kind": "knn"}}},
-            "knn does not fit numbers .data.targets.: set model.head.kind mlp, ridge, climatology(,| or) boosting",
+            "knn does not fit numbers .data.targets.: set model.head.kind mlp, ridge, ridge_stack, climatology(,| or) boosting",
         ),
         (
             {**LABELLED, "model": {"head": {"kind": "ridge"}}},

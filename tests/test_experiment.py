@@ -115,7 +115,7 @@ def test_what_has_no_default_is_asked_for_and_the_tasks_are_listed() -> None:
     with pytest.raises(UserError) as caught:
         experiment_module.load_experiment("a.yaml")
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith(f"{path}: `task`: this must be named") and "beetles, butterflies, classify" in lines[0]
+    assert lines[0].startswith(f"{path}: `task`: this must be named") and "beetles, biomass, butterflies, classify" in lines[0]
     assert [line.partition("`: ")[0] for line in lines[1:]] == [f"{path}, line 2: `data.source", f"{path}, line 2: `data.columns"]
 
 
@@ -509,7 +509,7 @@ def test_all_mistakes_are_named_at_once() -> None:
         ("model.encoder.targets=[q_proj,qkv]", "model.encoder.targets.1", "'q_proj', 'k_proj'"),
         ("data.split={kind: folds, fold: 5}", "data.split", "folds count from 0 to 4"),
         ("optim=3", "optim", "this is a block of keys: kind, lr, weight_decay, betas, eps, decays, clip (given: 3)"),
-        ("model=5", "model", "this is a block of keys: encoder, normalize, "),
+        ("model=5", "model", "this is a block of keys: encoder, fuse, normalize, "),
         ("model.encoder=5", "model.encoder", "this is a block of keys: kind, "),
         ("data.targets=SPEI_30d", "data.targets", "write a list: [SPEI_30d]"),
         ("model.head.hidden=512", "model.head.hidden", "write a list: [512]"),

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.config.augment import ImageAugment
-from pipeline.training.image_augmentation import AREAS, RATIO, Maps, augment_images, inverse_matrices
+from pipeline.data.image_augmentation import AREAS, RATIO, Maps, augment_images, inverse_matrices
 
 STILL = Maps(*(np.zeros(1) for _ in range(5)))
 STILL = replace(STILL, size=np.ones(1), mirror=np.ones(1))
@@ -88,7 +88,7 @@ def test_beyond_its_border_an_image_goes_on_as_it_ends() -> None:
 
 @given(st.integers(0, 2**31), st.floats(0.1, 1.0))
 def test_draws_stay_within_what_was_asked_for(seed: int, share: float) -> None:
-    from pipeline.training.image_augmentation import _draw_maps
+    from pipeline.data.image_augmentation import _draw_maps
 
     asked = ImageAugment(flip=True, rotation=30, scale=0.5, shift=0.2)
     maps = _draw_maps(asked, share, 32, rng(seed))

@@ -264,7 +264,7 @@ def test_local_parts_of_a_yaml_become_absolute_and_its_trials_are_named_by_them(
         ("{kind: timm, nmae: x}", r"`backbone.parts.0.nmae` does not exist, but `backbone.parts.0.name` does"),
         ("{kind: timm, image_size: a}", r"`backbone.parts.0.image_size`: Input should be a valid integer"),
         ("{name: x}", r"`backbone.parts.0.kind`: "),
-        ("resnet18", r"`backbone.parts.0`: this is a block of keys: kind, name"),
+        ("resnet18", r"`backbone.parts.0`: this is a block of keys: kind, views, taps, poolings, name"),
     ],
 )
 def test_what_is_wrong_with_a_part_is_named_by_its_number(part: str, message: str, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pipeline.backbones.base import Backbone as Network
 from pipeline.backbones.base import seeded
 from pipeline.config.backbone import Backbone
 from pipeline.config.encoder import Encoder
-from pipeline.config.identity import features_of
+from pipeline.config.identity import features_of, plain
 from pipeline.config.section import Seed
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
@@ -129,7 +129,7 @@ def test_a_trial_of_a_kind_of_ones_own_goes_all_the_way(encoder: str, make: Call
     train.run(config, trial)
     evaluate.run(config, trial)
     assert read_json(trial.results)["feature_key"] == store.key
-    assert [state.state for state in plan(experiment)[1]] == ["done"] and "1 done" in "\n".join(lines(experiment))
+    assert [state.state + state.reason for state in plan(experiment)[1]] == ["done"] and "1 done" in "\n".join(lines(experiment))
     _check_predictions(config, trial, own)
 
 
@@ -163,7 +163,7 @@ def test_it_can_be_a_part_of_a_concatenation(make: Callable[..., Config]) -> Non
     block = {"kind": "concat", "parts": [{"kind": "halves", "channels": 4}, {"kind": "pixels", "size": 2}]}
     config = Config.model_validate(make("frozen").model_dump() | {"backbone": block})
     assert extract.ensure(config).shape == (32 + 12,)
-    assert config.model_dump()["backbone"]["parts"][0] == {"kind": "halves", "channels": 4, "seed": 0}
+    assert plain(config.backbone)["parts"][0] == {"kind": "halves", "channels": 4, "seed": 0}
 
 
 def test_what_it_does_not_offer_is_refused_in_words(make: Callable[..., Config]) -> None:

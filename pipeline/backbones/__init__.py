@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 def load_backbone(block: blocks.Backbone) -> Backbone:
     """The backbone a configuration names: eval mode, no gradients, fp32, on the CPU; torch's random state is left as it was.
     Raises UserError where the name or the folder does not lead to usable weights, NotFetched where the cache does not."""
-    return cast("Backbone", block.load()).freeze()
+    backbone = cast("Backbone", block.load())
+    if isinstance(block, blocks.OfTokens) and block.poolings:
+        backbone = implementation("pipeline.backbones.pooled.PooledBackbone")(backbone, block.taps, block.poolings)
+    if not block.views.are_plain:
+        backbone = implementation("pipeline.backbones.viewed.ViewedBackbone")(backbone, block.views)
+    return backbone.freeze()
 
 
 def load_towers(block: blocks.Backbone) -> Towers:

@@ -7,12 +7,12 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import torch
 from jaxtyping import Float
@@ -172,6 +172,14 @@ class Tower(nn.Module, ABC):
         return UserError(f"{self.label} cannot be cut into trunk and tail: use its pooled embedding ({self.place}.kind: frozen).")
 
 
+class Tapped(NamedTuple):
+    """Tokens after a block."""
+
+    prefix: Float[Tensor, "images prefix width"]
+    """The class token, and registers behind it; of a network without these none."""
+    patches: Float[Tensor, "images patches width"]
+
+
 class Backbone(Tower):
     """A tower of images."""
 
@@ -191,9 +199,31 @@ class Backbone(Tower):
     def example(self) -> Tensor:
         return self.transform(Image.new("RGB", (64, 64))).unsqueeze(0)
 
+    def grid_at(self, size: int) -> tuple[int, int]:
+        """`grid` for images of another size than `image_size`. Raises UserError where it cannot read them."""
+        if size != self.image_size:
+            raise UserError(f"{self.label} reads images of {self.image_size} pixels alone: set backbone.views.sizes to [].")
+        return self.grid
+
     def patches(self, images: Float[Tensor, "images 3 h w"]) -> Float[Tensor, "images patches width"]:
         """Patch tokens after the last block and the final layer norm, no class token. Raises UserError where there are none."""
         raise UserError(f"{self.label} has no patch tokens: use an encoder on its pooled embedding (model.encoder.kind: frozen).")
+
+    def tapped(self, images: Float[Tensor, "images 3 h w"], taps: Sequence[int]) -> list[Tapped]:
+        """Tokens after each of these blocks (from 0), behind the final layer norm. Raises UserError where there are none."""
+        raise UserError(f"{self.label} has no tokens to be pooled: set backbone.taps and backbone.poolings to [].")
+
+    def tap_of(self, place: int) -> int:
+        """A block counted from 0, of one that may be counted from the end. Raises UserError for one that there is not."""
+        n = self.n_taps
+        if not -n <= place < n:
+            raise UserError(f"{self.label} has {n} blocks: backbone.taps are from 0 to {n - 1}, or from -1 to -{n}, not {place}.")
+        return place % n
+
+    @property
+    def n_taps(self) -> int:
+        """How many blocks there are after which tokens can be pooled."""
+        return self.n_blocks
 
     def write_spec(self, block: Block, folder: Path, name: str) -> dict[str, Any]:
         """What a submission makes it again from, beside its tensors: the values of its block and more; what its library builds it

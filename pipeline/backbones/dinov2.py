@@ -3,6 +3,7 @@ consists of linear layers, so the tail is made of copies of transformers' own la
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,7 +15,16 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from pipeline import hub
-from pipeline.backbones.base import Backbone, Network, Tail, checked_folder, recompute_in_transformers, refuse_code, seeded
+from pipeline.backbones.base import (
+    Backbone,
+    Network,
+    Tail,
+    Tapped,
+    checked_folder,
+    recompute_in_transformers,
+    refuse_code,
+    seeded,
+)
 from pipeline.config import backbone as blocks
 from pipeline.data.decoding import to_rgb
 from pipeline.disk.reading import in_short
@@ -108,6 +118,20 @@ class Dinov2Backbone(Backbone):
         for layer in _layers(self.model)[:cut]:
             tokens = layer(tokens)
         return cast(Tensor, tokens)
+
+    def tapped(self, images: Float[Tensor, "images 3 h w"], taps: Sequence[int]) -> list[Tapped]:
+        tokens, found, norm = cast(nn.Module, self.model.embeddings)(images), {}, cast(nn.Module, self.model.layernorm)
+        for number, layer in enumerate(_layers(self.model)[: max(taps) + 1]):
+            tokens = layer(tokens)
+            if number in taps:
+                found[number] = norm(tokens)
+        return [Tapped(found[tap][:, : self.n_prefix], found[tap][:, self.n_prefix :]) for tap in taps]
+
+    def grid_at(self, size: int) -> tuple[int, int]:
+        side = self.image_size // self.grid[0]
+        if size % side:
+            raise UserError(f"{self.label} cannot read {size} pixels: name multiples of {side} in backbone.views.sizes.")
+        return size // side, size // side
 
     def make_tail(self, cut: int) -> Tail:
         self._check_cut(cut)

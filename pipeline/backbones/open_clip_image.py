@@ -4,6 +4,7 @@ SigLIP and ViTamin, can be cut."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -21,7 +22,7 @@ from timm.models.vision_transformer import global_pool_nlc
 from torch import Tensor, nn
 from torchvision.transforms import Compose
 
-from pipeline.backbones.base import Backbone, Tail
+from pipeline.backbones.base import Backbone, Tail, Tapped
 from pipeline.backbones.explicit import QKV, ExplicitBlock, TimmBlock, fixed, on_cpu
 from pipeline.backbones.open_clip_names import architecture
 from pipeline.backbones.open_clip_projection import last_projection, multiplied
@@ -243,6 +244,12 @@ class OpenClipBackbone(Backbone):
         for block in cutting.blocks[:cut]:
             tokens = block(tokens)
         return tokens
+
+    def tapped(self, images: Float[Tensor, "images 3 h w"], taps: Sequence[int]) -> list[Tapped]:
+        if not isinstance(cutting := _cutting(self.visual), _Vit):
+            return super().tapped(images, taps)
+        after = [self.trunk(images, tap + 1) for tap in taps]
+        return [Tapped(cast(Tensor, cutting.visual.ln_post(tokens[:, :1])), cutting.patches(tokens)) for tokens in after]
 
     def make_tail(self, cut: int) -> Tail:
         if (cutting := _cutting(self.visual)) is None:

@@ -4,6 +4,7 @@ random, published (timm's names with a tag), of a model on the Hub, or of a fold
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from pipeline import hub
-from pipeline.backbones.base import Backbone, checked_folder, seeded
+from pipeline.backbones.base import Backbone, Tapped, checked_folder, seeded
 from pipeline.config import backbone as blocks
 from pipeline.config.backbone import HUB, LOCAL
 from pipeline.data.decoding import to_rgb
@@ -44,6 +45,35 @@ class TimmBackbone(Backbone):
     def embed(self, images: Float[Tensor, "images 3 h w"]) -> Float[Tensor, "images embed_dim"]:
         """Pooled features before the classifier."""
         return cast(Tensor, self.model(images))
+
+    def tapped(self, images: Float[Tensor, "images 3 h w"], taps: Sequence[int]) -> list[Tapped]:
+        """Of convolutions the cells of the map after a stage are its patches."""
+        if not hasattr(self.model, "forward_intermediates"):
+            return super().tapped(images, taps)
+        options = {"norm": True, "output_fmt": "NCHW", "intermediates_only": True}
+        options |= {"return_prefix_tokens": True} if self._n_prefix else {}
+        found = cast(Any, self.model).forward_intermediates(images, indices=list(taps), **options)
+        pairs = found if self._n_prefix else [(each, each.new_zeros(len(each), 0, each.shape[1])) for each in found]
+        return [Tapped(prefix, maps.flatten(2).transpose(1, 2)) for maps, prefix in pairs]
+
+    @property
+    def n_taps(self) -> int:
+        model = cast(Any, self.model)
+        return len(model.blocks if self._n_prefix or hasattr(model, "patch_embed") else model.feature_info)
+
+    @property
+    def _n_prefix(self) -> int:
+        """Class token and registers: of DINOv3 five. (Pooling all but the first would take registers for patches.)"""
+        return int(getattr(self.model, "num_prefix_tokens", 0))
+
+    def grid_at(self, size: int) -> tuple[int, int]:
+        patches = getattr(self.model, "patch_embed", None)
+        if patches is None or size == self.image_size:  # convolutions read any
+            return self.grid
+        side = int(patches.patch_size[0])
+        if size % side or not getattr(self.model, "dynamic_img_size", False):
+            raise UserError(f"{self.label} cannot read {size} pixels: name multiples of {side} in backbone.views.sizes.")
+        return size // side, size // side
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         cast(Any, self.model).set_grad_checkpointing(enable)
@@ -87,16 +117,19 @@ def load_timm(config: blocks.Timm) -> TimmBackbone:
     label = f"timm's {config.name}"
     with seeded(config.seed):
         model = _create(name, config).eval()
-    size = config.image_size or _settings(model)["input_size"][1]
-    if config.image_size:
-        _resize(model, size, label)
-    return TimmBackbone(model, size, label)
+    sizes = config.views.sizes or ((config.image_size,) if config.image_size else ())
+    if len(sizes) > 1 and hasattr(model, "dynamic_img_size"):
+        with seeded(config.seed):
+            model = _create(name, config, dynamic_img_size=True).eval()
+    elif sizes:
+        _resize(model, sizes[0], label)
+    return TimmBackbone(model, sizes[0] if len(sizes) == 1 else _settings(model)["input_size"][1], label)
 
 
-def _create(name: str, config: blocks.Timm) -> nn.Module:
+def _create(name: str, config: blocks.Timm, **more: Any) -> nn.Module:
     loads = config.pretrained or name.startswith((LOCAL, HUB))
     try:
-        return cast(nn.Module, timm.create_model(name, pretrained=loads, num_classes=0))
+        return cast(nn.Module, timm.create_model(name, pretrained=loads, num_classes=0, **more))
     except Exception as error:  # timm raises whatever its libraries do
         raise _failure(name, loads, error) from error
 

@@ -18,11 +18,13 @@ def demo(out: Annotated[Path | None, typer.Option(help="Folder to work in; defau
 
 
 def generate(
-    task: Annotated[str, typer.Argument(help="The scientific problem: beetles or butterflies.")],
+    task: Annotated[str, typer.Argument(help="The scientific problem: beetles, biomass, butterflies or species.")],
     out: Annotated[Path, typer.Option(help="New folder for the data set.")],
     seed: Annotated[int, typer.Option(help="Another seed draws other images.")] = 0,
-    scale: Annotated[float, typer.Option(min=0.01, help="Size of the data set; 1: about 2,500 images.")] = 1.0,
-    form: Annotated[str | None, typer.Option(help="parquet, csv or disk (save_to_disk); butterflies: csv.")] = None,
+    scale: Annotated[float, typer.Option(min=0.01, help="Size of the data set; 1: its usual size.")] = 1.0,
+    form: Annotated[
+        str | None, typer.Option(help="beetles: parquet, csv or disk (save_to_disk); species: csv or folder.")
+    ] = None,
 ) -> None:
     """Write made-up data in a task's real schema, with a learnable signal."""
     from pipeline.tasks import generator

@@ -18,6 +18,7 @@ def results(
     trained: TrainedFolder = None,
 ) -> None:
     """All trials of all experiments with their metrics, best first; mean ± sd over seeds and folds."""
+    from pipeline.reporting import folds
     from pipeline.reporting import results as module
 
     found = find_experiments(experiments, trained)
@@ -35,6 +36,8 @@ def results(
     lines = {look.led_by(by[look]): module.summarize(some, by[look]) for look, some in tables.items()}
     texts = {"csv": partial(module.to_csv, rows), "markdown": partial(module.to_markdown, lines)}
     _show(form, partial(module.print_tables, lines, trained), texts | {"json": partial(module.to_json, rows)})
+    for warning in folds.warnings(found) if form == "table" else ():
+        print(f"\n{warning}.")
 
 
 def compare(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from pipeline.config.fits import Fit
-from pipeline.config.section import BelowOne, Fraction, Section
+from pipeline.config.section import LATER, BelowOne, Fraction, Section
 
 
 class ImageAugment(Section):
@@ -37,6 +39,7 @@ class Augment(Section):
 
     fits = (
         Fit("train.sample", ("images",), "mixes images", "mixup_alpha"),
+        Fit("backbone.views.has_poses", (True,), "draws poses", "poses", hint="backbone.views.poses to some"),
         Fit(
             "model.encoder.reads",
             ("images",),
@@ -48,6 +51,8 @@ class Augment(Section):
     """Probability that an image is left out of its batch, or of its group (at least one stays)."""
     images: ImageAugment = ImageAugment()
     """Of images, where these are what it reads."""
+    poses: Annotated[Fraction, LATER] = 0.0
+    """Probability that an image is trained on as another of its poses than the plain one (backbone.views)."""
     mixup_alpha: float = Field(0.0, ge=0)
     """λ ~ Beta(α, α) per batch mixes features, targets and domain embeddings (mixup, arXiv 1710.09412)."""
     domain_dropout: Fraction = 0.0

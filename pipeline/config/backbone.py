@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from pipeline.config.kinds import Kind, kind_of
-from pipeline.config.section import Positive, Seed, implementation
+from pipeline.config.section import LATER, Positive, Seed, implementation
+from pipeline.config.views import Views
 
 FeatureKind = Literal["pooled", "patches", "cut", "images"]
 """What can be kept of an image: its pooled embedding [E], its patch tokens [P, D], all of its tokens at a cut [T, D], or itself
@@ -59,6 +60,8 @@ class Backbone(Kind):
     """Of one with features of texts: the function that makes `backbones.texts.Towers` of the block."""
     text_sources: ClassVar[str]
     """Of the same: the function that tells what, beside the weights, its texts are read by: repositories on the Hub, folders."""
+    views: Annotated[Views, LATER] = Views()
+    """What it sees of each image: the whole, as by default, or several crops."""
 
     @property
     def display_name(self) -> str:
@@ -69,6 +72,11 @@ class Backbone(Kind):
     def networks(self) -> tuple[Backbone, ...]:
         """What it is made of, one by one."""
         return (self,)
+
+    @property
+    def n_parts(self) -> int:
+        """Of how many parts of one width its embedding consists."""
+        return 1
 
     def load(self) -> Any:
         """The `backbones.base.Backbone`, on the CPU; torch's random state is left as it was."""
@@ -95,7 +103,34 @@ def _brought_by(name: str, file: str) -> tuple[Weights, ...]:
     return (Weights(path=name.removeprefix(LOCAL)),) if name.startswith(LOCAL) else ()
 
 
-class OpenClip(Backbone):
+Pooling = Literal["cls", "mean", "max", "min", "gem"]
+"""Of tokens to an embedding: the class token; of the patch tokens the mean, the largest or the smallest number of each dimension,
+or the signed power mean (GeM, arXiv 1711.02512): of x the root of the mean of sign(x)·|x|^3."""
+
+
+class OfTokens(Backbone):
+    """One whose tokens can be pooled in several ways, after several of its blocks."""
+
+    taps: Annotated[tuple[int, ...], LATER] = ()
+    """Blocks, counted from 0, or from the end as -1, -2, …, after which tokens are pooled, behind the final layer norm; []: after
+    the last one. (Of convolutional networks: stages.)"""
+    poolings: Annotated[tuple[Pooling, ...], LATER] = ()
+    """How: the embedding is all of them, tap by tap, side by side; []: as the library pools."""
+
+    @property
+    def n_parts(self) -> int:
+        return max(len(self.taps), 1) * max(len(self.poolings), 1)
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if self.taps and not self.poolings:
+            raise ValueError("taps are of tokens: name poolings too, for example [cls, mean]")
+        if len(set(self.taps)) < len(self.taps) or len(set(self.poolings)) < len(self.poolings):
+            raise ValueError("taps and poolings: each once")
+        return self
+
+
+class OpenClip(OfTokens):
     """Any model of open_clip: its image tower, and for what reads texts its text tower."""
 
     offers = FEATURES
@@ -121,7 +156,7 @@ class OpenClip(Backbone):
         return (Weights(tag=("pipeline.backbones.open_clip_names.hub_repository", self.name, self.pretrained)),)
 
 
-class Dinov2(Backbone):
+class Dinov2(OfTokens):
     """DINOv2 through transformers."""
 
     offers = FEATURES
@@ -141,7 +176,7 @@ class Dinov2(Backbone):
         return (Weights(path=self.name) if is_here else Weights(repository=self.name, revision=self.revision),)
 
 
-class Timm(Backbone):
+class Timm(OfTokens):
     """Any image network of timm: its pooled features, without its classifier."""
 
     offers = frozenset({"pooled", "images"})
@@ -194,6 +229,8 @@ class Concat(Backbone):
             raise ValueError("a concatenation is of two backbones or more; one alone is written as the backbone itself")
         if any(isinstance(part, Concat) for part in parts):
             raise ValueError("a concatenation is of plain backbones: write the parts of the inner one in its place")
+        if any(not part.views.are_plain for part in parts):
+            raise ValueError("a part of a concatenation sees what all see: set backbone.views of the concatenation itself")
         return parts
 
     def load(self) -> Any:

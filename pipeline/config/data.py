@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.decoding import Decoding
 from pipeline.config.fits import GIVEN, Fit
@@ -71,6 +72,29 @@ class Download(Section):
     """Column with the md5 of its content; null: there is none, and what arrives is not checked."""
 
 
+class Long(Section):
+    """A long table: a row for each image and target. It is read as one row for each image, with a column per target."""
+
+    id: str = "sample_id"
+    """Column that names a row: the image's name, the separator, the target's name (`ID1011485656__Dry_Clover_g`). What is read
+    has the image's name there."""
+    separator: Annotated[str, Field(min_length=1)] = "__"
+    """What stands between them."""
+    name: str = "target_name"
+    """Column with the target's name."""
+    value: str = "target"
+    """Column with its value."""
+
+
+class Sum(Section):
+    """A target that is the sum of others."""
+
+    whole: str
+    """The target."""
+    parts: Annotated[tuple[str, ...], Field(min_length=2)]
+    """What it is the sum of."""
+
+
 class Data(Decoding):
     """The images, how they are decoded, their targets and their splits."""
 
@@ -88,9 +112,13 @@ class Data(Decoding):
     CSV's own folder."""
     download: Download | None = None
     """Download the images of a CSV that are not there, or not whole; `{}` for the usual columns; null: all are there."""
+    long: Annotated[Long | None, LATER] = None
+    """The table has a row for each image and target; `{}` for the usual columns; null: a row for each image."""
     columns: Columns
     targets: tuple[str, ...] = ()
     """Numeric columns to predict; all rows of one group share them."""
+    sums: Annotated[tuple[Sum, ...], LATER] = ()
+    """Targets that add up, each whole with its parts: {total: [green, dead], green: [grass, clover]}, all of them targets."""
     label: str | None = None
     """Column with the class to predict, instead of numbers; all rows of one group share it. `auto` where a task is of species:
     the column with its scientific name, known by the usual names."""
@@ -124,6 +152,17 @@ class Data(Decoding):
     """Which images these are: another draw for each number."""
 
     @property
+    def parts_of(self) -> dict[str, tuple[str, ...]]:
+        """Of each target that is a sum, what it is the sum of."""
+        return {each.whole: each.parts for each in self.sums}
+
+    @field_validator("sums", mode="before")
+    @classmethod
+    def _sums_by_name(cls, sums: Any) -> Any:
+        """A YAML may write them as whole: [parts]."""
+        return [{"whole": whole, "parts": parts} for whole, parts in sums.items()] if isinstance(sums, dict) else sums
+
+    @property
     def decoding(self) -> Decoding:
         """How images are decoded, alone."""
         return Decoding(**{name: getattr(self, name) for name in Decoding.model_fields})
@@ -147,6 +186,25 @@ class Data(Decoding):
             raise ValueError("columns.auxiliary names labels beside the label: each column once, and not the label's")
         if (not self.targets and self.label is None) or len(set(self.targets)) != len(self.targets):
             raise ValueError("name what is to be predicted: targets, at least one and none of them twice, or a label")
+        if why := _wrong_sums(self.parts_of, self.targets):
+            raise ValueError(f"sums: {why}")
         if taken := RESULT_KEYS & set(self.targets):
             raise ValueError(f"a target cannot be called {', '.join(sorted(taken))}: results.json has a key of that name")
         return self
+
+
+def _wrong_sums(sums: Mapping[str, Sequence[str]], targets: Sequence[str]) -> str:
+    """Why these cannot be sums of targets; empty if they can."""
+    parts = [part for some in sums.values() for part in some]
+    if unknown := [name for name in (*sums, *parts) if name not in targets]:
+        return f"{unknown[0]} is no target (data.targets)"
+    if twice := [part for part in parts if parts.count(part) > 1]:
+        return f"{twice[0]} is a part of two wholes, or twice of one"
+    for whole in sums:
+        seen, inside = {whole}, list(sums[whole])
+        while inside:
+            if (part := inside.pop()) in seen:
+                return f"{whole} is a part of itself"
+            seen.add(part)
+            inside += sums.get(part, ())
+    return ""

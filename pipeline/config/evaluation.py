@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from pydantic import Field
+
 from pipeline.config.fits import Fit
 from pipeline.config.section import LATER, Ascending, Positive, Section
 
@@ -32,6 +34,8 @@ class Calibrate(Section):
 class Evaluate(Section):
     """What is evaluated."""
 
+    fits = (Fit("backbone.views.has_poses", (True,), "weighs poses", "tta", hint="backbone.views.poses to some"),)
+
     split: Literal["auto", "validation", "test"] = "auto"
     """auto: test where the data have one, else validation (which selected the epoch: marked as optimistic). Where whole species
     are held out (data.split.kind: species), validation: the test is opened on purpose."""
@@ -39,5 +43,8 @@ class Evaluate(Section):
     """Predict from cached features, or from the images through the whole model: how far that differs is then told."""
     buckets: Annotated[tuple[int, int], Ascending, LATER] = CUTS
     """Where few, medium and many images of a class part: few up to the first number of training images, many above the second."""
+    tta: Annotated[tuple[Annotated[float, Field(ge=0)], ...], LATER] = ()
+    """Test-time augmentation: weights of the plain view and of each of backbone.views.poses in a prediction; []: the plain one
+    alone."""
     gallery: Annotated[Literal["stage", "all"], LATER] = "stage"
     """Of retrieval, what the full gallery holds beside the images of the stage: the texts of their classes, or of all classes."""

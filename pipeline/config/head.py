@@ -41,6 +41,14 @@ class Head(Kind):
         _solved("augment", PLAIN, "has no use for augment"),
         _solved("select.epoch", ("best",), "has no epochs"),
         Fit("model.text.kind", ("frozen",), "reads no texts", "reads_texts", (False,)),
+        Fit(
+            "backbone.views.are_plain",
+            (True,),
+            "reads one view of an image",
+            "reads_views",
+            (False,),
+            hint="backbone.views to {}",
+        ),
         Fit("train.batches.kind", ("shuffled",), "does not compare the images of a batch", "embeds_pairs", (False,)),
         Fit("train.processes", (1,), "is trained in one process", "embeds_pairs", (False,)),
     )
@@ -54,6 +62,8 @@ class Head(Kind):
     """Whether it chooses something by `select.metric`, which then must be defined on validation."""
     takes_folds: ClassVar[bool] = False
     """Whether it can be chosen and scored by `select.folds`: `Fitted.left_out` holds what it says of images left out."""
+    reads_views: ClassVar[bool] = False
+    """Whether it knows what to do with several views of an image."""
     reads_texts: ClassVar[bool] = False
     """Whether it reads the texts of classes beside images (`config/towers.py`)."""
     embeds: ClassVar[bool] = False
@@ -101,6 +111,7 @@ class MlpHead(Head):
 
     of = "both"
     descends = True
+    reads_views = True
     fitter = "pipeline.training.learner.fit"
     kind: Literal["mlp"] = "mlp"
     hidden: tuple[Positive, ...] = (512, 128, 32)
@@ -116,9 +127,29 @@ class RidgeHead(Head):
     """Ridge regression on standardised embeddings, solved in closed form; the penalty is chosen on validation."""
 
     fitter = "pipeline.training.ridge.fit_ridge"
+    reads_views = True
     kind: Literal["ridge"]
     alphas: tuple[Annotated[float, Field(ge=0)], ...] = Field((1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4), min_length=1)
     """Penalties to choose from by `select.metric`."""
+
+
+class RidgeStackHead(Head):
+    """Ridge regression on each part of the embedding (each view, tap and pooling) by itself, and another one on what these say of
+    images that they were not fitted to; half of it learnt of the targets, half of log(1 + target). Nothing is chosen."""
+
+    chooses = False
+    reads_views = True
+    fits = (Fit("model.normalize", (False,), "scales each part by its median and quartiles", "kind"),)
+    model, fitter = "pipeline.models.ridge_stack.RidgeStack", "pipeline.training.ridge_stack.fit_ridge_stack"
+    kind: Literal["ridge_stack"]
+    alpha: float = Field(5.0, gt=0)
+    """Penalty of each part's."""
+    stack_alpha: float = Field(1.0, gt=0)
+    """Penalty of the one on what they say."""
+    folds: Annotated[int, Field(ge=3)] = 5
+    """Folds of the training images, which do not part what data.split keeps together."""
+    log_share: Fraction = 0.5
+    """How much of a prediction is of those learnt of log(1 + target). No target may be below 0, and no prediction is."""
 
 
 class ClimatologyHead(Head):

@@ -133,7 +133,8 @@ def images_of(data: Data) -> list[Any]:
     splits = plain(data.split) if data.split.names else "all"
     corrected = [data.colour_card, data.scale_bar, data.canvas] if data.colour_card or data.scale_bar else []
     decoded = [choices] if (choices := plain(data.decoding)) else []
-    return [data.source, data.revision, data.images, *image_columns(data), splits, *corrected, *decoded]
+    long = [plain(data.long)] if data.long else []
+    return [data.source, data.revision, data.images, *image_columns(data), splits, *corrected, *decoded, *long]
 
 
 def features_of(config: Config) -> list[Any]:

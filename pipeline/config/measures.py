@@ -6,7 +6,7 @@ images, tokens and width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 BLOCK = 12
 """Parameters of a transformer block in units of width²: attention's four projections, a perceptron four times as wide."""
@@ -33,12 +33,14 @@ class Measures:
     n_patches: int
     n_parameters: int
     n_inputs: int
-    """Numbers in one image as it reads it."""
+    """Numbers in one image as it reads it, in all of its views."""
+    n_views: int = field(default=1, kw_only=True)
+    """Of an image."""
 
     @property
     def n_tokens(self) -> int:
-        """Numbers in one image's tokens: those of the patches and that of the class."""
-        return (self.n_patches + 1) * self.width
+        """Numbers in one image's tokens: those of the patches and that of the class, of each view."""
+        return (self.n_patches + 1) * self.width * self.n_views
 
     def kept_bytes(self, fp32: bool, again: bool = False) -> int:
         """What the whole backbone keeps of an image for the backward pass; `again`: with gradient checkpointing, where it has

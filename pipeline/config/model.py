@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pipeline.config.encoder import Encoder, Frozen
 from pipeline.config.fits import GIVEN, Fit
+from pipeline.config.fuse import Concat, Fuse
 from pipeline.config.head import Head, MlpHead
 from pipeline.config.kinds import kind_of
 from pipeline.config.section import LATER, Section
@@ -29,8 +30,10 @@ class Model(Section):
         Fit("model.head.descends", (True,), "is for heads that do not scale it themselves", "standardize_features"),
     )
     encoder: Annotated[Encoder, *kind_of(Encoder)] = Frozen()
+    fuse: Annotated[Fuse, LATER, *kind_of(Fuse)] = Concat()
+    """Of several views of an image (backbone.views): how their embeddings become one."""
     normalize: bool = True
-    """L2-normalise the embedding before the head."""
+    """L2-normalise the (fused) embedding before the head."""
     standardize_features: bool = False
     """Scale each dimension of the (normalised) frozen embedding by the training images' mean and sd."""
     domain_embedding: bool = False
@@ -60,5 +63,5 @@ class Model(Section):
     @property
     def has_hidden_layer(self) -> bool:
         """Whether anything is learnt below the head's last layer."""
-        learns = self.encoder.learns or self.domain_embedding or self.species_embedding
+        learns = self.encoder.learns or self.fuse.learns or self.domain_embedding or self.species_embedding
         return learns or not self.head.descends or bool(self.head.widths())

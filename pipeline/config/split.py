@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.fits import GIVEN, Fit
+from pipeline.config.fits import GIVEN, OWN, Fit
 from pipeline.config.kinds import Kind
-from pipeline.config.section import Positive, Seed, implementation
+from pipeline.config.section import LATER, Positive, Seed, implementation
 
 NAMED_SPLIT = re.compile(r"([SD])([0-9]{1,2})(?:-([0-9]+))?")
 """`S29-42`, `D10`: the recipe, per cent, and the seed."""
@@ -19,7 +19,7 @@ NAMED_SPLIT = re.compile(r"([SD])([0-9]{1,2})(?:-([0-9]+))?")
 class Split(Kind):
     """Which rows train, validate and test."""
 
-    by: ClassVar[str | None] = None
+    leaves_out: ClassVar[str | None] = None
     """The column, by its key in `data.columns`, of what is left out as a whole; None: each group by itself."""
     is_stratified: ClassVar[bool] = False
     """Whether each class is dealt out evenly."""
@@ -32,6 +32,11 @@ class Split(Kind):
     def trained(self) -> tuple[str, ...]:
         """The splits whose rows are trained on."""
         return ("train",)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the data that it reads beside those of `data.columns`."""
+        return ()
 
     @property
     def names(self) -> dict[str, str]:
@@ -72,6 +77,8 @@ class Folded(Split):
     """The fold that is tested."""
     seed: Seed = 0
     """Seed of the assignment to folds."""
+    tests: Annotated[bool, LATER] = True
+    """false: fold `fold` validates and the others train; figures are of what the epoch was chosen by (optimistic)."""
 
     @model_validator(mode="after")
     def _fold_exists(self) -> Folded:
@@ -84,22 +91,42 @@ class Folded(Split):
         """Share of what the training parts consist of that tests too."""
         return 0.0
 
+    @property
+    def stratum(self) -> tuple[str, int] | None:
+        """A target of which ranges are dealt out evenly, and how many of them."""
+        return None
+
     def part_of(self, value: str) -> str:
-        """The part that a value of the column `by` belongs to."""
+        """The part that a value of the column `leaves_out` belongs to."""
         return value
 
 
 class FoldSplit(Folded):
-    """Cross-validation over groups."""
+    """Cross-validation over groups, or over what several groups have in common (`by`)."""
 
     is_stratified = True
+    fits = (Fit("data.targets", OWN, "is no target (data.targets)", "stratify"),)
     kind: Literal["folds"]
+    by: Annotated[tuple[str, ...], LATER] = ()
+    """Columns of the data: images in which all of these are equal (a state and a day) are never parted. `[]`: groups alone."""
+    stratify: Annotated[str | None, LATER] = None
+    """A target whose values are dealt out evenly (classes are anyway), by `bins` equally frequent ranges."""
+    bins: Annotated[int, Field(ge=2), LATER] = 5
+    """How many."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.by
+
+    @property
+    def stratum(self) -> tuple[str, int] | None:
+        return (self.stratify, self.bins) if self.stratify is not None else None
 
 
 class SiteSplit(Folded):
     """Cross-validation over sites, so that none is on two sides: figures are of new ones."""
 
-    by = "site"
+    leaves_out = "site"
     fits = (Fit("data.columns.site", GIVEN, "leaves sites out"),)
     kind: Literal["sites"]
 
@@ -107,7 +134,7 @@ class SiteSplit(Folded):
 class YearSplit(Folded):
     """Cross-validation over years, so that none is on two sides: figures are of new ones."""
 
-    by = "date"
+    leaves_out = "date"
     fits = (Fit("data.columns.date", GIVEN, "leaves years out"),)
     kind: Literal["years"]
 
@@ -119,7 +146,7 @@ class DomainSplit(Folded):
     """Cross-validation over domains: what is tested and what validates are domains never trained on, and some site-dates
     of those that are."""
 
-    by = "domain"
+    leaves_out = "domain"
     fits = (Fit("data.columns.domain", GIVEN, "leaves domains out"),)
     kind: Literal["domains"]
     held_out: Annotated[float, Field(ge=0, lt=0.5)] = 0.1

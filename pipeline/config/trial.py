@@ -89,6 +89,14 @@ class Config(Section):
         return task
 
     @model_validator(mode="after")
+    def _weighs_each_pose(self) -> Config:
+        """Of draws none: they are random."""
+        weights, names = self.evaluate.tta, ("plain", *self.backbone.views.poses)
+        if weights and (len(weights) != len(names) or not any(weights)):
+            raise ValueError(f"evaluate.tta: a weight of each of {', '.join(names)}, and not all 0, or [] for the first alone")
+        return self
+
+    @model_validator(mode="after")
     def _blocks_fit(self) -> Config:
         check(self)
         return self

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.config.split import Folded
+from pipeline.config.split import Folded, Split
+from pipeline.data.truth import SPLIT_BY
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,24 +25,62 @@ NAMED = 5
 def assign(table: pd.DataFrame, split: Folded, strata: Sequence[str] | None = None) -> list[str]:
     """The split of each row: fold k tests, fold (k + 1) mod n validates, the others train.
 
-    `table` has the columns group, domain, site and date. What is dealt to folds are groups (`folds`), or domains, sites or
-    years with all that hangs on them: rows that share a group are never parted. With `domains`, a share of the training
-    domains' site-dates tests too, and an equal share validates, so that both known and new domains do.
+    `table` has the columns group, domain, site and date, and those that the split reads. What is dealt to folds are groups
+    (`folds`), or domains, sites, years or what has equal values in the columns of `by`, with all that hangs on them: rows that
+    share a group are never parted. With `domains`, a share of the training domains' site-dates tests too, and an equal share
+    validates, so that both known and new domains do. Where the split does not test, fold k validates instead.
 
     `strata` names each row's stratum (its class), which what is stratified deals out evenly; a stratum of one group always
-    trains. Other kinds make no use of it.
+    trains, unless several groups are dealt out together. Other kinds make no use of it.
     Raises UserError if there are fewer of them than folds, too few site-dates to hold some out, or a group of two strata.
     """
-    labels = table["group"] if split.by is None else [split.part_of(str(value)) for value in table[split.by]]
-    units = joined(table["group"], labels)
-    sizes = {str(unit): int(n) for unit, n in table["group"].groupby(units).nunique().items()}
-    folds = deal_groups(units, split, strata) if split.by is None else deal_units(sizes, split)
-    roles = {split.fold: "test", (split.fold + 1) % split.n: "validation"}
+    units = together(table, split)
+    folds = _deal(table, units, split, strata if split.is_stratified else None)
+    roles = {split.fold: "test", (split.fold + 1) % split.n: "validation"} if split.tests else {split.fold: "validation"}
     chosen = [roles.get(folds[unit], "train") for unit in units]
-    if split.is_stratified and strata is not None:
+    if split.is_stratified and strata is not None and not split.columns:
         alone = _single_strata(table["group"], strata)
         chosen = ["train" if stratum in alone else role for stratum, role in zip(strata, chosen, strict=True)]
     return _hold_out(table, chosen, split) if split.share_held_out else chosen
+
+
+def together(table: pd.DataFrame, split: Split) -> list[str]:
+    """A name for each row, equal where the split never parts rows."""
+    return joined(table["group"], _labels(table, split)) if isinstance(split, Folded) else list(table["group"])
+
+
+def _labels(table: pd.DataFrame, split: Folded) -> Iterable[str]:
+    """What the rows of a table are dealt out by."""
+    if split.columns:
+        columns = (table[f"{SPLIT_BY}{i}"] for i in range(len(split.columns)))
+        return ["\0".join(map(str, values)) for values in zip(*columns, strict=True)]
+    if split.leaves_out is None:
+        return list(table["group"])
+    return [split.part_of(str(value)) for value in table[split.leaves_out]]
+
+
+def _deal(table: pd.DataFrame, units: Sequence[str], split: Folded, strata: Sequence[str] | None) -> dict[str, int]:
+    """The fold of each unit."""
+    if split.columns:
+        return deal_units(Counter(units), split) if strata is None else deal_evenly(units, split, strata)
+    if split.leaves_out is None:
+        return deal_groups(units, split, strata)
+    return deal_units({str(unit): int(n) for unit, n in table["group"].groupby(list(units)).nunique().items()}, split)
+
+
+def deal_evenly(units: Sequence[str], split: Folded, strata: Sequence[str]) -> dict[str, int]:
+    """The fold of each unit, of which rows may be of several strata, so that strata are about as frequent in all folds: by
+    scikit-learn's StratifiedGroupKFold, which takes those first whose rows are of few strata; those alike come in an order drawn
+    by the seed. Raises UserError for fewer units than folds."""
+    from sklearn.model_selection import StratifiedGroupKFold  # slow to import, and most splits need none
+
+    order = {unit: place for place, unit in enumerate(shuffled(units, split.seed))}
+    _check_number(len(order), split)
+    places = [order[unit] for unit in units]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a stratum with fewer rows than folds, which `rare_strata` says in our words
+        parts = StratifiedGroupKFold(split.n).split(places, strata, places)
+        return {units[row]: fold for fold, (_, tested) in enumerate(parts) for row in tested.tolist()}
 
 
 def joined(groups: Iterable[str], labels: Iterable[str]) -> list[str]:
@@ -101,8 +141,9 @@ def rare_strata(groups: Sequence[str], split: Folded, strata: Sequence[str]) -> 
 
 
 def deal_units(sizes: Mapping[str, int], split: Folded) -> dict[str, int]:
-    """The fold of each group, of `sizes` groups: the largest first, each to the fold that has the fewest groups yet. Groups of
-    one size come in an order drawn by the seed. Raises UserError for fewer groups than folds."""
+    """The fold of each unit, of so many groups or images: the largest first, each to the fold that has the fewest yet, as
+    scikit-learn's GroupKFold does. Units of one size come in an order drawn by the seed. Raises UserError for fewer of them than
+    folds."""
     _check_number(len(sizes), split)
     load, folds = [0] * split.n, {}
     for group in sorted(shuffled(sizes, split.seed), key=lambda group: -sizes[group]):
@@ -118,7 +159,7 @@ def shuffled(names: Iterable[str], seed: int) -> list[str]:
 
 def _check_number(n: int, split: Folded) -> None:
     if n < split.n:
-        what = "groups" if split.by is None else split.kind
+        what = f"values of {', '.join(split.columns)}" if split.columns else "groups" if split.leaves_out is None else split.kind
         raise UserError(f"data.split.n = {split.n}, but there are {n} {what}. Choose at most that many folds.")
 
 

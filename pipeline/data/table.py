@@ -20,7 +20,7 @@ from pipeline.data.sources import open_source
 from pipeline.data.sources.base import Source
 from pipeline.data.splits import shuffled
 from pipeline.data.suspects import sentinels
-from pipeline.data.truth import AUXILIARY, LABEL, RANK, Numbers, Truth
+from pipeline.data.truth import AUXILIARY, LABEL, RANK, SPLIT_BY, Numbers, Truth
 from pipeline.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ OWN_COLUMNS = ("split", "source_split", "row", "id", "group", "domain", "species
 OWN_ENDS = ("prediction", "variance", "weight", "mean", "spread", "mu", "sigma")
 """What follows a target's name in the columns of predictions and forecasts."""
 OFFSET = r"(?:Z|[+-]\d\d:?\d\d)$"
+SLASHED = r"^(\d{4})/(\d{1,2})/(\d{1,2})\b"
 WHOLE = re.compile(r"-?\d+(\.0+)?")
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 LARGEST = 3.4e38
@@ -126,6 +127,8 @@ def _split_table(source: Source, data: Data, name: str, split: str) -> pd.DataFr
     for known in ("domain", "species", "site"):
         table[known] = _names(cells, getattr(data.columns, known), f"data.columns.{known}")
     table["date"] = _dates(data, cells)
+    for i, column in enumerate(data.split.columns):
+        table[f"{SPLIT_BY}{i}"] = _names(cells, column, "data.split.by")
     for target in data.targets:
         table[target] = _numbers(source, name, target, _plain(cells, target, "data.targets"))
     if data.label is not None:
@@ -157,6 +160,7 @@ def _check_columns(source: Source, data: Data, split: str) -> None:
     for name in ("colour_card", "scale_bar"):
         wanted += [(f"data.columns.{name}", getattr(columns, name), f", or data.{name} to false")] * getattr(data, name)
     wanted += [("data.targets", target, "") for target in data.targets]
+    wanted += [("data.split.by", column, ", or to []") for column in data.split.columns]
     wanted += [] if data.label is None else [("data.label", data.label, "")]
     wanted += [
         (f"data.columns.{key}", column, ", or to []") for key in ("auxiliary", "ranks") for column in getattr(columns, key)
@@ -228,11 +232,13 @@ def _names(cells: pd.DataFrame, column: str | None, key: str) -> pd.Series:
 
 
 def _dates(data: Data, cells: pd.DataFrame) -> pd.Series:
-    """Days as `2017-07-11`, as they are written: a time and its offset are left off. None for what is empty or no date."""
+    """Days as `2017-07-11`, as they are written (`2017/7/11` too): a time and its offset are left off. None for what is empty or
+    no date."""
     import pandas as pd
 
-    texts = _names(cells, data.columns.date, "data.columns.date")
-    days = pd.to_datetime(texts.astype(str).str.replace(OFFSET, "", regex=True), format="ISO8601", errors="coerce")
+    texts = _names(cells, data.columns.date, "data.columns.date").astype(str)
+    plain = texts.str.replace(SLASHED, lambda found: f"{found[1]}-{int(found[2]):02}-{int(found[3]):02}", regex=True)
+    days = pd.to_datetime(plain.str.replace(OFFSET, "", regex=True), format="ISO8601", errors="coerce")
     written = days.dt.strftime("%Y-%m-%d").astype(object)
     return written.where(days.notna(), None)
 

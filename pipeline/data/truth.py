@@ -21,6 +21,8 @@ AUXILIARY = "auxiliary "
 
 RANK = "rank "
 """What the columns of the ranks above the species begin with; a number follows, 0 for the most general one."""
+SPLIT_BY = "split by "
+"""What the columns begin with by which folds are dealt (data.split.by); a number follows."""
 UNUSED = "unused"
 """The split of images that neither train, validate nor test (data.shots)."""
 

@@ -127,6 +127,7 @@ def weights_record(config: Config, load: Callable[[], LoadedBackbone], again: bo
         n_patches=backbone.grid[0] * backbone.grid[1],
         n_parameters=sum(parameter.numel() for parameter in backbone.parameters()),
         n_inputs=backbone.transform(Image.new("RGB", (64, 64))).numel(),
+        n_views=config.backbone.views.n,
     )
     write_json(record_file(config, "weights", after), asdict(record))
     return record

@@ -19,8 +19,8 @@ class Kind(NamedTuple):
 
 
 KINDS: dict[FeatureKind, Kind] = {
-    "pooled": Kind(lambda backbone, images, _: backbone.embed(images), lambda of: of.embed_dim),
-    "patches": Kind(lambda backbone, images, _: backbone.patches(images), lambda of: of.n_patches * of.width),
+    "pooled": Kind(lambda backbone, images, _: backbone.embed(images), lambda of: of.embed_dim * of.n_views),
+    "patches": Kind(lambda backbone, images, _: backbone.patches(images), lambda of: of.n_patches * of.width * of.n_views),
     "cut": Kind(lambda backbone, images, cut: backbone.trunk(images, cut), lambda of: of.n_tokens),
     "images": Kind(lambda backbone, images, _: backbone.given(images), lambda of: of.n_inputs),
 }

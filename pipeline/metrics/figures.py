@@ -25,7 +25,8 @@ class Figure:
 
     `compute` makes it of what is true and what was said of N images or groups, both in the same order: of numbers of one target
     at a time, truth and prediction [N] (of forecasts mean and sigma [N] instead of a prediction), of classes of all at once,
-    labels [N] and probabilities [N, C]. It returns None (or NaN) where it is not defined. `weighted` does the same for D
+    labels [N] and probabilities [N, C]; of several `targets` together truth and prediction [N, T]. It returns None (or NaN) where
+    it is not defined. `weighted` does the same for D
     weightings [N, D] of the rows at once, [D] with NaN where it is not defined; without it a bootstrap repeats rows, which takes
     longer. A figure with neither is one that a report makes of others.
     """
@@ -37,6 +38,8 @@ class Figure:
     selectable: bool = False
     """Whether it may choose the best epoch or classifier (`select.metric`)."""
     weighted: Callable[..., Array] | None = None
+    targets: tuple[str, ...] = ()
+    """Of numbers: the targets that it is of together, in the order of the columns it is computed of; (): of each by itself."""
 
     @property
     def is_computed(self) -> bool:

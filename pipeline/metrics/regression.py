@@ -3,6 +3,8 @@
 Those that end in `_drawn` compute one for D weightings of the rows [N, D] at once, [D], as `figures.Figure.weighted` says.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
@@ -30,6 +32,36 @@ def r2(targets: Float[np.ndarray, " n"], predictions: Float[np.ndarray, " n"]) -
     varied = len(targets) > 1 and np.ptp(targets) > 1e-12 * np.abs(targets).max()
     total = float(np.square(targets - targets.mean()).sum()) if varied else 0.0
     return 1 - float(np.square(targets - predictions).sum()) / total if total > 0 else None
+
+
+def weighted_r2(
+    targets: Float[np.ndarray, "n targets"], predictions: Float[np.ndarray, "n targets"], weights: Sequence[float]
+) -> float | None:
+    """One coefficient of determination of all pairs of an image and a target, each target weighted (`weights` [targets]):
+    1 − Σw(y − p)² / Σw(y − Σwy/Σw)², not the mean of the targets' own. None if there is nothing to explain.
+
+    Equals sklearn.metrics.r2_score(y.ravel(), p.ravel(), sample_weight=w.ravel()) (the score of CSIRO's Image2Biomass challenge).
+    """
+    y, w = targets.astype("float64"), np.broadcast_to(np.asarray(weights, "float64"), targets.shape)
+    if not len(y) or np.ptp(y) <= 1e-12 * np.abs(y).max():
+        return None
+    total = float((w * np.square(y - (w * y).sum() / w.sum())).sum())
+    return 1 - float((w * np.square(y - predictions.astype("float64"))).sum()) / total if total > 0 else None
+
+
+def weighted_r2_drawn(
+    targets: Float[np.ndarray, "n targets"],
+    predictions: Float[np.ndarray, "n targets"],
+    draws: Float[np.ndarray, "n draws"],
+    weights: Sequence[float],
+) -> Float[np.ndarray, " draws"]:
+    """`weighted_r2` for each weighting of the rows, NaN where there is nothing to explain."""
+    w = np.asarray(weights, "float64")
+    centred = targets.astype("float64") - (targets @ w).mean() / w.sum()  # what is far from 0 would cancel
+    mean, square = (_weighted_mean(values @ w / w.sum(), draws) for values in (centred, np.square(centred)))
+    left = _weighted_mean(np.square(targets.astype("float64") - predictions) @ w / w.sum(), draws)
+    total = square - np.square(mean)
+    return 1 - np.divide(left, total, out=np.full_like(left, np.nan), where=total > 1e-12 * np.square(centred).max())
 
 
 def group_means(

@@ -28,7 +28,8 @@ FIGURES: dict[str, Figure] = {
     "sigma": Figure("sigma", lambda truth, mu, sigma: float(sigma.mean()), True, of="forecasts"),
     "rms": Figure("rms", lower_is_better=True),
 }
-"""Each is of one target; a summary has the mean over the targets. `rms` is the challenge's score, over all of them."""
+"""Each is of one target; a summary has the mean over the targets, and figures of several together. `rms` is the beetles'
+challenge's score, over all of them."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def regression_report(
     report: Block = {target: _target(whole, target, train, figures) for target in targets}
     blocks = list(report.values())
     summary = _mean_blocks(blocks, [name for name, figure in figures.items() if figure.is_computed])
+    if together := {name: figure for name, figure in figures.items() if figure.targets}:
+        summary = _joined(_together(whole, targets, train, together), summary)
     if "rms" in figures and all("CRPS" in block for block in blocks):
         summary["rms"] = _rms(blocks)
         summary["mean_predictor"]["rms"] = _rms([block["mean_predictor"] for block in blocks])
@@ -85,13 +88,43 @@ def _target(whole: _Tables, target: str, train: Training, figures: Mapping[str, 
     return with_parts(whole) | {"mean_predictor": with_parts(whole.guessing(target, train))}
 
 
+def _together(whole: _Tables, targets: Sequence[str], train: Training, figures: Mapping[str, Figure]) -> Block:
+    """Figures of several targets together over all, in each part, and those of the mean predictor likewise."""
+
+    def values(tables: _Tables) -> Block:
+        return {name: _of_all(tables, figure) for name, figure in figures.items()}
+
+    def with_parts(tables: _Tables) -> Block:
+        return values(tables) | {name: values(part) for name, part in tables.parts(train).items()}
+
+    guessed = whole
+    for target in targets:
+        guessed = guessed.guessing(target, train)
+    return with_parts(whole) | {"mean_predictor": with_parts(guessed)}
+
+
+def _of_all(tables: _Tables, figure: Figure) -> float | None:
+    """A figure of several targets together; None where one of them is not predicted."""
+    table, end = (tables.images, "_prediction") if figure.of == "images" else (tables.groups, "_mean")
+    if not set(figure.targets) <= set(table):
+        return None
+    truth, said = (table[[f"{target}{each}" for target in figure.targets]].to_numpy("float64") for each in ("", end))
+    return figure.value(truth, said)
+
+
+def _joined(some: Block, others: Block) -> Block:
+    """Blocks of equal layout as one; the first one's figures stand first."""
+    inner = {key: _joined(block, others.get(key, {})) for key, block in some.items() if isinstance(block, dict)}
+    return some | {key: value for key, value in others.items() if key not in some} | inner
+
+
 def _block(tables: _Tables, target: str, figures: Mapping[str, Figure]) -> Block:
     """Figures and counts. A figure that is not defined is None."""
     forecasts = ("_mu", "_sigma") if f"{target}_mu" in tables.groups else None
     ends = {"images": ("_prediction",), "groups": ("_mean",), "forecasts": forecasts}
     block: Block = {}
     for name, figure in figures.items():
-        if figure.is_computed and (of := ends[figure.of]):
+        if figure.is_computed and not figure.targets and (of := ends[figure.of]):
             table = tables.images if figure.of == "images" else tables.groups
             block[name] = figure.value(*(table[f"{target}{end}"].to_numpy("float64") for end in ("", *of)))
     block |= {"n": len(tables.images), "n_events": len(tables.groups)}
@@ -108,8 +141,9 @@ def _spread(groups: pd.DataFrame, target: str) -> Block:
 
 
 def _mean_blocks(blocks: Sequence[Block], names: Sequence[str]) -> Block:
-    """The means of figures over blocks of equal layout, and of the blocks within them."""
-    means: Block = {name: mean_of_all(block[name] for block in blocks) for name in names if name in blocks[0]}
+    """The means of figures over blocks of equal layout, and of the blocks within them; those of forecasts over the targets that
+    have these."""
+    means: Block = {name: mean_of_all(block[name] for block in blocks if name in block) for name in names if name in blocks[0]}
     inner = [name for name in (*PARTS, "mean_predictor") if name in blocks[0]]
     return means | {name: _mean_blocks([block[name] for block in blocks], names) for name in inner}
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.config.trial import Config
+from pipeline.config.views import Views
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import UserError
 from pipeline.metrics.groups import SCALE
@@ -100,11 +102,26 @@ class Predicted:
         return functional.normalize(self.mean, dim=-1) @ functional.normalize(self.classes, dim=-1).T
 
 
+def mean_of(said: Sequence[Predicted], weights: Sequence[float]) -> Predicted:
+    """The weighted mean of what is said of the same images, seen otherwise each time."""
+    shares = [weight / sum(weights) for weight in weights]
+
+    def mean(name: str) -> Tensor:
+        return torch.stack([share * getattr(each, name) for share, each in zip(shares, said, strict=True)]).sum(0)
+
+    trust = None if said[0].trust is None else mean("trust")
+    return Predicted(mean("mean"), mean("variance"), mean("log_weights"), trust)
+
+
 class Model(nn.Module, ABC):
     """What a head makes. Unless a kind of model says otherwise, all its parameters and buffers are saved, and nothing else."""
 
     normalize: bool = False
     """Whether it reads the embedding divided by its length."""
+    views: Views = Views()
+    """What its features are of."""
+    tta: Sequence[float] = ()
+    """Weights of the plain pose and of others in a prediction; (): the plain one alone."""
     reads_images: ClassVar[bool] = True
     undecayed: ClassVar[tuple[str, ...]] = ()
     """Parameters that no weight decay draws to 0."""
@@ -113,6 +130,21 @@ class Model(nn.Module, ABC):
     def make(cls, config: Config, facts: Facts, encoder: nn.Module) -> Self:
         """A new one; `encoder` makes the embedding of features: of a head that reads texts, `Encoders` of both towers."""
         raise NotImplementedError
+
+    def encode(self, features: Features) -> Float[Tensor, "images width"]:
+        """The embedding that the head reads, before it is normalised."""
+        return features
+
+    def over_poses(
+        self, say: Callable[[Features, Metadata | None], Predicted], features: Features, metadata: Metadata | None
+    ) -> Predicted:
+        """What is said of images, of which features may be of several poses [B, V, …]: by `tta` of several, else of the plain
+        one."""
+        if self.views.are_plain:
+            return say(features, metadata)
+        poses = features.unflatten(1, (-1, self.views.n_crops)).unbind(1)
+        weighed = [(pose, weight) for pose, weight in zip(poses, self.tta or (1.0,), strict=False) if weight]
+        return mean_of([say(pose, metadata) for pose, _ in weighed], [weight for _, weight in weighed])
 
     @abstractmethod
     def predict(self, features: Features, metadata: Metadata | None = None) -> Predicted:

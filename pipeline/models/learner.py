@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from pipeline.config.encoder import Encoder, Frozen
 from pipeline.config.trial import Config
+from pipeline.config.views import Views
 from pipeline.disk.layout import TrialDir
 from pipeline.models.base import Facts, Features, Model, Predicted
 from pipeline.models.losses import Loss, SquaredError
@@ -26,6 +27,7 @@ Rows = Int[Tensor, " images"]
 Encoded = Float[Tensor, "images width"]
 Mix = Callable[[Tensor], Tensor]
 """Mixes the rows of a tensor with those of a permutation of the batch, by one λ."""
+PLAIN = Views()
 SCALES = ("target_mean", "target_scale", "feature_mean", "feature_scale")
 """Buffers of a Learner that follow from the training data."""
 
@@ -124,9 +126,13 @@ class Learner(Model):
         species: SpeciesEmbedding | None = None,
         pooling: Pooling | None = None,
         n_features: int = 1,
+        fuse: nn.Module | None = None,
+        views: Views = PLAIN,
     ):
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.views = encoder, views
+        if fuse is not None:
+            self.fuse = fuse
         self.novelty = None
         self.domain = domain
         self.species = species
@@ -142,13 +148,14 @@ class Learner(Model):
     def make(cls, config: Config, facts: Facts, encoder: nn.Module) -> Self:
         """Head, embeddings of names and pooling of the right widths around an encoder."""
         model, names, n_targets = config.model, facts.names, len(facts.learnt)
-        width = model.encoder.embedding_width(facts.embed_dim)
+        views, seen = config.backbone.views, model.encoder.embedding_width(facts.embed_dim)
+        width, fuse = model.fuse.width(seen, views), None if views.are_plain else model.fuse.build(seen, views)
         domain = DomainEmbedding(len(names.domains), width) if model.domain_embedding else None
         loss = config.loss.make(len(facts.targets))
         head = make_mlp([width, *model.head.widths(), n_targets * loss.n])
         species = SpeciesEmbedding(len(names.species), len(names.genera), width) if model.species_embedding else None
         pooling, n_features = make_pooling(model.pool, width), width if model.standardize_features else 1
-        learner = cls(encoder, head, domain, model.normalize, n_targets, loss, species, pooling, n_features)
+        learner = cls(encoder, head, domain, model.normalize, n_targets, loss, species, pooling, n_features, fuse, views)
         learner.kind_of_encoder = model.encoder
         return learner
 
@@ -157,11 +164,18 @@ class Learner(Model):
 
         With mixup the features come mixed, domains and species do not: `mix` mixes their embeddings by the same λ.
         """
-        encoded: Tensor = self.encoder(features)
+        encoded = self.encode(features)
         embedding = self.embed(encoded, metadata, mix)
         hidden: Tensor = self.head[:-1](embedding)
         parameters = self.loss.parameters(self.head[-1](hidden).float())
         return Answer(parameters, self.pooling(embedding, self.loss.moments(parameters)[1]), hidden, encoded)
+
+    def encode(self, features: Features) -> Encoded:
+        """What the encoder makes of images: of several views [B, V, …] what these are fused to, those of the first pose."""
+        if self.views.are_plain:
+            return self.encoder(features)
+        seen = features[:, : self.views.n_crops]
+        return self.fuse(self.encoder(seen.flatten(0, 1)).unflatten(0, seen.shape[:2]))
 
     def embed(self, encoded: Encoded, metadata: Metadata | None, mix: Mix | None) -> Encoded:
         """What the head reads."""
@@ -177,6 +191,9 @@ class Learner(Model):
         return embedding
 
     def predict(self, features: Features, metadata: Metadata | None = None) -> Predicted:
+        return self.over_poses(self._say, features, metadata)
+
+    def _say(self, features: Features, metadata: Metadata | None) -> Predicted:
         answer = self(features, metadata)
         said = self.in_units(answer)
         return said if self.novelty is None else self.novelty(said, answer.encoded)

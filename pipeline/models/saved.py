@@ -89,6 +89,7 @@ def load_model(config: Config, trial: TrialDir, backbone: Backbone | None, text:
     model.load_more(trial)
     if missing := model.own_state().keys() ^ state.keys():
         raise WorkError(f"{trial.model} does not fit its config.yaml: {', '.join(sorted(missing)[:5])} stand in one of them only")
+    model.tta = config.evaluate.tta
     return model.eval().requires_grad_(False)
 
 

@@ -44,7 +44,9 @@ class Row:
     optimistic: bool = False
     figures: Figures = field(default_factory=dict)
     members: tuple[str, ...] = ()
-    """The trials that an ensemble is of; none: it is a trial."""
+    """The trials that are taken together; none: it is a trial."""
+    together: str = ""
+    """How these are called: `ensemble of 3` (seeds), `out of 5 folds`."""
     headline: dict[str, str] = field(default_factory=dict)
     """The figures that tables show, with their titles; the first sorts them."""
     lower_is_better: tuple[str, ...] = ()
@@ -268,9 +270,10 @@ def _ensembles(experiment: ExperimentDir) -> Iterator[Row]:
             members = tuple(results["members"])
             if results["made_from"] != {name: hash_results(experiment.trial(name)) for name in members}:
                 continue
-            row = Row(experiment.path.name, f"ensembles/{folder.path.name}", "done", members=members)
+            called = f"out of {len(members)} folds" if results.get("of") == "folds" else f"ensemble of {len(members)}"
+            row = Row(experiment.path.name, f"ensembles/{folder.path.name}", "done", members=members, together=called)
             group = _group(folder.path.name, trial_config(experiment.trial(members[0])))
-            yield _with_results(row, results, f"ensemble of {len(members)}: {group}")
+            yield _with_results(row, results, f"{called}: {group}")
 
 
 def read_ensemble(folder: TrialDir) -> dict[str, Any]:
@@ -335,7 +338,7 @@ def _line(rows: Sequence[Row]) -> Line:
     shared = common_name([row.trial.rpartition("/")[2] for row in rows])
     called = first.trial if first.state != "done" or len(rows) == 1 else shared
     if first.members:
-        called = f"ensemble of {len(first.members)}: {shared}"
+        called = f"{first.together}: {shared}"
     state = first.state + (f": {shorten(first.reason, 160, placeholder=' … (`carabid status`)')}" if first.reason else "")
     return Line(first.experiment, called, state, len(rows), first.split, first.optimistic, means, sds)
 

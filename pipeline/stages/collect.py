@@ -1,5 +1,5 @@
-"""The collecting stage: all results of one experiment in results.csv, ensembles of its trials over their seeds, and where
-there are several methods, a comparison of them."""
+"""The collecting stage: all results of one experiment in results.csv, ensembles of its trials over their seeds and folds, and
+where there are several methods, a comparison of them."""
 
 from functools import cache
 
@@ -9,6 +9,7 @@ from pipeline.disk.secrets import complain
 from pipeline.disk.writing import write_text
 from pipeline.errors import UserError
 from pipeline.progress import log
+from pipeline.reporting import folds
 from pipeline.reporting.comparison import Candidate, candidates, compare, to_json, to_markdown
 from pipeline.reporting.results import Row, collect, to_csv
 from pipeline.stages.ensemble import update_ensembles
@@ -24,6 +25,8 @@ def run(config: Config) -> None:
     if update_ensembles(experiment):
         rows = _write(experiment)
     _compare(experiment)
+    for warning in folds.warnings([experiment]):
+        log(f"carabid: {warning}")
     trials = [row for row in rows if not row.members]
     done, ensembles = sum(row.state == "done" for row in trials), len(rows) - len(trials)
     more = f", and there are {ensembles} ensembles of them" if ensembles else ""

@@ -1,21 +1,22 @@
-"""Ensembles of trials that differ in the seed alone: results of their own, made when results are collected. Loads no torch.
+"""Trials taken together: those that differ in the seed alone, and those that differ in the fold alone. Results of their own, made
+when results are collected. Loads no torch.
 
-What members say of each group is combined (`metrics/ensembles.py`) and calibrated anew, on the validation groups that
-calibrated them. An ensemble's folder is replaced as a whole. Its results.json says of which results of its members it was made:
-where these are others now, or there are other members, it is made again, and in no other case.
+What seeds say of each group is combined (`metrics/ensembles.py`) and calibrated anew, on the validation groups that calibrated
+them. Of folds each says what it has not learnt from, and figures are of all that together. Both predict new images as one model,
+the mean of theirs. An ensemble's folder is replaced as a whole. Its results.json says of which results of its members it was
+made: where these are others now, or there are other members, it is made again, and in no other case.
 """
 
 from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache, cached_property
 from typing import Any
-
-import pandas as pd
 
 from pipeline.config.identity import digest
 from pipeline.disk.layout import ExperimentDir, TrialDir
@@ -39,13 +40,34 @@ OF_TRAINING = ("table_hash", "train_domains", "train_means", "train_sds")
 """What is read of trained.json."""
 
 
+class _Way(StrEnum):
+    """In what trials differ that are taken together."""
+
+    SEEDS = "seeds"
+    FOLDS = "folds"
+
+    def shared(self, science: Mapping[str, Any]) -> dict[str, Any]:
+        """A configuration without that."""
+        if self is _Way.SEEDS:
+            return {key: value for key, value in science.items() if key != "seed"}
+        split = {key: value for key, value in science["data"]["split"].items() if key != "fold"}
+        return {**science, "data": {**science["data"], "split": split}}
+
+    def are_all(self, members: Sequence[_Member]) -> bool:
+        """Whether these are enough: two seeds, or every fold once."""
+        if self is _Way.SEEDS:
+            return len(members) > 1
+        folds = [member.science["data"]["split"].get("fold") for member in members]
+        return None not in folds and sorted(folds) == list(range(members[0].science["data"]["split"]["n"]))
+
+
 @dataclass(frozen=True)
 class _Member:
     """A trial with results."""
 
     trial: TrialDir
     science: dict[str, Any]
-    """Its configuration but for the seed."""
+    """Its configuration."""
     results: dict[str, Any]
     results_hash: str
 
@@ -57,11 +79,10 @@ class _Member:
     def task(self) -> Task[Any]:
         return load_task(self.science["task"])
 
-    @cached_property
-    def kind(self) -> str:
-        """Equal for trials that are one ensemble."""
+    def kind(self, way: _Way) -> str:
+        """Equal for trials that are taken together in this way."""
         own = [self.results["task_hash"]] if "task_hash" in self.results else []  # (of a lab's own file)
-        return digest([self.science, *(self.results.get(key) for key in SHARED), *own])
+        return digest([way.shared(self.science), *(self.results.get(key) for key in SHARED), *own])
 
 
 def update_ensembles(experiment: ExperimentDir) -> bool:
@@ -78,28 +99,34 @@ def update_ensembles(experiment: ExperimentDir) -> bool:
 
 def _update(experiment: ExperimentDir, log: Log) -> bool:
     existing = {folder.path.name.rpartition("-")[2]: folder for folder in experiment.ensembles()}
-    sets: dict[TrialDir, list[_Member]] = {}
-    for members in _find(experiment, log):
-        short = members[0].kind[:HASH_DIGITS]  # its folder is found again by this, whatever its members' names share
-        sets[existing.get(short) or experiment.ensemble(f"{common_name(_names(members))}-{short}")] = members
-    changed = [_make_or_keep(folder, members, log) for folder, members in sets.items()]
-    removed = [_remove(folder) for folder in experiment.ensembles() if folder not in sets]
+    found: dict[TrialDir, tuple[_Way, list[_Member]]] = {}
+    for way, members in _find(experiment, log):
+        short = members[0].kind(way)[:HASH_DIGITS]  # its folder is found again by this, whatever its members' names share
+        named = existing.get(short) or experiment.ensemble(f"{common_name(_names(members))}-{short}")
+        found[named] = way, members
+    changed = [_make_or_keep(folder, way, members, log) for folder, (way, members) in found.items()]
+    removed = [_remove(folder) for folder in experiment.ensembles() if folder not in found]
     return any([*changed, *removed])
 
 
 # ---------------------------------------------------------------- who belongs together
-def _find(experiment: ExperimentDir, log: Log) -> list[list[_Member]]:
-    """The sets of two or more trials that differ in the seed alone, each by name."""
-    found: dict[str, list[_Member]] = {}
-    for trial in experiment.trials():
-        if member := _read_member(trial):
-            found.setdefault(member.kind, []).append(member)
-    several = [members for members in found.values() if len(members) > 1]
-    if old := [member for members in several for member in members if not member.trial.validation.exists()]:
+def _find(experiment: ExperimentDir, log: Log) -> list[tuple[_Way, list[_Member]]]:
+    """The sets of trials that are taken together, each by name."""
+    members = [member for trial in experiment.trials() if (member := _read_member(trial))]
+    found: dict[tuple[_Way, str], list[_Member]] = {}
+    for member in members:
+        for way in _Way if "fold" in member.science["data"]["split"] else (_Way.SEEDS,):
+            found.setdefault((way, member.kind(way)), []).append(member)
+    several = [(way, some) for (way, _), some in found.items() if way.are_all(some)]
+    if old := [member for member in members if _lacks_validation(member) and any(member in some for _, some in several)]:
         how = "to have them in it, delete their folders and submit them again"
         log(f"carabid: in no ensemble: {_some(old)}, trained before validation.parquet was kept for that; {how}")
-    usable = [[member for member in members if member not in old] for members in several]
-    return [members for members in usable if len(members) > 1]
+    usable = [(way, [member for member in some if not _lacks_validation(member)]) for way, some in several]
+    return [(way, some) for way, some in usable if way.are_all(some)]
+
+
+def _lacks_validation(member: _Member) -> bool:
+    return not member.trial.validation.exists()
 
 
 def _read_member(trial: TrialDir) -> _Member | None:
@@ -108,7 +135,7 @@ def _read_member(trial: TrialDir) -> _Member | None:
         science, results = saved_science(trial.config), read_json(trial.results)
         if not science or results["config_hash"] != digest(science) or not load_task(science["task"]).ensembles:
             return None
-        return _Member(trial, {k: v for k, v in science.items() if k != "seed"}, results, hash_results(trial))
+        return _Member(trial, science, results, hash_results(trial))
     return None
 
 
@@ -123,19 +150,19 @@ def _some(members: Sequence[_Member]) -> str:
 
 
 # ---------------------------------------------------------------- one ensemble
-def _make_or_keep(folder: TrialDir, members: Sequence[_Member], log: Log) -> bool:
+def _make_or_keep(folder: TrialDir, way: _Way, members: Sequence[_Member], log: Log) -> bool:
     """Whether the folder is another than before."""
     made_from = _made_from(folder)
     if made_from == _hashes(members):
         return False
     read = [(member, said) for member in members if (said := _read(member, log))]
     usable = [member for member, _ in read]
-    if len(read) < 2:
+    if not way.are_all(usable):
         return _remove(folder)
     if made_from == _hashes(usable):
         return False
     try:
-        _write(folder, usable, *_evaluate(usable, *zip(*(said for _, said in read), strict=True)))
+        _write(folder, way, usable, *_evaluate(way, usable, *zip(*(said for _, said in read), strict=True)))
         return True
     except Exception as error:  # of whatever kind: the table of the trials' results must be written
         if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
@@ -171,28 +198,35 @@ def _read(member: _Member, log: Log) -> tuple[dict[str, Any], Kept] | None:
 
 
 def _evaluate(
-    members: Sequence[_Member], trainings: Sequence[dict[str, Any]], kept: Sequence[Kept]
-) -> tuple[dict[str, Any], pd.DataFrame]:
-    """An ensemble's results with its calibration, and the content of its groups.parquet. Raises WorkError if members differ."""
+    way: _Way, members: Sequence[_Member], records: Sequence[dict[str, Any]], kept: Sequence[Kept]
+) -> tuple[dict[str, Any], Any, Task[Any]]:
+    """Their results together with the calibration, and the task's predictions. Raises WorkError if members differ."""
     science, task = members[0].science, members[0].task
-    if any(training != trainings[0] for training in trainings):
+    trainings = [Training.of(record) for record in records]
+    if way is _Way.SEEDS and any(record != records[0] for record in records):
         raise WorkError("they were trained on different targets, groups or splits")
-    together, train = task.combine(kept, Training.of(trainings[0]), science["calibrate"]["kind"])
+    kind = science["calibrate"]["kind"]
+    together, train = task.combine(kept, trainings[0], kind) if way is _Way.SEEDS else task.out_of_fold(kept, trainings, kind)
     blocks = task.report(together, train)
     summaries = [member.results["summary"] for member in members]
     warnings = dict.fromkeys(line for summary in (blocks["summary"], *summaries) for line in summary["warnings"])
     blocks["summary"] |= {key: summaries[0][key] for key in SHARED_IN_SUMMARY} | {"warnings": list(warnings)}
     counts = {"n_images": len(together.images), "n_events": int(together.images["group"].nunique())}
-    results = blocks | task.describe(blocks) | counts | {"calibration": train.calibration}
-    return results, task.tables(together)[1]
+    return blocks | task.describe(blocks) | counts | {"calibration": train.calibration}, together, task
 
 
-def _write(folder: TrialDir, members: Sequence[_Member], figures: dict[str, Any], groups: pd.DataFrame) -> None:
-    science = members[0].science
+def _write(
+    folder: TrialDir, way: _Way, members: Sequence[_Member], figures: dict[str, Any], together: Any, task: Task[Any]
+) -> None:
+    science = way.shared(members[0].science)
     shared = [*SHARED, *(["task_hash"] if "task_hash" in members[0].results else [])]
     facts = {key: members[0].results[key] for key in shared} | {"config_hash": digest(science)}
+    facts |= {"of": way.value} if way is _Way.FOLDS else {}  # (those of seeds were there first)
     results = figures | facts | {"members": _names(members), "made_from": _hashes(members)}
+    images, groups = task.tables(together)
     with atomic_folder(folder.path, replace=True) as new:
+        if way is _Way.FOLDS:
+            write_table(TrialDir(new).predictions, images)
         write_table(TrialDir(new).groups, groups)
         write_hashed(TrialDir(new).results, results)
 

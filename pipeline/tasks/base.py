@@ -69,10 +69,14 @@ class Tested:
     """Predictions [N, T], or probabilities [N, C]."""
     of: str = "images"
     """What the N are: where they are classes, each is a group of its own."""
+    together: bool = False
+    """Whether the figure that they were read for is of all numbers of an image at once."""
 
     def pairs(self) -> list[tuple[Array, Array]]:
-        """What figures are made of, true and said: labels [N] and probabilities [N, C], or numbers [N] of each target."""
-        return [(self.truth, self.said)] if self.truth.ndim == 1 else list(zip(self.truth.T, self.said.T, strict=True))
+        """What figures are made of, true and said: labels [N] and probabilities [N, C], or numbers [N] of each target, or of all
+        together [N, T]."""
+        whole = self.together or self.truth.ndim == 1
+        return [(self.truth, self.said)] if whole else list(zip(self.truth.T, self.said.T, strict=True))
 
     def value(self, figure: Figure) -> float | None:
         """A figure, of several targets the mean of theirs."""
@@ -104,7 +108,8 @@ class Task(ABC, Generic[P]):
     instead: ClassVar[Mapping[str, str]] = {}
     """For a figure that may not be defined for a whole table the one that is shown and sorts it then."""
     ensembles: ClassVar[bool] = False
-    """Whether trials that differ in the seed alone are taken together as well (`kept`, `combine`)."""
+    """Whether trials that differ in the seed alone, or in the fold alone, are taken together as well (`kept`, `combine`,
+    `out_of_fold`)."""
     challenge: ClassVar[str | None] = None
     """Whose platform `carabid export` writes for, one of `export/platforms.py`; None: no platform takes what it predicts."""
 
@@ -157,11 +162,13 @@ class Task(ABC, Generic[P]):
         """The task's blocks of results.json. `summary` must be there, with `warnings`; where a figure stands makes its name."""
 
     @abstractmethod
-    def score(self, metric: str, truth: Array, said: Prediction, groups: Groups, counts: Sequence[int] = ()) -> float | None:
+    def score(
+        self, metric: str, truth: Array, said: Prediction, groups: Groups, counts: Sequence[int] = (), names: Sequence[str] = ()
+    ) -> float | None:
         """A figure of validation images [N], by which the best epoch is known; None where it is not defined.
 
         `said` is the model's, `groups` [N] are numbers of the images' groups; of classes `counts` says how many images of each
-        are trained on, where that is known.
+        are trained on, where that is known; of numbers `names` are those of the targets.
         """
 
     def metric(self, wanted: str | None) -> str:
@@ -235,6 +242,14 @@ class Task(ABC, Generic[P]):
         """What several models say together that differ in the seed alone, and the training with the calibration that is theirs.
 
         Raises WorkError if they are not of the same images.
+        """
+        raise NotImplementedError
+
+    def out_of_fold(self, members: Sequence[Kept], trainings: Sequence[Training], kind: Kind) -> tuple[P, Training]:
+        """What models of all folds say, each of the images of its own fold, and the training that they have in common with the
+        calibration of all of them as one model.
+
+        Raises WorkError if one image is of two folds.
         """
         raise NotImplementedError
 

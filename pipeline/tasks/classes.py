@@ -118,7 +118,9 @@ class Classes(Task[Probabilities]):
         many = len(blocks["classes"]) > MANY
         return super().describe({key: block for key, block in blocks.items() if not (many and key == "classes")})
 
-    def score(self, metric: str, truth: Array, said: Prediction, groups: Groups, counts: Sequence[int] = ()) -> float | None:
+    def score(
+        self, metric: str, truth: Array, said: Prediction, groups: Groups, counts: Sequence[int] = (), names: Sequence[str] = ()
+    ) -> float | None:
         finite = np.isfinite(said.log_weights).all()
         return self.figures[metric].value(truth, said.mean.astype("float64")) if finite else None
 

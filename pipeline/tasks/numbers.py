@@ -12,6 +12,7 @@ from pipeline.config.data import Data
 from pipeline.data.dataset import Dataset
 from pipeline.data.table import load_numbers
 from pipeline.disk.layout import TrialDir
+from pipeline.errors import UserError, WorkError
 from pipeline.metrics.figures import Figure, Training, mean_of_all
 from pipeline.metrics.regression import group_means
 from pipeline.metrics.regression_report import FIGURES, regression_report
@@ -118,36 +119,58 @@ class Numbers(Task[Tables]):
         means |= {str(name): float(mean) for name, mean in self.derive(pd.DataFrame([means])).iloc[0].items()}
         return Tables((*names, *more), images, groups), Training(training.domains, means, training.sds, training.calibration)
 
+    def _asked(self, figure: Figure, names: Sequence[str], values: Array) -> Array | None:
+        """The targets [N, K] that a figure is of together, from those that are predicted [N, T]; None where one is not there."""
+        import pandas as pd
+
+        frame = pd.DataFrame(values, columns=list(names))
+        frame = frame.join(self.derive(frame))
+        return frame[list(figure.targets)].to_numpy("float64") if set(figure.targets) <= set(frame) else None
+
     def _of(self, table: pd.DataFrame, names: Sequence[str], end: str) -> pd.DataFrame:
         columns = {f"{name}{end}": name for name in names}
         return self.derive(table[list(columns)].rename(columns=columns)).add_suffix(end)
 
-    def score(self, metric: str, truth: Array, said: Prediction, groups: Groups, counts: Sequence[int] = ()) -> float | None:
-        """The mean over targets of the figure of images, or of groups after averaging (with weights) their images."""
+    def score(
+        self, metric: str, truth: Array, said: Prediction, groups: Groups, counts: Sequence[int] = (), names: Sequence[str] = ()
+    ) -> float | None:
+        """The figure of images, or of groups after averaging (with weights) their images: of all targets together, or its mean
+        over them."""
         figure, means = self.figures[metric], said.mean
         if not (np.isfinite(means).all() and np.isfinite(said.log_weights).all()):
             return None
         if figure.of == "groups":
             truth, means = group_means(truth, groups), group_means(means, groups, said.log_weights)
+        if figure.targets:
+            true, said_of_all = (self._asked(figure, names, values) for values in (truth, means))
+            return None if true is None or said_of_all is None else figure.value(true, said_of_all)
         return mean_of_all(figure.value(t, p) for t, p in zip(truth.T, means.T, strict=True))
 
     # ---------------------------------------------------------------- comparisons and ensembles
     def read_tested(self, trial: TrialDir, figure: str) -> Tested:
-        of_groups = self.figures[figure].of == "groups"
-        index, truth, said = read_wide(*((trial.groups, "mean") if of_groups else (trial.predictions, "prediction")))
-        return Tested(index, tuple(map(str, truth)), truth.to_numpy("float64"), said.to_numpy("float64"))
+        asked = self.figures[figure]
+        index, *tables = read_wide(*((trial.groups, "mean") if asked.of == "groups" else (trial.predictions, "prediction")))
+        names, truth, said = tuple(map(str, tables[0])), *(table.to_numpy("float64") for table in tables)
+        if not asked.targets:
+            return Tested(index, names, truth, said)
+        true, of_all = (self._asked(asked, names, values) for values in (truth, said))
+        if true is None or of_all is None:
+            raise UserError(f"--figure {figure}: it is of {', '.join(asked.targets)}, and these trials do not predict all")
+        return Tested(index, asked.targets, true, of_all, together=True)
 
     def kept(self, trial: TrialDir) -> Kept:
         import pandas as pd
 
         from pipeline.metrics.groups import SAID, SAID_OF_IMAGES, wide_form
 
-        long = _trusted(pd.read_parquet(trial.groups), ["trust"])[["group", "domain", "n", "target", "truth", *SAID]]
+        long = _trusted(pd.read_parquet(trial.groups), ["trust"])
+        forecast = [name for name in ("mu", "sigma") if name in long]
         names = tuple(dict.fromkeys(long["target"]))
         said = [f"{name}_{end}" for name in names for end in SAID]
         validation = _trusted(pd.read_parquet(trial.validation), [f"{name}_trust" for name in names])
         images = wide_form(pd.read_parquet(trial.predictions), SAID_OF_IMAGES)
-        return Kept(names, validation[["group", "domain", "n", *names, *said]], wide_form(long, SAID), images)
+        groups = wide_form(long[["group", "domain", "n", "target", "truth", *SAID, *forecast]], (*SAID, *forecast))
+        return Kept(names, validation[["group", "domain", "n", *names, *said]], groups, images)
 
     def together(self, members: Sequence[Tables]) -> Tables:
         from pipeline.metrics.ensembles import combine
@@ -165,6 +188,23 @@ class Numbers(Task[Tables]):
         calibrated = replace(training, calibration=self.calibrate(held_out, training, kind))
         together = Tables(names, images, combine([member.groups for member in members], names))
         return self.forecast(together, calibrated), calibrated
+
+    def out_of_fold(self, members: Sequence[Kept], trainings: Sequence[Training], kind: Kind) -> tuple[Tables, Training]:
+        """Known are domains that every fold was trained on. Forecasts are each fold's own; what calibrates all as one model is
+        fitted to them."""
+        import pandas as pd
+
+        names = members[0].names
+        images, groups = (pd.concat([getattr(each, of) for each in members], ignore_index=True) for of in ("images", "groups"))
+        if twice := groups["group"][groups["group"].duplicated()].tolist():
+            raise WorkError(f"group {twice[0]} is tested in several folds ({len(set(twice))} are in all)")
+        domains = sorted(set.intersection(*(set(each.domains) for each in trainings)))
+        means, sds = (
+            {name: float(np.mean([(getattr(each, of) or {})[name] for each in trainings])) for name in names}
+            for of in ("means", "sds")
+        )
+        together, training = Tables(names, images, groups), Training(domains, means, sds)
+        return together, replace(training, calibration=self.calibrate(together, training, kind))
 
 
 def _trusted(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:

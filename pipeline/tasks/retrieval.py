@@ -142,7 +142,9 @@ class Retrieval(Task[Embedded]):
             found |= {column.removeprefix(TAXON): of} if len(names) else {}
         return found
 
-    def score(self, metric: str, truth: Array, said: Prediction, groups: Groups, counts: Sequence[int] = ()) -> float | None:
+    def score(
+        self, metric: str, truth: Array, said: Prediction, groups: Groups, counts: Sequence[int] = (), names: Sequence[str] = ()
+    ) -> float | None:
         images, classes = _embeddings(said)
         known = np.array(counts or [1] * len(classes), "int64")
         return chosen_by(metric, Embeddings(images, truth, classes, known))

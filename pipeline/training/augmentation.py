@@ -1,5 +1,5 @@
 """The augmentations of cached features, in their order: image dropout (`sets.py`), images
-(`image_augmentation.py`), mixup, domain and species dropout, noise.
+(`data/image_augmentation.py`), mixup, domain and species dropout, noise.
 
 What they decide is drawn on the CPU from one generator per epoch, so that a resumed run draws what an undisturbed one
 would, and so that the GPU is never waited for.
@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Num, Shaped
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from pipeline.config.augment import Augment
+from pipeline.config.views import Views
+from pipeline.device import to_device
 from pipeline.models.learner import Learner, Mix, Rows, SpeciesEmbedding
 from pipeline.models.metadata import Metadata
 
@@ -36,15 +38,25 @@ def epoch_streams(seed: int, epoch: int, device: torch.device, process: int = 0)
     return Streams(np.random.default_rng(choices), generator)
 
 
-def to_device(indices: Shaped[Tensor, ...], device: torch.device) -> Shaped[Tensor, ...]:
-    """A CPU tensor on the device without waiting for it: from pageable memory a copy would wait for all work queued there."""
-    return indices.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else indices
-
-
 def strength(augment: Augment, epoch: int, epochs: int) -> float:
     """Share of full strength in `epoch` (from 0): min(epoch / (warmup·epochs), 1)."""
     ramp = augment.warmup * epochs
     return min(epoch / ramp, 1.0) if ramp > 0 else 1.0
+
+
+def draw_poses(
+    features: Float[Tensor, "images ..."], views: Views, probability: float, rng: np.random.Generator
+) -> Float[Tensor, "images ..."]:
+    """Of each image the views [B, C, …] of one pose, of those [B, V, …] that there are: with `probability` one of the others
+    than the plain one. Nothing is drawn, and nothing changed, where there is one view."""
+    if views.are_plain:
+        return features
+    poses = features.unflatten(1, (len(views.pose_names), views.n_crops))
+    if not probability:
+        return poses[:, 0]
+    drawn = rng.integers(1, poses.shape[1], len(poses)) * (rng.random(len(poses)) < probability)
+    rows = torch.arange(len(poses), device=features.device)
+    return poses[rows, to_device(torch.from_numpy(drawn), features.device)]
 
 
 def make_mix(n: int, alpha: float, rng: np.random.Generator, device: torch.device | str = "cpu") -> Mix | None:

@@ -127,4 +127,4 @@ def _is_defined(task: Task[Any], metric: str, truth: Truth, validation: pd.DataF
     some = validation.iloc[order[:MOST_SCORED]]
     true, said = truth.perfect(some)
     groups = np.unique(some["group"], return_inverse=True)[1].astype("int64")
-    return task.score(metric, true, Prediction.of(said.astype("float32")), groups) is not None
+    return task.score(metric, true, Prediction.of(said.astype("float32")), groups, names=truth.names) is not None

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.config.trial import Config
+from pipeline.data.image_augmentation import augment_views
 from pipeline.models.learner import Learner
 from pipeline.training import augmentation as aug
 from pipeline.training import loop
-from pipeline.training.image_augmentation import augment_images
 from pipeline.training.risk import start_log_weights
 from pipeline.training.run import Choice, Fitted, Run, set_novelty, set_scales
 from pipeline.training.samples import Samples, answers, joined
@@ -65,7 +65,8 @@ def batch_loss(
     mix = aug.make_mix(len(batch.indices), share * augment.mixup_alpha, rng, samples.targets.device)
     features, targets, metadata = samples.select(batch.indices)
     domains = metadata.domain
-    features = augment_images(features, augment.images, share, rng)
+    features = aug.draw_poses(features, config.backbone.views, share * augment.poses, rng)
+    features = augment_views(features, augment.images, share, rng)
     if mix:
         features, targets = mix(features), mix(targets)
     metadata = aug.drop_names(metadata, model, augment, share, rng)

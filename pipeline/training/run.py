@@ -34,11 +34,13 @@ class Choice:
 
     task: Task[Any]
     metric: str
+    targets: tuple[str, ...] = ()
+    """Of numbers what they are called."""
 
     @classmethod
     def of(cls, config: Config) -> Choice:
         task = load_task(config.task)
-        return cls(task, task.metric(config.select.metric))
+        return cls(task, task.metric(config.select.metric), config.data.targets)
 
     @property
     def lower_is_better(self) -> bool:
@@ -46,7 +48,8 @@ class Choice:
 
     def score(self, samples: Samples, said: Prediction) -> float | None:
         """The figure of what is said of all samples; None where it is not defined."""
-        return self.task.score(self.metric, samples.truth, said.only(samples.n_targets), samples.groups, samples.counts)
+        known = samples.groups, samples.counts, self.targets
+        return self.task.score(self.metric, samples.truth, said.only(samples.n_targets), *known)
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.data.truth import Truth
+from pipeline.device import to_device
 from pipeline.features.bank import Bank
 from pipeline.metrics.groups import Prediction
 from pipeline.models.base import Facts, Model, Predicted
 from pipeline.models.learner import Answer, Learner
 from pipeline.models.metadata import COLUMNS, Metadata
 from pipeline.models.pairs.targets import ClassFacts
-from pipeline.training.augmentation import to_device
 
 Learnt = Float32[Tensor, "batch learnt"]
 Scale = Float32[Tensor, " numbers"]
@@ -147,7 +147,7 @@ def target_scale(table: pd.DataFrame, targets: tuple[str, ...]) -> tuple[Scale, 
 
 def embeddings(model: Model, samples: Samples) -> Float32[np.ndarray, "images width"]:
     """The frozen embeddings of every image, as the head sees them before they are standardised."""
-    features = samples.bank.gather(torch.arange(len(samples))).float()
+    features = model.encode(samples.bank.gather(torch.arange(len(samples))).float())
     return (F.normalize(features, dim=-1) if model.normalize else features).cpu().numpy()
 
 
@@ -175,7 +175,7 @@ def answers(model: Learner, samples: Samples) -> Answer:
 def encoded(model: Learner, samples: Samples) -> Float32[Tensor, "images width"]:
     """What a learner's encoder makes of every image, on the CPU: evaluation mode, fp32."""
     model.eval()
-    return torch.cat(_by_batches(lambda features, _: model.encoder(features).cpu(), samples))
+    return torch.cat(_by_batches(lambda features, _: model.encode(features).cpu(), samples))
 
 
 def _by_batches(say: Callable[[Tensor, Metadata], Said], samples: Samples) -> list[Said]:

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from pipeline.config.training import Train
+from pipeline.device import to_device
 from pipeline.models.pooling import Sets
-from pipeline.training.augmentation import to_device
 
 
 @dataclass(frozen=True)

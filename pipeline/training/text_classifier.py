@@ -14,11 +14,11 @@ from torch import Tensor
 
 from pipeline.config.towers import LiftHead
 from pipeline.config.trial import Config
+from pipeline.data.image_augmentation import augment_images
 from pipeline.models.losses import Categorical
 from pipeline.models.towers import TextClassifier
 from pipeline.training import augmentation as aug
 from pipeline.training import loop
-from pipeline.training.image_augmentation import augment_images
 from pipeline.training.run import Choice, Fitted, Run
 from pipeline.training.samples import PREDICTION_BATCH, Samples, predict
 from pipeline.training.sets import Batch, draw_batches

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.config.trial import Config
+from pipeline.data.image_augmentation import augment_images
+from pipeline.device import to_device
 from pipeline.errors import UserError
 from pipeline.metrics.buckets import bucket_of
 from pipeline.models.pairs.pair_loss import Batch, PairLoss
 from pipeline.models.towers import TwoTowers
 from pipeline.training import augmentation as aug
 from pipeline.training import loop
-from pipeline.training.image_augmentation import augment_images
 from pipeline.training.processes import ALONE, Processes
 from pipeline.training.run import Choice, Fitted, Run
 from pipeline.training.samples import PREDICTION_BATCH, Samples, TextSamples, predict
@@ -167,10 +168,10 @@ class Lesson:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
             image = self.model.embed(features)
             text = self.model.embed_texts(of_texts(self.train).bank.gather(distinct).float())
-        return image, text[aug.to_device(places, device)]
+        return image, text[to_device(places, device)]
 
     def _gathered(self, image: Tensor, text: Tensor, rows: Tensor) -> Batch:
         """The whole batch, from this process's embeddings and those of the others."""
-        there = aug.to_device(rows, image.device)
+        there = to_device(rows, image.device)
         images, of_images = self.processes.gather(len(rows), image, text)
         return Batch.whole(images, of_images, self.train.targets.codes[there, 0], there)

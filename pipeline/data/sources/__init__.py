@@ -3,8 +3,9 @@ in folders that name species.
 
 A source knows split names, tables without images, and the encoded bytes of one image; it knows nothing of targets,
 groups or folds (`data/dataset.py`). `base.Source` says what each kind offers: `csv_files`, `parquet`, `image_folder`, and
-`hugging_face` for the Hub and `save_to_disk`. `names` tells splits from file names, `arrow` is what Parquet and `datasets` have
-in common, `downloads` brings the images of a CSV that names their addresses.
+`hugging_face` for the Hub and `save_to_disk`; `long` makes one row of the several that an image has. `names` tells splits from
+file names, `arrow` is what Parquet and `datasets` have in common, `downloads` brings the images of a CSV that names their
+addresses.
 The package loads no torch, and pandas, pyarrow and datasets only where they are needed.
 """
 
@@ -18,6 +19,7 @@ from pipeline.data.sources.base import Source
 from pipeline.data.sources.csv_files import SUFFIXES, CsvSource
 from pipeline.data.sources.hugging_face import DiskSource, HubSource
 from pipeline.data.sources.image_folder import FolderSource
+from pipeline.data.sources.long import LongSource
 from pipeline.data.sources.names import group_by_split
 from pipeline.data.sources.parquet import ParquetSource
 from pipeline.errors import UserError
@@ -30,7 +32,12 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def open_source(data: Data) -> Source:
-    """The source that `data.source` names. Raises UserError where nothing that can be read is there."""
+    """The source that `data.source` names, with a row for each image. Raises UserError where there is none that can be read."""
+    source = _open(data)
+    return source if data.long is None else LongSource(data, source, data.long)
+
+
+def _open(data: Data) -> Source:
     path = Path(data.source).expanduser()
     if os.path.isdir(path):  # (Path's own raises for a name that is too long)
         return _open_folder(data, path)

@@ -67,13 +67,15 @@ def _text_numbers(config: Config, texts: Texts) -> int:
 def trained_parameters(config: Config, weights: Measures, texts: Texts | None = None) -> int:
     """Parameters that training changes: encoders, embeddings of names, attention and head."""
     model, encoder, head = config.model, config.model.encoder, config.model.head
-    embedding = encoder.embedding_width(weights.embed_dim)
+    seen, views = encoder.embedding_width(weights.embed_dim), config.backbone.views
+    embedding = model.fuse.width(seen, views)
     n_targets = len(config.data.targets) or 2  # how many classes there are, the data tell
     in_head = head.n_parameters(embedding, n_targets)
     in_names = 2 * embedding**2 * (model.domain_embedding + model.species_embedding)
     in_attention = 2 * embedding * ATTENTION if model.pool == "attention" else 0
     in_text = model.text.n_trained(texts.tower) if texts else 0
-    return encoder.n_trained(weights) + in_text + in_head + in_names + in_attention
+    in_fuse = model.fuse.n_parameters(seen, views)
+    return encoder.n_trained(weights) + in_text + in_fuse + in_head + in_names + in_attention
 
 
 # ---------------------------------------------------------------- a GPU's memory

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.config.augment import ImageAugment
-from pipeline.training.augmentation import to_device
+from pipeline.device import to_device
 
 Images = Float[Tensor, "images 3 height width"]
 PerImage = Float64[np.ndarray, " images"]
@@ -43,6 +43,15 @@ def augment_images(
     if augment.brightness or augment.contrast:
         images = _relit(images, augment, share, rng)
     return _erased(images, share * augment.erase, rng) if augment.erase else images
+
+
+def augment_views(
+    images: Float[Tensor, "images ..."], augment: ImageAugment, share: float, rng: np.random.Generator
+) -> Float[Tensor, "images ..."]:
+    """The same of images, or of several views of each [B, V, 3, H, W], every view by itself."""
+    if images.ndim < 5 or not augment.is_on():
+        return augment_images(images, augment, share, rng)
+    return augment_images(images.flatten(0, 1), augment, share, rng).unflatten(0, images.shape[:2])
 
 
 # ---------------------------------------------------------------- geometry

@@ -1,0 +1,74 @@
+"""Biomass: the dry matter of a pasture in a photograph of a quadrat (CSIRO Image2Biomass, kaggle.com/competitions/csiro-biomass).
+
+Five targets in grams, of which total = GDM (green dry matter) + dead and GDM = green + clover. Who predicts total, GDM and green
+has the other two from them; who predicts all five has them as they are said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pipeline.config.data import Data
+from pipeline.data.dataset import Dataset
+from pipeline.errors import UserError
+from pipeline.metrics.figures import Figure
+from pipeline.metrics.regression import weighted_r2, weighted_r2_drawn
+from pipeline.metrics.regression_report import FIGURES
+from pipeline.tasks.numbers import Numbers
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WEIGHTS = {"Dry_Green_g": 0.1, "Dry_Dead_g": 0.1, "Dry_Clover_g": 0.1, "GDM_g": 0.2, "Dry_Total_g": 0.5}
+"""Of each target in the challenge's score."""
+NEEDED = ("Dry_Total_g", "GDM_g", "Dry_Green_g")
+DERIVED = {"Dry_Dead_g": ("Dry_Total_g", "GDM_g"), "Dry_Clover_g": ("GDM_g", "Dry_Green_g")}
+"""What follows: the first minus the second, and nothing below 0."""
+
+
+class Biomass(Numbers):
+    """Numbers, the targets that follow, and the challenge's score."""
+
+    figures: ClassVar[Mapping[str, Figure]] = {
+        "score": Figure(
+            "weighted R²",
+            partial(weighted_r2, weights=tuple(WEIGHTS.values())),
+            selectable=True,
+            weighted=partial(weighted_r2_drawn, weights=tuple(WEIGHTS.values())),
+            targets=tuple(WEIGHTS),
+        )
+    } | FIGURES
+    headline: ClassVar[Sequence[str]] = ("score", *(f"{name}.r2" for name in NEEDED), "MAE")
+
+    def load(self, data: Data) -> Dataset:
+        """Raises UserError also where one of the targets is missing that the others follow from."""
+        if missing := [name for name in NEEDED if name not in data.targets]:
+            raise UserError(
+                f"data.targets: task=biomass predicts {', '.join(NEEDED)}, from which the other two follow, or all five; "
+                f"{missing[0]} is missing"
+            )
+        return super().load(data)
+
+    def derive(self, targets: pd.DataFrame) -> pd.DataFrame:
+        """Dead and clover, where they are not predicted themselves."""
+        found = {
+            name: (targets[whole] - targets[part]).clip(lower=0) for name, (whole, part) in DERIVED.items() if name not in targets
+        }
+        return targets[[]].assign(**found)
+
+    def generate(
+        self, out: Path, seed: int = 0, scale: float = 1.0, form: Literal["parquet", "csv", "disk"] = "csv"
+    ) -> dict[str, int]:
+        """Write generated quadrats to the folder `out`: train.csv, test.csv and images; `scale` multiplies their number.
+
+        Raises UserError if `out` holds anything else than generated quadrats, and for a form, seed or scale that there is not.
+        """
+        from pipeline.synthetic.biomass import write  # drawing needs Pillow, which nothing else here does
+
+        return write(out, seed, scale, form)
+
+
+TASK = Biomass()

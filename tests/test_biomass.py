@@ -24,15 +24,16 @@ from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
 from pipeline.disk.layout import ExperimentDir
 from pipeline.disk.writing import read_json, write_hashed, write_text
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkError
 from pipeline.experiments.reading import Experiment, dump_config, load_experiment
+from pipeline.export import kaggle
 from pipeline.metrics.groups import Prediction
 from pipeline.metrics.regression import weighted_r2, weighted_r2_drawn
 from pipeline.metrics.sums import Sums
 from pipeline.reporting import folds
 from pipeline.stages import collect, evaluate, extract, train
 from pipeline.stages.ensemble import update_ensembles
-from pipeline.stages.predict import Origin, predict_group
+from pipeline.stages.predict import Origin, predict_files, predict_group
 from pipeline.tasks import load_task
 from pipeline.tasks.biomass import WEIGHTS
 from tests.conftest import carabid
@@ -474,3 +475,86 @@ def test_folds_that_part_what_is_alike_are_told_by_how_much_they_flatter(
         assert all("by Sampling_Date: images of one Sampling_Date are alike" in sentence for sentence in found)
     write_text(trial.config, dump_config(config.model_copy(update={"seed": 7})))
     assert folds.warnings([other]) == []
+
+
+# ---------------------------------------------------------------- a submission
+@pytest.mark.jobs
+def test_a_submission_has_a_number_for_each_row_of_the_test_in_its_order(
+    folded: tuple[Path, ExperimentDir, Experiment], quadrats: Path, tmp_path: Path
+) -> None:
+    """Of all five targets, derived model by model; of all folds their mean."""
+    root, there, _ = folded
+    (together,) = there.ensembles()
+    rows = rows_of(quadrats / "test.csv")
+    np.random.default_rng(1).shuffle(rows)  # type: ignore[arg-type]
+    (tmp_path / "test").symlink_to(quadrats / "test")
+    rewrite(tmp_path / "test.csv", rows)
+    out = tmp_path / "out"
+    said = carabid("export", together.path, "--to", "kaggle", "--test", tmp_path / "test.csv", "--out", out, root=root)
+    assert said.stdout.strip() == str(out / "submission.csv")
+    table = rows_of(out / "submission.csv")
+    assert [row["sample_id"] for row in table] == [row["sample_id"] for row in rows]
+    image = tmp_path / rows[0]["image_path"]
+    of_image = {row["sample_id"].split("__")[1]: float(row["target"]) for row in table if row["sample_id"].startswith(image.stem)}
+    each = [
+        next(predict_files(there.trial(name).path, [image], Origin(), "cpu")) for name in read_json(together.results)["members"]
+    ]
+    assert set(of_image) == set(WEIGHTS) == set(each[0])
+    assert of_image == pytest.approx({name: np.mean([one[name] for one in each]) for name in WEIGHTS})
+    checked = carabid("export", "--check", out, "--test", tmp_path / "test.csv", root=root).stdout
+    assert f"{len(rows)} rows" in checked and "in the order of the test's" in checked
+
+
+@pytest.mark.jobs
+def test_members_may_weigh_unlike(folded: tuple[Path, ExperimentDir, Experiment], quadrats: Path, tmp_path: Path) -> None:
+    _, there, experiment = folded
+    trials = [there.trial(trial.name).path for trial in experiment.trials[:2]]
+    tables = []
+    for i, weights in enumerate([(1, 0), (0, 1), (3, 1)]):
+        path = kaggle.export(trials, quadrats / "test.csv", tmp_path / str(i), weights, "cpu")
+        tables.append(np.array([float(row["target"]) for row in rows_of(path)]))
+    np.testing.assert_allclose(tables[2], (3 * tables[0] + tables[1]) / 4, rtol=1e-12)
+
+
+Cells = list[dict[str, str]]
+TEST_BREAKS: dict[str, tuple[Callable[[Cells], Any], str]] = {
+    "another target": (lambda rows: rows[2].update(target_name="GDM_g"), r"line 4: column sample_id .* should end in __GDM_g"),
+    "a target that nobody says": (
+        lambda rows: rows[0].update(sample_id=rows[0]["sample_id"].split("__")[0] + "__Moss_g", target_name="Moss_g"),
+        "does not say Moss_g",
+    ),
+    "a row twice": (lambda rows: rows.append(dict(rows[1])), "stands there twice"),
+    "an image that is not there": (lambda rows: rows[5].update(image_path="test/none.jpg"), "none.jpg does not exist"),
+}
+
+
+@pytest.mark.jobs
+@pytest.mark.parametrize("what", TEST_BREAKS)
+def test_a_test_that_cannot_be_answered_is_refused_in_words(
+    what: str, folded: tuple[Path, ExperimentDir, Experiment], quadrats: Path, tmp_path: Path
+) -> None:
+    _, there, experiment = folded
+    break_it, said = TEST_BREAKS[what]
+    rows = rows_of(quadrats / "test.csv")
+    break_it(rows)
+    (tmp_path / "test").symlink_to(quadrats / "test")
+    rewrite(tmp_path / "test.csv", rows)
+    with pytest.raises(UserError, match=said):
+        kaggle.export([there.trial(experiment.trials[0].name).path], tmp_path / "test.csv", tmp_path / "out", (), "cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_submission_that_is_none_is_named_by_its_line(tmp_path: Path) -> None:
+    for text, said in (
+        ("sample_id,target\na,1\nb,nan\n", "line 3: b is 'nan'"),
+        ("sample_id,target\na,1\na,2\n", "a stands there twice"),
+        ("id,target\na,1\n", "its columns are id, target"),
+    ):
+        (tmp_path / "submission.csv").write_text(text)
+        with pytest.raises(WorkError, match=said):
+            kaggle.check(tmp_path)
+    (tmp_path / "submission.csv").write_text("sample_id,target\na,1\nb,2\n")
+    (tmp_path / "test.csv").write_text("sample_id,image_path,target_name\nb,x,y\na,x,y\n")
+    assert kaggle.check(tmp_path) == [f"{tmp_path / 'submission.csv'}: 2 rows, all finite"]
+    with pytest.raises(WorkError, match="in another order, from row 1 on"):
+        kaggle.check(tmp_path, tmp_path / "test.csv")

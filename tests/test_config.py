@@ -378,6 +378,28 @@ BASES: list[Tree] = [
     ),
     {
         "experiment": "x",
+        "data": LONG,
+        "backbone": {"kind": "timm"},
+        "model": {
+            "encoder": {"kind": "end_to_end", "layer_decay": 0.9},
+            "head": {"kind": "per_target"},
+            "outputs": {"kind": "parts"},
+        },
+        "loss": {"kind": "smooth_l1", "weights": [0.5, 0.3, 0.2]},
+        "augment": {
+            "mixup_alpha": 0.4,
+            "mixup": {"of": "embedding", "probability": 0.5},
+            "images": {"quarter_turns": 0.5, "saturation": 0.2, "hue": 0.1, "colour_probability": 0.5},
+        },
+        "optim": {"ema": 0.99},
+        "train": {"head_first": {"epochs": 3}, "accumulate": 2},
+    },
+    *(
+        {"experiment": "x", "data": LONG, "model": {"outputs": outputs}}
+        for outputs in ({"kind": "ratios"}, {"kind": "each", "log": True})
+    ),
+    {
+        "experiment": "x",
         "backbone": {"kind": "dinov2", "taps": [3, 7], "poolings": ["cls", "mean"], "views": VIEWS},
         "model": {"head": {"kind": "ridge_stack"}, "normalize": False},
         "data": LONG,
@@ -400,6 +422,9 @@ OTHERS: Tree = {
     "backbone.image_size": 64,
     "data.targets": ["dead", "all", "green"],
     "data.split.stratify": "dead",
+    "model.head.hidden": 7,
+    "augment.mixup.of": "features",
+    "train.head_first": {"epochs": 2},
     "data.sums": [{"whole": "all", "parts": ["dead", "green"]}],
     "model.encoder.targets": ["q_proj"],
     "model.encoder.depth_gain": 0.25,
@@ -467,6 +492,7 @@ OTHER_KINDS: Tree = {
         "mlp": None,
         "ridge": {"kind": "climatology"},
         "ridge_stack": {"kind": "ridge"},
+        "per_target": {"kind": "mlp"},
         "climatology": {"kind": "boosting"},
         "boosting": {"kind": "mlp"},
         **{kind: {"kind": "mlp"} for kind in CLASSIFIER_KINDS},
@@ -481,10 +507,12 @@ OTHER_KINDS: Tree = {
         "infonce": {"kind": "pair_bce"},
         "cross_entropy": None,
         "mse": {"kind": "quantiles"},
+        "smooth_l1": {"kind": "mse"},
         "student_t": {"kind": "crps"},
         "quantiles": {"kind": "nll"},
     },
     "schedule": {"constant": {"kind": "cosine"}, "cosine": {"kind": "plateau"}, **dict.fromkeys(DECAYING)},
+    "model.outputs": {"each": {"kind": "parts"}, "parts": {"kind": "ratios"}, "ratios": {"kind": "parts"}},
     "model.fuse": {kind: {"kind": "mean" if kind == "concat" else "concat"} for kind in Fuse.kinds},
     "risk": {"mean": None, "coral": {"kind": "group_dro"}, "group_dro": {"kind": "mean"}},
 }
@@ -661,7 +689,7 @@ def test_equal_numbers_written_differently_are_the_same_trial() -> None:
         ({"model": {"head": {"kind": "knn"}}, "select": {"folds": 1}}, "greater than or equal to 2"),
         (
             {"model": {"head": {"kind": "knn"}}},
-            "knn does not fit numbers .data.targets.: set model.head.kind mlp, ridge, ridge_stack, climatology(,| or) boosting",
+            "knn does not fit numbers .data.targets.: set model.head.kind mlp, per_target, ridge, ridge_stack, climatology",
         ),
         (
             {**LABELLED, "model": {"head": {"kind": "ridge"}}},

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.config.augment import ImageAugment
-from pipeline.data.image_augmentation import AREAS, RATIO, Maps, augment_images, inverse_matrices
+from pipeline.data.image_augmentation import AREAS, RATIO, Maps, augment_images, colour_matrices, inverse_matrices
 
 STILL = Maps(*(np.zeros(1) for _ in range(5)))
 STILL = replace(STILL, size=np.ones(1), mirror=np.ones(1))
@@ -169,3 +169,51 @@ def test_a_share_of_full_strength_changes_less() -> None:
         return float((augment_images(images, ImageAugment(brightness=1.0), share, rng()) - images).abs().mean())
 
     assert change(0.25) == pytest.approx(change(1.0) / 4, rel=1e-3)
+
+
+# ---------------------------------------------------------------- quarters of a turn, up and down, colours
+@pytest.mark.parametrize(
+    "augment", [{"quarter_turns": 1.0}, {"flip_vertical": True}, {"flip": True, "flip_vertical": True}], ids=str
+)
+def test_images_are_turned_by_quarters_and_mirrored_up_and_down_pixel_by_pixel(augment: dict[str, Any]) -> None:
+    images = noise(200)
+    found = augment_images(images, ImageAugment(**augment), 1.0, rng())
+    turns: dict[str, Any] = {
+        "as it is": lambda x: x, "up and down": lambda x: x.flip(1), "left and right": lambda x: x.flip(2),
+        "half": lambda x: x.flip(1, 2),
+        "a quarter": lambda x: x.rot90(1, (1, 2)), "three": lambda x: x.rot90(3, (1, 2)),
+    }  # fmt: skip
+    counts = dict.fromkeys(turns, 0)
+    for before, after in zip(images, found, strict=True):
+        (name,) = [name for name, turn in turns.items() if torch.allclose(turn(before), after, atol=1e-4)]
+        counts[name] += 1
+    if "quarter_turns" in augment:
+        assert counts["as it is"] == 0 and all(40 < counts[name] < 95 for name in ("a quarter", "half", "three"))
+    elif "flip" in augment:
+        assert all(25 < counts[name] < 80 for name in ("as it is", "up and down", "left and right", "half"))
+    else:
+        assert 70 < counts["up and down"] < 130 and counts["as it is"] + counts["up and down"] == 200
+
+
+def test_saturation_and_hue_leave_grey_alone_and_turn_colours_around_it() -> None:
+    grey = torch.full((3, 3, 2, 2), 0.4)
+    whole = colour_matrices(np.array([1.0, 0.0, 1.5]), np.array([2 * np.pi, 0.3, np.pi / 2]))
+    torch.testing.assert_close(torch.einsum("ncd,ndhw->nchw", whole, grey), grey)
+    torch.testing.assert_close(whole[0], torch.eye(3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(whole[1], torch.full((3, 3), 1 / 3), atol=1e-6, rtol=0)
+    third = colour_matrices(np.ones(1), np.array([2 * np.pi / 3]))[0]
+    red = torch.tensor([1.0, 0.0, 0.0])
+    assert sorted((third @ red).round(decimals=5).tolist()) == [0.0, 0.0, 1.0] and (third @ red)[0] < 0.5
+
+
+def test_colours_of_some_images_alone_are_changed_where_that_is_asked_for() -> None:
+    images = noise(300)
+    augment = ImageAugment(brightness=0.5, contrast=0.2, saturation=0.2, hue=0.1, colour_probability=0.5)
+    changed = (augment_images(images, augment, 1.0, rng()) != images).flatten(1).any(1)
+    assert 110 < changed.sum() < 190
+
+
+def test_what_is_added_later_changes_no_draw_of_what_was_there() -> None:
+    images, before = noise(), ImageAugment(flip=True, rotation=20, brightness=0.3, erase=0.5)
+    one, other = (augment_images(images, each, 1.0, rng()) for each in (before, before.model_copy(update={"hue": 0.0})))
+    assert torch.equal(one, other)

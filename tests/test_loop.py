@@ -27,6 +27,7 @@ from pipeline.models.metadata import Metadata, Names
 from pipeline.signals import StopFlag
 from pipeline.training import augmentation as aug
 from pipeline.training import learner, loop
+from pipeline.training.average import Average
 from pipeline.training.checkpoint import Progress
 from pipeline.training.loop import EpochLog
 from pipeline.training.optimiser import make_optimizer
@@ -217,7 +218,7 @@ def test_each_epoch_trains_at_the_rate_of_its_schedule(samples: Samples, tmp_pat
     for _ in range(8):
         run = make_run(tmp_path, config)
         log = EpochLog(tmp_path / "m.jsonl", 0)
-        loop.fit_epoch(model, lesson(model, samples, config), optimizer, run, progress, log)
+        loop.fit_epoch(model, lesson(model, samples, config), optimizer, run, progress, Average(model, 0.0, {}, 0), log)
     peak = 0.1 * config.model.head.lr_scale  # type: ignore[union-attr]
     assert rates[::3] == [{schedule.rate(peak, config.optim.lr, epoch, 8)} for epoch in range(8)]
     assert len({rate for epoch in rates for rate in epoch}) > 4

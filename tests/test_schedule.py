@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
-from pipeline.config.schedule import DecayingWaves, Exponential, Plain, Plateau, Schedule, Waves
+from pipeline.config.schedule import DecayingWaves, Exponential, OneCycle, Plain, Plateau, Schedule, Waves
 from pipeline.config.trial import Config
 from tests.small import named
 
@@ -36,6 +37,11 @@ def torch_curve(make: Any, losses: list[float] | None = None) -> list[float]:
     ("schedule", "make"),
     [
         (Exponential(kind="exponential"), lambda o: lr_scheduler.ExponentialLR(o, 0.98)),
+        (OneCycle(kind="one_cycle"), lambda o: lr_scheduler.OneCycleLR(o, 1e-3, EPOCHS)),
+        (
+            OneCycle(kind="one_cycle", rise=0.5, begin=4, end=10),
+            lambda o: lr_scheduler.OneCycleLR(o, 1e-3, EPOCHS, pct_start=0.5, div_factor=4, final_div_factor=10),
+        ),
         (Waves(kind="cosine_waves", period=5), lambda o: lr_scheduler.CosineAnnealingLR(o, 5, 1e-7)),
         (Waves(kind="cosine_restarts"), lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 7, eta_min=1e-7)),
     ],
@@ -106,3 +112,11 @@ def test_other_heads_see_partial_batches_and_what_is_told_in_epochs_stays() -> N
     assert config.for_images(10_500).schedule == config.schedule
     plain = config.model_copy(update={"train": config.train.model_copy(update={"samples": None})})
     assert plain.for_images(7) == plain
+
+
+def test_one_cycle_rises_and_falls_within_epochs_too() -> None:
+    schedule = OneCycle(kind="one_cycle", per="step")
+    rates = [schedule.rate(1.0, 1.0, step / 10, 20) for step in range(200)]
+    assert rates[0] == pytest.approx(1 / 25) and max(rates) == rates[60] == 1.0 and rates[-1] < 1e-3
+    assert all(a < b for a, b in pairwise(rates[:61]))
+    assert all(a > b for a, b in pairwise(rates[60:]))

@@ -139,7 +139,7 @@ def search(
 
 def export(
     trials: Annotated[list[Path] | None, typer.Argument(help="A trained trial's folder; several: an ensemble.")] = None,
-    to: Annotated[str, typer.Option(help="codabench, the challenges' platform; open_clip, a tuned model.")] = "codabench",
+    to: Annotated[str, typer.Option(help="codabench or kaggle, challenges' platforms; open_clip, a tuned model.")] = "codabench",
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder to write.")] = None,
     zipped: Annotated[bool, typer.Option("--zip", help="Write DIR.zip too, as it is uploaded.")] = False,
     with_backbone: Annotated[bool, typer.Option("--with-backbone", help="Put its weights in; no internet needed.")] = False,
@@ -150,26 +150,50 @@ def export(
     challenge: Annotated[str | None, typer.Option(help="With --check: beetles or butterflies; default: it tells.")] = None,
     largest: Annotated[int, typer.Option(min=1, help="With --check: images of the largest group of beetles.")] = 500,
     gpu: Annotated[bool, typer.Option("--gpu", help="With --check: let it see the GPUs; default: none.")] = False,
+    test: Annotated[Path | None, typer.Option(metavar="FILE", help="With --to kaggle, or a check of it: test.csv.")] = None,
+    weights: Annotated[str | None, typer.Option(metavar="W,W,…", help="With --to kaggle: of each trial; default: alike.")] = None,
 ) -> None:
     """Write trained trials as a challenge submission, or check one as its platform would run it, without this package; or write
     two tuned towers as a model that plain open_clip loads."""
     if check is not None:
-        from pipeline.export import check as module
-
         if trials or out:
             raise UserError("--check looks at a submission that is there: name no trials and no --out with it")
-        for line in module.check(check, python, largest, gpu, challenge):
+        for line in _check(check, test, python, largest, gpu, challenge):
             print(line)
-    elif to not in ("codabench", "open_clip"):
-        raise UserError(f"--to {to}: choose codabench or open_clip")
+    elif to not in ("codabench", "kaggle", "open_clip"):
+        raise UserError(f"--to {to}: choose codabench, kaggle or open_clip")
     elif out is None:
         raise UserError(f"say where to: --to {to} --out DIR; or --check DIR to check a submission that is there")
+    elif to == "kaggle":
+        print(_to_kaggle(trials or [], out, test, weights))
     elif to == "open_clip":
         print(_to_open_clip(trials or [], out, zipped or with_backbone))
     else:
         from pipeline.export.codabench import export as write
 
         print(write(trials or [], out, zipped, with_backbone))
+
+
+def _check(folder: Path, test: Path | None, python: Path | None, largest: int, gpu: bool, challenge: str | None) -> list[str]:
+    """What is found of a submission that is there."""
+    from pipeline.export import check, kaggle
+
+    if (folder / kaggle.TABLE).is_file():
+        return kaggle.check(folder, test)
+    return check.check(folder, python, largest, gpu, challenge)
+
+
+def _to_kaggle(trials: list[Path], out: Path, test: Path | None, weights: str | None) -> Path:
+    """The table that is uploaded."""
+    from pipeline.export import kaggle
+
+    if test is None:
+        raise UserError("--to kaggle answers the rows of a table: --test test.csv")
+    try:
+        shares = [float(share) for share in weights.split(",")] if weights else []
+    except ValueError as error:
+        raise UserError(f"--weights {weights}: numbers with commas between them") from error
+    return kaggle.export(trials, test, out, shares)
 
 
 def _to_open_clip(trials: list[Path], out: Path, as_submission: bool) -> Path:

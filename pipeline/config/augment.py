@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -26,12 +26,33 @@ class ImageAugment(Section):
     """Add up to so much, or take it away, in the units of the network's input (about its standard deviations)."""
     contrast: Fraction = 0.0
     """Stretch or flatten by up to this fraction around the image's mean."""
+    flip_vertical: Annotated[bool, LATER] = False
+    """Mirror half of the images, up and down."""
+    quarter_turns: Annotated[Fraction, LATER] = 0.0
+    """Probability of one, two or three quarters of a turn."""
+    saturation: Annotated[Fraction, LATER] = 0.0
+    """Stretch or flatten colours by up to this fraction around each pixel's grey."""
+    hue: Annotated[float, Field(ge=0, le=0.5), LATER] = 0.0
+    """Turn colours around grey by up to so much of the circle, either way."""
+    colour_probability: Annotated[Fraction, LATER] = 1.0
+    """Of an image to have brightness, contrast, saturation and hue changed at all."""
     erase: Fraction = 0.0
     """Probability that a random rectangle becomes 0, the colour that the network takes for the mean."""
 
     def is_on(self) -> bool:
         """Whether anything is on."""
-        return any(self.model_dump().values())
+        return any(value for name, value in self.model_dump().items() if name != "colour_probability")
+
+
+class Mixup(Section):
+    """How `augment.mixup_alpha` mixes."""
+
+    of: Literal["features", "embedding"] = "features"
+    """What is mixed: what the encoder reads, or what it and the fusing of views make of it (arXiv 1806.05236)."""
+    probability: Fraction = 1.0
+    """Of a batch to be mixed at all."""
+    keeps_most: bool = False
+    """λ = max(λ, 1 − λ): an image stays most of what it was."""
 
 
 class Augment(Section):
@@ -39,6 +60,7 @@ class Augment(Section):
 
     fits = (
         Fit("train.sample", ("images",), "mixes images", "mixup_alpha"),
+        Fit("augment.mixes", (True,), "says how to mix, and nothing is mixed", "mixup", hint="augment.mixup_alpha above 0"),
         Fit("backbone.views.has_poses", (True,), "draws poses", "poses", hint="backbone.views.poses to some"),
         Fit(
             "model.encoder.reads",
@@ -55,6 +77,8 @@ class Augment(Section):
     """Probability that an image is trained on as another of its poses than the plain one (backbone.views)."""
     mixup_alpha: float = Field(0.0, ge=0)
     """λ ~ Beta(α, α) per batch mixes features, targets and domain embeddings (mixup, arXiv 1710.09412)."""
+    mixup: Annotated[Mixup, LATER] = Mixup()
+    """What of."""
     domain_dropout: Fraction = 0.0
     """Probability that a whole batch's domain becomes unknown."""
     species_dropout: Fraction = 0.0
@@ -63,3 +87,8 @@ class Augment(Section):
     """Standard deviation of Gaussian noise on the features."""
     warmup: Fraction = 0.0
     """Every strength grows linearly from 0 over this share of the epochs; 0: full strength from the start."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether anything is mixed."""
+        return self.mixup_alpha > 0

@@ -5,7 +5,9 @@ A block says all of its kind that needs no torch: what it reads and costs, and w
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
+from collections.abc import Sequence
 from math import isqrt
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -15,8 +17,10 @@ from pipeline.config.backbone import FeatureKind
 from pipeline.config.fits import OWN, Fit
 from pipeline.config.kinds import Kind
 from pipeline.config.measures import BLOCK, KEPT, PASSING, SIDES, Measures, kept_of_blocks
-from pipeline.config.section import Fraction, Positive, implementation
+from pipeline.config.section import LATER, Fraction, Positive, implementation
 from pipeline.errors import UserError
+
+BLOCK_NUMBER = re.compile(r"(?:resblocks|blocks|layers?|stages)[._]?(\d+)")
 
 
 class Encoder(Kind):
@@ -42,6 +46,11 @@ class Encoder(Kind):
     def rate_scale(self, name: str) -> float:
         """The learning rate of the parameter of this name, as a multiple of `optim.lr`: its key `lr_scale`, if it has one."""
         return float(getattr(self, "lr_scale", 1.0))
+
+    def rate_scales(self, names: Sequence[str]) -> dict[str, float]:
+        """Of all of its parameters, in its order: with a `layer_decay` less for each block further from the embedding."""
+        decay = float(getattr(self, "layer_decay", 1.0))
+        return {name: self.rate_scale(name) * decay**depth for name, depth in depths(names).items()}
 
     # ------------------------------------------------------------ its module, and that on disk
     @abstractmethod
@@ -84,6 +93,19 @@ class Encoder(Kind):
         return "tail"
 
 
+def depths(names: Sequence[str]) -> dict[str, int]:
+    """How many blocks lie between each of an encoder's parameters, in its order, and its end: 0 of what comes behind all blocks,
+    1 of the last block, most of what comes before the first. Blocks are told by numbers behind `blocks`, `layer`, `stages`."""
+    places = [tuple(map(int, BLOCK_NUMBER.findall(name))) for name in names]
+    numbered = sorted({place for place in places if place})
+    found, seen = {}, False
+    for name, place in zip(names, places, strict=True):
+        seen = seen or bool(place)
+        before = 0 if seen else 1 + len(numbered)
+        found[name] = len(numbered) - numbered.index(place) if place else before if numbered else 0
+    return found
+
+
 class Frozen(Encoder):
     """The backbone's pooled embedding as it is."""
 
@@ -123,6 +145,8 @@ class FineTuned(Encoder):
     """How many of the last blocks are trained: the cut is at n_blocks − blocks."""
     lr_scale: float = Field(0.01, gt=0)
     """Learning rate of blocks and layer norm, as a multiple of `optim.lr`."""
+    layer_decay: Annotated[float, Field(gt=0, le=1), LATER] = 1.0
+    """Of the rate, from each block to the one before (arXiv 2106.08254)."""
 
     def build(self, backbone: Any) -> Any:
         return backbone.make_tail(backbone.cut_before(self.blocks))
@@ -219,6 +243,8 @@ class EndToEnd(Encoder):
     kind: Literal["end_to_end"]
     lr_scale: float = Field(1.0, gt=0)
     """Learning rate of the tower, as a multiple of `optim.lr`."""
+    layer_decay: Annotated[float, Field(gt=0, le=1), LATER] = 1.0
+    """Of the rate, from each block to the one before (arXiv 2106.08254)."""
 
     def build(self, backbone: Any) -> Any:
         return backbone.network()

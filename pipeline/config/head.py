@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.fits import OWN, PLAIN, Fit
 from pipeline.config.kinds import Kind
-from pipeline.config.section import Ascending, Fraction, Positive, implementation
+from pipeline.config.section import Ascending, BelowOne, Fraction, Positive, implementation
 
 MOST_OF_A_PROCESS = 4000
 """Images that a Gaussian process is fitted to: time grows with their cube, memory with their square (128 MB a matrix)."""
@@ -89,6 +89,11 @@ class Head(Kind):
         return ""
 
     @property
+    def learns_log(self) -> bool:
+        """Whether it learns log(1 + target), so that no target may be below 0."""
+        return False
+
+    @property
     def learns_scale(self) -> bool:
         """Whether what makes logits of its similarities is learnt too."""
         return False
@@ -123,6 +128,31 @@ class MlpHead(Head):
         return sum(a * b for a, b in itertools.pairwise((width, *self.hidden, n_targets)))
 
 
+class PerTargetHead(Head):
+    """A perceptron of its own for each output: a hidden layer with ReLU and dropout."""
+
+    descends = True
+    reads_views = True
+    fitter = "pipeline.training.learner.fit"
+    kind: Literal["per_target"]
+    hidden: Positive | None = None
+    """Width of the hidden layer; null: a quarter of the embedding's, 8 at least."""
+    dropout: BelowOne = 0.3
+    """Behind it."""
+    lr_scale: float = Field(1.0, gt=0)
+    """Learning rate of head and domain embedding, as a multiple of `optim.lr`."""
+
+    def widths(self) -> tuple[int, ...]:
+        return (self.hidden or 8,)
+
+    def hidden_width(self, width: int) -> int:
+        """Of each output's hidden layer, on an embedding so wide."""
+        return self.hidden or max(8, width // 4)
+
+    def n_parameters(self, width: int, n_targets: int) -> int:
+        return n_targets * self.hidden_width(width) * (width + 1)
+
+
 class RidgeHead(Head):
     """Ridge regression on standardised embeddings, solved in closed form; the penalty is chosen on validation."""
 
@@ -150,6 +180,10 @@ class RidgeStackHead(Head):
     """Folds of the training images, which do not part what data.split keeps together."""
     log_share: Fraction = 0.5
     """How much of a prediction is of those learnt of log(1 + target). No target may be below 0, and no prediction is."""
+
+    @property
+    def learns_log(self) -> bool:
+        return True
 
 
 class ClimatologyHead(Head):

@@ -34,6 +34,9 @@ class Loss(Kind):
     learns_variance: ClassVar[bool] = True
     """Whether a head learns by it how sure it is of an image."""
 
+    adds_up: ClassVar[bool] = False
+    """Whether what a head learns by it is a location, or a location and a scale, so that it can be added up (model.outputs)."""
+
     @property
     def learns_auxiliary(self) -> bool:
         """Whether labels beside the class are learnt: its key `auxiliary`, if it has one."""
@@ -53,15 +56,32 @@ class SquaredError(Loss):
     """Squared error of a point."""
 
     learns_variance = False
+    adds_up = True
     kind: Literal["mse"] = "mse"
 
     def make(self, n_targets: int) -> Any:
         return implementation("pipeline.models.losses.SquaredError")()
 
 
+class SmoothL1(Loss):
+    """Squared error of a point up to `beta`, and its absolute error beyond (Huber): an outlier counts for less."""
+
+    learns_variance = False
+    adds_up = True
+    kind: Literal["smooth_l1"]
+    beta: float = Field(1.0, gt=0)
+    """Where one becomes the other, in the units that are learnt in."""
+    weights: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    """Of each target, in the order of data.targets: the loss is their weighted sum; []: the mean over targets."""
+
+    def make(self, n_targets: int) -> Any:
+        return implementation("pipeline.models.losses.SmoothL1")(self.beta, self.weights or (1 / n_targets,) * n_targets)
+
+
 class GaussianLoss(Loss):
     """Mean and sigma of a normal distribution, by CRPS or by negative log-likelihood."""
 
+    adds_up = True
     kind: Literal["crps", "nll"]
 
     def make(self, n_targets: int) -> Any:

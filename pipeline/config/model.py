@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pipeline.config.encoder import Encoder, Frozen
@@ -9,6 +10,7 @@ from pipeline.config.fits import GIVEN, Fit
 from pipeline.config.fuse import Concat, Fuse
 from pipeline.config.head import Head, MlpHead
 from pipeline.config.kinds import kind_of
+from pipeline.config.outputs import Each, Outputs
 from pipeline.config.section import LATER, Section
 
 
@@ -43,17 +45,20 @@ class Model(Section):
     text: Annotated[Encoder, LATER, *kind_of(Encoder)] = Frozen()
     """Of a head that reads texts: what turns the features of a text into an embedding."""
     head: Annotated[Head, *kind_of(Head)] = MlpHead()
+    outputs: Annotated[Outputs, LATER, *kind_of(Outputs)] = Each()
+    """What the head's numbers say of the targets: of each its own, of the parts of sums, of shares."""
     pool: Literal["mean", "precision", "attention"] = "mean"
     """A group's forecast from its images': their mean, weighted by 1 / variance (which a probabilistic loss learns), or by
     an attention that learns from groups (`train.sample: groups`)."""
     standardize_targets: bool = False
     """Learn targets scaled by the training groups' mean and sd; predictions come back in the targets' own units."""
 
-    def rate_scale(self, name: str) -> float:
-        """The learning rate of the model's parameter of this name, as a multiple of `optim.lr`."""
-        part = name.partition(".")[0]
-        encoder = {"encoder": self.encoder, "text_encoder": self.text}.get(part)
-        return self.head.rate_scale() if encoder is None else encoder.rate_scale(name)
+    def rate_scales(self, names: Sequence[str]) -> dict[str, float]:
+        """The learning rates of the model's parameters of these names, in its order, as multiples of `optim.lr`."""
+        found = dict.fromkeys(names, self.head.rate_scale())
+        for part, encoder in (("encoder.", self.encoder), ("text_encoder.", self.text)):
+            found |= encoder.rate_scales([name for name in names if name.startswith(part)])
+        return found
 
     @property
     def tunes_towers(self) -> bool:

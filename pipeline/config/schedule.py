@@ -128,6 +128,30 @@ class Plateau(Schedule):
         return rate
 
 
+class OneCycle(Schedule):
+    """Up to the full rate and down again, along cosines (Smith and Topin 2018, arXiv 1708.07120), as torch's OneCycleLR."""
+
+    kind: Literal["one_cycle"]
+    rise: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of the training in which it rises."""
+    begin: float = Field(25.0, ge=1)
+    """It begins at this part of the full rate."""
+    end: float = Field(1e4, ge=1)
+    """It ends at this part of what it began with."""
+
+    def after_warmup(self, peak: float, lr: float, at: float, epochs: int, losses: Sequence[float]) -> float:
+        first, last = peak / self.begin, peak / self.begin / self.end
+        since, whole, ends = (
+            at - self.warmup,
+            epochs - self.warmup,
+            float(self.per == "epoch"),
+        )  # the last epoch has the last rate
+        top, end = max(self.rise * whole - ends, 0.0), whole - ends
+        if since < top:
+            return peak + (first - peak) * _cosine(since / top)
+        return last + (peak - last) * _cosine(min((since - top) / max(end - top, 1e-9), 1.0))
+
+
 def _cosine(done: float) -> float:
     """From 1 to 0 as `done` goes from 0 to 1."""
     return (1 + math.cos(math.pi * done)) / 2

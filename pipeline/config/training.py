@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.batches import Batches, Shuffled
 from pipeline.config.fits import Fit
@@ -28,17 +28,38 @@ class Optim(Section):
     """What decays: every parameter, or none of fewer than two dimensions (biases, norms, the scale of similarities)."""
     clip: float | None = Field(None, gt=0)
     """Clip the gradient's global norm to this."""
+    ema: Annotated[BelowOne, LATER] = 0.0
+    """Decay of a moving average of the weights, which then is what is validated, kept and exported; 0: none. It begins faster:
+    step n decays by (1 + n) / (10 + n) at most."""
+
+
+class HeadFirst(Section):
+    """First so many epochs in which the encoder is held as it is and all else learns."""
+
+    epochs: Positive = 5
+    """Of `train.epochs`; the schedule begins anew behind them."""
+    lr: float = Field(1e-4, gt=0)
+    """In them, instead of `optim.lr`."""
 
 
 class Train(Section):
     """The training loop."""
 
-    fits = (Fit("select.epoch", ("best",), "waits for a better epoch", "patience"),)
+    fits = (
+        Fit("select.epoch", ("best",), "waits for a better epoch", "patience"),
+        Fit("model.encoder.learns", (True,), "holds what does not learn", "head_first"),
+        Fit("model.head.embeds_pairs", (False,), "would compare fewer images than a batch has", "accumulates"),
+        Fit("model.head.descends", (True,), "makes steps of several batches", "accumulates"),
+    )
     epochs: Positive = 500
     samples: Annotated[Positive | None, LATER] = None
     """Train until so many images were seen, rounded up to whole epochs, whatever `epochs` says; null: for `epochs`."""
     batch_size: Positive = 64
     """Images, or with `sample: groups` groups, a step."""
+    accumulate: Annotated[Positive, LATER] = 1
+    """Batches a step: their gradients are those of one batch so many times as large, in the memory of one."""
+    head_first: Annotated[HeadFirst | None, LATER] = None
+    """Train the head before the encoder learns too; null: all from the start."""
     sample: Literal["images", "groups"] = "images"
     """What is drawn and what the loss is of: images, or groups, each forecast from a set of its images."""
     max_images: Positive = 16
@@ -53,6 +74,22 @@ class Train(Section):
     """Of a head that tunes two towers: which images make up a batch."""
     patience: Positive | None = None
     """Stop after this many epochs without a better validation metric; null: train to the end."""
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether a step is of several batches."""
+        return self.accumulate > 1
+
+    @property
+    def held_epochs(self) -> int:
+        """How many epochs the encoder is held for."""
+        return self.head_first.epochs if self.head_first else 0
+
+    @model_validator(mode="after")
+    def _trains_the_encoder(self) -> Self:
+        if self.held_epochs >= self.epochs:
+            raise ValueError(f"head_first.epochs is {self.held_epochs}: less than epochs, which is {self.epochs}")
+        return self
 
 
 class Select(Section):

@@ -14,7 +14,7 @@ from pipeline.config.data import Data
 from pipeline.config.evaluation import Calibrate, Evaluate, Features
 from pipeline.config.fits import check
 from pipeline.config.kinds import kind_of
-from pipeline.config.loss import Loss, PlainRisk, Risk, SquaredError
+from pipeline.config.loss import Loss, PlainRisk, Risk, SmoothL1, SquaredError
 from pipeline.config.model import Model
 from pipeline.config.pairs import PairLoss  # noqa: F401  (its kinds join the family `Loss` by being defined)
 from pipeline.config.resources import Job, Paths, Resources
@@ -87,6 +87,13 @@ class Config(Section):
         if task not in TASKS and not task.endswith(".py"):
             raise ValueError(f"there is no task {task!r}; {KNOWN_TASKS}")
         return task
+
+    @model_validator(mode="after")
+    def _weighs_each_target(self) -> Config:
+        weights = self.loss.weights if isinstance(self.loss, SmoothL1) else ()
+        if weights and (len(weights) != len(self.data.targets) or not any(weights)):
+            raise ValueError(f"loss.weights: one of each of {', '.join(self.data.targets)} (data.targets), and not all 0, or []")
+        return self
 
     @model_validator(mode="after")
     def _weighs_each_pose(self) -> Config:

@@ -35,13 +35,14 @@ def augment_images(
     """
     if not augment.is_on() or share == 0:
         return images
-    if augment.flip or augment.rotation or augment.scale or augment.shift:
+    moves = (augment.flip, augment.rotation, augment.scale, augment.shift, augment.flip_vertical, augment.quarter_turns)
+    if any(moves):
         matrices = inverse_matrices(_draw_maps(augment, share, len(images), rng), *images.shape[2:])
         grid = F.affine_grid(to_device(matrices, images.device), list(images.shape), align_corners=False)
         # Beyond its border an image goes on as it ends, or a frame around it would be a feature of its own.
         images = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    if augment.brightness or augment.contrast:
-        images = _relit(images, augment, share, rng)
+    if augment.brightness or augment.contrast or augment.saturation or augment.hue:
+        images = _recoloured(images, augment, share, rng)
     return _erased(images, share * augment.erase, rng) if augment.erase else images
 
 
@@ -71,6 +72,11 @@ def _draw_maps(augment: ImageAugment, share: float, n: int, rng: np.random.Gener
     angle, size, right, down = rng.uniform(-1, 1, (4, n)) * share
     mirror = np.where(rng.random(n) < share / 2 * augment.flip, -1.0, 1.0)
     turned, scaled = np.radians(augment.rotation) * angle, (1 + augment.scale) ** size
+    if augment.quarter_turns:
+        turned = turned + np.pi / 2 * rng.integers(1, 4, n) * (rng.random(n) < share * augment.quarter_turns)
+    if augment.flip_vertical:  # which is mirroring, and half a turn
+        upside_down = rng.random(n) < share / 2
+        mirror, turned = np.where(upside_down, -mirror, mirror), turned + np.pi * upside_down
     return Maps(turned, scaled, augment.shift * right, augment.shift * down, mirror)
 
 
@@ -95,6 +101,28 @@ def _relit(images: Images, augment: ImageAugment, share: float, rng: np.random.G
     added, stretched = draws[:, :, None, None, None]
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     return mean + (images - mean) * (1 + augment.contrast * stretched) + augment.brightness * added
+
+
+def _recoloured(images: Images, augment: ImageAugment, share: float, rng: np.random.Generator) -> Images:
+    """Brightness and contrast, then saturation and hue, of those images that have any of it changed."""
+    changed = _relit(images, augment, share, rng) if augment.brightness or augment.contrast else images
+    if augment.saturation or augment.hue:
+        stretched, turned = rng.uniform(-share, share, (2, len(images)))
+        matrices = colour_matrices(1 + augment.saturation * stretched, 2 * np.pi * augment.hue * turned)
+        changed = torch.einsum("ncd,ndhw->nchw", to_device(matrices, images.device), changed)
+    if augment.colour_probability == 1:
+        return changed
+    chosen = torch.from_numpy(rng.random(len(images)) < augment.colour_probability)
+    return torch.where(to_device(chosen, images.device)[:, None, None, None], changed, images)
+
+
+def colour_matrices(saturation: PerImage, hue: PerImage) -> Float[Tensor, "images 3 3"]:
+    """What stretches colours around grey by a factor and turns them around it by an angle in radians (Rodrigues' formula)."""
+    axis = np.full(3, 1 / np.sqrt(3))
+    grey, cross = np.outer(axis, axis), np.cross(np.eye(3), axis)
+    cos, sin = np.cos(hue)[:, None, None], np.sin(hue)[:, None, None]
+    around = saturation[:, None, None] * (cos * (np.eye(3) - grey) + sin * cross)
+    return torch.from_numpy((grey + around).astype("float32"))
 
 
 def _erased(images: Images, probability: float, rng: np.random.Generator) -> Images:

@@ -123,6 +123,8 @@ class Model(nn.Module, ABC):
     tta: Sequence[float] = ()
     """Weights of the plain pose and of others in a prediction; (): the plain one alone."""
     reads_images: ClassVar[bool] = True
+    held: bool = False
+    """Whether the encoder is held as it is while the rest learns."""
     undecayed: ClassVar[tuple[str, ...]] = ()
     """Parameters that no weight decay draws to 0."""
 

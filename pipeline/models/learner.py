@@ -14,9 +14,11 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 
 from pipeline.config.encoder import Encoder, Frozen
+from pipeline.config.head import Head, PerTargetHead
 from pipeline.config.trial import Config
 from pipeline.config.views import Views
 from pipeline.disk.layout import TrialDir
+from pipeline.errors import UserError
 from pipeline.models.base import Facts, Features, Model, Predicted
 from pipeline.models.losses import Loss, SquaredError
 from pipeline.models.metadata import Metadata
@@ -99,6 +101,28 @@ def make_mlp(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+class Apart(nn.Module):
+    """The last layers of heads of their own, [B, O·H] → [B, O·n]: of each output one, that reads its own H numbers alone."""
+
+    def __init__(self, n_outputs: int, width: int, n: int) -> None:
+        super().__init__()
+        layers = [nn.Linear(width, n) for _ in range(n_outputs)]
+        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
+        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
+
+    def forward(self, hidden: Float[Tensor, "images hidden"]) -> Float[Tensor, "images numbers"]:
+        each = hidden.unflatten(-1, (len(self.weight), -1))
+        return (torch.einsum("boh,onh->bon", each, self.weight) + self.bias).flatten(1)
+
+
+def make_head(block: Head, width: int, n_outputs: int, n: int) -> nn.Sequential:
+    """The layers of a head [B, width] → [B, n_outputs · n]; the last one is by itself."""
+    if not isinstance(block, PerTargetHead):
+        return make_mlp([width, *block.widths(), n_outputs * n])
+    hidden = block.hidden_width(width)  # (the first layers side by side are one)
+    return nn.Sequential(nn.Linear(width, n_outputs * hidden), nn.ReLU(), nn.Dropout(block.dropout), Apart(n_outputs, hidden, n))
+
+
 class Learner(Model):
     """Predicts targets from cached features: all that learns by gradient descent.
 
@@ -140,6 +164,8 @@ class Learner(Model):
         self.head = head
         self.normalize = normalize
         self.loss = loss or SquaredError()
+        self.outputs: nn.Module | None = None
+        self.log = False
         for of, n in (("target", n_targets), ("feature", n_features)):
             self.register_buffer(f"{of}_mean", torch.zeros(n))
             self.register_buffer(f"{of}_scale", torch.ones(n))
@@ -152,11 +178,14 @@ class Learner(Model):
         width, fuse = model.fuse.width(seen, views), None if views.are_plain else model.fuse.build(seen, views)
         domain = DomainEmbedding(len(names.domains), width) if model.domain_embedding else None
         loss = config.loss.make(len(facts.targets))
-        head = make_mlp([width, *model.head.widths(), n_targets * loss.n])
+        n_outputs = model.outputs.n(config.data, n_targets)
+        head = make_head(model.head, width, n_outputs, loss.n)
         species = SpeciesEmbedding(len(names.species), len(names.genera), width) if model.species_embedding else None
         pooling, n_features = make_pooling(model.pool, width), width if model.standardize_features else 1
         learner = cls(encoder, head, domain, model.normalize, n_targets, loss, species, pooling, n_features, fuse, views)
         learner.kind_of_encoder = model.encoder
+        if model.outputs.asks_for_numbers:
+            learner.outputs, learner.log = model.outputs.build(facts.targets, config.data), model.outputs.learns_log
         return learner
 
     def forward(self, features: Features, metadata: Metadata | None = None, mix: Mix | None = None) -> Answer:
@@ -164,18 +193,34 @@ class Learner(Model):
 
         With mixup the features come mixed, domains and species do not: `mix` mixes their embeddings by the same λ.
         """
-        encoded = self.encode(features)
+        return self.answer(self.encode(features), metadata, mix)
+
+    def answer(self, encoded: Encoded, metadata: Metadata | None = None, mix: Mix | None = None) -> Answer:
+        """The same from what features are encoded to."""
         embedding = self.embed(encoded, metadata, mix)
         hidden: Tensor = self.head[:-1](embedding)
         parameters = self.loss.parameters(self.head[-1](hidden).float())
+        if self.outputs is not None:
+            parameters = self.outputs(parameters)
         return Answer(parameters, self.pooling(embedding, self.loss.moments(parameters)[1]), hidden, encoded)
 
     def encode(self, features: Features) -> Encoded:
         """What the encoder makes of images: of several views [B, V, …] what these are fused to, those of the first pose."""
         if self.views.are_plain:
-            return self.encoder(features)
+            return self._encoded(features)
         seen = features[:, : self.views.n_crops]
-        return self.fuse(self.encoder(seen.flatten(0, 1)).unflatten(0, seen.shape[:2]))
+        return self.fuse(self._encoded(seen.flatten(0, 1)).unflatten(0, seen.shape[:2]))
+
+    def _encoded(self, features: Features) -> Encoded:
+        """Without a gradient, and by fixed statistics, where the encoder is held."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.held):
+            return self.encoder(features)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.held:
+            self.encoder.eval()
+        return self
 
     def embed(self, encoded: Encoded, metadata: Metadata | None, mix: Mix | None) -> Encoded:
         """What the head reads."""
@@ -201,7 +246,10 @@ class Learner(Model):
     def in_units(self, answer: Answer) -> Predicted:
         """An answer's mean and variance in the targets' own units (squared: the variance)."""
         mean, variance = self.loss.moments(answer.parameters)
-        return Predicted(mean * self.target_scale + self.target_mean, variance * self.target_scale.square(), answer.log_weights)
+        mean, variance = mean * self.target_scale + self.target_mean, variance * self.target_scale.square()
+        if self.log:  # the variance of a function is about that of its argument times its slope squared
+            mean, variance = torch.expm1(mean), variance * (2 * mean).exp()
+        return Predicted(mean, variance, answer.log_weights)
 
     def losses(
         self, answer: Answer, targets: Float[Tensor, "images targets"], sets: Sets | None = None
@@ -215,6 +263,7 @@ class Learner(Model):
 
     def standardize(self, targets: Float[Tensor, "images targets"]) -> Float[Tensor, "images targets"]:
         """Targets in their own units → in the head's."""
+        targets = torch.log1p(targets) if self.log else targets
         return (targets - self.target_mean) / self.target_scale
 
     # ------------------------------------------------------------ on disk, and export
@@ -235,6 +284,10 @@ class Learner(Model):
 
     def spec(self) -> dict[str, Any]:
         """The widths of its layers and what stands between them; without its encoder, but for convolutions."""
+        if self.outputs is not None or isinstance(self.head[-1], Apart):
+            raise UserError(
+                "a submission has no code for heads apart (model.head.kind) nor for model.outputs: export another trial"
+            )
         linear = [layer for layer in self.head if isinstance(layer, nn.Linear)]
         convolutions = getattr(self.encoder, "spec", None)
         reads = {"features": "patches" if convolutions else "pooled", "convolutions": convolutions}

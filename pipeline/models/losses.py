@@ -71,6 +71,23 @@ class SquaredError(Loss):
         return super().spec() | {"kind": "point"}
 
 
+class SmoothL1(Loss):
+    """A number and no variance; its weighted Huber loss (Girshick 2015, arXiv 1504.08083, equation 3)."""
+
+    def __init__(self, beta: float, weights: tuple[float, ...]) -> None:
+        self.beta, self.weights = beta, torch.tensor(weights)
+
+    def losses(self, parameters: Parameters, targets: PerTarget) -> Float[Tensor, " images"]:
+        each = F.smooth_l1_loss(parameters[..., 0], targets, reduction="none", beta=self.beta)
+        return (each * self.weights.to(each)).sum(-1)
+
+    def moments(self, parameters: Parameters) -> tuple[PerTarget, PerTarget]:
+        return parameters[..., 0], torch.ones_like(parameters[..., 0])
+
+    def spec(self) -> dict[str, Any]:
+        return super().spec() | {"kind": "point"}
+
+
 class LocationScale(Loss):
     """A location and a scale of each target; `widening` is the variance of a distribution whose scale is 1."""
 

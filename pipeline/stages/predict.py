@@ -102,7 +102,13 @@ def predict_files(
     config, targets = trained_config(trial), load_facts(trial).targets
     for said in _predict_each(trial, config, files, origin, device, bad):
         # Behind the targets stand auxiliary labels.
-        yield {} if said is None else dict(zip(targets, said.values()[0].tolist(), strict=False))
+        yield {} if said is None else _completed(config, dict(zip(targets, said.values()[0].tolist(), strict=False)))
+
+
+def _completed(config: Config, said: dict[str, float]) -> dict[str, float]:
+    """With what follows from it."""
+    completed = load_task(config.task).completed(pd.DataFrame([said])).iloc[0]
+    return {str(name): float(value) for name, value in completed.items()}
 
 
 def predict_group(

@@ -156,6 +156,10 @@ class Task(ABC, Generic[P]):
     def tables(self, predictions: P) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The content of predictions.parquet and of groups.parquet."""
 
+    def completed(self, said: pd.DataFrame) -> pd.DataFrame:
+        """What is said of images, a column of each target, with what follows from it."""
+        return said
+
     # ---------------------------------------------------------------- figures
     @abstractmethod
     def report(self, predictions: P, training: Training) -> dict[str, Any]:

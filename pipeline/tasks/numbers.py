@@ -79,8 +79,12 @@ class Numbers(Task[Tables]):
         return Tables(predictions.names, predictions.images, groups)
 
     def answer(self, predictions: Tables) -> dict[str, tuple[float, float | None]]:
-        first = predictions.groups.iloc[0]
-        return {name: (float(first[f"{name}_mu"]), float(first[f"{name}_sigma"])) for name in predictions.names}
+        first, names = predictions.groups.iloc[0], predictions.names
+        said = {name: (float(first[f"{name}_mu"]), float(first[f"{name}_sigma"])) for name in names}
+        import pandas as pd
+
+        follows = self.derive(pd.DataFrame([{name: said[name][0] for name in names}])).iloc[0]
+        return said | {str(name): (float(value), None) for name, value in follows.items()}
 
     def validation_table(self, predictions: Tables) -> pd.DataFrame:
         return predictions.groups
@@ -96,6 +100,9 @@ class Numbers(Task[Tables]):
         """Further targets [N, K], computed from the targets [N, T] and in the same way from what is predicted for them; they have
         figures of points, and no forecasts."""
         return targets[[]]
+
+    def completed(self, said: pd.DataFrame) -> pd.DataFrame:
+        return said.join(self.derive(said))
 
     def report(self, predictions: Tables, training: Training) -> dict[str, Any]:
         everything, train = self._derived(predictions, training)
@@ -123,8 +130,7 @@ class Numbers(Task[Tables]):
         """The targets [N, K] that a figure is of together, from those that are predicted [N, T]; None where one is not there."""
         import pandas as pd
 
-        frame = pd.DataFrame(values, columns=list(names))
-        frame = frame.join(self.derive(frame))
+        frame = self.completed(pd.DataFrame(values, columns=list(names)))
         return frame[list(figure.targets)].to_numpy("float64") if set(figure.targets) <= set(frame) else None
 
     def _of(self, table: pd.DataFrame, names: Sequence[str], end: str) -> pd.DataFrame:

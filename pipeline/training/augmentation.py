@@ -14,11 +14,13 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from pipeline.config.augment import Augment
+from pipeline.config.augment import Augment, Mixup
 from pipeline.config.views import Views
 from pipeline.device import to_device
 from pipeline.models.learner import Learner, Mix, Rows, SpeciesEmbedding
 from pipeline.models.metadata import Metadata
+
+PLAIN = Mixup()
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,15 @@ def draw_poses(
     return poses[rows, to_device(torch.from_numpy(drawn), features.device)]
 
 
-def make_mix(n: int, alpha: float, rng: np.random.Generator, device: torch.device | str = "cpu") -> Mix | None:
-    """Mixing of a batch of `n` with a permutation of itself, λ ~ Beta(α, α); None where α is 0 (nothing to mix)."""
-    if alpha == 0:
+def make_mix(
+    n: int, alpha: float, rng: np.random.Generator, device: torch.device | str = "cpu", how: Mixup = PLAIN
+) -> Mix | None:
+    """Mixing of a batch of `n` with a permutation of itself, λ ~ Beta(α, α); None where α is 0 (nothing to mix), or this batch
+    is not to be mixed."""
+    if alpha == 0 or (how.probability < 1 and rng.random() >= how.probability):
         return None
     share = float(rng.beta(alpha, alpha))
+    share = max(share, 1 - share) if how.keeps_most else share
     order = to_device(torch.from_numpy(rng.permutation(n)), torch.device(device))
 
     def mix(rows: Float[Tensor, "images ..."]) -> Float[Tensor, "images ..."]:

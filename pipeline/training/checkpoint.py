@@ -33,6 +33,10 @@ class Progress:
     """Logarithms of group DRO's weights [n_domains]; empty before the first epoch."""
     validation_losses: list[float] = field(default_factory=list)
     """Of each epoch that is done."""
+    average: dict[str, Tensor] = field(default_factory=dict)
+    """The moving average of trained tensors; empty where there is none."""
+    averaged: int = 0
+    """Steps that it is of."""
     seconds: float = 0.0
     restarts: int = 0
     machines: list[str] = field(default_factory=list)

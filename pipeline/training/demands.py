@@ -36,6 +36,7 @@ def check_table(config: Config, task: Task[Any], truth: Truth, tables: Tables) -
             raise UserError(f"{config.data.source}: the {split} split has no usable image")
     _check_names(config, tables["train"])
     _check_folds(config, tables)
+    _check_logarithms(config, tables)
     _check_head(config, truth, tables)
     _check_batches(config, truth, tables["train"])
     if config.loss.reads_ranks and f"{RANK}0" not in tables["train"]:
@@ -81,6 +82,20 @@ def _check_folds(config: Config, tables: Tables) -> None:
             f"{sorted(both)[0]} ({len(both)} in all). Let folds be dealt by group (data.split.kind=folds), or set "
             "select.folds=null"
         )
+
+
+def _check_logarithms(config: Config, tables: Tables) -> None:
+    """Of a target below 0 there is no log(1 + target) that could be learnt."""
+    if not (config.model.outputs.learns_log or config.model.head.learns_log):
+        return
+    for split in ("train", "validation"):
+        lowest, target = min((float(tables[split][target].min()), target) for target in config.data.targets)
+        if lowest < 0:
+            what = "model.outputs.log" if config.model.outputs.learns_log else f"model.head.kind {config.model.head.kind}"
+            raise UserError(
+                f"{config.data.source}: {what} learns log(1 + target), and {target} is as low as {lowest:g}: choose another, or "
+                "correct the data"
+            )
 
 
 def _check_head(config: Config, truth: Truth, tables: Tables) -> None:

@@ -62,17 +62,18 @@ def batch_loss(
     augment, rng = config.augment, streams.choices
     share = aug.strength(augment, epoch, config.train.epochs)
     batch = batch.thinned(share * augment.image_dropout, rng)
-    mix = aug.make_mix(len(batch.indices), share * augment.mixup_alpha, rng, samples.targets.device)
+    mix = aug.make_mix(len(batch.indices), share * augment.mixup_alpha, rng, samples.targets.device, augment.mixup)
     features, targets, metadata = samples.select(batch.indices)
     domains = metadata.domain
     features = aug.draw_poses(features, config.backbone.views, share * augment.poses, rng)
     features = augment_views(features, augment.images, share, rng)
+    before = augment.mixup.of == "features"
     if mix:
-        features, targets = mix(features), mix(targets)
+        features, targets = mix(features) if before else features, mix(targets)
     metadata = aug.drop_names(metadata, model, augment, share, rng)
     features = aug.add_noise(features, share * augment.noise, streams.noise)
     with torch.autocast(features.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-        answer = model(features, metadata, mix)
+        answer = model(features, metadata, mix) if before or not mix else model.answer(mix(model.encode(features)), metadata, mix)
     sets = batch.sets(samples.targets.device)
     losses = model.losses(answer, targets, sets)
     of_losses = domains if sets is None else domains[sets.firsts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -22,6 +22,7 @@ from pipeline.errors import Interrupted, WorkError
 from pipeline.models.base import Model
 from pipeline.models.learner import load_trained_state, trained_state
 from pipeline.training import augmentation as aug
+from pipeline.training.average import Average
 from pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from pipeline.training.optimiser import make_optimizer, set_rates, without_gradient
 from pipeline.training.processes import ALONE, Processes
@@ -54,13 +55,14 @@ def descend(model: Model, lesson: Lesson[Any], run: Run) -> Progress:
     config, epochs = run.config, run.config.train.epochs
     optimizer = make_optimizer(model, config)
     progress = _begun(model, optimizer, run)
+    average = Average(model, config.optim.ema, progress.average, progress.averaged)
     if len(progress.domain_log_weights):
         lesson.log_weights = progress.domain_log_weights
     progress.domain_log_weights = lesson.log_weights
     log, saved = EpochLog(run.trial.metrics, progress.epoch) if run.processes.is_main else None, time.monotonic()
     patience = math.inf if config.train.patience is None else config.train.patience
-    while progress.epoch < epochs and progress.epoch - 1 - progress.best_epoch < patience:
-        fit_epoch(model, lesson, optimizer, run, progress, log)
+    while progress.epoch < epochs and _still_waits(progress, config.train.held_epochs, patience):
+        fit_epoch(model, lesson, optimizer, run, progress, average, log)
         told_to_stop = run.stop.check_epoch(run.trial) and progress.epoch < epochs
         if run.processes.is_main and (told_to_stop or _checkpoint_is_due(config, progress.epoch, saved)):
             save_checkpoint(run.trial, run.identity, model, optimizer, progress)
@@ -70,6 +72,11 @@ def descend(model: Model, lesson: Lesson[Any], run: Run) -> Progress:
             raise Interrupted(f"{run.trial.path}: told to stop; the checkpoint is written, run it again to go on")
     load_trained_state(model, progress.best_state)
     return progress
+
+
+def _still_waits(progress: Progress, held: int, patience: float) -> bool:
+    """Whether a better epoch may still come: while the encoder is held, and for `patience` epochs without one behind that."""
+    return progress.epoch - 1 - max(progress.best_epoch, held - 1) < patience
 
 
 def _begun(model: Model, optimizer: Optimizer, run: Run) -> Progress:
@@ -84,18 +91,26 @@ def _begun(model: Model, optimizer: Optimizer, run: Run) -> Progress:
 
 
 def fit_epoch(
-    model: Model, lesson: Lesson[Any], optimizer: Optimizer, run: Run, progress: Progress, log: EpochLog | None
+    model: Model, lesson: Lesson[Any], optimizer: Optimizer, run: Run, progress: Progress, average: Average, log: EpochLog | None
 ) -> None:
     """Train for one epoch, validate, remember the weights if they are the best, and write the epoch's line."""
     started, epoch, config = time.monotonic(), progress.epoch, run.config
     set_rates(optimizer, config, epoch, progress.validation_losses)
-    loss = train_epoch(model, lesson, optimizer, config, epoch, run.stop.check_batch, run.processes)
-    metric, validation_loss = _validated(lesson, run.processes)
-    progress.validation_losses.append(validation_loss)
-    if config.select.epoch == "last":
-        progress.keep(epoch, metric, trained_state(model))
-    else:
-        progress.keep_best(epoch, metric, lower=run.choice.lower_is_better, state=trained_state(model))
+    model.held = epoch < config.train.held_epochs
+
+    def after_step() -> None:
+        average.update()
+        run.stop.check_batch()
+
+    loss = train_epoch(model, lesson, optimizer, config, epoch, after_step, run.processes)
+    with average.applied():
+        metric, validation_loss = _validated(lesson, run.processes)
+        progress.validation_losses.append(validation_loss)
+        if config.select.epoch == "last":
+            progress.keep(epoch, metric, trained_state(model))
+        else:
+            progress.keep_best(epoch, metric, lower=run.choice.lower_is_better, state=trained_state(model))
+    progress.average, progress.averaged = average.state, average.steps
     progress.epoch, seconds = epoch + 1, time.monotonic() - started
     progress.seconds += seconds
     if log:
@@ -119,32 +134,51 @@ def train_epoch(
     optimizer: Optimizer,
     config: Config,
     epoch: int,
-    after_batch: Callable[[], None],
+    after_step: Callable[[], None],
     processes: Processes = ALONE,
 ) -> float:
-    """One pass over what is learnt from; returns the mean loss of a batch. `after_batch` may raise to end it early."""
+    """One pass over what is learnt from; returns the mean loss of a batch. `after_step` may raise to end it early."""
     streams = aug.epoch_streams(config.seed, epoch, next(model.parameters()).device, processes.number)
-    losses, counts = [], []
+    losses, counts, several = [], [], config.train.accumulate
     model.train()
     n_batches, batches = lesson.batches(streams)
     for number, batch in enumerate(batches):
         if config.schedule.per == "step":
             set_rates(optimizer, config, epoch + number / n_batches, ())
         loss, count = lesson.loss(batch, epoch, streams)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if epoch == 0 and number == 0 and (names := list(without_gradient(model))):  # better to stop at once
-            raise WorkError(
-                f"no gradient reaches {len(names)} trainable parameters, they would never learn: {', '.join(names[:8])}"
-            )
+        losses.append(loss.detach())
+        counts.append(count)
+        if several == 1:
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        else:
+            _accumulate(model, optimizer, loss, counts, several, number + 1 == n_batches)
+        if epoch in (0, config.train.held_epochs) and number == 0:  # better to stop at once
+            _check_gradients(model)
+        if len(counts) % several and number + 1 < n_batches:
+            continue
         processes.add_gradients(model.parameters())
         if config.optim.clip is not None:
             torch.nn.utils.clip_grad_norm_((p for p in model.parameters() if p.requires_grad), config.optim.clip)
         optimizer.step()
-        losses.append(loss.detach())
-        counts.append(count)
-        after_batch()
+        after_step()
     return _mean_loss(torch.stack(losses), counts, epoch)
+
+
+def _accumulate(model: Model, optimizer: Optimizer, loss: Tensor, counts: Sequence[int], several: int, is_last: bool) -> None:
+    """Add a batch's gradients to those of the step; with its last one they are those of all its images' mean loss."""
+    begins, ends = (len(counts) - 1) % several == 0, len(counts) % several == 0 or is_last
+    if begins:
+        optimizer.zero_grad(set_to_none=True)
+    (loss * counts[-1]).backward()
+    if ends:
+        images = sum(counts[(len(counts) - 1) // several * several :])
+        torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], float(images))
+
+
+def _check_gradients(model: Model) -> None:
+    if names := list(without_gradient(model, model.held)):
+        raise WorkError(f"no gradient reaches {len(names)} trainable parameters, they would never learn: {', '.join(names[:8])}")
 
 
 class EpochLog:

@@ -32,10 +32,11 @@ def parameter_groups(model: Model, config: Config) -> list[dict[str, Any]]:
     """Trainable parameters grouped by rate and by whether they decay. None is left out: what requires a gradient is in exactly
     one group."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decays = name not in model.undecayed and (config.optim.decays == "all" or parameter.ndim > 1)
-            groups.setdefault((config.optim.lr * config.model.rate_scale(name), decays), []).append(parameter)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    scales = config.model.rate_scales(list(trained))
+    for name, parameter in trained.items():
+        decays = name not in model.undecayed and (config.optim.decays == "all" or parameter.ndim > 1)
+        groups.setdefault((config.optim.lr * scales[name], decays), []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "peak_lr": rate, **({} if decays else {"weight_decay": 0.0})}
         for (rate, decays), parameters in groups.items()
@@ -44,11 +45,19 @@ def parameter_groups(model: Model, config: Config) -> list[dict[str, Any]]:
 
 def set_rates(optimizer: torch.optim.Optimizer, config: Config, at: float, losses: Sequence[float]) -> None:
     """Set every group's learning rate, `at` epochs from the beginning: a function of that and of the validation losses alone, so
-    that there is no state to resume."""
+    that there is no state to resume. While the encoder is held, and behind that, it is as of trainings of their own."""
+    first, held, epochs = config.train.head_first, config.train.held_epochs, config.train.epochs
     for group in optimizer.param_groups:
-        group["lr"] = config.schedule.rate(group["peak_lr"], config.optim.lr, at, config.train.epochs, losses)
+        peak, lr = group["peak_lr"], config.optim.lr
+        if first and at < held:
+            group["lr"] = config.schedule.rate(peak * first.lr / lr, first.lr, at, held, losses)
+        else:
+            group["lr"] = config.schedule.rate(peak, lr, at - held, epochs - held, losses[held:])
 
 
-def without_gradient(model: nn.Module) -> Iterator[str]:
-    """Names of trainable parameters that the last backward pass did not reach."""
-    return (name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
+def without_gradient(model: nn.Module, held: bool = False) -> Iterator[str]:
+    """Names of trainable parameters that the last backward pass did not reach; none of an encoder that is held."""
+    trained = (
+        (name, p) for name, p in model.named_parameters() if p.requires_grad and not (held and name.startswith("encoder."))
+    )
+    return (name for name, p in trained if p.grad is None)

@@ -41,12 +41,10 @@ class OfPart(NamedTuple):
 
 
 def fit_ridge_stack(model: RidgeStack, train: Samples, validation: Samples, run: Run) -> Fitted:
-    """Solve for all parts, then for the stack; raises UserError for targets below 0, of which there is no logarithm."""
+    """Solve for all parts, then for the stack. Raises UserError for fewer groups than folds."""
     head = run.config.model.head
     assert isinstance(head, RidgeStackHead) and run.table is not None
     truth = run.table[list(run.config.data.targets)].to_numpy("float64")
-    if truth.min() < 0:
-        raise UserError(f"{run.config.data.source}: model.head.kind ridge_stack learns log(1 + target), and a target is below 0")
     folds = _folds(run.table, head.folds, run)
     take_over(model, fit(_parts(model, train), in_spaces(truth), folds, head.alpha, head.stack_alpha))
     metric = run.choice.score(validation, predict(model, validation))

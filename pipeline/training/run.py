@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float64
 
 from pipeline.config.trial import Config
@@ -118,7 +119,10 @@ def set_scales(model: Learner, train: Samples, run: Run) -> None:
     """Set scales of targets and features and weights of classes from the training split, where the configuration asks for it."""
     if run.config.model.standardize_targets:
         assert run.table is not None
-        mean, scale = target_scale(run.table, run.config.data.targets)
+        outputs = run.config.model.outputs
+        mean, scale = target_scale(run.table, run.config.data.targets, outputs.learns_log)
+        if outputs.keeps_zero:  # or sums would hold no longer
+            mean, scale = torch.zeros_like(mean), scale.square().mean().sqrt().expand_as(scale)
         model.target_mean.copy_(mean)
         model.target_scale.copy_(scale)
     if run.config.model.standardize_features:

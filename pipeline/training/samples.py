@@ -138,9 +138,11 @@ def columns(table: pd.DataFrame) -> dict[str, list[str | None]]:
     return {name: table[name].tolist() for name in COLUMNS if name in table}
 
 
-def target_scale(table: pd.DataFrame, targets: tuple[str, ...]) -> tuple[Scale, Scale]:
-    """Mean and sd over training groups, each group counted once."""
+def target_scale(table: pd.DataFrame, targets: tuple[str, ...], log: bool = False) -> tuple[Scale, Scale]:
+    """Mean and sd over training groups, each group counted once; with `log` of log(1 + target)."""
     groups = table.groupby("group")[list(targets)].first()
+    if log:
+        groups = groups.apply(np.log1p)
     sd = groups.std(ddof=0).to_numpy("float32")
     return torch.from_numpy(groups.mean().to_numpy("float32")), torch.from_numpy(np.where(sd > 0, sd, 1).astype("float32"))
 

@@ -300,6 +300,14 @@ LONG: Tree = {
     "long": {},
     "split": {"kind": "folds", "by": ["State", "Sampling_Date"], "stratify": "green", "tests": False},
 }
+BESIDE_NUMBERS: Tree = {
+    "targets": ["green", "dead"],
+    "auxiliary": [
+        {"kind": "number", "column": "height"},
+        {"kind": "name", "column": "state"},
+        {"kind": "bins", "target": "green"},
+    ],
+}
 BASES: list[Tree] = [
     {
         "experiment": "x",
@@ -311,6 +319,7 @@ BASES: list[Tree] = [
     {"experiment": "x", "backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "finetuned"}}},
     {"experiment": "x", "backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "patch_convs"}}},
     {"experiment": "x", "backbone": {"kind": "timm"}, "model": {"encoder": {"kind": "end_to_end"}}},
+    {"experiment": "x", "backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "token_pooling"}}, "data": BESIDE_NUMBERS},
     {"experiment": "x", "backbone": {"kind": "timm"}, "model": {"encoder": {"kind": "frozen"}}},
     {"experiment": "x", "backbone": {"kind": "concat"}, "model": {"encoder": {"kind": "frozen"}}},
     {"experiment": "x", "backbone": {"kind": "pixels"}, "model": {"head": {"kind": "ridge"}}},
@@ -484,6 +493,7 @@ OTHER_KINDS: Tree = {
         "lora": {"kind": "frozen"},
         "finetuned": {"kind": "frozen"},
         "patch_convs": {"kind": "frozen"},
+        "token_pooling": {"kind": "frozen"},
         "end_to_end": {"kind": "frozen"},
         "projection": {"kind": "lora"},
         "frozen": None,
@@ -580,11 +590,12 @@ def test_every_scientific_key_of_every_kind_has_another_value_in_one_of_the_base
     changed = {key for key, *_ in changes}
     assert {key for key, _ in found} - changed - {f"{key}.kind" for key in OTHER_KINDS} == set()
     assert set(OTHER_KINDS) <= changed
-    kinds = {value for key, value in found if key.endswith("kind")}
+    kinds = {value for key, value in found if key.endswith("kind")} | {each["kind"] for each in BESIDE_NUMBERS["auxiliary"]}
     for key, value, _ in changes:
         kinds |= set(value.values()) if isinstance(value, dict) else {value} if key.endswith("kind") else set()
     declared = re.findall(
-        r"    kind: Literal\[(.*?)\]", "".join(path.read_text() for path in (PROJECT / "pipeline" / "config").glob("*.py"))
+        r"    kind: Literal\[(.*?)\]",
+        "".join(path.read_text() for path in (PROJECT / "pipeline" / "config").glob("*.py") if path.stem != "tracking"),
     )
     assert len(declared) > 15 and {kind for names in declared for kind in re.findall(r"\w+", names)} - kinds == set()
 
@@ -605,7 +616,7 @@ def test_every_key_of_the_configuration_is_either_science_or_named_as_not() -> N
     config = Config.model_validate(named(BASES[0]))
     assert set(science(config)) | NOT_SCIENCE == set(Config.model_fields)
     assert not set(science(config)) & NOT_SCIENCE
-    assert {"experiment", "evaluate", "device", "resources", "paths"} == NOT_SCIENCE
+    assert {"experiment", "evaluate", "tracking", "device", "resources", "paths"} == NOT_SCIENCE
 
 
 counts = st.integers(1, 10_000)

@@ -104,7 +104,7 @@ def test_the_network_learns_from_images(make: Callable[..., Config], own: Path) 
     table.to_csv(own, index=False)
     data = {"source": str(own), "columns": {"group": None}}
     config = make(data=data, train={"epochs": 40}, augment={"images": {}}, optim={"lr": 3e-3})
-    losses = [epoch["loss"] for epoch in epochs_of(run(config))]
+    losses = [epoch["train/loss"] for epoch in epochs_of(run(config))]
     assert losses[-1] < 0.4 * losses[0]
 
 
@@ -142,7 +142,7 @@ def test_images_are_augmented_as_they_are_learned_from_and_each_strength_is_anot
 def test_bf16_and_mixup_and_noise_work_on_the_cpu(make: Callable[..., Config]) -> None:
     augment = {"images": AUGMENTED, "mixup_alpha": 0.2, "noise": 0.1, "image_dropout": 0.3, "warmup": 0.5}
     config = make(train={"precision": "bf16"}, augment=augment, features={"dtype": "bf16"})
-    assert all(np.isfinite(epoch["loss"]) for epoch in epochs_of(run(config)))
+    assert all(np.isfinite(epoch["train/loss"]) for epoch in epochs_of(run(config)))
 
 
 def test_a_last_batch_of_one_image_is_learned_from(make: Callable[..., Config]) -> None:
@@ -190,7 +190,7 @@ def test_told_to_stop_and_run_again_it_ends_with_the_same_bits(make: Callable[..
     parts = run(config, "parts")
     assert read_json(parts.trained)["provenance"]["resumed"] == 1
     assert whole.model.read_bytes() == parts.model.read_bytes()
-    assert [e["loss"] for e in epochs_of(whole)] == [e["loss"] for e in epochs_of(parts)]
+    assert [e["train/loss"] for e in epochs_of(whole)] == [e["train/loss"] for e in epochs_of(parts)]
 
 
 # ---------------------------------------------------------------- afterwards

@@ -130,9 +130,8 @@ def test_a_key_that_is_added_to_any_block_changes_no_identity_while_it_is_as_by_
             old = science(Config.model_validate(tree))
             if _set(tree, block, config) and (new := _valid(tree)):
                 is_science = science(new) != old
-                block_is_science = block.__module__.rpartition(".")[2] not in ("resources",) and block.__name__ not in (
-                    "Evaluate", "Download",
-                )  # fmt: skip
+                module = block.__module__.rpartition(".")[2]
+                block_is_science = module not in ("resources", "tracking") and block.__name__ not in ("Evaluate", "Download")
                 assert is_science == block_is_science
     assert [identities(values) for values in TRIALS] == before
     assert not issubclass(block, Kind) or block.kinds

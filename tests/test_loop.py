@@ -254,7 +254,7 @@ def test_an_error_is_chosen_by_its_smallest_value_and_r2_by_its_largest(samples:
         config = make_config(select=Select(metric=metric), optim=Optim(lr=0.05))
         progress = learner.fit(Watched(), samples, samples, make_run(tmp_path / metric, config)).progress
         lines = (tmp_path / metric / "metrics.jsonl").read_text().splitlines()
-        values = [json.loads(line)["metric"] for line in lines]
+        values = [json.loads(line)[f"val/{metric}"] for line in lines]
         chosen = max(values) if metric == "r2" else min(values)
         assert progress.best_metric == pytest.approx(chosen, abs=1e-6) and len(set(values)) == 8
 

@@ -161,7 +161,7 @@ def test_a_trial_that_fails_leaves_its_sibling_alone_and_the_evaluation_reports_
     assert folder(made, 1).trained.exists() and not folder(made, 1).failure.exists()
     assert "loss became" in pack.log_path(made, 0).read_text() and "epoch 1" in pack.log_path(made, 1).read_text()
     printed = capfd.readouterr().out
-    assert "validation_loss" not in printed and f"{made.names[0]}: failed" in printed
+    assert "val/loss" not in printed and f"{made.names[0]}: failed" in printed
     jobs.evaluate(str(made.path), 0)
     said = capfd.readouterr().err
     assert made.names[0] in said and "training has not finished" in said

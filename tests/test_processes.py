@@ -113,7 +113,7 @@ def assert_same(one: TrialDir, two: TrialDir) -> None:
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-5)
     lines = [[json.loads(line) for line in folder.metrics.read_text().splitlines()] for folder in (one, two)]
     assert len(lines[0]) == len(lines[1])
-    for key in ("loss", "validation_loss", "metric"):
+    for key in [key for key in lines[0][0] if key.startswith(("train/", "val/"))]:
         assert [line[key] for line in lines[0]] == pytest.approx([line[key] for line in lines[1]], abs=1e-4)
 
 

@@ -83,7 +83,7 @@ def test_the_saved_model_is_the_best_epoch_and_not_the_last(trained: Callable[..
     record = read_json(trial.trained)
     lines = [json.loads(line) for line in trial.metrics.read_text().splitlines()]
     assert record["best_epoch"] < 29
-    assert record["best_metric"] == pytest.approx(max(line["metric"] for line in lines), abs=1e-5)
+    assert record["best_metric"] == pytest.approx(max(line["val/r2"] for line in lines), abs=1e-5)
     results = evaluate.run(
         config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"split": "validation"})}), trial
     )
@@ -402,9 +402,10 @@ def test_the_validation_loss_is_a_mean_over_validation(config_of: MakeConfig) ->
     model, device = make_model(config, facts, None), torch.device("cpu")
     validation = inputs.samples(facts, "validation", device)
     assert len(validation) != len(inputs.table("train"))
-    _, loss = learner.validate(model, validation, config)
+    _, loss, figures = learner.validate(model, validation, config)
     errors = predict(model, validation).mean - validation.truth
     assert loss == pytest.approx(float(np.square(errors).mean()), rel=1e-5)
+    assert set(figures) == {f"r2_{target}" for target in config.data.targets}
 
 
 @pytest.mark.parametrize(("n", "epochs"), [(2, 12), pytest.param(6, 40, marks=pytest.mark.long)])
@@ -474,14 +475,14 @@ def test_the_epoch_log_drops_lines_after_the_checkpoint_it_resumes_from(tmp_path
     path = tmp_path / "metrics.jsonl"
     log = loop.EpochLog(path, 0)
     for epoch in range(4):
-        log.write(epoch=epoch)
-    loop.EpochLog(path, 2).write(epoch=2)
+        log.write({"epoch": epoch}, {})
+    loop.EpochLog(path, 2).write({"epoch": 2}, {})
     assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [0, 1, 2]
 
 
 def test_an_epoch_log_that_a_disk_has_spoilt_is_gone_on_with(tmp_path: Path) -> None:
     (path := tmp_path / "metrics.jsonl").write_bytes(b'{"epoch": 0}\n\x9c\xff\n')
-    loop.EpochLog(path, 1).write(epoch=1)
+    loop.EpochLog(path, 1).write({"epoch": 1}, {})
     assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [0, 1]
 
 

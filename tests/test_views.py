@@ -382,6 +382,9 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "frozen": {},
     "finetuned": {"model": {"encoder": {"kind": "finetuned", "blocks": 1}}},
     "lora": {"model": {"encoder": {"kind": "lora", "blocks": 1, "r": 2, "alpha": 2}}},
+    "token_pooling": {
+        "model": {"encoder": {"kind": "token_pooling", "poolings": ["mean", "max", "gem", "attention"], "channels": 8}}
+    },
     "patch_convs": {"model": {"encoder": {"kind": "patch_convs", "kernel": 2, "channels": 8}}},
     "end_to_end": {"backbone": {"kind": "timm", "name": "test_resnet"}, "model": {"encoder": {"kind": "end_to_end"}}},
 }
@@ -414,6 +417,16 @@ def store_rows(store: Any, n: int) -> Tensor:
     from pipeline.features.bank import make_bank
 
     return make_bank(store, range(n), torch.device("cpu")).gather(torch.arange(n)).float()
+
+
+@pytest.mark.jobs
+def test_poolings_that_learn_do(make: Callable[..., Config], tmp_path: Path) -> None:
+    config = make(HALVES, **ENCODERS["token_pooling"], train={"epochs": 3})
+    trial = learn(config, tmp_path / "trial")
+    inputs = load_inputs(config)
+    before, after = make_model(config, make_facts(inputs), inputs.backbone), load_model(config, trial, inputs.backbone)
+    moved = {name: not torch.equal(p, after.get_parameter(name)) for name, p in before.named_parameters()}
+    assert {"encoder.power", "encoder.score.0.weight", "encoder.out.weight"} <= set(moved) and all(moved.values())
 
 
 @pytest.mark.jobs

@@ -1,5 +1,6 @@
-"""The commands that show results: tables, costs, comparisons."""
+"""The commands that show results: tables, costs, comparisons, and trackers elsewhere."""
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated
@@ -54,6 +55,22 @@ def compare(
     found = module.compare(module.candidates(find_experiments(experiments, trained)), figure)
     texts = {"markdown": partial(module.to_markdown, found), "json": partial(module.to_json, found)}
     _show(form, partial(module.print_table, found), texts)
+
+
+def track(
+    action: Annotated[str, typer.Argument(metavar="sync", help="Send what trackers have kept (tracking.kind).")],
+    experiments: ExperimentNames = None,
+    trained: TrainedFolder = None,
+) -> None:
+    """From a machine with a network: send the runs that trackers have written to files while trials were trained."""
+    if action != "sync":
+        raise UserError(f"track {action}: there is `carabid track sync`")
+    from pipeline.stages import track as stage
+
+    for experiment in find_experiments(experiments, trained):
+        if experiments or experiment.tracking.is_dir():
+            for line in stage.sync(experiment, os.environ):
+                print(f"{experiment.path.name}: {line}")
 
 
 def _show(form: str, table: Callable[[], None], texts: Mapping[str, Callable[[], str]]) -> None:

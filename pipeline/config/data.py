@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.config.auxiliary import Auxiliary, AuxiliaryBins
 from pipeline.config.decoding import Decoding
 from pipeline.config.fits import GIVEN, Fit
 from pipeline.config.kinds import kind_of
@@ -119,6 +120,8 @@ class Data(Decoding):
     """Numeric columns to predict; all rows of one group share them."""
     sums: Annotated[tuple[Sum, ...], LATER] = ()
     """Targets that add up, each whole with its parts: {total: [green, dead], green: [grass, clover]}, all of them targets."""
+    auxiliary: Annotated[tuple[Annotated[Auxiliary, *kind_of(Auxiliary)], ...], LATER] = ()
+    """What is learnt beside the targets: [{kind: number, column: Height_Ave_cm}, {kind: name, column: State}]."""
     label: str | None = None
     """Column with the class to predict, instead of numbers; all rows of one group share it. `auto` where a task is of species:
     the column with its scientific name, known by the usual names."""
@@ -188,6 +191,10 @@ class Data(Decoding):
             raise ValueError("name what is to be predicted: targets, at least one and none of them twice, or a label")
         if why := _wrong_sums(self.parts_of, self.targets):
             raise ValueError(f"sums: {why}")
+        if missing := [
+            each.target for each in self.auxiliary if isinstance(each, AuxiliaryBins) and each.target not in self.targets
+        ]:
+            raise ValueError(f"auxiliary: {missing[0]} is no target (data.targets)")
         if taken := RESULT_KEYS & set(self.targets):
             raise ValueError(f"a target cannot be called {', '.join(sorted(taken))}: results.json has a key of that name")
         return self

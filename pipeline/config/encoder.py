@@ -236,6 +236,35 @@ class PatchConvs(Encoder):
         return self.kernel**2 * of.width**2 + rest**2 * of.width * self.channels
 
 
+TokenPoolingKind = Literal["mean", "max", "gem", "attention"]
+
+
+class TokenPooling(Encoder):
+    """Frozen patch tokens pooled in several ways side by side, of which some learn, and one linear layer on that. (What does not
+    learn is cheaper as backbone.poolings.)"""
+
+    reads = "patches"
+    kind: Literal["token_pooling"]
+    poolings: Annotated[tuple[TokenPoolingKind, ...], Field(min_length=1)] = ("mean", "attention")
+    """mean, max; gem: the power mean with an exponent that is learnt (arXiv 1711.02512); attention: weighted by a softmax over
+    the tokens (arXiv 1802.04712)."""
+    channels: Positive = 512
+    """Width of what the linear layer makes of them."""
+
+    def build(self, backbone: Any) -> Any:
+        module = implementation("pipeline.models.encoders.TokenPooling")
+        return module(backbone.width, self.poolings, self.channels)
+
+    def to_native(self, module: Any, tower: Any) -> dict[str, Any]:
+        raise UserError(f"model.encoder.kind {self.kind}: poolings of patches are no part of {tower.label}.")
+
+    def embedding_width(self, embed_dim: int) -> int:
+        return self.channels
+
+    def n_trained(self, of: Measures) -> int:
+        return of.width * len(self.poolings) * self.channels
+
+
 class EndToEnd(Encoder):
     """Nothing is frozen: the whole tower learns from images or texts, which are cached as it reads them."""
 

@@ -22,6 +22,7 @@ from pipeline.config.schedule import Plain, Schedule
 from pipeline.config.section import LATER, NAME_PATTERN, Section, Seed
 from pipeline.config.texts import Texts
 from pipeline.config.towers import TextHead  # noqa: F401  (its kinds join the family `Head`)
+from pipeline.config.tracking import Tracking
 from pipeline.config.training import Optim, Select, Train
 
 # A task is a file; listing them imports none. Those that others are built on are none themselves.
@@ -54,6 +55,7 @@ class Config(Section):
     select: Select = Select()
     calibrate: Calibrate = Calibrate()
     evaluate: Evaluate = Evaluate()
+    tracking: Annotated[Tracking, LATER] = Tracking()
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """auto: the GPU if there is one; a job that was given a GPU which torch cannot use stops."""
     resources: Resources = Resources()

@@ -20,7 +20,7 @@ from pipeline.data.sources import open_source
 from pipeline.data.sources.base import Source
 from pipeline.data.splits import shuffled
 from pipeline.data.suspects import sentinels
-from pipeline.data.truth import AUXILIARY, LABEL, RANK, SPLIT_BY, Numbers, Truth
+from pipeline.data.truth import AUXILIARY, BESIDE, LABEL, RANK, SPLIT_BY, Numbers, Truth
 from pipeline.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def read_table(data: Data, source: Source, many_classes: bool = False) -> Datase
     _check_names(data)
     chosen = choose_splits(source.splits(), data)
     table = pd.concat([_split_table(source, data, name, split) for name, split in chosen.items()], ignore_index=True)
-    truth: Truth = Numbers(data.targets)
+    table, beside = _number_names(table, data)
+    truth: Truth = Numbers(data.targets, beside=beside)
     if data.label is not None:
         table, truth = number_classes(table, data, many_classes)
     card = data.columns.colour_card if data.colour_card else None
@@ -75,6 +76,30 @@ def read_table(data: Data, source: Source, many_classes: bool = False) -> Datase
     warnings = (*source.notes(), *unread_splits(source, data), *_ungrouped(table, data), *sentinels(table, data.targets))
     dataset = Dataset(table, truth, source, data.columns.image, warnings, card, bar, data.canvas, how)
     return warned(dataset, _check_groups(dataset, data))
+
+
+def _number_names(table: pd.DataFrame, data: Data) -> tuple[pd.DataFrame, tuple[int, ...]]:
+    """With what is learnt beside numbers as numbers: NaN, or of a name -1, where it is not known; and of each how many names
+    there are. Raises UserError for a cell that holds no number."""
+    import pandas as pd
+
+    counts = []
+    for i, auxiliary in enumerate(each for each in data.auxiliary if each.reads):
+        cells = table[f"{BESIDE}{i}"]
+        if auxiliary.kind == "name":
+            codes, names = pd.factorize(cells, sort=True)
+            table[f"{BESIDE}{i}"], n = codes.astype("float64"), len(names)
+        else:
+            values, n = pd.to_numeric(cells, errors="coerce"), 0
+            if (wrong := values.isna() & cells.notna()).any():
+                place = table[wrong].iloc[0]
+                raise UserError(
+                    f"data.source {data.source}, {place['source_split']} row {place['row']}: column {auxiliary.reads} "
+                    f"(data.auxiliary) holds {cells[wrong].iloc[0]!r}, which is no number"
+                )
+            table[f"{BESIDE}{i}"] = values.astype("float64")
+        counts.append(n)
+    return table, tuple(counts)
 
 
 def warned(dataset: Dataset, warnings: Iterable[str]) -> Dataset:
@@ -129,6 +154,8 @@ def _split_table(source: Source, data: Data, name: str, split: str) -> pd.DataFr
     table["date"] = _dates(data, cells)
     for i, column in enumerate(data.split.columns):
         table[f"{SPLIT_BY}{i}"] = _names(cells, column, "data.split.by")
+    for i, auxiliary in enumerate(filter(None, (each.reads for each in data.auxiliary))):
+        table[f"{BESIDE}{i}"] = _names(cells, auxiliary, "data.auxiliary")
     for target in data.targets:
         table[target] = _numbers(source, name, target, _plain(cells, target, "data.targets"))
     if data.label is not None:
@@ -160,6 +187,7 @@ def _check_columns(source: Source, data: Data, split: str) -> None:
     for name in ("colour_card", "scale_bar"):
         wanted += [(f"data.columns.{name}", getattr(columns, name), f", or data.{name} to false")] * getattr(data, name)
     wanted += [("data.targets", target, "") for target in data.targets]
+    wanted += [("data.auxiliary", each.reads, "") for each in data.auxiliary if each.reads]
     wanted += [("data.split.by", column, ", or to []") for column in data.split.columns]
     wanted += [] if data.label is None else [("data.label", data.label, "")]
     wanted += [

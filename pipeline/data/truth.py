@@ -21,6 +21,8 @@ AUXILIARY = "auxiliary "
 
 RANK = "rank "
 """What the columns of the ranks above the species begin with; a number follows, 0 for the most general one."""
+BESIDE = "beside "
+"""What the columns begin with of what is learnt beside numbers (data.auxiliary); a number follows. NaN, of a name -1: unknown."""
 SPLIT_BY = "split by "
 """What the columns begin with by which folds are dealt (data.split.by); a number follows."""
 UNUSED = "unused"
@@ -68,9 +70,16 @@ class Truth(ABC):
 class Numbers(Truth):
     """Numeric targets, a column each."""
 
+    beside: tuple[int, ...] = ()
+    """Of each column of what is learnt beside them: how many names there are; 0: it holds numbers."""
+
     @property
     def columns(self) -> tuple[str, ...]:
         return self.names
+
+    @property
+    def learnt(self) -> tuple[str, ...]:
+        return (*self.names, *(f"{BESIDE}{i}" for i in range(len(self.beside))))
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,8 @@ class ExperimentDir(_Folder):
     comparison_json = _In("comparison.json")
     """Methods on the same images; there if trials of several have results."""
     comparison_md = _In("comparison.md")
+    tracking = _In("tracking")
+    """What experiment trackers keep of its trials."""
 
     def submission(self, name: str | int) -> Path:
         """The record of a submission: its number, or `job-<id>` for one made by hand."""

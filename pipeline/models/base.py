@@ -66,6 +66,8 @@ class Facts:
     """Labels that are learnt beside the targets, and predicted behind them."""
     text: TextFacts | None = None
     """None where no texts are read."""
+    beside: tuple[int, ...] = ()
+    """Of each column of what is learnt beside numbers: how many names there are; 0: it holds numbers."""
 
     @property
     def learnt(self) -> tuple[str, ...]:

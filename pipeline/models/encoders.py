@@ -3,12 +3,17 @@ or what turns images into one: the whole backbone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.backbones.base import Network, Tail
 from pipeline.errors import UserError
+
+HIDDEN, LEAST = 64, 1e-6
+"""Width of the attention's hidden layer; of a number whose power is taken."""
 
 
 class Projection(nn.Module):
@@ -44,6 +49,37 @@ class PatchConvs(nn.Module):
     def forward(self, patches: Float[Tensor, "images patches width"]) -> Float[Tensor, "images channels"]:
         maps = patches.transpose(1, 2).unflatten(2, self.grid)
         return self.convs(maps).flatten(1)
+
+
+class TokenPooling(nn.Module):
+    """Patch tokens [B, P, D] pooled side by side, and a linear layer → [B, channels]."""
+
+    def __init__(self, width: int, poolings: Sequence[str], channels: int) -> None:
+        super().__init__()
+        self.poolings = tuple(poolings)
+        self.power = nn.Parameter(torch.tensor(3.0)) if "gem" in self.poolings else None
+        self.score = nn.Sequential(nn.Linear(width, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1)) if "attention" in poolings else None
+        self.out = nn.Linear(width * len(self.poolings), channels)
+
+    def forward(self, patches: Float[Tensor, "images patches width"]) -> Float[Tensor, "images channels"]:
+        return self.out(torch.cat([getattr(self, f"_{name}")(patches) for name in self.poolings], 1))
+
+    def _mean(self, patches: Tensor) -> Tensor:
+        return patches.mean(1)
+
+    def _max(self, patches: Tensor) -> Tensor:
+        return patches.amax(1)
+
+    def _gem(self, patches: Tensor) -> Tensor:
+        """Signed power mean; numbers near 0 are taken as LEAST, where the slope of a power would be none."""
+        assert self.power is not None
+        power = self.power.clamp_min(1.0)
+        mean = (patches.sign() * patches.abs().clamp_min(LEAST).pow(power)).mean(1)
+        return mean.sign() * mean.abs().clamp_min(LEAST).pow(1 / power)
+
+    def _attention(self, patches: Tensor) -> Tensor:
+        assert self.score is not None
+        return (self.score(patches).softmax(1) * patches).sum(1)
 
 
 def recompute(model: nn.Module) -> None:

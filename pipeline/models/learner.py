@@ -20,6 +20,7 @@ from pipeline.config.views import Views
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import UserError
 from pipeline.models.base import Facts, Features, Model, Predicted
+from pipeline.models.beside import Beside
 from pipeline.models.losses import Loss, SquaredError
 from pipeline.models.metadata import Metadata
 from pipeline.models.novelty import Novelty
@@ -46,6 +47,8 @@ class Answer:
     """What the head's last layer reads."""
     encoded: Float[Tensor, "images width"]
     """What the encoder makes of images."""
+    embedding: Float[Tensor, "images width"]
+    """What the head reads."""
 
 
 class DomainEmbedding(nn.Module):
@@ -165,6 +168,7 @@ class Learner(Model):
         self.normalize = normalize
         self.loss = loss or SquaredError()
         self.outputs: nn.Module | None = None
+        self.beside: Beside | None = None
         self.log = False
         for of, n in (("target", n_targets), ("feature", n_features)):
             self.register_buffer(f"{of}_mean", torch.zeros(n))
@@ -184,6 +188,10 @@ class Learner(Model):
         pooling, n_features = make_pooling(model.pool, width), width if model.standardize_features else 1
         learner = cls(encoder, head, domain, model.normalize, n_targets, loss, species, pooling, n_features, fuse, views)
         learner.kind_of_encoder = model.encoder
+        if auxiliary := config.data.auxiliary:
+            columns = iter(facts.beside)
+            n_names = [next(columns) if each.reads else 0 for each in auxiliary]
+            learner.beside = Beside(auxiliary, n_names, width, facts.targets)
         if model.outputs.asks_for_numbers:
             learner.outputs, learner.log = model.outputs.build(facts.targets, config.data), model.outputs.learns_log
         return learner
@@ -202,7 +210,8 @@ class Learner(Model):
         parameters = self.loss.parameters(self.head[-1](hidden).float())
         if self.outputs is not None:
             parameters = self.outputs(parameters)
-        return Answer(parameters, self.pooling(embedding, self.loss.moments(parameters)[1]), hidden, encoded)
+        log_weights = self.pooling(embedding, self.loss.moments(parameters)[1])
+        return Answer(parameters, log_weights, hidden, encoded, embedding)
 
     def encode(self, features: Features) -> Encoded:
         """What the encoder makes of images: of several views [B, V, …] what these are fused to, those of the first pose."""
@@ -251,15 +260,25 @@ class Learner(Model):
             mean, variance = torch.expm1(mean), variance * (2 * mean).exp()
         return Predicted(mean, variance, answer.log_weights)
 
-    def losses(
-        self, answer: Answer, targets: Float[Tensor, "images targets"], sets: Sets | None = None
-    ) -> Float[Tensor, " sets"]:
+    def losses(self, answer: Answer, targets: Float[Tensor, "images learnt"], sets: Sets | None = None) -> Float[Tensor, " sets"]:
         """Mean loss over targets, in their own units, of each image; with `sets` of each group, whose forecast is pooled from its
         images'."""
+        n = answer.parameters.shape[1]
+        losses = self.loss.losses(*self._scored(answer, targets[:, :n], sets))
+        return losses if self.beside is None else losses + self.beside.losses(answer.embedding, targets[:, :n], targets[:, n:])
+
+    def losses_of_targets(
+        self, answer: Answer, targets: Float[Tensor, "images learnt"], sets: Sets | None = None
+    ) -> Float[Tensor, "sets targets"] | None:
+        """The same of each target, where the loss is made of these."""
+        return self.loss.each(*self._scored(answer, targets[:, : answer.parameters.shape[1]], sets))
+
+    def _scored(self, answer: Answer, targets: Tensor, sets: Sets | None) -> tuple[Tensor, Tensor]:
+        """What is said, and what is true of it, in standardised units."""
         parameters, targets = answer.parameters, self.standardize(targets)
         if sets is not None:
             parameters, targets = pool(parameters, answer.log_weights, sets), targets[sets.firsts]
-        return self.loss.losses(parameters, targets)
+        return parameters, targets
 
     def standardize(self, targets: Float[Tensor, "images targets"]) -> Float[Tensor, "images targets"]:
         """Targets in their own units → in the head's."""

@@ -42,6 +42,10 @@ class Loss(ABC):
     def losses(self, parameters: Parameters, targets: PerTarget) -> Float[Tensor, " images"]:
         """Mean loss over standardised targets."""
 
+    def each(self, parameters: Parameters, targets: PerTarget) -> PerTarget | None:
+        """The loss of each target, where it is a mean or a sum over these."""
+        return None
+
     @abstractmethod
     def moments(self, parameters: Parameters) -> tuple[PerTarget, PerTarget]:
         """Mean and variance in standardised units; both they and the sd are linear in the parameters."""
@@ -62,7 +66,10 @@ class SquaredError(Loss):
     """A number and no variance (1, for the calibration to scale); squared error."""
 
     def losses(self, parameters: Parameters, targets: PerTarget) -> Float[Tensor, " images"]:
-        return (parameters[..., 0] - targets).square().mean(-1)
+        return self.each(parameters, targets).mean(-1)
+
+    def each(self, parameters: Parameters, targets: PerTarget) -> PerTarget:
+        return (parameters[..., 0] - targets).square()
 
     def moments(self, parameters: Parameters) -> tuple[PerTarget, PerTarget]:
         return parameters[..., 0], torch.ones_like(parameters[..., 0])
@@ -78,8 +85,11 @@ class SmoothL1(Loss):
         self.beta, self.weights = beta, torch.tensor(weights)
 
     def losses(self, parameters: Parameters, targets: PerTarget) -> Float[Tensor, " images"]:
-        each = F.smooth_l1_loss(parameters[..., 0], targets, reduction="none", beta=self.beta)
+        each = self.each(parameters, targets)
         return (each * self.weights.to(each)).sum(-1)
+
+    def each(self, parameters: Parameters, targets: PerTarget) -> PerTarget:
+        return F.smooth_l1_loss(parameters[..., 0], targets, reduction="none", beta=self.beta)
 
     def moments(self, parameters: Parameters) -> tuple[PerTarget, PerTarget]:
         return parameters[..., 0], torch.ones_like(parameters[..., 0])
@@ -114,12 +124,15 @@ class Gaussian(LocationScale):
         self.score = score
 
     def losses(self, parameters: Parameters, targets: PerTarget) -> Float[Tensor, " images"]:
+        return self.each(parameters, targets).mean(-1)
+
+    def each(self, parameters: Parameters, targets: PerTarget) -> PerTarget:
         mean, scale = parameters.unbind(-1)
         z = (targets - mean) / scale
         if self.score == "nll":
-            return (z.square() / 2 + scale.log() + math.log(2 * math.pi) / 2).mean(-1)
+            return z.square() / 2 + scale.log() + math.log(2 * math.pi) / 2
         density = (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
-        return (scale * (z * torch.erf(z / math.sqrt(2)) + 2 * density - 1 / math.sqrt(math.pi))).mean(-1)
+        return scale * (z * torch.erf(z / math.sqrt(2)) + 2 * density - 1 / math.sqrt(math.pi))
 
 
 class StudentT(LocationScale):

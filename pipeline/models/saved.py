@@ -69,7 +69,7 @@ def load_facts(trial: TrialDir) -> Facts:
     with reading(trial.model, AGAIN), safe_open(trial.model, framework="pt") as file:
         values: dict[str, Any] = json.loads(file.metadata()["carabid"])
         names = Names(**{kind: tuple(known) for kind, known in values["names"].items()})
-        lists = {key: tuple(values.get(key, ())) for key in ("targets", "auxiliary")}
+        lists = {key: tuple(values.get(key, ())) for key in ("targets", "auxiliary", "beside")}
         text = values.get("text")
         return Facts(**values | lists | {"names": names, "text": text and TextFacts(**text)})
 

@@ -21,6 +21,7 @@ from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.suspects import left_out
 from pipeline.data.texts import same_texts
+from pipeline.data.truth import Numbers
 from pipeline.features.bank import make_bank
 from pipeline.features.hashes import data_record, ingredients, known_feature_key, weights_record
 from pipeline.features.staging import staged
@@ -134,7 +135,8 @@ def make_facts(inputs: Inputs) -> Facts:
     width, made = backbone.embed_dim if backbone else inputs.store.shape[-1], inputs.store.ingredients
     names, dataset = Names.of(columns(inputs.table("train"))), inputs.dataset
     text = inputs.texts.facts if inputs.texts else None
-    return Facts(dataset.targets, names, width, made.weights, cut, made.key(), dataset.truth.auxiliary, text)
+    beside = dataset.truth.beside if isinstance(dataset.truth, Numbers) else ()
+    return Facts(dataset.targets, names, width, made.weights, cut, made.key(), dataset.truth.auxiliary, text, beside)
 
 
 def identity(inputs: Inputs) -> dict[str, str]:

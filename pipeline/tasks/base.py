@@ -175,6 +175,10 @@ class Task(ABC, Generic[P]):
         are trained on, where that is known; of numbers `names` are those of the targets.
         """
 
+    def course(self, truth: Array, said: Prediction, groups: Groups, names: Sequence[str]) -> dict[str, float]:
+        """Figures of validation that metrics.jsonl and trackers show of every epoch, beside that which chooses."""
+        return {}
+
     def metric(self, wanted: str | None) -> str:
         """The figure that a model is chosen by. Raises UserError for one that none can be chosen by."""
         able = [name for name in (*self.headline, *self.figures) if name in self.figures and self.figures[name].selectable]

@@ -152,6 +152,18 @@ class Numbers(Task[Tables]):
             return None if true is None or said_of_all is None else figure.value(true, said_of_all)
         return mean_of_all(figure.value(t, p) for t, p in zip(truth.T, means.T, strict=True))
 
+    def course(self, truth: Array, said: Prediction, groups: Groups, names: Sequence[str]) -> dict[str, float]:
+        """`r2_<target>` of each target and of what follows from them, of groups."""
+        import pandas as pd
+
+        figure, means = self.figures.get("r2", FIGURES["r2"]), said.mean
+        if not (np.isfinite(means).all() and np.isfinite(said.log_weights).all()):
+            return {}
+        pair = (group_means(truth, groups), group_means(means, groups, said.log_weights))
+        true, mean = (self.completed(pd.DataFrame(values, columns=list(names))) for values in pair)
+        found = {f"r2_{name}": figure.value(true[name].to_numpy(), mean[name].to_numpy()) for name in true}
+        return {name: value for name, value in found.items() if value is not None}
+
     # ---------------------------------------------------------------- comparisons and ensembles
     def read_tested(self, trial: TrialDir, figure: str) -> Tested:
         asked = self.figures[figure]

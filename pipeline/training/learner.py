@@ -4,8 +4,8 @@ how much it has learnt."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -48,17 +48,43 @@ class Lesson:
         n_batches = math.ceil(drawn / self.config.train.batch_size)
         return n_batches, draw_batches(self.train.groups, self.config.train, streams.choices)
 
+    parts: list[Float[Tensor, " targets"]] = field(default_factory=list)
+    """Of the epoch: the sums over each batch of the losses of each target, then how many they are of."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """Of the last validation."""
+
     def loss(self, batch: Batch, epoch: int, streams: aug.Streams) -> tuple[Tensor, int]:
-        return batch_loss(self.model, self.train, batch, self.config, epoch, streams, self.log_weights)
+        return batch_loss(self.model, self.train, batch, self.config, epoch, streams, self.log_weights, self._note)
+
+    def _note(self, losses: Float[Tensor, "images targets"] | None) -> None:
+        if losses is not None:
+            self.parts.append(torch.cat([losses.detach().sum(0), losses.new_full((1,), len(losses))]))
 
     def validate(self) -> tuple[float | None, float]:
-        return validate(self.model, self.validation, self.config)
+        metric, loss, self.figures = validate(self.model, self.validation, self.config)
+        return metric, loss
+
+    def told(self) -> dict[str, float]:
+        """`train/loss_…` of each target, and `val/…` for figures of the task."""
+        found = {f"val/{name}": value for name, value in self.figures.items()}
+        if self.parts:
+            *sums, n = torch.stack(self.parts).sum(0).tolist()
+            found |= {f"train/loss_{target}": each / n for target, each in zip(self.config.data.targets, sums, strict=False)}
+        self.parts.clear()
+        return found
 
 
 def batch_loss(
-    model: Learner, samples: Samples, batch: Batch, config: Config, epoch: int, streams: aug.Streams, log_weights: Tensor
+    model: Learner,
+    samples: Samples,
+    batch: Batch,
+    config: Config,
+    epoch: int,
+    streams: aug.Streams,
+    log_weights: Tensor,
+    note: Callable[[Float[Tensor, "sets targets"] | None], None] = lambda _: None,
 ) -> tuple[Tensor, int]:
-    """The loss of one augmented batch, and of how many images or groups it is."""
+    """The loss of one augmented batch, and of how many images or groups it is; `note` is told what it is of each target."""
     augment, rng = config.augment, streams.choices
     share = aug.strength(augment, epoch, config.train.epochs)
     batch = batch.thinned(share * augment.image_dropout, rng)
@@ -76,14 +102,17 @@ def batch_loss(
         answer = model(features, metadata, mix) if before or not mix else model.answer(mix(model.encode(features)), metadata, mix)
     sets = batch.sets(samples.targets.device)
     losses = model.losses(answer, targets, sets)
+    with torch.no_grad():
+        note(model.losses_of_targets(answer, targets, sets))
     of_losses = domains if sets is None else domains[sets.firsts]
     loss: Tensor = config.risk.combine(losses, answer.hidden, (of_losses, domains), log_weights)
     return loss, len(losses)
 
 
-def validate(model: Learner, samples: Samples, config: Config) -> tuple[float | None, float]:
-    """The selection metric (None where it is not defined) and the mean loss of an image, or of a group."""
-    answer, targets = answers(model, samples), samples.targets
-    metric = Choice.of(config).score(samples, joined([model.in_units(answer)]))
+def validate(model: Learner, samples: Samples, config: Config) -> tuple[float | None, float, dict[str, float]]:
+    """The selection metric (None where it is not defined), the mean loss of an image, or of a group, and figures beside."""
+    answer, targets, choice = answers(model, samples), samples.targets, Choice.of(config)
+    said = joined([model.in_units(answer)])
     sets = make_sets(samples.groups, targets.device) if config.train.sample == "groups" else None
-    return metric, float(model.losses(answer, targets.dense(), sets).mean())
+    loss = float(model.losses(answer, targets.dense(), sets).mean())
+    return choice.score(samples, said), loss, choice.figures(samples, said)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -27,6 +28,7 @@ from pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpo
 from pipeline.training.optimiser import make_optimizer, set_rates, without_gradient
 from pipeline.training.processes import ALONE, Processes
 from pipeline.training.run import Run
+from pipeline.training.tracking import Tell, tracked
 
 B = TypeVar("B")
 
@@ -46,6 +48,9 @@ class Lesson(Protocol[B]):
     def validate(self) -> tuple[float | None, float]:
         """On validation, the selection metric (None where it is not defined) and the mean loss."""
 
+    def told(self) -> dict[str, float]:
+        """What else there is to tell of the epoch that is done, by name."""
+
 
 def descend(model: Model, lesson: Lesson[Any], run: Run) -> Progress:
     """Train `model` in place and leave it with the weights of the epoch that `select` says.
@@ -59,19 +64,30 @@ def descend(model: Model, lesson: Lesson[Any], run: Run) -> Progress:
     if len(progress.domain_log_weights):
         lesson.log_weights = progress.domain_log_weights
     progress.domain_log_weights = lesson.log_weights
-    log, saved = EpochLog(run.trial.metrics, progress.epoch) if run.processes.is_main else None, time.monotonic()
     patience = math.inf if config.train.patience is None else config.train.patience
-    while progress.epoch < epochs and _still_waits(progress, config.train.held_epochs, patience):
-        fit_epoch(model, lesson, optimizer, run, progress, average, log)
-        told_to_stop = run.stop.check_epoch(run.trial) and progress.epoch < epochs
-        if run.processes.is_main and (told_to_stop or _checkpoint_is_due(config, progress.epoch, saved)):
-            save_checkpoint(run.trial, run.identity, model, optimizer, progress)
-            run.after_checkpoint()
-            saved = time.monotonic()
-        if told_to_stop:
-            raise Interrupted(f"{run.trial.path}: told to stop; the checkpoint is written, run it again to go on")
+    with _log(run, progress.epoch) as log:
+        saved = time.monotonic()
+        while progress.epoch < epochs and _still_waits(progress, config.train.held_epochs, patience):
+            fit_epoch(model, lesson, optimizer, run, progress, average, log)
+            told_to_stop = run.stop.check_epoch(run.trial) and progress.epoch < epochs
+            if run.processes.is_main and (told_to_stop or _checkpoint_is_due(config, progress.epoch, saved)):
+                save_checkpoint(run.trial, run.identity, model, optimizer, progress)
+                run.after_checkpoint()
+                saved = time.monotonic()
+            if told_to_stop:
+                raise Interrupted(f"{run.trial.path}: told to stop; the checkpoint is written, run it again to go on")
     load_trained_state(model, progress.best_state)
     return progress
+
+
+@contextmanager
+def _log(run: Run, epochs_done: int) -> Iterator[EpochLog | None]:
+    """Where the main process writes of each epoch."""
+    if not run.processes.is_main:
+        yield None
+        return
+    with tracked(run.config, run.trial) as tell:
+        yield EpochLog(run.trial.metrics, epochs_done, tell)
 
 
 def _still_waits(progress: Progress, held: int, patience: float) -> bool:
@@ -114,7 +130,10 @@ def fit_epoch(
     progress.epoch, seconds = epoch + 1, time.monotonic() - started
     progress.seconds += seconds
     if log:
-        log.write(epoch=epoch, loss=loss, validation_loss=validation_loss, metric=metric, seconds=seconds)
+        known = {"epoch": epoch, "phase": "head" if model.held else "all"}
+        rates = {"train/lr": max(group["lr"] for group in optimizer.param_groups)}
+        scores = {"val/loss": validation_loss, f"val/{run.choice.metric}": metric, "seconds": seconds}
+        log.write(known | {"train/loss": loss} | rates | scores, lesson.told())
 
 
 def _validated(lesson: Lesson[Any], processes: Processes) -> tuple[float | None, float]:
@@ -184,18 +203,27 @@ def _check_gradients(model: Model) -> None:
 class EpochLog:
     """metrics.jsonl: one line per epoch; lines after the checkpoint that a run resumes from are dropped."""
 
-    def __init__(self, path: Path, n_epochs_done: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, n_epochs_done: int, tell: Tell = lambda values, epoch: None) -> None:
+        """`tell` is told each line too."""
+        self.path, self.tell = path, tell
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
         write_text(path, "".join(lines[:n_epochs_done]))
 
-    def write(self, **values: float | int | None) -> None:
-        """Append one epoch (what is not finite is null in JSON), and print it: a log's line, and what a person watches."""
-        numbers = {k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}
-        rounded = {k: None if v is None or not math.isfinite(v) else v for k, v in numbers.items()}
+    def write(self, values: Mapping[str, float | str | None], more: Mapping[str, float]) -> None:
+        """Append one epoch (what is not finite is null in JSON), and print it, but for `more`: a log's line, and what a person
+        watches."""
+        rounded = {name: _rounded(value) for name, value in {**values, **more}.items()}
         with self.path.open("a") as file:
             file.write(json.dumps(rounded) + "\n")
-        print("  ".join(f"{k} {v}" for k, v in rounded.items()), flush=True)
+        print("  ".join(f"{name} {rounded[name]}" for name in values), flush=True)
+        self.tell(rounded, int(rounded["epoch"] or 0))
+
+
+def _rounded(value: float | str | None) -> Any:
+    """As it is written: six decimals, and nothing of what is not finite; a rate of a millionth is not 0."""
+    if not isinstance(value, float):
+        return value
+    return (round(value, 6) or float(f"{value:.6g}")) if math.isfinite(value) else None
 
 
 def _mean_loss(losses: Float[Tensor, " batches"], counts: list[int], epoch: int) -> float:

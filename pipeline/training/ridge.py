@@ -25,7 +25,7 @@ def fit_ridge(model: Learner, train: Samples, validation: Samples, run: Run) -> 
     head, choice = run.config.model.head, run.choice
     assert isinstance(head, RidgeHead)
     set_scales(model, train, run)
-    inputs, targets = embeddings(model, train), model.standardize(train.targets.dense()).cpu().numpy()
+    inputs, targets = embeddings(model, train), model.standardize(train.targets.dense()[:, : train.n_targets]).cpu().numpy()
     (linear,) = [module for module in model.head.modules() if isinstance(module, nn.Linear)]
     progress = Progress()
     for number, (weights, bias) in enumerate(solve(inputs, targets, head.alphas)):

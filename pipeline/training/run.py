@@ -52,6 +52,10 @@ class Choice:
         known = samples.groups, samples.counts, self.targets
         return self.task.score(self.metric, samples.truth, said.only(samples.n_targets), *known)
 
+    def figures(self, samples: Samples, said: Prediction) -> dict[str, float]:
+        """What is told of an epoch beside that."""
+        return self.task.course(samples.truth, said.only(samples.n_targets), samples.groups, self.targets)
+
 
 @dataclass(frozen=True)
 class Stop:
@@ -130,10 +134,15 @@ def set_scales(model: Learner, train: Samples, run: Run) -> None:
         model.feature_mean.copy_(mean)
         model.feature_scale.copy_(scale)
     model.loss.balance(train.targets.dense())
+    if model.beside is not None:
+        truth = train.targets.dense()
+        model.beside.set_scales(truth[:, : train.n_targets], truth[:, train.n_targets :])
 
 
 def set_novelty(model: Learner, train: Samples, validation: Samples) -> None:
     """Let a fitted model know how far what it has learnt from reaches, unless all that it can say is bounded."""
     if not model.loss.bounded:
         scale = feature_scale(encoded(model, train).numpy())
-        model.novelty = Novelty.of(scale, encoded(model, validation), train.targets.dense().cpu()).to(train.targets.device)
+        model.novelty = Novelty.of(scale, encoded(model, validation), train.targets.dense()[:, : train.n_targets].cpu()).to(
+            train.targets.device
+        )

@@ -107,7 +107,7 @@ class Samples:
     def truth(self) -> Float32[np.ndarray, "images targets"] | Int64[np.ndarray, " images"]:
         """What is to be predicted, on the CPU: numbers, or labels."""
         codes: NDArray[Any] = self.targets.codes.cpu().numpy()
-        return codes if self.targets.widths is None else codes[:, 0]
+        return codes[:, : self.n_targets] if self.targets.widths is None else codes[:, 0]
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -170,7 +170,7 @@ def answers(model: Learner, samples: Samples) -> Answer:
     """What the model makes of every image, on the device: evaluation mode, fp32."""
     model.eval()
     parts = _by_batches(model.forward, samples)
-    fields = ((part.parameters, part.log_weights, part.hidden, part.encoded) for part in parts)
+    fields = ((part.parameters, part.log_weights, part.hidden, part.encoded, part.embedding) for part in parts)
     return Answer(*map(torch.cat, zip(*fields, strict=True)))
 
 

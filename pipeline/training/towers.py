@@ -132,6 +132,9 @@ class Lesson:
         sums = self.compare.sums(everyone[mine], everyone, self.model.logit_scale, self.model.logit_bias, chunk)
         return self.compare.joined(self.processes.total(sums), len(rows)), len(rows)
 
+    def told(self) -> dict[str, float]:
+        return {}
+
     @torch.inference_mode()
     def validate(self) -> tuple[float | None, float]:
         """The loss is of whole batches, the same in every epoch, each image beside its class's text of evaluation. They are cut

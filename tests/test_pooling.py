@@ -207,6 +207,7 @@ def learnt(kind: Any, folder: Path) -> tuple[float | None, float | None]:
         named(
             {
                 "experiment": "x",
+                "data": {"targets": ["value"]},
                 "model": {"pool": kind},
                 "train": {"sample": "groups", "epochs": 60, "batch_size": 50, "precision": "fp32"},
                 "optim": {"lr": 0.03},

@@ -153,6 +153,9 @@ def test_phases_that_cannot_be_are_refused(make: Callable[..., Config]) -> None:
     with pytest.raises(ValueError, match=r"head_first.epochs is 4: less than epochs"):
         make(train={"epochs": 4, "head_first": {"epochs": 4}})
     values = make().model_dump()
+    solved = {"encoder": {"kind": "frozen"}, "head": {"kind": "ridge"}}
+    with pytest.raises(ValueError, match=r"train.accumulate 2 makes steps of several batches: .* or train.accumulate 1"):
+        Config.model_validate(values | {"model": solved, "augment": {}, "train": {"accumulate": 2}, "loss": {"kind": "mse"}})
     with pytest.raises(ValueError, match=r"train.head_first holds what does not learn"):
         Config.model_validate(values | {"model": values["model"] | {"encoder": {"kind": "frozen"}}, "augment": {}})
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pipeline.config.split import DomainSplit, FoldSplit, SiteSplit, Split, YearSplit
 from pipeline.config.trial import Config
 from pipeline.data.splits import Folded, assign, deal_groups, deal_units, joined, rare_strata, site_dates
+from pipeline.data.truth import SPLIT_BY
 from pipeline.errors import UserError
 
 Sides = dict[str, set[Any]]
@@ -285,3 +286,46 @@ def test_rows_are_joined_as_a_graph_of_groups_and_labels_is_connected(pairs: lis
     expected = connected_components(graph, directed=False)[1][list(groups)]
     found = pd.factorize(np.array(joined([f"e{e}" for e in groups], [f"l{label}" for label in labels])))[0]
     assert (found == pd.factorize(expected)[0]).all()
+
+
+# ---------------------------------------------------------------- folds by columns
+@st.composite
+def sampled(draw: st.DrawFn) -> tuple[pd.DataFrame, list[str]]:
+    """Images of groups, with two columns that folds may be dealt by, and a stratum of each."""
+    n = draw(st.integers(1, 40))
+    cells = st.tuples(st.integers(0, 12), st.integers(0, 3), st.integers(0, 4), st.integers(0, 2))
+    rows = draw(st.lists(cells, min_size=n, max_size=n)) + [(100 + i, i % 4, 50 + i, i % 3) for i in range(9)]
+    named = [{"group": f"g{g}", f"{SPLIT_BY}0": f"s{a}", f"{SPLIT_BY}1": f"d{b}"} for g, a, b, _ in rows]
+    return pd.DataFrame(named), [str(stratum) for *_, stratum in rows]
+
+
+@given(sampled(), st.integers(3, 5), st.booleans(), st.booleans(), st.integers(0, 5))
+def test_nothing_that_shares_a_group_or_the_columns_is_in_two_folds(
+    made: tuple[pd.DataFrame, list[str]], n: int, stratified: bool, tests: bool, seed: int
+) -> None:
+    """And every image has its turn once, whatever the strata."""
+    table, strata = made
+    turns = np.zeros(len(table), int)
+    for fold in range(n):
+        split = FoldSplit(kind="folds", n=n, fold=fold, seed=seed, by=("State", "Day"), tests=tests)
+        try:
+            roles = assign(table, split, strata if stratified else None)
+        except UserError as error:
+            assert f"data.split.n = {n}" in str(error)
+            return
+        for columns in (["group"], [f"{SPLIT_BY}0", f"{SPLIT_BY}1"]):
+            assert table.assign(role=roles).groupby(columns)["role"].nunique().max() == 1
+        turns += [role == ("test" if tests else "validation") for role in roles]
+        assert set(roles) <= ({"train", "validation", "test"} if tests else {"train", "validation"})
+    assert (turns == 1).all()
+
+
+@given(sampled(), st.randoms(use_true_random=False))
+def test_folds_by_columns_do_not_hang_on_the_order_of_rows(made: tuple[pd.DataFrame, list[str]], random: Any) -> None:
+    table, strata = made
+    split, order = FoldSplit(kind="folds", n=3, by=("State", "Day"), stratify="x"), list(range(len(table)))
+    random.shuffle(order)
+    for given_strata in (None, strata):
+        one = assign(table, split, given_strata)
+        other = assign(table.iloc[order].reset_index(drop=True), split, given_strata and [given_strata[i] for i in order])
+        assert [one[i] for i in order] == other

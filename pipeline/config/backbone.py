@@ -194,6 +194,12 @@ class Timm(OfTokens):
     seed: Seed = 0
     """Seed of random weights; unused where weights are loaded."""
 
+    @model_validator(mode="after")
+    def _one_size(self) -> Timm:
+        if self.image_size is not None and self.views.sizes:
+            raise ValueError("image_size and views.sizes exclude one another: the latter says at which sizes images are seen")
+        return self
+
     def weights_from(self) -> tuple[Weights, ...]:
         published = Weights(tag=("pipeline.backbones.timm_models.hub_repository", self.name))
         return _brought_by(self.name, "config.json") or (published if self.pretrained else Weights(),)

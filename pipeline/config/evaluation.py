@@ -31,10 +31,25 @@ class Calibrate(Section):
     spread: not calibrated, the sd over images, as the challenge's sample code does, to compare with."""
 
 
+class Adapt(Section):
+    """Test-time training on the images that are evaluated, without their truth."""
+
+    epochs: Positive = 1
+    """Passes over them."""
+    lr: float = Field(1e-5, gt=0)
+    """Learning rate, scaled for parts of the model as `optim.lr` is."""
+
+
 class Evaluate(Section):
     """What is evaluated."""
 
-    fits = (Fit("backbone.views.has_poses", (True,), "weighs poses", "tta", hint="backbone.views.poses to some"),)
+    fits = (
+        Fit("backbone.views.has_poses", (True,), "weighs poses", "tta", hint="backbone.views.poses to some"),
+        Fit("model.head.adapts", (True,), "trains by gradient descent", "adapt"),
+        Fit("data.truth", ("numbers",), "learns numbers that the model says", "adapt"),
+        Fit("evaluate.inputs", ("features",), "learns from features", "adapt"),
+        Fit("risk.kind", ("mean",), "knows no domains", "adapt"),
+    )
 
     split: Literal["auto", "validation", "test"] = "auto"
     """auto: test where the data have one, else validation (which selected the epoch: marked as optimistic). Where whole species
@@ -46,5 +61,8 @@ class Evaluate(Section):
     tta: Annotated[tuple[Annotated[float, Field(ge=0)], ...], LATER] = ()
     """Test-time augmentation: weights of the plain view and of each of backbone.views.poses in a prediction; []: the plain one
     alone."""
+    adapt: Annotated[Adapt | None, LATER] = None
+    """Train on what the model says of the evaluated images before they are predicted (transductive); figures are then labelled as
+    adapted wherever they stand. null: not."""
     gallery: Annotated[Literal["stage", "all"], LATER] = "stage"
     """Of retrieval, what the full gallery holds beside the images of the stage: the texts of their classes, or of all classes."""

@@ -39,6 +39,8 @@ class Fit:
     """The values at which it does; (): all but null, 0, false and a block that is PLAIN."""
     hint: str = ""
     """What to set, where key and values do not tell."""
+    called: str = ""
+    """The block's own key that is named, where `when` is an attribute that follows from it."""
 
     def goes(self, asking: Any, value: Any) -> bool:
         """Whether `value` at `key` fits a block that has `asking` at `when`, or that one does not ask for it."""
@@ -55,12 +57,18 @@ def check(config: Section) -> None:
     lines: dict[str, None] = {}
     for path, block in _blocks(config):
         for fit in _fits_of(type(block)):
-            asking, value = getattr(block, fit.when), attrgetter(fit.key)(config)
+            asking, value = _asking(block, fit.when), attrgetter(fit.key)(config)
             if not fit.goes(asking, value):
                 remedies = filter(None, (_other(config, fit, asking), _own(config, path, block, fit)))
                 lines[f"{_name(path, block, fit)} {fit.why.format(**vars(config))}: set {', or '.join(remedies)}"] = None
     if lines:
         raise ValueError("\n".join(lines))
+
+
+def _asking(block: Section, name: str) -> Any:
+    """What a block has there; True for a block that stands where there is none by default."""
+    value, info = getattr(block, name), type(block).model_fields.get(name)
+    return True if isinstance(value, Section) and info and info.default is None else value
 
 
 @cache
@@ -88,7 +96,7 @@ def _is_plain(value: Any) -> bool:
 # ---------------------------------------------------------------- in words
 def _name(path: str, block: Section, fit: Fit) -> str:
     """What asks: `model.pool attention`, `model.species_embedding`, `risk.kind coral`."""
-    key = fit.when if fit.when in type(block).model_fields else "kind"
+    key = fit.called or (fit.when if fit.when in type(block).model_fields else "kind")
     value = getattr(block, key)
     return f"{path}.{key}" + ("" if value is True or isinstance(value, Section) else f" {value}")
 
@@ -110,9 +118,10 @@ def _other(config: Section, fit: Fit, asking: Any) -> str:
 def _own(config: Section, path: str, block: Section, fit: Fit) -> str:
     """How what asks would ask no longer: by its default, or by another kind of its family if all that it asks then goes."""
     family: dict[str, type[Section]] = getattr(block, "kinds", {})
-    info = type(block).model_fields.get(fit.when)
-    if info and (fit.when != "kind" or not family):
-        return f"{path}.{fit.when} " + ("to nothing" if isinstance(info.default, Section) else _either((info.default,)))
+    own = fit.called or fit.when
+    info = type(block).model_fields.get(own)
+    if info and (own != "kind" or not family):
+        return f"{path}.{own} " + ("to nothing" if isinstance(info.default, Section) else _either((info.default,)))
 
     def goes(kind: str) -> bool:
         asked = [each for each in _fits_of(family[kind]) if each.when == fit.when]

@@ -62,6 +62,8 @@ class Head(Kind):
     """Whether it chooses something by `select.metric`, which then must be defined on validation."""
     takes_folds: ClassVar[bool] = False
     """Whether it can be chosen and scored by `select.folds`: `Fitted.left_out` holds what it says of images left out."""
+    adapter: ClassVar[str] = ""
+    """The function that trains its model on images without their truth (`evaluate.adapt`): (model, samples, config, how)."""
     reads_views: ClassVar[bool] = False
     """Whether it knows what to do with several views of an image."""
     reads_texts: ClassVar[bool] = False
@@ -82,6 +84,15 @@ class Head(Kind):
     def fit(self, model: Any, train: Any, validation: Any, run: Any) -> Any:
         """Fit `model` in place, to `Samples` of the two splits, and say how it went (`training/run.Fitted`)."""
         return implementation(self.fitter)(model, train, validation, run)
+
+    def adapt(self, model: Any, samples: Any, config: Any, how: Any) -> None:
+        """Train a model that was loaded on images that it is evaluated on."""
+        implementation(self.adapter)(model, samples, config, how)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether it can."""
+        return bool(self.adapter)
 
     def misfit(self, counts: Mapping[str, int]) -> str:
         """Why it cannot be fitted to so many images of each class (the positive one of two first; of numbers: nothing is told),
@@ -117,7 +128,7 @@ class MlpHead(Head):
     of = "both"
     descends = True
     reads_views = True
-    fitter = "pipeline.training.learner.fit"
+    fitter, adapter = "pipeline.training.learner.fit", "pipeline.training.adapt.adapt"
     kind: Literal["mlp"] = "mlp"
     hidden: tuple[Positive, ...] = (512, 128, 32)
     """Widths of the hidden layers."""
@@ -133,7 +144,7 @@ class PerTargetHead(Head):
 
     descends = True
     reads_views = True
-    fitter = "pipeline.training.learner.fit"
+    fitter, adapter = "pipeline.training.learner.fit", "pipeline.training.adapt.adapt"
     kind: Literal["per_target"]
     hidden: Positive | None = None
     """Width of the hidden layer; null: a quarter of the embedding's, 8 at least."""
@@ -169,7 +180,11 @@ class RidgeStackHead(Head):
 
     chooses = False
     reads_views = True
-    fits = (Fit("model.normalize", (False,), "scales each part by its median and quartiles", "kind"),)
+    fits = (
+        Fit("model.normalize", (False,), "scales each part by its median and quartiles", "kind"),
+        Fit("model.standardize_targets", (False,), "learns targets as they are, and their logarithms", "kind"),
+        Fit("model.fuse.kind", ("concat",), "reads each view by itself", "kind"),
+    )
     model, fitter = "pipeline.models.ridge_stack.RidgeStack", "pipeline.training.ridge_stack.fit_ridge_stack"
     kind: Literal["ridge_stack"]
     alpha: float = Field(5.0, gt=0)

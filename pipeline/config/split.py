@@ -114,6 +114,12 @@ class FoldSplit(Folded):
     bins: Annotated[int, Field(ge=2), LATER] = 5
     """How many."""
 
+    @model_validator(mode="after")
+    def _bins_are_of_something(self) -> FoldSplit:
+        if self.stratify is None and self.bins != FoldSplit.model_fields["bins"].default:
+            raise ValueError("bins are of the target that stratify names")
+        return self
+
     @property
     def columns(self) -> tuple[str, ...]:
         return self.by

@@ -48,8 +48,8 @@ class Train(Section):
     fits = (
         Fit("select.epoch", ("best",), "waits for a better epoch", "patience"),
         Fit("model.encoder.learns", (True,), "holds what does not learn", "head_first"),
-        Fit("model.head.embeds_pairs", (False,), "would compare fewer images than a batch has", "accumulates"),
-        Fit("model.head.descends", (True,), "makes steps of several batches", "accumulates"),
+        Fit("model.head.embeds_pairs", (False,), "would compare too few images", "accumulates", called="accumulate"),
+        Fit("model.head.descends", (True,), "makes steps of several batches", "accumulates", called="accumulate"),
     )
     epochs: Positive = 500
     samples: Annotated[Positive | None, LATER] = None

@@ -71,11 +71,14 @@ def _deal(table: pd.DataFrame, units: Sequence[str], split: Folded, strata: Sequ
 def deal_evenly(units: Sequence[str], split: Folded, strata: Sequence[str]) -> dict[str, int]:
     """The fold of each unit, of which rows may be of several strata, so that strata are about as frequent in all folds: by
     scikit-learn's StratifiedGroupKFold, which takes those first whose rows are of few strata; those alike come in an order drawn
-    by the seed. Raises UserError for fewer units than folds."""
+    by the seed. Raises UserError for fewer units than folds, or fewer rows of every stratum."""
     from sklearn.model_selection import StratifiedGroupKFold  # slow to import, and most splits need none
 
     order = {unit: place for place, unit in enumerate(shuffled(units, split.seed))}
     _check_number(len(order), split)
+    if (most := max(Counter(strata).values())) < split.n:
+        what = "class" if split.stratum is None else f"range of {split.stratum[0]}"
+        raise UserError(f"data.split.n = {split.n}, but no {what} has more than {most} images. Choose at most that many folds.")
     places = [order[unit] for unit in units]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a stratum with fewer rows than folds, which `rare_strata` says in our words

@@ -125,6 +125,8 @@ class Model(nn.Module, ABC):
     tta: Sequence[float] = ()
     """Weights of the plain pose and of others in a prediction; (): the plain one alone."""
     reads_images: ClassVar[bool] = True
+    trained: frozenset[str] = frozenset()
+    """Of a model that was loaded: the parameters that training changed."""
     held: bool = False
     """Whether the encoder is held as it is while the rest learns."""
     undecayed: ClassVar[tuple[str, ...]] = ()

@@ -89,7 +89,7 @@ def load_model(config: Config, trial: TrialDir, backbone: Backbone | None, text:
     model.load_more(trial)
     if missing := model.own_state().keys() ^ state.keys():
         raise WorkError(f"{trial.model} does not fit its config.yaml: {', '.join(sorted(missing)[:5])} stand in one of them only")
-    model.tta = config.evaluate.tta
+    model.tta, model.trained = config.evaluate.tta, frozenset(n for n, p in model.named_parameters() if p.requires_grad)
     return model.eval().requires_grad_(False)
 
 

@@ -26,7 +26,7 @@ from pipeline.errors import UserError
 from pipeline.experiments.reading import saved_science
 from pipeline.metrics.figures import Figure
 from pipeline.metrics.intervals import central, draws
-from pipeline.reporting.results import cells_to_markdown, check_results, hash_results
+from pipeline.reporting.results import cells_to_markdown, check_results, hash_results, is_optimistic
 from pipeline.reporting.state import AGAIN
 from pipeline.reporting.terminal import print_cells
 from pipeline.tasks import load_task
@@ -141,7 +141,7 @@ def _candidate(experiment: ExperimentDir, trial: TrialDir) -> Candidate | None:
             figure=next(iter(results["headline"])),
             chosen_on=results["selected_on"],
             split=results["split"],
-            optimistic=results["split"] == results["selected_on"],
+            optimistic=is_optimistic(results),
             results_hash=hash_results(trial),
         )
     return None

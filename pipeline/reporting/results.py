@@ -286,6 +286,11 @@ def read_ensemble(folder: TrialDir) -> dict[str, Any]:
         return results
 
 
+def is_optimistic(results: Mapping[str, Any]) -> bool:
+    """Whether figures are of what the model was chosen on (also where it was adapted to it)."""
+    return str(results["split"]).partition(",")[0] == results["selected_on"]
+
+
 def check_results(results: Mapping[str, Any]) -> None:
     """Raises ValueError, TypeError or LookupError for results that no table and no comparison can show."""
     figures, headline, lower = {**results["figures"]}, {**results["headline"]}, list(results["lower_is_better"])
@@ -311,7 +316,7 @@ def _with_results(row: Row, results: dict[str, Any], group: str) -> Row:
         raise ValueError(f"it has no figure {min(missing)}, which its headline names.")
     told = {
         "split": results["split"],
-        "optimistic": results["split"] == results["selected_on"],
+        "optimistic": is_optimistic(results),
         "headline": dict(results["headline"]),
         "lower_is_better": tuple(results["lower_is_better"]),
         "instead": {name: (other, title) for name, (other, title) in results.get("instead", {}).items()},

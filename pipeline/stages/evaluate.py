@@ -27,6 +27,8 @@ from pipeline.tasks.base import Task
 from pipeline.training.samples import predict
 
 SCHEMA_VERSION = 1
+ADAPTED = ", adapted"
+"""What follows the split's name in all that shows figures of a model that was adapted to its images."""
 
 
 def run(config: Config, trial: TrialDir) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def make_results(
     counts = {"n_images": len(table), "n_events": int(table["group"].nunique())}
     keys = {key: record[key] for key in ("feature_key", "task_hash") if key in record} | {"config_hash": config_hash(config)}
     data = {"data_signature": inputs.dataset.signature(), "evaluation": plain(config.evaluate), "schema_version": SCHEMA_VERSION}
-    of = {"split": split, "selected_on": record["selected_on"]}
+    of = {"split": split + ADAPTED * (config.evaluate.adapt is not None), "selected_on": record["selected_on"]}
     return blocks | inputs.task.describe(blocks) | of | counts | keys | data
 
 
@@ -111,7 +113,10 @@ def _predict_split(
     config: Config, inputs: Inputs, model: Model, facts: Facts, split: Split, device: torch.device
 ) -> tuple[Prediction, Prediction | None]:
     """What the model says of the split's images; if that comes from the images, also what it says of cached features."""
-    cached = predict(model, inputs.samples(facts, split, device))
+    samples = inputs.samples(facts, split, device)
+    if config.evaluate.adapt is not None:
+        config.model.head.adapt(model, samples, config, config.evaluate.adapt)
+    cached = predict(model, samples)
     if config.evaluate.inputs == "features":
         return cached, None
     models = Models(model, inputs.backbone.to(device), device)

@@ -244,6 +244,24 @@ def test_a_long_table_that_cannot_be_right_is_refused_by_line(copy: Path, what: 
         load(copy)
 
 
+def test_a_split_that_is_left_out_need_not_have_targets(copy: Path, quadrats: Path) -> None:
+    """test.csv asks for them."""
+    rows, cut = rows_of(copy / "train.csv"), 5 * 10
+    rewrite(copy / "train.csv", rows[cut:])
+    rewrite(copy / "validation.csv", rows[:cut])
+    rewrite(copy / "test.csv", rows_of(quadrats / "test.csv"))
+    kept = load(copy, source=str(copy), split={"kind": "source", "test": "none"})
+    assert len(kept) * 5 == len(rows)
+    with pytest.raises(UserError, match="split test: there is no column 'target'"):
+        load(copy, source=str(copy), split={"kind": "source"})
+
+
+def test_a_table_that_was_handed_out_may_be_written_into(quadrats: Path) -> None:
+    source = load(quadrats).source
+    source.table("train")["target"] = 0
+    assert "target" not in source.table("train")
+
+
 def test_a_column_that_is_not_there_is_said_by_its_key(quadrats: Path) -> None:
     with pytest.raises(UserError, match=r"no column 'value' \(data.long.value\).*target"):
         load(quadrats, long={"value": "value"})

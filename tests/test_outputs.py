@@ -60,6 +60,15 @@ def test_what_is_said_adds_up_and_nothing_is_below_0(kind: str, scaled: bool) ->
     assert said.min() >= 0 and SUMS.apart(said).max() < 1e-4 and np.ptp(said[:, 4]) > 0.1
 
 
+def test_parts_are_added_in_fp32_where_all_else_is_bf16() -> None:
+    """As a product of matrices they would be off by a quarter of a gram in sixty."""
+    model = learner(model={"outputs": {"kind": "parts"}}, loss={"kind": "nll"})
+    with torch.autocast("cpu", torch.bfloat16):
+        said = model(60 * FEATURES, None).parameters
+    assert said.dtype == torch.float32
+    assert SUMS.apart(said[..., 0].detach().double().numpy()).max() < 1e-6 * said.abs().max()
+
+
 def test_variances_of_parts_add_up_as_those_of_independent_numbers() -> None:
     model = learner(model={"outputs": {"kind": "parts"}}, loss={"kind": "nll"})
     said = model.predict(FEATURES)
@@ -96,6 +105,7 @@ def test_every_output_has_a_gradient(kind: str) -> None:
         ({"model": {"outputs": {"kind": "ratios"}}, "loss": {"kind": "nll"}}, "ratios knows no variance of a share"),
         ({"model": {"outputs": {"kind": "parts"}}, "loss": {"kind": "quantiles"}}, "parts adds means and variances"),
         ({"model": {"outputs": {"kind": "each", "positive": True}, "head": {"kind": "ridge"}}}, "learns by gradient descent"),
+        ({"model": {"outputs": {"kind": "each", "positive": True}}, "loss": {"kind": "quantiles"}}, "one number of each target"),
         ({"loss": {"kind": "smooth_l1", "weights": [1, 2]}}, "loss.weights: one of each of green, dead"),
         ({"loss": {"kind": "smooth_l1", "weights": [0] * 5}}, "not all 0"),
     ],

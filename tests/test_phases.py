@@ -16,7 +16,7 @@ from pipeline.config.encoder import depths
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import read_json
-from pipeline.errors import Interrupted, WorkError
+from pipeline.errors import Interrupted, UserError, WorkError
 from pipeline.models.learner import trained_state
 from pipeline.models.saved import load_facts, make_model
 from pipeline.stages import evaluate, extract, train
@@ -158,6 +158,13 @@ def test_phases_that_cannot_be_are_refused(make: Callable[..., Config]) -> None:
         Config.model_validate(values | {"model": solved, "augment": {}, "train": {"accumulate": 2}, "loss": {"kind": "mse"}})
     with pytest.raises(ValueError, match=r"train.head_first holds what does not learn"):
         Config.model_validate(values | {"model": values["model"] | {"encoder": {"kind": "frozen"}}, "augment": {}})
+
+
+def test_phases_of_what_samples_make_of_epochs_are_asked_again(make: Callable[..., Config]) -> None:
+    config = make(train={"epochs": 12, "samples": 400, "head_first": {"epochs": 4}})
+    assert config.for_images(90).train.epochs == 5
+    with pytest.raises(UserError, match=r"400 of 100 images are 4 epochs, all of them train.head_first's 4"):
+        config.for_images(100)
 
 
 # ---------------------------------------------------------------- layer-wise decay

@@ -189,7 +189,61 @@ def test_a_size_that_cannot_be_read_is_refused_in_words(values: dict[str, Any], 
         load_backbone(Block.parse(kept))
 
 
+@pytest.mark.parametrize("kind", ["timm", "dinov2", "poolings"])
+def test_a_network_that_learns_has_positions_of_the_size_that_it_is_shown(
+    kind: str, assets: Any, photograph: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resampled once, from those that came with it, and never again: the gradient of that is not deterministic on a GPU."""
+    blocks: dict[str, dict[str, Any]] = {
+        "timm": {"kind": "timm", "name": "test_vit"},
+        "dinov2": {"kind": "dinov2", "name": str(assets.dinov2)},
+        "poolings": {"kind": "dinov2", "name": str(assets.dinov2), "poolings": ["cls", "mean"]},
+    }
+    side = load_backbone(Block.parse(blocks[kind])).image_size
+    backbone = load_backbone(Block.parse({**blocks[kind], "views": {**HALVES, "sizes": [2 * side]}}))
+    views = backbone.transform(photograph)
+    network = backbone.network().eval()
+    wanted = backbone.embed(views[None])[0]
+
+    def resample(*_: Any, **__: Any) -> Tensor:
+        raise AssertionError("resampled in a step")
+
+    monkeypatch.setattr(torch.nn.functional, "interpolate", resample)
+    torch.testing.assert_close(network(views), wanted, atol=1e-4, rtol=1e-3)
+
+
 # ---------------------------------------------------------------- taps and poolings
+def test_a_network_that_is_pooled_trains_in_earnest_and_its_statistics_move(photograph: Image.Image) -> None:
+    backbone = load_backbone(block(name="test_resnet", poolings=["mean"]))
+    network = backbone.network()
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    before = [norm.running_mean.clone() for norm in norms]
+    assert norms and all(norm.training for norm in norms)
+    network(torch.stack([backbone.transform(photograph.rotate(turn)) for turn in range(4)]))
+    assert not any(torch.equal(norm.running_mean, old) for norm, old in zip(norms, before, strict=True))
+    assert not any(norm.training for norm in (network.eval(), *norms)[1:])
+
+
+def test_parts_of_a_concatenation_are_pooled_as_they_say(photograph: Image.Image) -> None:
+    pooled = {"kind": "timm", "name": "test_vit", "poolings": ["cls", "mean"]}
+    both = load_backbone(Block.parse({"kind": "concat", "parts": [pooled, {"kind": "timm", "name": "test_resnet"}]}))
+    alone = load_backbone(Block.parse(pooled))
+    said = both.embed(both.transform(photograph)[None])[0, : alone.embed_dim]
+    wanted = torch.nn.functional.normalize(alone.embed(alone.transform(photograph)[None]), dim=1)[0]
+    torch.testing.assert_close(said, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_a_transformer_of_stages_has_taps(photograph: Image.Image) -> None:
+    swin = timm.models.swin_transformer.SwinTransformer(
+        img_size=64, patch_size=4, window_size=4, embed_dim=8, depths=(1, 1), num_heads=(1, 1), num_classes=0
+    ).eval()
+    swin.pretrained_cfg = timm.models.vision_transformer.default_cfgs["vit_base_patch16_224"].default.to_dict() | {
+        "input_size": (3, 64, 64)
+    }
+    pooled = PooledBackbone(TimmBackbone(swin, 64, "a small Swin"), (-1,), ("mean", "max"))
+    assert pooled.embed(pooled.transform(photograph)[None]).shape == (1, 2 * 16)
+
+
 def test_poolings_are_of_the_tokens_after_each_tap_without_class_token_and_registers(photograph: Image.Image) -> None:
     """DINOv3 has five tokens before the patches: all but the first of these would be taken for patches by `tokens[:, 1:]`."""
     torch.manual_seed(0)
@@ -312,6 +366,11 @@ def test_views_that_are_mixed_tell_of_one_another(kind: str) -> None:
     apart = (module(other) - module(SEEN)).abs()
     assert (apart > 1e-4).float().mean() > 0.9
     assert not torch.allclose(module(SEEN), module(SEEN.flip(1)), atol=1e-4) or kind == "attention"  # (places begin as 0)
+
+
+def test_views_of_several_sizes_have_as_many_patches_as_all_of_them_together() -> None:
+    backbone = seen({"sizes": [32, 64]})
+    assert backbone.n_patches * 2 == (32 // 16) ** 2 + (64 // 16) ** 2
 
 
 def test_what_is_asked_of_views_is_asked_in_words(table: Path, clip: Path, tmp_path: Path) -> None:

@@ -188,6 +188,11 @@ class Backbone(Tower):
     image_size: int
     """Height in pixels of what `transform` gives."""
 
+    @property
+    def n_patches(self) -> int:
+        """Patches that become tokens, of an image or a view of it."""
+        return self.grid[0] * self.grid[1]
+
     @abstractmethod
     def transform(self, image: Image.Image) -> Tensor:
         """A PIL image of any mode and size → network input, mostly [3, H, W], fp32, on the CPU. Safe to call from threads."""
@@ -198,6 +203,17 @@ class Backbone(Tower):
 
     def example(self) -> Tensor:
         return self.transform(Image.new("RGB", (64, 64))).unsqueeze(0)
+
+    def network(self, size: int | None = None) -> Network:
+        """An independent trainable copy of the whole encoder, for images of `size` pixels if not of those that `transform` gives.
+        Raises UserError where there is nothing to train."""
+        network = Network(self)
+        cast(Backbone, network.backbone).fix_size(size or self.image_size)
+        return network
+
+    def fix_size(self, size: int) -> None:
+        """Bring positions to images of `size` pixels, which then are what is learnt: a library would do it in every step, by a
+        bicubic resampling whose gradient is not deterministic on a GPU."""
 
     def grid_at(self, size: int) -> tuple[int, int]:
         """`grid` for images of another size than `image_size`. Raises UserError where it cannot read them."""
@@ -231,6 +247,12 @@ class Backbone(Tower):
         raise UserError(f"{self.label} is of a kind that a submission has no code for: export another trial.")
 
 
+def _made_of(tower: Tower) -> Iterator[nn.Module]:
+    """The modules of a tower, and of the towers within it (`backbone.poolings`)."""
+    for part in tower.children():
+        yield from _made_of(part) if isinstance(part, Tower) else (part,)
+
+
 class Network(nn.Module):
     """A trainable copy of a whole tower: inputs → embeddings, as `Tower.embed` gives them. Unlike a tower it trains in earnest:
     batch norm takes its statistics from the batch, dropout drops."""
@@ -259,7 +281,7 @@ class Network(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """A backbone stays in eval mode whatever it is told; what it is made of does not."""
         super().train(mode)
-        for part in self.backbone.children():
+        for part in _made_of(self.backbone):
             part.train(mode)
         return self
 

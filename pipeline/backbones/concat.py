@@ -53,7 +53,7 @@ class ConcatBackbone(Backbone):
         parts = [part.write_spec(one, folder, f"{name}-{i}") for i, (part, one) in pairs]
         return {"kind": "concat", "name": "concat", "parts": parts}
 
-    def network(self) -> Network:
+    def network(self, size: int | None = None) -> Network:
         raise UserError(f"{self.label}: several networks are not trained at once; use them frozen, or one of them.")
 
     def _backbones(self) -> list[Backbone]:

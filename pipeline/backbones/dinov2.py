@@ -15,16 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from pipeline import hub
-from pipeline.backbones.base import (
-    Backbone,
-    Network,
-    Tail,
-    Tapped,
-    checked_folder,
-    recompute_in_transformers,
-    refuse_code,
-    seeded,
-)
+from pipeline.backbones.base import Backbone, Tail, Tapped, checked_folder, recompute_in_transformers, refuse_code, seeded
 from pipeline.config import backbone as blocks
 from pipeline.data.decoding import to_rgb
 from pipeline.disk.reading import in_short
@@ -137,17 +128,14 @@ class Dinov2Backbone(Backbone):
         self._check_cut(cut)
         return Dinov2Tail(self.model, cut, self.n_prefix, self.pooling).requires_grad_(True)
 
-    def network(self) -> Network:
-        """Its positions are brought to the size of the images once, and learned as they then are: transformers would do it in
-        every step, by a bicubic resampling whose gradient is not deterministic on a GPU."""
-        network = super().network()
-        embeddings = cast(Any, network.backbone).model.embeddings
-        tokens = torch.zeros(1, 1 + self.grid[0] * self.grid[1], self.width)
+    def fix_size(self, size: int) -> None:
+        embeddings = cast(Any, self.model).embeddings
+        rows, columns = self.grid if size == self.image_size else self.grid_at(size)
         patch_height, patch_width = embeddings.patch_embeddings.patch_size
         with torch.no_grad():
-            positions = embeddings.interpolate_pos_encoding(tokens, self.grid[0] * patch_height, self.grid[1] * patch_width)
+            tokens = torch.zeros(1, 1 + rows * columns, self.width)
+            positions = embeddings.interpolate_pos_encoding(tokens, rows * patch_height, columns * patch_width)
         embeddings.position_embeddings = nn.Parameter(positions.clone())
-        return network
 
     def write_spec(self, block: blocks.Backbone, folder: Path, name: str) -> dict[str, Any]:
         cast(Any, self.model).config.save_pretrained(folder / name)

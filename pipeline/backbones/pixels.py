@@ -43,5 +43,5 @@ class PixelsBackbone(Backbone):
     def write_spec(self, block: Block, folder: Path, name: str) -> dict[str, Any]:
         return block.model_dump(mode="json") | {"architecture": name}
 
-    def network(self) -> Network:
+    def network(self, size: int | None = None) -> Network:
         raise UserError(f"{self.label} has nothing to train: use it frozen (model.encoder.kind: frozen).")

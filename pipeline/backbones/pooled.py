@@ -67,6 +67,9 @@ class PooledBackbone(Backbone):
     def grid_at(self, size: int) -> tuple[int, int]:
         return self.of.grid_at(size)
 
+    def fix_size(self, size: int) -> None:
+        self.of.fix_size(size)
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.of.set_grad_checkpointing(enable)
 

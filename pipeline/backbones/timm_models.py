@@ -59,7 +59,7 @@ class TimmBackbone(Backbone):
     @property
     def n_taps(self) -> int:
         model = cast(Any, self.model)
-        return len(model.blocks if self._n_prefix or hasattr(model, "patch_embed") else model.feature_info)
+        return len(model.blocks if hasattr(model, "blocks") and hasattr(model, "patch_embed") else model.feature_info)
 
     @property
     def _n_prefix(self) -> int:
@@ -74,6 +74,10 @@ class TimmBackbone(Backbone):
         if size % side or not getattr(self.model, "dynamic_img_size", False):
             raise UserError(f"{self.label} cannot read {size} pixels: name multiples of {side} in backbone.views.sizes.")
         return size // side, size // side
+
+    def fix_size(self, size: int) -> None:
+        if size != self.image_size and hasattr(self.model, "set_input_size"):
+            cast(Any, self.model).set_input_size(img_size=(size, size))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         cast(Any, self.model).set_grad_checkpointing(enable)

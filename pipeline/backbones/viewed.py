@@ -48,6 +48,12 @@ class ViewedBackbone(Backbone):
         self.label = seen_by.label
         self._black, self._white = _levels(seen_by)
 
+    @property
+    def n_patches(self) -> int:
+        """Of views of several sizes so many that all views have them together."""
+        each = [rows * columns for rows, columns in map(self.seen_by.grid_at, self.sizes)]
+        return -(-sum(each) // len(each))
+
     # ------------------------------------------------------------ from an image to its views
     def transform(self, image: Image.Image) -> Float[Tensor, ...]:
         views = list(self._views(self._masked(to_rgb(image))))
@@ -131,8 +137,8 @@ class ViewedBackbone(Backbone):
     def make_tail(self, cut: int) -> Tail:
         return self.seen_by.make_tail(cut)
 
-    def network(self) -> Network:
-        return self.seen_by.network()
+    def network(self, size: int | None = None) -> Network:
+        return self.seen_by.network(self.image_size)
 
     def weights_hash(self) -> str:
         return self.seen_by.weights_hash()

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
+from pipeline.config.fits import Fit
 from pipeline.config.kinds import Kind, kind_of
 from pipeline.config.section import LATER, Positive, Seed, implementation
 from pipeline.config.views import Views
@@ -111,6 +112,10 @@ or the signed power mean (GeM, arXiv 1711.02512): of x the root of the mean of s
 class OfTokens(Backbone):
     """One whose tokens can be pooled in several ways, after several of its blocks."""
 
+    fits = (
+        Fit("model.head.reads_texts", (False,), "make an embedding that is no longer as wide as those of texts", "poolings"),
+        Fit("model.encoder.reads", ("pooled", "images"), "are of the whole backbone", "poolings"),
+    )
     taps: Annotated[tuple[int, ...], LATER] = ()
     """Blocks, counted from 0, or from the end as -1, -2, …, after which tokens are pooled, behind the final layer norm; []: after
     the last one. (Of convolutional networks: stages.)"""
@@ -240,7 +245,8 @@ class Concat(Backbone):
         return parts
 
     def load(self) -> Any:
-        return implementation("pipeline.backbones.concat.ConcatBackbone")([part.load() for part in self.parts])
+        load = implementation("pipeline.backbones.load_backbone")
+        return implementation("pipeline.backbones.concat.ConcatBackbone")([load(part) for part in self.parts])
 
     @property
     def display_name(self) -> str:

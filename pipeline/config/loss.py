@@ -36,6 +36,8 @@ class Loss(Kind):
 
     adds_up: ClassVar[bool] = False
     """Whether what a head learns by it is a location, or a location and a scale, so that it can be added up (model.outputs)."""
+    locates: ClassVar[bool] = True
+    """Whether the first of a head's numbers for a target is a location."""
 
     @property
     def learns_auxiliary(self) -> bool:
@@ -102,6 +104,7 @@ class StudentTLoss(Loss):
 class QuantileLoss(Loss):
     """Pinball loss of several quantiles."""
 
+    locates = False
     kind: Literal["quantiles"]
     levels: Annotated[tuple[Level, ...], Field(min_length=2), Ascending] = (0.05, 0.25, 0.5, 0.75, 0.95)
     """Levels of the quantiles, in ascending order."""

@@ -50,6 +50,7 @@ class Outputs(Kind):
 class Each(Outputs):
     """Of each target its own."""
 
+    fits = (Fit("loss.locates", (True,), "keeps one number of each target from below 0", "positive"),)
     module = "pipeline.models.outputs.Each"
     kind: Literal["each"] = "each"
     positive: bool = False

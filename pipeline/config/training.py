@@ -48,6 +48,7 @@ class Train(Section):
     fits = (
         Fit("select.epoch", ("best",), "waits for a better epoch", "patience"),
         Fit("model.encoder.learns", (True,), "holds what does not learn", "head_first"),
+        Fit("model.head.reads_texts", (False,), "holds no towers", "head_first"),
         Fit("model.head.embeds_pairs", (False,), "would compare too few images", "accumulates", called="accumulate"),
         Fit("model.head.descends", (True,), "makes steps of several batches", "accumulates", called="accumulate"),
     )

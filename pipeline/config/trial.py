@@ -24,6 +24,7 @@ from pipeline.config.texts import Texts
 from pipeline.config.towers import TextHead  # noqa: F401  (its kinds join the family `Head`)
 from pipeline.config.tracking import Tracking
 from pipeline.config.training import Optim, Select, Train
+from pipeline.errors import UserError
 
 # A task is a file; listing them imports none. Those that others are built on are none themselves.
 STOCK = {"base", "numbers", "classes", "retrieval"}
@@ -79,6 +80,11 @@ class Config(Section):
         train, schedule = self.train, self.schedule
         if train.samples is not None:
             train = train.model_copy(update={"epochs": math.ceil(train.samples / n)})
+            if train.held_epochs >= train.epochs:
+                raise UserError(
+                    f"train.samples: {train.samples} of {n} images are {train.epochs} epochs, all of them train.head_first's "
+                    f"{train.held_epochs}: set train.head_first.epochs lower, or train.samples higher"
+                )
         if schedule.warmup_samples is not None:
             schedule = schedule.model_copy(update={"warmup": schedule.warmup_samples / n})
         return self.model_copy(update={"train": train, "schedule": schedule})

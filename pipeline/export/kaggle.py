@@ -59,11 +59,12 @@ def export(trials: Sequence[Path], test: Path, out: Path, weights: Sequence[floa
     said = [_predict(member, config, asked, device) for member, config in zip(members, configs, strict=True)]
     mean = np.average(said, axis=0, weights=weights or None)
     rows = [(row.name, float(value)) for row, value in zip(asked, mean, strict=True)]
+    header = [long.id, long.value] if (long := configs[0].data.long) else list(HEADER)
     with atomic_folder(out) as folder:
-        write_table(folder / TABLE, rows)
+        write_table(folder / TABLE, header, rows)
         of = {"challenge": "kaggle", "trials": [f"{each.parent.name}/{each.name}" for each in members], "weights": list(weights)}
-        seal.seal(folder, of | {"test_sha256": sha256_of_file(test), "n": len(rows)})
-    check(out, test)
+        seal.seal(folder, of | {"test_sha256": sha256_of_file(test), "n": len(rows), "columns": header})
+        check(folder, test)
     return out / TABLE
 
 
@@ -104,10 +105,10 @@ def _predict(trial: Path, config: Config, asked: Sequence[Asked], device: str | 
     return [float(complete[row.target][place[row.image]]) for row in asked]
 
 
-def write_table(path: Path, rows: Sequence[tuple[str, float]]) -> None:
+def write_table(path: Path, header: Sequence[str], rows: Sequence[tuple[str, float]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerows([HEADER, *((name, repr(value)) for name, value in rows)])
+        table.writerows([header, *((name, repr(value)) for name, value in rows)])
 
 
 def check(folder: Path, test: Path | None = None) -> list[str]:
@@ -118,8 +119,8 @@ def check(folder: Path, test: Path | None = None) -> list[str]:
     except ValueError as error:
         raise WorkError(str(error)) from error
     table = read_csv(folder / TABLE)
-    if tuple(table.header) != HEADER:
-        raise WorkError(f"{folder / TABLE}: its columns are {', '.join(table.header)}, and should be {', '.join(HEADER)}")
+    if table.header != (header := list(spec.get("columns", HEADER))):
+        raise WorkError(f"{folder / TABLE}: its columns are {', '.join(table.header)}, and should be {', '.join(header)}")
     names = [record.cells[0] for record in table.records]
     for record in table.records:
         if not _is_finite(record.cells[1]):
@@ -128,7 +129,7 @@ def check(folder: Path, test: Path | None = None) -> list[str]:
         raise WorkError(f"{folder / TABLE}: {twice} stands there twice")
     if test is not None:
         wanted = read_csv(test.expanduser())
-        rows = [record.cells[wanted.header.index(HEADER[0])] for record in wanted.records] if HEADER[0] in wanted.header else []
+        rows = [record.cells[wanted.header.index(header[0])] for record in wanted.records] if header[0] in wanted.header else []
         if names != rows:
             at = next((i for i, (a, b) in enumerate(zip(names, rows, strict=False)) if a != b), min(len(names), len(rows)))
             raise WorkError(

@@ -124,7 +124,7 @@ def weights_record(config: Config, load: Callable[[], LoadedBackbone], again: bo
         n_blocks=backbone.n_blocks,
         embed_dim=backbone.embed_dim,
         width=backbone.width,
-        n_patches=backbone.grid[0] * backbone.grid[1],
+        n_patches=backbone.n_patches,
         n_parameters=sum(parameter.numel() for parameter in backbone.parameters()),
         n_inputs=backbone.transform(Image.new("RGB", (64, 64))).numel(),
         n_views=config.backbone.views.n,

@@ -301,6 +301,10 @@ class Learner(Model):
     def save_more(self, trial: TrialDir) -> None:
         self.kind_of_encoder.save(self.encoder, trial.adapter)
 
+    def plain_state(self) -> Mapping[str, Tensor]:
+        """Without the heads that were only learnt from."""
+        return {name: tensor for name, tensor in super().plain_state().items() if not name.startswith("beside.")}
+
     def spec(self) -> dict[str, Any]:
         """The widths of its layers and what stands between them; without its encoder, but for convolutions."""
         if self.outputs is not None or isinstance(self.head[-1], Apart):
@@ -309,6 +313,8 @@ class Learner(Model):
             )
         linear = [layer for layer in self.head if isinstance(layer, nn.Linear)]
         convolutions = getattr(self.encoder, "spec", None)
+        if self.kind_of_encoder.reads == "patches" and not convolutions:
+            raise UserError(f"a submission has no code for model.encoder.kind {self.kind_of_encoder.kind}: export another trial")
         reads = {"features": "patches" if convolutions else "pooled", "convolutions": convolutions}
         widths = {"width": linear[0].in_features, "hidden": [layer.out_features for layer in linear[:-1]]}
         scales = {"normalize": self.normalize, "n_features": len(self.feature_mean)}

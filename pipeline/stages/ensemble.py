@@ -115,7 +115,9 @@ def _find(experiment: ExperimentDir, log: Log) -> list[tuple[_Way, list[_Member]
     members = [member for trial in experiment.trials() if (member := _read_member(trial))]
     found: dict[tuple[_Way, str], list[_Member]] = {}
     for member in members:
-        for way in _Way if "fold" in member.science["data"]["split"] else (_Way.SEEDS,):
+        split = member.science["data"]["split"]
+        # (Where some of what trains is held out to test too, folds share what they test: they are no parts of one whole.)
+        for way in _Way if "fold" in split and not split.get("held_out") else (_Way.SEEDS,):
             found.setdefault((way, member.kind(way)), []).append(member)
     several = [(way, some) for (way, _), some in found.items() if way.are_all(some)]
     if old := [member for member in members if _lacks_validation(member) and any(member in some for _, some in several)]:

@@ -54,7 +54,7 @@ def _download(config: Config) -> None:
     columns = config.data.download
     if columns is None:
         return
-    source = open_source(config.data)
+    source = open_source(config.data.model_copy(update={"long": None}))
     if not isinstance(source, CsvSource):
         raise UserError(f"data.download is for CSV files, and data.source {config.data.source} is none: set it to null.")
     download(config, source, columns)

@@ -163,13 +163,13 @@ def feature_scale(embedded: Float32[np.ndarray, "images width"]) -> tuple[Scale,
 def predict(model: Model, samples: Samples) -> Prediction:
     """What the model says of each image in the targets' units: evaluation mode, fp32."""
     model.eval()
-    return joined(_by_batches(model.predict, samples))
+    return joined(_by_batches(model.predict, samples, model.views.n))
 
 
 def answers(model: Learner, samples: Samples) -> Answer:
     """What the model makes of every image, on the device: evaluation mode, fp32."""
     model.eval()
-    parts = _by_batches(model.forward, samples)
+    parts = _by_batches(model.forward, samples, model.views.n)
     fields = ((part.parameters, part.log_weights, part.hidden, part.encoded, part.embedding) for part in parts)
     return Answer(*map(torch.cat, zip(*fields, strict=True)))
 
@@ -177,13 +177,13 @@ def answers(model: Learner, samples: Samples) -> Answer:
 def encoded(model: Learner, samples: Samples) -> Float32[Tensor, "images width"]:
     """What a learner's encoder makes of every image, on the CPU: evaluation mode, fp32."""
     model.eval()
-    return torch.cat(_by_batches(lambda features, _: model.encode(features).cpu(), samples))
+    return torch.cat(_by_batches(lambda features, _: model.encode(features).cpu(), samples, model.views.n))
 
 
-def _by_batches(say: Callable[[Tensor, Metadata], Said], samples: Samples) -> list[Said]:
-    """What is said of all images, in their order, PREDICTION_BATCH at a time."""
+def _by_batches(say: Callable[[Tensor, Metadata], Said], samples: Samples, n_views: int) -> list[Said]:
+    """What is said of all images, in their order, PREDICTION_BATCH views at a time."""
     with torch.inference_mode():
-        selected = map(samples.select, torch.arange(len(samples)).split(PREDICTION_BATCH))
+        selected = map(samples.select, torch.arange(len(samples)).split(max(PREDICTION_BATCH // n_views, 1)))
         return [say(features, metadata) for features, _, metadata in selected]
 
 

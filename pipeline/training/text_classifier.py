@@ -64,7 +64,7 @@ class Lesson:
         augment, rng = self.config.augment, streams.choices
         share = aug.strength(augment, epoch, self.config.train.epochs)
         batch = batch.thinned(share * augment.image_dropout, rng)
-        mix = aug.make_mix(len(batch.indices), share * augment.mixup_alpha, rng, self.untrained.device)
+        mix = aug.make_mix(len(batch.indices), share * augment.mixup_alpha, rng, self.untrained.device, augment.mixup)
         features, targets, _ = self.train.select(batch.indices)
         features = augment_images(features, augment.images, share, rng)
         if mix:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -35,7 +36,7 @@ def tracked(config: Config, trial: TrialDir) -> Iterator[Tell]:
     tracker = _open(config, trial)
     tracker.store_init_configuration({key: _plain(value) for key, value in flatten(science(config)).items()})
     try:
-        yield lambda values, epoch: tracker.log({k: v for k, v in values.items() if isinstance(v, int | float)}, step=epoch)
+        yield lambda values, epoch: tracker.log(_numbers(values), step=epoch)
     finally:
         tracker.finish()
 
@@ -99,6 +100,12 @@ def _trackio(config: Config, trial: TrialDir, folder: Path) -> Any:
     from accelerate.tracking import TrackioTracker
 
     return TrackioTracker(config.tracking.project, name=trial.path.name, group=config.experiment, resume="allow", embed=False)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """With names, which hold those of targets, as mlflow takes them, which is the strictest."""
+    named = {re.sub(r"[^\w/.\- :]", "_", name): value for name, value in values.items()}
+    return {name: value for name, value in named.items() if isinstance(value, int | float)}
 
 
 def _plain(value: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -38,6 +37,7 @@ class LongSource(Source):
     def __init__(self, data: Data, rows: Source, long: Long) -> None:
         super().__init__(data)
         self._inner, self._long = rows, long
+        self._splits: dict[str, _Wide] = {}
 
     @property
     def kind(self) -> str:
@@ -51,10 +51,13 @@ class LongSource(Source):
         return [*(name for name in self._inner.columns(split) if name not in own), *self._targets(split)]
 
     def table(self, split: str) -> pd.DataFrame:
-        return self._wide[split].table
+        return self._wide(split).table.copy()
 
     def rows(self, split: str) -> int:
-        return len(self._wide[split].firsts)
+        """Of images, also in a split without targets."""
+        cells = self._inner.table(split).reset_index(drop=True)
+        self._check_columns(split, cells, ("id", "name"))
+        return int(self._images(split, cells).nunique())
 
     def image_names(self, split: str, column: str) -> list[str | None]:
         names = self._inner.image_names(split, column)
@@ -75,7 +78,7 @@ class LongSource(Source):
 
     def meaning(self, data: Data) -> Self:
         twin = super().meaning(data)
-        twin._inner = self._inner.meaning(data)
+        twin._inner, twin._splits = self._inner.meaning(data), {}
         return twin
 
     def is_here(self) -> bool:
@@ -88,23 +91,25 @@ class LongSource(Source):
         return self._inner.table_files()
 
     # ------------------------------------------------------------ rows taken together
-    @cached_property
-    def _wide(self) -> dict[str, _Wide]:
-        return {split: self._widen(split) for split in self.splits()}
+    def _wide(self, split: str) -> _Wide:
+        """Each split when it is asked for: one that is left out (`data.split.test: none`) may lack the targets."""
+        if split not in self._splits:
+            self._splits[split] = self._widen(split)
+        return self._splits[split]
 
     def _firsts(self, split: str) -> list[int]:
-        return self._wide[split].firsts.tolist()
+        return self._wide(split).firsts.tolist()
 
     def _targets(self, split: str) -> list[str]:
         kept = {*self._inner.columns(split)}
-        return [name for name in self._wide[split].table.columns if name not in kept]
+        return [name for name in self._wide(split).table.columns if name not in kept]
 
     def _widen(self, split: str) -> _Wide:
         import pandas as pd
 
         long = self._long
         cells = self._inner.table(split).reset_index(drop=True)
-        self._check_columns(split, cells)
+        self._check_columns(split, cells, ("id", "name", "value"))
         images = self._images(split, cells)
         codes, names = pd.factorize(images)
         _, firsts = np.unique(codes, return_index=True)
@@ -116,8 +121,8 @@ class LongSource(Source):
             wide[target] = cells[long.value].iloc[rows].reset_index(drop=True)
         return _Wide(wide, firsts)
 
-    def _check_columns(self, split: str, cells: pd.DataFrame) -> None:
-        for key in ("id", "name", "value"):
+    def _check_columns(self, split: str, cells: pd.DataFrame, keys: tuple[str, ...]) -> None:
+        for key in keys:
             column = getattr(self._long, key)
             if column not in cells:
                 near = nearest(column, list(map(str, cells.columns)), listed=True)

@@ -102,7 +102,8 @@ def training_bytes(
 def _activations(config: Config, encoder: Encoder, of: Measures, numbers: int, n: int) -> tuple[int, int]:
     """What an encoder keeps of a step's `n` inputs for its backward pass, and what a batch of validation takes on its way."""
     fp32, again = config.train.precision == "fp32", config.resources.gradient_checkpointing
-    return n * encoder.kept_bytes(of, numbers, fp32, again), PREDICTION_BATCH * encoder.passing_bytes(of, numbers)
+    batch = max(PREDICTION_BATCH // of.n_views, 1)
+    return n * encoder.kept_bytes(of, numbers, fp32, again), batch * encoder.passing_bytes(of, numbers)
 
 
 def extraction_bytes(config: Config, weights: Measures, texts: Texts | None = None) -> int:

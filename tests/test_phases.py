@@ -160,6 +160,15 @@ def test_phases_that_cannot_be_are_refused(make: Callable[..., Config]) -> None:
         Config.model_validate(values | {"model": values["model"] | {"encoder": {"kind": "frozen"}}, "augment": {}})
 
 
+def test_a_head_of_two_towers_has_no_phases() -> None:
+    towers = {"text": {"kind": "end_to_end"}, "head": {"kind": "contrastive"}, "encoder": {"kind": "end_to_end"}}
+    data = {"source": "x", "columns": {"image": "i", "species": "s"}, "label": "species"}
+    with pytest.raises(ValueError, match=r"train.head_first holds no towers"):
+        Config.model_validate(
+            {"task": "species", "experiment": "x", "data": data, "model": towers, "train": {"head_first": {"epochs": 2}}}
+        )
+
+
 def test_phases_of_what_samples_make_of_epochs_are_asked_again(make: Callable[..., Config]) -> None:
     config = make(train={"epochs": 12, "samples": 400, "head_first": {"epochs": 4}})
     assert config.for_images(90).train.epochs == 5

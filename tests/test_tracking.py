@@ -169,6 +169,14 @@ def test_a_tracker_that_is_not_installed_is_said_before_training(
         learn(make("wandb"), tmp_path / "small" / "one")
 
 
+def test_metrics_are_called_as_the_strictest_of_trackers_takes_them() -> None:
+    """mlflow refuses brackets, and targets are called as a lab calls them."""
+    assert tracking._numbers({"val/r2_Dry weight (g)": 0.5, "phase": "head", "val/r2_Größe": 1}) == {
+        "val/r2_Dry weight _g_": 0.5,
+        "val/r2_Größe": 1,
+    }
+
+
 def test_the_kinds_are_those_that_there_is_code_for() -> None:
     (kinds,) = (info.annotation for name, info in Tracking.model_fields.items() if name == "kind")
     assert set(READERS) | {"none"} == set(getattr(kinds, "__args__", ()))

@@ -32,7 +32,7 @@ from pipeline.features.hashes import known_feature_key
 from pipeline.models.saved import load_facts, load_model, make_model
 from pipeline.stages import evaluate, extract, train
 from pipeline.stages.inputs import load_inputs, make_facts
-from pipeline.stages.predict import Origin, predict_files
+from pipeline.stages.predict import Origin, predict_files, trained_config
 from pipeline.training.augmentation import draw_poses
 from tests.small import image_files, small_config
 
@@ -514,7 +514,10 @@ def test_test_time_augmentation_is_the_weighted_mean_of_what_poses_alone_would_s
     torch.testing.assert_close(plain.predict(features).mean, alone[0])
     torch.testing.assert_close(together.predict(features).mean, (2 * alone[0] + alone[1] + alone[2]) / 4)
     before = read_json(trial.results)["figures"]
+    assert trained_config(trial).evaluate.tta == ()
     assert evaluate.run(weighted, trial)["figures"] != before
+    assert trained_config(trial) == weighted  # what its results are of is what it predicts and is exported with
+    assert evaluate.run(config, trial)["figures"] == before and trained_config(trial) == config
 
 
 @pytest.mark.jobs

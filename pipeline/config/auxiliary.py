@@ -28,10 +28,9 @@ class Auxiliary(Kind):
         return None
 
 
-class AuxiliaryNumber(Auxiliary):
-    """A number (a height, an NDVI), by squared error, in units of its standard deviation. Rows without one say nothing."""
+class OfColumn(Auxiliary):
+    """One that stands in a column of its own. Rows without one say nothing."""
 
-    kind: Literal["number"]
     column: str
     """Column that holds it."""
 
@@ -40,17 +39,17 @@ class AuxiliaryNumber(Auxiliary):
         return self.column
 
 
-class AuxiliaryName(Auxiliary):
-    """A name (a state, a species), by cross-entropy. Rows without one say nothing."""
+class AuxiliaryNumber(OfColumn):
+    """A number (a height, an NDVI), by squared error, in units of its standard deviation."""
+
+    kind: Literal["number"]
+
+
+class AuxiliaryName(OfColumn):
+    """A name (a state, a species), by cross-entropy."""
 
     fits = (Fit("augment.mixes", (False,), "is a name, which cannot be mixed", hint="augment.mixup_alpha 0"),)
     kind: Literal["name"]
-    column: str
-    """Column that holds it."""
-
-    @property
-    def reads(self) -> str | None:
-        return self.column
 
 
 class AuxiliaryBins(Auxiliary):

@@ -26,6 +26,7 @@ from pipeline.data.opening import decode, find_images, how_of, read_image
 from pipeline.device import choose_device, set_threads
 from pipeline.disk.layout import ENSEMBLES, ExperimentDir, TrialDir, root, trained_root
 from pipeline.disk.reading import in_short, is_number, reading
+from pipeline.disk.writing import read_hashed
 from pipeline.errors import NotFetched, UserError, WorkError
 from pipeline.experiments.reading import load_config
 from pipeline.features.forward import as_stored, compute_features
@@ -179,7 +180,7 @@ def _predict_each(
 
 
 def trained_config(trial: TrialDir) -> Config:
-    """The configuration a trial was trained with. Raises WorkError if its config.yaml has been edited since."""
+    """The configuration a trial was trained with, and evaluated with since. Raises WorkError if its config.yaml has been edited."""
     config = load_config(trial.config)
     if not trial.trained.exists():
         raise WorkError(f"{trial.path}: its training has not finished (no trained.json; see `carabid status`)")
@@ -188,7 +189,16 @@ def trained_config(trial: TrialDir) -> Config:
             f"{trial.config} has been changed since the model beside it was trained, or that was by a version of Carabid with "
             "other keys: the two would not fit. Put it back, or train it again (`carabid submit`)."
         )
-    return config
+    return _as_evaluated(config, trial)
+
+
+def _as_evaluated(config: Config, trial: TrialDir) -> Config:
+    """With the weights of poses that its results are of, where it has any: a trial may be evaluated again with others."""
+    if not config.backbone.views.has_poses or not trial.results.exists():
+        return config
+    with reading(trial.results, "Delete it, and `carabid evaluate` makes it again."):
+        tta = tuple(map(float, read_hashed(trial.results)["evaluation"].get("tta", ())))
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"tta": tta})})
 
 
 def trial_at(folder: Path) -> TrialDir:

@@ -198,6 +198,25 @@ def test_runs_of_a_file_store_are_sent_once_to_a_server_of_mlflow(make: Callable
     assert read_mlflow(sent, "one") == read_mlflow(experiment, trial.path.name)
 
 
+def test_epochs_since_the_last_sending_are_sent_too(make: Callable[..., Config], tmp_path: Path) -> None:
+    """Of a training that was interrupted, whose run had ended for mlflow, and went on."""
+    experiment, server = ExperimentDir(tmp_path / "small"), tmp_path / "server"
+    uri, config, trial = server.as_uri(), make("mlflow"), TrialDir(tmp_path / "small" / "one")
+    trial.path.mkdir(parents=True)
+    extract.ensure(config)
+    with pytest.raises(Interrupted):
+        train.run(config, trial, StopAfter(2))
+    assert track.sync(experiment, {"MLFLOW_TRACKING_URI": uri}) == [f"mlflow: 1 of 1 runs sent to {uri}"]
+    train.run(config, trial)
+    for n in (1, 0):
+        assert track.sync(experiment, {"MLFLOW_TRACKING_URI": uri}) == [f"mlflow: {n} of 1 runs sent to {uri}"]
+    there = ExperimentDir(tmp_path / "moved" / "small")
+    there.tracking.mkdir(parents=True)
+    (there.tracking / "mlruns").symlink_to(server)
+    assert read_mlflow(there, "one") == read_mlflow(experiment, "one")
+    assert len(read_mlflow(there, "one")["train/loss"]) == len(course(trial)) > 2
+
+
 def test_what_cannot_be_sent_is_said_with_what_to_do(make: Callable[..., Config], tmp_path: Path) -> None:
     experiment = ExperimentDir(tmp_path / "small")
     with pytest.raises(UserError, match="no tracker's files"):

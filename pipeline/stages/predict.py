@@ -180,7 +180,7 @@ def _predict_each(
 
 
 def trained_config(trial: TrialDir) -> Config:
-    """The configuration a trial was trained with, and evaluated with since. Raises WorkError if its config.yaml has been edited."""
+    """The configuration a trial was trained with, and last evaluated. Raises WorkError if its config.yaml has been edited."""
     config = load_config(trial.config)
     if not trial.trained.exists():
         raise WorkError(f"{trial.path}: its training has not finished (no trained.json; see `carabid status`)")

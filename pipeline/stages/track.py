@@ -13,6 +13,8 @@ from pipeline.disk.layout import ExperimentDir
 from pipeline.errors import UserError, WorkError
 
 Environ = Mapping[str, str]
+BATCH = 100
+"""What a server of mlflow takes at once: so many parameters, and metrics."""
 
 
 def sync(experiment: ExperimentDir, environ: Environ) -> list[str]:
@@ -43,7 +45,7 @@ def _wandb(folder: Path, environ: Environ) -> str:
 
 
 def _mlflow(folder: Path, environ: Environ) -> str:
-    """Runs that the server does not have yet, with parameters, tags and every epoch."""
+    """What the server does not have yet: runs with parameters and tags, and of runs that went on since the later epochs."""
     if not (uri := environ.get("MLFLOW_TRACKING_URI")):
         raise UserError("mlflow: set MLFLOW_TRACKING_URI to the server that runs are sent to")
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -55,26 +57,37 @@ def _mlflow(folder: Path, environ: Environ) -> str:
         runs = [run for run in mine.search_runs([experiment.experiment_id]) if "carabid" in run.data.tags]
         known = server.get_experiment_by_name(experiment.name) if runs else None
         of = known.experiment_id if known else server.create_experiment(experiment.name) if runs else ""
-        sent = {run.data.tags.get("carabid") for run in server.search_runs([of])} if runs else set()
+        sent = {run.data.tags.get("carabid"): run for run in server.search_runs([of])} if runs else {}
         for run in runs:
             n += 1
-            if run.data.tags["carabid"] not in sent:
-                _send_run(mine, server, run, of)
-                n_sent += 1
+            there = sent.get(run.data.tags["carabid"])
+            n_sent += _send_run(mine, server, run, there or _make_run(server, run, of))
     return f"mlflow: {n_sent} of {n} runs sent to {uri}"
 
 
-def _send_run(mine: Any, server: Any, run: Any, experiment: str) -> None:
-    made = server.create_run(
-        experiment, run.info.start_time, tags={"carabid": run.data.tags["carabid"]}, run_name=run.info.run_name
-    )
-    metrics = [each for name in run.data.metrics for each in mine.get_metric_history(run.info.run_id, name)]
+def _make_run(server: Any, run: Any, experiment: str) -> Any:
     from mlflow.entities import Param
 
+    tags = {"carabid": run.data.tags["carabid"]}
+    made = server.create_run(experiment, run.info.start_time, tags=tags, run_name=run.info.run_name)
     parameters = [Param(name, value) for name, value in run.data.params.items()]
-    for begin in range(0, max(len(metrics), len(parameters)), 100):
-        server.log_batch(made.info.run_id, metrics[begin : begin + 100], parameters[begin : begin + 100])
-    server.set_terminated(made.info.run_id, run.info.status, run.info.end_time)
+    for begin in range(0, len(parameters), BATCH):
+        server.log_batch(made.info.run_id, params=parameters[begin : begin + BATCH])
+    return made
+
+
+def _send_run(mine: Any, server: Any, run: Any, there: Any) -> bool:
+    """Whether there was an epoch to send."""
+    known = {(each.key, each.step) for each in _metrics(server, there)}
+    metrics = [each for each in _metrics(mine, run) if (each.key, each.step) not in known]
+    for begin in range(0, len(metrics), BATCH):
+        server.log_batch(there.info.run_id, metrics[begin : begin + BATCH])
+    server.set_terminated(there.info.run_id, run.info.status, run.info.end_time)
+    return bool(metrics)
+
+
+def _metrics(client: Any, run: Any) -> list[Any]:
+    return [each for name in run.data.metrics for each in client.get_metric_history(run.info.run_id, name)]
 
 
 def _trackio(folder: Path, environ: Environ) -> str:

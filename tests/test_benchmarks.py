@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import forecasts, head_training, ranks, ridge, ridge_stack, shifted, silhouettes, start
+from benchmarks import biomass, forecasts, head_training, ranks, ridge, ridge_stack, shifted, silhouettes, start
 from pipeline.disk.layout import PROJECT
 from tests import conftest
 
 
 def test_every_script_has_a_short_form_here() -> None:
     scripts = {path.stem for path in (PROJECT / "benchmarks").glob("*.py")} - {"__init__"}
-    known = (forecasts, head_training, ranks, ridge, ridge_stack, shifted, silhouettes, start)
+    known = (biomass, forecasts, head_training, ranks, ridge, ridge_stack, shifted, silhouettes, start)
     assert scripts == {module.__name__.rpartition(".")[2] for module in known}
 
 
@@ -102,6 +102,26 @@ def test_shifted_images_are_forecast_with_and_without_what_is_for_them(
     lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "ridge, calibrated" in line]
     ordinary, white = ([float(cell.strip(" |")) for cell in line[2:]] for line in lines)
     assert abs(ordinary[0] - ordinary[1]) < 0.1 and white[1] > white[0] + 0.1 and white[3] < white[2], lines
+
+
+@pytest.mark.jobs
+def test_biomass_compares_methods_over_folds_and_evaluates_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = biomass.TRAINED["two-stream"]
+    one = replace(biomass.FROZEN["one"], overrides=(*biomass.FROZEN["one"].overrides, "model.head.folds=3"))
+    quick = ("train.epochs=1", "train.head_first=null", "optim.ema=0", "backbone.views.sizes=[32]", *biomass.POSES)
+    tables = {
+        "frozen": {"stack": one, "no-sums": replace(one, label="bare", overrides=(*one.overrides, "data.sums={}"))},
+        "trained": {"two-stream": replace(network, overrides=quick), "flips": biomass.TRAINED["flips"]},
+    }
+    monkeypatch.setattr(biomass, "TABLES", tables)
+    monkeypatch.setattr(biomass, "carabid", small)
+    monkeypatch.setattr("sys.argv", ["biomass.py", str(tmp_path), "test_resnet"])
+    biomass.main()
+    out = capsys.readouterr().out
+    assert all(out.count(method.label) == 1 for methods in tables.values() for method in methods.values()), out
+    assert "nan" not in out and len(re.findall(r"[+-]\d\.\d{3} ± \d\.\d{3}, \d of 5 \|", out)) == 2, out
 
 
 def small(*arguments: object, root: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import pipeline.experiments.reading as experiment_module
+from pipeline.config.augment import ImageAugment
 from pipeline.config.data import RESULT_KEYS
 from pipeline.config.identity import changes, config_hash, flatten, plain, science
 from pipeline.config.trial import Config
@@ -139,6 +140,31 @@ def test_another_kind_replaces_the_block_because_its_keys_are_others() -> None:
     model = only("child.yaml").model
     assert plain(model.encoder) == {"kind": "finetuned", "blocks": 3, "lr_scale": 0.01}
     assert model.normalize is False
+
+
+def test_of_a_block_of_another_kind_stays_what_every_kind_has() -> None:
+    write("base.yaml", "backbone: {kind: dinov2, pooling: cls_mean, views: {crops: [left, right], tiles: [2, 2]}}\n")
+    write("child.yaml", "base: base.yaml\nbackbone: {kind: timm, name: convnext_atto, views: {sizes: [64]}}\n")
+    backbone = only("child.yaml").backbone
+    assert (backbone.kind, backbone.views.crops, backbone.views.tiles, backbone.views.sizes) == (
+        "timm", ("left", "right"), (2, 2), (64,)
+    )  # fmt: skip
+    assert only("child.yaml", "backbone.kind=pixels", "backbone.views.sizes=[]").backbone.views.tiles == (2, 2)
+    assert "pixels reads images of 8 pixels alone: set backbone.views.sizes to []" in refusal(
+        "child.yaml", "backbone.kind=pixels"
+    )
+    write("base.yaml", "schedule: {kind: cosine, warmup: 3, floor: 0.1}\n")
+    assert plain(only("base.yaml", "schedule.kind=one_cycle").schedule)["warmup"] == 3
+
+
+def test_a_block_that_is_set_to_nothing_is_emptied() -> None:
+    write("a.yaml", "model: {encoder: {kind: end_to_end}}\naugment: {images: {flip: true, rotation: 5}}\n")
+    assert only("a.yaml").augment.images.flip
+    assert only("a.yaml", "augment.images={}").augment.images == ImageAugment()
+    assert only("a.yaml", "augment.images={}", "augment.images.rotation=7").augment.images == ImageAugment(rotation=7)
+    trials = load_experiment("a.yaml", ["augment.images={},{rotation: 6}"]).trials
+    assert [trial.config.augment.images.flip for trial in trials] == [False, True]
+    assert not only("a.yaml", "augment={}").augment.images.flip
 
 
 def test_the_same_kind_keeps_the_block() -> None:

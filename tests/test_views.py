@@ -176,17 +176,11 @@ def test_what_is_no_embedding_is_not_of_several_sizes(encoder: str, photograph: 
         backbone.patches(images) if encoder == "patch_convs" else backbone.given(images)
 
 
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ({"views": {"sizes": [30, 60]}}, "name multiples of 16"),
-        ({"kind": "pixels", "name": None, "views": {"sizes": [3]}}, "reads images of 8 pixels alone"),
-    ],
-)
-def test_a_size_that_cannot_be_read_is_refused_in_words(values: dict[str, Any], said: str) -> None:
-    kept = {key: value for key, value in {"kind": "timm", "name": "test_vit", **values}.items() if value is not None}
-    with pytest.raises(UserError, match=said):
-        load_backbone(Block.parse(kept))
+def test_a_size_that_cannot_be_read_is_refused_in_words(clip: Path) -> None:
+    with pytest.raises(UserError, match="name multiples of 16"):
+        load_backbone(block(views={"sizes": [30, 60]}))
+    with pytest.raises(UserError, match=r"reads images of \d+ pixels alone: set backbone.views.sizes to \[\]"):
+        load_backbone(Block.parse({"kind": "open_clip", "name": f"local-dir:{clip}", "views": {"sizes": [3]}}))
 
 
 @pytest.mark.parametrize("kind", ["timm", "dinov2", "poolings"])
@@ -305,7 +299,6 @@ def test_the_last_tap_is_what_the_library_gives(backbone: str, clip: Path, asset
         ({"taps": [99], "poolings": ["mean"]}, r"blocks: backbone.taps are from 0 to \d+"),
         ({"taps": [-1, 5], "poolings": ["mean"]}, "stands there twice"),
         ({"name": "test_resnet", "poolings": ["cls"]}, "has no class token"),
-        ({"name": "test_resnet", "taps": [-1, -2], "poolings": ["mean"]}, "several widths"),
     ],
 )
 def test_a_tap_or_pooling_that_there_is_not_is_refused_in_words(values: dict[str, Any], said: str) -> None:
@@ -320,6 +313,21 @@ def test_stages_of_convolutions_are_taps_too(photograph: Image.Image) -> None:
     plain = load_backbone(block(name="test_resnet"))
     images = plain.transform(photograph)[None]
     torch.testing.assert_close(backbone.embed(images)[:, : plain.embed_dim], plain.embed(images), atol=1e-5, rtol=1e-4)
+
+
+def test_stages_of_several_widths_are_parts_as_wide_as_the_widest(photograph: Image.Image) -> None:
+    backbone = load_backbone(block(name="test_resnet", taps=[1, -1], poolings=["mean", "max"]))
+    assert isinstance(backbone, PooledBackbone) and isinstance(backbone.of, TimmBackbone)
+    images = backbone.transform(photograph)[None]
+    with torch.no_grad():
+        stages = backbone.of.model.forward_intermediates(images, indices=backbone.taps, intermediates_only=True)
+        parts = backbone.embed(images).unflatten(1, (2, 2, -1))[0]
+    widths = [stage.shape[1] for stage in stages]
+    assert widths[0] < widths[1] == parts.shape[2]
+    for part, stage, width in zip(parts, stages, widths, strict=True):
+        wanted = torch.stack([stage[0].mean((1, 2)), stage[0].amax((1, 2))])
+        torch.testing.assert_close(part[:, :width], wanted, atol=1e-5, rtol=1e-4)
+        assert not part[:, width:].any()
 
 
 # ---------------------------------------------------------------- fusing

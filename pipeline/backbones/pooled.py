@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pipeline.backbones.base import Backbone, Tapped
 from pipeline.config.backbone import Backbone as Block
@@ -39,7 +40,8 @@ POOLINGS: dict[Pooling, Callable[[Tapped], Float[Tensor, "images width"]]] = {
 
 
 class PooledBackbone(Backbone):
-    """Another backbone, whose embedding is all poolings of all taps side by side [B, n_taps · n_poolings · D]."""
+    """Another backbone, whose embedding is all poolings of all taps side by side [B, n_taps · n_poolings · D]. Of convolutions,
+    whose stages are of several widths, D is the widest, and what a narrower one lacks is 0."""
 
     def __init__(self, of: Backbone, taps: Sequence[int], poolings: Sequence[Pooling]) -> None:
         super().__init__()
@@ -50,7 +52,8 @@ class PooledBackbone(Backbone):
                 f"backbone.taps {', '.join(map(str, taps))}: one of {of.label}'s {of.n_taps} blocks stands there twice."
             )
         self.image_size, self.grid, self.width, self.label = of.image_size, of.grid, of.width, of.label
-        self.embed_dim = self._measure()
+        self.part_width = self._measure()
+        self.embed_dim = self.part_width * len(self.taps) * len(self.poolings)
 
     def transform(self, image: Image.Image) -> Tensor:
         return self.of.transform(image)
@@ -83,14 +86,13 @@ class PooledBackbone(Backbone):
         raise UserError(f"{self.label} is pooled by backbone.poolings, which a submission has no code for: export another trial.")
 
     def _parts(self, images: Tensor) -> list[Tensor]:
-        return [POOLINGS[name](tokens) for tokens in self.of.tapped(images, self.taps) for name in self.poolings]
+        parts = [POOLINGS[name](tokens) for tokens in self.of.tapped(images, self.taps) for name in self.poolings]
+        return [pad(part, (0, self.part_width - part.shape[1])) for part in parts]
 
     def _measure(self) -> int:
+        """Width of a part."""
         with torch.inference_mode():
-            (tokens, *others) = self.of.tapped(self.of.example(), self.taps)
-            if "cls" in self.poolings and not tokens.prefix.shape[1]:
-                raise UserError(f"{self.label} has no class token: leave cls out of backbone.poolings.")
-            widths = {each.patches.shape[2] for each in (tokens, *others)}
-        if len(widths) > 1:
-            raise UserError(f"backbone.taps: there {self.label} has tokens of several widths: name taps of one width.")
-        return int(widths.pop()) * len(self.taps) * len(self.poolings)
+            found = self.of.tapped(self.of.example(), self.taps)
+        if "cls" in self.poolings and not found[0].prefix.shape[1]:
+            raise UserError(f"{self.label} has no class token: leave cls out of backbone.poolings.")
+        return max(tokens.patches.shape[2] for tokens in found)

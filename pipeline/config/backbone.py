@@ -118,7 +118,7 @@ class OfTokens(Backbone):
     )
     taps: Annotated[tuple[int, ...], LATER] = ()
     """Blocks, counted from 0, or from the end as -1, -2, …, after which tokens are pooled, behind the final layer norm; []: after
-    the last one. (Of convolutional networks: stages.)"""
+    the last one. (Of convolutional networks: stages, each filled with zeros to the width of the widest.)"""
     poolings: Annotated[tuple[Pooling, ...], LATER] = ()
     """How: the embedding is all of them, tap by tap, side by side; []: as the library pools."""
 
@@ -217,6 +217,12 @@ class Pixels(Backbone):
     kind: Literal["pixels"]
     size: Positive = 8
     """Side of the thumbnail in pixels."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Pixels:
+        if self.views.sizes not in ((), (self.size,)):
+            raise ValueError(f"pixels reads images of {self.size} pixels alone: set backbone.views.sizes to []")
+        return self
 
     def load(self) -> Any:
         return implementation("pipeline.backbones.pixels.PixelsBackbone")(self.size)

@@ -78,7 +78,8 @@ def cells(values: Tree, axes: Axes, typed: Axes, validate: Callable[[Tree], Conf
     shared: Tree = {}
     for choice in itertools.product(*axes.values()):
         cell = dict(zip(axes, choice, strict=True))
+        emptied = {key: value for key, value in cell.items() if value == {}}
         # Dotted keys, so that of a block that was typed each key wins over that key elsewhere.
-        config = validate(override(values, flatten(cell) | flatten({key: cell[key] for key in typed})) | shared)
+        config = validate(override(values, flatten(cell) | flatten({key: cell[key] for key in typed}) | emptied) | shared)
         shared = shared or {name: getattr(config, name) for name in Config.model_fields if name not in varying}
         yield config

@@ -54,18 +54,24 @@ def _replaces(key: str, old: Tree, new: Tree) -> bool:
 
 
 def merge(base: Tree, over: Tree, place: str = "") -> Tree:
-    """`over` on top of `base`, block by block; a block of another kind replaces the block where its keys are others."""
+    """`over` on top of `base`, block by block; of a block under one of another kind with other keys stays what each
+    of the family has (of a backbone its views)."""
     out = dict(base)
     for key, value in over.items():
         old, out[key] = out.get(key), value
-        if isinstance(old, dict) and isinstance(value, dict) and not _replaces(f"{place}{key}.kind", old, value):
-            out[key] = merge(old, value, f"{place}{key}.")
+        if isinstance(old, dict) and isinstance(value, dict):
+            kind = f"{place}{key}.kind"
+            stays = {k: old[k] for k in FAMILIES[kind].model_fields if k in old} if _replaces(kind, old, value) else old
+            out[key] = merge(stays, value, f"{place}{key}.")
     return out
 
 
 def override(values: Tree, overrides: Tree) -> Tree:
-    """`values` with dotted overrides: whole blocks before their keys, kinds before the keys that only they have."""
+    """`values` with dotted overrides: whole blocks before their keys, kinds before the keys that only they have. A block that is
+    set to {} is emptied first: to lay nothing on it would change nothing."""
     for key, value in sorted(overrides.items(), key=lambda item: (item[0].count("."), not item[0].endswith(".kind"))):
+        if value == {}:
+            values = override(values, {key: None})
         for part in reversed(key.split(".")):
             value = {part: value}
         values = merge(values, value)

@@ -115,7 +115,9 @@ def weights_record(config: Config, load: Callable[[], LoadedBackbone], again: bo
     backbone = load()
     after = weights_signature(config.backbone)
     if after is None or before not in (None, after):
-        raise WorkError(f"The weights of {config.backbone} changed while they were read. Run this again.")
+        raise WorkError(
+            f"The weights of {config.backbone.display_name}, or the code that reads them, changed meanwhile. Run this again."
+        )
     record = WeightsRecord(
         signature=after,
         weights=backbone.weights_hash(),

@@ -61,7 +61,9 @@ def text_weights(config: Config, load: Callable[[], Towers]) -> TextWeights:
         return known
     towers, now = load(), weights_signature(config.backbone)
     if now is None:
-        raise WorkError(f"The weights of {config.backbone} changed while they were read. Run this again.")
+        raise WorkError(
+            f"The weights of {config.backbone.display_name}, or the code that reads them, changed meanwhile. Run this again."
+        )
     text, sources = towers.text, text_sources(config.backbone)
     record = TextWeights(
         signature=now,

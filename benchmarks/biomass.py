@@ -45,17 +45,19 @@ def stack(label: str, crops: str, sizes: str, taps: str, poolings: str, *more: s
     return Method(label, "ridge_stack", (*seen, f"backbone.taps=[{taps}]", f"backbone.poolings=[{poolings}]", *more))
 
 
-HALVES, SCALES, STAGES, WAYS = "left,right", "96,160,224", "-3,-2,-1", "mean,max,min,gem"
+SCALES, STAGES, WAYS = "96,160,224", "-3,-2,-1", "mean,max,min,gem"
 FROZEN = {
-    "stack": stack("both halves, three sizes, three stages, four poolings", HALVES, SCALES, STAGES, WAYS),
-    "whole": stack("the whole instead of halves", "whole", SCALES, STAGES, WAYS),
-    "size": stack("one size (224)", HALVES, "224", STAGES, WAYS),
-    "tap": stack("the last stage alone", HALVES, SCALES, "-1", WAYS),
-    "mean": stack("the mean alone", HALVES, SCALES, STAGES, "mean"),
-    "one": stack("the whole, one size, the last stage, the mean", "whole", "224", "-1", "mean"),
-    "no-sums": stack("sums not seen to", HALVES, SCALES, STAGES, WAYS, "data.sums={}"),
+    "stack": stack("`ridge_stack`: three sizes, three stages, four poolings", "whole", SCALES, STAGES, WAYS),
+    "halves": stack("both halves instead of the whole", "left,right", SCALES, STAGES, WAYS),
+    "three": stack("both halves and the whole", "whole,left,right", SCALES, STAGES, WAYS),
+    "size": stack("one size (224)", "whole", "224", STAGES, WAYS),
+    "tap": stack("the last stage alone", "whole", SCALES, "-1", WAYS),
+    "mean": stack("the mean alone", "whole", SCALES, STAGES, "mean"),
+    "one": stack("one size, the last stage, the mean", "whole", "224", "-1", "mean"),
+    "raw": stack("targets alone, not their logarithms", "whole", SCALES, STAGES, WAYS, "model.head.log_share=0"),
+    "no-sums": stack("sums not seen to", "whole", SCALES, STAGES, WAYS, "data.sums={}"),
 }
-"""Ridge stacks; the others each lack something of the first."""
+"""Ridge stacks; the others each see something else, or lack something, than the first."""
 EPOCHS, HELD = 16, 4
 LEARNS = (
     f"train.epochs={EPOCHS}", f"train.head_first.epochs={HELD}", "train.head_first.lr=1e-3", "optim.lr=1e-3", "optim.ema=0.97",
@@ -65,9 +67,8 @@ SMALL = ("backbone.views.sizes=[64]",)
 TRAINED = {
     "two-stream": Method("`two_stream`: both halves, the mean of weights", "two_stream", (*SMALL, *POSES, *LEARNS)),
     "flips": Method("… and test-time augmentation: two flips", "two_stream", evaluate=("evaluate.tta=[1,1,1]",)),
-    "adapted": Method(
-        "… adapted to the test, lr 1e-4", "two_stream", evaluate=("evaluate.adapt.epochs=1", "evaluate.adapt.lr=1e-4")
-    ),
+    "adapted": Method("… adapted to the test, lr 1e-4", "two_stream", evaluate=("evaluate.adapt.lr=1e-4",)),
+    "adapted-slowly": Method("… adapted to the test, lr 1e-5", "two_stream", evaluate=("evaluate.adapt.lr=1e-5",)),
     "no-ema": Method("`two_stream`, the last weights instead of their mean", "two_stream", (*SMALL, *LEARNS, "optim.ema=0")),
     "held": Method(
         "`two_stream`, the network held but for the last epoch",
@@ -100,7 +101,8 @@ def run(folder: Path, network: str, methods: Methods) -> None:
         common = (f"experiment={above}", f"data.source={folder / 'quadrats' / 'train.csv'}", "data.split.by=[Sampling_Date]")
         folds = "data.split.fold=" + ",".join(map(str, FOLDS))
         weights = ("backbone.kind=timm", f"backbone.name={network}", "backbone.pretrained=false")
-        set_here = (*common, folds, *weights, *methods[above].overrides, *method.evaluate)
+        keys = dict(each.split("=", 1) for each in (*common, folds, *weights, *methods[above].overrides, *method.evaluate))
+        set_here = [f"{key}={value}" for key, value in keys.items()]  # of a key twice the last one
         if not (noted := folder / "scores" / f"{name}.json").exists():
             config = f"configs/biomass/{method.config}.yaml"
             if method.evaluate:

@@ -18,9 +18,10 @@ from pipeline.models.saved import load_facts, load_model
 from pipeline.reporting import results as reading
 from pipeline.stages import evaluate, extract, train
 from pipeline.stages.inputs import load_inputs
+from pipeline.stages.predict import Origin, predict_files
 from pipeline.training.adapt import adapt
 from pipeline.training.samples import predict
-from tests.small import small_config
+from tests.small import image_files, small_config
 
 pytestmark = pytest.mark.jobs
 
@@ -116,9 +117,21 @@ def between_poses(model: Any, samples: Any) -> float:
 
 def test_what_cannot_be_adapted_is_refused_in_words(make: Callable[..., Config]) -> None:
     with pytest.raises(ValidationError, match=r"evaluate.* trains by gradient descent"):
-        make(model={"head": {"kind": "ridge"}}, augment={}, evaluate={"adapt": {}})
+        make(model={"head": {"kind": "ridge"}}, augment={}, evaluate={"adapt": {}, "tta": [1, 1]})
     with pytest.raises(ValidationError, match=r"evaluate.* learns from features"):
         make(evaluate={"adapt": {}, "inputs": "images"})
+
+
+def test_predictions_of_new_images_say_that_they_are_not_adapted(
+    make: Callable[..., Config], trial: TrialDir, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = image_files(table)[0]
+    evaluate.run(make(), trial)
+    plainly = next(predict_files(trial.path, [image], Origin(), "cpu"))
+    assert "adapted" not in capsys.readouterr().err
+    evaluate.run(adapted(make), trial)
+    assert next(predict_files(trial.path, [image], Origin(), "cpu")) == plainly
+    assert "one: its results are of it adapted to the test; here it speaks as trained" in capsys.readouterr().err
 
 
 def test_it_is_no_part_of_a_trial(make: Callable[..., Config], trial: TrialDir) -> None:

@@ -27,6 +27,7 @@ from pipeline.disk.writing import read_json, write_hashed, write_text
 from pipeline.errors import UserError, WorkError
 from pipeline.experiments.reading import Experiment, dump_config, load_experiment
 from pipeline.export import kaggle
+from pipeline.launch.watching.preflight import preflight
 from pipeline.metrics.groups import Prediction
 from pipeline.metrics.regression import weighted_r2, weighted_r2_drawn
 from pipeline.metrics.sums import Sums
@@ -143,6 +144,20 @@ def test_dead_and_clover_follow_and_are_never_below_nothing() -> None:
 def test_the_task_says_which_targets_it_needs(quadrats: Path) -> None:
     with pytest.raises(UserError, match="Dry_Green_g is missing"):
         load(quadrats, targets=["Dry_Total_g", "GDM_g"])
+
+
+def test_dead_and_clover_of_the_table_must_be_what_follows(copy: Path) -> None:
+    rows = rows_of(copy / "train.csv")
+    for row in rows[:10]:
+        row["target"] = str(float(row["target"]) + 0.01)  # a few, and rounding
+    rewrite(copy / "train.csv", rows)
+    load(copy)
+    for row in rows:
+        if row["target_name"] == "Dry_Clover_g":
+            row["target"] = str(2 * float(row["target"]) + 30)
+    rewrite(copy / "train.csv", rows)
+    with pytest.raises(UserError, match=r"GDM_g should be Dry_Green_g \+ Dry_Clover_g, and is wrong by 3\d"):
+        load(copy)
 
 
 # ---------------------------------------------------------------- sums
@@ -372,6 +387,57 @@ def test_images_tell_biomass_better_than_the_mean_and_folds_by_sampling_tell_les
     assert parted > 0.4 and together > 0.2
 
 
+# ---------------------------------------------------------------- what could not be trained on
+def ridge_stack(folder: Path, *overrides: str) -> Experiment:
+    return load_experiment("configs/biomass/ridge_stack.yaml", (f"data.source={folder / 'train.csv'}", *overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["data.sums={}", "data.sums.Dry_Total_g=[GDM_g,Dry_Clover_g]"],
+            r"data.sums has it that Dry_Total_g is GDM_g \+ Dry_Clover_g, and in the training images that is wrong by \d",
+        ),
+        (["data.sums={}", "data.sums.GDM_g=[Dry_Green_g,Dry_Dead_g]"], "data.sums has it that GDM_g"),
+        ([], r"model.head.folds is 5, and data.split leaves \d groups that it may part: set it to \d or lower"),
+    ],
+)
+def test_sums_that_do_not_hold_and_too_many_folds_are_refused_before_anything_is_queued(
+    quadrats: Path, root: Path, overrides: list[str], said: str
+) -> None:
+    few = [] if not overrides else ["model.head.folds=3"]
+    with pytest.raises(UserError, match=said):
+        preflight([ridge_stack(quadrats, *few, *overrides).config])
+    preflight([ridge_stack(quadrats, "model.head.folds=3").config])
+
+
+def test_sums_that_a_model_does_not_keep_are_refused(quadrats: Path) -> None:
+    with pytest.raises(UserError, match=r"data.sums would change nothing: .* set model.outputs.kind to parts or ratios, or"):
+        ridge_stack(quadrats, "model.head.kind=per_target")
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "said"),
+    [
+        ("biomass/ridge_stack", ["optim.lr=1e-3"], "`optim.lr` would change nothing, since no trial learns by gradient"),
+        ("biomass/ridge_stack", ["schedule.kind=cosine"], "`schedule.kind` would change nothing"),
+        ("biomass/ridge_stack", ["train={epochs: 3}"], "`train.epochs` would change nothing"),
+        ("biomass/two_stream", ["train.max_images=3,4"], "no trial draws sets of images"),
+        ("biomass/two_stream", ["augment.domain_dropout=0.1"], "no trial reads the domain"),
+        ("biomass/two_stream", ["augment.species_dropout=0.1"], "no trial reads the species"),
+    ],
+)
+def test_what_is_set_and_no_trial_reads_is_refused(quadrats: Path, config: str, overrides: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_experiment(f"configs/{config}.yaml", overrides)
+
+
+def test_what_some_trials_of_a_grid_read_is_not_refused() -> None:
+    grid = ("data.sums={}", "model.head.kind=ridge_stack,per_target", "optim.lr=1e-3,1e-4")
+    assert len(load_experiment("configs/biomass/ridge_stack.yaml", grid).trials) == 4
+
+
 # ---------------------------------------------------------------- all folds together
 FOLDS = ("data.split.n=3", "data.split.fold=0,1,2")
 
@@ -524,6 +590,22 @@ def test_a_submission_has_a_number_for_each_row_of_the_test_in_its_order(
 
 
 @pytest.mark.jobs
+def test_what_follows_is_the_same_in_a_submission_and_in_what_is_predicted_of_one_image(
+    folded: tuple[Path, ExperimentDir, Experiment], quadrats: Path, tmp_path: Path
+) -> None:
+    """Clamped member by member: where one has less dead than nothing, the mean of all has not."""
+    _, there, _ = folded
+    (together,) = there.ensembles()
+    table = rows_of(kaggle.export([together.path], quadrats / "test.csv", tmp_path / "out", (), "cpu"))
+    exported = {row["sample_id"]: float(row["target"]) for row in table}
+    for row in rows_of(quadrats / "test.csv")[::5]:
+        image = quadrats / row["image_path"]
+        said = predict_group(together.path, [image], Origin(), "cpu")
+        for name in ("Dry_Dead_g", "Dry_Clover_g"):
+            assert said[name][0] == pytest.approx(exported[f"{image.stem}__{name}"], abs=1e-4)
+
+
+@pytest.mark.jobs
 def test_members_may_weigh_unlike(folded: tuple[Path, ExperimentDir, Experiment], quadrats: Path, tmp_path: Path) -> None:
     _, there, experiment = folded
     trials = [there.trial(trial.name).path for trial in experiment.trials[:2]]
@@ -567,6 +649,7 @@ def test_a_submission_that_is_none_is_named_by_its_line(tmp_path: Path) -> None:
         ("sample_id,target\na,1\nb,nan\n", "line 3: b is 'nan'"),
         ("sample_id,target\na,1\na,2\n", "a stands there twice"),
         ("id,target\na,1\n", "its columns are id, target"),
+        ("sample_id,target\n", "it has a header and no rows"),
     ):
         (tmp_path / "submission.csv").write_text(text)
         with pytest.raises(WorkError, match=said):
@@ -575,4 +658,7 @@ def test_a_submission_that_is_none_is_named_by_its_line(tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text("sample_id,image_path,target_name\nb,x,y\na,x,y\n")
     assert kaggle.check(tmp_path) == [f"{tmp_path / 'submission.csv'}: 2 rows, all finite"]
     with pytest.raises(WorkError, match="in another order, from row 1 on"):
+        kaggle.check(tmp_path, tmp_path / "test.csv")
+    (tmp_path / "test.csv").write_text("id,image_path\na,x\n")
+    with pytest.raises(UserError, match=r"test.csv: there is no column 'sample_id'; it has id, image_path"):
         kaggle.check(tmp_path, tmp_path / "test.csv")

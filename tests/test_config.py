@@ -290,10 +290,9 @@ VIEWS: Tree = {
     "tiles": [2, 3],
     "sizes": [64, 128],
     "poses": ["hflip", "vflip"],
-    "draws": 2,
-    "augment": {"flip": True, "rotation": 5},
     "masks": [[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 1, 1]],
 }
+DRAWN: Tree = {"draws": 2, "augment": {"flip": True, "rotation": 5}}
 LONG: Tree = {
     "targets": ["green", "dead", "all"],
     "sums": {"all": ["green", "dead"]},
@@ -382,7 +381,12 @@ BASES: list[Tree] = [
     },
     *({"experiment": "x", "schedule": {"kind": kind}} for kind in ("cosine", *DECAYING)),
     *(
-        {"experiment": "x", "backbone": {"kind": "timm", "views": VIEWS}, "model": {"fuse": {"kind": kind}}, "data": LONG}
+        {
+            "experiment": "x",
+            "backbone": {"kind": "timm", "views": VIEWS},
+            "model": {"fuse": {"kind": kind}},
+            "data": {**LONG, "sums": {}},
+        }
         for kind in Fuse.kinds
     ),
     {
@@ -403,17 +407,20 @@ BASES: list[Tree] = [
         "optim": {"ema": 0.99},
         "train": {"head_first": {"epochs": 3}, "accumulate": 2},
     },
-    *(
-        {"experiment": "x", "data": LONG, "model": {"outputs": outputs}}
-        for outputs in ({"kind": "ratios"}, {"kind": "each", "log": True})
-    ),
+    {"experiment": "x", "data": LONG, "model": {"outputs": {"kind": "ratios"}}},
+    {"experiment": "x", "data": {**LONG, "sums": {}}, "model": {"outputs": {"kind": "each", "log": True}}},
+    {"experiment": "x", "backbone": {"kind": "dinov2", "views": {**VIEWS, **DRAWN}}, "augment": {"poses": 0.5}},
     {
         "experiment": "x",
         "backbone": {"kind": "dinov2", "taps": [3, 7], "poolings": ["cls", "mean"], "views": VIEWS},
         "model": {"head": {"kind": "ridge_stack"}, "normalize": False},
         "data": LONG,
+        "evaluate": {"tta": [1, 1, 1]},
     },
 ]
+for each in BASES:
+    if "poses" in each.get("backbone", {}).get("views", {}):
+        each.setdefault("evaluate", {"tta": [1, 1, 1]})
 # What another value of a key may be, where its type does not tell.
 OTHERS: Tree = {
     "task": "butterflies",
@@ -659,7 +666,8 @@ everything_but_science = st.fixed_dictionaries(
 @given(st.sampled_from(BASES), everything_but_science)
 @settings(deadline=None)
 def test_where_and_with_what_a_trial_runs_does_not_change_its_identity(base: Tree, changes: Tree) -> None:
-    assert config_hash(Config.model_validate(named(base | changes))) == config_hash(Config.model_validate(named(base)))
+    evaluate = {"evaluate": base.get("evaluate", {}) | changes.get("evaluate", {})}
+    assert config_hash(Config.model_validate(named(base | changes | evaluate))) == config_hash(Config.model_validate(named(base)))
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=5))

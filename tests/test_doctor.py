@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.amounts import format_bytes
 from pipeline.backbones import load_backbone
@@ -323,6 +324,18 @@ def test_more_images_a_batch_and_more_blocks_need_more_memory(case: Any) -> None
     small, weights = case("tail", train={"batch_size": 64, "precision": "fp32"})
     large, _ = case("tail", train={"batch_size": 4096, "precision": "fp32"})
     assert estimates.training_bytes(large, weights, 1) > estimates.training_bytes(small, weights, 1)
+
+
+@pytest.mark.parametrize(
+    "views", [{"crops": ["left", "right"], "tiles": [2, 2]}, {"crops": ["left", "whole"], "poses": ["hflip"]}]
+)
+def test_the_size_of_the_features_of_views_is_known_to_the_byte(clip: Path, root: Path, views: dict[str, Any]) -> None:
+    of = {"kind": "open_clip", "name": f"local-dir:{clip}", "views": views}
+    config = Config.model_validate(named(values("frozen", clip, backbone=of)))
+    viewed = load_backbone(config.backbone)
+    images = torch.stack([viewed.transform(Image.new("RGB", (90, 60)))] * 3)
+    made = compute_features(viewed, images, "pooled", 1, "bf16")
+    assert estimates.features_bytes(config, weights_record(config, lambda: viewed), 3) == made.numel() * made.element_size()
 
 
 def test_gradient_checkpointing_keeps_one_block_and_what_the_others_read(case: Any) -> None:

@@ -33,6 +33,7 @@ from pipeline.experiments.reading import load_experiment
 from pipeline.launch.doctor.doctor import check_cache
 from pipeline.launch.watching import plan
 from pipeline.stages import fetch
+from pipeline.tasks import load_task
 from tests.conftest import hear_ctrl_c
 from tests.small import named
 
@@ -351,6 +352,22 @@ def test_rows_that_share_a_file_share_its_download(server: Any, tmp_path: Path) 
     table = write_rows(tmp_path, server, lambda rows: rows.append(dict(rows[0])))
     source: Any = open_source(config_for(table).data)
     assert len(downloads.wanted_files(source, Download())) == N
+
+
+def test_of_a_long_table_each_image_is_brought_once(server: Any, tmp_path: Path) -> None:
+    def lengthen(rows: list[dict[str, str]]) -> None:
+        rows[:] = [
+            {**row, "sample_id": f"{row['filename']}__{name}", "target_name": name, "target": row["x"]}
+            for row in rows
+            for name in "yz"
+        ]
+
+    table = write_rows(tmp_path, server, lengthen)
+    columns = {"image": "filename", "id": "sample_id"}
+    config = config_for(table, long={}, columns=columns, targets=["y", "z"])
+    bring(config)
+    assert is_whole(server, tmp_path / "images") and Counter(server.asked) == {(name, 0): 1 for name in server.files}
+    assert len(load_task("beetles").load(config.data)) == N
 
 
 def test_a_redirect_leads_to_no_other_kind_of_address(server: Any, tmp_path: Path) -> None:

@@ -164,7 +164,11 @@ def test_a_block_that_is_set_to_nothing_is_emptied() -> None:
     assert only("a.yaml", "augment.images={}", "augment.images.rotation=7").augment.images == ImageAugment(rotation=7)
     trials = load_experiment("a.yaml", ["augment.images={},{rotation: 6}"]).trials
     assert [trial.config.augment.images.flip for trial in trials] == [False, True]
-    assert not only("a.yaml", "augment={}").augment.images.flip
+    for blocks in ("augment={}", "augment={images: {}}"):
+        assert not only("a.yaml", blocks).augment.images.flip
+    write("b.yaml", "backbone: {kind: timm, name: resnet18}\nschedule: {kind: exponential}\nloss: {kind: mse}\n")
+    emptied = only("b.yaml", "backbone={}", "schedule={}", "loss={}")
+    assert plain(emptied) | {"experiment": ""} == plain(only("a.yaml", "model={}", "augment={}")) | {"experiment": ""}
 
 
 def test_the_same_kind_keeps_the_block() -> None:

@@ -147,9 +147,9 @@ def test_patience_that_ended_a_trial_early_ends_its_repetitions_as_early() -> No
 
 @pytest.mark.parametrize("head", ["ridge", "climatology", "boosting"])
 def test_what_is_not_trained_by_gradient_descent_has_no_epochs_to_scale_by(head: str) -> None:
-    experiment = load(f"model.head.kind={head}", "train.epochs=10,1000", "seed=0")
+    experiment = load(f"model.head.kind={head},mlp", "train.epochs=10,1000", "seed=0")
     trained(experiment, 0)
-    assert told(experiment, t0="done").startswith("forecast: 1 trial × 1 h ")
+    assert told(experiment, t0="done", t2="done", t3="done").startswith("forecast: 1 trial × 1 h ")
 
 
 def test_a_trial_that_was_resumed_is_told_from_all_its_attempts() -> None:

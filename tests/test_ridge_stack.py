@@ -93,6 +93,17 @@ def test_nothing_is_below_0_and_sums_hold_where_targets_add_up() -> None:
     assert (clipped.numpy() - said.numpy()).max() > 0.01
 
 
+def test_an_image_unlike_all_others_is_said_to_be_no_more_than_half_a_range_beyond_them() -> None:
+    features, targets, folds = draw()
+    new = torch.from_numpy(draw(200, seed=3)[0] * 1e4)
+    for sums in (None, Sums.of(TARGETS, ADD_UP)):
+        said = stacked(features, targets, folds, sums).predict(new).mean.numpy()
+        highest = targets.max(0) + 0.5 * np.ptp(targets, axis=0)
+        assert np.isfinite(said).all() and said.max() > targets.max()
+        assert (said <= (highest if sums is None else highest.sum()) + 1e-9).all()
+        assert sums is None or sums.apart(said).max() <= 1e-9
+
+
 @pytest.fixture
 def trial_config(table: Path, clip: Path, root: Path) -> Config:
     targets = ["SPEI_30d", "SPEI_1y"]

@@ -37,7 +37,7 @@ from tests.towers import write_model
 
 pytestmark = pytest.mark.jobs
 WINGS = PROJECT.parent / "shared" / "data" / "wing-patterns"
-QUICK = ("device=cpu", "train.precision=fp32", "features.dtype=fp32", "resources.lease_seconds=1", "train.batch_size=16")
+QUICK = ("device=cpu", "train.precision=fp32", "features.dtype=fp32", "resources.lease_seconds=1")
 TUNED: dict[str, tuple[str, ...]] = {
     "projection": ("train.epochs=2", "optim.lr=1e-2"),
     "lora": (
@@ -65,6 +65,7 @@ def trial_of(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tria
     def trial(method: str, *overrides: str, clip: str = "clip") -> TrialDir:
         """A trial that is trained and evaluated, once for all tests."""
         own = (f"data.source={place / 'data' / 'metadata.csv'}", f"backbone.name=local-dir:{place / clip}", *QUICK)
+        own += () if method in ("baseline", "few_shot") else ("train.batch_size=16",)
         experiment = load_experiment(PROJECT / "configs/species" / f"{method}.yaml", (*own, *TUNED.get(method, ()), *overrides))
         config, folder = experiment.trials[0].config, experiment_dir(experiment.trials[0].config).trial(experiment.trials[0].name)
         if not folder.results.exists():

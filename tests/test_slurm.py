@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from pipeline.disk.layout import PROJECT
+from pipeline.disk.writing import read_json
+from pipeline.tasks import load_task
 from tests.broken_tables import BROKEN, Broken
 from tests.cluster.cluster import Cluster, user_name
 from tests.conftest import Assets, carabid, slurm_environ
@@ -313,6 +315,26 @@ def test_shape_of_real_images_is_learned_and_permuted_targets_are_not(assets: As
     assert {permuted: len(values) for permuted, values in r2.items()} == {False: 5, True: 5}, logs(environ)
     assert sum(r2[False]) / 5 > 0.2
     assert sum(r2[True]) / 5 < 0.05
+
+
+@pytest.mark.long
+def test_folds_of_biomass_are_scored_together_and_make_a_submission(environ: Path) -> None:
+    """Two streams through a tiny network, both phases, on the real slurmctld."""
+    load_task("biomass").generate(environ / "quadrats", scale=0.2)
+    seen = ("backbone.name=test_resnet", "backbone.pretrained=false", "backbone.views.sizes=[32]", "device=cpu")
+    phases = ("train.epochs=3", "train.head_first.epochs=1", "train.precision=fp32", "data.split.fold=0,1,2,3,4")
+    source = f"data.source={environ}/quadrats/train.csv"
+    carabid("submit", "configs/biomass/two_stream.yaml", source, *seen, *phases, *NO_GPU, *SMALL, root=environ)
+    wait_for_all()
+    shown = carabid("results", root=environ).stdout
+    assert "out of 5 folds" in shown, shown + logs(environ)
+    (together,) = environ.glob("trained/biomass-two_stream/ensembles/*")
+    figures = read_json(together / "results.json")["figures"]
+    assert figures["score"] is not None
+    assert all(figures[f"Dry_{part}_g.r2"] is not None for part in ("Total", "Green", "Dead", "Clover"))
+    out, test = environ / "submission", environ / "quadrats" / "test.csv"
+    carabid("export", together, "--to", "kaggle", "--test", test, "--out", out, root=environ)
+    assert "40 rows" in carabid("export", "--check", out, "--test", test, root=environ).stdout
 
 
 def test_what_ran_out_of_memory_is_named_and_retried_with_more_and_a_short_job_is_no_timed_out_one(

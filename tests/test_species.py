@@ -72,6 +72,8 @@ def make(place: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         method: str, *overrides: str, quick: tuple[str, ...] = QUICK, clip: str = "clip", table: str = "metadata.csv"
     ) -> tuple[Config, TrialDir]:
         """The first trial of a configuration of species, and its folder."""
+        trains = method not in ("baseline", "few_shot")
+        quick = tuple(each for each in quick if trains or not each.startswith("train.batch_size"))
         own = (f"data.source={place / 'data' / table}", f"backbone.name=local-dir:{place / clip}", *quick)
         experiment = load_experiment(PROJECT / "configs/species" / f"{method}.yaml", (*own, *overrides))
         trial = experiment.trials[0]

@@ -311,7 +311,7 @@ def test_an_override_that_differs_is_a_change_too_for_each_seed_that_was_done_be
         ("model.head.hidden=[8]", "model.head.hidden=[8, 4]", "model.head.hidden [8] → [8, 4]"),
         ("model.normalize=true", "model.normalize=false", "model.normalize true → false"),
         ("augment.noise=0.1", "augment.noise=0.1000001", "augment.noise 0.1 → 0.1000001"),
-        ("augment={noise: 0.1, warmup: 0.1}", "augment={mixup_alpha: 0.1, domain_dropout: 0.1}", ""),
+        ("augment={noise: 0.1, warmup: 0.1}", "augment={mixup_alpha: 0.1, image_dropout: 0.1}", ""),
     ],
     ids=["seed", "fold", "kind", "list", "switch", "digits", "four keys"],
 )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.config.identity import config_hash
@@ -63,6 +64,16 @@ def test_every_epoch_has_a_line_with_the_usual_keys(make: Callable[..., Config],
         assert line["train/lr"] == config.optim.lr
         assert all(math.isfinite(value) for key, value in line.items() if key != "phase")
     assert not ExperimentDir(tmp_path / "small").tracking.exists()
+
+
+def test_each_batch_of_a_network_that_learns_has_its_loss(make: Callable[..., Config], tmp_path: Path) -> None:
+    config = make("tensorboard", model={"encoder": {"kind": "patch_convs", "channels": 4, "kernel": 3}}, train={"batch_size": 4})
+    lines = course(learn(config, tmp_path / "small" / "one"))
+    for line in lines:
+        assert len(line["train/loss_batches"]) == 5  # of 20 images
+        assert line["train/loss"] == pytest.approx(np.mean(line["train/loss_batches"]), abs=1e-5)
+    assert "train/loss_batches" not in read_tensorboard(ExperimentDir(tmp_path / "small"), "one")
+    assert "train/loss_batches" not in course(learn(make("none"), tmp_path / "small" / "two"))[0]
 
 
 def test_a_rate_of_a_millionth_is_written_as_one(make: Callable[..., Config], tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_an_epoch_that_cannot_be_chosen_by_r2_is_refused_before_training(root: P
     table = numbers_csv(tmp_path, 0)
     rows = [line.rpartition(",")[0] + ",1" if ",validation," in line else line for line in table.read_text().splitlines()]
     table.write_text("\n".join(rows) + "\n")
-    overrides = (f"data.source={table}", "device=cpu", "backbone={kind: pixels, size: 2}", "train.epochs=2", *CSV)
+    overrides = (f"data.source={table}", "device=cpu", "backbone={kind: pixels, size: 2}", *CSV)
     config = load_experiment(f"configs/beetles/{method}.yaml", overrides).config
     trial = experiment_dir(config).trial("trial")
     extract.ensure(config)
@@ -512,7 +512,8 @@ def test_every_method_config_trains_and_evaluates_on_the_tiny_backbones(assets: 
         if method == "silhouettes":  # of other data
             continue
         more = QUICK_LORA if method in ("lora", "combined") else ()
-        trial = load_experiment(f"configs/beetles/{method}.yaml", (*assets.overrides(method), "train.epochs=1", *more)).trials[0]
+        more += () if method in ("climatology", "mean_rgb", "metadata", "pixels") else ("train.epochs=1",)
+        trial = load_experiment(f"configs/beetles/{method}.yaml", (*assets.overrides(method), *more)).trials[0]
         folder = experiment_dir(trial.config).trial(trial.name)
         extract.ensure(trial.config)
         train.run(trial.config, folder)

@@ -393,6 +393,14 @@ def test_what_is_asked_of_views_is_asked_in_words(table: Path, clip: Path, tmp_p
         ),
         ({"backbone": {"views": HALVES}, "model": {"head": {"kind": "climatology"}}}, "climatology reads one view of an image"),
         ({"augment": {"poses": 0.5}}, "augment.poses 0.5 draws poses"),
+        (
+            {"backbone": {"views": {"poses": ["hflip"]}}},
+            r"views.poses: nothing is .* set evaluate.tta to a weight of each of plain, hflip \(\[1, 0\]: the first alone\)",
+        ),
+        (
+            {"backbone": {"views": {"draws": 2, "augment": {"flip": True}}}},
+            "draws 2 are trained on, by augment.poses, and nothing else: set augment.poses above 0",
+        ),
         ({"evaluate": {"tta": [1, 1]}, "backbone": {"views": HALVES}}, "evaluate.tta"),
         ({"evaluate": {"tta": [1]}, "backbone": {"views": {"poses": ["hflip"]}}}, "a weight of each of plain, hflip"),
         ({"model": {"head": {"kind": "ridge_stack"}}}, "ridge_stack scales each part"),
@@ -531,7 +539,7 @@ def test_test_time_augmentation_is_the_weighted_mean_of_what_poses_alone_would_s
 @pytest.mark.jobs
 def test_a_store_of_other_views_is_another_store(make: Callable[..., Config]) -> None:
     keys = {
-        extract.ensure(make(views)).key
+        extract.ensure(make(views, evaluate={"tta": [1, 1]} if "poses" in views else {})).key
         for views in ({}, HALVES, TILES, {**HALVES, "masks": [[0, 0, 0.1, 0.1]]}, {"poses": ["hflip"]})
     }
     assert len(keys) == 5

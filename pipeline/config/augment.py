@@ -43,6 +43,11 @@ class ImageAugment(Section):
         """Whether anything is on."""
         return any(value for name, value in self.model_dump().items() if name != "colour_probability")
 
+    @property
+    def changes_colours(self) -> bool:
+        """Whether anything is on that `colour_probability` is of."""
+        return bool(self.brightness or self.contrast or self.saturation or self.hue)
+
 
 class Mixup(Section):
     """How `augment.mixup_alpha` mixes."""
@@ -87,6 +92,17 @@ class Augment(Section):
     """Standard deviation of Gaussian noise on the features."""
     warmup: Fraction = 0.0
     """Every strength grows linearly from 0 over this share of the epochs; 0: full strength from the start."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is on that `warmup` is of."""
+        numbers = (self.image_dropout, self.poses, self.mixup_alpha, self.domain_dropout, self.species_dropout, self.noise)
+        return any(numbers) or self.images.is_on()
+
+    @property
+    def draws_poses(self) -> bool:
+        """Whether images are trained on as others of their poses than the plain one."""
+        return self.poses > 0
 
     @property
     def mixes(self) -> bool:

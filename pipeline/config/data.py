@@ -102,6 +102,13 @@ class Data(Decoding):
     fits = (
         *(Fit(f"data.columns.{name}", GIVEN, "reads images of their own", name) for name in ("colour_card", "scale_bar")),
         *(Fit("data.label", GIVEN, "is of classes", key) for key in ("positive", "tree", "shots")),
+        Fit(
+            "model.keeps_sums",
+            (True,),
+            "would change nothing: this model does not see to what targets add up to",
+            "sums",
+            hint="model.outputs.kind to parts or ratios, or model.head.kind to ridge_stack",
+        ),
     )
     source: str
     """Hub data set (`owner/name`), a `save_to_disk` folder, a Parquet file or a folder of them, a CSV file, or a folder of images

@@ -98,7 +98,8 @@ def _name(path: str, block: Section, fit: Fit) -> str:
     """What asks: `model.pool attention`, `model.species_embedding`, `risk.kind coral`."""
     key = fit.called or (fit.when if fit.when in type(block).model_fields else "kind")
     value = getattr(block, key)
-    return f"{path}.{key}" + ("" if value is True or isinstance(value, Section) else f" {value}")
+    is_block = isinstance(value[0] if isinstance(value, tuple) and value else value, Section)
+    return f"{path}.{key}" + ("" if value is True or is_block else f" {value}")
 
 
 def _other(config: Section, fit: Fit, asking: Any) -> str:

@@ -18,6 +18,8 @@ from pipeline.config.section import Ascending, BelowOne, Fraction, Positive, imp
 
 MOST_OF_A_PROCESS = 4000
 """Images that a Gaussian process is fitted to: time grows with their cube, memory with their square (128 MB a matrix)."""
+FEWEST_FOLDS = 3
+"""Of what is fitted to predictions for images left out."""
 SOLVED = "is not trained by gradient descent"
 
 
@@ -64,6 +66,10 @@ class Head(Kind):
     """Whether it can be chosen and scored by `select.folds`: `Fitted.left_out` holds what it says of images left out."""
     adapter: ClassVar[str] = ""
     """The function that trains its model on images without their truth (`evaluate.adapt`): (model, samples, config, how)."""
+    learns_log: ClassVar[bool] = False
+    """Whether it learns log(1 + target), so that no target may be below 0."""
+    keeps_sums: ClassVar[bool] = False
+    """Whether targets that add up (data.sums) do so in what it says."""
     reads_views: ClassVar[bool] = False
     """Whether it knows what to do with several views of an image."""
     reads_texts: ClassVar[bool] = False
@@ -100,9 +106,9 @@ class Head(Kind):
         return ""
 
     @property
-    def learns_log(self) -> bool:
-        """Whether it learns log(1 + target), so that no target may be below 0."""
-        return False
+    def n_folds(self) -> int:
+        """In how many folds it deals out what it is trained on; 0: in none."""
+        return 0
 
     @property
     def learns_scale(self) -> bool:
@@ -179,6 +185,8 @@ class RidgeStackHead(Head):
     images that they were not fitted to; half of it learnt of the targets, half of log(1 + target). Nothing is chosen."""
 
     chooses = False
+    learns_log = True
+    keeps_sums = True
     reads_views = True
     fits = (
         Fit("model.normalize", (False,), "scales each part by its median and quartiles", "kind"),
@@ -191,14 +199,14 @@ class RidgeStackHead(Head):
     """Penalty of each part's."""
     stack_alpha: float = Field(1.0, gt=0)
     """Penalty of the one on what they say."""
-    folds: Annotated[int, Field(ge=3)] = 5
+    folds: Annotated[int, Field(ge=FEWEST_FOLDS)] = 5
     """Folds of the training images, which do not part what data.split keeps together."""
     log_share: Fraction = 0.5
     """How much of a prediction is of those learnt of log(1 + target). No target may be below 0, and no prediction is."""
 
     @property
-    def learns_log(self) -> bool:
-        return True
+    def n_folds(self) -> int:
+        return self.folds
 
 
 class ClimatologyHead(Head):

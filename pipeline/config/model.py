@@ -61,6 +61,11 @@ class Model(Section):
         return found
 
     @property
+    def keeps_sums(self) -> bool:
+        """Whether what it says of targets that add up (data.sums) does."""
+        return self.head.keeps_sums or self.outputs.keeps_sums
+
+    @property
     def tunes_towers(self) -> bool:
         """Whether anything of a tower learns, of images or of texts."""
         return self.encoder.learns or self.text.learns

@@ -22,6 +22,8 @@ class Outputs(Kind):
     fits: ClassVar[tuple[Any, ...]] = (DESCENDS, Fit("data.truth", ("numbers",), "is of numbers", "asks_for_numbers", (True,)))
     module: ClassVar[str]
     """The class of `models/outputs.py`."""
+    keeps_sums: ClassVar[bool] = False
+    """Whether targets that add up (data.sums) do so in what is said."""
 
     @property
     def asks_for_numbers(self) -> bool:
@@ -77,6 +79,7 @@ class Each(Outputs):
 class OfSums(Outputs):
     """One that knows which targets add up (data.sums)."""
 
+    keeps_sums = True
     fits = (Fit("data.sums", GIVEN, "knows which targets add up", "kind"),)
 
 

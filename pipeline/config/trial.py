@@ -109,6 +109,12 @@ class Config(Section):
         weights, names = self.evaluate.tta, ("plain", *self.backbone.views.poses)
         if weights and (len(weights) != len(names) or not any(weights)):
             raise ValueError(f"evaluate.tta: a weight of each of {', '.join(names)}, and not all 0, or [] for the first alone")
+        if len(names) > 1 and not weights and not self.augment.draws_poses:
+            plain = ", ".join(["1", *"0" * (len(names) - 1)])
+            raise ValueError(
+                f"backbone.views.poses: nothing is trained on or predicted from them: set evaluate.tta to a weight of each of "
+                f"{', '.join(names)} ([{plain}]: the first alone), or augment.poses above 0"
+            )
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.augment import ImageAugment
+from pipeline.config.fits import Fit
 from pipeline.config.section import Fraction, Positive, Section
 
 Crop = Literal["whole", "left", "right", "top", "bottom"]
@@ -21,6 +22,15 @@ class Views(Section):
     """Views of an image: of each pose, of each size, of each crop its tiles row by row. All are squeezed into the network's
     square, nothing is cut off at borders. As by default, the image is seen once, by the backbone's own transform."""
 
+    fits = (
+        Fit(
+            "augment.draws_poses",
+            (True,),
+            "are trained on, by augment.poses, and nothing else",
+            "draws",
+            hint="augment.poses above 0",
+        ),
+    )
     crops: Annotated[tuple[Crop, ...], Field(min_length=1)] = ("whole",)
     """Parts of the image that it sees apart; [left, right]: two streams."""
     tiles: tuple[Positive, Positive] = (1, 1)

@@ -67,6 +67,13 @@ def choose_variants(variants: dict[str, Axes], names: list[Any] | None, path: Pa
     return {name: axes for name, axes in variants.items() if name in map(str, names)}
 
 
+def _emptied(tree: Tree, place: str = "") -> Iterator[str]:
+    """The dotted keys of blocks with nothing in them, which are no keys of a flattened tree."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _emptied(value, f"{place}{key}.") if value else [f"{place}{key}"]
+
+
 def cells(values: Tree, axes: Axes, typed: Axes, validate: Callable[[Tree], Config]) -> Iterator[Config]:
     """Every cell of the grid `axes` under what was typed. The blocks in which nothing varies are those of the first one,
     validated already."""
@@ -78,7 +85,7 @@ def cells(values: Tree, axes: Axes, typed: Axes, validate: Callable[[Tree], Conf
     shared: Tree = {}
     for choice in itertools.product(*axes.values()):
         cell = dict(zip(axes, choice, strict=True))
-        emptied = {key: value for key, value in cell.items() if value == {}}
+        emptied: Tree = {key: {} for key in _emptied(cell)}
         # Dotted keys, so that of a block that was typed each key wins over that key elsewhere.
         config = validate(override(values, flatten(cell) | flatten({key: cell[key] for key in typed}) | emptied) | shared)
         shared = shared or {name: getattr(config, name) for name in Config.model_fields if name not in varying}

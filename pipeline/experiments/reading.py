@@ -23,6 +23,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config.identity import flatten, only_science
+from pipeline.config.idle import check_read
 from pipeline.config.own import load_file
 from pipeline.config.resources import yielding
 from pipeline.config.trial import Config
@@ -72,7 +73,8 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = (), below: La
     """Read a YAML, put it on top of `below`, apply overrides, expand grid and variants, and validate every cell.
 
     The trials of one variant after those of another, each the product of the grid's axes and the variant's own.
-    Raises UserError naming the dotted key, its file and line, and the nearest valid name or the allowed values.
+    Raises UserError naming the dotted key, its file and line, and the nearest valid name or the allowed values; and for a key on
+    the command line or in the grid that no trial reads.
     """
     path = find_config(source)
     document = read_document(path, ())
@@ -91,7 +93,11 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = (), below: La
     configs: list[Config] = []
     for name, own in variants.items():
         check = partial(validate, places=document.places_in(name, typed))
-        configs += cells(document.values, document.grid | own, typed, check)
+        found = list(cells(document.values, document.grid | own, typed, check))
+        check_read(own, found, f"{path}, variant {name}")
+        configs += found
+    check_read(typed, configs, "on the command line")
+    check_read(document.grid, configs, f"{path}, grid")
     return Experiment(path, tuple(overrides), [Trial(*named) for named in name_trials(configs, plain)])
 
 

@@ -66,12 +66,20 @@ def merge(base: Tree, over: Tree, place: str = "") -> Tree:
     return out
 
 
+def _default_of(key: str) -> Tree:
+    """A block as a YAML without it has it: the kinds alone."""
+    block: Any = DEFAULT_KINDS
+    for part in key.split("."):
+        block = block.get(part, {}) if isinstance(block, dict) else {}
+    return block if isinstance(block, dict) else {}
+
+
 def override(values: Tree, overrides: Tree) -> Tree:
     """`values` with dotted overrides: whole blocks before their keys, kinds before the keys that only they have. A block that is
-    set to {} is emptied first: to lay nothing on it would change nothing."""
+    set to {} is put back to what it is by default: to lay nothing on it would change nothing."""
     for key, value in sorted(overrides.items(), key=lambda item: (item[0].count("."), not item[0].endswith(".kind"))):
         if value == {}:
-            values = override(values, {key: None})
+            values, value = override(values, {key: None}), _default_of(key)
         for part in reversed(key.split(".")):
             value = {part: value}
         values = merge(values, value)

@@ -122,6 +122,8 @@ def check(folder: Path, test: Path | None = None) -> list[str]:
     if table.header != (header := list(spec.get("columns", HEADER))):
         raise WorkError(f"{folder / TABLE}: its columns are {', '.join(table.header)}, and should be {', '.join(header)}")
     names = [record.cells[0] for record in table.records]
+    if not names:
+        raise WorkError(f"{folder / TABLE}: it has a header and no rows")
     for record in table.records:
         if not _is_finite(record.cells[1]):
             raise WorkError(f"{folder / TABLE}, line {record.line}: {record.cells[0]} is {record.cells[1]!r}, no finite number")
@@ -129,7 +131,9 @@ def check(folder: Path, test: Path | None = None) -> list[str]:
         raise WorkError(f"{folder / TABLE}: {twice} stands there twice")
     if test is not None:
         wanted = read_csv(test.expanduser())
-        rows = [record.cells[wanted.header.index(header[0])] for record in wanted.records] if header[0] in wanted.header else []
+        if header[0] not in wanted.header:
+            raise UserError(f"{test}: there is no column {header[0]!r}; it has {', '.join(wanted.header)}")
+        rows = [record.cells[wanted.header.index(header[0])] for record in wanted.records]
         if names != rows:
             at = next((i for i, (a, b) in enumerate(zip(names, rows, strict=False)) if a != b), min(len(names), len(rows)))
             raise WorkError(

@@ -8,6 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float64
 
+MOST_APART = 0.05
+"""By what share of a whole what it is the sum of may differ from it, on average: rounding, and a few rows that are wrong."""
+
+
+def apart(whole: Float[np.ndarray, " images"], parts: Float[np.ndarray, " images"]) -> str:
+    """By how much a sum differs from what it is the sum of, in words; empty if that may be."""
+    gap, size = float(np.abs(whole - parts).mean()), float(np.abs(whole).mean())
+    return f"wrong by {gap:.3g} on average, of {size:.3g}" if gap > MOST_APART * size else ""
+
 
 @dataclass(frozen=True)
 class Sums:
@@ -34,6 +43,11 @@ class Sums:
         matrix = np.array([[float(part in inside) for part in parts] for inside in within])
         return cls(tuple(targets), parts, matrix)
 
+    @property
+    def places(self) -> list[int]:
+        """Of the parts among the targets."""
+        return [self.targets.index(part) for part in self.parts]
+
     def reconciled(self, said: Float[np.ndarray, "images targets"]) -> Float64[np.ndarray, "images targets"]:
         """The nearest to what is said (least squares) in which all sums hold and nothing is below 0.
 
@@ -47,5 +61,5 @@ class Sums:
 
     def apart(self, values: Float[np.ndarray, "images targets"]) -> Float64[np.ndarray, " images"]:
         """By how much each image's targets differ from what they are the sums of, at most."""
-        parts = values[:, [self.targets.index(part) for part in self.parts]].astype("float64")
+        parts = values[:, self.places].astype("float64")
         return np.asarray(np.abs(values - parts @ self.matrix.T).max(axis=1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from pipeline.config.views import Views
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import UserError
 from pipeline.metrics.groups import SCALE
+from pipeline.metrics.sums import Sums
 from pipeline.models.metadata import Metadata, Names
 
 Features = Float[Tensor, "images ..."]
@@ -124,6 +125,8 @@ class Model(nn.Module, ABC):
     """What its features are of."""
     tta: Sequence[float] = ()
     """Weights of the plain pose and of others in a prediction; (): the plain one alone."""
+    sums: Sums | None = None
+    """Which targets add up in what it says."""
     reads_images: ClassVar[bool] = True
     trained: frozenset[str] = frozenset()
     """Of a model that was loaded: the parameters that training changed."""
@@ -145,12 +148,20 @@ class Model(nn.Module, ABC):
         self, say: Callable[[Features, Metadata | None], Predicted], features: Features, metadata: Metadata | None
     ) -> Predicted:
         """What is said of images, of which features may be of several poses [B, V, …]: by `tta` of several, else of the plain
-        one."""
+        one. What adds up does so to the last digits of double precision."""
         if self.views.are_plain:
-            return say(features, metadata)
+            return self._added_up(say(features, metadata))
         poses = features.unflatten(1, (-1, self.views.n_crops)).unbind(1)
         weighed = [(pose, weight) for pose, weight in zip(poses, self.tta or (1.0,), strict=False) if weight]
-        return mean_of([say(pose, metadata) for pose, _ in weighed], [weight for _, weight in weighed])
+        return self._added_up(mean_of([say(pose, metadata) for pose, _ in weighed], [weight for _, weight in weighed]))
+
+    def _added_up(self, said: Predicted) -> Predicted:
+        """The wholes anew from their parts: single precision, and limits of what a network may say, leave a gap between them."""
+        if self.sums is None:
+            return said
+        mean, n = said.mean.double(), len(self.sums.targets)
+        matrix = torch.from_numpy(self.sums.matrix).to(mean.device)
+        return replace(said, mean=torch.cat([mean[:, self.sums.places] @ matrix.T, mean[:, n:]], dim=1))
 
     @abstractmethod
     def predict(self, features: Features, metadata: Metadata | None = None) -> Predicted:

@@ -19,6 +19,7 @@ from pipeline.config.trial import Config
 from pipeline.config.views import Views
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import UserError
+from pipeline.metrics.sums import Sums
 from pipeline.models.base import Facts, Features, Model, Predicted
 from pipeline.models.beside import Beside
 from pipeline.models.losses import Loss, SquaredError
@@ -194,6 +195,7 @@ class Learner(Model):
             learner.beside = Beside(auxiliary, n_names, width, facts.targets)
         if model.outputs.asks_for_numbers:
             learner.outputs, learner.log = model.outputs.build(facts.targets, config.data), model.outputs.learns_log
+        learner.sums = Sums.of(facts.targets, config.data.parts_of) if model.outputs.keeps_sums else None
         return learner
 
     def forward(self, features: Features, metadata: Metadata | None = None, mix: Mix | None = None) -> Answer:

@@ -22,7 +22,8 @@ SPACES = ("raw", "log")
 class RidgeStack(Model):
     """Of P parts, each D wide, and T targets: a part says of each target, in both SPACES, (x − centre) / scale · part_weights +
     part_bias; the stack makes of what all parts say of it says · stack_weights + stack_bias. Both spaces' answers are averaged by
-    `log_share`, and what is below 0 is 0; where targets add up, they are brought to where sums hold instead."""
+    `log_share`, and what is below 0 is 0; where targets add up, they are brought to where sums hold instead. An image unlike all
+    others may not be said to be far beyond what was seen: each space's answer is held within `low` and `high`."""
 
     centre: Float64[Tensor, "parts width"]
     scale: Float64[Tensor, "parts width"]
@@ -30,6 +31,8 @@ class RidgeStack(Model):
     part_bias: Float64[Tensor, "parts spaces_targets"]
     stack_weights: Float64[Tensor, "parts spaces_targets"]
     stack_bias: Float64[Tensor, " spaces_targets"]
+    low: Float64[Tensor, " targets"]
+    high: Float64[Tensor, " targets"]
 
     def __init__(self, shape: tuple[int, int, int], log_share: float, sums: Sums | None) -> None:
         super().__init__()
@@ -37,7 +40,7 @@ class RidgeStack(Model):
         outputs = len(SPACES) * targets
         sizes = {
             "centre": (n, width), "scale": (n, width), "part_weights": (n, width, outputs), "part_bias": (n, outputs),
-            "stack_weights": (n, outputs), "stack_bias": (outputs,),
+            "stack_weights": (n, outputs), "stack_bias": (outputs,), "low": (targets,), "high": (targets,),
         }  # fmt: skip
         for name, size in sizes.items():
             self.register_buffer(name, torch.zeros(size, dtype=torch.float64))
@@ -62,13 +65,14 @@ class RidgeStack(Model):
         scaled = (self.parts_of(features) - self.centre) / self.scale
         of_parts = torch.einsum("npd,pdo->npo", scaled, self.part_weights) + self.part_bias
         said = self.consistent(torch.einsum("npo,po->no", of_parts, self.stack_weights) + self.stack_bias)
-        mean = said.float().to(features.device)
+        mean = said.to(features.device)
         return Predicted(mean, torch.ones_like(mean), torch.zeros_like(mean))
 
     def consistent(self, said: Float64[Tensor, "images spaces_targets"]) -> Float64[Tensor, "images targets"]:
         """What both spaces say, averaged in the targets' own units, nothing below 0, and so that sums hold."""
         raw, log = said.chunk(len(SPACES), dim=1)
-        mean = (1 - self.log_share) * raw + self.log_share * torch.expm1(log)
+        raw, log = (answer.clamp(self.low, self.high) for answer in (raw, torch.expm1(log)))
+        mean = (1 - self.log_share) * raw + self.log_share * log
         if self.sums is None:
             return mean.clamp_min(0)
         return torch.from_numpy(self.sums.reconciled(mean.cpu().numpy())).to(mean)

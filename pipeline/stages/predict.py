@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
+from pipeline.config.evaluation import Adapt
 from pipeline.config.identity import config_hash, token_kind
 from pipeline.config.trial import Config
 from pipeline.data.correction import balance, rescale
@@ -127,9 +128,10 @@ def predict_group(
     for trial in members:  # those after the first are not given what the first could not read
         predictions, files, origin = _predictions(trial, files, origin, device, bad if bad is None or not said else [])
         said.append(predictions)
-    task, names = load_task(trained_config(members[0]).task), load_facts(members[0]).names
+    task, domains = load_task(trained_config(members[0]).task), [load_facts(trial).names.domains for trial in members]
+    known = [domain for domain in domains[0] if all(domain in others for others in domains)]  # folds may train on unlike ones
     calibration = read_trained(members[0])["calibration"] if calibration is None else calibration
-    return task.answer(task.forecast(task.together(said), Training(names.domains, calibration=calibration)))
+    return task.answer(task.forecast(task.together(said), Training(known, calibration=calibration)), said)
 
 
 def _predictions(
@@ -153,6 +155,10 @@ def _predict_each(
 ) -> Iterator[Predicted | None]:
     """What the model says of each file; None of a bad one, if it may be."""
     set_threads()
+    if config.evaluate.adapt is not None:
+        print(
+            f"carabid: {trial.path.name}: its results are of it adapted to the test; here it speaks as trained", file=sys.stderr
+        )
     read = _reader(config, origin)
     facts = load_facts(trial)
     metadata = facts.names.metadata(origin.columns(len(files)))
@@ -193,12 +199,16 @@ def trained_config(trial: TrialDir) -> Config:
 
 
 def _as_evaluated(config: Config, trial: TrialDir) -> Config:
-    """With the weights of poses that its results are of, where it has any: a trial may be evaluated again with others."""
-    if not config.backbone.views.has_poses or not trial.results.exists():
+    """With the weights of poses that its results are of, and how it was adapted: a trial may be evaluated again in other ways."""
+    if not trial.results.exists():
         return config
     with reading(trial.results, "Delete it, and `carabid evaluate` makes it again."):
-        tta = tuple(map(float, read_hashed(trial.results)["evaluation"].get("tta", ())))
-    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"tta": tta})})
+        of = read_hashed(trial.results).get("evaluation", {})
+        how = {
+            "tta": tuple(map(float, of.get("tta", ()))),
+            "adapt": Adapt.model_validate(of["adapt"]) if of.get("adapt") else None,
+        }
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update=how)})
 
 
 def trial_at(folder: Path) -> TrialDir:

@@ -145,8 +145,9 @@ class Task(ABC, Generic[P]):
         return predictions
 
     @abstractmethod
-    def answer(self, predictions: P) -> dict[str, tuple[float, float | None]]:
-        """What is said of the first group of calibrated predictions: name → value, and its sd where it has one."""
+    def answer(self, predictions: P, members: Sequence[P]) -> dict[str, tuple[float, float | None]]:
+        """What is said of the first group of calibrated predictions, and was by the members that they are of: name → value, and
+        its sd where it has one."""
 
     @abstractmethod
     def validation_table(self, predictions: P) -> pd.DataFrame | None:

@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.metrics.figures import Figure
 from pipeline.metrics.regression import weighted_r2, weighted_r2_drawn
 from pipeline.metrics.regression_report import FIGURES
+from pipeline.metrics.sums import apart
 from pipeline.tasks.numbers import Numbers
 
 if TYPE_CHECKING:
@@ -44,13 +45,16 @@ class Biomass(Numbers):
     headline: ClassVar[Sequence[str]] = ("score", *(f"{name}.r2" for name in NEEDED), "MAE")
 
     def load(self, data: Data) -> Dataset:
-        """Raises UserError also where one of the targets is missing that the others follow from."""
+        """Raises UserError also where one of the targets is missing that the others follow from, and where the table has the
+        others and they do not follow."""
         if missing := [name for name in NEEDED if name not in data.targets]:
             raise UserError(
                 f"data.targets: task=biomass predicts {', '.join(NEEDED)}, from which the other two follow, or all five; "
                 f"{missing[0]} is missing"
             )
-        return super().load(data)
+        dataset = super().load(data)
+        _check_what_follows(dataset, data.source)
+        return dataset
 
     def derive(self, targets: pd.DataFrame) -> pd.DataFrame:
         """Dead and clover, where they are not predicted themselves."""
@@ -69,6 +73,23 @@ class Biomass(Numbers):
         from pipeline.synthetic.biomass import write  # drawing needs Pillow, which nothing else here does
 
         return write(out, seed, scale, form)
+
+
+def _check_what_follows(dataset: Dataset, source: str) -> None:
+    """The score is of dead and clover as they follow: where the table has its own, they must be these."""
+    import pandas as pd
+
+    for split in dataset.table["source_split"].unique():
+        table = dataset.source.table(str(split))
+        for name, (whole, part) in DERIVED.items():
+            if name not in table:
+                continue
+            own, of, minus = (pd.to_numeric(table[each], errors="coerce").to_numpy("float64") for each in (name, whole, part))
+            if wrong := apart(of, own + minus):
+                raise UserError(
+                    f"{source}: {whole} should be {part} + {name}, and is {wrong}: correct the table; or leave out "
+                    f"{name}, which then is scored as {whole} less {part}"
+                )
 
 
 TASK = Biomass()

@@ -67,7 +67,7 @@ class Classes(Task[Probabilities]):
         known = [name for name in ("id", "group", "domain", "species") if name in table]
         return Probabilities(tuple(names), table[known], truth, said.only(len(names)))
 
-    def answer(self, predictions: Probabilities) -> dict[str, tuple[float, float | None]]:
+    def answer(self, predictions: Probabilities, members: Sequence[Probabilities] = ()) -> dict[str, tuple[float, float | None]]:
         first = self._groups(predictions).iloc[0]
         return {name: (float(first[f"{name}_mean"]), None) for name in predictions.names}
 

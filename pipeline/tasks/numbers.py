@@ -78,13 +78,14 @@ class Numbers(Task[Tables]):
         groups = add_forecasts(predictions.groups, calibrations, training.domains, predictions.names)
         return Tables(predictions.names, predictions.images, groups)
 
-    def answer(self, predictions: Tables) -> dict[str, tuple[float, float | None]]:
-        first, names = predictions.groups.iloc[0], predictions.names
+    def answer(self, predictions: Tables, members: Sequence[Tables]) -> dict[str, tuple[float, float | None]]:
+        """What follows from the targets is the mean of what follows from each member's."""
+        first, names = predictions.groups.iloc[0], list(predictions.names)
         said = {name: (float(first[f"{name}_mu"]), float(first[f"{name}_sigma"])) for name in names}
         import pandas as pd
 
-        follows = self.derive(pd.DataFrame([{name: said[name][0] for name in names}])).iloc[0]
-        return said | {str(name): (float(value), None) for name, value in follows.items()}
+        follows = pd.concat([self._of(member.groups[:1], names, "_mean") for member in members]).mean()
+        return said | {str(name).removesuffix("_mean"): (float(value), None) for name, value in follows.items()}
 
     def validation_table(self, predictions: Tables) -> pd.DataFrame:
         return predictions.groups

@@ -91,7 +91,7 @@ class Retrieval(Task[Embedded]):
         """The same, with what was trained on: that tells ID from OOD."""
         return replace(predictions, training=training)
 
-    def answer(self, predictions: Embedded) -> dict[str, tuple[float, float | None]]:
+    def answer(self, predictions: Embedded, members: Sequence[Embedded] = ()) -> dict[str, tuple[float, float | None]]:
         """Of each class its probability, the mean over the images."""
         similar = SIMILARITIES[predictions.similarity]
         logits = predictions.scale * similar(cosines(predictions.embeddings, predictions.classes).astype("float64"))

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.config.head import FEWEST_FOLDS
 from pipeline.config.trial import Config
+from pipeline.data.splits import together
 from pipeline.data.truth import RANK, Truth
 from pipeline.errors import UserError
+from pipeline.metrics.sums import apart
 from pipeline.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ def check_table(config: Config, task: Task[Any], truth: Truth, tables: Tables) -
     _check_names(config, tables["train"])
     _check_folds(config, tables)
     _check_logarithms(config, tables)
+    _check_sums(config, tables["train"])
     _check_head(config, truth, tables)
     _check_batches(config, truth, tables["train"])
     if config.loss.reads_ranks and f"{RANK}0" not in tables["train"]:
@@ -68,7 +72,13 @@ def _check_names(config: Config, train: pd.DataFrame) -> None:
 
 
 def _check_folds(config: Config, tables: Tables) -> None:
-    """A trial that folds by itself must not have one group in two folds, nor leave nothing to evaluate on."""
+    """A trial that folds by itself must not have one group in two folds, nor an empty one, nor leave nothing to evaluate on."""
+    if (n := config.model.head.n_folds) and (there := len(set(together(tables["train"], config.data.split)))) < n:
+        lower = f"set it to {there} or lower, or " if there >= FEWEST_FOLDS else ""
+        raise UserError(
+            f"{config.data.source}: model.head.folds is {n}, and data.split leaves {there} groups that it may part: {lower}"
+            "choose a split that keeps less together (data.split)"
+        )
     if config.select.folds is None:
         return
     if tables["test"].empty:
@@ -95,6 +105,16 @@ def _check_logarithms(config: Config, tables: Tables) -> None:
             raise UserError(
                 f"{config.data.source}: {what} learns log(1 + target), and {target} is as low as {lowest:g}: choose another, or "
                 "correct the data"
+            )
+
+
+def _check_sums(config: Config, train: pd.DataFrame) -> None:
+    """Targets that are to add up do so, but for a few rows and for rounding: what is said would be bent to what is not so."""
+    for whole, parts in config.data.parts_of.items():
+        if wrong := apart(train[whole].to_numpy(), train[list(parts)].sum(axis=1).to_numpy()):
+            raise UserError(
+                f"{config.data.source}: data.sums has it that {whole} is {' + '.join(parts)}, and in the training images that is "
+                f"{wrong}: correct data.sums, or the data"
             )
 
 

@@ -118,7 +118,7 @@ def fit_epoch(
         average.update()
         run.stop.check_batch()
 
-    loss = train_epoch(model, lesson, optimizer, config, epoch, after_step, run.processes)
+    loss, of_batches = train_epoch(model, lesson, optimizer, config, epoch, after_step, run.processes)
     with average.applied():
         metric, validation_loss = _validated(lesson, run.processes)
         progress.validation_losses.append(validation_loss)
@@ -133,7 +133,9 @@ def fit_epoch(
         known = {"epoch": epoch, "phase": "head" if model.held else "all"}
         rates = {"train/lr": max(group["lr"] for group in optimizer.param_groups)}
         scores = {"val/loss": validation_loss, f"val/{run.choice.metric}": metric, "seconds": seconds}
-        log.write(known | {"train/loss": loss} | rates | scores, lesson.told())
+        # Of a frozen encoder there are hundreds of epochs of thousands of batches.
+        batches = {"train/loss_batches": of_batches.tolist()} if config.model.tunes_towers else {}
+        log.write(known | {"train/loss": loss} | rates | scores, {**lesson.told(), **batches})
 
 
 def _validated(lesson: Lesson[Any], processes: Processes) -> tuple[float | None, float]:
@@ -155,8 +157,8 @@ def train_epoch(
     epoch: int,
     after_step: Callable[[], None],
     processes: Processes = ALONE,
-) -> float:
-    """One pass over what is learnt from; returns the mean loss of a batch. `after_step` may raise to end it early."""
+) -> tuple[float, Float[Tensor, " batches"]]:
+    """One pass over what is learnt from; returns the mean loss, and each batch's. `after_step` may raise to end it early."""
     streams = aug.epoch_streams(config.seed, epoch, next(model.parameters()).device, processes.number)
     losses, counts, several = [], [], config.train.accumulate
     model.train()
@@ -181,7 +183,8 @@ def train_epoch(
             torch.nn.utils.clip_grad_norm_((p for p in model.parameters() if p.requires_grad), config.optim.clip)
         optimizer.step()
         after_step()
-    return _mean_loss(torch.stack(losses), counts, epoch)
+    of_batches = torch.stack(losses)
+    return _mean_loss(of_batches, counts, epoch), of_batches
 
 
 def _accumulate(model: Model, optimizer: Optimizer, loss: Tensor, counts: Sequence[int], several: int, is_last: bool) -> None:
@@ -209,7 +212,7 @@ class EpochLog:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
         write_text(path, "".join(lines[:n_epochs_done]))
 
-    def write(self, values: Mapping[str, float | str | None], more: Mapping[str, float]) -> None:
+    def write(self, values: Mapping[str, float | str | None], more: Mapping[str, float | list[float]]) -> None:
         """Append one epoch (what is not finite is null in JSON), and print it, but for `more`: a log's line, and what a person
         watches."""
         rounded = {name: _rounded(value) for name, value in {**values, **more}.items()}
@@ -219,8 +222,10 @@ class EpochLog:
         self.tell(rounded, int(rounded["epoch"] or 0))
 
 
-def _rounded(value: float | str | None) -> Any:
+def _rounded(value: float | str | list[float] | None) -> Any:
     """As it is written: six decimals, and nothing of what is not finite; a rate of a millionth is not 0."""
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
     if not isinstance(value, float):
         return value
     return (round(value, 6) or float(f"{value:.6g}")) if math.isfinite(value) else None

@@ -15,8 +15,8 @@ from sklearn.linear_model import Ridge
 from pipeline.config.head import RidgeStackHead
 from pipeline.config.split import FoldSplit
 from pipeline.data.splits import deal_units, together
-from pipeline.errors import UserError
-from pipeline.models.ridge_stack import RidgeStack, in_spaces, take_over
+from pipeline.models.novelty import MARGIN
+from pipeline.models.ridge_stack import SPACES, RidgeStack, in_spaces, take_over
 from pipeline.training.checkpoint import Progress
 from pipeline.training.run import Fitted, Run
 from pipeline.training.samples import Samples, predict
@@ -41,7 +41,7 @@ class OfPart(NamedTuple):
 
 
 def fit_ridge_stack(model: RidgeStack, train: Samples, validation: Samples, run: Run) -> Fitted:
-    """Solve for all parts, then for the stack. Raises UserError for fewer groups than folds."""
+    """Solve for all parts, then for the stack. There are as many groups as folds at least (`training/demands.py`)."""
     head = run.config.model.head
     assert isinstance(head, RidgeStackHead) and run.table is not None
     truth = run.table[list(run.config.data.targets)].to_numpy("float64")
@@ -62,6 +62,8 @@ def fit(
             inside = folds != fold
             left_out[~inside, place] = fit_part(part[inside], outputs[inside], alpha)(part[~inside])
         of_parts.append(fit_part(part, outputs, alpha))
+    targets = outputs[:, : outputs.shape[1] // len(SPACES)]
+    margin = MARGIN * np.ptp(targets, axis=0)
     stacks = [Ridge(stack_alpha).fit(left_out[:, :, place], values) for place, values in enumerate(outputs.T)]
     return {
         "centre": [each.centre for each in of_parts],
@@ -70,6 +72,8 @@ def fit(
         "part_bias": [each.bias for each in of_parts],
         "stack_weights": np.stack([stack.coef_ for stack in stacks], axis=1),
         "stack_bias": [stack.intercept_ for stack in stacks],
+        "low": targets.min(axis=0) - margin,
+        "high": targets.max(axis=0) + margin,
     }
 
 
@@ -92,11 +96,6 @@ def _parts(model: RidgeStack, train: Samples) -> list[Part]:
 
 def _folds(table: pd.DataFrame, n: int, run: Run) -> Int64[np.ndarray, " images"]:
     """The fold of each training image; what the split of the data keeps together is in one."""
-    units, config = together(table, run.config.data.split), run.config
-    if (there := len(set(units))) < n:
-        raise UserError(
-            f"{config.data.source}: model.head.folds is {n}, and data.split leaves {there} groups that it may part: "
-            f"set it to {there} or lower"
-        )
-    dealt = deal_units(Counter(units), FoldSplit(kind="folds", n=n, seed=config.seed))
+    units = together(table, run.config.data.split)
+    dealt = deal_units(Counter(units), FoldSplit(kind="folds", n=n, seed=run.config.seed))
     return np.array([dealt[unit] for unit in units], dtype=np.int64)

@@ -75,12 +75,12 @@ def trained(place: Path) -> Trained:
     load_task("beetles").generate(root / "beetles", scale=0.02, form="csv")
     load_task("butterflies").generate(root / "butterflies", scale=0.02)
     write_tiny_open_clip(root / "clip")
-    beetles = (f"data.source={root / 'beetles'}", *QUICK, "train.epochs=1")
+    beetles = (f"data.source={root / 'beetles'}", *QUICK)
     clip = ("backbone.kind=open_clip", f"backbone.name=local-dir:{root / 'clip'}")
     pixels = ("backbone.kind=pixels", "backbone.size=4")
     requests = {
         "beetles-pixels": (str(PROJECT / "configs/beetles/pixels.yaml"), *beetles, "seed=0,1"),
-        "beetles-lora": (str(PROJECT / "configs/beetles/lora.yaml"), *beetles, *clip),
+        "beetles-lora": (str(PROJECT / "configs/beetles/lora.yaml"), *beetles, *clip, "train.epochs=1"),
         "butterflies-logistic": (
             str(PROJECT / "configs/butterflies/logistic.yaml"), f"data.source={root / 'butterflies'}", *QUICK, *pixels,
         ),

@@ -24,7 +24,7 @@ from pipeline.disk.writing import read_json
 from pipeline.reporting.results import cells_to_markdown
 
 FOLDS = range(5)
-POSES = ("backbone.views.poses=[hflip,vflip]",)
+POSES = ("backbone.views.poses=[hflip,vflip]", "evaluate.tta=[1,0,0]")
 ALL_TARGETS = 'data.targets=["Dry_Green_g","Dry_Dead_g","Dry_Clover_g","GDM_g","Dry_Total_g"]'
 
 

@@ -327,7 +327,7 @@ def test_more_images_a_batch_and_more_blocks_need_more_memory(case: Any) -> None
 
 
 @pytest.mark.parametrize(
-    "views", [{"crops": ["left", "right"], "tiles": [2, 2]}, {"crops": ["left", "whole"], "poses": ["hflip"]}]
+    "views", [{"crops": ["left", "right"], "tiles": [2, 2]}, {"crops": ["left", "whole"], "masks": [[0, 0, 0.1, 0.1]]}]
 )
 def test_the_size_of_the_features_of_views_is_known_to_the_byte(clip: Path, root: Path, views: dict[str, Any]) -> None:
     of = {"kind": "open_clip", "name": f"local-dir:{clip}", "views": views}

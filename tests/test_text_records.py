@@ -44,10 +44,10 @@ def kept(config: Config) -> None:
     keep_texts(config, dataset.signature(), texts_of(dataset, config.texts))
 
 
-@pytest.mark.parametrize("other", ["data.shots=1", "data.draw=3", "data.split.seed=7"])
+@pytest.mark.parametrize("other", ["data.shots=1", "data.shots=2 data.draw=3", "data.split.seed=7"])
 def test_texts_are_known_for_trials_that_train_on_other_images_of_the_same(other: str, table: Path) -> None:
     kept(config_of(table))
-    assert known_texts(config_of(table, other)) is not None
+    assert known_texts(config_of(table, *other.split())) is not None
 
 
 @pytest.mark.parametrize("other", ["data.columns.common=toad", "texts.evaluation=$COM$", "data.missing=['a toad']"])

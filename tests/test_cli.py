@@ -30,7 +30,7 @@ from tests.conftest import carabid, hear_ctrl_c
 LORA = "configs/beetles/lora.yaml"
 COMMANDS = (
     "demo", "generate", "fetch", "split", "plan", "doctor", "submit", "extract", "train", "evaluate", "collect", "status", "logs",
-    "cancel", "retry", "results", "compare", "track", "predict", "interpolate", "embed", "index", "search", "export",
+    "cancel", "retry", "results", "compare", "report", "track", "predict", "interpolate", "embed", "index", "search", "export",
 )  # fmt: skip
 
 

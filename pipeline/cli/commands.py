@@ -21,7 +21,7 @@ COMMANDS = (
     preparing.demo, preparing.generate, preparing.fetch, preparing.split, launching.plan, launching.doctor, launching.submit,
     stages.extract, stages.train, stages.evaluate, stages.collect,
     launching.status, launching.logs, launching.cancel, launching.retry,
-    results.results, results.compare, results.track, models.predict, models.interpolate, models.embed,
+    results.results, results.compare, results.report, results.track, models.predict, models.interpolate, models.embed,
     models.index, models.search, models.export,
 )  # fmt: skip
 """In the order of `carabid --help`."""

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -55,6 +56,22 @@ def compare(
     found = module.compare(module.candidates(find_experiments(experiments, trained)), figure)
     texts = {"markdown": partial(module.to_markdown, found), "json": partial(module.to_json, found)}
     _show(form, partial(module.print_table, found), texts)
+
+
+def report(
+    experiments: ExperimentNames = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page; default: report.html in the experiment's folder, of several in the current one."),
+    ] = None,
+    figures: Annotated[Path | None, typer.Option(help="New folder for each picture as SVG, PNG and CSV.")] = None,
+    trained: TrainedFolder = None,
+) -> None:
+    """One HTML page of experiments: what is best, what the grid taught, what was predicted, what it has cost."""
+    from pipeline.reporting.page.page import write
+
+    found = find_experiments(experiments, trained)
+    print(write(found, out or (found[0].report_html if len(found) == 1 else Path.cwd() / "report.html"), figures))
 
 
 def track(

@@ -91,6 +91,7 @@ class ExperimentDir(_Folder):
     submitting = _In("submitting.lease")
     """Lease of who is looking what to submit, and queues it."""
     results_csv = _In("results.csv")
+    report_html = _In("report.html")
     comparison_json = _In("comparison.json")
     """Methods on the same images; there if trials of several have results."""
     comparison_md = _In("comparison.md")

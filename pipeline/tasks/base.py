@@ -7,7 +7,7 @@ Loads no torch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pipeline.metrics.calibration import Kind
+    from pipeline.metrics.charts.chart import Chart
     from pipeline.metrics.groups import Prediction
 
 Array = NDArray[Any]
@@ -219,6 +220,10 @@ class Task(ABC, Generic[P]):
                 yield f"{prefix}{key}", value
             elif isinstance(value, dict) and key not in ASIDE and not (key == "mean_predictor" and prefix):
                 yield from self._named(value, prefix if key in UNNAMED else f"{prefix}{key}.")
+
+    def charts(self, folder: TrialDir, results: Mapping[str, Any]) -> Iterable[Chart]:
+        """Pictures of what a trial or an ensemble said, from the tables in its folder, for `carabid report`."""
+        return ()
 
     # ---------------------------------------------------------------- comparisons and ensembles
     def tested(self, trial: TrialDir, figure: str) -> Tested:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,6 +24,7 @@ from pipeline.tasks.base import Array, Groups, Task, Tested, read_wide
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pipeline.metrics.charts.chart import Chart
     from pipeline.metrics.groups import Prediction
 
 TOP = 5
@@ -123,6 +124,13 @@ class Classes(Task[Probabilities]):
     ) -> float | None:
         finite = np.isfinite(said.log_weights).all()
         return self.figures[metric].value(truth, said.mean.astype("float64")) if finite else None
+
+    def charts(self, folder: TrialDir, results: Mapping[str, Any]) -> Iterable[Chart]:
+        import pandas as pd
+
+        from pipeline.metrics.charts.classes import class_charts
+
+        return class_charts(pd.read_parquet(folder.predictions))
 
     # ---------------------------------------------------------------- comparisons
     def read_tested(self, trial: TrialDir, figure: str) -> Tested:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pipeline.metrics.calibration import Kind
+    from pipeline.metrics.charts.chart import Chart
     from pipeline.metrics.groups import Prediction
 
 
@@ -164,6 +165,13 @@ class Numbers(Task[Tables]):
         true, mean = (self.completed(pd.DataFrame(values, columns=list(names))) for values in pair)
         found = {f"r2_{name}": figure.value(true[name].to_numpy(), mean[name].to_numpy()) for name in true}
         return {name: value for name, value in found.items() if value is not None}
+
+    def charts(self, folder: TrialDir, results: Mapping[str, Any]) -> Iterable[Chart]:
+        import pandas as pd
+
+        from pipeline.metrics.charts.numbers import number_charts
+
+        return number_charts(pd.read_parquet(folder.predictions), pd.read_parquet(folder.groups), results)
 
     # ---------------------------------------------------------------- comparisons and ensembles
     def read_tested(self, trial: TrialDir, figure: str) -> Tested:

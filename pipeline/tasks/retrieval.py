@@ -6,7 +6,7 @@ takes part as well: these are the embedding then, and a class is the one where i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -34,6 +34,7 @@ from pipeline.tasks.classes import read_classes, top_form
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pipeline.metrics.charts.chart import Chart
     from pipeline.metrics.groups import Prediction
 
 TAXON = "taxon "
@@ -148,6 +149,13 @@ class Retrieval(Task[Embedded]):
         images, classes = _embeddings(said)
         known = np.array(counts or [1] * len(classes), "int64")
         return chosen_by(metric, Embeddings(images, truth, classes, known))
+
+    def charts(self, folder: TrialDir, results: Mapping[str, Any]) -> Iterable[Chart]:
+        import pandas as pd
+
+        from pipeline.metrics.charts.retrieval import retrieval_charts
+
+        return retrieval_charts(pd.read_parquet(folder.groups), results)
 
     # ---------------------------------------------------------------- comparisons
     def compared(self) -> Mapping[str, Figure]:

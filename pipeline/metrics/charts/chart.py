@@ -1,0 +1,37 @@
+"""A chart: a picture of a table, with the table, and in a sentence what it shows for whoever does not see it. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Draw = Callable[[Any, Any], None]
+"""(matplotlib's axes, the table): draw the one on the other."""
+MOST_POINTS = 2000
+"""Of a scatter: more are told apart by nobody, and make a page heavy."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture and what it is made of."""
+
+    name: str
+    """Of its file: letters, digits, `.`, `_`, `=` and `-`."""
+    title: str
+    said: str
+    """What is seen, in a sentence."""
+    table: pd.DataFrame
+    draw: Draw
+    size: tuple[float, float] = (5.0, 3.6)
+    """Width and height in inches."""
+
+
+def sampled(table: pd.DataFrame, most: int = MOST_POINTS) -> tuple[pd.DataFrame, str]:
+    """At most so many rows, the same each time, and what is to be said of that; empty where all are there."""
+    if len(table) <= most:
+        return table, ""
+    return table.sample(most, random_state=0).sort_index(), f" {most:,} of {len(table):,} points, drawn at random."

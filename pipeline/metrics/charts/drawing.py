@@ -1,0 +1,74 @@
+"""Charts as SVG, in the ink of the page around them, and as PNG. Loads matplotlib, and no window system."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.metrics.charts.chart import Chart
+
+INK = "#010203"
+"""Stands for the colour of text while matplotlib draws: a page in the dark has another one."""
+SERIES = ("#3b83c0", "#d9703a", "#2f9e77", "#b65fa5", "#a8862b", "#7b8794", "#c2455a", "#5b6fd6")
+"""Of series, told apart by the colour-blind and on light and dark alike (after Okabe and Ito 2008)."""
+QUIET = "#8a94a0"
+"""Of what is beside the point: lines of reference, the others."""
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.4,
+}
+_IDS = re.compile(r'\s+id="([^"]*)"')
+_REFERENCES = re.compile(r"(url\(#|xlink:href=\"#)([^)\"]+)")
+_AROUND = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>|<!--.*?-->", re.S)
+
+
+def to_svg(chart: Chart) -> str:
+    """An `<svg>` element that may stand among others in a page: its ids begin with the chart's name, its text is the page's."""
+    with _drawn(chart) as figure:
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = _AROUND.sub("", buffer.getvalue()).replace(INK, "currentColor").strip()
+    used = {place for _, place in _REFERENCES.findall(text)}
+    text = _IDS.sub(lambda found: f' id="{chart.name}-{found[1]}"' if found[1] in used else "", text)
+    return _REFERENCES.sub(lambda found: f"{found[1]}{chart.name}-{found[2]}", text)
+
+
+def to_png(chart: Chart) -> bytes:
+    """On white, for a talk: 200 dots an inch."""
+    with _drawn(chart) as figure:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=200, facecolor="white")
+    return buffer.getvalue()
+
+
+def draw_heat(axes: Any, values: Any, **how: Any) -> None:
+    """Cells [rows, columns] as rectangles, the first row on top, each around a whole number; an image would be pixels."""
+    rows, columns = ([each - 0.5 for each in range(n + 1)] for n in values.shape)
+    axes.pcolormesh(columns, rows, values, **how)
+    axes.invert_yaxis()
+
+
+@contextmanager
+def _drawn(chart: Chart) -> Iterator[Any]:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": chart.name}):
+        figure = Figure(figsize=chart.size, layout="constrained")
+        chart.draw(figure.subplots(), chart.table)
+        yield figure

@@ -1,0 +1,95 @@
+"""Charts of numbers that were predicted: against what was observed, what is left over, how sure forecasts are. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.metrics.charts.chart import Chart, sampled
+from pipeline.metrics.charts.drawing import INK, QUIET, SERIES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_DOMAINS = 6
+"""That are told apart by colour; the others are one."""
+MOST_BOXES = 14
+OTHERS = "others"
+
+
+def number_charts(images: pd.DataFrame, groups: pd.DataFrame, results: Mapping[str, Any]) -> Iterator[Chart]:
+    """Of each target, in the order in which it stands in `groups`; `results` are those of results.json."""
+    for target in dict.fromkeys(groups["target"]):
+        mine = groups[groups["target"] == target]
+        yield observed(mine, str(target))
+        for column, of in (("domain", mine), ("species", images[images["target"] == target])):
+            if column in of and of[column].nunique() > 1:
+                yield left_over(of.rename(columns={"prediction": "mean"}), str(target), column)
+        block = results.get(target) or {}
+        if (counts := block.get("PIT")) and block.get("coverage"):
+            yield calibration(counts, block["coverage"], str(target))
+
+
+def observed(groups: pd.DataFrame, target: str) -> Chart:
+    """Predicted against observed, a point for each group, by domain."""
+    table, more = sampled(groups[["group", "domain", "truth", "mean"]].dropna(subset=["truth", "mean"]))
+    common = table["domain"].value_counts().index[:MOST_DOMAINS]
+    table = table.assign(domain=table["domain"].where(table["domain"].isin(common) | table["domain"].isna(), OTHERS))
+    said = f"Predicted against observed {target}, a point for each of {len(groups):,} groups; on the line they are equal.{more}"
+    return Chart(f"observed-{target}", f"{target}: predicted against observed", said, table, _observed, (4.4, 4.0))
+
+
+def _observed(axes: Any, table: pd.DataFrame) -> None:
+    domains = [name for name in dict.fromkeys(table["domain"]) if isinstance(name, str)]
+    for color, name in zip((*SERIES, *[QUIET] * len(domains)), sorted(domains) or [""], strict=False):
+        of = table[table["domain"] == name] if domains else table
+        axes.scatter(of["truth"], of["mean"], s=9, alpha=0.65, color=color, label=name, linewidths=0)
+    low, high = (float(f(table[["truth", "mean"]].to_numpy())) for f in (np.min, np.max))
+    axes.plot([low, high], [low, high], color=QUIET, linewidth=1, zorder=0)
+    axes.set(xlabel="observed", ylabel="predicted", aspect="equal")
+    if domains:
+        axes.legend(title="domain", loc="upper left", markerscale=1.6, handletextpad=0.2)
+
+
+def left_over(of: pd.DataFrame, target: str, column: str) -> Chart:
+    """What is left over, predicted less observed, in each domain or species."""
+    table = of[[column, "truth", "mean"]].dropna().assign(left=lambda each: each["mean"] - each["truth"])
+    common = table[column].value_counts()
+    table = table[table[column].isin(common.index[:MOST_BOXES])]
+    more = f" The {MOST_BOXES} most common of {len(common)}." if len(common) > MOST_BOXES else ""
+    said = f"Predicted less observed {target} by {column}: median, quartiles and range; 0 is right.{more}"
+    draw = partial(_left_over, column=column)
+    height = 1.1 + 0.26 * min(len(common), MOST_BOXES)
+    return Chart(f"left-over-{target}-by-{column}", f"{target}: error by {column}", said, table, draw, (5.0, height))
+
+
+def _left_over(axes: Any, table: pd.DataFrame, column: str) -> None:
+    names = sorted(map(str, table[column].unique()), reverse=True)
+    lines = {part: {"color": INK, "linewidth": 1} for part in ("boxprops", "whiskerprops", "capprops")}
+    values = [table.loc[table[column] == name, "left"].to_numpy() for name in names]
+    median = {"color": SERIES[1], "linewidth": 2}
+    axes.boxplot(values, orientation="horizontal", tick_labels=names, widths=0.6, sym="", medianprops=median, **lines)
+    axes.axvline(0, color=QUIET, linewidth=1, zorder=0)
+    axes.set(xlabel="predicted − observed")
+
+
+def calibration(counts: list[int], coverage: Mapping[str, float], target: str) -> Chart:
+    """Whether observations fall where forecasts say: the histogram of their probability integral transform, flat where sigma is
+    right (Gneiting et al. 2007), and how many lie within central intervals."""
+    import pandas as pd
+
+    shares = np.array(counts) / max(sum(counts), 1)
+    table = pd.DataFrame({"from": np.arange(len(counts)) / len(counts), "share": shares})
+    within = ", ".join(f"{100 * share:.0f} % in the {level} % interval" for level, share in coverage.items())
+    said = f"Where observed {target} lies in its forecasts, in tenths; flat is right. {within}."
+    return Chart(f"calibration-{target}", f"{target}: calibration", said, table, _calibration, (5.0, 2.6))
+
+
+def _calibration(axes: Any, table: pd.DataFrame) -> None:
+    width = 1 / len(table)
+    axes.bar(table["from"], table["share"], width=0.94 * width, align="edge", color=SERIES[0])
+    axes.axhline(width, color=QUIET, linewidth=1)
+    axes.set(xlabel="quantile of the forecast", ylabel="share of groups", xlim=(0, 1))

@@ -1,0 +1,67 @@
+"""Charts of retrieval: how well classes are found, known ones and new, by their training images. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipeline.metrics.charts.chart import Chart, sampled
+from pipeline.metrics.charts.drawing import QUIET, SERIES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DIRECTIONS = {"i2t_map": "image→text", "i2i_map": "image→image", "t2i_map": "text→image"}
+BLOCKS = {"id": "known species", "ood": "new species", "few": "few images", "medium": "medium many", "many": "many images"}
+
+
+def retrieval_charts(classes: pd.DataFrame, results: Mapping[str, Any]) -> Iterator[Chart]:
+    """`classes` is groups.parquet: a row for each class; `results` are those of results.json."""
+    if {"n_train", "i2t_map"} <= set(classes):
+        yield by_shots(classes)
+    yield by_block(results["figures"])
+
+
+def by_shots(classes: pd.DataFrame) -> Chart:
+    """Average precision of each class, by its training images."""
+    table, more = sampled(classes[["class", "n_train", "i2t_map"]].dropna())
+    said = f"How well images of {len(classes):,} classes find their text (mAP), by the training images of the class.{more}"
+    return Chart("by-shots", "Each class by its training images", said, table, _by_shots)
+
+
+def _by_shots(axes: Any, table: pd.DataFrame) -> None:
+    known = table["n_train"] > 0
+    for color, name, of in ((SERIES[0], "known", table[known]), (SERIES[1], "new", table[~known])):
+        axes.scatter(of["n_train"], of["i2t_map"], s=12, alpha=0.7, color=color, label=name, linewidths=0)
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set(xlabel="training images of the class", ylabel="mAP, image→text", ylim=(-0.02, 1.02))
+    axes.legend()
+
+
+def by_block(figures: Mapping[str, float | None]) -> Chart:
+    """The figures of known and new species, and of those with few, medium many and many training images, in each direction."""
+    import pandas as pd
+
+    rows = [
+        {"of": title, "direction": direction, "mAP": value}
+        for block, title in BLOCKS.items()
+        for name, direction in DIRECTIONS.items()
+        if (value := figures.get(f"{block}.{name}")) is not None
+    ]
+    table = pd.DataFrame(rows, columns=["of", "direction", "mAP"])
+    said = "; ".join(
+        f"{of}: " + ", ".join(f"{row.direction} {row.mAP:.3f}" for row in each.itertuples())
+        for of, each in table.groupby("of", sort=False)
+    )
+    return Chart("by-block", "Known and new species, few images and many", f"Mean average precision. {said}.", table, _by_block)
+
+
+def _by_block(axes: Any, table: pd.DataFrame) -> None:
+    names = list(dict.fromkeys(table["of"]))
+    for place, (color, direction) in enumerate(zip(SERIES, DIRECTIONS.values(), strict=False)):
+        of = table[table["direction"] == direction].set_index("of")["mAP"].reindex(names)
+        axes.bar([i + 0.27 * (place - 1) for i in range(len(names))], of, width=0.25, color=color, label=direction)
+    axes.axhline(0, color=QUIET, linewidth=1)
+    axes.set_xticks(range(len(names)), names)
+    axes.set(ylabel="mAP")
+    axes.legend()

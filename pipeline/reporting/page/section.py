@@ -1,0 +1,62 @@
+"""What a page is made of: sections of sentences, tables and charts. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.metrics.charts.chart import Chart
+
+UNKNOWN = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a table shows in a place, and what sorts it there."""
+
+    text: str
+    value: float | str
+    """Numbers sort by size, and before texts."""
+
+    @property
+    def is_number(self) -> bool:
+        return not isinstance(self.value, str)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a header, sorted by whoever reads them."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+    def numeric(self, column: int) -> bool:
+        """Whether a column is of numbers, which stand on the right."""
+        cells = [row[column] for row in self.rows if row[column].text not in ("", UNKNOWN)]
+        return bool(cells) and all(cell.is_number for cell in cells)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page, under a title."""
+
+    name: str
+    """Of its place in the page: small letters and `-`."""
+    title: str
+    words: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    charts: Sequence[Chart] = ()
+
+    def __bool__(self) -> bool:
+        """Whether there is anything in it."""
+        return bool(self.words or self.tables or self.charts)
+
+
+def text(value: object) -> Cell:
+    return Cell(str(value), str(value))
+
+
+def number(value: float | None, form: str = ".3f", more: str = "") -> Cell:
+    """A number, or that it is not known, which sorts last."""
+    return Cell(UNKNOWN, "") if value is None else Cell(f"{value:{form}}{more}", float(value))

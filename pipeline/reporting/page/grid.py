@@ -69,6 +69,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _called(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def _name(*axes: str) -> str:
     return "grid-" + "-by-".join(axes)
 
@@ -76,7 +80,7 @@ def _name(*axes: str) -> str:
 # ---------------------------------------------------------------- one axis
 def _along(table: pd.DataFrame, axis: str, title: str) -> Chart:
     means = table.groupby(axis)["value"].mean()
-    told = ", ".join(f"{value}: {mean:.3f}" for value, mean in list(means.items())[:8])
+    told = ", ".join(f"{_called(value)}: {mean:.3f}" for value, mean in list(means.items())[:8])
     said = f"{title} by {axis}: a point for each trial, the line through their means ({told})."
     return Chart(
         _name(axis), f"{title} by {axis}", said, sampled(table[[axis, "value"]])[0], partial(_draw_along, title=title), (4.4, 3.2)
@@ -120,7 +124,7 @@ def _over(table: pd.DataFrame, pair: tuple[str, str], title: str, lower: bool) -
     means = table.pivot_table(index=pair[0], columns=pair[1], values="value", aggfunc="mean")
     place = np.nanargmin(means) if lower else np.nanargmax(means)
     row, column = map(int, np.unravel_index(place, means.shape))
-    best = f"{means.index[row]} and {means.columns[column]}"
+    best = f"{_called(means.index[row])} and {_called(means.columns[column])}"
     said = f"Mean {title} by {pair[0]} (rows) and {pair[1]} (columns); the best at {best}."
     size = (2.2 + 0.55 * means.shape[1], 1.3 + 0.36 * means.shape[0])
     return Chart(_name(*pair), f"{title} by {pair[0]} and {pair[1]}", said, means, partial(_draw_over, lower=lower), size)
@@ -131,8 +135,8 @@ def _draw_over(axes: Any, means: pd.DataFrame, lower: bool) -> None:
     for (row, column), value in np.ndenumerate(means.to_numpy("float64")):
         if np.isfinite(value):
             axes.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=7, color=_on(value, means, lower))
-    axes.set_xticks(range(means.shape[1]), [str(each) for each in means.columns], rotation=35)
-    axes.set_yticks(range(means.shape[0]), [str(each) for each in means.index])
+    axes.set_xticks(range(means.shape[1]), [_called(each) for each in means.columns], rotation=35)
+    axes.set_yticks(range(means.shape[0]), [_called(each) for each in means.index])
     axes.set(xlabel=means.columns.name, ylabel=means.index.name)
 
 

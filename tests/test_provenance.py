@@ -101,7 +101,7 @@ def test_an_edit_while_a_process_runs_is_not_taken_for_its_code(project: Path) -
 
 # ---------------------------------------------------------------- the rest
 def test_versions_of_all_packages_that_figures_may_depend_on_are_kept() -> None:
-    no_figures = {"pydantic", "pyyaml", "typer", "rich", "jaxtyping", "faiss-cpu", "accelerate"}
+    no_figures = {"pydantic", "pyyaml", "typer", "rich", "jaxtyping", "faiss-cpu", "accelerate", "matplotlib", "jinja2"}
     kept = {name.lower().replace("_", "-") for name in provenance.PACKAGES}
     assert kept == set(declared()) - no_figures
     assert all(installed_version(name) for name in provenance.PACKAGES)

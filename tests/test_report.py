@@ -35,13 +35,13 @@ HOSTILE = '<script>alert("1")</script>&'
 
 
 # ---------------------------------------------------------------- charts
-def of_numbers(n: int = 60) -> list[Chart]:
+def of_numbers(n: int = 60, target: str = "y") -> list[Chart]:
     truth = RNG.normal(size=n)
-    groups = pd.DataFrame({"group": [f"g{i}" for i in range(n)], "domain": [f"D{i % 9}" for i in range(n)], "target": "y",
+    groups = pd.DataFrame({"group": [f"g{i}" for i in range(n)], "domain": [f"D{i % 9}" for i in range(n)], "target": target,
                            "truth": truth, "mean": truth + RNG.normal(size=n) / 3})  # fmt: skip
     images = groups.rename(columns={"group": "id", "mean": "prediction"}).assign(species=[f"s{i % 3}" for i in range(n)])
     block = {"PIT": [3, 5, 4, 6, 2, 7, 5, 4, 3, 6], "coverage": {"50": 0.5, "80": 0.75}}
-    return list(number_charts(images, groups, {"y": block}))
+    return list(number_charts(images, groups, {target: block}))
 
 
 def of_classes(names: tuple[str, ...], n: int = 80) -> list[Chart]:
@@ -81,6 +81,14 @@ def test_a_chart_is_one_svg_in_the_ink_of_its_page_whose_ids_are_its_own_and_a_p
         assert to_svg(chart) == svg, "the same again"
         assert to_png(chart).startswith(b"\x89PNG") and len(chart.table) and chart.said.endswith((".", "equal."))
     assert len({chart.name for chart in CHARTS[of]}) == len(CHARTS[of])
+
+
+@pytest.mark.parametrize("target", [HOSTILE, "../../y", 'a" onload="x', "price in $ of $1", "Dry weight (g)"])
+def test_a_target_may_be_called_anything(target: str) -> None:
+    for chart in of_numbers(30, target):
+        svg = to_svg(chart)
+        ElementTree.fromstring(svg)
+        assert "<script" not in svg and 'onload="' not in svg and "/" not in chart.name and " " not in chart.name
 
 
 def test_a_confusion_counts_the_most_probable_class() -> None:

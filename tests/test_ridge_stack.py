@@ -104,6 +104,18 @@ def test_an_image_unlike_all_others_is_said_to_be_no_more_than_half_a_range_beyo
         assert sums is None or sums.apart(said).max() <= 1e-9
 
 
+def test_a_model_of_before_limits_were_kept_has_none() -> None:
+    features, targets, folds = draw()
+    fitted, new = stacked(features, targets, folds), torch.from_numpy(features)
+    older = RidgeStack((4, 7, 5), 0.5, None)
+    older.views = fitted.views
+    state = {name: tensor for name, tensor in fitted.own_state().items() if name not in ("low", "high")}
+    older.restore(state)
+    assert older.own_state().keys() == state.keys()
+    torch.testing.assert_close(older.predict(new).mean, fitted.predict(new).mean)
+    assert older.predict(new * 1e6).mean.max() > fitted.predict(new * 1e6).mean.max()
+
+
 @pytest.fixture
 def trial_config(table: Path, clip: Path, root: Path) -> Config:
     targets = ["SPEI_30d", "SPEI_1y"]

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -53,6 +55,13 @@ class RidgeStack(Model):
         model = cls((n, facts.embed_dim // per_view, len(facts.targets)), getattr(head, "log_share", 0.0), sums)
         model.views = views
         return model
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """A model of before limits were kept has none."""
+        if "low" not in state:
+            for name, limit in (("low", -math.inf), ("high", math.inf)):
+                self.register_buffer(name, torch.full_like(self.get_buffer(name), limit), persistent=False)
+        super().restore(state)
 
     def parts_of(self, features: Features) -> Float64[Tensor, "images parts width"]:
         """Features of the views of one pose [B, C, E], or of the image [B, E], part by part."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,17 @@ MOST_POINTS = 2000
 """Of a scatter: more are told apart by nobody, and make a page heavy."""
 
 
+def slug(name: str) -> str:
+    """What may stand in a file's name and in an id: a target or an experiment may be called anything."""
+    return re.sub(r"[^\w.=-]+", "-", name)
+
+
 @dataclass(frozen=True)
 class Chart:
     """A picture and what it is made of."""
 
     name: str
-    """Of its file: letters, digits, `.`, `_`, `=` and `-`."""
+    """Of its file and its ids, as `slug` makes it."""
     title: str
     said: str
     """What is seen, in a sentence."""
@@ -28,6 +34,9 @@ class Chart:
     draw: Draw
     size: tuple[float, float] = (5.0, 3.6)
     """Width and height in inches."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", slug(self.name))
 
 
 def sampled(table: pd.DataFrame, most: int = MOST_POINTS) -> tuple[pd.DataFrame, str]:

@@ -26,6 +26,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "text.color": INK,
+    "text.parse_math": False,  # a name may hold $
     "xtick.color": INK,
     "ytick.color": INK,
     "legend.frameon": False,

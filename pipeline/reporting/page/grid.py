@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import combinations
@@ -13,7 +12,7 @@ import numpy as np
 from pipeline.config.identity import flatten
 from pipeline.disk.layout import ExperimentDir
 from pipeline.experiments.reading import saved_science
-from pipeline.metrics.charts.chart import Chart, sampled
+from pipeline.metrics.charts.chart import Chart, sampled, slug
 from pipeline.metrics.charts.drawing import QUIET, SERIES, draw_heat
 from pipeline.reporting.page.section import Section
 from pipeline.reporting.results import REPLICATES, Row, by_look
@@ -42,7 +41,7 @@ def grid(experiment: ExperimentDir, rows: Sequence[Row]) -> Section:
     charts += [_over(table, pair, title, done[0].rank(look.sort, 1) > 0) for pair in list(combinations(axes, 2))[:3]]
     if len(axes) > 2:
         charts.append(_parallel(table, axes, title))
-    name = re.sub(r"[^a-z0-9]+", "-", experiment.path.name.lower())
+    name = slug(experiment.path.name)
     words = [f"{title} of each of {len(table)} trials, by what they differ in beside seed and fold."] if charts else []
     return Section(f"grid-{name}", f"What the grid taught: {experiment.path.name}", words, charts=charts)
 

@@ -42,7 +42,7 @@ class Section:
     """A part of a page, under a title."""
 
     name: str
-    """Of its place in the page: small letters and `-`."""
+    """Of its place in the page, as `slug` makes it."""
     title: str
     words: Sequence[str] = ()
     tables: Sequence[Table] = ()

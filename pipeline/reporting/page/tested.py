@@ -3,7 +3,6 @@ most wrong about. Loads no torch."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from pipeline.disk.layout import ExperimentDir, TrialDir
 from pipeline.disk.reading import Damaged, reading
 from pipeline.disk.writing import read_json
 from pipeline.experiments.reading import saved_science
+from pipeline.metrics.charts.chart import slug
 from pipeline.reporting.page.section import Section, Table, number, text
 from pipeline.reporting.results import Row, by_look, sort_rows
 from pipeline.reporting.state import AGAIN
@@ -35,7 +35,7 @@ def tested(experiment: ExperimentDir, rows: Sequence[Row]) -> Section:
 def _section(experiment: ExperimentDir, row: Row) -> Section:
     folder = TrialDir(experiment.path / row.trial)
     of = saved_science(experiment.trial(row.members[0] if row.members else row.trial).config)
-    name = re.sub(r"[^a-z0-9]+", "-", experiment.path.name.lower())
+    name = slug(experiment.path.name)
     with suppress(OSError, Damaged), reading(folder.path, AGAIN):
         task, results = load_task(of["task"] if of else ""), read_json(folder.results)
         called = row.together[:1].upper() + row.together[1:] if row.together else f"The best trial, {row.trial}"

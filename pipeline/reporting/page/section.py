@@ -1,4 +1,4 @@
-"""What a page is made of: sections of sentences, tables and charts. Loads no torch."""
+"""What a page is made of: sections of sentences, tables, galleries and charts. Loads no torch."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ class Cell:
     text: str
     value: float | str
     """Numbers sort by size, and before texts."""
+    picture: str = ""
+    """A small image above the text, as `data/thumbnails.py` writes it for pages."""
+    link: str = ""
+    """Where the text leads, a place on this machine."""
 
     @property
     def is_number(self) -> bool:
@@ -38,6 +42,14 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """Small images side by side."""
+
+    caption: str
+    cells: Sequence[Cell]
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of a page, under a title."""
 
@@ -47,10 +59,11 @@ class Section:
     words: Sequence[str] = ()
     tables: Sequence[Table] = ()
     charts: Sequence[Chart] = ()
+    galleries: Sequence[Gallery] = ()
 
     def __bool__(self) -> bool:
         """Whether there is anything in it."""
-        return bool(self.words or self.tables or self.charts)
+        return bool(self.words or self.tables or self.charts or self.galleries)
 
 
 def text(value: object) -> Cell:

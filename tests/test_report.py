@@ -1,9 +1,12 @@
-"""The HTML page of experiments: what it says is what results say, it asks no network for anything, and its charts stand alone."""
+"""The HTML page of experiments: what it says is what results say, it asks no network for anything, its charts stand alone; in a
+real browser it renders, sorts and filters by keyboard, and axe finds no serious fault."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from pipeline.disk.layout import ExperimentDir
 from pipeline.disk.writing import read_json
@@ -23,12 +28,16 @@ from pipeline.metrics.charts.classes import class_charts
 from pipeline.metrics.charts.drawing import INK, to_png, to_svg
 from pipeline.metrics.charts.numbers import number_charts
 from pipeline.metrics.charts.retrieval import retrieval_charts
+from pipeline.metrics.retrieval import neighbours
 from pipeline.reporting.page import page
+from pipeline.reporting.page.generalising import frontier
 from pipeline.reporting.page.section import Table, number, text
 from pipeline.reporting.results import collect as collect_rows
 from pipeline.stages import collect, evaluate, extract, train
 from pipeline.tasks import load_task
-from tests.conftest import carabid
+from tests.conftest import Assets, carabid
+from tests.test_open_clip_folder import with_simple_tokens
+from tests.towers import write_model
 
 RNG = np.random.default_rng(0)
 HOSTILE = '<script>alert("1")</script>&'
@@ -38,8 +47,10 @@ HOSTILE = '<script>alert("1")</script>&'
 def of_numbers(n: int = 60, target: str = "y") -> list[Chart]:
     truth = RNG.normal(size=n)
     groups = pd.DataFrame({"group": [f"g{i}" for i in range(n)], "domain": [f"D{i % 9}" for i in range(n)], "target": target,
-                           "truth": truth, "mean": truth + RNG.normal(size=n) / 3})  # fmt: skip
-    images = groups.rename(columns={"group": "id", "mean": "prediction"}).assign(species=[f"s{i % 3}" for i in range(n)])
+                           "n": RNG.integers(1, 40, n), "truth": truth, "mean": truth + RNG.normal(size=n) / 3})  # fmt: skip
+    images = groups.rename(columns={"mean": "prediction"}).assign(id=groups["group"], species=[f"s{i % 3}" for i in range(n)])
+    images = images.assign(site=[f"site {i % 2}" for i in range(n)], date=[f"2018-{1 + i % 12:02d}-03" for i in range(n)])
+    groups = groups.assign(mu=groups["mean"], sigma=1 / 3)
     block = {"PIT": [3, 5, 4, 6, 2, 7, 5, 4, 3, 6], "coverage": {"50": 0.5, "80": 0.75}}
     return list(number_charts(images, groups, {target: block}))
 
@@ -78,7 +89,7 @@ def test_a_chart_is_one_svg_in_the_ink_of_its_page_whose_ids_are_its_own_and_a_p
         assert set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", svg)) <= set(ids)
         assert "currentColor" in svg and INK not in svg and "<metadata" not in svg
         assert not re.search(r"(?:src|href)=\"(?!#)", svg)
-        assert to_svg(chart) == svg, "the same again"
+        assert to_svg.__wrapped__(chart) == svg, "the same again"
         assert to_png(chart).startswith(b"\x89PNG") and len(chart.table) and chart.said.endswith((".", "equal."))
     assert len({chart.name for chart in CHARTS[of]}) == len(CHARTS[of])
 
@@ -104,6 +115,31 @@ def test_a_large_scatter_is_sampled_and_says_so() -> None:
     assert sampled(pd.DataFrame({"x": range(5)}))[1] == ""
 
 
+def test_the_frontier_holds_what_no_other_beats_in_both() -> None:
+    table = pd.DataFrame({"known": [1.0, 2.0, 3.0, 3.0, 0.5], "new": [5.0, 4.0, 1.0, 2.0, 3.0]})
+    assert frontier(table, lower=False).index.tolist() == [0, 1, 3]
+    assert frontier(-table, lower=True).sort_index().index.tolist() == [0, 1, 3]
+
+
+def test_seasons_are_in_the_order_of_the_year() -> None:
+    (chart,) = [each for each in CHARTS["numbers"] if each.name.endswith("by-season")]
+    assert list(chart.table["season"].cat.categories) == ["Dec–Feb", "Mar–May", "Jun–Aug", "Sep–Nov"]
+    assert set(chart.table["season"].value_counts()) == {15}
+
+
+def test_the_nearest_images_of_a_query_are_others_and_in_order() -> None:
+    images = RNG.normal(size=(40, 6)).astype("float32")
+    labels = np.repeat(np.arange(8), 5)
+    found = neighbours(images, labels, 5, 3)
+    assert [labels[query] for query, _ in found] == sorted({labels[query] for query, _ in found}) and len(found) == 5
+    whole = images / np.linalg.norm(images, axis=1, keepdims=True)
+    for query, near in found:
+        cosines = whole @ whole[query]
+        cosines[query] = -2
+        assert [i for i, _ in near] == np.argsort(-cosines)[:3].tolist() and near[0][1] == pytest.approx(cosines.max(), abs=1e-5)
+    assert neighbours(images, labels, 5, 3) == found and neighbours(images[:1], labels[:1], 5, 3) == [(0, [])]
+
+
 def test_a_column_is_of_numbers_where_all_that_is_known_is() -> None:
     table = Table("", ("a", "b"), [[number(1.5), text("x")], [number(None), text("y")]])
     assert [table.numeric(i) for i in (0, 1)] == [True, False] and table.rows[1][0].text == "–"
@@ -117,6 +153,7 @@ class Reader(HTMLParser):
         super().__init__()
         self.sections: list[str] = []
         self.fetched: list[str] = []
+        self.links: list[str] = []
         self.cells: list[list[str]] = []
         self.ids: list[str] = []
         self.scripts, self.open_cell = 0, False
@@ -128,7 +165,8 @@ class Reader(HTMLParser):
         self.sections += [of["id"] or ""] if tag == "section" else []
         self.scripts += tag == "script"
         places = [of[name] or "" for name in ("src", "href", "xlink:href") if name in of]
-        self.fetched += [place for place in places if not place.startswith(("#", "data:"))]
+        found = self.links if tag == "a" else self.fetched
+        found += [place for place in places if not place.startswith("#") and place != "data:,"]
         if tag == "tr":
             self.cells.append([])
         if tag == "td":
@@ -176,12 +214,14 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExperimentD
 
 
 @pytest.mark.jobs
-def test_a_page_says_what_results_say_and_fetches_nothing(studied: tuple[Path, ExperimentDir], tmp_path: Path) -> None:
-    _, experiment = studied
-    html = page.write([experiment], tmp_path / "page.html").read_text()
+def test_the_page_of_a_collection_says_what_results_say_and_fetches_nothing(studied: tuple[Path, ExperimentDir]) -> None:
+    root, experiment = studied
+    html = experiment.report_html.read_text()
     seen = Reader(html)
     assert seen.sections == ["leaderboard", "grid-quadrats", "tested-quadrats", "courses", "costs", "origin"], seen.sections
-    assert seen.fetched == [] and len(set(seen.ids)) == len(seen.ids) and seen.scripts == 1
+    assert {place[:15] for place in seen.fetched} == {"data:image/webp"} and len(seen.fetched) == 20
+    assert len(seen.links) == 20 and all((root / "quadrats" / "train" / Path(link).name).is_file() for link in seen.links)
+    assert len(set(seen.ids)) == len(seen.ids) and seen.scripts == 1
     rows = [row for row in collect_rows([experiment]) if row.state == "done"]
     best = max(rows, key=lambda row: row.figures["score"] or -np.inf)
     assert f"{best.figures['score']:.3f}" in seen.cells[1] and len(rows) == 7
@@ -192,11 +232,9 @@ def test_a_page_says_what_results_say_and_fetches_nothing(studied: tuple[Path, E
     assert len(html) < 3_000_000
 
 
-@pytest.mark.jobs
-def test_what_people_called_things_is_text_and_no_markup(studied: tuple[Path, ExperimentDir], tmp_path: Path) -> None:
-    _, experiment = studied
+def test_what_people_called_things_is_text_and_no_markup() -> None:
     sections = [page.Section("a", HOSTILE, [HOSTILE], [Table(HOSTILE, (HOSTILE,), [[text(HOSTILE)]])])]
-    html = page.render([experiment], [], sections)
+    html = page.render(HOSTILE, HOSTILE, sections)
     assert HOSTILE not in html and Reader(html).scripts == 1
     assert [cell for row in Reader(html).cells for cell in row] == [HOSTILE]
 
@@ -233,3 +271,132 @@ def test_a_trial_whose_metrics_cannot_be_read_has_no_course(studied: tuple[Path,
         assert len(courses([experiment], rows).charts[0].table) < len(whole.charts[0].table)
     finally:
         trial.metrics.write_text(kept)
+
+
+# ---------------------------------------------------------------- in a browser
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PIXELS = ("backbone={}", "backbone.kind=pixels", "backbone.size=4")
+QUICK = ("device=cpu", "features.dtype=fp32", "train.precision=fp32")
+STUDIES: dict[str, tuple[str, Sequence[str]]] = {
+    "beetles": ("beetles/pixels.yaml", ("backbone.size=4,8",)),
+    "butterflies": ("butterflies/logistic.yaml", (*PIXELS, "data.split.n=3", "model.head.kind=logistic,knn")),
+    "species": ("species/baseline.yaml", ("data.split.seed=0,1",)),
+    "generic": ("generic/classify.yaml", (*PIXELS, "data.split.n=3", "data.label=hybrid_stat")),
+}
+
+
+@pytest.fixture(scope="module")
+def pages(studied: tuple[Path, ExperimentDir], assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The report that collection has written of quadrats and each of STUDIES."""
+    root = tmp_path_factory.mktemp("reports")
+    for task, scale in (("butterflies", 0.1), ("species", 0.1)):
+        load_task(task).generate(root / task, scale=scale)
+    write_model(root / "clip", with_simple_tokens("ViT-B-32"))
+    table = f"data.source={root / 'butterflies' / 'butterflies.csv'}"
+    data = {
+        "beetles": (f"data.source={assets.data}",),
+        "butterflies": (table, "data.download={}"),
+        "species": (f"data.source={root / 'species'}", f"backbone.name=local-dir:{root / 'clip'}"),
+        "generic": (table, f"data.images={root / 'butterflies' / 'images'}"),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CARABID_ROOT", str(root))
+        made = {name: study(name, config, (*data[name], *how)) for name, (config, how) in STUDIES.items()}
+        return {"biomass": studied[1].report_html, **made}
+
+
+def study(name: str, config: str, overrides: Sequence[str]) -> Path:
+    """Trains, evaluates and collects; returns the page."""
+    experiment = load_experiment(f"configs/{config}", (*QUICK, *overrides, f"experiment={name}"))
+    for trial in experiment.trials:
+        folder = experiment.dir.trial(trial.name)
+        extract.ensure(trial.config)
+        train.run(trial.config, folder)
+        evaluate.run(trial.config, folder)
+    collect.run(experiment.config)
+    return experiment.dir.report_html
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"no browser is installed: {', '.join(BROWSERS)}")
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(browser: Browser, pages: dict[str, Path], request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A page that has been opened from disk, offline; at its end, that it has asked for nothing and complained of nothing."""
+    context = browser.new_context(offline=True, viewport={"width": 1200, "height": 900})
+    page, said, asked = context.new_page(), list[str](), list[str]()
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address := pages[request.param].as_uri())
+    yield page
+    assert [url for url in asked if not url.startswith("data:")] == [address]
+    assert said == []
+    context.close()
+
+
+every = pytest.mark.parametrize("opened", ["biomass", *STUDIES], indirect=True)
+
+
+@pytest.mark.jobs
+@every
+def test_a_report_has_no_serious_fault_for_whoever_cannot_see_it_in_the_light_and_in_the_dark(opened: Page) -> None:
+    for scheme in ("light", "dark"):
+        opened.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        found = Axe().run(opened).response["violations"]
+        serious = [(each["id"], each["nodes"][0]["html"][:200]) for each in found if each["impact"] in ("serious", "critical")]
+        assert serious == [], scheme
+
+
+@pytest.mark.jobs
+@every
+def test_a_report_shows_its_charts_and_small_pictures_and_fits_a_telephone(opened: Page) -> None:
+    charts = opened.locator("figure svg")
+    assert charts.count() >= 2
+    assert all(box["width"] > 100 and box["height"] > 50 for box in map(box_of, charts.all()))
+    images = opened.locator("td img")
+    assert images.count() >= 10
+    assert opened.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    opened.set_viewport_size({"width": 390, "height": 800})
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def box_of(element: Any) -> Any:
+    return element.bounding_box()
+
+
+@pytest.mark.jobs
+@every
+def test_a_table_is_sorted_and_filtered_by_keyboard(opened: Page) -> None:
+    box = opened.locator("[data-table]", has_text="The worst cases")
+    column = "td:nth-child(4)"
+    errors = [float(text) for text in box.locator(f"tbody tr {column}").all_inner_texts()]
+    assert errors == sorted(errors, reverse=True)
+    box.get_by_role("button", name="error").focus()
+    for order in (errors, errors[::-1]):
+        opened.keyboard.press("Enter")
+        assert [float(text) for text in box.locator(f"tbody tr {column}").all_inner_texts()] == order
+    assert box.locator("th[aria-sort=ascending]").count() == 1
+    first = box.locator("tbody tr").first.locator("td").first.inner_text().strip()
+    box.get_by_role("searchbox").focus()
+    opened.keyboard.type(first)
+    shown = box.locator("tbody tr:visible")
+    assert 1 <= shown.count() < 10 and all(first in text for text in shown.all_inner_texts())
+    assert box.get_by_role("status").inner_text() == f"{shown.count()} of 10"
+
+
+@pytest.mark.jobs
+@pytest.mark.parametrize("opened", ["beetles"], indirect=True)
+def test_the_first_step_by_keyboard_leads_to_the_content(opened: Page) -> None:
+    opened.keyboard.press("Tab")
+    assert opened.evaluate("document.activeElement.textContent") == "To the content"
+    opened.keyboard.press("Enter")
+    assert opened.evaluate("location.hash") == "#main"

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.arguments import ExperimentNames, TrainedFolder, find_experiments
+from pipeline.disk.layout import ExperimentDir
 from pipeline.errors import UserError
 
 
@@ -17,6 +18,9 @@ def results(
     form: Annotated[str, typer.Option("--format", help="table, csv, markdown or json.")] = "table",
     sort: Annotated[str | None, typer.Option(help="Figure to sort by: r2, in_domain.r2, SPEI_30d.r2, roc_auc, …")] = None,
     cost: Annotated[bool, typer.Option("--cost", help="Hours, GPU-hours, nodes and jobs, not metrics.")] = False,
+    efficiency: Annotated[
+        bool, typer.Option("--efficiency", help="Time and memory that jobs asked Slurm for, and used.")
+    ] = False,
     trained: TrainedFolder = None,
 ) -> None:
     """All trials of all experiments with their metrics, best first; mean ± sd over seeds and folds."""
@@ -24,6 +28,9 @@ def results(
     from pipeline.reporting import results as module
 
     found = find_experiments(experiments, trained)
+    if efficiency:
+        _show_efficiency(found, form)
+        return
     tables = module.by_look(module.collect(found))
     by = module.sorts(tables, sort)
     rows = [row for look, some in tables.items() for row in module.sort_rows(some, by[look])]
@@ -40,6 +47,14 @@ def results(
     _show(form, partial(module.print_tables, lines, trained), texts | {"json": partial(module.to_json, rows)})
     for warning in folds.warnings(found) if form == "table" else ():
         print(f"\n{warning}.")
+
+
+def _show_efficiency(experiments: list[ExperimentDir], form: str) -> None:
+    from pipeline.reporting import efficiency
+
+    used = efficiency.collect(experiments)
+    forms = {"csv": efficiency.to_csv, "markdown": efficiency.to_markdown, "json": efficiency.to_json}
+    _show(form, partial(efficiency.print_table, used), {name: partial(write, used) for name, write in forms.items()})
 
 
 def compare(

@@ -16,7 +16,7 @@ from pipeline.config.split import SourceSplit, Split
 
 RESULT_KEYS = {
     "summary", "split", "selected_on", "n_images", "n_events", "config_hash", "feature_key", "data_signature",
-    "evaluation", "schema_version", "classes", "challenge", "by_species", "by_domain",
+    "evaluation", "schema_version", "classes", "challenge", "by_species", "by_domain", "neighbours",
 }  # fmt: skip
 
 

@@ -222,3 +222,19 @@ def harmonic_mean(values: Mapping[str, float | None]) -> float | None:
     if not defined:
         return None
     return len(defined) / sum(1 / value for value in defined) if min(defined) > 0 else 0.0
+
+
+def neighbours(
+    images: Float[np.ndarray, "n width"], labels: Int[np.ndarray, " n"], queries: int, nearest: int
+) -> list[tuple[int, list[tuple[int, float]]]]:
+    """Of at most so many images, the first of their classes, which are drawn at random and the same each time: the nearest other
+    images, with their cosines, the first the nearest."""
+    classes, firsts = np.unique(labels, return_index=True)
+    drawn = np.sort(firsts[np.random.default_rng(0).permutation(len(classes))[:queries]])
+    near = cosines(images[drawn], images)
+    near[np.arange(len(drawn)), drawn] = -np.inf
+    order = np.argsort(-near, axis=1, kind="stable")[:, : min(nearest, len(images) - 1)]
+    return [
+        (int(query), [(int(i), round(float(row[i]), 6)) for i in some])
+        for query, row, some in zip(drawn, near, order, strict=True)
+    ]

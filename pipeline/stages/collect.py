@@ -1,5 +1,5 @@
-"""The collecting stage: all results of one experiment in results.csv, ensembles of its trials over their seeds and folds, and
-where there are several methods, a comparison of them."""
+"""The collecting stage: all results of one experiment in results.csv, ensembles of its trials over their seeds and folds, where
+there are several methods, a comparison of them, and the page that shows all of it."""
 
 from functools import cache
 
@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 from pipeline.progress import log
 from pipeline.reporting import folds
 from pipeline.reporting.comparison import Candidate, candidates, compare, to_json, to_markdown
+from pipeline.reporting.page import page
 from pipeline.reporting.results import Row, collect, to_csv
 from pipeline.stages.ensemble import update_ensembles
 
@@ -25,12 +26,14 @@ def run(config: Config) -> None:
     if update_ensembles(experiment):
         rows = _write(experiment)
     _compare(experiment)
+    _report(experiment)
     for warning in folds.warnings([experiment]):
         log(f"carabid: {warning}")
     trials = [row for row in rows if not row.members]
     done, ensembles = sum(row.state == "done" for row in trials), len(rows) - len(trials)
     more = f", and there are {ensembles} ensembles of them" if ensembles else ""
     print(f"{experiment.results_csv}: {done} of {len(trials)} trials have results{more}", flush=True)
+    print(f"{experiment.report_html}: the page that shows them", flush=True)
 
 
 def _compare(experiment: ExperimentDir) -> None:
@@ -53,6 +56,18 @@ def _compare(experiment: ExperimentDir) -> None:
     if not seen:
         experiment.comparison_json.unlink(missing_ok=True)
         experiment.comparison_md.unlink(missing_ok=True)
+
+
+def _report(experiment: ExperimentDir) -> None:
+    """Write the page of the experiment, and look again, as `_write` does. Trials have their results without it: what prevents it
+    is said on stderr."""
+    shown = ""
+    try:
+        while (rows := to_csv(collect([experiment]))) != shown:
+            page.write([experiment], experiment.report_html)
+            shown = rows
+    except Exception as error:  # of whatever kind: a lab's own task may have charts of its own
+        complain(f"no report: {error or type(error).__name__}")
 
 
 def _write(experiment: ExperimentDir) -> list[Row]:

@@ -14,12 +14,13 @@ from pipeline.device import choose_device, make_deterministic, set_threads
 from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import write_json, write_text
 from pipeline.errors import UserError, WorkError
+from pipeline.metrics.charts.drawing import to_svg_file
+from pipeline.metrics.charts.retrieval import frontier
 from pipeline.metrics.figures import Training
 from pipeline.models.base import Facts
 from pipeline.models.interpolation import bare, between, plain, soup
 from pipeline.models.saved import load_facts, load_model, make_model, read_trained
 from pipeline.models.towers import TwoTowers
-from pipeline.reporting.frontier import draw
 from pipeline.stages.evaluate import choose_split
 from pipeline.stages.inputs import Inputs, changed, load_inputs
 from pipeline.stages.predict import trained_config, trial_at
@@ -121,6 +122,5 @@ def _write(trials: Sequence[TrialDir], rows: list[dict[str, float | None]], spli
     if first.interpolation.exists():
         print(f"{first.interpolation} is there already: replaced", flush=True)
     write_json(first.interpolation, {"trials": names, "split": split, "rows": rows})
-    points = [(row["alpha"], row["ood.i2t_map"], row["id.i2t_map"]) for row in rows]
-    write_text(first.frontier, draw(points, "image→text mAP, species not trained on", "species trained on"))
+    write_text(first.frontier, to_svg_file(frontier(rows)))
     return Frontier(rows, split, (first.interpolation, first.frontier))

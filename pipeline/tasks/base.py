@@ -221,8 +221,9 @@ class Task(ABC, Generic[P]):
             elif isinstance(value, dict) and key not in ASIDE and not (key == "mean_predictor" and prefix):
                 yield from self._named(value, prefix if key in UNNAMED else f"{prefix}{key}.")
 
-    def charts(self, folder: TrialDir, results: Mapping[str, Any]) -> Iterable[Chart]:
-        """Pictures of what a trial or an ensemble said, from the tables in its folder, for `carabid report`."""
+    def charts(self, images: pd.DataFrame | None, groups: pd.DataFrame, results: Mapping[str, Any]) -> Iterable[Chart]:
+        """Pictures of what a trial or an ensemble said, for `carabid report`: from its predictions.parquet, with the columns site
+        and date where the data tell them (None: it keeps no images), its groups.parquet and its results.json."""
         return ()
 
     # ---------------------------------------------------------------- comparisons and ensembles

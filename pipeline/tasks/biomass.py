@@ -6,10 +6,10 @@ has the other two from them; who predicts all five has them as they are said.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pipeline.config.data import Data
 from pipeline.data.dataset import Dataset
@@ -23,11 +23,15 @@ from pipeline.tasks.numbers import Numbers
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pipeline.metrics.charts.chart import Chart
+
 WEIGHTS = {"Dry_Green_g": 0.1, "Dry_Dead_g": 0.1, "Dry_Clover_g": 0.1, "GDM_g": 0.2, "Dry_Total_g": 0.5}
 """Of each target in the challenge's score."""
 NEEDED = ("Dry_Total_g", "GDM_g", "Dry_Green_g")
 DERIVED = {"Dry_Dead_g": ("Dry_Total_g", "GDM_g"), "Dry_Clover_g": ("GDM_g", "Dry_Green_g")}
 """What follows: the first minus the second, and nothing below 0."""
+PARTS = ("Dry_Green_g", "Dry_Clover_g", "Dry_Dead_g")
+"""Of the total."""
 
 
 class Biomass(Numbers):
@@ -62,6 +66,12 @@ class Biomass(Numbers):
             name: (targets[whole] - targets[part]).clip(lower=0) for name, (whole, part) in DERIVED.items() if name not in targets
         }
         return targets[[]].assign(**found)
+
+    def charts(self, images: pd.DataFrame | None, groups: pd.DataFrame, results: Mapping[str, Any]) -> Iterable[Chart]:
+        from pipeline.metrics.charts.sums import composition
+
+        yield composition(self.longer(groups, "mean"), NEEDED[0], PARTS)
+        yield from super().charts(images, groups, results)
 
     def generate(
         self, out: Path, seed: int = 0, scale: float = 1.0, form: Literal["parquet", "csv", "disk"] = "csv"

@@ -125,12 +125,10 @@ class Classes(Task[Probabilities]):
         finite = np.isfinite(said.log_weights).all()
         return self.figures[metric].value(truth, said.mean.astype("float64")) if finite else None
 
-    def charts(self, folder: TrialDir, results: Mapping[str, Any]) -> Iterable[Chart]:
-        import pandas as pd
-
+    def charts(self, images: pd.DataFrame | None, groups: pd.DataFrame, results: Mapping[str, Any]) -> Iterable[Chart]:
         from pipeline.metrics.charts.classes import class_charts
 
-        return class_charts(pd.read_parquet(folder.predictions))
+        return () if images is None else class_charts(images)
 
     # ---------------------------------------------------------------- comparisons
     def read_tested(self, trial: TrialDir, figure: str) -> Tested:

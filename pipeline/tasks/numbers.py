@@ -166,12 +166,22 @@ class Numbers(Task[Tables]):
         found = {f"r2_{name}": figure.value(true[name].to_numpy(), mean[name].to_numpy()) for name in true}
         return {name: value for name, value in found.items() if value is not None}
 
-    def charts(self, folder: TrialDir, results: Mapping[str, Any]) -> Iterable[Chart]:
-        import pandas as pd
-
+    def charts(self, images: pd.DataFrame | None, groups: pd.DataFrame, results: Mapping[str, Any]) -> Iterable[Chart]:
         from pipeline.metrics.charts.numbers import number_charts
 
-        return number_charts(pd.read_parquet(folder.predictions), pd.read_parquet(folder.groups), results)
+        images = None if images is None else self.longer(images, "prediction")
+        return number_charts(images, self.longer(groups, "mean"), results)
+
+    def longer(self, table: pd.DataFrame, said: str) -> pd.DataFrame:
+        """predictions.parquet or groups.parquet with the derived targets behind the others: of these truth and what the column
+        `said` says."""
+        import pandas as pd
+
+        of = {str(target): rows.reset_index(drop=True) for target, rows in table.groupby("target", sort=False)}
+        first = next(iter(of.values())).drop(columns=["mu", "sigma"], errors="ignore")
+        truth, mean = (self.derive(pd.DataFrame({name: rows[each] for name, rows in of.items()})) for each in ("truth", said))
+        more = [first.assign(target=str(name), truth=truth[name]).assign(**{said: mean[name]}) for name in truth]
+        return pd.concat([table, *more], ignore_index=True) if more else table
 
     # ---------------------------------------------------------------- comparisons and ensembles
     def read_tested(self, trial: TrialDir, figure: str) -> Tested:

@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.metrics.buckets import bucket_of
 from pipeline.metrics.figures import Figure, Training
 from pipeline.metrics.ranks import UNKNOWN
-from pipeline.metrics.retrieval import CELLS, cosines
+from pipeline.metrics.retrieval import CELLS, cosines, neighbours
 from pipeline.metrics.retrieval_compared import COLUMNS, compared_figures
 from pipeline.metrics.retrieval_report import FIGURES, Embeddings, chosen_by, class_table, retrieval_report
 from pipeline.metrics.similarity import SIMILARITIES
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 TAXON = "taxon "
 """How the columns of a table begin that say to what an image's class belongs, from the most general rank; its name follows."""
+QUERIES, NEAREST = 10, 5
+"""Images of which the nearest others are kept, and how many of these."""
 ABSENT = -2.0
 """The cosine that stands for one that was not kept: smaller than all."""
 
@@ -130,7 +132,18 @@ class Retrieval(Task[Embedded]):
         blocks = retrieval_report(ranked, parents, predictions.scale, few, medium, called, how)
         present = np.flatnonzero(predictions.ranked.present)
         blocks["summary"]["classes"] = [class_name(predictions.names[i]) for i in present]
-        return blocks
+        return blocks | {"neighbours": self._neighbours(predictions)}
+
+    def _neighbours(self, predictions: Embedded) -> list[dict[str, Any]]:
+        """Of some images, each of another class, what they are and the nearest other images, for people to look at."""
+        images, labels = predictions.images, predictions.labels
+        assert labels is not None
+        nth = images.groupby(["id", "group"]).cumcount()
+        called = [class_name(predictions.names[label]) for label in labels]
+        keys = zip(images["id"], images["group"], nth.tolist(), called, strict=True)
+        told = [{"id": str(name), "group": str(group), "nth": int(n), "class": of} for name, group, n, of in keys]
+        found = neighbours(predictions.embeddings, labels, QUERIES, NEAREST)
+        return [told[query] | {"nearest": [told[i] | {"cosine": cosine} for i, cosine in near]} for query, near in found]
 
     def parents(self, predictions: Embedded) -> dict[str, Array]:
         """Of each rank that the images tell the number of what each class belongs to, UNKNOWN where they do not."""
@@ -150,12 +163,10 @@ class Retrieval(Task[Embedded]):
         known = np.array(counts or [1] * len(classes), "int64")
         return chosen_by(metric, Embeddings(images, truth, classes, known))
 
-    def charts(self, folder: TrialDir, results: Mapping[str, Any]) -> Iterable[Chart]:
-        import pandas as pd
-
+    def charts(self, images: pd.DataFrame | None, groups: pd.DataFrame, results: Mapping[str, Any]) -> Iterable[Chart]:
         from pipeline.metrics.charts.retrieval import retrieval_charts
 
-        return retrieval_charts(pd.read_parquet(folder.groups), results)
+        return retrieval_charts(groups, results)
 
     # ---------------------------------------------------------------- comparisons
     def compared(self) -> Mapping[str, Figure]:

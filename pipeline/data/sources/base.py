@@ -8,6 +8,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from copy import copy
 from functools import cache
 from pathlib import Path
@@ -58,6 +59,13 @@ class Source(ABC):
     @abstractmethod
     def folder(self) -> Path | None:
         """The folder that relative paths of images are relative to; None if there is none."""
+
+    def file(self, split: str, row: int, column: str) -> Path | None:
+        """The file of one image; None where it has none of its own, or nobody can tell which."""
+        with suppress(ValueError):
+            if (names := self.paths(split, column)) is not None and (name := names[row]):
+                return image_path(name, self.folder()).resolve()
+        return None
 
     @abstractmethod
     def image_bytes(self, split: str, row: int, column: str) -> bytes:

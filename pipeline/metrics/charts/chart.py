@@ -21,9 +21,9 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.=-]+", "-", name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chart:
-    """A picture and what it is made of."""
+    """A picture and what it is made of; equal to itself alone."""
 
     name: str
     """Of its file and its ids, as `slug` makes it."""

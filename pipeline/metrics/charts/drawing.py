@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 from pipeline.metrics.charts.chart import Chart
@@ -14,6 +15,8 @@ INK = "#010203"
 """Stands for the colour of text while matplotlib draws: a page in the dark has another one."""
 SERIES = ("#3b83c0", "#d9703a", "#2f9e77", "#b65fa5", "#a8862b", "#7b8794", "#c2455a", "#5b6fd6")
 """Of series, told apart by the colour-blind and on light and dark alike (after Okabe and Ito 2008)."""
+DRAWN = 512
+"""Charts whose SVG is kept: a page and a folder of figures show the same."""
 QUIET = "#8a94a0"
 """Of what is beside the point: lines of reference, the others."""
 STYLE: Any = {
@@ -38,6 +41,7 @@ _REFERENCES = re.compile(r"(url\(#|xlink:href=\"#)([^)\"]+)")
 _AROUND = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>|<!--.*?-->", re.S)
 
 
+@lru_cache(DRAWN)
 def to_svg(chart: Chart) -> str:
     """An `<svg>` element that may stand among others in a page: its ids begin with the chart's name, its text is the page's."""
     with _drawn(chart) as figure:
@@ -47,6 +51,11 @@ def to_svg(chart: Chart) -> str:
     used = {place for _, place in _REFERENCES.findall(text)}
     text = _IDS.sub(lambda found: f' id="{chart.name}-{found[1]}"' if found[1] in used else "", text)
     return _REFERENCES.sub(lambda found: f"{found[1]}{chart.name}-{found[2]}", text)
+
+
+def to_svg_file(chart: Chart) -> str:
+    """The same as a file of its own, in dark ink."""
+    return to_svg(chart).replace("currentColor", "#1d2329")
 
 
 def to_png(chart: Chart) -> bytes:
@@ -62,6 +71,12 @@ def draw_heat(axes: Any, values: Any, **how: Any) -> None:
     rows, columns = ([each - 0.5 for each in range(n + 1)] for n in values.shape)
     axes.pcolormesh(columns, rows, values, **how)
     axes.invert_yaxis()
+
+
+def plain_ticks(axis: Any) -> None:
+    """Numbers as they are: of logarithms matplotlib writes formulas, and texts are taken as they stand (`text.parse_math`)."""
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(lambda value, _: "")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import ndtri
 
 from pipeline.metrics.charts.chart import Chart, sampled
 from pipeline.metrics.charts.drawing import INK, QUIET, SERIES
@@ -17,20 +18,45 @@ if TYPE_CHECKING:
 MOST_DOMAINS = 6
 """That are told apart by colour; the others are one."""
 MOST_BOXES = 14
+COLUMNS = ("domain", "site", "season")
+"""By which errors are shown, beside the species."""
+SEASONS = ("Dec–Feb", "Mar–May", "Jun–Aug", "Sep–Nov")
+"""The meteorological ones."""
+INTERVAL = 0.8
+MOST_BINS = 5
 OTHERS = "others"
 
 
-def number_charts(images: pd.DataFrame, groups: pd.DataFrame, results: Mapping[str, Any]) -> Iterator[Chart]:
-    """Of each target, in the order in which it stands in `groups`; `results` are those of results.json."""
+def number_charts(images: pd.DataFrame | None, groups: pd.DataFrame, results: Mapping[str, Any]) -> Iterator[Chart]:
+    """Of each target, in the order in which it stands in `groups`; `results` are those of results.json. Images tell species, site
+    and date of their groups."""
+    groups = groups if images is None else _placed(groups, images)
     for target in dict.fromkeys(groups["target"]):
         mine = groups[groups["target"] == target]
         yield observed(mine, str(target))
-        for column, of in (("domain", mine), ("species", images[images["target"] == target])):
-            if column in of and of[column].nunique() > 1:
-                yield left_over(of.rename(columns={"prediction": "mean"}), str(target), column)
+        for column in COLUMNS:
+            if column in mine and mine[column].nunique() > 1:
+                yield left_over(mine, str(target), column)
+        if images is not None and "species" in images and images["species"].nunique() > 1:
+            yield left_over(images[images["target"] == target].rename(columns={"prediction": "mean"}), str(target), "species")
         block = results.get(target) or {}
         if (counts := block.get("PIT")) and block.get("coverage"):
             yield calibration(counts, block["coverage"], str(target))
+            if mine["n"].nunique() > 1:
+                yield coverage_by_n(mine, str(target))
+
+
+def _placed(groups: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
+    """Groups with the site and the season of their first image, where these are known."""
+    import pandas as pd
+
+    known = [name for name in ("site", "date") if name in images]
+    table = groups.join(images.groupby("group")[known].first(), on="group")
+    if "date" in table:
+        months = pd.to_datetime(table["date"], errors="coerce").dt.month
+        season = months.map(lambda month: SEASONS[int(month) % 12 // 3], na_action="ignore")
+        table["season"] = pd.Categorical(season, SEASONS, ordered=True)
+    return table
 
 
 def observed(groups: pd.DataFrame, target: str) -> Chart:
@@ -55,7 +81,7 @@ def _observed(axes: Any, table: pd.DataFrame) -> None:
 
 
 def left_over(of: pd.DataFrame, target: str, column: str) -> Chart:
-    """What is left over, predicted less observed, in each domain or species."""
+    """What is left over, predicted less observed, in each domain, site, season or species."""
     table = of[[column, "truth", "mean"]].dropna().assign(left=lambda each: each["mean"] - each["truth"])
     common = table[column].value_counts()
     table = table[table[column].isin(common.index[:MOST_BOXES])]
@@ -67,7 +93,12 @@ def left_over(of: pd.DataFrame, target: str, column: str) -> Chart:
 
 
 def _left_over(axes: Any, table: pd.DataFrame, column: str) -> None:
-    names = sorted(map(str, table[column].unique()), reverse=True)
+    known = table[column]
+    names = (
+        [*map(str, known.cat.categories[known.cat.categories.isin(known)][::-1])]
+        if hasattr(known, "cat")
+        else sorted(map(str, known.unique()), reverse=True)
+    )
     lines = {part: {"color": INK, "linewidth": 1} for part in ("boxprops", "whiskerprops", "capprops")}
     values = [table.loc[table[column] == name, "left"].to_numpy() for name in names]
     median = {"color": SERIES[1], "linewidth": 2}
@@ -93,3 +124,33 @@ def _calibration(axes: Any, table: pd.DataFrame) -> None:
     axes.bar(table["from"], table["share"], width=0.94 * width, align="edge", color=SERIES[0])
     axes.axhline(width, color=QUIET, linewidth=1)
     axes.set(xlabel="quantile of the forecast", ylabel="share of groups", xlim=(0, 1))
+
+
+def coverage_by_n(groups: pd.DataFrame, target: str) -> Chart:
+    """How many observations lie in the central 80 % interval, by how many images a group has: calibration of one number for all
+    group sizes may be right on average alone."""
+    import pandas as pd
+
+    of = groups[["n", "truth", "mu", "sigma"]].dropna()
+    half = float(ndtri(0.5 + INTERVAL / 2))
+    bins = pd.qcut(of["n"], min(MOST_BINS, of["n"].nunique()), duplicates="drop")
+    inside = ((of["truth"] - of["mu"]).abs() <= half * of["sigma"]).groupby(bins, observed=True)
+    sizes = of["n"].groupby(bins, observed=True)
+    table = pd.DataFrame({"from": sizes.min(), "to": sizes.max(), "groups": sizes.size(), "inside": inside.mean()}).reset_index(
+        drop=True
+    )
+    said = "; ".join(f"{_range(row)} images: {100 * row['inside']:.0f} % of {row['groups']:.0f}" for _, row in table.iterrows())
+    said = f"How many groups lie in the central {100 * INTERVAL:.0f} % interval of their forecast of {target}. {said}."
+    return Chart(f"coverage-by-n-{target}", f"{target}: coverage by images of a group", said, table, _coverage_by_n, (5.0, 2.6))
+
+
+def _range(row: Any) -> str:
+    low, high = int(row["from"]), int(row["to"])
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def _coverage_by_n(axes: Any, table: pd.DataFrame) -> None:
+    axes.bar(range(len(table)), table["inside"], width=0.6, color=SERIES[0])
+    axes.axhline(INTERVAL, color=QUIET, linewidth=1)
+    axes.set_xticks(range(len(table)), [_range(row) for _, row in table.iterrows()])
+    axes.set(xlabel="images of the group", ylabel=f"share in the {100 * INTERVAL:.0f} % interval", ylim=(0, 1))

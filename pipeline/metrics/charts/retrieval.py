@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.metrics.charts.chart import Chart, sampled
-from pipeline.metrics.charts.drawing import QUIET, SERIES
+from pipeline.metrics.charts.drawing import QUIET, SERIES, plain_ticks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +34,7 @@ def _by_shots(axes: Any, table: pd.DataFrame) -> None:
     for color, name, of in ((SERIES[0], "known", table[known]), (SERIES[1], "new", table[~known])):
         axes.scatter(of["n_train"], of["i2t_map"], s=12, alpha=0.7, color=color, label=name, linewidths=0)
     axes.set_xscale("symlog", linthresh=1)
+    plain_ticks(axes.xaxis)
     axes.set(xlabel="training images of the class", ylabel="mAP, image→text", ylim=(-0.02, 1.02))
     axes.legend()
 
@@ -65,3 +66,23 @@ def _by_block(axes: Any, table: pd.DataFrame) -> None:
     axes.set_xticks(range(len(names)), names)
     axes.set(ylabel="mAP")
     axes.legend()
+
+
+def frontier(rows: Sequence[Mapping[str, float | None]]) -> Chart:
+    """Between the released model (α 0) and the tuned one (α 1): what is found of species that were trained on, against what is of
+    others (Wortsman et al. 2022, arXiv 2109.01903, figure 1). `rows` as interpolation.json has them."""
+    import pandas as pd
+
+    table = pd.DataFrame([{"alpha": row["alpha"], "new": row["ood.i2t_map"], "known": row["id.i2t_map"]} for row in rows])
+    table = table.astype("float64").dropna().sort_values("alpha")
+    said = "; ".join(f"α {row.alpha:g}: {row.known:.3f} and {row.new:.3f}" for row in table.itertuples())
+    what = f"Image→text mAP of species that were trained on and of others, by the share α of what was learnt. {said}."
+    return Chart("frontier", "Between the released model and the tuned one", what, table, _frontier, (4.8, 3.8))
+
+
+def _frontier(axes: Any, table: pd.DataFrame) -> None:
+    axes.plot(table["new"], table["known"], color=SERIES[0], marker="o", markersize=4)
+    for row in (table.head(1), table.tail(1)):
+        for each in row.itertuples():
+            axes.annotate(f"α {each.alpha:g}", (each.new, each.known), (6, 4), textcoords="offset points")
+    axes.set(xlabel="image→text mAP, species not trained on", ylabel="species trained on")

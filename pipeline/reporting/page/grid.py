@@ -13,7 +13,7 @@ from pipeline.config.identity import flatten
 from pipeline.disk.layout import ExperimentDir
 from pipeline.experiments.reading import saved_science
 from pipeline.metrics.charts.chart import Chart, sampled, slug
-from pipeline.metrics.charts.drawing import QUIET, SERIES, draw_heat
+from pipeline.metrics.charts.drawing import QUIET, SERIES, draw_heat, plain_ticks
 from pipeline.reporting.page.section import Section
 from pipeline.reporting.results import REPLICATES, Row, by_look
 
@@ -95,6 +95,7 @@ def _draw_along(axes: Any, table: pd.DataFrame, title: str) -> None:
     _set_ticks(axes, ticks)
     if not ticks and (places > 0).all() and places.max() > WIDE * places.min():
         axes.set_xscale("log")
+        plain_ticks(axes.xaxis)
     if not ticks and len(means) <= FEW:
         axes.set_xticks(means.index, [f"{value:g}" for value in means.index])
         axes.minorticks_off()

@@ -28,7 +28,7 @@ def _table(look: Look, lines: Sequence[Line]) -> Table:
     done = [line for line in lines if line.state == "done"]
     names = short_names([(line.experiment, line.name) for line in done])
     rows = [_row(look, line, name) for line, name in zip(done, names, strict=True)]
-    return Table(f"Best by {look.columns[0][1]} first", look.header, rows)
+    return Table.of_first(f"Best by {look.columns[0][1]} first", look.header, rows, "results.csv")
 
 
 def _row(look: Look, line: Line, name: str) -> list[Cell]:

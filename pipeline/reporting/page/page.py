@@ -13,12 +13,14 @@ from pipeline.disk.layout import ExperimentDir
 from pipeline.disk.writing import atomic_folder, write_bytes, write_text
 from pipeline.errors import UserError
 from pipeline.metrics.charts.chart import Chart
-from pipeline.metrics.charts.drawing import to_png, to_svg
+from pipeline.metrics.charts.drawing import to_png, to_svg, to_svg_file
 from pipeline.reporting.page.courses import courses
+from pipeline.reporting.page.generalising import generalising
 from pipeline.reporting.page.grid import grid
+from pipeline.reporting.page.images import Pictures
 from pipeline.reporting.page.leaderboard import leaderboard
 from pipeline.reporting.page.section import Section
-from pipeline.reporting.page.spent import costs, failed, origin
+from pipeline.reporting.page.spent import costs, efficiency, failed, origin
 from pipeline.reporting.page.tested import tested
 from pipeline.reporting.results import Row, collect
 
@@ -36,7 +38,9 @@ def write(experiments: Sequence[ExperimentDir], out: Path, figures: Path | None 
         raise UserError(f"{figures} exists: name another folder for --figures, or remove it")
     rows = collect(experiments)
     sections = [section for section in _sections(experiments, rows) if section]
-    write_text(out, render(experiments, rows, sections))
+    trials = [row for row in rows if not row.members]
+    done = f"{sum(row.state == 'done' for row in trials)} of {len(trials)} trials have results."
+    write_text(out, render(", ".join(experiment.path.name for experiment in experiments), done, sections))
     if figures is not None:
         with atomic_folder(figures) as folder:
             for section in sections:
@@ -48,27 +52,28 @@ def write(experiments: Sequence[ExperimentDir], out: Path, figures: Path | None 
 def _sections(experiments: Sequence[ExperimentDir], rows: Sequence[Row]) -> Iterator[Section]:
     """From what is best to where it comes from."""
     yield leaderboard(experiments, rows)
+    yield generalising(rows)
+    pictures = Pictures()
     for experiment in experiments:
         mine = [row for row in rows if row.experiment == experiment.path.name]
         yield grid(experiment, mine)
-        yield tested(experiment, mine)
+        yield tested(experiment, mine, pictures)
     yield courses(experiments, rows)
     yield failed(rows)
     yield costs(experiments, rows)
+    yield efficiency(experiments)
     yield origin(experiments)
 
 
-def render(experiments: Sequence[ExperimentDir], rows: Sequence[Row], sections: Sequence[Section]) -> str:
-    """The page as HTML."""
+def render(title: str, about: str, sections: Sequence[Section]) -> str:
+    """A page as HTML: of these sections, and above them a sentence about it."""
     environment = Environment(
         loader=FunctionLoader(_part), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    trials = [row for row in rows if not row.members]
     return environment.get_template(PARTS[0]).render(
-        title=", ".join(experiment.path.name for experiment in experiments),
+        title=title,
+        about=about,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        n_done=sum(row.state == "done" for row in trials),
-        n_trials=len(trials),
         sections=sections,
         svg=lambda chart: to_svg(chart).replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1),
         css=_part(PARTS[1]),
@@ -81,6 +86,6 @@ def _part(name: str) -> str:
 
 
 def _write_chart(folder: Path, name: str, chart: Chart) -> None:
-    write_text(folder / f"{name}.svg", to_svg(chart).replace("currentColor", "#1d2329"))
+    write_text(folder / f"{name}.svg", to_svg_file(chart))
     write_bytes(folder / f"{name}.png", to_png(chart))
     write_text(folder / f"{name}.csv", chart.table.to_csv(index=chart.table.index.name is not None))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pipeline.metrics.charts.chart import Chart
 
 UNKNOWN = "–"
+MOST_ROWS = 2000
+"""Of a table: a page of more opens slowly, and nobody reads on."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,12 @@ class Table:
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+
+    @classmethod
+    def of_first(cls, caption: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], all_in: str) -> Table:
+        """Of very many rows the first; `all_in`: what has all of them."""
+        more = f"; the first {MOST_ROWS:,} of {len(rows):,}, all are in {all_in}" if len(rows) > MOST_ROWS else ""
+        return cls(caption + more, header, rows[:MOST_ROWS])
 
     def numeric(self, column: int) -> bool:
         """Whether a column is of numbers, which stand on the right."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 from pipeline.disk.layout import ExperimentDir
 from pipeline.disk.writing import read_record
 from pipeline.reporting import cost
+from pipeline.reporting import efficiency as asked
 from pipeline.reporting.page.section import Cell, Section, Table, number, text
 from pipeline.reporting.results import Row
 
@@ -17,7 +19,9 @@ def failed(rows: Sequence[Row]) -> Section:
     """Trials without results."""
     lacking = [row for row in rows if row.state != "done"]
     cells = [[text(row.experiment), text(row.trial), text(row.state), text(row.reason)] for row in lacking]
-    tables = [Table("Trials without results", ("experiment", "trial", "state", "why"), cells)] if cells else []
+    tables = (
+        [Table.of_first("Trials without results", ("experiment", "trial", "state", "why"), cells, "results.csv")] if cells else []
+    )
     return Section("failed", "What has no results", tables=tables)
 
 
@@ -34,7 +38,20 @@ def costs(experiments: Sequence[ExperimentDir], rows: Sequence[Row]) -> Section:
         "costs",
         "What it has cost",
         words if known else [],
-        [Table("By trial", cost.HEADER, [_cost(each) for each in known])] if known else [],
+        [Table.of_first("By trial", cost.HEADER, [_cost(each) for each in known], "`carabid results --cost`")] if known else [],
+    )
+
+
+def efficiency(experiments: Sequence[ExperimentDir]) -> Section:
+    """What jobs of Slurm asked for, and used."""
+    used = asked.collect(experiments)
+    rows = [[text(value) if isinstance(value, str) else number(value, ".3g") for value in astuple(each)] for each in used]
+    words = [asked.shares(used) or "Nobody has told what they asked for."]
+    return Section(
+        "efficiency",
+        "What jobs asked for, and used",
+        words if rows else [],
+        [Table.of_first("By job task", asked.HEADER, rows, "`carabid results --efficiency`")] if rows else [],
     )
 
 

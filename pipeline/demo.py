@@ -4,12 +4,14 @@ import os
 import time
 from pathlib import Path
 
+from pipeline.backbones.lite0 import find_weights, write_lite0
 from pipeline.disk.layout import PROJECT, all_experiments, root
 from pipeline.errors import WorkError
 from pipeline.experiments.reading import load_experiment
 from pipeline.launch.manifest.manifest import Manifest, Terms, make_manifest
 from pipeline.launch.submitting import local
 from pipeline.launch.watching.plan import missing_trials
+from pipeline.reporting.page import page
 from pipeline.reporting.results import by_look, collect, print_tables, sorts, summarize
 
 # A tiny random backbone on some thousand small images wants higher rates, smaller adapters and far fewer epochs than
@@ -25,7 +27,10 @@ METHODS: dict[str, tuple[str, ...]] = {
     "augmentation": TAIL,
     "lora": LORA,
     "combined": LORA,
+    "pretrained": ("optim.lr=1e-3", "train.epochs=60", "experiment=beetles-pretrained"),
 }
+"""The last one is `frozen` on a real pretrained network, where its package is installed."""
+BACKBONES = {"dinov2": "backbone.name={}", "pretrained": "backbone={{kind: timm, name: 'local-dir:{}', views: {{sizes: [96]}}}}"}
 PLAIN = ("mean_rgb", "pixels")
 WORKERS = 2
 SCALE = 1.0
@@ -44,8 +49,10 @@ def run(out: Path | None) -> None:
     manifests = [manifest for name, overrides in experiments(place) if (manifest := _manifest(name, overrides))]
     ended_well = local.run(manifests, WORKERS) if manifests else True
     show()
+    report = page.write(all_experiments(), place / "report.html")
     minutes = (time.monotonic() - started) / 60
     print(f"{minutes:.1f} minutes; everything is under {place}. Look again with: CARABID_ROOT={place} carabid results")
+    print(f"All of it as one page, to open in a browser: {report}")
     if not ended_well:
         raise WorkError("some of the trials did not finish; the lines above name their logs. `carabid demo` again goes on")
 
@@ -56,6 +63,8 @@ def prepare(place: Path) -> None:
 
     load_task("beetles").generate(place / "data", scale=SCALE)  # the same data already there are left as they are
     missing = [name for name in ("clip", "dinov2") if not (place / "backbones" / name).exists()]
+    if (weights := find_weights()) and not (place / "backbones" / "pretrained").exists():
+        write_lite0(weights, place / "backbones" / "pretrained")
     if missing:
         from pipeline.backbones.tiny import write_tiny_dinov2, write_tiny_open_clip  # (seconds of libraries)
 
@@ -70,8 +79,10 @@ def experiments(place: Path) -> list[tuple[str, tuple[str, ...]]]:
     clip = f"backbone.name=local-dir:{backbones / 'clip'}"
     chosen = []
     for name, overrides in METHODS.items():
-        backbone = f"backbone.name={backbones / 'dinov2'}" if name == "dinov2" else clip
-        chosen.append((name, (*SHARED, data, backbone, *overrides)))
+        if name == "pretrained" and not (backbones / name).exists():
+            continue
+        backbone = BACKBONES[name].format(backbones / name) if name in BACKBONES else clip
+        chosen.append(("frozen" if name == "pretrained" else name, (*SHARED, data, backbone, *overrides)))
     chosen += [(name, (*SHARED[1:], data)) for name in PLAIN]
     control = ("experiment=beetles-frozen-permuted", "data.permute_targets=true", *METHODS["frozen"])
     return [*chosen, ("frozen", (*SHARED, data, clip, *control))]

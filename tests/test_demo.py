@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 
 from pipeline import demo
+from pipeline.backbones.lite0 import find_weights
 from pipeline.disk.layout import PROJECT
 
 SEEDS = 2
 
 
 pytestmark = pytest.mark.jobs
-FORMS = {"frozen alone": ("frozen",), "whole": tuple(demo.METHODS)}
-"""Methods that the demo trains, beside the plain baselines and the control."""
+WHOLE = tuple(name for name in demo.METHODS if name != "pretrained" or find_weights())
+FORMS = {"frozen alone": ("frozen",), "whole": WHOLE}
+"""Methods that the demo trains, beside the plain baselines and the control; the pretrained network where it is installed."""
 ONLY = "import sys; from pathlib import Path; from pipeline import demo; "
 ONLY += "demo.METHODS = {name: demo.METHODS[name] for name in sys.argv[2:]}; demo.SCALE = 0.5; demo.run(Path(sys.argv[1]))"
 
@@ -65,6 +67,9 @@ def test_the_methods_two_plain_baselines_and_the_control_stand_in_the_table(plac
     assert counts == dict.fromkeys([*place.methods, "frozen-permuted"], SEEDS) | dict.fromkeys(demo.PLAIN, 1)
     table = (place.folder / "output.txt").read_text()
     assert all(f"beetles-{name} " in table for name in counts) and "The mean predictor" in table
+    assert f"as one page, to open in a browser: {place.folder / 'report.html'}" in table
+    page = (place.folder / "report.html").read_text()
+    assert all(f"What was predicted: beetles-{name}" in page for name in counts)
 
 
 def test_the_frozen_head_learns_loses_out_of_domain_and_learns_nothing_from_permuted_targets(place: Demo) -> None:

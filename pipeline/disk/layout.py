@@ -35,9 +35,10 @@ def root() -> Path:
     return path.resolve()
 
 
-def features_root(config: Config) -> Path:
+def features_root(config: Config | None = None) -> Path:
     """The feature stores' folder."""
-    return root() / (Path(config.paths.features).expanduser() if config.paths.features else "features")
+    chosen = config.paths.features if config else None
+    return root() / (Path(chosen).expanduser() if chosen else "features")
 
 
 def record_path(config: Config, kind: str, name: str) -> Path:

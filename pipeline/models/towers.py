@@ -68,6 +68,9 @@ class TwoTowers(Model):
         """Images → embeddings of length 1, in fp32."""
         return F.normalize(self.encoder(features).float(), dim=-1)
 
+    def encode(self, features: Features) -> Embeddings:
+        return self.embed(features)
+
     def embed_texts(self, features: Features) -> Embeddings:
         """Texts → embeddings of length 1, in fp32."""
         return F.normalize(self.text_encoder(features).float(), dim=-1)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.metrics.charts.drawing import to_svg_file
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -34,6 +36,10 @@ class Chart:
     draw: Draw
     size: tuple[float, float] = (5.0, 3.6)
     """Width and height in inches."""
+
+    def _repr_svg_(self) -> str:
+        """As notebooks show it."""
+        return to_svg_file(self)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", slug(self.name))

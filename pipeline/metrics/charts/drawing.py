@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
-
-from pipeline.metrics.charts.chart import Chart
+from typing import Any, Protocol
 
 INK = "#010203"
 """Stands for the colour of text while matplotlib draws: a page in the dark has another one."""
 SERIES = ("#3b83c0", "#d9703a", "#2f9e77", "#b65fa5", "#a8862b", "#7b8794", "#c2455a", "#5b6fd6")
 """Of series, told apart by the colour-blind and on light and dark alike (after Okabe and Ito 2008)."""
-DRAWN = 512
+KEPT = 512
 """Charts whose SVG is kept: a page and a folder of figures show the same."""
 QUIET = "#8a94a0"
 """Of what is beside the point: lines of reference, the others."""
@@ -36,13 +34,28 @@ STYLE: Any = {
     "legend.fontsize": 8,
     "lines.linewidth": 1.4,
 }
+
+
+class Drawn(Protocol):
+    """What can be drawn: see `chart.Chart`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def table(self) -> Any: ...
+    @property
+    def draw(self) -> Callable[[Any, Any], None]: ...
+    @property
+    def size(self) -> tuple[float, float]: ...
+
+
 _IDS = re.compile(r'\s+id="([^"]*)"')
 _REFERENCES = re.compile(r"(url\(#|xlink:href=\"#)([^)\"]+)")
 _AROUND = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>|<!--.*?-->", re.S)
 
 
-@lru_cache(DRAWN)
-def to_svg(chart: Chart) -> str:
+@lru_cache(KEPT)
+def to_svg(chart: Drawn) -> str:
     """An `<svg>` element that may stand among others in a page: its ids begin with the chart's name, its text is the page's."""
     with _drawn(chart) as figure:
         buffer = io.StringIO()
@@ -53,12 +66,12 @@ def to_svg(chart: Chart) -> str:
     return _REFERENCES.sub(lambda found: f"{found[1]}{chart.name}-{found[2]}", text)
 
 
-def to_svg_file(chart: Chart) -> str:
+def to_svg_file(chart: Drawn) -> str:
     """The same as a file of its own, in dark ink."""
     return to_svg(chart).replace("currentColor", "#1d2329")
 
 
-def to_png(chart: Chart) -> bytes:
+def to_png(chart: Drawn) -> bytes:
     """On white, for a talk: 200 dots an inch."""
     with _drawn(chart) as figure:
         buffer = io.BytesIO()
@@ -80,7 +93,7 @@ def plain_ticks(axis: Any) -> None:
 
 
 @contextmanager
-def _drawn(chart: Chart) -> Iterator[Any]:
+def _drawn(chart: Drawn) -> Iterator[Any]:
     import matplotlib
     from matplotlib.figure import Figure
 

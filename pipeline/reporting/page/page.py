@@ -37,7 +37,7 @@ def write(experiments: Sequence[ExperimentDir], out: Path, figures: Path | None 
     if figures is not None and figures.exists():
         raise UserError(f"{figures} exists: name another folder for --figures, or remove it")
     rows = collect(experiments)
-    sections = [section for section in _sections(experiments, rows) if section]
+    sections = sections_of(experiments, rows)
     trials = [row for row in rows if not row.members]
     done = f"{sum(row.state == 'done' for row in trials)} of {len(trials)} trials have results."
     write_text(out, render(", ".join(experiment.path.name for experiment in experiments), done, sections))
@@ -47,6 +47,11 @@ def write(experiments: Sequence[ExperimentDir], out: Path, figures: Path | None 
                 for chart in section.charts:
                     _write_chart(folder, f"{section.name}-{chart.name}", chart)
     return out
+
+
+def sections_of(experiments: Sequence[ExperimentDir], rows: Sequence[Row]) -> list[Section]:
+    """What there is to show of these experiments, whose `rows` are all of theirs."""
+    return [section for section in _sections(experiments, rows) if section]
 
 
 def _sections(experiments: Sequence[ExperimentDir], rows: Sequence[Row]) -> Iterator[Section]:

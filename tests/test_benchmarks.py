@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import biomass, forecasts, head_training, ranks, ridge, ridge_stack, shifted, silhouettes, start
+from benchmarks import biomass, forecasts, head_training, ranks, report, ridge, ridge_stack, shifted, silhouettes, start
 from pipeline.disk.layout import PROJECT
 from tests import conftest
 
 
 def test_every_script_has_a_short_form_here() -> None:
     scripts = {path.stem for path in (PROJECT / "benchmarks").glob("*.py")} - {"__init__"}
-    known = (biomass, forecasts, head_training, ranks, ridge, ridge_stack, shifted, silhouettes, start)
+    known = (biomass, forecasts, head_training, ranks, report, ridge, ridge_stack, shifted, silhouettes, start)
     assert scripts == {module.__name__.rpartition(".")[2] for module in known}
 
 
@@ -39,6 +39,15 @@ def test_start_loads_a_module_each_way(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr("sys.argv", ["start.py", "1", "yaml"])
     start.main()
     assert re.fullmatch(r"yaml: plain \d\.\d\d s, carabid \d\.\d\d s: ratio \d+\.\d\d\n", capsys.readouterr().out)
+
+
+def test_a_report_of_many_trials_is_written_and_opened(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["report.py", "5"])
+    monkeypatch.setenv("CARABID_ROOT", "")
+    report.main()
+    assert re.search(r"5 trials: written in .* MB, opened in (\d\.\d\d s|no browser here)\n$", capsys.readouterr().out)
 
 
 def test_ridge_finds_the_same_weights_both_ways(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from pipeline.metrics.charts.chart import Chart, slug
 from pipeline.metrics.charts.retrieval import frontier
 from pipeline.reporting.page.cases import cases
 from pipeline.reporting.page.images import Images, Pictures, images_of
-from pipeline.reporting.page.section import Cell, Section, Table
+from pipeline.reporting.page.section import Cell, Section, Table, number, text
 from pipeline.reporting.results import Row, by_look, sort_rows
 from pipeline.reporting.state import AGAIN
 from pipeline.tasks import load_task
@@ -29,11 +29,11 @@ def tested(experiment: ExperimentDir, rows: Sequence[Row], pictures: Pictures) -
     done = [row for row in rows if row.state == "done"]
     for look, some in by_look(done).items():
         row = sort_rows([each for each in some if each.together.startswith("out of")] or some, look.sort)[0]
-        return _section(experiment, row, pictures)
+        return _section(experiment, row, pictures, [each for each in some if each.trial in row.members])
     return Section("", "")
 
 
-def _section(experiment: ExperimentDir, row: Row, pictures: Pictures) -> Section:
+def _section(experiment: ExperimentDir, row: Row, pictures: Pictures, members: Sequence[Row]) -> Section:
     folder, trained = TrialDir(experiment.path / row.trial), experiment.trial(row.members[0] if row.members else row.trial)
     of = saved_science(trained.config)
     with suppress(OSError, Damaged), reading(folder.path, AGAIN):
@@ -42,11 +42,18 @@ def _section(experiment: ExperimentDir, row: Row, pictures: Pictures) -> Section
         said, groups = _predicted(folder, images)
         called = row.together[:1].upper() + row.together[1:] if row.together else f"The best trial, {row.trial}"
         words = [f"{called}: {results['n_images']:,} images of the {row.split} split.", images.lacking]
-        tables = [*(cases(said, images) if said is not None else ()), *_found(results, images)]
+        tables = [*_each(row, members), *(cases(said, images) if said is not None else ()), *_found(results, images)]
         charts = [*task.charts(said, groups, results), *_between(folder)]
         name = slug(experiment.path.name)
         return Section(f"tested-{name}", f"What was predicted: {experiment.path.name}", [*filter(None, words)], tables, charts)
     return Section("", "")
+
+
+def _each(row: Row, members: Sequence[Row]) -> Iterator[Table]:
+    """What those that are taken together have reached alone."""
+    if members:
+        lines = [[text(each.trial), *(number(each.figures.get(name)) for name in row.headline)] for each in members]
+        yield Table(f"Each of the {len(members)} trials that are taken together", ("trial", *row.headline.values()), lines)
 
 
 def _predicted(folder: TrialDir, images: Images) -> tuple[pd.DataFrame | None, pd.DataFrame]:

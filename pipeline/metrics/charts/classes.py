@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.metrics.charts.chart import Chart
-from pipeline.metrics.charts.drawing import INK, QUIET, SERIES, draw_heat
+from pipeline.metrics.charts.drawing import INK, QUIET, SERIES, draw_heat, shortened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,8 +53,8 @@ def _confusion(axes: Any, table: pd.DataFrame) -> None:
     for (row, column), n in np.ndenumerate(counts):
         if n:
             axes.text(column, row, f"{n:.0f}", ha="center", va="center", fontsize=7, color="#0b1a2b")
-    axes.set_xticks(range(table.shape[1]), table.columns, rotation=60, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(table.shape[0]), table.index)
+    axes.set_xticks(range(table.shape[1]), shortened([*map(str, table.columns)]), rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(table.shape[0]), shortened([*map(str, table.index)]))
     axes.set(xlabel="taken for", ylabel="class")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Protocol
@@ -84,6 +84,11 @@ def draw_heat(axes: Any, values: Any, **how: Any) -> None:
     rows, columns = ([each - 0.5 for each in range(n + 1)] for n in values.shape)
     axes.pcolormesh(columns, rows, values, **how)
     axes.invert_yaxis()
+
+
+def shortened(names: Sequence[str], most: int = 26) -> list[str]:
+    """Names for an axis: of a long one its beginning and its end."""
+    return [name if len(name) <= most else f"{name[: most // 2]}…{name[1 - most // 2 :]}" for name in names]
 
 
 def plain_ticks(axis: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from pipeline.metrics.charts.chart import Chart, sampled
-from pipeline.metrics.charts.drawing import INK, QUIET, SERIES
+from pipeline.metrics.charts.drawing import INK, QUIET, SERIES, shortened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,7 +102,7 @@ def _left_over(axes: Any, table: pd.DataFrame, column: str) -> None:
     lines = {part: {"color": INK, "linewidth": 1} for part in ("boxprops", "whiskerprops", "capprops")}
     values = [table.loc[table[column] == name, "left"].to_numpy() for name in names]
     median = {"color": SERIES[1], "linewidth": 2}
-    axes.boxplot(values, orientation="horizontal", tick_labels=names, widths=0.6, sym="", medianprops=median, **lines)
+    axes.boxplot(values, orientation="horizontal", tick_labels=shortened(names), widths=0.6, sym="", medianprops=median, **lines)
     axes.axvline(0, color=QUIET, linewidth=1, zorder=0)
     axes.set(xlabel="predicted − observed")
 

@@ -13,7 +13,7 @@ from pipeline.config.identity import flatten
 from pipeline.disk.layout import ExperimentDir
 from pipeline.experiments.reading import saved_science
 from pipeline.metrics.charts.chart import Chart, sampled, slug
-from pipeline.metrics.charts.drawing import QUIET, SERIES, draw_heat, plain_ticks
+from pipeline.metrics.charts.drawing import QUIET, SERIES, draw_heat, plain_ticks, shortened
 from pipeline.reporting.page.section import Section
 from pipeline.reporting.results import REPLICATES, Row, by_look
 
@@ -112,7 +112,7 @@ def _places(values: pd.Series) -> tuple[pd.Series, list[str]]:
 
 def _set_ticks(axes: Any, names: Sequence[str]) -> None:
     if names:
-        axes.set_xticks(range(len(names)), [name if len(name) < 24 else f"{name[:10]}…{name[-10:]}" for name in names])
+        axes.set_xticks(range(len(names)), shortened(names, 22))
         axes.set_xlim(-0.5, len(names) - 0.5)
         if max(map(len, names)) * len(names) > 40:
             axes.tick_params("x", rotation=35)

@@ -1,4 +1,4 @@
-"""The commands that come before any trial: the demo, made-up data, what must be in the cache, and what a split parts."""
+"""The commands that come before any trial: the demo, made-up data, what must be in the cache, and what data are like."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +7,7 @@ import typer
 
 from pipeline.cli.arguments import ConfigArgument, Overrides, load
 from pipeline.config.identity import plain
+from pipeline.config.trial import Config
 from pipeline.errors import UserError
 
 
@@ -52,10 +53,27 @@ def split(
     """Show which images and classes train, validate, test and are held out; --out writes them."""
     from pipeline.reporting import partitions as module
 
-    trials = load(config, overrides).trials
-    if len({str(plain(trial.config.data)) for trial in trials}) > 1:
-        raise UserError(f"{config} makes trials on several splits: name one, as in data.split.fold=0")
-    found = module.partitions(trials[0].config)
+    found = module.partitions(_with_one_split(config, overrides))
     module.show(found)
     for path in module.write(found, out) if out else ():
         print(f"wrote {path}")
+
+
+def inspect(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write it as a page, with charts and images.")] = None,
+    images: Annotated[int, typer.Option(min=0, help="Open so many images at most, drawn at random; 0: the table alone.")] = 3000,
+) -> None:
+    """Look at data before training: targets, classes, groups, images that are broken, copies that stand in several splits."""
+    from pipeline.reporting.inspection import inspection as module
+
+    module.inspect(_with_one_split(config, overrides), images, out)
+
+
+def _with_one_split(config: str, overrides: list[str] | None) -> Config:
+    """A trial of the experiment. Raises UserError where its trials are on several data or splits."""
+    trials = load(config, overrides).trials
+    if len({str(plain(trial.config.data)) for trial in trials}) > 1:
+        raise UserError(f"{config} makes trials on several splits: name one, as in data.split.fold=0")
+    return trials[0].config

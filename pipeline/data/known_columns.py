@@ -28,6 +28,8 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "view": ("view", "dorsalventral", "classdv", "side", "aspect"),
     "group": ("occurrenceid", "gbifid", "observationid", "observationuuid", "individualid", "specimenid", "organismid"),
     "image": ("filename", "filepath", "image", "imagepath", "path", "file", "imagefile", "photo"),
+    "latitude": ("decimallatitude", "latitude", "lat"),
+    "longitude": ("decimallongitude", "longitude", "lon", "lng", "long"),
     "url": ("imageurl", "accessuri", "identifier", "fileurl", "photourl", "url"),
 }  # fmt: skip
 """What a column holds → the letters of its name, best first. Darwin Core: scientificName, specificEpithet, vernacularName; GBIF:

@@ -65,6 +65,12 @@ def decode(encoded: bytes, how: How) -> Decoded:
     return decode_opened(_open(encoded, how.max_pixels), how)
 
 
+def form_of(encoded: bytes, how: How) -> str:
+    """Format and mode of an encoded image: `JPEG, RGB`. Raises what Pillow raises, ValueError."""
+    image = _open(encoded, how.max_pixels)
+    return f"{image.format}, {image.mode}"
+
+
 def _open(encoded: bytes, most: int) -> Image.Image:
     """Opened by its content, whatever it is called. Pillow's own guard knows of images inside of others too (icons), and refuses
     above twice what it is set to."""

@@ -27,6 +27,8 @@ SPLIT_BY = "split by "
 """What the columns begin with by which folds are dealt (data.split.by); a number follows."""
 UNUSED = "unused"
 """The split of images that neither train, validate nor test (data.shots)."""
+SPLITS = ("train", "validation", "test", UNUSED)
+"""All that there are, in the order in which they are shown."""
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.config.trial import Config
+from pipeline.data.truth import SPLITS
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-SPLITS = ("train", "validation", "test", "unused")
 COLOURS = {"trained on": "#4477aa", "OOD validation": "#ccbb44", "OOD test": "#ee6677", "OOD": "#aa3377"}
 """Tol's bright scheme, which colour-blind people can tell apart."""
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 960, 420, 60, 50, 40

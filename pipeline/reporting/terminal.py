@@ -75,6 +75,19 @@ def _room(width: int, others: Sequence[int]) -> int:
     return width - sum(others) - 3 * (len(others) + 2) - 1
 
 
+def squeeze(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """How wide each column of a table is whose columns are of any kind: as wide as it is, the widest ones less, down to what no
+    number needs; where that is not enough the last ones are left out."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    while (excess := sum(widths) + 3 * len(widths) + 1 - width) > 0 and len(widths) > 1:
+        widest = max(widths)
+        if widest > LEAST[0]:
+            widths[widths.index(widest)] = max(LEAST[0], widest - excess)
+        else:
+            widths.pop()
+    return widths
+
+
 def print_cells(header: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequence[int] = ()) -> None:
     """A table with columns of these widths, or else as wide as the terminal, 160 columns in a file; what is too long for its
     column goes on below."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.metrics.calibration import Kind
     from pipeline.metrics.charts.chart import Chart
     from pipeline.metrics.groups import Prediction
+    from pipeline.metrics.summaries import Summary
 
 Array = NDArray[Any]
 Groups = NDArray[np.int64]
@@ -131,6 +132,16 @@ class Task(ABC, Generic[P]):
     @abstractmethod
     def training(self, dataset: Dataset, table: pd.DataFrame) -> Training:
         """What the training rows `table` of a data set are like."""
+
+    def overview(self, dataset: Dataset) -> Iterable[Summary | Chart]:
+        """Tables and pictures of what is to be predicted, before anything is trained, for `carabid inspect`."""
+        return ()
+
+    def sheets(self, dataset: Dataset) -> Mapping[str, pd.Series]:
+        """By what samples of images are shown on sheets: what a sheet is of → of each image the name of its sheet, None: on none;
+        in the order of sheets."""
+        domains = dataset.table["domain"]
+        return {"domain": domains} if domains.notna().any() else {}
 
     # ---------------------------------------------------------------- predictions
     @abstractmethod

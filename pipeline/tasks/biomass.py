@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pipeline.config.data import Data
+from pipeline.data.cells import cells_of, names_of
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.metrics.figures import Figure
@@ -24,9 +25,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pipeline.metrics.charts.chart import Chart
+    from pipeline.metrics.summaries import Summary
 
 WEIGHTS = {"Dry_Green_g": 0.1, "Dry_Dead_g": 0.1, "Dry_Clover_g": 0.1, "GDM_g": 0.2, "Dry_Total_g": 0.5}
 """Of each target in the challenge's score."""
+STATE = "State"
+MEASURED = ("Height_Ave_cm", "Pre_GSHH_NDVI")
+"""The challenge's columns beside the targets."""
 NEEDED = ("Dry_Total_g", "GDM_g", "Dry_Green_g")
 DERIVED = {"Dry_Dead_g": ("Dry_Total_g", "GDM_g"), "Dry_Clover_g": ("GDM_g", "Dry_Green_g")}
 """What follows: the first minus the second, and nothing below 0."""
@@ -72,6 +77,21 @@ class Biomass(Numbers):
 
         yield composition(self.longer(groups, "mean"), NEEDED[0], PARTS)
         yield from super().charts(images, groups, results)
+
+    def overview(self, dataset: Dataset) -> Iterable[Summary | Chart]:
+        """By state as well, and against what was measured on the ground."""
+        from pipeline.metrics.charts.overview import boxes, related
+        from pipeline.metrics.summaries import mean_summary
+
+        yield from super().overview(dataset)
+        each, names, of = self.known_truth(dataset)
+        if (states := names_of(dataset, STATE)) is not None and STATE not in each and states.nunique() > 1:
+            each = each.assign(**{STATE: states})
+            yield mean_summary(each, names, STATE, of)
+            yield boxes(each, NEEDED[0], STATE, of)
+        for measured in MEASURED:
+            if (cells := cells_of(dataset, measured)) is not None and measured not in each:
+                yield related(each.assign(**{measured: cells}), measured, NEEDED[0], of)
 
     def generate(
         self, out: Path, seed: int = 0, scale: float = 1.0, form: Literal["parquet", "csv", "disk"] = "csv"

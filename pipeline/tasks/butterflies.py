@@ -6,16 +6,26 @@ flat folder of images.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.config.data import Data
+from pipeline.data.cells import names_of
 from pipeline.data.dataset import Dataset
-from pipeline.data.truth import class_name
+from pipeline.data.truth import LABEL, class_name
 from pipeline.errors import UserError
 from pipeline.metrics.figures import Training
 from pipeline.metrics.hybrids import FIGURES, hybrid_report
 from pipeline.tasks.classes import Classes, Probabilities
+
+if TYPE_CHECKING:
+    from pipeline.metrics.charts.chart import Chart
+    from pipeline.metrics.summaries import Summary
+
+SUBSPECIES = "subspecies (of hybrids a parent's)"
+PARENTS = ("parent_subspecies_1", "parent_subspecies_2")
+"""The challenge's columns with the subspecies that a hybrid is of."""
 
 
 class Butterflies(Classes):
@@ -30,6 +40,25 @@ class Butterflies(Classes):
             names = ", ".join(map(class_name, dataset.targets))
             raise UserError(f"{data.source}: which class are the hybrids? Set data.positive to one of {names}.")
         return dataset
+
+    def overview(self, dataset: Dataset) -> Iterable[Summary | Chart]:
+        """Class balance of each subspecies as well, hybrids counted to both of their parents, and which parents these are."""
+        import pandas as pd
+
+        from pipeline.metrics.charts.overview import counted, crossed
+        from pipeline.metrics.summaries import class_summary
+
+        yield from super().overview(dataset)
+        table = dataset.table.drop(columns=LABEL).rename(columns={"species": SUBSPECIES, "label": "class"})
+        parents = {name: cells for name in PARENTS if (cells := names_of(dataset, name)) is not None}
+        tables = [table, *(table.assign(**{SUBSPECIES: cells}) for cells in parents.values())]
+        each = pd.concat(tables).dropna(subset=[SUBSPECIES])
+        if len(each):
+            yield class_summary(each, SUBSPECIES, "class")
+            yield counted(each, SUBSPECIES, "class")
+        known = table.assign(**parents).dropna(subset=list(parents))
+        if len(parents) == len(PARENTS) and len(known):
+            yield crossed(known, *PARENTS, of="hybrids")
 
     def report(self, predictions: Probabilities, training: Training) -> dict[str, Any]:
         assert predictions.labels is not None

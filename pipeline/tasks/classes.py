@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from pipeline.metrics.charts.chart import Chart
     from pipeline.metrics.groups import Prediction
+    from pipeline.metrics.summaries import Summary
 
 TOP = 5
 """Classes of each image that are kept where there are MANY; and the true one."""
@@ -62,6 +63,13 @@ class Classes(Task[Probabilities]):
         labels = dataset.truth.of(table.drop_duplicates("group"))
         shares = np.bincount(labels, minlength=len(dataset.targets)) / len(labels)
         return Training(sorted(set(table["domain"].dropna())), dict(zip(dataset.targets, shares.tolist(), strict=True)))
+
+    def overview(self, dataset: Dataset) -> Iterable[Summary | Chart]:
+        return class_overview(dataset, "class", len(dataset.targets) > MANY)
+
+    def sheets(self, dataset: Dataset) -> Mapping[str, pd.Series]:
+        """By class as well."""
+        return {"class": dataset.table["label"], **super().sheets(dataset)}
 
     # ---------------------------------------------------------------- predictions
     def predictions(self, table: pd.DataFrame, truth: Array | None, names: Sequence[str], said: Prediction) -> Probabilities:
@@ -135,6 +143,19 @@ class Classes(Task[Probabilities]):
         if len(read_json(trial.results)["summary"]["classes"]) > MANY and figure not in FROM_TOP:
             raise UserError(f"--figure {figure}: of so many classes only the first are kept; choose {', '.join(FROM_TOP)}")
         return read_classes(trial, 0.0)
+
+
+def class_overview(dataset: Dataset, word: str, is_long: bool) -> Iterator[Summary | Chart]:
+    """Of classes, which people call by this word: images and groups of each, by split; and as a long tail."""
+    from pipeline.metrics.charts.overview import counted, long_tail
+    from pipeline.metrics.summaries import class_summary, tail_summary
+
+    table = dataset.table[["id", "group", "split"]].assign(**{word: dataset.table["label"]})
+    if is_long:
+        yield tail_summary(table, word)
+        yield long_tail(table, word)
+    yield class_summary(table, word)
+    yield counted(table, word)
 
 
 def read_classes(trial: TrialDir, absent: float) -> Tested:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from pipeline.config.data import Data
+from pipeline.data.cells import coordinates
 from pipeline.data.dataset import Dataset
 from pipeline.data.table import load_numbers
 from pipeline.disk.layout import TrialDir
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from pipeline.metrics.calibration import Kind
     from pipeline.metrics.charts.chart import Chart
     from pipeline.metrics.groups import Prediction
+    from pipeline.metrics.summaries import Summary
+
+MOST_SHOWN = 6
+"""Targets of which there are pictures of data."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,43 @@ class Numbers(Task[Tables]):
         means = {name: float(groups[name].mean()) for name in dataset.targets}
         sds = {name: float(groups[name].std(ddof=0)) for name in dataset.targets}
         return Training(sorted(set(table["domain"].dropna())), means, sds)
+
+    def overview(self, dataset: Dataset) -> Iterable[Summary | Chart]:
+        """Of targets and what follows from them: how they are spread and go together, where, when and of what they are others."""
+        from pipeline.metrics.charts.overview import boxes, mapped, spread, together
+        from pipeline.metrics.summaries import mean_summary, number_summary
+
+        each, names, of = self.known_truth(dataset)
+        yield number_summary(each, names, of)
+        yield mean_summary(each, names, "split", of)
+        known = [name for name in ("domain", "season", "species") if each[name].nunique() > 1]
+        for column in known:
+            yield mean_summary(each, names, column, of)
+        for name in names[:MOST_SHOWN]:
+            yield spread(each, name, of)
+            yield from (boxes(each, name, column, of) for column in known)
+        if 1 < len(names) <= MOST_SHOWN:
+            yield together(each, names)
+        if (places := coordinates(dataset)) is not None:
+            yield from (mapped(each[[name]].join(places), name, of) for name in names[:MOST_SHOWN] if name not in places)
+
+    def known_truth(self, dataset: Dataset) -> tuple[pd.DataFrame, list[str], str]:
+        """A row for each group, or for each image where all are of their own: which of the two; with all that is true of it, in
+        columns of these names."""
+        from pipeline.metrics.summaries import of_each, seasons
+
+        truth = self.completed(dataset.table[list(dataset.targets)])
+        each, of = of_each(dataset.table.drop(columns=list(dataset.targets)).join(truth))
+        return each if "season" in each else each.assign(season=seasons(each["date"])), list(map(str, truth)), of
+
+    def sheets(self, dataset: Dataset) -> Mapping[str, pd.Series]:
+        """By fifths of the first target as well."""
+        import pandas as pd
+
+        name = dataset.targets[0]
+        fifths = pd.qcut(dataset.table[name], 5, duplicates="drop")
+        of_value = {place: f"{name} {place.left:.3g} to {place.right:.3g}" for place in fifths.cat.categories}
+        return {name: fifths.cat.rename_categories(of_value), **super().sheets(dataset)}
 
     # ---------------------------------------------------------------- predictions
     def predictions(self, table: pd.DataFrame, truth: Array | None, names: Sequence[str], said: Prediction) -> Tables:

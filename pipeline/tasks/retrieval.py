@@ -29,13 +29,14 @@ from pipeline.metrics.retrieval_compared import COLUMNS, compared_figures
 from pipeline.metrics.retrieval_report import FIGURES, Embeddings, chosen_by, class_table, retrieval_report
 from pipeline.metrics.similarity import SIMILARITIES
 from pipeline.tasks.base import Array, Groups, Task, Tested
-from pipeline.tasks.classes import read_classes, top_form
+from pipeline.tasks.classes import class_overview, read_classes, top_form
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from pipeline.metrics.charts.chart import Chart
     from pipeline.metrics.groups import Prediction
+    from pipeline.metrics.summaries import Summary
 
 TAXON = "taxon "
 """How the columns of a table begin that say to what an image's class belongs, from the most general rank; its name follows."""
@@ -73,6 +74,8 @@ class Retrieval(Task[Embedded]):
 
     figures: ClassVar[Mapping[str, Figure]] = FIGURES
     headline: ClassVar[Sequence[str]] = ("id.i2t_map", "ood.i2t_map", "id.i2i_map", "composite", "acc", "selection")
+    called: ClassVar[str] = "class"
+    """What people call a class."""
 
     def load(self, data: Data) -> Dataset:
         return load_classes(data)
@@ -82,6 +85,14 @@ class Retrieval(Task[Embedded]):
         shares = np.bincount(dataset.truth.of(table), minlength=len(dataset.targets)) / len(table)
         means = dict(zip(dataset.targets, shares.tolist(), strict=True))
         return Training(sorted(set(table["domain"].dropna())), means, n=len(table))
+
+    def overview(self, dataset: Dataset) -> Iterable[Summary | Chart]:
+        """Of classes: how many have how many images, and which are in which split."""
+        return class_overview(dataset, self.called, is_long=True)
+
+    def sheets(self, dataset: Dataset) -> Mapping[str, pd.Series]:
+        """By class alone."""
+        return {self.called: dataset.table["label"]}
 
     # ---------------------------------------------------------------- predictions
     def predictions(self, table: pd.DataFrame, truth: Array | None, names: Sequence[str], said: Prediction) -> Embedded:

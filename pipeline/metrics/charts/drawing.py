@@ -97,6 +97,15 @@ def plain_ticks(axis: Any) -> None:
     axis.set_minor_formatter(lambda value, _: "")
 
 
+def draw_boxes(axes: Any, names: Any, values: Any, order: Sequence[str]) -> None:
+    """Median, quartiles and range (to 1.5 times the quartiles' distance) of the values of each name in `order`, from the top."""
+    shown = order[::-1]
+    of = [values[names == name].to_numpy("float64") for name in shown]
+    lines = {part: {"color": INK, "linewidth": 1} for part in ("boxprops", "whiskerprops", "capprops")}
+    median = {"color": SERIES[1], "linewidth": 2}
+    axes.boxplot(of, orientation="horizontal", tick_labels=shortened(shown), widths=0.6, sym="", medianprops=median, **lines)
+
+
 @contextmanager
 def _drawn(chart: Drawn) -> Iterator[Any]:
     import matplotlib

@@ -10,7 +10,8 @@ import numpy as np
 from scipy.special import ndtri
 
 from pipeline.metrics.charts.chart import Chart, sampled
-from pipeline.metrics.charts.drawing import INK, QUIET, SERIES, shortened
+from pipeline.metrics.charts.drawing import QUIET, SERIES, draw_boxes
+from pipeline.metrics.summaries import in_order, seasons
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,8 +21,6 @@ MOST_DOMAINS = 6
 MOST_BOXES = 14
 COLUMNS = ("domain", "site", "season")
 """By which errors are shown, beside the species."""
-SEASONS = ("Dec–Feb", "Mar–May", "Jun–Aug", "Sep–Nov")
-"""The meteorological ones."""
 INTERVAL = 0.8
 MOST_BINS = 5
 OTHERS = "others"
@@ -48,14 +47,11 @@ def number_charts(images: pd.DataFrame | None, groups: pd.DataFrame, results: Ma
 
 def _placed(groups: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     """Groups with the site and the season of their first image, where these are known."""
-    import pandas as pd
 
     known = [name for name in ("site", "date") if name in images]
     table = groups.join(images.groupby("group")[known].first(), on="group")
     if "date" in table:
-        months = pd.to_datetime(table["date"], errors="coerce").dt.month
-        season = months.map(lambda month: SEASONS[int(month) % 12 // 3], na_action="ignore")
-        table["season"] = pd.Categorical(season, SEASONS, ordered=True)
+        table["season"] = seasons(table["date"])
     return table
 
 
@@ -93,16 +89,7 @@ def left_over(of: pd.DataFrame, target: str, column: str) -> Chart:
 
 
 def _left_over(axes: Any, table: pd.DataFrame, column: str) -> None:
-    known = table[column]
-    names = (
-        [*map(str, known.cat.categories[known.cat.categories.isin(known)][::-1])]
-        if hasattr(known, "cat")
-        else sorted(map(str, known.unique()), reverse=True)
-    )
-    lines = {part: {"color": INK, "linewidth": 1} for part in ("boxprops", "whiskerprops", "capprops")}
-    values = [table.loc[table[column] == name, "left"].to_numpy() for name in names]
-    median = {"color": SERIES[1], "linewidth": 2}
-    axes.boxplot(values, orientation="horizontal", tick_labels=shortened(names), widths=0.6, sym="", medianprops=median, **lines)
+    draw_boxes(axes, table[column], table["left"], in_order(table[column]))
     axes.axvline(0, color=QUIET, linewidth=1, zorder=0)
     axes.set(xlabel="predicted − observed")
 

@@ -24,6 +24,8 @@ from pipeline.reporting.page.spent import costs, efficiency, failed, origin
 from pipeline.reporting.page.tested import tested
 from pipeline.reporting.results import Row, collect
 
+MARK = "· Carabid</title>"
+"""Stands in the head of each page, by which one is known again."""
 PARTS = ("page.html.j2", "page.css", "page.js")
 
 

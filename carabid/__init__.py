@@ -10,8 +10,8 @@
 What trains and queues is the command `carabid`; its package is `pipeline`.
 """
 
+from carabid.opened import Experiment, Store, Trial, experiments, open_experiment, open_store, open_trial
 from pipeline import __version__
-from pipeline.api import Experiment, Store, Trial, experiments, open_experiment, open_store, open_trial
 from pipeline.errors import UserError, WorkError
 
 __all__ = [

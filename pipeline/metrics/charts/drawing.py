@@ -39,6 +39,7 @@ STYLE: Any = {
 class Drawn(Protocol):
     """What can be drawn: see `chart.Chart`."""
 
+    def __hash__(self) -> int: ...
     @property
     def name(self) -> str: ...
     @property

@@ -1,5 +1,5 @@
-"""The public Python interface, which `import carabid` re-exports: experiments, trials and stores as they lie on disk, opened for
-notebooks and scripts. Nothing here trains or queues anything: the command line does. Loads torch only where a model is asked."""
+"""Experiments, trials and stores as they lie on disk, opened for notebooks and scripts: what `import carabid` gives. Nothing here
+trains or queues anything: the command line does. Loads torch only where a model is asked."""
 
 from __future__ import annotations
 

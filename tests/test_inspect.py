@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline.data.cells import coordinates
+from pipeline.data.other_columns import coordinates
 from pipeline.data.near_duplicates import MOST, near_duplicates, shrunk
 from pipeline.disk.layout import PROJECT
 from pipeline.errors import NotFetched, UserError

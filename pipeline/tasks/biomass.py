@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pipeline.config.data import Data
-from pipeline.data.cells import cells_of, names_of
+from pipeline.data.other_columns import cells_of, names_of
 from pipeline.data.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.metrics.figures import Figure

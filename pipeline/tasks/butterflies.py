@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.config.data import Data
-from pipeline.data.cells import names_of
+from pipeline.data.other_columns import names_of
 from pipeline.data.dataset import Dataset
 from pipeline.data.truth import LABEL, class_name
 from pipeline.errors import UserError

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.data.cells import coordinates
+from pipeline.data.other_columns import coordinates
 from pipeline.data.truth import SPLITS
 from pipeline.metrics.charts.chart import Chart
 from pipeline.metrics.charts.overview import counted, crossed, mapped, over_time, per_group

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline.data.other_columns import coordinates
 from pipeline.data.near_duplicates import MOST, near_duplicates, shrunk
+from pipeline.data.other_columns import coordinates
 from pipeline.disk.layout import PROJECT
 from pipeline.errors import NotFetched, UserError
 from pipeline.experiments.reading import load_experiment

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pipeline.config.data import Data
-from pipeline.data.other_columns import cells_of, names_of
 from pipeline.data.dataset import Dataset
+from pipeline.data.other_columns import cells_of, names_of
 from pipeline.errors import UserError
 from pipeline.metrics.figures import Figure
 from pipeline.metrics.regression import weighted_r2, weighted_r2_drawn

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.config.data import Data
-from pipeline.data.other_columns import names_of
 from pipeline.data.dataset import Dataset
+from pipeline.data.other_columns import names_of
 from pipeline.data.truth import LABEL, class_name
 from pipeline.errors import UserError
 from pipeline.metrics.figures import Training

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from pipeline.config.data import Data
-from pipeline.data.other_columns import coordinates
 from pipeline.data.dataset import Dataset
+from pipeline.data.other_columns import coordinates
 from pipeline.data.table import load_numbers
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import UserError, WorkError

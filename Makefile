@@ -5,11 +5,11 @@ BIN := .venv/bin
 WORKERS ?= 3
 # Modules are compiled once, whatever the shell says, and not in each of the hundreds of processes that the tests start.
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev
+INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --group docs
 DISTURBANCES ?= 100
 SEED ?= 0
 
-.PHONY: demo check test test-long chaos fuzz lint cluster-up cluster-down clean
+.PHONY: demo check test test-long chaos fuzz lint docs cluster-up cluster-down clean
 
 demo: .venv/installed
 	$(BIN)/carabid demo
@@ -38,6 +38,10 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation as a site, in site/; a link or an anchor that leads nowhere is an error. (The variable: no advertisement for a successor.)
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # A private Slurm on this machine: two nodes with (pretended) GPUs, and accounting.
 cluster-up:
 	$(PYTHON) tests/cluster/cluster.py up
@@ -53,4 +57,4 @@ cluster-down:
 	touch $@
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site

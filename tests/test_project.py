@@ -77,8 +77,8 @@ def test_constraints_pin_one_version_of_every_dependency_within_its_bound() -> N
 
     pinned = constraints()
     assert all(re.fullmatch(r"==[\w.+]+", version) for version in pinned.values())
-    dev = dict(split(text) for text in PYPROJECT["dependency-groups"]["dev"])
-    for name, bound in (declared() | dev).items():
+    beside = dict(split(text) for group in PYPROJECT["dependency-groups"].values() for text in group)
+    for name, bound in (declared() | beside).items():
         assert name in pinned, name
         assert not bound or numbers(pinned[name]) >= numbers(bound), name
 

@@ -7,6 +7,7 @@ import csv
 import itertools
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -120,8 +121,14 @@ def test_a_command_line_is_one_that_the_commands_take(line: Line) -> None:
         assert {word for word in line.words if word.startswith("-")} <= {name for each in command.params for name in each.opts}
         return
     found = command.make_context(line.command, list(line.words)).params
-    if re.fullmatch(r"(configs|docs)/\S+\.yaml", str(config := found.get("config"))):
-        assert load_experiment(PROJECT / config, found["overrides"] or ()).trials
+    if path := yaml_of(str(found.get("config"))):
+        assert load_experiment(path, found["overrides"] or ()).trials
+
+
+def yaml_of(config: str) -> Path | None:
+    """The project's file that a line names: one of configs/, or a reader's own that a page shows (docs/examples); else None."""
+    found = PROJECT / config if config.startswith("configs/") else PROJECT / "docs" / "examples" / config
+    return found if found.suffix == ".yaml" and "<" not in config else None
 
 
 # ---------------------------------------------------------------- run
@@ -146,6 +153,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_table(folder / "quadrats" / "train.csv", [later(row, years) for years in range(6) for row in quadrats])
     for name, to in {"images": "wings/images", "wing-patterns/images": "wings/images", "train.csv": "quadrats/train.csv"}.items():
         (folder / name).symlink_to(folder / to)
+    for own in (PROJECT / "docs" / "examples").glob("*.yaml"):
+        shutil.copy2(own, folder)
     for years, place in itertools.product(range(6), (folder, folder / "quadrats")):
         (place / f"train{years}").symlink_to(folder / "quadrats" / "train")
     return folder
@@ -216,3 +225,29 @@ GUIDE = (PROJECT / "docs" / "finetune-bioclip.md").read_text()
 def test_a_way_that_the_guide_tells_the_needs_of_is_a_configuration(line: str) -> None:
     config, *overrides = line.split()
     assert load_experiment(PROJECT / "configs/species" / config, ("data.source=photos", *overrides)).trials
+
+
+# ---------------------------------------------------------------- the tutorial
+TUTORIAL = (PROJECT / "docs" / "tutorial.md").read_text()
+
+
+@pytest.mark.long
+def test_the_tutorial_is_walked_from_its_first_command_to_its_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With fewer photographs, and but for what needs a Hub."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CARABID_ROOT", str(tmp_path))
+    for own in (PROJECT / "docs" / "examples").glob("wings*.yaml"):
+        shutil.copy2(own, tmp_path)
+    lines = [line for line in lines_of(TUTORIAL) if not line.is_mention and "bioclip" not in said(line)]
+    for line in lines:
+        app([line.command, *(at_hand(word, tmp_path) for word in line.words)], standalone_mode=False)
+    assert len(lines) >= 13 and (tmp_path / "wings.html").is_file()
+    assert "hybrid_stat=non-hybrid=" in capfd.readouterr().out
+
+
+def at_hand(word: str, folder: Path) -> str:
+    """A word of the tutorial as it is typed in this folder: some trial's name for `<trial>`, a tenth of the photographs."""
+    place = folder / word.partition("/<trial>")[0]
+    return str(next(place.glob("*seed=*"))) if "<trial>" in word else {"0.4": "0.05"}.get(word, word)

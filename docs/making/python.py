@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from pathlib import Path
 
+PROJECT = Path(__file__).parents[2]
 PATH = "reference/python.md"
 PUBLIC = ("carabid", "pipeline.api")
 """Modules for everyone, of which those that there are stand first."""
@@ -21,7 +22,7 @@ FOR_AUTHORS = (
 
 def page() -> str:
     """What runs and reads experiments, then what tasks, backbones and heads of one's own are made from."""
-    public = [name for name in PUBLIC if find_spec(name)]
+    public = [name for name in PUBLIC if _is_here(name)]
     return "\n\n".join(
         [
             "# Python",
@@ -31,6 +32,11 @@ def page() -> str:
             *map(_shown, FOR_AUTHORS),
         ]
     )
+
+
+def _is_here(name: str) -> bool:
+    place = PROJECT.joinpath(*name.split("."))
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
 
 
 def _shown(name: str) -> str:

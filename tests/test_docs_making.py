@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from docs.making import commands, keys
+from docs.making import commands, keys, notebooks
 from docs.making.tables import cell
 from pipeline.cli.commands import COMMANDS
 from pipeline.config.kinds import blocks_in
@@ -66,3 +68,14 @@ def test_every_command_and_its_options_have_their_place() -> None:
 
 def test_no_text_ends_a_cell_of_a_table() -> None:
     assert cell("a | b\n<c>") == "a \\| b &lt;c>"
+
+
+def test_a_notebook_becomes_a_page_of_its_texts_code_and_what_was_printed(tmp_path: Path) -> None:
+    printed = {"output_type": "stream", "text": ["2\n"]}
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "words"]},
+        {"cell_type": "code", "source": ["1 + 1"], "outputs": [printed]},
+    ]
+    (tmp_path / "a.ipynb").write_text(json.dumps({"cells": cells}))
+    assert notebooks.page(tmp_path / "a.ipynb") == "# Title\nwords\n\n```python\n1 + 1\n```\n\n```text\n2\n```"
+    assert notebooks.page_of("a.ipynb") == "a.md" and notebooks.page_of("b.md") == "b.md"

@@ -13,7 +13,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from docs.making import commands, keys, python
+from docs.making import commands, keys, notebooks, python
 
 PROJECT = Path(__file__).parents[2]
 PAGES = {
@@ -40,7 +40,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what does not lie in docs/."""
     made = {commands.PATH: commands.page(), python.PATH: python.page(), **{path: keys.page(path) for _, path in keys.pages()}}
     made |= {page: (PROJECT / path).read_text() for path, page in PAGES.items()}
-    texts = {page: (PROJECT / _origin(page)).read_text() for page in (*_written(files), *PAGES.values())}
+    made |= {
+        notebooks.page_of(file.src_uri): notebooks.page(PROJECT / "docs" / file.src_uri) for file in _written(files, ".ipynb")
+    }
+    texts = {
+        page: (PROJECT / _origin(page)).read_text()
+        for page in (*(file.src_uri for file in _written(files, ".md")), *PAGES.values())
+    }
     linked = {path for page, text in texts.items() for path in _linked(page, text)}
     made |= {_source_page(path): _shown(path) for path in linked - set(PAGES) if not path.startswith("docs/")}
     for path, text in made.items():
@@ -56,8 +62,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     return LINK.sub(lambda found: _on_site(at, found[1]), markdown)
 
 
-def _written(files: Files) -> list[str]:
-    return [file.src_uri for file in files if file.src_uri.endswith(".md")]
+def _written(files: Files, suffix: str) -> list[File]:
+    return [file for file in files if file.src_uri.endswith(suffix)]
 
 
 def _origin(page: str) -> str:
@@ -78,7 +84,9 @@ def _on_site(page: str, link: str) -> str:
     path = next(_linked(page, f"]({link})"), None)
     if path is None:
         return link
-    target = PAGES.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else _source_page(path))
+    target = PAGES.get(path) or (
+        notebooks.page_of(path.removeprefix("docs/")) if path.startswith("docs/") else _source_page(path)
+    )
     return posixpath.relpath(target, posixpath.dirname(page) or ".")
 
 

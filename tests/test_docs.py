@@ -100,8 +100,18 @@ def lines_of(text: str) -> Iterator[Line]:
             yield job_line(found[1], words_of(found[2]), is_mention)
 
 
+COMMENTED = sorted([*(PROJECT / "configs").rglob("*.yaml"), *(PROJECT / "jobs").glob("*.sh")])
+
+
+def commented(path: Path) -> Iterator[Line]:
+    """The command lines in the comments of a configuration or a job's script, without what is explained behind two blanks."""
+    for code in re.findall(r"^# +((?:carabid|sbatch) .+?)(?:  .*)?$", path.read_text(), re.M):
+        yield from lines_of(f"    {code}")
+
+
 LINES = {page: list(dict.fromkeys(lines_of(text))) for page, text in TEXTS.items()}
 EACH = list(dict.fromkeys(line for lines in LINES.values() for line in lines))
+IN_COMMENTS = list(dict.fromkeys(line for path in COMMENTED for line in commented(path)))
 
 
 def said(line: Line) -> str:
@@ -110,10 +120,10 @@ def said(line: Line) -> str:
 
 def test_there_are_command_lines_to_hold() -> None:
     assert {line.command for line in EACH} >= set(COMMANDS) - {"demo", "collect"}
-    assert len(LINES[PROJECT / "docs" / "coming-from.md"]) >= 40
+    assert len(LINES[PROJECT / "docs" / "coming-from.md"]) >= 40 and len(IN_COMMENTS) >= 20
 
 
-@pytest.mark.parametrize("line", EACH, ids=said)
+@pytest.mark.parametrize("line", dict.fromkeys([*EACH, *IN_COMMENTS]), ids=said)
 def test_a_command_line_is_one_that_the_commands_take(line: Line) -> None:
     """Its options are there, its YAML too, and its overrides name keys of it and values that go together."""
     command = COMMANDS[line.command]

@@ -20,6 +20,7 @@ from pipeline.metrics.figures import Training
 from pipeline.metrics.groups import Prediction
 from pipeline.models.base import Facts, Model
 from pipeline.models.saved import load_facts, load_model, read_trained
+from pipeline.progress import progress
 from pipeline.reporting.cards import model_card
 from pipeline.stages.inputs import Inputs, Split, changed, load_inputs
 from pipeline.stages.predict import Models, predict_images
@@ -116,7 +117,8 @@ def _predict_split(
     samples = inputs.samples(facts, split, device)
     if config.evaluate.adapt is not None:
         config.model.head.adapt(model, samples, config, config.evaluate.adapt)
-    cached = predict(model, samples)
+    with progress("evaluate", len(samples)) as advance:
+        cached = predict(model, samples, advance)
     if config.evaluate.inputs == "features":
         return cached, None
     models = Models(model, inputs.backbone.to(device), device)

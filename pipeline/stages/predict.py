@@ -37,6 +37,7 @@ from pipeline.models.base import Facts, Model, Predicted
 from pipeline.models.content import read_record
 from pipeline.models.metadata import Metadata
 from pipeline.models.saved import load_facts, load_model, read_trained
+from pipeline.progress import progress
 from pipeline.reporting.results import MADE_AGAIN, hash_results, read_ensemble
 from pipeline.tasks import load_task
 from pipeline.training.samples import columns, joined
@@ -58,8 +59,12 @@ def predict_images(config: Config, models: Models, facts: Facts, dataset: Datase
     chunks = [positions[start : start + size] for start in starts]
     batches = load_batches(dataset, chunks, models.backbone.transform, config.resources.decode_threads)
     metadata = facts.names.metadata(columns(table))
-    pairs = zip(batches, starts, strict=True)
-    return joined([_predict_batch(config, models, batch.images, metadata[start : start + size]) for batch, start in pairs])
+    said = []
+    with progress("evaluate from images", len(positions)) as advance:
+        for batch, start in zip(batches, starts, strict=True):
+            said.append(_predict_batch(config, models, batch.images, metadata[start : start + size]))
+            advance(len(batch.images))
+    return joined(said)
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,23 @@ for command in COMMANDS:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    if version:
-        print(__version__)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    install_completion: Annotated[
+        str | None, typer.Option(metavar="SHELL", help="Let the Tab key of bash or zsh complete commands, keys, trials.")
+    ] = None,
+    show_completion: Annotated[
+        str | None, typer.Option(metavar="SHELL", help="Print what makes the Tab key of bash or zsh complete.")
+    ] = None,
+) -> None:
+    said = [__version__] if version else []
+    if install_completion or show_completion:
+        from pipeline.cli import completion
+
+        said += [completion.install(install_completion)] if install_completion else []
+        said += [completion.script(show_completion).rstrip("\n")] if show_completion else []
+    if said:
+        print("\n".join(said))
         raise typer.Exit
     if os.environ.get("CARABID_CLUSTER"):
         use_cluster(None)

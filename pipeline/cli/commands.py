@@ -22,7 +22,7 @@ COMMANDS = (
     launching.submit,    stages.extract, stages.train, stages.evaluate, stages.collect,
     launching.status, launching.logs, launching.cancel, launching.retry,
     results.results, results.compare, results.report, results.track, models.predict, models.interpolate, models.embed,
-    models.index, models.search, models.export,
+    models.index, models.search, models.export, models.publish,
 )  # fmt: skip
 """In the order of `carabid --help`."""
 for command in COMMANDS:

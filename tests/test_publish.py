@@ -260,6 +260,14 @@ def of_another_model(trial: TrialDir) -> None:
     write_json(trial.results, read_json(trial.results) | {"config_hash": "0" * 64})
 
 
+def without_figures(trial: TrialDir) -> None:
+    write_json(trial.results, {key: value for key, value in read_json(trial.results).items() if key != "figures"})
+
+
+def without_origin(trial: TrialDir) -> None:
+    trial.provenance.write_text("{")
+
+
 def with_a_place(trial: TrialDir) -> None:
     record = read_hashed(trial.trained)
     write_hashed(trial.trained, record | {"train_domains": [f"{Path.home()}/domain"]})
@@ -273,6 +281,8 @@ def with_a_place(trial: TrialDir) -> None:
         (damaged, "its content is not what was written"),
         (edited, "has been changed since"),
         (of_another_model, "is of another model"),
+        (without_figures, r"damaged: .*results\.json"),
+        (without_origin, r"damaged: .*provenance\.json"),
         (with_a_place, "line .*, names a folder of this machine"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

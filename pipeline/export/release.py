@@ -27,8 +27,7 @@ from pipeline.disk.secrets import hidden, hide
 from pipeline.disk.writing import read_hashed, read_json
 from pipeline.errors import UserError, WorkError
 from pipeline.experiments.documents import YamlDumper
-from pipeline.models.content import hash_files
-from pipeline.models.saved import read_trained
+from pipeline.models.content import hash_files, read_record
 from pipeline.reporting.cards import UNKNOWN, Told, is_on_hub, model_card
 from pipeline.stages.predict import trained_config, trial_at
 
@@ -80,26 +79,34 @@ def prepare(folder: Path, repository: str, license: str = UNKNOWN) -> Release:
     if not LICENSE.fullmatch(license):
         raise UserError(f"--license {license}: write it as the Hub does, such as cc-by-4.0, mit or other")
     trial = trial_at(folder)
-    config, record, results = trained_config(trial), read_trained(trial), _results(trial)
+    config, results = trained_config(trial), _results(trial)  # which checks the model's files
+    record, hashes = read_record(trial)
     if results.get("config_hash") != record["config_hash"]:
         raise WorkError(f"{trial.results} is of another model than the one beside it: {EVALUATE} again")
     values = _cleaned_config(config)
-    record, results = _cleaned_record(trial, record, values), _cleaned_results(results, values)
-    origin = {stage: _origin(told) for stage, told in read_json(trial.provenance).items()}
-    told = Told(trial, config, record, results, repository, license)
-    written = {
-        "README.md": model_card(told),
-        "config.yaml": yaml.dump(values, Dumper=YamlDumper, sort_keys=False),
-        "provenance.json": _json(origin),
-        "results.json": _json(results),
-        "trained.json": _json(record | {"sha256": digest(record)}),
-        **_own_task(config),
-    }
+    record = _cleaned_record(trial, record, hashes or hash_files(trial), values)
+    with reading(trial.results, f"{EVALUATE} again"):
+        told = Told(trial, config, record, _cleaned_results(results, values), repository, license)
+        written = _written(told, values)
     for name, text in written.items():
         _check(name, text)
     models: dict[str, Path | bytes] = {name: trial.path / name for name in record["content"]}
     files = {**{name: text.encode() for name, text in written.items()}, **models}
     return Release(repository, dict(sorted(files.items())), tuple(_notes(told)))
+
+
+def _written(told: Told, config: dict[str, Any]) -> dict[str, str]:
+    """What is written for the Hub, by its name there."""
+    with reading(told.trial.provenance, f"{EVALUATE} again"):
+        origin = {stage: _origin(of) for stage, of in read_json(told.trial.provenance).items()}
+    return {
+        "README.md": model_card(told),
+        "config.yaml": yaml.dump(config, Dumper=YamlDumper, sort_keys=False),
+        "provenance.json": _json(origin),
+        "results.json": _json(told.results),
+        "trained.json": _json({**told.record, "sha256": digest(told.record)}),
+        **_own_task(told.config),
+    }
 
 
 def _results(trial: TrialDir) -> dict[str, Any]:
@@ -130,10 +137,12 @@ def _cleaned_config(config: Config) -> dict[str, Any]:
     return {**_cleaned(values), "device": "auto"}
 
 
-def _cleaned_record(trial: TrialDir, record: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def _cleaned_record(
+    trial: TrialDir, record: Mapping[str, Any], hashes: Mapping[str, str], config: Mapping[str, Any]
+) -> dict[str, Any]:
     """trained.json of the files that are published, as JSON gives it back."""
-    hashes = {name: value for name, value in hash_files(trial).items() if name != trial.validation.name}
-    found = {**record, "config_hash": digest(only_science(dict(config))), "content": hashes}
+    of_model = {name: value for name, value in hashes.items() if name != trial.validation.name}
+    found = {**record, "config_hash": digest(only_science(dict(config))), "content": of_model}
     return dict(hidden(json.loads(json.dumps(found | {"provenance": _origin(record["provenance"])}))))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import pandas as pd
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -191,11 +192,12 @@ def test_the_card_s_python_loads_it_from_the_hub_and_from_here_with_the_same_pre
     (elsewhere / "clip").symlink_to(assets.clip)
     Image.radial_gradient("L").convert("RGB").save(elsewhere / "image.jpg")
     type_in("publish", trial.path, "--to", "hf:owner/tuned")
-    expected = list(predict_files(trial.path, [elsewhere / "image.jpg"], Origin(), "cpu"))
+    said = list(predict_files(trial.path, [elsewhere / "image.jpg"], Origin(), "cpu"))
+    expected = pd.DataFrame(said, index=pd.Index(["image.jpg"], name="image"))
     local = said_by(trial.card.read_text(), elsewhere, monkeypatch, capsys)
     card = (tmp_path / "hub" / "models" / "owner" / "tuned" / "README.md").read_text()
     shutil.rmtree(trial.path)
-    assert f"{expected[0]}\n" == local == said_by(card, elsewhere, monkeypatch, capsys)
+    assert f"{expected.to_string()}\n" == local == said_by(card, elsewhere, monkeypatch, capsys)
     assert (elsewhere / "tuned" / "config.yaml").exists()
 
 
@@ -368,7 +370,10 @@ def test_the_card_says_what_limits_its_figures(trial: TrialDir) -> None:
         "n_bad_images": 3,
         "warnings": ["few images"],
     }
-    text = model_card(told(trial, results=results | {"split": "validation", "selected_on": "validation"}))
+    config = load_config(trial.config)
+    corrected = config.model_copy(update={"data": config.data.model_copy(update={"colour_card": True})})
+    text = model_card(told(trial, config=corrected, results=results | {"split": "validation", "selected_on": "validation"}))
+    assert "image.jpg --colour-card colour.jpg" in text and "open_trial" not in text
     for part in ("(95 %: -0.500 … 0.250)", "figures are optimistic", "A control:", "3 images could not be read", "- few images"):
         assert part in text, part
     assert front_matter({}, None, "image-classification").to_dict() == {}

@@ -201,28 +201,26 @@ def _cell(value: float | None) -> str:
 
 # ---------------------------------------------------------------- how it is used
 def _loading(of: Told) -> Iterator[str]:
-    """On the command line and in Python."""
-    data = of.config.data
-    beside = {name: f"{name.partition('_')[0]}.jpg" for name in ("colour_card", "scale_bar") if getattr(data, name)}
+    """On the command line, and in Python where the images are all that it needs."""
+    beside = {name: f"{name.partition('_')[0]}.jpg" for name in ("colour_card", "scale_bar") if getattr(of.config.data, name)}
     options = "".join(f" --{name.replace('_', '-')} {file}" for name, file in beside.items())
-    origin = ", ".join(f'{name}=Path("{file}")' for name, file in beside.items())
     folder = of.repository.rpartition("/")[2] if of.repository else of.name
     fetched = [f"hf download {of.repository} --local-dir {folder}"] if of.repository else []
-    yield f"With Carabid {of.record.get('provenance', {}).get('carabid', '')} installed:".replace("  ", " ")
-    yield from ("", "```bash", *fetched, f'carabid predict "{folder}" image.jpg{options}', "```", "", "or", "", "```python")
-    yield from ("from pathlib import Path", "")
-    yield from ["from huggingface_hub import snapshot_download"] * bool(of.repository)
-    yield "from pipeline.stages.predict import Origin, predict_files\n"
-    yield (
-        f'folder = Path(snapshot_download("{of.repository}", local_dir="{folder}"))'
-        if of.repository
-        else f'folder = Path("{folder}")  # from here, or below trained/'
-    )
-    yield f'for said in predict_files(folder, [Path("image.jpg")], Origin({origin}), device="auto"):'
-    yield from ("    print(said)", "```")
+    version = of.record.get("provenance", {}).get("carabid", "")
+    yield f"With Carabid {version} installed:".replace("  ", " ")
+    yield from ("", "```bash", *fetched, f'carabid predict "{folder}" image.jpg{options}', "```")
+    if not beside:
+        yield from ("", "or", "", "```python", *_python(of.repository, folder), "```")
     if not of.bases and of.config.backbone.weights_from():
         name = _without_folder(of.config.backbone.display_name)
         yield f"\nIts backbone is no model of the Hub: `{name}` must lie where `config.yaml` names it."
+
+
+def _python(repository: str | None, folder: str) -> list[str]:
+    imports = ["import carabid", *["from huggingface_hub import snapshot_download"] * bool(repository), ""]
+    place = f'snapshot_download("{repository}", local_dir="{folder}")' if repository else f'"{folder}"'
+    note = "" if repository else "  # from here, or below trained/"
+    return [*imports, f"trial = carabid.open_trial({place}){note}", 'print(trial.predict(["image.jpg"], device="auto"))']
 
 
 def _limits(of: Told) -> Iterator[str]:

@@ -6,14 +6,19 @@ This module loads no torch.
 """
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
+
+import yaml
 
 from pipeline.disk.reading import in_short
 from pipeline.errors import NotFetched, UserError, WorkError, causes
 
 Kind = Literal["models", "datasets"]
 COMMIT = re.compile(r"[0-9a-f]{40}")
+FRONT_MATTER = re.compile(r"---\s*\n(.*?)\n---\s*(?:\n|$)", re.DOTALL)
+"""Of a card: the YAML before its text."""
 REFUSALS = ("RepositoryNotFoundError", "RevisionNotFoundError", "RemoteEntryNotFoundError", "DatasetNotFoundError")
 """By name: `datasets` has one of its own, and need not be imported to be asked."""
 
@@ -44,6 +49,17 @@ def snapshot_files(name: str, revision: str | None) -> list[Path]:
     commit = commit_of(name, revision, "models")
     folder = cached_repository(name, "models") / "snapshots" / (commit or "none")
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def stated_license(name: str, kind: Kind) -> str | None:
+    """The licence that the card of `owner/name` states, if the card is in the cache. Asks nobody."""
+    card = cached_repository(name, kind) / "snapshots" / (commit_of(name, None, kind) or "none") / "README.md"
+    with suppress(OSError, ValueError, yaml.YAMLError):
+        if found := FRONT_MATTER.match(card.read_text(encoding="utf-8")):
+            said = dict(yaml.safe_load(found[1]) or {})
+            stated = said.get("license_name") if said.get("license") == "other" else said.get("license")
+            return stated if isinstance(stated, str) else None
+    return None
 
 
 def not_loaded(what: str, error: Exception, place: Path) -> UserError | WorkError:

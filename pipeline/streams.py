@@ -1,4 +1,4 @@
-"""Where a process says what it says: stdout and stderr that are there, and take any character."""
+"""Where a process says what it says: stdout and stderr that are there, and take any character; and who reads that."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from contextlib import suppress
+from typing import TextIO
 
 
 def open_streams() -> None:
@@ -20,6 +21,12 @@ def open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def is_watched(stream: TextIO) -> bool:
+    """Whether a person looks at a stream that can be drawn over: a terminal, and not one that only prints (TERM=dumb). Whoever
+    asks for colours in a file (FORCE_COLOR) asks for no bars there."""
+    return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 def flush_stdout() -> None:

@@ -1,11 +1,12 @@
 """A Hub on this machine: serves folders <root>/models/owner/name and <root>/datasets/owner/name to the real libraries.
 
 It answers what huggingface_hub asks for a repository's state, its list of files, and a file. A repository whose name
-begins with `private` is shown only to requests that carry the token.
+begins with `private` is shown only to requests that carry the token. With the token models are made and committed to.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -27,6 +28,10 @@ class Hub:
 
     url: str
     asked: list[str] = field(default_factory=list)
+    private: set[str] = field(default_factory=set)
+    """Models that were made so."""
+    commits: list[dict[str, list[str]]] = field(default_factory=list)
+    """Of each commit what it added and deleted."""
 
 
 @contextmanager
@@ -35,7 +40,7 @@ def fake_hub(root: Path) -> Iterator[Hub]:
     hub = Hub("")
 
     class Handler(_Handler):
-        folder, asked = root, hub.asked
+        folder, asked, state = root, hub.asked, hub
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         hub.url = f"http://127.0.0.1:{server.server_port}"
@@ -47,6 +52,7 @@ def fake_hub(root: Path) -> Iterator[Hub]:
 class _Handler(BaseHTTPRequestHandler):
     folder: Path
     asked: list[str]
+    state: Hub
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
@@ -56,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
         parts = parts[api:]
         kind = parts.pop(0) if parts[0] in ("models", "datasets") else "models"
         repository = self.folder / kind / "/".join(parts[:2])
-        if len(parts) < 2 or not repository.is_dir() or not self._may_see(parts[1]):
+        if len(parts) < 2 or not repository.is_dir() or not self._may_see(*parts[:2]):
             self._send(401, b"", {"X-Error-Code": "RepoNotFound"})
         elif api:
             self._describe(repository, parts)
@@ -65,17 +71,68 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
-    def _may_see(self, name: str) -> bool:
-        return not name.startswith("private") or self.headers.get("Authorization") == f"Bearer {TOKEN}"
+    def do_POST(self) -> None:
+        self.asked.append(self.path)
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+        if not self._has_token():
+            self._send(401, b"", {})
+        elif parts == ["api", "validate-yaml"]:
+            self._json({"warnings": [], "errors": []})
+        elif parts == ["api", "repos", "create"]:
+            self._make(json.loads(body))
+        elif parts[4] == "preupload":
+            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
+            self._json({"files": files})
+        else:  # api/models/owner/name/commit/<revision>
+            self._commit("/".join(parts[2:4]), [json.loads(line) for line in body.splitlines()])
+
+    def _make(self, asked: dict[str, Any]) -> None:
+        name = f"{asked['organization']}/{asked['name']}"
+        if (folder := self.folder / "models" / name).is_dir():
+            self._json({"url": f"{self.state.url}/{name}"}, 409)
+            return
+        folder.mkdir(parents=True)
+        self.state.private |= {name} if asked.get("private") or asked.get("visibility") == "private" else set()
+        self._json({"url": f"{self.state.url}/{name}"})
+
+    def _commit(self, name: str, lines: list[dict[str, Any]]) -> None:
+        folder, done = self.folder / "models" / name, dict[str, list[str]](file=[], deletedFile=[])
+        for kind, of in ((line["key"], line["value"]) for line in lines[1:]):
+            done[kind].append(of["path"])
+            path = folder / of["path"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if kind == "file":
+                path.write_bytes(base64.b64decode(of["content"]))
+            else:
+                path.unlink()
+        self.state.commits.append(done)
+        self._json({"commitUrl": f"{self.state.url}/{name}/commit/{COMMIT}", "commitOid": COMMIT, "hookOutput": ""})
+
+    def _has_token(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+
+    def _may_see(self, owner: str, name: str) -> bool:
+        is_private = name.startswith("private") or f"{owner}/{name}" in self.state.private
+        return not is_private or self._has_token()
 
     def _describe(self, repository: Path, parts: list[str]) -> None:
         if parts[2:3] == ["tree"]:
             folder = repository / "/".join(parts[4:])
-            self._json([_entry(path, repository) for path in sorted(folder.iterdir())])
+            found = folder.rglob("*") if "recursive=true" in self.path.lower() else folder.iterdir()
+            self._json([_entry(path, repository) for path in sorted(found)])
         else:
             names = [path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()]
             siblings = [{"rfilename": name} for name in sorted(names)]
-            self._json({"id": "/".join(parts[:2]), "sha": COMMIT, "siblings": siblings, "private": False, "tags": []})
+            self._json(
+                {
+                    "id": "/".join(parts[:2]),
+                    "sha": COMMIT,
+                    "siblings": siblings,
+                    "private": "/".join(parts[:2]) in self.state.private,
+                    "tags": [],
+                }
+            )
 
     def _file(self, path: Path) -> None:
         if path.is_file():
@@ -83,8 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
 
-    def _json(self, value: Any) -> None:
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    def _json(self, value: Any, status: int = 200) -> None:
+        self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -92,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def log_message(self, *arguments: object) -> None:

@@ -31,7 +31,7 @@ LORA = "configs/beetles/lora.yaml"
 COMMANDS = (
     "demo", "generate", "fetch", "split", "inspect", "plan", "doctor", "submit", "extract", "train", "evaluate", "collect",
     "status", "logs", "cancel", "retry", "results", "compare", "report", "track", "predict", "interpolate", "embed", "index",
-    "search", "export",
+    "search", "export", "publish",
 )  # fmt: skip
 
 

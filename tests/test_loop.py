@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -187,7 +189,7 @@ def test_an_epoch_sees_every_image_once_in_an_order_of_its_own(samples: Samples)
     seen = []
     for epoch in (0, 1):
         model, config = Watched(), make_config()
-        loop.train_epoch(model, lesson(model, samples, config), make_optimizer(model, config), config, epoch, lambda: None)
+        loop.train_epoch(model, lesson(model, samples, config), make_optimizer(model, config), config, epoch, lambda share: None)
         rows = torch.cat([features for features, _, _ in model.calls])
         seen.append([int((samples.bank.gather(torch.arange(N)) == row).all(1).nonzero()) for row in rows])
         assert [len(features) for features, _, _ in model.calls] == [10, 10, 4]
@@ -205,7 +207,7 @@ def test_clipping_bounds_the_gradient_of_every_step(samples: Samples) -> None:
             norms[clip].append(float(torch.stack(grads).norm()))
 
         optimizer.register_step_pre_hook(note)
-        loop.train_epoch(model, lesson(model, samples, config), optimizer, config, 0, lambda: None)
+        loop.train_epoch(model, lesson(model, samples, config), optimizer, config, 0, lambda share: None)
     assert min(norms[None]) > 1e-2 and max(norms[1e-3]) <= 1.001e-3
 
 
@@ -222,6 +224,21 @@ def test_each_epoch_trains_at_the_rate_of_its_schedule(samples: Samples, tmp_pat
     peak = 0.1 * config.model.head.lr_scale  # type: ignore[union-attr]
     assert rates[::3] == [{schedule.rate(peak, config.optim.lr, epoch, 8)} for epoch in range(8)]
     assert len({rate for epoch in rates for rate in epoch}) > 4
+
+
+def test_a_bar_follows_the_batches_and_is_told_the_figure_instead_of_a_line(
+    samples: Samples, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[float, str]] = []
+    config, model, progress = make_config(), Watched(), Progress()
+    optimizer, run = make_optimizer(model, config), make_run(tmp_path, config)
+    for is_terminal in (False, True):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda is_terminal=is_terminal: is_terminal)
+        log = EpochLog(tmp_path / "m.jsonl", progress.epoch, bar=lambda done, said: told.append((round(done, 3), said)))
+        loop.fit_epoch(model, lesson(model, samples, config), optimizer, run, progress, Average(model, 0.0, {}, 0), log)
+    assert capsys.readouterr().out.count("epoch ") == 1
+    assert [done for done, _ in told] == [0.333, 0.667, 1, 1, 1.333, 1.667, 2, 2]
+    assert told[2][1] == "" and re.fullmatch(r"\w+ -?\d\.\d{3}, best -?\d\.\d{3} in epoch 0", told[3][1])
 
 
 # ---------------------------------------------------------------- the best epoch

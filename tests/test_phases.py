@@ -282,7 +282,7 @@ def test_the_gradient_of_several_batches_is_that_of_one_as_large(n: int, make: C
         optimizer.register_step_pre_hook(
             lambda *_, seen=seen, model=model: seen.append([p.grad.clone() for p in model.parameters()])
         )
-        loop.train_epoch(model, lesson, optimizer, config.model_copy(update={"schedule": config.schedule}), 0, lambda: None)
+        loop.train_epoch(model, lesson, optimizer, config.model_copy(update={"schedule": config.schedule}), 0, lambda share: None)
         grads[several] = seen
     assert len(grads[1]) == len(grads[n]) == 2  # 20 images: 12 and 8
     for one, other in zip(grads[1], grads[n], strict=True):

@@ -48,7 +48,7 @@ def start(command: list[str], root: Path, before: Callable[[], object] = hear_ct
         ("pipeline.cli.commands", PLAN),
         ("typer", PLAN),
         ("pydantic", ("--version",)),
-        ("yaml", ("--help",)),
+        ("yaml", PLAN),
         ("numpy", PLAN),
         ("pipeline.launch.watching.plan", PLAN),
         ("pipeline.reporting.results", ("results",)),

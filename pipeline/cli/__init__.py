@@ -30,6 +30,9 @@ def main() -> None:
         signal.signal(signal.SIGINT, _leave)
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
     sweep_seldom()
+    if shell := os.environ.get("_CARABID_COMPLETE"):
+        _complete(shell)
+        return
     from pipeline.cli.commands import run
     from pipeline.disk.secrets import complain, print_traceback
     from pipeline.streams import flush_stdout, open_streams
@@ -51,6 +54,14 @@ def main() -> None:
     except OSError as error:  # a disk that is full, a folder that may not be written: nothing a traceback would explain
         complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
         raise SystemExit(1) from None
+
+
+def _complete(shell: str) -> None:
+    """For the shell's Tab key: a line for each candidate, and nothing else whatever happens."""
+    from pipeline.cli.commands import app
+    from pipeline.cli.completion import answer
+
+    sys.stdout.write(answer(app, shell, sys.argv[1:]))
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

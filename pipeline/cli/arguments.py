@@ -1,14 +1,19 @@
-"""What commands have in common: their arguments and options, and how an experiment is found by them."""
+"""What commands have in common: their arguments and options, and how an experiment is found by them. What a configuration is, is
+loaded when one is read: `--help` and completion answer without."""
+
+from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.disk.layout import ExperimentDir, all_experiments, trained_root
 from pipeline.errors import UserError, nearest
-from pipeline.experiments.cluster import Cluster, load_cluster, use_root
-from pipeline.experiments.reading import Experiment, load_experiment
+
+if TYPE_CHECKING:
+    from pipeline.experiments.cluster import Cluster
+    from pipeline.experiments.reading import Experiment
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML under configs/, or your own.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE …]", help="Overrides; key=a,b makes a grid.")]
@@ -24,6 +29,8 @@ Wait = Annotated[bool, typer.Option("--wait", help="Return only when the last jo
 
 def use_cluster(cluster: str | None) -> Cluster:
     """The cluster profile, whose root is looked in from now on."""
+    from pipeline.experiments.cluster import load_cluster, use_root
+
     site = load_cluster(cluster)
     use_root(site.profile)
     return site
@@ -31,6 +38,7 @@ def use_cluster(cluster: str | None) -> Cluster:
 
 def load(config: str, overrides: list[str] | None, site: Cluster | None = None) -> Experiment:
     """An experiment on top of a profile. Raises UserError also for what its tasks can say before any data are read."""
+    from pipeline.experiments.reading import load_experiment
     from pipeline.tasks import check  # loads numpy
 
     experiment = load_experiment(config, overrides or (), (site or use_cluster(None)).layer)

@@ -22,7 +22,7 @@ COMMANDS = (
     launching.submit,    stages.extract, stages.train, stages.evaluate, stages.collect,
     launching.status, launching.logs, launching.cancel, launching.retry,
     results.results, results.compare, results.report, results.track, models.predict, models.interpolate, models.embed,
-    models.index, models.search, models.export,
+    models.index, models.search, models.export, models.publish,
 )  # fmt: skip
 """In the order of `carabid --help`."""
 for command in COMMANDS:
@@ -30,9 +30,23 @@ for command in COMMANDS:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    if version:
-        print(__version__)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    install_completion: Annotated[
+        str | None, typer.Option(metavar="SHELL", help="Let the Tab key of bash or zsh complete commands, keys, trials.")
+    ] = None,
+    show_completion: Annotated[
+        str | None, typer.Option(metavar="SHELL", help="Print what makes the Tab key of bash or zsh complete.")
+    ] = None,
+) -> None:
+    said = [__version__] if version else []
+    if install_completion or show_completion:
+        from pipeline.cli import completion
+
+        said += [completion.install(install_completion)] if install_completion else []
+        said += [completion.script(show_completion).rstrip("\n")] if show_completion else []
+    if said:
+        print("\n".join(said))
         raise typer.Exit
     if os.environ.get("CARABID_CLUSTER"):
         use_cluster(None)

@@ -1,4 +1,4 @@
-"""The commands that use models: predictions, embeddings, searches, submissions to a challenge, tuned models for open_clip."""
+"""The commands that use models: predictions, embeddings, searches, challenge submissions, models for open_clip and the Hub."""
 
 import shlex
 import sys
@@ -172,6 +172,31 @@ def export(
         from pipeline.export.codabench import export as write
 
         print(write(trials or [], out, zipped, with_backbone))
+
+
+def publish(
+    trial: Annotated[Path, typer.Argument(help="A trained and evaluated trial's folder.")],
+    to: Annotated[str, typer.Option(metavar="hf:OWNER/NAME", help="The model on the Hugging Face Hub; made if it is not there.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the files and the card; ask no network.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody read it; default: you, or its owner, alone.")] = False,
+    license: Annotated[
+        str, typer.Option(metavar="ID", help="Licence of the weights, as the Hub writes it: cc-by-4.0.")
+    ] = "unknown",
+) -> None:
+    """Upload a trained trial to the Hugging Face Hub with its card, as one commit. The token is that of `hf auth login`."""
+    from pipeline.export.publish import parse_repository, upload
+    from pipeline.export.release import prepare
+
+    release = prepare(trial, parse_repository(to), license)
+    for note in release.notes:
+        print(f"carabid: {note}", file=sys.stderr, flush=True)
+    if not dry_run:
+        print(upload(release, public))
+        return
+    for name, size in release.sizes():
+        print(f"{size:>13,}  {name}")
+    print(f"{sum(size for _, size in release.sizes()):>13,}  bytes, to {release.repository}; nothing was uploaded\n")
+    print(release.card)
 
 
 def _check(folder: Path, test: Path | None, python: Path | None, largest: int, gpu: bool, challenge: str | None) -> list[str]:

@@ -1,14 +1,15 @@
 """The commands that come before any trial: the demo, made-up data, what must be in the cache, and what data are like."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.arguments import ConfigArgument, Overrides, load
-from pipeline.config.identity import plain
-from pipeline.config.trial import Config
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.config.trial import Config
 
 
 def demo(out: Annotated[Path | None, typer.Option(help="Folder to work in; default: demo/ under the root.")] = None) -> None:
@@ -71,8 +72,10 @@ def inspect(
     module.inspect(_with_one_split(config, overrides), images, out)
 
 
-def _with_one_split(config: str, overrides: list[str] | None) -> Config:
+def _with_one_split(config: str, overrides: list[str] | None) -> "Config":
     """A trial of the experiment. Raises UserError where its trials are on several data or splits."""
+    from pipeline.config.identity import plain
+
     trials = load(config, overrides).trials
     if len({str(plain(trial.config.data)) for trial in trials}) > 1:
         raise UserError(f"{config} makes trials on several splits: name one, as in data.split.fold=0")

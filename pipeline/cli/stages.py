@@ -1,11 +1,13 @@
 """The commands that run one stage here and now: what jobs/*.sh call."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.arguments import ConfigArgument, Overrides, load
-from pipeline.experiments.reading import Experiment
+
+if TYPE_CHECKING:
+    from pipeline.experiments.reading import Experiment
 
 
 def extract(
@@ -57,7 +59,7 @@ def collect(config: ConfigArgument, overrides: Overrides = None) -> None:
     stage.run(load(config, overrides).config)
 
 
-def _record_plan(experiment: Experiment) -> None:
+def _record_plan(experiment: "Experiment") -> None:
     """In a job that was submitted by hand: leave a record of its trials, so that those which never start are known."""
     from pipeline.launch.manifest.manifest import record_plan
     from pipeline.launch.manifest.sharding import array_shape

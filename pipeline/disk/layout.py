@@ -8,10 +8,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.config.trial import Config
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.config.trial import Config  # (slow to load, and whoever asks for a path of one has it)
 
 PROJECT = Path(__file__).resolve().parents[2]
 ENSEMBLES = "ensembles"

@@ -3,11 +3,9 @@ machine stands in it."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import ModelCardData
 
 from pipeline.backbones.open_clip_names import hub_repository
 from pipeline.config.backbone import OpenClip
@@ -15,12 +13,10 @@ from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
 from pipeline.disk.reading import reading
 from pipeline.disk.writing import read_json
-from pipeline.reporting.cards import figures_told
+from pipeline.reporting.cards import figures_told, front_matter, is_on_hub
 
 TASK = "zero-shot-image-classification"
 TAGS = ["clip", "biology", "species", "image-text-retrieval"]
-SELECTION = "selection"
-ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 LICENSE = "# license: yours to say; the licences of the base model and of the images may bind you"
 LOADED = """\
 ```python
@@ -45,37 +41,18 @@ def hub_card(trial: TrialDir, config: Config) -> str:
 
 def _data(trial: TrialDir, config: Config, results: dict[str, Any]) -> ModelCardData:
     """The front matter."""
-    dataset = config.data.source if _is_on_hub(config.data.source) else None
     base = _base(config)
-    return ModelCardData(
+    return front_matter(
+        results,
+        config.data.source if is_on_hub(config.data.source) else None,
+        TASK,
         base_model=base,
         base_model_relation="finetune" if base else None,
-        datasets=[dataset] if dataset else None,
         library_name="open_clip",
-        metrics=sorted({name.rpartition(".")[2] for name in _told(results)}) if results else None,
         model_name=_name(trial),
-        eval_results=_figures(results, dataset) if results else None,
         pipeline_tag=TASK,
         tags=[TASK, *TAGS],
     )
-
-
-def _figures(results: dict[str, Any], dataset: str | None) -> list[EvalResult]:
-    """The figures that tables show."""
-    of: dict[str, Any] = {"task_type": TASK, "dataset_type": dataset or "custom", "dataset_name": dataset or "images of its own"}
-    values = {name: results["figures"].get(name) for name in _told(results)}
-    return [
-        EvalResult(
-            **of, metric_type=name, metric_value=value, metric_name=results["headline"][name], dataset_split=results["split"]
-        )
-        for name, value in values.items()
-        if value is not None
-    ]
-
-
-def _told(results: dict[str, Any]) -> list[str]:
-    """The names of figures that tables show; not again the one that the epoch was chosen by."""
-    return [name for name in results["headline"] if name != SELECTION]
 
 
 def _made(config: Config) -> str:
@@ -95,10 +72,6 @@ def _base(config: Config) -> str | None:
     """The released model's name on the Hub, if that is where it comes from."""
     block = config.backbone
     return hub_repository(block.name, block.pretrained) if isinstance(block, OpenClip) else None
-
-
-def _is_on_hub(source: str) -> bool:
-    return ON_HUB.fullmatch(source) is not None and not Path(source).exists()
 
 
 def _name(trial: TrialDir) -> str:

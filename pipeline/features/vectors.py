@@ -17,6 +17,7 @@ from jaxtyping import Float32, Int64
 from pipeline.disk.reading import Damaged, reading, sha256_of_file
 from pipeline.disk.writing import atomic_folder, read_hashed, write_hashed, write_table, writing
 from pipeline.errors import UserError
+from pipeline.progress import progress
 
 FORMAT = 1
 """Version of what the files mean."""
@@ -27,6 +28,8 @@ LINKS, EFFORT, LOOKED_AT = 32, 200, 128
 and while it is searched."""
 NEIGHBOURS, SAMPLE, TIE = 10, 1000, 1e-6
 """Recall is of so many neighbours, of so many images at most; cosines as near as this are equal."""
+ADDED = 20_000
+"""Embeddings that are put into an index at once: often enough to see how far it is."""
 
 Vectors = Float32[np.ndarray, "images width"]
 
@@ -62,7 +65,10 @@ def build(vectors: Vectors, kind: str) -> Any:
     if kind not in KINDS:
         raise UserError(f"--kind {kind}: choose {' or '.join(KINDS)}")
     index = KINDS[kind](vectors.shape[1])
-    index.add(np.ascontiguousarray(vectors))
+    with progress(f"index, {kind}", len(vectors), "embeddings") as advance:
+        for some in range(0, len(vectors), ADDED):
+            index.add(np.ascontiguousarray(vectors[some : some + ADDED]))
+            advance(len(vectors[some : some + ADDED]))
     return index
 
 

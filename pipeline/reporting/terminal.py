@@ -10,6 +10,8 @@ from itertools import zip_longest
 from shutil import get_terminal_size
 
 HASH = re.compile(r"(?:^|-)([0-9a-f]{8})$")
+BLOCKS = re.compile(r"(?:\w+\.)+(?=\w+=)")
+"""What stands before a key in a trial's name: `model.encoder.` of `model.encoder.r=4`."""
 LEAST = (12, 20)
 """Columns of a terminal that are left to names of experiments and of trials, if they are so long."""
 
@@ -45,6 +47,15 @@ def _split(name: str) -> tuple[str, list[str], str]:
 def _join(before: str, parts: Sequence[str], end: str) -> str:
     rest = "-".join(filter(None, (",".join(parts), end)))
     return ": ".join(filter(None, (before, rest))) or "–"
+
+
+def cut(name: str, width: int) -> str:
+    """A name that fits: where it is longer, its keys without the blocks that they are in, and if need be without its middle. It
+    ends in its hash, which no other of its experiment has."""
+    if len(name) > width:
+        name = BLOCKS.sub("", name)
+    end = name[-9:]
+    return name if len(name) <= width else f"{name[: max(width - len(end) - 1, 0)]}…{end}"
 
 
 def fit(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:

@@ -20,7 +20,8 @@ from pipeline.metrics.figures import Training
 from pipeline.metrics.groups import Prediction
 from pipeline.models.base import Facts, Model
 from pipeline.models.saved import load_facts, load_model, read_trained
-from pipeline.reporting.cards import model_card
+from pipeline.progress import progress
+from pipeline.reporting.cards import Told, model_card
 from pipeline.stages.inputs import Inputs, Split, changed, load_inputs
 from pipeline.stages.predict import Models, predict_images
 from pipeline.tasks.base import Task
@@ -59,7 +60,7 @@ def run(config: Config, trial: TrialDir) -> dict[str, Any]:
     results = make_results(blocks, inputs, table, split, record)
     attempt = this_attempt(gpu_name(device), time.monotonic() - started)
     origin = {"train": record["provenance"], "evaluate": provenance(**spent([attempt]))}
-    write_evaluation(trial, task.tables(predictions), results, origin)
+    write_evaluation(trial, task.tables(predictions), results, origin, model_card(Told(trial, config, record, results)))
     return results
 
 
@@ -96,7 +97,7 @@ def make_results(
 
 
 def write_evaluation(
-    trial: TrialDir, tables: tuple[pd.DataFrame, pd.DataFrame], results: dict[str, Any], origin: dict[str, Any]
+    trial: TrialDir, tables: tuple[pd.DataFrame, pd.DataFrame], results: dict[str, Any], origin: dict[str, Any], card: str
 ) -> None:
     """predictions.parquet, groups.parquet, provenance.json, README.md, and last results.json; older results go first."""
     if trial.results.exists():
@@ -105,7 +106,7 @@ def write_evaluation(
     for path, table in zip((trial.predictions, trial.groups), tables, strict=True):
         write_table(path, table)
     write_json(trial.provenance, origin)
-    write_text(trial.card, model_card(trial, results))
+    write_text(trial.card, card)
     write_json(trial.results, results)
 
 
@@ -116,7 +117,8 @@ def _predict_split(
     samples = inputs.samples(facts, split, device)
     if config.evaluate.adapt is not None:
         config.model.head.adapt(model, samples, config, config.evaluate.adapt)
-    cached = predict(model, samples)
+    with progress("evaluate", len(samples)) as advance:
+        cached = predict(model, samples, advance)
     if config.evaluate.inputs == "features":
         return cached, None
     models = Models(model, inputs.backbone.to(device), device)

@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
 from pipeline.config.evaluation import Adapt
-from pipeline.config.identity import config_hash, token_kind
+from pipeline.config.identity import config_hash, digest, token_kind
 from pipeline.config.trial import Config
 from pipeline.data.correction import balance, rescale
 from pipeline.data.dataset import Dataset
@@ -29,7 +29,7 @@ from pipeline.disk.layout import ENSEMBLES, ExperimentDir, TrialDir, root, train
 from pipeline.disk.reading import in_short, is_number, reading
 from pipeline.disk.writing import read_hashed
 from pipeline.errors import NotFetched, UserError, WorkError
-from pipeline.experiments.reading import load_config
+from pipeline.experiments.reading import load_config, saved_science
 from pipeline.features.forward import as_stored, compute_features
 from pipeline.metrics.figures import Training
 from pipeline.metrics.groups import Prediction
@@ -37,6 +37,7 @@ from pipeline.models.base import Facts, Model, Predicted
 from pipeline.models.content import read_record
 from pipeline.models.metadata import Metadata
 from pipeline.models.saved import load_facts, load_model, read_trained
+from pipeline.progress import progress
 from pipeline.reporting.results import MADE_AGAIN, hash_results, read_ensemble
 from pipeline.tasks import load_task
 from pipeline.training.samples import columns, joined
@@ -58,8 +59,12 @@ def predict_images(config: Config, models: Models, facts: Facts, dataset: Datase
     chunks = [positions[start : start + size] for start in starts]
     batches = load_batches(dataset, chunks, models.backbone.transform, config.resources.decode_threads)
     metadata = facts.names.metadata(columns(table))
-    pairs = zip(batches, starts, strict=True)
-    return joined([_predict_batch(config, models, batch.images, metadata[start : start + size]) for batch, start in pairs])
+    said = []
+    with progress("evaluate from images", len(positions)) as advance:
+        for batch, start in zip(batches, starts, strict=True):
+            said.append(_predict_batch(config, models, batch.images, metadata[start : start + size]))
+            advance(len(batch.images))
+    return joined(said)
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,8 @@ def trained_config(trial: TrialDir) -> Config:
     config = load_config(trial.config)
     if not trial.trained.exists():
         raise WorkError(f"{trial.path}: its training has not finished (no trained.json; see `carabid status`)")
-    if read_trained(trial)["config_hash"] != config_hash(config):
+    # (Of one that was published the names of what lies nowhere count as they stand, whatever is called so here.)
+    if read_trained(trial)["config_hash"] not in (config_hash(config), digest(saved_science(trial.config))):
         raise WorkError(
             f"{trial.config} has been changed since the model beside it was trained, or that was by a version of Carabid with "
             "other keys: the two would not fit. Put it back, or train it again (`carabid submit`)."

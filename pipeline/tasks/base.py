@@ -112,6 +112,8 @@ class Task(ABC, Generic[P]):
     ensembles: ClassVar[bool] = False
     """Whether trials that differ in the seed alone, or in the fold alone, are taken together as well (`kept`, `combine`,
     `out_of_fold`)."""
+    hub_task: ClassVar[str | None] = None
+    """What the Hub calls such a task (`pipeline_tag` of a card); None: it has no name for it."""
     challenge: ClassVar[str | None] = None
     """Whose platform `carabid export` writes for, one of `export/platforms.py`; None: no platform takes what it predicts."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from pipeline.disk.writing import write_text
 from pipeline.errors import Interrupted, WorkError
 from pipeline.models.base import Model
 from pipeline.models.learner import load_trained_state, trained_state
+from pipeline.progress import epochs as shown_epochs
 from pipeline.training import augmentation as aug
 from pipeline.training.average import Average
 from pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -86,8 +88,8 @@ def _log(run: Run, epochs_done: int) -> Iterator[EpochLog | None]:
     if not run.processes.is_main:
         yield None
         return
-    with tracked(run.config, run.trial) as tell:
-        yield EpochLog(run.trial.metrics, epochs_done, tell)
+    with tracked(run.config, run.trial) as tell, shown_epochs(run.config.train.epochs, epochs_done) as show:
+        yield EpochLog(run.trial.metrics, epochs_done, tell, show)
 
 
 def _still_waits(progress: Progress, held: int, patience: float) -> bool:
@@ -114,9 +116,11 @@ def fit_epoch(
     set_rates(optimizer, config, epoch, progress.validation_losses)
     model.held = epoch < config.train.held_epochs
 
-    def after_step() -> None:
+    def after_step(share: float) -> None:
         average.update()
         run.stop.check_batch()
+        if log:
+            log.show(epoch + share)
 
     loss, of_batches = train_epoch(model, lesson, optimizer, config, epoch, after_step, run.processes)
     with average.applied():
@@ -136,6 +140,13 @@ def fit_epoch(
         # Of a frozen encoder there are hundreds of epochs of thousands of batches.
         batches = {"train/loss_batches": of_batches.tolist()} if config.model.tunes_towers else {}
         log.write(known | {"train/loss": loss} | rates | scores, {**lesson.told(), **batches})
+        log.show(epoch + 1, _said(run.choice.metric, metric, progress))
+
+
+def _said(name: str, metric: float | None, progress: Progress) -> str:
+    """How well the last epoch did, and the best one."""
+    told = ["undefined" if value is None else f"{value:.3f}" for value in (metric, progress.best_metric)]
+    return f"{name} {told[0]}, best {told[1]} in epoch {progress.best_epoch}"
 
 
 def _validated(lesson: Lesson[Any], processes: Processes) -> tuple[float | None, float]:
@@ -155,10 +166,11 @@ def train_epoch(
     optimizer: Optimizer,
     config: Config,
     epoch: int,
-    after_step: Callable[[], None],
+    after_step: Callable[[float], None],
     processes: Processes = ALONE,
 ) -> tuple[float, Float[Tensor, " batches"]]:
-    """One pass over what is learnt from; returns the mean loss, and each batch's. `after_step` may raise to end it early."""
+    """One pass over what is learnt from; returns the mean loss, and each batch's. `after_step` is given
+    the share of it that is done, and may raise to end it early."""
     streams = aug.epoch_streams(config.seed, epoch, next(model.parameters()).device, processes.number)
     losses, counts, several = [], [], config.train.accumulate
     model.train()
@@ -182,7 +194,7 @@ def train_epoch(
         if config.optim.clip is not None:
             torch.nn.utils.clip_grad_norm_((p for p in model.parameters() if p.requires_grad), config.optim.clip)
         optimizer.step()
-        after_step()
+        after_step((number + 1) / n_batches)
     of_batches = torch.stack(losses)
     return _mean_loss(of_batches, counts, epoch), of_batches
 
@@ -206,20 +218,33 @@ def _check_gradients(model: Model) -> None:
 class EpochLog:
     """metrics.jsonl: one line per epoch; lines after the checkpoint that a run resumes from are dropped."""
 
-    def __init__(self, path: Path, n_epochs_done: int, tell: Tell = lambda values, epoch: None) -> None:
-        """`tell` is told each line too."""
-        self.path, self.tell = path, tell
+    def __init__(
+        self,
+        path: Path,
+        n_epochs_done: int,
+        tell: Tell = lambda values, epoch: None,
+        bar: Callable[[float, str], None] | None = None,
+    ) -> None:
+        """`tell` is told each line too; `bar` shows a person how far the training is."""
+        self.path, self.tell, self.bar, self.said = path, tell, bar, ""
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
         write_text(path, "".join(lines[:n_epochs_done]))
 
     def write(self, values: Mapping[str, float | str | None], more: Mapping[str, float | list[float]]) -> None:
-        """Append one epoch (what is not finite is null in JSON), and print it, but for `more`: a log's line, and what a person
-        watches."""
+        """Append one epoch (what is not finite is null in JSON), and print it, but for `more`; who watches a bar is not told so
+        much."""
         rounded = {name: _rounded(value) for name, value in {**values, **more}.items()}
         with self.path.open("a") as file:
             file.write(json.dumps(rounded) + "\n")
-        print("  ".join(f"{name} {rounded[name]}" for name in values), flush=True)
+        if self.bar is None or not sys.stdout.isatty():
+            print("  ".join(f"{name} {rounded[name]}" for name in values), flush=True)
         self.tell(rounded, int(rounded["epoch"] or 0))
+
+    def show(self, done: float, said: str | None = None) -> None:
+        """To who watches, how many epochs are done, and what is said of the last one."""
+        self.said = self.said if said is None else said
+        if self.bar:
+            self.bar(done, self.said)
 
 
 def _rounded(value: float | str | list[float] | None) -> Any:

@@ -160,10 +160,10 @@ def feature_scale(embedded: Float32[np.ndarray, "images width"]) -> tuple[Scale,
     return torch.from_numpy(mean.astype("float32")), torch.from_numpy(sd.astype("float32"))
 
 
-def predict(model: Model, samples: Samples) -> Prediction:
-    """What the model says of each image in the targets' units: evaluation mode, fp32."""
+def predict(model: Model, samples: Samples, advance: Callable[[int], None] = lambda n: None) -> Prediction:
+    """What the model says of each image in the targets' units: evaluation mode, fp32. `advance` is told of images just done."""
     model.eval()
-    return joined(_by_batches(model.predict, samples, model.views.n))
+    return joined(_by_batches(model.predict, samples, model.views.n, advance))
 
 
 def answers(model: Learner, samples: Samples) -> Answer:
@@ -180,11 +180,17 @@ def encoded(model: Learner, samples: Samples) -> Float32[Tensor, "images width"]
     return torch.cat(_by_batches(lambda features, _: model.encode(features).cpu(), samples, model.views.n))
 
 
-def _by_batches(say: Callable[[Tensor, Metadata], Said], samples: Samples, n_views: int) -> list[Said]:
+def _by_batches(
+    say: Callable[[Tensor, Metadata], Said], samples: Samples, n_views: int, advance: Callable[[int], None] = lambda n: None
+) -> list[Said]:
     """What is said of all images, in their order, PREDICTION_BATCH views at a time."""
+    said = []
     with torch.inference_mode():
-        selected = map(samples.select, torch.arange(len(samples)).split(max(PREDICTION_BATCH // n_views, 1)))
-        return [say(features, metadata) for features, _, metadata in selected]
+        for some in torch.arange(len(samples)).split(max(PREDICTION_BATCH // n_views, 1)):
+            features, _, metadata = samples.select(some)
+            said.append(say(features, metadata))
+            advance(len(some))
+    return said
 
 
 def joined(parts: Sequence[Predicted]) -> Prediction:

@@ -14,6 +14,8 @@ from pipeline.disk.layout import ExperimentDir
 from pipeline.errors import UserError
 from pipeline.launch.watching.history import History, View
 from pipeline.reporting.state import State, planned_trials, trial_state
+from pipeline.reporting.terminal import cut, short_names
+from pipeline.streams import is_watched
 
 if TYPE_CHECKING:
     from rich.console import ConsoleRenderable
@@ -64,12 +66,12 @@ def watch(experiments: Sequence[ExperimentDir], seconds: float) -> None:
     from rich.live import Live
 
     console = Console()
-    drawn = Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") if console.is_terminal else None
+    drawn = Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") if is_watched(sys.stdout) else None
     with drawn or nullcontext():
         while True:
             found = [(experiment, views(experiment)) for experiment in experiments]
             if drawn:
-                drawn.update(_table(found), refresh=True)
+                drawn.update(_table(found, console.width), refresh=True)
             else:
                 print(time.strftime("%H:%M:%S"), *_lines(found), sep="\n", flush=True)
             if not any(view.state.state in ("queued", "running") for _, them in found for view in them):
@@ -77,15 +79,22 @@ def watch(experiments: Sequence[ExperimentDir], seconds: float) -> None:
             time.sleep(seconds)
 
 
-def _table(found: Sequence[tuple[ExperimentDir, Sequence[View]]]) -> ConsoleRenderable:
+def _table(found: Sequence[tuple[ExperimentDir, Sequence[View]]], width: int) -> ConsoleRenderable:
+    """A row for each trial, as wide as that at most: of names what tells them apart, of several experiments the name of each."""
     from rich.console import Group
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table("state", "trial", "why")
-    rows = [(experiment, view) for experiment, them in found for view in them]
-    for experiment, view in sorted(rows, key=lambda row: ORDER.index(row[1].state.state)):
-        table.add_row(*map(Text, (view.state.state, f"{experiment.path.name}/{view.name}", view.state.reason)))
+    pairs = [(experiment, view) for experiment, them in found for view in them]
+    names = short_names([(experiment.path.name, view.name) for experiment, view in pairs])
+    rows = sorted(zip(pairs, names, strict=True), key=lambda row: ORDER.index(row[0][1].state.state))
+    n = len({experiment.path.name for experiment, _ in pairs}) > 1
+    most = (width - 24 - 3 * n) // (2 + n)  # of what borders and the state leave, the reason has the rest
+    several = [Column("experiment", overflow="fold", max_width=most)] if n else []
+    table = Table(Column("state", no_wrap=True), *several, Column("trial", no_wrap=True), Column("why", overflow="fold"))
+    for (experiment, view), name in rows:
+        before = [experiment.path.name] * n
+        table.add_row(*map(Text, (view.state.state, *before, cut(name, most), view.state.reason)))
     below = [Text(line) for experiment, them in found for line in summary(experiment, them)]
     return Group(*below, table, Text(time.strftime("%H:%M:%S")))
 

@@ -14,6 +14,9 @@ from pipeline.config.trial import Config
 from pipeline.errors import UserError
 
 PROJECT = Path(__file__).resolve().parents[2]
+"""What the package lies in: a checkout, a snapshot of the code, or where packages are installed."""
+SHIPPED = package if ((package := PROJECT / "pipeline") / "configs").is_dir() else PROJECT
+"""What configs/ and jobs/ lie in: beside the package, or where it is installed, within it."""
 ENSEMBLES = "ensembles"
 LONGEST_NAME = 255
 """Bytes of a file's name."""

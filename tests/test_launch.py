@@ -981,7 +981,7 @@ def test_a_training_job_queues_its_evaluation_once(tmp_path: Path, monkeypatch: 
     assert call.endswith("evaluate.sh configs/x.yaml seed=0,1")
 
 
-def test_the_evaluation_that_is_queued_is_of_the_folder_whose_script_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_evaluation_that_is_queued_is_of_the_script_that_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy that a site has edited, by `carabid init --jobs`."""
     assert evaluation.script() == PROJECT / "jobs" / "evaluate.sh"
     monkeypatch.setenv("CARABID_JOBS", str(tmp_path))

@@ -26,8 +26,8 @@ RECORD = re.compile(r"(job-)?[0-9]+")
 
 
 def root() -> Path:
-    """Where features/ and trained/ lie: `$CARABID_ROOT`, else the checkout, or ~/carabid where the package is installed; never the
-    current folder by accident.
+    """Where features/ and trained/ lie: `$CARABID_ROOT`, else the checkout, or ~/carabid where the package is installed; never
+    the current folder by accident.
 
     Raises UserError if it is relative: a job that starts in another folder would look elsewhere.
     """

@@ -147,6 +147,9 @@ REFUSED: dict[str, tuple[Sequence[str], Callable[[str, int], Sequence[Any]], str
     "an image that is gone": (
         ("f", "k"), lambda f, i: (f if i else "images/gone.png", ABC[i]), ",", r"line 2: .*gone\.png.*--skip-bad-images.*written",
     ),
+    "a row for each image and target": (
+        ("f", "what", "target"), lambda f, i: (f"images/{i // 2}.png", "ab"[i % 2], i / 7), ",", r"one for each what \(2 names",
+    ),
     "an empty label": (("f", "k"), lambda f, i: (f, ABC[i] if i else ""), ",", r"line 2: column k \(data\.label\) is empty"),
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 
 Ask = Callable[[str, Sequence[str], str], str]
 """Of a question, what may be answered, and the option that says it: the answer. Raises UserError where nobody can be asked."""
-LOOKED_AT = 50
+LOOKED_AT, FIRST_LOOK = 50, 10
 """Cells by which it is known where images lie."""
 MOST_FOLDERS = 500
 """Folders beside a table in which images are looked for."""
@@ -68,23 +68,29 @@ def _chosen(places: list[Place], ask: Ask) -> Place:
 def _of_column(column: Column, table: Path, images: Path | None, ask: Ask) -> Place | None:
     """Where the images of a column are; `there` is 0 where it seems to name images, and none is anywhere; None if it does not."""
     cells = _some(list(column.counts))
-    own = table.parent if images is None else images
-    if n := _found(cells, own):
+    if n := _found(cells, table.parent if images is None else images):
         return Place(column.name, images, n, len(cells))
-    numbers = {} if images else {folder: n for folder in _folders_of(table.parent) if (n := _found(cells, folder))}
+    if not _look_like_images(cells):
+        return None
+    numbers = {} if images else _numbers(cells, table.parent)
     best = [folder for folder, n in numbers.items() if n == max(numbers.values())]
     if len(best) > 1:
         names = [str(folder.relative_to(table.parent)) for folder in best]
         words = f"The images of the column {column.name} are in several folders: {', '.join(names)}. Which are meant?"
         best = [table.parent / ask(words, names, "--images FOLDER")]
-    if best:
-        return Place(column.name, best[0], numbers.get(best[0], 0), len(cells))
-    return Place(column.name, images, 0, len(cells)) if _look_like_images(column, cells) else None
+    folder = best[0] if best else images
+    return Place(column.name, folder, numbers.get(folder, 0) if folder else 0, len(cells))
 
 
-def _some(cells: list[str]) -> list[str]:
+def _numbers(cells: Sequence[str], folder: Path) -> dict[Path, int]:
+    """The folders in a folder that hold some of the images, each with how many."""
+    few = _some(list(cells), FIRST_LOOK)  # in each of hundreds of folders
+    return {inside: _found(cells, inside) for inside in _folders_of(folder) if _found(few, inside)}
+
+
+def _some(cells: list[str], n: int = LOOKED_AT) -> list[str]:
     """A few of the cells, from all over them."""
-    return cells[:: max(1, len(cells) // LOOKED_AT)][:LOOKED_AT]
+    return cells[:: max(1, len(cells) // n)][:n]
 
 
 def _found(cells: Sequence[str], folder: Path) -> int:
@@ -104,7 +110,7 @@ def _is_image(cell: str) -> bool:
     return suffix in suffixes() or not suffix
 
 
-def _look_like_images(column: Column, cells: Sequence[str]) -> bool:
+def _look_like_images(cells: Sequence[str]) -> bool:
     from pipeline.data.opening import suffixes
 
     named = [cell for cell in cells if PurePosixPath(cell.replace("\\", "/")).suffix.lower() in suffixes()]

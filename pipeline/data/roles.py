@@ -72,6 +72,10 @@ class Roles:
     def predicts_classes(self) -> bool:
         return bool(self.label)
 
+    def truth(self, known: dict[str, Column]) -> list[Column]:
+        """The columns of what is predicted."""
+        return [known[name] for name in (self.label, *self.targets) if name]
+
     @property
     def taken(self) -> set[str]:
         """Columns that have a part already."""
@@ -91,6 +95,7 @@ def find_roles(columns: Sequence[Column], table: Path, wishes: Wishes, ask: Ask,
     if SPLIT_COLUMN in known:
         roles.said[SPLIT_COLUMN] = f"splits: {known[SPLIT_COLUMN].in_short}"
     _find_truth(roles, columns, wishes, ask)
+    _refuse_long(roles, known)
     _find_groups(roles, columns, wishes)
     _find_origins(roles, columns, wishes)
     for column in columns:
@@ -128,12 +133,26 @@ def _find_truth(roles: Roles, columns: Sequence[Column], wishes: Wishes, ask: As
     roles.label, roles.targets = wishes.label, wishes.targets
     if not roles.label and not roles.targets:
         roles.label, roles.targets = _by_looks(free, ask)
-    for name in filter(None, (roles.label, *roles.targets)):
-        roles.said[name] = f"{'classes' if roles.label else 'numbers'} to predict: {known[name].in_short}"
+    for column in roles.truth(known):
+        roles.said[column.name] = f"{'classes' if roles.label else 'numbers'} to predict: {column.in_short}"
     roles.could = [column.name for column in free if _could_be_predicted(column) and column.name not in roles.taken]
     genus = find("genus", [column.name for column in free])
     if roles.label and genus and letters(roles.label) in EPITHETS:
         roles.columns["ranks"], roles.said[genus] = genus, f"the genus, put before {roles.label}"
+
+
+def _refuse_long(roles: Roles, known: dict[str, Column]) -> None:
+    """Raises UserError for a table with a row for each image and target: the truth of its images would contradict itself."""
+    image = known.get(roles.place.column)
+    if image is None or _shares_truth(image, roles.truth(known)):
+        return
+    for column in known.values():
+        pairs = set(zip(image.cells, column.cells, strict=True))
+        if column is not image and column.has_few and len(pairs) == len(image.cells):
+            raise UserError(
+                f"each image has several rows, one for each {column.name} ({column.in_short}): give it one row, with a column "
+                "for each of these; or write the YAML by hand, with data.long, as configs/biomass/two_stream.yaml does"
+            )
 
 
 def _by_looks(free: Sequence[Column], ask: Ask) -> tuple[str | None, tuple[str, ...]]:
@@ -196,7 +215,7 @@ def _find_groups(roles: Roles, columns: Sequence[Column], wishes: Wishes) -> Non
     together too."""
     known = {column.name: column for column in columns}
     if wishes.group:
-        found = known.get(wishes.group) if wishes.group != NONE else None
+        found = known.get(wishes.group)
     else:
         could = [column for column in columns if column.name not in roles.taken and _could_group(column, roles, known)]
         found = min(could, key=lambda column: len(column.counts), default=None)
@@ -209,7 +228,7 @@ def _could_group(column: Column, roles: Roles, known: dict[str, Column]) -> bool
     name = letters(column.name)
     is_named = name in GROUPS or (column.is_id and name not in (*NO_TARGETS, *SITES, *DOMAINS))
     comes_again = ENOUGH <= len(column.counts) < column.filled and column.what in ("names", "numbers")
-    return is_named and comes_again and _shares_truth(column, [known[name] for name in (roles.label, *roles.targets) if name])
+    return is_named and comes_again and _shares_truth(column, roles.truth(known))
 
 
 def _shares_truth(column: Column, truth: Iterable[Column]) -> bool:
@@ -225,13 +244,20 @@ def _shares_truth(column: Column, truth: Iterable[Column]) -> bool:
 def _find_origins(roles: Roles, columns: Sequence[Column], wishes: Wishes) -> None:
     usual = {"domain": DOMAINS, "site": SITES, "date": DATES, "species": tuple(n for n in KNOWN["label"] if n not in EPITHETS)}
     for key, names in usual.items():
-        fitting = (column for column in columns if column.name not in roles.taken and _fits(column, key, names))
+        free = [column for column in columns if column.name not in roles.taken]
+        fitting = [column.name for column in free if _fits(column, key, names)] or _only_days(free, key)
         wished = wishes.domain if key == "domain" else None
-        found = None if wished == NONE else wished or next((column.name for column in fitting), None)
+        found = None if wished == NONE else wished or next(iter(fitting), None)
         if found:
             column = next(column for column in columns if column.name == found)
             roles.columns[key] = found
             roles.said[found] = f"{PLURAL[key]}: {len(column.counts)}"
+
+
+def _only_days(free: Sequence[Column], key: str) -> list[str]:
+    """The only column of days, whatever it is called."""
+    days = [column.name for column in free if column.what == "days" and len(column.counts) > 1]
+    return days if key == "date" and len(days) == 1 else []
 
 
 def _fits(column: Column, key: str, names: Sequence[str]) -> bool:

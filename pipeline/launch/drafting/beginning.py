@@ -3,6 +3,7 @@ that could not be trained on. Loads no torch."""
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -106,7 +107,9 @@ def _next(out: Path, backbone: Backbone, waits: bool) -> Iterator[str]:
     missing = ["images"] * waits + [f"the weights of {backbone.display_name}"] * (weights_state(backbone) is None)
     has_slurm = shutil.which("sbatch")
     local, where = ("", "on Slurm; here: --cluster local") if has_slurm else (" --cluster local", "on this machine")
-    commands = [(f"carabid fetch {out}", f"{' and '.join(missing)} are not on this machine")] if missing else []
-    commands += [(f"carabid plan {out}", "what it comes to"), (f"carabid submit {out}{local}", f"trains and evaluates, {where}")]
+    file = shlex.quote(str(out))
+    commands = [(f"carabid fetch {file}", f"{' and '.join(missing)} are not on this machine")] if missing else []
+    commands += [(f"carabid inspect {file}", "what the data look like")]
+    commands += [(f"carabid submit {file}{local}", f"trains and evaluates, {where}")]
     commands += [(f"carabid report {name}", "one HTML page")]
     yield from (f"  {command:<44}  # {why}" for command, why in commands)

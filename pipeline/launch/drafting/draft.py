@@ -76,7 +76,8 @@ def _data(look: Look, skip: bool) -> Iterator[str]:
     yield "data:"
     yield _line("  source", str(look.path), f"{look.n_rows} rows")
     if roles.address:
-        yield _line("  images", "images", "beside the table: there `carabid fetch` downloads them")
+        folder = str(place.folder.resolve()) if place.folder else "images"
+        yield _line("  images", folder, "there `carabid fetch` downloads them; a relative one is beside the table")
         yield _line("  download", {"url": roles.address, "md5": roles.checksum})
     elif place.folder is not None:
         yield _line("  images", str(place.folder.resolve()), "what the table's paths are relative to")

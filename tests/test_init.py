@@ -189,6 +189,29 @@ def test_a_wish_names_a_column_that_is_there(init: Callable[..., Any], tmp_path:
         assert "group" not in init(path, wishes=wishes)[0]["data"]["columns"]
 
 
+@pytest.mark.parametrize(
+    ("backbone", "says"),
+    [
+        ("pixel", "has no weights. Write pixel:TAG"),
+        ("local-dir:nowhere", "no such folder"),
+        ("hf-hub:a/b/c", "no name on the Hub"),
+        ("pixels:x", "such as pixels:8"),
+    ],
+)
+def test_a_backbone_that_cannot_be_is_refused(init: Callable[..., Any], tmp_path: Path, backbone: str, says: str) -> None:
+    path = table(tmp_path, ("f", "k"), lambda name, i: (name, ABC[i]))
+    with pytest.raises(UserError, match=says):
+        init(path, backbone=backbone)
+    assert not Path("my.yaml").exists()
+
+
+def test_weights_that_are_not_here_are_to_be_fetched(init: Callable[..., Any], tmp_path: Path) -> None:
+    path = table(tmp_path, ("f", "k"), lambda name, i: (name, ABC[i]))
+    values, said = init(path, backbone="hf-hub:nobody/has-this")
+    assert values["backbone"] == {"kind": "open_clip", "name": "hf-hub:nobody/has-this"}
+    assert "carabid fetch my.yaml" in said and "the weights of hf-hub:nobody/has-this are not on this machine" in said
+
+
 def test_a_file_that_is_there_is_kept_unless_that_is_said(init: Callable[..., Any], tmp_path: Path) -> None:
     path = table(tmp_path, ("f", "k"), lambda name, i: (name, ABC[i]))
     Path("my.yaml").write_text("mine")

@@ -69,6 +69,7 @@ def test_a_wheel_holds_every_configuration_and_job_script_as_it_stands_here(site
         here = {path.relative_to(PROJECT): path.read_bytes() for path in (PROJECT / name).rglob("*") if path.is_file()}
         there = {path.relative_to(site / "pipeline"): path.read_bytes() for path in (site / "pipeline" / name).rglob("*.*")}
         assert here == there
+    assert (site / "pipeline" / "reporting" / "page" / "page.html.j2").exists()
     assert not (site / "configs").exists() and not (site / "setup.py").exists()
 
 
@@ -82,12 +83,20 @@ def test_a_configuration_that_is_not_here_is_one_that_came_along(installed: Comm
     assert "did you mean configs/generic/classify.yaml?" in said
 
 
+def test_what_is_drafted_goes_where_one_is_and_results_go_home(installed: Command, tmp_path: Path) -> None:
+    rows = [(name, "abc"[i % 3]) for i, name in enumerate(write_images(tmp_path / "here", 30))]
+    write_table(tmp_path / "here", rows, ("photo", "kind"), name="photos.csv")
+    assert f"trained/ lie in {tmp_path / 'home' / 'carabid'}." in installed("init", "photos.csv", "--backbone", "pixels").stdout
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {"images", "photos.csv", "photos.yaml"}
+
+
 def test_job_scripts_are_copied_where_one_is(installed: Command, tmp_path: Path) -> None:
     installed("init", "--jobs")
     there = {path.name: path.read_bytes() for path in (tmp_path / "here" / "jobs").iterdir()}
     assert there == {path.name: path.read_bytes() for path in (PROJECT / "jobs").iterdir()}
 
 
+@pytest.mark.long
 def test_a_table_is_drafted_trained_on_and_reported(installed: Command, site: Path, tmp_path: Path) -> None:
     """By the installed code: so say its jobs, of which a snapshot was taken."""
     rows = [(name, "abc"[i % 3]) for i, name in enumerate(write_images(tmp_path / "here", 30))]

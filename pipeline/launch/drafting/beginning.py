@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.backbones import weights_state
 from pipeline.backbones.named import parse_backbone
-from pipeline.config.backbone import Backbone, OpenClip
+from pipeline.config.backbone import Backbone, OpenClip, Weights
 from pipeline.data.image_places import Ask
 from pipeline.data.roles import Wishes
 from pipeline.disk.layout import all_experiments, root
@@ -45,6 +45,7 @@ def begin(request: Request, ask: Ask) -> Iterator[str]:
     out = request.out or Path(f"{name_of(table)}.yaml")
     _check_out(out, request.overwrite)
     backbone = _backbone(request.backbone)
+    missing = [f"the weights of {backbone.display_name}"] * (weights_state(backbone) is None)
     seen = look(table, request.wishes, ask)
     yield f"{table}: {seen.n_rows} rows"
     yield from told(seen)
@@ -54,7 +55,7 @@ def begin(request: Request, ask: Ask) -> Iterator[str]:
     yield from (f"warning: {warning}" for warning in [*_of_splits(seen), *warnings] if warning not in seen.notes)
     write_text(out, text)
     yield f"wrote {out}"
-    yield from _next(out, backbone, waits)
+    yield from _next(out, ["the images"] * waits + missing)
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
@@ -65,10 +66,17 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 
 def _backbone(name: str | None) -> Backbone:
-    """As it was named, a folder by its whole path; else the one of configs/generic/."""
+    """As it was named, a folder by its whole path; else the one of configs/generic/. Raises UserError for a folder that there is
+    not, and for an architecture without weights: nobody means these."""
     if name is None:
         return OpenClip(name=OpenClip().name)
-    return parse_backbone(name).located(lambda path: str(here) if (here := Path(path).expanduser().resolve()).exists() else path)
+    block = parse_backbone(name).located(lambda path: str(here) if (here := Path(path).expanduser().resolve()).exists() else path)
+    for weights in block.weights_from():
+        if weights.path and not Path(weights.path).exists():
+            raise UserError(f"--backbone {name}: there is no such folder")
+        if weights == Weights():
+            raise UserError(f"--backbone {name}: it has no weights. Write {name}:TAG, hf-hub:owner/name, a folder, or pixels")
+    return block
 
 
 def _tried(text: str, out: Path) -> tuple[list[str], bool]:
@@ -98,13 +106,12 @@ def _of_splits(seen: Look) -> Iterator[str]:
         yield f"the table's splits {names} are not used, for none is called train and none validation: all are dealt to folds"
 
 
-def _next(out: Path, backbone: Backbone, waits: bool) -> Iterator[str]:
-    """The commands that come next."""
+def _next(out: Path, missing: list[str]) -> Iterator[str]:
+    """The commands that come next; first the one that brings what is missing."""
     name = name_of(out)
     if any(experiment.path.name == name for experiment in all_experiments()):
         yield f"note: there is an experiment {name} already, whose trials these join; another name is `experiment:` in {out}"
     yield f"features/ and trained/ lie in {root()}. Next:"
-    missing = ["images"] * waits + [f"the weights of {backbone.display_name}"] * (weights_state(backbone) is None)
     has_slurm = shutil.which("sbatch")
     local, where = ("", "on Slurm; here: --cluster local") if has_slurm else (" --cluster local", "on this machine")
     file = shlex.quote(str(out))

@@ -18,7 +18,7 @@ from tests.lab import write_images, write_table
 
 pytestmark = pytest.mark.jobs
 
-SOURCES = ("pipeline", "configs", "jobs", "docs", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
+SOURCES = ("carabid", "pipeline", "configs", "jobs", "docs", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
 BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_{what}(sys.argv[1]))"
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -69,7 +69,7 @@ def test_a_wheel_holds_every_configuration_and_job_script_as_it_stands_here(site
         here = {path.relative_to(PROJECT): path.read_bytes() for path in (PROJECT / name).rglob("*") if path.is_file()}
         there = {path.relative_to(site / "pipeline"): path.read_bytes() for path in (site / "pipeline" / name).rglob("*.*")}
         assert here == there
-    assert (site / "pipeline" / "reporting" / "page" / "page.html.j2").exists()
+    assert (site / "pipeline" / "reporting" / "page" / "page.html.j2").exists() and (site / "carabid" / "__init__.py").exists()
     assert not (site / "configs").exists() and not (site / "setup.py").exists()
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -97,6 +98,13 @@ def test_numbers_become_targets_and_where_it_was_taken_none(init: Callable[..., 
     path = table(tmp_path, ("f", "Biomasse [g]", "lat", "id"), lambda name, i: (name, i * 0.3, i + 0.5, i))
     values, _ = init(path)
     assert values["task"] == "regress" and values["data"]["targets"] == ["Biomasse [g]"]
+
+
+@pytest.mark.parametrize("wishes", [Wishes(), Wishes(image="bar")])
+def test_images_may_lie_in_the_table_itself(init: Callable[..., Any], tmp_path: Path, wishes: Wishes) -> None:
+    images = [{"bytes": (tmp_path / name).read_bytes(), "path": name} for name in write_images(tmp_path, N)]
+    pd.DataFrame({"photo": images, "bar": images, "kind": ABC}).to_parquet(tmp_path / "tab.parquet")
+    assert init(tmp_path / "tab.parquet", wishes=wishes)[0]["data"]["columns"]["image"] == (wishes.image or "photo")
 
 
 def test_folders_name_classes(init: Callable[..., Any], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from pipeline.config.data import MISSING, Columns, Data
 from pipeline.config.split import FoldSplit
 from pipeline.data.cells import Column
 from pipeline.data.image_places import Ask, Place
+from pipeline.data.known_columns import KNOWN, letters
 from pipeline.data.missing import emptied
 from pipeline.data.opening import suffixes
 from pipeline.data.roles import Roles, Wishes, find_roles
@@ -83,7 +84,9 @@ def look(path: Path, wishes: Wishes, ask: Ask) -> Look:
     if not columns or not columns[0].cells:
         raise UserError(f"{path}: the table has a header and no rows.")
     _check_header(path, columns)
-    return Look(path, columns, splits, source.notes(), find_roles(columns, path, wishes, ask, _place(source, wishes)))
+    place = _place(source, columns, wishes, ask)
+    known = replace(wishes, image=None) if place and place.column == wishes.image else wishes
+    return Look(path, columns, splits, source.notes(), find_roles(columns, path, known, ask, place))
 
 
 def _opened(data: Data) -> Source:
@@ -144,14 +147,16 @@ def _check_header(path: Path, columns: Sequence[Column]) -> None:
             )
 
 
-def _place(source: Source, wishes: Wishes) -> Place | None:
-    """Where images are, if it is not a column of files: in folders, or in the table itself."""
+def _place(source: Source, columns: Sequence[Column], wishes: Wishes, ask: Ask) -> Place | None:
+    """Where images are, if it is not a column of files: in folders, or in the table itself, in columns that are not plain."""
     if isinstance(source, FolderSource):
         return Place(IMAGE)
-    split = source.splits()[0]
-    inside = [name for name in source.columns(split) if source.paths(split, name) is None]
-    if wishes.image in inside or len(inside) == 1:
-        return Place(wishes.image or inside[0]) if wishes.image in (None, *inside) else None
-    if inside:
-        raise UserError(f"Several columns hold what may be images: {', '.join(inside)}. Name the images' by --image-column.")
-    return None
+    plain = {column.name for column in columns}
+    inside = [name for name in source.columns(source.splits()[0]) if name not in plain]
+    if not inside or wishes.image in plain:
+        return None
+    usual = [name for name in inside if letters(name) in KNOWN["image"]]
+    best = [wishes.image] if wishes.image in inside else usual if len(usual) == 1 else inside
+    if len(best) > 1:
+        best = [ask(f"Several columns may hold the images: {', '.join(best)}. Which is it?", best, "--image-column COLUMN")]
+    return Place(best[0])

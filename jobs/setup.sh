@@ -1,4 +1,6 @@
 # Sourced by every job: edit this one file for your site.
+export CARABID_JOBS="$jobs"                     # the folder of these scripts: the evaluation that a training queues is its evaluate.sh
+project=$(dirname "$jobs")
 
 # 1. The environment: keep the line that fits, or add your own (`module load …` goes here too).
 if [ -f "$project/.venv/bin/activate" ]; then
@@ -7,8 +9,8 @@ elif ! command -v carabid > /dev/null && command -v conda > /dev/null; then
   eval "$(conda shell.bash hook)" && conda activate carabid
 fi
 
-# 2. Where features/ and trained/ go; home folders have quotas. Default: the project's folder. Better set in your shell's
-#    profile, which jobs inherit: `carabid status`, `plan`, `results` and `fetch` on the login node look there too.
+# 2. Where features/ and trained/ go; home folders have quotas. Default: the checkout, or ~/carabid where the package is installed.
+#    Better set in your shell's profile, which jobs inherit: `carabid status`, `plan`, `results`, `fetch` on the login node look there too.
 # export CARABID_ROOT=/scratch/$USER/carabid
 
 # 3. Compute nodes have no internet: use what `carabid fetch` brought into the cache.

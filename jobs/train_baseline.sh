@@ -19,9 +19,9 @@
 #@SBATCH --account=my-account
 
 set -e
-# Slurm runs a copy of this file, and from any folder: ask it where the original lies. Keep the file's name, or set project.
+# Slurm runs a copy of this file, and from any folder: ask it where the original lies. Keep the file's name, or set jobs.
 command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -n 1)
-project=${CARABID_PROJECT:-$(cd "${command%%train_baseline.sh*}.." && pwd)}
-source "$project/jobs/setup.sh"
+jobs=${CARABID_JOBS:-$(cd "${command%%train_baseline.sh*}" && pwd)}
+source "$jobs/setup.sh"
 
-train_trials "$project/configs/beetles/baseline.yaml" "$@"
+train_trials configs/beetles/baseline.yaml "$@"

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from pipeline.backbones.lite0 import find_weights, write_lite0
-from pipeline.disk.layout import PROJECT, all_experiments, root
+from pipeline.disk.layout import SHIPPED, all_experiments, root
 from pipeline.errors import WorkError
 from pipeline.experiments.reading import load_experiment
 from pipeline.launch.manifest.manifest import Manifest, Terms, make_manifest
@@ -100,6 +100,6 @@ def show() -> None:
 
 
 def _manifest(name: str, overrides: tuple[str, ...]) -> Manifest | None:
-    experiment = load_experiment(PROJECT / "configs" / "beetles" / f"{name}.yaml", overrides)
+    experiment = load_experiment(SHIPPED / "configs" / "beetles" / f"{name}.yaml", overrides)
     todo = missing_trials(experiment)
     return make_manifest(experiment, todo, Terms(argv=("carabid", "demo"))) if todo else None

@@ -29,9 +29,9 @@ from tests.conftest import carabid, hear_ctrl_c
 
 LORA = "configs/beetles/lora.yaml"
 COMMANDS = (
-    "demo", "generate", "fetch", "split", "inspect", "plan", "doctor", "submit", "extract", "train", "evaluate", "collect",
-    "status", "logs", "cancel", "retry", "results", "compare", "report", "track", "predict", "interpolate", "embed", "index",
-    "search", "export", "publish",
+    "demo", "init", "generate", "fetch", "split", "inspect", "plan", "doctor", "submit", "extract", "train", "evaluate",
+    "collect", "status", "logs", "cancel", "retry", "results", "compare", "report", "track", "predict", "interpolate", "embed",
+    "index", "search", "export", "publish",
 )  # fmt: skip
 
 

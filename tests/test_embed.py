@@ -392,6 +392,7 @@ def test_a_backbone_is_known_by_its_prefix_its_folder_or_its_name(assets: Assets
         "dinov2:owner/mine": Dinov2(kind="dinov2", name="owner/mine"),
         str(assets.dinov2): Dinov2(kind="dinov2", name=str(assets.dinov2)),
         "pixels:8": Pixels(kind="pixels", size=8),
+        "pixels": Pixels(kind="pixels"),
     }
     assert {text: embed.parse_backbone(text) for text in known} == known
 

@@ -489,7 +489,7 @@ def test_a_job_script_queues_its_own_task_again_if_its_command_asks_for_it_and_e
 ) -> None:
     calls = fake_command(tmp_path / "bin", "scontrol", "", monkeypatch)
     fake_command(tmp_path / "bin", "srun", f"exit {status}", monkeypatch)
-    script = scripts()["train"] if how == "submitted" else f"set -e; project=/; source {PROJECT}/jobs/setup.sh; run true"
+    script = scripts()["train"] if how == "submitted" else f"set -e; jobs=/; source {PROJECT}/jobs/setup.sh; run true"
     environ |= {"PATH": os.environ["PATH"]}
     done = subprocess.run(["bash", "-c", script], env=environ, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == status, done.stderr
@@ -979,6 +979,15 @@ def test_a_training_job_queues_its_evaluation_once(tmp_path: Path, monkeypatch: 
     (call,) = calls.read_text().splitlines()
     assert "--dependency=aftercorr:40" in call and "--array=2-6:2" in call and "--job-name=carabid-evaluate-40" in call
     assert call.endswith("evaluate.sh configs/x.yaml seed=0,1")
+
+
+def test_the_evaluation_that_is_queued_is_of_the_script_that_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that a site has edited, by `carabid init --jobs`."""
+    assert evaluation.script() == PROJECT / "jobs" / "evaluate.sh"
+    monkeypatch.setenv("CARABID_JOBS", str(tmp_path))
+    assert evaluation.script() == PROJECT / "jobs" / "evaluate.sh"
+    (tmp_path / "evaluate.sh").write_text("#!/bin/bash")
+    assert evaluation.script() == tmp_path / "evaluate.sh"
 
 
 GIVEN = "lab\thens\tlong\tcourse\tfast|big\tn2\t\t(null)\t0\tgres:gpu:a100:1\t20:00"

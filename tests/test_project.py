@@ -361,7 +361,7 @@ def test_a_job_writes_its_log_where_it_was_submitted(script: Path) -> None:
 @pytest.mark.parametrize("script", JOBS, ids=lambda path: path.stem)
 def test_a_job_sets_itself_up_by_the_one_file_that_a_site_edits(script: Path) -> None:
     text = script.read_text()
-    assert re.search(r'^source "\$project/jobs/setup\.sh"$', text, re.MULTILINE)
+    assert re.search(r'^source "\$jobs/setup\.sh"$', text, re.MULTILINE)
     assert not re.search(r"^\s*(module load|conda activate|source .*activate)", text, re.MULTILINE)
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from pipeline.disk.layout import PROJECT
 from pipeline.disk.writing import read_json
+from pipeline.launch.drafting.scripts import copy_scripts
 from pipeline.tasks import load_task
 from tests.broken_tables import BROKEN, Broken
 from tests.cluster.cluster import Cluster, user_name
@@ -140,7 +141,8 @@ def test_one_failing_training_stops_its_own_evaluation_and_no_other(assets: Asse
 def test_sbatch_alone_extracts_trains_and_evaluates(assets: Assets, environ: Path, array: Sequence[str]) -> None:
     """Nothing extracted before; the evaluation is queued once for the whole array; the log lies where sbatch was typed."""
     overrides = [f"data.source={assets.data}", f"backbone.name=local-dir:{assets.clip}", "train.epochs=1"]
-    job = sbatch(*array, PROJECT / "jobs" / "train_lora.sh", *overrides, "seed=0,1", cwd=environ)
+    copy_scripts(environ / "scripts")
+    job = sbatch(*array, environ / "scripts" / "train_lora.sh", *overrides, "seed=0,1", cwd=environ)
     wait_for_all()
     assert len(results(environ)) == 2, logs(environ)
     names = subprocess.run(["sacct", "-X", "-n", "-o", "jobname%60,jobid%40"], capture_output=True, text=True, check=True).stdout

@@ -18,8 +18,9 @@ app = typer.Typer(
     add_completion=False,
 )
 COMMANDS = (
-    preparing.demo, preparing.generate, preparing.fetch, preparing.split, preparing.inspect, launching.plan, launching.doctor,
-    launching.submit,    stages.extract, stages.train, stages.evaluate, stages.collect,
+    preparing.demo, preparing.init, preparing.generate, preparing.fetch, preparing.split, preparing.inspect,
+    launching.plan, launching.doctor, launching.submit,
+    stages.extract, stages.train, stages.evaluate, stages.collect,
     launching.status, launching.logs, launching.cancel, launching.retry,
     results.results, results.compare, results.report, results.track, models.predict, models.interpolate, models.embed,
     models.index, models.search, models.export, models.publish,

@@ -1,12 +1,16 @@
-"""The commands that come before any trial: the demo, made-up data, what must be in the cache, and what data are like."""
+"""The commands that come before any trial: the demo, a first configuration, made-up data, what must be in the cache, and what
+data are like."""
 
+import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.arguments import ConfigArgument, Overrides, load
-from pipeline.errors import UserError
+from pipeline.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from pipeline.config.trial import Config
@@ -17,6 +21,56 @@ def demo(out: Annotated[Path | None, typer.Option(help="Folder to work in; defau
     from pipeline import demo as module
 
     module.run(out)
+
+
+def init(
+    place: Annotated[
+        Path | None,
+        typer.Argument(metavar="[TABLE|FOLDER]", help="A CSV or Parquet file, or images in a folder per class; default: here."),
+    ] = None,
+    label: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column with the classes to predict.")] = None,
+    targets: Annotated[str | None, typer.Option(metavar="COLUMN,…", help="The columns with the numbers to predict.")] = None,
+    group: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The column whose images are never parted; or none.")
+    ] = None,
+    domain: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column with the domain; or none.")] = None,
+    image_column: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that names the images.")] = None,
+    images: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the images lie.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(metavar="NAME", help="As `carabid embed` takes it; pixels: none at all. Default: BioCLIP-2.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.yaml", help="The file to write; default: the table's name.")] = None,
+    skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="Go on without images that are not there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    jobs: Annotated[bool, typer.Option("--jobs", help="Copy the job scripts into FOLDER (default: jobs) instead.")] = False,
+) -> None:
+    """Write the configuration of an experiment on a table, or on images in folders, that nobody has described yet."""
+    from pipeline.data.roles import Wishes
+    from pipeline.launch.drafting import beginning, scripts
+
+    if jobs:
+        lines = iter(scripts.copy_scripts(place or Path("jobs")))
+    else:
+        named = tuple(name.strip() for name in (targets or "").split(",") if name.strip())
+        wishes = Wishes(image_column, images and images.expanduser(), label, named, group, domain)
+        typed = shlex.join(["carabid", *sys.argv[1:]])
+        request = beginning.Request(place or Path(), out, wishes, backbone, skip_bad_images, overwrite, typed)
+        lines = beginning.begin(request, _ask)
+    for line in lines:
+        print(line, flush=True)
+
+
+def _ask(question: str, answers: Sequence[str], option: str) -> str:
+    """What a person at a terminal answers. Raises UserError, with the option that says it, where nobody is."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UserError(f"{question} Say it by {option}.")
+
+    def chosen(answer: str) -> str:
+        if answer in answers:
+            return answer
+        raise typer.BadParameter(f"{nearest(answer, answers, listed=True)}")
+
+    return str(typer.prompt(f"{question} [{'/'.join(answers)}]", value_proc=chosen, prompt_suffix=": "))
 
 
 def generate(

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from pipeline.config.trial import Config  # (slow to load, and whoever asks for a path of one has it)
 
 PROJECT = Path(__file__).resolve().parents[2]
+"""What the package lies in: a checkout, a snapshot of the code, or where packages are installed."""
+SHIPPED = package if ((package := PROJECT / "pipeline") / "configs").is_dir() else PROJECT
+"""What configs/ and jobs/ lie in: beside the package, or where it is installed, within it."""
+HOME = "~/carabid"
 ENSEMBLES = "ensembles"
 LONGEST_NAME = 255
 """Bytes of a file's name."""
@@ -24,13 +28,12 @@ RECORD = re.compile(r"(job-)?[0-9]+")
 
 
 def root() -> Path:
-    """Where features/ and trained/ lie: `$CARABID_ROOT`, else the project's folder; never the current folder by accident.
+    """Where features/ and trained/ lie: `$CARABID_ROOT`, else the checkout, or ~/carabid where the package is installed; never
+    the current folder by accident.
 
     Raises UserError if it is relative: a job that starts in another folder would look elsewhere.
     """
-    chosen = os.environ.get("CARABID_ROOT")
-    if not chosen:
-        return PROJECT
+    chosen = os.environ.get("CARABID_ROOT") or (HOME if SHIPPED != PROJECT else str(PROJECT))
     path = Path(os.path.expanduser(chosen))  # (Path's own raises for a user that does not exist)
     if not path.is_absolute():
         raise UserError(f"CARABID_ROOT must be an absolute path (it is {chosen}): jobs start in other folders.")

@@ -20,12 +20,12 @@ from pydantic import Field, ValidationError, field_validator
 
 from pipeline.config.resources import Job, yielding
 from pipeline.config.section import Section
-from pipeline.disk.layout import PROJECT
+from pipeline.disk.layout import SHIPPED
 from pipeline.disk.secrets import hide, is_secret
 from pipeline.errors import UserError, nearest
 from pipeline.experiments.documents import Layer, read_yaml
 
-FOLDER = PROJECT / "configs" / "cluster"
+FOLDER = SHIPPED / "configs" / "cluster"
 STAGES = ("extract", "train", "evaluate", "collect")
 DEFAULT = "slurm"
 OFFLINE = 'export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"  # nodes have no internet: use what `carabid fetch` brought'
@@ -141,7 +141,7 @@ def load_cluster(name: str | None = None, environ: Mapping[str, str] = os.enviro
     Raises UserError naming the profiles there are, or the key that is wrong with its file and line.
     """
     wanted = name or environ.get("CARABID_CLUSTER") or DEFAULT
-    if wanted == DEFAULT and not FOLDER.is_dir():  # an installed package, or a snapshot: the default needs no file
+    if wanted == DEFAULT and not FOLDER.is_dir():  # a snapshot of the code: the default needs no file
         return Cluster(Profile(), Layer())
     path = _find(wanted)
     values, places = read_yaml(path)

@@ -24,6 +24,7 @@ from yaml.events import CollectionEndEvent, CollectionStartEvent
 
 from pipeline.config.identity import flatten
 from pipeline.config.trial import Config
+from pipeline.disk.layout import SHIPPED
 from pipeline.disk.secrets import hide, hiding
 from pipeline.errors import UserError
 from pipeline.experiments.trees import DEFAULT_KINDS, Tree, merge
@@ -110,16 +111,21 @@ def read_document(path: Path, children: tuple[Path, ...]) -> Document:
             block["task"] = _task_files(block["task"], path)
     parent = Document(DEFAULT_KINDS)
     if base := values.pop("base", None):
-        parent_path = (path.parent / str(base)).resolve()
-        if not os.path.isfile(parent_path):
-            raise UserError(f"{path}, {places.get('base', MERGED)}: base {base} does not exist (looked for {parent_path})")
-        parent = read_document(parent_path, (*children, path))
+        parent = read_document(_find_base(path, str(base), places.get("base", MERGED)), (*children, path))
     said, lower = flatten(values), {key: value for key, value in parent.values.items() if key != "experiment"}
     if variants is None:
         variants = {name: _without(axes, said | grid) for name, axes in parent.variants.items()}
     grid = _without(parent.grid, said) | grid
     places = {key.removeprefix("grid."): f"{path}, {line}" for key, line in places.items()}
     return Document(merge(lower, values), grid, variants, parent.places | places)
+
+
+def _find_base(path: Path, base: str, line: str) -> Path:
+    """A parent beside its child, else one that came with the package (`configs/beetles/lora.yaml`)."""
+    for candidate in (path.parent / base, SHIPPED / base):
+        if os.path.isfile(candidate):
+            return candidate.resolve()
+    raise UserError(f"{path}, {line}: base {base} does not exist (looked for {(path.parent / base).resolve()})")
 
 
 def _task_files(task: Any, path: Path) -> Any:

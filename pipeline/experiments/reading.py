@@ -27,7 +27,7 @@ from pipeline.config.idle import check_read
 from pipeline.config.own import load_file
 from pipeline.config.resources import yielding
 from pipeline.config.trial import Config
-from pipeline.disk.layout import PROJECT, ExperimentDir, experiment_dir, root
+from pipeline.disk.layout import SHIPPED, ExperimentDir, experiment_dir, root
 from pipeline.errors import UserError
 from pipeline.experiments.cluster import FOLDER, Profile
 from pipeline.experiments.documents import Layer, YamlDumper, read_block, read_document
@@ -135,20 +135,21 @@ def dump_config(config: Config) -> str:
 
 
 def find_config(source: str | Path) -> Path:
-    """The YAML meant by `source`: relative to the current folder, else to the project, so that jobs work from anywhere."""
+    """The YAML meant by `source`: relative to the current folder, else one that came with the package, so that jobs work from
+    anywhere."""
     path = Path(source).expanduser()
-    for candidate in (Path.cwd() / path, PROJECT / path):
+    for candidate in (Path.cwd() / path, SHIPPED / path):
         if os.path.isfile(candidate):  # (Path's own raises for a name that is too long)
             return candidate.resolve()
     if os.path.isdir(path):
         inside = ", ".join(map(str, sorted(path.glob("*.yaml"))[:MOST])) or "it holds none"
         raise UserError(f"{source} is a folder, and a config is a YAML: {inside}")
-    known = [p.relative_to(PROJECT) for p in sorted((PROJECT / "configs").rglob("*.yaml")) if p.parent != FOLDER]
+    known = [p.relative_to(SHIPPED) for p in sorted((SHIPPED / "configs").rglob("*.yaml")) if p.parent != FOLDER]
     stems = difflib.get_close_matches(path.stem, {p.stem for p in known}, n=1)
     alike = [p for p in known if p.stem in stems]
     near = [p for p in alike if p.parent.name == path.parent.name] or alike
     hint = f"; did you mean {' or '.join(map(str, near))}?" if near else f"; there are: {', '.join(map(str, known))}"
-    places = dict.fromkeys((str(Path.cwd()), str(PROJECT)))
+    places = dict.fromkeys((str(Path.cwd()), str(SHIPPED)))
     raise UserError(f"there is no config {source} (looked in {' and '.join(places)}){hint}")
 
 

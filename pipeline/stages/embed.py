@@ -29,7 +29,8 @@ from torch import Tensor
 from pipeline import __version__
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone as LoadedBackbone
-from pipeline.config.backbone import Backbone, Dinov2, OpenClip, Pixels, Timm
+from pipeline.backbones.named import parse_backbone
+from pipeline.config.backbone import Backbone
 from pipeline.config.decoding import Decoding
 from pipeline.config.identity import digest, plain
 from pipeline.config.resources import Resources
@@ -56,14 +57,6 @@ UPRIGHT = Decoding(exif="apply")
 """How images are decoded unless asked otherwise."""
 PART_SECONDS = 60.0
 """A part is written when the last one is this old: so much work a kill costs."""
-NAMED: dict[str, Callable[[str], Backbone]] = {
-    "hf-hub": lambda name: OpenClip(name=f"hf-hub:{name}"),
-    "local-dir": lambda name: OpenClip(name=f"local-dir:{name}"),
-    "dinov2": lambda name: Dinov2(kind="dinov2", name=name),
-    "timm": lambda name: Timm(kind="timm", name=name, pretrained=not name.startswith(("hf-hub:", "local-dir:"))),
-    "pixels": lambda size: Pixels.model_validate({"kind": "pixels", "size": size}),
-}
-"""What stands before the colon → the backbone that what stands behind it names."""
 
 
 @dataclass(frozen=True)
@@ -186,28 +179,6 @@ def weights_of(config: Config, load: Callable[[], LoadedBackbone]) -> WeightsRec
 
 
 # ---------------------------------------------------------------- what is asked for
-def parse_backbone(text: str) -> Backbone:
-    """`hf-hub:…` and the like by their prefix, a folder by what lies in it, DINOv2 by its name, else open_clip's
-    `architecture:tag`. Raises UserError; whether there is such a model, loading tells."""
-    prefix, colon, rest = text.partition(":")
-    if not prefix or (colon and not rest):
-        raise UserError(f"--backbone {text!r} names no model: write hf-hub:owner/name, ARCHITECTURE:TAG, pixels:8, …")
-    if colon and prefix in NAMED:
-        try:
-            return NAMED[prefix](rest)
-        except ValidationError as error:
-            raise UserError(f"--backbone {text}: {error.errors()[0]['msg']}: write such as pixels:8.") from error
-    folder = Path(text).expanduser()
-    if folder.is_dir():
-        is_open_clip = (folder / "open_clip_config.json").is_file()
-        return OpenClip(name=f"local-dir:{text}") if is_open_clip else Dinov2(kind="dinov2", name=text)
-    if "dinov2" in text.lower():
-        return Dinov2(kind="dinov2", name=text)
-    if not colon:
-        log(f"--backbone {text}: without a tag its weights are random: write {text}:TAG for pretrained ones.")
-    return OpenClip(name=prefix, pretrained=rest or None)
-
-
 def parse_decoding(**choices: str | int) -> Decoding:
     """The choices of `data` of these names, as a person types them; a range may be `low,high`. Raises UserError."""
     span = str(choices.get("range", ""))

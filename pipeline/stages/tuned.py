@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from pipeline.backbones import load_backbone, load_towers
 from pipeline.backbones.base import Backbone
+from pipeline.backbones.named import parse_backbone
 from pipeline.backbones.texts import TextTower
 from pipeline.config.backbone import Backbone as Block
 from pipeline.config.data import Data
@@ -22,7 +23,7 @@ from pipeline.models.content import hash_files, read_record
 from pipeline.models.saved import load_model
 from pipeline.models.towers import TwoTowers
 from pipeline.models.tuned import TunedImages, TunedTexts
-from pipeline.stages.embed import UPRIGHT, Tuned, bare_config, parse_backbone, weights_of
+from pipeline.stages.embed import UPRIGHT, Tuned, bare_config, weights_of
 from pipeline.stages.predict import trained_config, trial_at
 
 

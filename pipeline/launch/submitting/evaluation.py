@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from math import ceil
+from pathlib import Path
 
 from pipeline.amounts import parse_time
-from pipeline.disk.layout import PROJECT
+from pipeline.disk.layout import SHIPPED
 from pipeline.disk.lease import Lease
 from pipeline.errors import WorkError
 from pipeline.experiments.reading import Experiment
@@ -17,7 +18,6 @@ from pipeline.launch.scheduler.queue import ask, find_job
 from pipeline.launch.submitting.sbatch import call_sbatch
 
 LEASE_SECONDS = 60
-SCRIPT = PROJECT / "jobs" / "evaluate.sh"
 ALIKE = {"partition": "%P", "account": "%a", "qos": "%q", "reservation": "%v", "constraint": "%f", "exclude": "%x",
          "nodelist": "%n", "licenses": "%W", "tmp": "%d"}  # fmt: skip
 """Options of sbatch → squeue's word for what a job was given."""
@@ -29,8 +29,14 @@ def own_job() -> str | None:
     return os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
 
 
+def script() -> Path:
+    """evaluate.sh beside the script of the job that this process is part of, else the one that came with the package."""
+    own = Path(os.environ.get("CARABID_JOBS") or SHIPPED / "jobs") / "evaluate.sh"
+    return own if own.is_file() else SHIPPED / "jobs" / "evaluate.sh"
+
+
 def queue_evaluation(experiment: Experiment, arguments: Sequence[str]) -> str:
-    """From inside a training job: queue jobs/evaluate.sh for the whole job or array, once; returns its job id.
+    """From inside a training job: queue evaluate.sh for the whole job or array, once; returns its job id.
 
     Each job task of the evaluation waits for the same one of the training (aftercorr). A job task that comes later,
     or again after a requeue, finds the evaluation by its name; job tasks that come together take turns. Raises WorkError
@@ -44,8 +50,8 @@ def queue_evaluation(experiment: Experiment, arguments: Sequence[str]) -> str:
         found = find_job(name)
         if found and found[1] & {os.environ.get("SLURM_ARRAY_TASK_ID", "N/A"), "N/A"}:
             return found[0]
-        options = [f"--job-name={name}", "--kill-on-invalid-dep=yes", *_after(job), *_alike(SCRIPT.read_text())]
-        return call_sbatch(["--parsable", *options, str(SCRIPT), *arguments]).partition(";")[0]
+        options = [f"--job-name={name}", "--kill-on-invalid-dep=yes", *_after(job), *_alike(script().read_text())]
+        return call_sbatch(["--parsable", *options, str(script()), *arguments]).partition(";")[0]
 
 
 def _after(job: str) -> list[str]:

@@ -21,8 +21,8 @@ COMMANDS = (
     preparing.demo, preparing.generate, preparing.fetch, preparing.split, preparing.inspect, launching.plan, launching.doctor,
     launching.submit,    stages.extract, stages.train, stages.evaluate, stages.collect,
     launching.status, launching.logs, launching.cancel, launching.retry,
-    results.results, results.compare, results.report, results.track, models.predict, models.interpolate, models.embed,
-    models.index, models.search, models.export,
+    results.results, results.compare, results.report, results.track, models.predict, models.explain,
+    models.interpolate, models.embed, models.index, models.search, models.export,
 )  # fmt: skip
 """In the order of `carabid --help`."""
 for command in COMMANDS:

@@ -59,7 +59,7 @@ def predict_images(config: Config, models: Models, facts: Facts, dataset: Datase
     batches = load_batches(dataset, chunks, models.backbone.transform, config.resources.decode_threads)
     metadata = facts.names.metadata(columns(table))
     pairs = zip(batches, starts, strict=True)
-    return joined([_predict_batch(config, models, batch.images, metadata[start : start + size]) for batch, start in pairs])
+    return joined([predict_batch(config, models, batch.images, metadata[start : start + size]) for batch, start in pairs])
 
 
 @dataclass(frozen=True)
@@ -155,23 +155,9 @@ def _predict_each(
 ) -> Iterator[Predicted | None]:
     """What the model says of each file; None of a bad one, if it may be."""
     set_threads()
-    if config.evaluate.adapt is not None:
-        print(
-            f"carabid: {trial.path.name}: its results are of it adapted to the test; here it speaks as trained", file=sys.stderr
-        )
-    read = _reader(config, origin)
-    facts = load_facts(trial)
-    metadata = facts.names.metadata(origin.columns(len(files)))
-    if origin.domain is not None and origin.domain not in facts.names.domains:
-        known = ", ".join(facts.names.domains) or "none at all"
-        print(f"carabid: {origin.domain} is taken as an unknown domain; the training domains are: {known}", file=sys.stderr)
-    where = choose_device(device or config.device)
-    try:
-        backbone = load_backbone(config.backbone)
-    except NotFetched as error:
-        error.config = trial.config
-        raise
-    models = Models(load_model(config, trial, backbone).to(where), backbone.to(where), where)
+    read = reader(config, origin)
+    metadata = known_of(trial, config, origin, len(files))
+    models = load_models(trial, config, device)
     for i, file in enumerate(files):
         try:
             image = read(file)
@@ -182,7 +168,34 @@ def _predict_each(
             bad.append(file)
             yield None
         else:
-            yield _predict_batch(config, models, backbone.transform(image).unsqueeze(0), metadata[i : i + 1])
+            yield predict_batch(config, models, models.backbone.transform(image).unsqueeze(0), metadata[i : i + 1])
+
+
+def known_of(trial: TrialDir, config: Config, origin: Origin, n: int) -> Metadata:
+    """What is known of `n` images, as the model knows it; what is otherwise than in the trial's results is said on stderr. Raises
+    UserError for another number of names."""
+    if config.evaluate.adapt is not None:
+        print(
+            f"carabid: {trial.path.name}: its results are of it adapted to the test; here it speaks as trained", file=sys.stderr
+        )
+    names = load_facts(trial).names
+    metadata = names.metadata(origin.columns(n))
+    if origin.domain is not None and origin.domain not in names.domains:
+        known = ", ".join(names.domains) or "none at all"
+        print(f"carabid: {origin.domain} is taken as an unknown domain; the training domains are: {known}", file=sys.stderr)
+    return metadata
+
+
+def load_models(trial: TrialDir, config: Config, device: str | None) -> Models:
+    """A trained trial's, on this device or on that of its configuration. Raises NotFetched where the backbone's weights are not
+    here, WorkError where they are others than it was trained on."""
+    where = choose_device(device or config.device)
+    try:
+        backbone = load_backbone(config.backbone)
+    except NotFetched as error:
+        error.config = trial.config
+        raise
+    return Models(load_model(config, trial, backbone).to(where), backbone.to(where), where)
 
 
 def trained_config(trial: TrialDir) -> Config:
@@ -263,16 +276,19 @@ def _places(folder: Path) -> list[Path]:
     return list(dict.fromkeys(base / folder.expanduser() for base in (Path.cwd(), root(), trained_root())))
 
 
-def _predict_batch(config: Config, models: Models, images: Float[Tensor, "images ..."], metadata: Metadata) -> Predicted:
-    """Of images and metadata on the CPU, back on the CPU."""
+def predict_batch(
+    config: Config, models: Models, images: Float[Tensor, "images ..."], metadata: Metadata, gradients: bool = False
+) -> Predicted:
+    """Of images and metadata on the CPU, back on the CPU; `gradients`: with what its gradient is computed from."""
     (kind, blocks), backbone = token_kind(config), models.backbone
-    with torch.inference_mode():
+    with torch.inference_mode(not gradients):
         cut = backbone.cut_before(blocks) if blocks else 0
-        features = as_stored(compute_features(backbone, images.to(models.device), kind, cut), config.features.dtype)
+        computed = compute_features(backbone, images.to(models.device), kind, cut, gradients=gradients)
+        features = as_stored(computed, config.features.dtype)
         return models.model.predict(features, metadata.to(models.device)).cpu()
 
 
-def _reader(config: Config, origin: Origin) -> Callable[[Path], Image.Image]:
+def reader(config: Config, origin: Origin) -> Callable[[Path], Image.Image]:
     """What decodes and corrects new image files as those that the trial was trained on; of each kind of note the first is said on
     stderr. Raises UserError where it lacks card or bar."""
     how = how_of(config.data.decoding, keeps_size=config.data.scale_bar)

@@ -22,7 +22,7 @@ from pipeline.disk.secrets import HIDDEN, hidden, hide
 from pipeline.disk.writing import write_json
 from pipeline.errors import UserError
 from pipeline.experiments.cluster import load_cluster
-from pipeline.experiments.explain import field_names
+from pipeline.experiments.mistakes import field_names
 from pipeline.experiments.reading import load_experiment
 from pipeline.launch.jobs.trials import exit_on_error, recorded_failure
 from tests.conftest import Assets, carabid

@@ -21,7 +21,7 @@ from pipeline.disk.layout import PROJECT, ExperimentDir, TrialDir
 from pipeline.disk.lease import Lease
 from pipeline.disk.reading import Damaged
 from pipeline.disk.writing import read_json, write_json, write_text
-from pipeline.experiments.explain import field_names
+from pipeline.experiments.mistakes import field_names
 from pipeline.experiments.reading import Experiment, dump_config
 from pipeline.features.hashes import data_record, known_feature_key, weights_record
 from pipeline.launch.manifest.manifest import load_manifest, make_manifest

@@ -14,6 +14,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -180,6 +181,15 @@ class Tapped(NamedTuple):
     patches: Float[Tensor, "images patches width"]
 
 
+class Box(NamedTuple):
+    """A part of an image, in fractions of its sides."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
 class Backbone(Tower):
     """A tower of images."""
 
@@ -241,10 +251,38 @@ class Backbone(Tower):
         """How many blocks there are after which tokens can be pooled."""
         return self.n_blocks
 
+    def seen(self, given: Float[Tensor, ...]) -> list[Float[Tensor, "channels h w"]]:
+        """What `transform` has given of an image as the pictures that it is made of."""
+        return [given]
+
+    def shown(self, size: tuple[int, int]) -> list[Box]:
+        """What each of these shows of an image so many pixels wide and high; beyond 0 and 1 where a border is added to it. Found
+        by trying, on an image whose colours are its coordinates: libraries crop and squash in ways of their own."""
+        black, white = (self.transform(Image.new("RGB", size, colour)) for colour in ("black", "white"))
+        read = (self.transform(_coordinates(size)) - black) / (white - black)
+        (left, right), (top, bottom) = _ends(read[0, read.shape[1] // 2]), _ends(read[1, :, read.shape[2] // 2])
+        return [Box(left, top, right, bottom)]
+
     def write_spec(self, block: Block, folder: Path, name: str) -> dict[str, Any]:
         """What a submission makes it again from, beside its tensors: the values of its block and more; what its library builds it
         from is written to `folder` under `name`. Raises UserError where a submission has no code for it."""
         raise UserError(f"{self.label} is of a kind that a submission has no code for: export another trial.")
+
+
+def _coordinates(size: tuple[int, int]) -> Image.Image:
+    """An image whose red says how far to the right a pixel is, its green how far below."""
+    x, y = ((np.arange(n) + 0.5) / n * 255 for n in size)
+    across, down = np.broadcast_arrays(x[None, :], y[:, None])
+    return Image.fromarray(np.stack([across, down, np.zeros_like(across)], 2).round().astype("uint8"))
+
+
+def _ends(read: Float[Tensor, " pixels"]) -> tuple[float, float]:
+    """Where a line of coordinates begins and ends, by its middle half: a border has none."""
+    n = len(read)
+    within = torch.arange(n // 4, n - n // 4)
+    centres, values = within.double() + 0.5 - n / 2, read[within].double()
+    half, middle = float((centres * values).sum() / centres.square().sum()) * n / 2, float(values.mean())
+    return middle - half, middle + half
 
 
 def _made_of(tower: Tower) -> Iterator[nn.Module]:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.backbones.base import Backbone, Network
+from pipeline.backbones.base import Backbone, Box, Network
 from pipeline.config.backbone import Backbone as Block
 from pipeline.errors import UserError
 
@@ -43,6 +43,13 @@ class ConcatBackbone(Backbone):
         """Vectors of `transform` → embeddings in which each part's share has length 1."""
         parts = zip(self._backbones(), images.split(self.sizes, dim=1), self.shapes, strict=True)
         return torch.cat([F.normalize(part.embed(each.unflatten(1, shape)), dim=1) for part, each, shape in parts], dim=1)
+
+    def seen(self, given: Float[Tensor, ...]) -> list[Float[Tensor, "channels h w"]]:
+        parts = zip(self._backbones(), given.split(self.sizes), self.shapes, strict=True)
+        return [each for part, numbers, shape in parts for each in part.seen(numbers.unflatten(0, shape))]
+
+    def shown(self, size: tuple[int, int]) -> list[Box]:
+        return [box for part in self._backbones() for box in part.shown(size)]
 
     def native(self) -> dict[str, Tensor]:
         parts = enumerate(self._backbones())

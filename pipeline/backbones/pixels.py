@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.backbones.base import Backbone, Network
+from pipeline.backbones.base import Backbone, Box, Network
 from pipeline.config.backbone import Backbone as Block
 from pipeline.data.decoding import to_rgb
 from pipeline.errors import UserError
@@ -42,6 +42,9 @@ class PixelsBackbone(Backbone):
 
     def write_spec(self, block: Block, folder: Path, name: str) -> dict[str, Any]:
         return block.model_dump(mode="json") | {"architecture": name}
+
+    def shown(self, size: tuple[int, int]) -> list[Box]:
+        return [Box(0, 0, 1, 1)]
 
     def network(self, size: int | None = None) -> Network:
         raise UserError(f"{self.label} has nothing to train: use it frozen (model.encoder.kind: frozen).")

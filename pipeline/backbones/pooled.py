@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pipeline.backbones.base import Backbone, Tapped
+from pipeline.backbones.base import Backbone, Box, Tapped
 from pipeline.config.backbone import Backbone as Block
 from pipeline.config.backbone import Pooling
 from pipeline.errors import UserError
@@ -69,6 +69,9 @@ class PooledBackbone(Backbone):
 
     def grid_at(self, size: int) -> tuple[int, int]:
         return self.of.grid_at(size)
+
+    def shown(self, size: tuple[int, int]) -> list[Box]:
+        return self.of.shown(size)
 
     def fix_size(self, size: int) -> None:
         self.of.fix_size(size)

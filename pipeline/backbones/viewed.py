@@ -15,7 +15,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from pipeline.backbones.base import Backbone, Network, Tail
+from pipeline.backbones.base import Backbone, Box, Network, Tail
 from pipeline.config.backbone import Backbone as Block
 from pipeline.config.views import Crop, Pose, Views
 from pipeline.data.decoding import to_rgb
@@ -94,6 +94,25 @@ class ViewedBackbone(Backbone):
             for box in self.views.masks:
                 image.paste(mean, _pixels(box, image.size))
         return image
+
+    def seen(self, given: Float[Tensor, ...]) -> list[Float[Tensor, "channels h w"]]:
+        if len(self.sizes) == 1:
+            return list(given)
+        sides = self._size_of_each()
+        views = zip(given.split([3 * side**2 for side in sides]), sides, strict=True)
+        return [view.reshape(3, side, side) for view, side in views]
+
+    def shown(self, size: tuple[int, int]) -> list[Box]:
+        """Of the views of the plain pose, which come first."""
+        return [box for _ in self.sizes for crop in self.views.crops for box in self._boxes(Box(*BOXES[crop]))]
+
+    def _boxes(self, crop: Box) -> Iterator[Box]:
+        """Of a crop's tiles."""
+        rows, columns = self.views.tiles
+        width, height = (crop.right - crop.left) / columns, (crop.bottom - crop.top) / rows
+        for top in (crop.top + row * height for row in range(rows)):
+            for left in (crop.left + column * width for column in range(columns)):
+                yield Box(left, top, left + width, top + height)
 
     # ------------------------------------------------------------ what the backbone makes of them
     def embed(self, images: Float[Tensor, "images ..."]) -> Float[Tensor, "images views embed_dim"]:

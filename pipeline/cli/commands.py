@@ -22,8 +22,8 @@ COMMANDS = (
     launching.plan, launching.doctor, launching.submit,
     stages.extract, stages.train, stages.evaluate, stages.collect,
     launching.status, launching.logs, launching.cancel, launching.retry,
-    results.results, results.compare, results.report, results.track, models.predict, models.interpolate, models.embed,
-    models.index, models.search, models.export, models.publish,
+    results.results, results.compare, results.report, results.track, models.predict, models.explain,
+    models.interpolate, models.embed, models.index, models.search, models.export, models.publish,
 )  # fmt: skip
 """In the order of `carabid --help`."""
 for command in COMMANDS:

@@ -37,6 +37,38 @@ def predict(
         raise WorkError(f"{len(bad)} of {len(files)} images cannot be read: they are named above")
 
 
+def explain(
+    trial: Annotated[Path, typer.Argument(help="A trained trial's folder.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The new folder to write: a picture of each image, and numbers.")],
+    target: Annotated[
+        list[str] | None, typer.Option(help="What to explain, or (repeated) several; default: the first, or the likeliest class.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="occlusion, gradient, or both as far as the model allows.")] = "both",
+    patches: Annotated[int, typer.Option(min=2, max=64, help="Cells along the longer side of an image.")] = 14,
+    fill: Annotated[str, typer.Option(help="What stands where cells are taken away: mean colour, or blur.")] = "mean",
+    domain: Annotated[str | None, typer.Option(help="As for predict; so are the next four.")] = None,
+    species: Annotated[list[str] | None, typer.Option(help="Their scientific name, or (repeated) that of each.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cuda or cpu; default: the trial's.")] = None,
+    colour_card: Annotated[Path | None, typer.Option(metavar="FILE", help="Image of the colour card beside them.")] = None,
+    scale_bar: Annotated[Path | None, typer.Option(metavar="FILE", help="Image of the scale bar beside them.")] = None,
+) -> None:
+    """Show where in images a trained model's predictions come from, and check that by taking away the cells that matter most."""
+    from pipeline.reporting.terminal import print_cells
+    from pipeline.stages import explain as stage
+    from pipeline.stages.predict import Origin, image_files
+
+    origin = Origin(domain, tuple(species or ()), colour_card, scale_bar)
+    files, bad = image_files(images), list[Path]()
+    request = stage.Request(trial, files, out, tuple(target or ()), method, fill, patches, origin, device)
+    done = stage.run(request, bad)
+    if done:
+        print_cells(stage.HEADER, [line for each in done for line in stage.lines(each)])
+        print(f"{out}: a picture of each image, explain.csv with these numbers, explain.json with those of all cells too")
+    if bad:
+        raise WorkError(f"{len(bad)} of {len(files)} images cannot be read: they are named above")
+
+
 def interpolate(
     trials: Annotated[list[Path], typer.Argument(help="A trained trial of two tuned towers; several: their soup.")],
     alphas: Annotated[str, typer.Option(metavar="A,B,…", help="Shares of the tuned model.")] = "0,.1,.2,.3,.4,.5,.6,.7,.8,.9,1",

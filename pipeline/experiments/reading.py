@@ -31,8 +31,8 @@ from pipeline.disk.layout import SHIPPED, ExperimentDir, experiment_dir, root
 from pipeline.errors import UserError
 from pipeline.experiments.cluster import FOLDER, Profile
 from pipeline.experiments.documents import Layer, YamlDumper, read_block, read_document
-from pipeline.experiments.explain import explain
 from pipeline.experiments.grid import cells, choose_variants, split_overrides
+from pipeline.experiments.mistakes import explain
 from pipeline.experiments.names import name_trials
 from pipeline.experiments.trees import Tree, merge
 

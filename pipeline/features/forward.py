@@ -16,14 +16,20 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def compute_features(
-    backbone: Tower, images: Shaped[Tensor, "images ..."], kind: FeatureKind, cut: int = 0, dtype: Format = "fp32"
+    backbone: Tower,
+    images: Shaped[Tensor, "images ..."],
+    kind: FeatureKind,
+    cut: int = 0,
+    dtype: Format = "fp32",
+    gradients: bool = False,
 ) -> Float[Tensor, "images ..."]:
     """What a tower's transform gives of images (mostly [B, 3, H, W]) or texts ([B, L]) → pooled embeddings [B, E], patch tokens
-    [B, P, D], tokens after `cut` blocks [B, T, D], or what was given, in `dtype`. Inputs and tower are on one device. The
-    computation is fp32, but for bf16 on a GPU: there it runs under autocast."""
+    [B, P, D], tokens after `cut` blocks [B, T, D], or what was given, in `dtype`; with `gradients` so that it can be
+    differentiated. Inputs and tower are on one device. The computation is fp32, but for bf16 on a GPU: there it runs under
+    autocast."""
     # By default cuDNN's convolutions use TF32.
     autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda and dtype == "bf16")
-    with torch.inference_mode(), autocast, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with torch.inference_mode(not gradients), autocast, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         features: Tensor = KINDS[kind].compute(backbone, images, cut)
         return features.to(DTYPES[dtype])
 

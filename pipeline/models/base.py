@@ -128,6 +128,8 @@ class Model(nn.Module, ABC):
     sums: Sums | None = None
     """Which targets add up in what it says."""
     reads_images: ClassVar[bool] = True
+    has_gradients: ClassVar[bool] = True
+    """Whether what it says can be differentiated by its features."""
     trained: frozenset[str] = frozenset()
     """Of a model that was loaded: the parameters that training changed."""
     held: bool = False

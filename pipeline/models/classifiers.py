@@ -36,6 +36,7 @@ these are not all. What another version has to say is not even looked at."""
 class Classifier(Model):
     """A head without parameters that learn; `estimator` is a fitted one that its recipe has made."""
 
+    has_gradients = False
     estimator: OfSome
 
     def __init__(self, head: Any, classes: Sequence[str], normalize: bool) -> None:

@@ -27,6 +27,7 @@ class RidgeStack(Model):
     `log_share`, and what is below 0 is 0; where targets add up, they are brought to where sums hold instead. An image unlike all
     others may not be said to be far beyond what was seen: each space's answer is held within `low` and `high`."""
 
+    has_gradients = False  # sums are brought to hold by numpy
     centre: Float64[Tensor, "parts width"]
     scale: Float64[Tensor, "parts width"]
     part_weights: Float64[Tensor, "parts width spaces_targets"]

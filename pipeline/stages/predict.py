@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from PIL import Image
 from torch import Tensor
 
@@ -33,7 +34,7 @@ from pipeline.experiments.reading import load_config, saved_science
 from pipeline.features.forward import as_stored, compute_features
 from pipeline.metrics.figures import Training
 from pipeline.metrics.groups import Prediction
-from pipeline.models.base import Facts, Model, Predicted
+from pipeline.models.base import Facts, Features, Model, Predicted
 from pipeline.models.content import read_record
 from pipeline.models.metadata import Metadata
 from pipeline.models.saved import load_facts, load_model, read_trained
@@ -62,7 +63,7 @@ def predict_images(config: Config, models: Models, facts: Facts, dataset: Datase
     said = []
     with progress("evaluate from images", len(positions)) as advance:
         for batch, start in zip(batches, starts, strict=True):
-            said.append(_predict_batch(config, models, batch.images, metadata[start : start + size]))
+            said.append(predict_batch(config, models, batch.images, metadata[start : start + size]))
             advance(len(batch.images))
     return joined(said)
 
@@ -139,6 +140,25 @@ def predict_group(
     return task.answer(task.forecast(task.together(said), Training(known, calibration=calibration)), said)
 
 
+def embed_files(folder: Path, files: Sequence[Path], device: str | None) -> Float32[np.ndarray, "images width"]:
+    """What the head of a trained trial reads of new image files: their embeddings after its encoder, before these are normalised,
+    of several numbers each in a row. The folder is looked for as by `predict_files`.
+
+    Raises UserError for the first bad file, no file, and for a trial that looks at no image, or at none without card or bar.
+    """
+    trial = trial_at(folder)
+    config = trained_config(trial)
+    read, models = reader(config, Origin()), load_models(trial, config, device)
+    if not models.model.reads_images or not files:
+        raise UserError(f"{trial.path.name} looks at no image" if files else "name at least one image to embed")
+    rows = []
+    for file in files:
+        with torch.inference_mode():
+            features = features_of(config, models, models.backbone.transform(read(file)).unsqueeze(0))
+            rows.append(models.model.encode(features).float().flatten(1).cpu())
+    return torch.cat(rows).numpy()
+
+
 def _predictions(
     trial: TrialDir, files: Sequence[Path], origin: Origin, device: str | None, bad: list[Path] | None
 ) -> tuple[Any, list[Path], Origin]:
@@ -160,23 +180,9 @@ def _predict_each(
 ) -> Iterator[Predicted | None]:
     """What the model says of each file; None of a bad one, if it may be."""
     set_threads()
-    if config.evaluate.adapt is not None:
-        print(
-            f"carabid: {trial.path.name}: its results are of it adapted to the test; here it speaks as trained", file=sys.stderr
-        )
-    read = _reader(config, origin)
-    facts = load_facts(trial)
-    metadata = facts.names.metadata(origin.columns(len(files)))
-    if origin.domain is not None and origin.domain not in facts.names.domains:
-        known = ", ".join(facts.names.domains) or "none at all"
-        print(f"carabid: {origin.domain} is taken as an unknown domain; the training domains are: {known}", file=sys.stderr)
-    where = choose_device(device or config.device)
-    try:
-        backbone = load_backbone(config.backbone)
-    except NotFetched as error:
-        error.config = trial.config
-        raise
-    models = Models(load_model(config, trial, backbone).to(where), backbone.to(where), where)
+    read = reader(config, origin)
+    metadata = known_of(trial, config, origin, len(files))
+    models = load_models(trial, config, device)
     for i, file in enumerate(files):
         try:
             image = read(file)
@@ -187,7 +193,34 @@ def _predict_each(
             bad.append(file)
             yield None
         else:
-            yield _predict_batch(config, models, backbone.transform(image).unsqueeze(0), metadata[i : i + 1])
+            yield predict_batch(config, models, models.backbone.transform(image).unsqueeze(0), metadata[i : i + 1])
+
+
+def known_of(trial: TrialDir, config: Config, origin: Origin, n: int) -> Metadata:
+    """What is known of `n` images, as the model knows it; what is otherwise than in the trial's results is said on stderr. Raises
+    UserError for another number of names."""
+    if config.evaluate.adapt is not None:
+        print(
+            f"carabid: {trial.path.name}: its results are of it adapted to the test; here it speaks as trained", file=sys.stderr
+        )
+    names = load_facts(trial).names
+    metadata = names.metadata(origin.columns(n))
+    if origin.domain is not None and origin.domain not in names.domains:
+        known = ", ".join(names.domains) or "none at all"
+        print(f"carabid: {origin.domain} is taken as an unknown domain; the training domains are: {known}", file=sys.stderr)
+    return metadata
+
+
+def load_models(trial: TrialDir, config: Config, device: str | None) -> Models:
+    """A trained trial's, on this device or on that of its configuration. Raises NotFetched where the backbone's weights are not
+    here, WorkError where they are others than it was trained on."""
+    where = choose_device(device or config.device)
+    try:
+        backbone = load_backbone(config.backbone)
+    except NotFetched as error:
+        error.config = trial.config
+        raise
+    return Models(load_model(config, trial, backbone).to(where), backbone.to(where), where)
 
 
 def trained_config(trial: TrialDir) -> Config:
@@ -269,16 +302,24 @@ def _places(folder: Path) -> list[Path]:
     return list(dict.fromkeys(base / folder.expanduser() for base in (Path.cwd(), root(), trained_root())))
 
 
-def _predict_batch(config: Config, models: Models, images: Float[Tensor, "images ..."], metadata: Metadata) -> Predicted:
-    """Of images and metadata on the CPU, back on the CPU."""
-    (kind, blocks), backbone = token_kind(config), models.backbone
-    with torch.inference_mode():
-        cut = backbone.cut_before(blocks) if blocks else 0
-        features = as_stored(compute_features(backbone, images.to(models.device), kind, cut), config.features.dtype)
+def predict_batch(
+    config: Config, models: Models, images: Float[Tensor, "images ..."], metadata: Metadata, gradients: bool = False
+) -> Predicted:
+    """Of images and metadata on the CPU, back on the CPU; `gradients`: with what its gradient is computed from."""
+    with torch.inference_mode(not gradients):
+        features = features_of(config, models, images, gradients)
         return models.model.predict(features, metadata.to(models.device)).cpu()
 
 
-def _reader(config: Config, origin: Origin) -> Callable[[Path], Image.Image]:
+def features_of(config: Config, models: Models, images: Float[Tensor, "images ..."], gradients: bool = False) -> Features:
+    """What the model reads of transformed images, as the store has it."""
+    (kind, blocks), backbone = token_kind(config), models.backbone
+    cut = backbone.cut_before(blocks) if blocks else 0
+    computed = compute_features(backbone, images.to(models.device), kind, cut, gradients=gradients)
+    return as_stored(computed, config.features.dtype)
+
+
+def reader(config: Config, origin: Origin) -> Callable[[Path], Image.Image]:
     """What decodes and corrects new image files as those that the trial was trained on; of each kind of note the first is said on
     stderr. Raises UserError where it lacks card or bar."""
     how = how_of(config.data.decoding, keeps_size=config.data.scale_bar)

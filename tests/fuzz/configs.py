@@ -13,7 +13,7 @@ from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT
 from pipeline.experiments.cluster import gpu_option, load_cluster, python_command, setup_lines
 from pipeline.experiments.documents import YamlDumper
-from pipeline.experiments.explain import field_names
+from pipeline.experiments.mistakes import field_names
 from pipeline.experiments.reading import dump_config, load_config, load_experiment
 from tests.fuzz.values import TEXTS, VALUES, mistyped, spoil, spoil_text
 from tests.fuzz.verdict import Case

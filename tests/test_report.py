@@ -377,7 +377,7 @@ def box_of(element: Any) -> Any:
 @every
 def test_a_table_is_sorted_and_filtered_by_keyboard(opened: Page) -> None:
     box = opened.locator("[data-table]", has_text="The worst cases")
-    column = "td:nth-child(4)"
+    column = f"td:nth-child({1 + box.locator('th').all_inner_texts().index('error')})"
     errors = [float(text) for text in box.locator(f"tbody tr {column}").all_inner_texts()]
     assert errors == sorted(errors, reverse=True)
     box.get_by_role("button", name="error").focus()

@@ -40,7 +40,12 @@ def predict(
 def explain(
     trial: Annotated[Path, typer.Argument(help="A trained trial's folder.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The new folder to write: a picture of each image, and numbers.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="New folder for pictures and numbers; default: explained/ of the trial, for its report."
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None, typer.Option(help="What to explain, or (repeated) several; default: the first, or the likeliest class.")
     ] = None,
@@ -56,9 +61,9 @@ def explain(
     """Show where in images a trained model's predictions come from, and check that by taking away the cells that matter most."""
     from pipeline.reporting.terminal import print_cells
     from pipeline.stages import explain as stage
-    from pipeline.stages.predict import Origin, image_files
+    from pipeline.stages.predict import Origin, image_files, trial_at
 
-    origin = Origin(domain, tuple(species or ()), colour_card, scale_bar)
+    origin, out = Origin(domain, tuple(species or ()), colour_card, scale_bar), out or trial_at(trial).explained
     files, bad = image_files(images), list[Path]()
     request = stage.Request(trial, files, out, tuple(target or ()), method, fill, patches, origin, device)
     done = stage.run(request, bad)

@@ -174,6 +174,8 @@ class TrialDir(_Folder):
     interpolation = _In("interpolation.json")
     """Figures between the released model and this one, and a picture of them."""
     frontier = _In("interpolation.svg")
+    explained = _In("explained")
+    """Where in images its predictions come from: pictures, and their numbers."""
     predictions = _In("predictions.parquet")
     groups = _In("groups.parquet")
     results = _In("results.json")

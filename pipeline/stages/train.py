@@ -107,7 +107,7 @@ def _forget_outdated(trial: TrialDir) -> None:
     for path in (trial.trained, *results, trial.validation, trial.interpolation, trial.frontier):
         path.unlink(missing_ok=True)
     model = (trial.model, trial.adapter, trial.text_adapter, trial.classifier, trial.validation)
-    for path in (*model, trial.resume_state, trial.attempts):
+    for path in (*model, trial.explained, trial.resume_state, trial.attempts):
         sweep(path)
 
 

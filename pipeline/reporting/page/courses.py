@@ -33,7 +33,8 @@ def courses(experiments: Sequence[ExperimentDir], rows: Sequence[Row]) -> Sectio
     read = [(row, lines) for row in best[: 4 * MOST] if len(lines := _lines(folders[row.experiment], row.trial)) > 1][:MOST]
     names = short_names([(row.experiment, row.trial) for row, _ in read])
     charts = list(_charts({name: lines for name, (_, lines) in zip(names, read, strict=True)}))
-    words = [f"The {len(read)} best trials that were trained in epochs."] if charts else []
+    which = f"The {len(read)} best trials" if len(read) > 1 else "The best trial"
+    words = [f"{which} of those that were trained in epochs."] if charts else []
     return Section("courses", "How training went", words, charts=charts)
 
 

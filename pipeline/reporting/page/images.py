@@ -14,7 +14,7 @@ from pipeline.data.thumbnails import thumbnail
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import UserError, WorkError
 from pipeline.experiments.reading import load_config
-from pipeline.reporting.page.section import Cell
+from pipeline.reporting.page.section import Cell, Gallery
 from pipeline.tasks import load_task
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ KNOWN = ("site", "date")
 """Columns of the table that predictions do not keep."""
 MOST = 200
 """Small pictures of one page: it shall open at once, and be sent by mail."""
+MOST_EXPLAINED, WIDE = 12, 900
+"""Pictures of where predictions come from, and pixels of their longer side."""
 
 
 @dataclass
@@ -114,3 +116,14 @@ def images_of(trial: TrialDir, results: Mapping[str, Any], pictures: Pictures) -
         return Images(load_task(config.task).load(config.data), tested, pictures=pictures)
     except (UserError, WorkError, OSError) as error:
         return Images(lacking=f"Without pictures, sites and dates: {error}")
+
+
+def explained(trial: TrialDir) -> list[Gallery]:
+    """The pictures that `carabid explain` has left in a trial's folder."""
+    from PIL import Image
+
+    cells = []
+    for path in sorted(trial.explained.glob("*.png"))[:MOST_EXPLAINED]:
+        with suppress(OSError), Image.open(path) as picture:
+            cells.append(Cell(path.stem, path.stem, thumbnail(picture.convert("RGB"), WIDE), path.resolve().as_uri()))
+    return [Gallery("Where in images predictions come from", cells, wide=True)] if cells else []

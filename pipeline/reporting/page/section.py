@@ -55,6 +55,8 @@ class Gallery:
 
     caption: str
     cells: Sequence[Cell]
+    wide: bool = False
+    """Whether each takes the width of the page."""
 
 
 @dataclass(frozen=True)

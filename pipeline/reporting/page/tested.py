@@ -14,7 +14,7 @@ from pipeline.experiments.reading import saved_science
 from pipeline.metrics.charts.chart import Chart, slug
 from pipeline.metrics.charts.retrieval import frontier
 from pipeline.reporting.page.cases import cases
-from pipeline.reporting.page.images import Images, Pictures, images_of
+from pipeline.reporting.page.images import Images, Pictures, explained, images_of
 from pipeline.reporting.page.section import Cell, Section, Table, number, text
 from pipeline.reporting.results import Row, by_look, sort_rows
 from pipeline.reporting.state import AGAIN
@@ -45,7 +45,8 @@ def _section(experiment: ExperimentDir, row: Row, pictures: Pictures, members: S
         tables = [*_each(row, members), *(cases(said, images) if said is not None else ()), *_found(results, images)]
         charts = [*task.charts(said, groups, results), *_between(folder)]
         name = slug(experiment.path.name)
-        return Section(f"tested-{name}", f"What was predicted: {experiment.path.name}", [*filter(None, words)], tables, charts)
+        title = f"What was predicted: {experiment.path.name}"
+        return Section(f"tested-{name}", title, [*filter(None, words)], tables, charts, explained(trained))
     return Section("", "")
 
 

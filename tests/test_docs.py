@@ -50,7 +50,8 @@ def test_links_lead_to_files(page: Path) -> None:
 FENCED = re.compile(r"^ *```[^\n]*\n(.*?)^ *```$", re.M | re.S)
 INDENTED = re.compile(r"^ {4,}(\S.*)$", re.M)
 BACKTICKS = re.compile(r"`([^`]+)`")
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+GROUP = typer.main.get_command(app)
+COMMANDS = GROUP.commands  # type: ignore[attr-defined]
 SPECIES_JOB = "train_species.sh"
 
 
@@ -79,7 +80,7 @@ def job_line(script: str, words: list[str], is_mention: bool) -> Line:
     """What `sbatch jobs/…` runs: a stage, or the training of the YAML that the script names."""
     text = (PROJECT / script).read_text()
     stage = re.findall(r"^(?:run )?carabid (\w+) \"\$@\"$", text, re.M)[:1] or ["train"]
-    own = re.findall(r"^train_trials \"\$project/(configs/\S+)\"", text, re.M)
+    own = re.findall(r"^train_trials (configs/\S+)", text, re.M)
     if script.endswith(SPECIES_JOB):
         own = [f"configs/species/{words.pop(0) if words and words[0].endswith('.yaml') else 'finetune.yaml'}"]
     return Line(stage[0], (*own, *words), is_mention)
@@ -111,6 +112,8 @@ def commented(path: Path) -> Iterator[Line]:
 
 LINES = {page: list(dict.fromkeys(lines_of(text))) for page, text in TEXTS.items()}
 EACH = list(dict.fromkeys(line for lines in LINES.values() for line in lines))
+DRAFTED = {Path(line.words[0]).with_suffix(".yaml").name for line in EACH if line.command == "init" and line.words}
+"""What `carabid init` writes, of a table that nobody has described."""
 IN_COMMENTS = list(dict.fromkeys(line for path in COMMENTED for line in commented(path)))
 
 
@@ -126,9 +129,15 @@ def test_there_are_command_lines_to_hold() -> None:
 @pytest.mark.parametrize("line", dict.fromkeys([*EACH, *IN_COMMENTS]), ids=said)
 def test_a_command_line_is_one_that_the_commands_take(line: Line) -> None:
     """Its options are there, its YAML too, and its overrides name keys of it and values that go together."""
+    if line.command.startswith("--"):  # of no command
+        assert line.command in {"--help", *(name for each in GROUP.params for name in each.opts)}
+        return
     command = COMMANDS[line.command]
     if line.is_mention and not re.search(r"[=/.]", said(line)):  # `carabid predict --group` of a sentence
-        assert {word for word in line.words if word.startswith("-")} <= {name for each in command.params for name in each.opts}
+        assert {word for word in line.words if word.startswith("-")} <= {
+            "--help",
+            *(name for each in command.params for name in each.opts),
+        }
         return
     found = command.make_context(line.command, list(line.words)).params
     if path := yaml_of(str(found.get("config"))):
@@ -138,7 +147,7 @@ def test_a_command_line_is_one_that_the_commands_take(line: Line) -> None:
 def yaml_of(config: str) -> Path | None:
     """The project's file that a line names: one of configs/, or a reader's own that a page shows (docs/examples); else None."""
     found = PROJECT / config if config.startswith("configs/") else PROJECT / "docs" / "examples" / config
-    return found if found.suffix == ".yaml" and "<" not in config else None
+    return found if found.suffix == ".yaml" and "<" not in config and config not in DRAFTED else None
 
 
 # ---------------------------------------------------------------- run
@@ -190,7 +199,9 @@ def write_table(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 @pytest.mark.jobs
-@pytest.mark.parametrize("line", [line for line in EACH if line.command in RUN and ".yaml" in said(line)], ids=said)
+@pytest.mark.parametrize(
+    "line", [line for line in EACH if line.command in RUN and ".yaml" in said(line) and line.words[0] not in DRAFTED], ids=said
+)
 def test_what_a_command_line_would_do_can_be_done(
     line: Line, desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,7 +43,7 @@ def carabid_epoch(features: Tensor, targets: Tensor) -> Callable[[], object]:
     metadata = Names().metadata({"domain": [None] * N})
     samples = Samples(TensorBank(features, features.device, "device"), Targets(targets), metadata, np.arange(N), targets.shape[1])
     lesson = Lesson(model, samples, samples, config, start_log_weights(metadata.domain))
-    return lambda: train_epoch(model, lesson, optimizer, config, 0, lambda: None)
+    return lambda: train_epoch(model, lesson, optimizer, config, 0, lambda _: None)
 
 
 def sample_epoch(features: Tensor, targets: Tensor) -> Callable[[], object]:

@@ -78,7 +78,7 @@ def test_a_trial_says_of_images_what_predict_says(experiment: carabid.Experiment
 def test_an_embedding_is_what_the_head_reads(experiment: carabid.Experiment, images: list[Path]) -> None:
     trial = experiment.trials[0]
     whole, one = trial.embed(images), trial.embed(images[1:2])
-    assert whole.dtype == np.float32 and whole.shape == (3, 32) and np.allclose(whole[1], one[0], atol=1e-6)
+    assert whole.dtype == np.float32 and whole.shape == (3, 64) and np.allclose(whole[1], one[0], atol=1e-6)
     other = experiment.trials[1].embed(images)
     assert not np.allclose(whole, other), "each trial has learnt another encoder"
 

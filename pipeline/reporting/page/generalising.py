@@ -14,6 +14,8 @@ from pipeline.reporting.results import Look, Row, by_look
 if TYPE_CHECKING:
     import pandas as pd
 
+MARKERS = "o^sD"
+"""Of experiments that have the same colour."""
 FEWEST = 3
 """Trials that make a picture."""
 PARTS = (("in_domain.", "out_of_domain."), ("id.", "ood."))
@@ -51,7 +53,8 @@ def _chart(table: pd.DataFrame, known: str, new: str, lower: bool) -> Chart:
         "Trials that are alike on what training saw may be far apart on what it did not."
     )
     draw = partial(_draw, best=best, known=known, new=new)
-    return Chart("known-against-new", f"{new} against {known}", said, shown, draw, (4.8, 3.8))
+    size = (6.4 if shown["experiment"].nunique() > 1 else 4.8, 3.8)
+    return Chart("known-against-new", f"{new} against {known}", said, shown, draw, size)
 
 
 def frontier(table: pd.DataFrame, lower: bool) -> pd.DataFrame:
@@ -64,10 +67,10 @@ def frontier(table: pd.DataFrame, lower: bool) -> pd.DataFrame:
 
 def _draw(axes: Any, table: pd.DataFrame, best: pd.DataFrame, known: str, new: str) -> None:
     names = list(dict.fromkeys(table["experiment"]))
-    for color, name in zip((*SERIES, *[QUIET] * len(names)), names, strict=False):
-        of = table[table["experiment"] == name]
-        axes.scatter(of["known"], of["new"], s=16, alpha=0.75, color=color, label=name, linewidths=0)
+    for i, name in enumerate(names):
+        of, how = table[table["experiment"] == name], {"color": SERIES[i % len(SERIES)], "marker": MARKERS[i // len(SERIES) % 4]}
+        axes.scatter(of["known"], of["new"], s=22, alpha=0.8, label=name, linewidths=0, **how)
     axes.plot(best["known"], best["new"], color=QUIET, linewidth=1, zorder=0)
     axes.set(xlabel=known, ylabel=new)
     if len(names) > 1:
-        axes.legend()
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))

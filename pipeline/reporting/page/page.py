@@ -26,6 +26,8 @@ from pipeline.reporting.results import Row, collect
 
 MARK = "· Carabid</title>"
 """Stands in the head of each page, by which one is known again."""
+NAMED = 3
+"""Experiments that a title names."""
 PARTS = ("page.html.j2", "page.css", "page.js")
 
 
@@ -42,7 +44,9 @@ def write(experiments: Sequence[ExperimentDir], out: Path, figures: Path | None 
     sections = sections_of(experiments, rows)
     trials = [row for row in rows if not row.members]
     done = f"{sum(row.state == 'done' for row in trials)} of {len(trials)} trials have results."
-    write_text(out, render(", ".join(experiment.path.name for experiment in experiments), done, sections))
+    names = [experiment.path.name for experiment in experiments]
+    more = [f"{len(names) - NAMED} more"] if len(names) > NAMED else []
+    write_text(out, render(", ".join([*names[:NAMED], *more]), done, sections))
     if figures is not None:
         with atomic_folder(figures) as folder:
             for section in sections:

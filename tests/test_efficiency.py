@@ -42,7 +42,7 @@ def test_time_adds_up_over_the_trials_of_a_job_task_and_of_memory_the_most_count
     assert (first.memory_asked, first.memory, first.gpus, first.gpu_memory) == (8, 3, 1, None)
     assert (second.job, second.hours_asked, second.memory_asked) == ("100_1", None, None)
     said = efficiency.shares([first, second])
-    assert "1 job task asked for they used 38 %, and half of them at most 38 % of the memory" in said
+    assert "the walltime that 1 job task asked for they used 38 %. Of the memory that 1 job task asked for half of them" in said
     assert efficiency.shares([second]) == ""
 
 

@@ -74,6 +74,8 @@ def test_a_grid_submitted_to_slurm_by_hand_and_locally_gives_identical_results(a
         rows = list(csv.DictReader(file))
     assert [row["state"] for row in rows] == ["done"] * 6
     assert sum(row["members"] != "" for row in rows) == 2, "of each rate, the two seeds are an ensemble too"
+    page = (environ / "slurm" / "trained" / "beetles-baseline" / "report.html").read_text()
+    assert "What was predicted" in page and "Of the memory that" in page, logs(environ)
 
 
 def test_a_pickle_names_a_function_a_manifest_and_an_index_and_nothing_else(assets: Assets, environ: Path) -> None:

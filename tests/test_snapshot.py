@@ -48,6 +48,20 @@ def git_commit(folder: Path) -> str:
     return git(folder, "rev-parse", "HEAD")
 
 
+def test_a_snapshot_holds_all_that_the_package_consists_of(take: Callable[[], Path], checkout: Path) -> None:
+    """Jobs that run it make pages too."""
+    folder = take()
+    here, there = (
+        {
+            str(path.relative_to(base))
+            for path in (base / "pipeline").rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+        for base in (checkout, folder)
+    )
+    assert here == there and "pipeline/reporting/page/page.css" in there
+
+
 @pytest.fixture
 def experiment(tmp_path: Path) -> ExperimentDir:
     return ExperimentDir(tmp_path / "trained" / "experiment")

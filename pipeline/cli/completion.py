@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 from typer.main import get_command
 
 from pipeline.cli.arguments import use_cluster
-from pipeline.disk.layout import PROJECT, ExperimentDir, folders_in, trained_root
+from pipeline.disk.layout import SHIPPED, ExperimentDir, folders_in, trained_root
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,10 +33,12 @@ OPEN = ("=", "/", ".")
 """What ends in one of these goes on: no space behind it."""
 BREAKS = re.compile("[=:]+")
 """Where bash parts a word into several."""
-PROFILES = PROJECT / "configs" / "cluster"
+PROFILES = SHIPPED / "configs" / "cluster"
 CHOICES = {
     "device": "auto cuda cpu",
     "exif": "apply ignore",
+    "explain.fill": "mean blur",
+    "explain.method": "both gradient occlusion",
     "export.challenge": "beetles butterflies",
     "export.to": "codabench kaggle open_clip",
     "generate.form": "parquet csv disk folder",
@@ -231,13 +233,13 @@ def _nothing(line: Line, word: str) -> Iterable[str]:
 def _configs(line: Line, word: str) -> Iterator[str]:
     """The YAMLs and folders of the folder that is typed: below the current one, and of the project below configs/."""
     prefix = word[: word.rfind("/") + 1]
-    for base in dict.fromkeys((Path.cwd(), PROJECT)):
-        if not prefix and base == PROJECT:
+    for base in dict.fromkeys((Path.cwd(), SHIPPED)):
+        if not prefix and base == SHIPPED:
             yield "configs/"
         with suppress(OSError), os.scandir(base / os.path.expanduser(prefix)) as entries:
             for entry in entries:
                 is_folder, is_hidden = entry.is_dir(), entry.name.startswith(".")
-                if (base == PROJECT != Path.cwd() and not prefix) or is_hidden or Path(entry.path) == PROFILES:
+                if (base == SHIPPED != Path.cwd() and not prefix) or is_hidden or Path(entry.path) == PROFILES:
                     continue
                 if is_folder or entry.name.endswith((".yaml", ".yml")):
                     yield f"{prefix}{entry.name}{'/' * is_folder}"

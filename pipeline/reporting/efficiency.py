@@ -1,7 +1,8 @@
 """What jobs asked Slurm for beside what trials used of it, by the records that trials keep. Loads no torch.
 
 A job task may train several trials: their times add up, and of their memory the most counts. What was asked for is known of jobs
-of Slurm alone, as Slurm has told it to them; what its own accounting (`seff`) counts is the whole job, Python's start included.
+of Slurm alone, as Slurm has told it to them (the walltime where it is new enough); what its own accounting (`seff`) counts is the
+whole job, Python's start included.
 """
 
 from __future__ import annotations
@@ -91,16 +92,22 @@ def _memory(slurm: Mapping[str, Any]) -> float | None:
 
 def shares(used: Iterable[Used]) -> str:
     """How much of what was asked for was used, over all jobs, in words; empty where nobody has told."""
-    known = [each for each in used if each.hours_asked and each.memory_asked]
-    if not known:
-        return ""
-    hours, asked = sum(each.hours for each in known), sum(each.hours_asked or 0 for each in known)
-    memory = sorted(each.memory / (each.memory_asked or 1) for each in known)[len(known) // 2]
-    tasks = f"{len(known)} job task{'s' * (len(known) > 1)}"
-    return (
-        f"Of the walltime that {tasks} asked for they used {100 * hours / asked:.2g} %, and half of them at most "
-        f"{100 * memory:.2g} % of the memory: who asks for less waits less."
-    )
+    timed, sized = [], []
+    for each in used:
+        timed += [(each.hours, each.hours_asked)] if each.hours_asked else []
+        sized += [each.memory / each.memory_asked] if each.memory_asked else []
+    told = []
+    if timed:
+        hours, asked = (sum(column) for column in zip(*timed, strict=True))
+        told.append(f"Of the walltime that {_tasks(timed)} asked for they used {100 * hours / asked:.2g} %.")
+    if sized:
+        half = sorted(sized)[len(sized) // 2]
+        told.append(f"Of the memory that {_tasks(sized)} asked for half of them used at most {100 * half:.2g} %.")
+    return " ".join([*told, "Who asks for less waits less."]) if told else ""
+
+
+def _tasks(some: Sequence[object]) -> str:
+    return f"{len(some)} job task{'s' * (len(some) > 1)}"
 
 
 # ---------------------------------------------------------------- formats

@@ -14,11 +14,14 @@ from pipeline.disk.layout import PROJECT, ExperimentDir
 from pipeline.disk.provenance import CODE_RECORD, code_version
 from pipeline.disk.writing import atomic_folder
 
+SOURCES = (".py", ".j2", ".css", ".js")
+"""What the package consists of: code, and what the page of results is made by. Not the configurations that it brings along."""
+
 
 def take_snapshot(experiment: ExperimentDir, tasks: Iterable[str] = ()) -> Path:
     """The folder of the snapshot of the running code, and of these tasks that are files, made if it is not there."""
     record = (json.dumps(code_version(), indent=1) + "\n").encode()
-    sources = sorted((PROJECT / "pipeline").rglob("*.py"))
+    sources = sorted(path for path in (PROJECT / "pipeline").rglob("*") if path.suffix in SOURCES and path.is_file())
     files = {CODE_RECORD: record} | {str(path.relative_to(PROJECT)): path.read_bytes() for path in sources}
     files |= {f"{COPIES.name}/{copy_name(task)}": content(task) for task in sorted(set(tasks)) if task.endswith(".py")}
     hashes = [f"{name} {hashlib.sha256(data).hexdigest()}" for name, data in files.items()]

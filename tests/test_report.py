@@ -109,6 +109,15 @@ def test_a_confusion_counts_the_most_probable_class() -> None:
     assert f"{100 * share:.1f} % are right" in confusion.said
 
 
+def test_of_many_classes_those_that_have_rows_count_and_images_of_one_individual_apart() -> None:
+    rows = [("a", 0, "x", 1, 0.6), ("a", 0, "y", 0, 0.4), ("a", 1, "z", 1, 0.1), ("a", 1, "y", 0, 0.7), ("b", 0, "y", 1, 0.9)]
+    images = pd.DataFrame(rows, columns=["id", "nth", "name", "truth", "prediction"])
+    images = images.assign(group=images["id"], target="label=" + images["name"]).drop(columns="name")
+    confusion, reliability, _ = class_charts(images)
+    assert confusion.table.loc["z", "y"] == 1 and confusion.table.to_numpy().sum() == 3
+    assert reliability.table["n"].sum() == 3 and np.isfinite(reliability.table.to_numpy()).all()
+
+
 def test_a_large_scatter_is_sampled_and_says_so() -> None:
     table, said = sampled(pd.DataFrame({"x": range(5 * MOST_POINTS)}))
     assert len(table) == MOST_POINTS and said == " 2,000 of 10,000 points, drawn at random."

@@ -26,7 +26,7 @@ def run(config: Config) -> None:
     if update_ensembles(experiment):
         rows = _write(experiment)
     _compare(experiment)
-    _report(experiment)
+    _report(experiment, rows)
     for warning in folds.warnings([experiment]):
         log(f"carabid: {warning}")
     trials = [row for row in rows if not row.members]
@@ -58,14 +58,14 @@ def _compare(experiment: ExperimentDir) -> None:
         experiment.comparison_md.unlink(missing_ok=True)
 
 
-def _report(experiment: ExperimentDir) -> None:
+def _report(experiment: ExperimentDir, rows: list[Row]) -> None:
     """Write the page of the experiment, and look again, as `_write` does. Trials have their results without it: what prevents it
     is said on stderr."""
-    shown = ""
+    shown: list[Row] = []
     try:
-        while (rows := to_csv(collect([experiment]))) != shown:
-            page.write([experiment], experiment.report_html)
-            shown = rows
+        while rows != shown:
+            page.write([experiment], experiment.report_html, rows=rows)
+            shown, rows = rows, collect([experiment])
     except Exception as error:  # of whatever kind: a lab's own task may have charts of its own
         complain(f"no report: {error or type(error).__name__}")
 

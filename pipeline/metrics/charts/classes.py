@@ -21,9 +21,12 @@ BINS = 10
 
 
 def class_charts(images: pd.DataFrame) -> Iterator[Chart]:
-    """Of predictions.parquet: a row for each image and class, truth 0 or 1 and the class's probability."""
+    """Of predictions.parquet: a row for each image and class, truth 0 or 1 and the class's probability. Of many classes the most
+    probable ones of an image and its own have rows: nothing is said of the others."""
     wide = images.assign(name=images["target"].str.partition("=")[2])
-    truth, said = (wide.pivot_table(index="id", columns="name", values=value, sort=True) for value in ("truth", "prediction"))
+    key = [name for name in ("id", "group", "nth") if name in wide]  # (an id may be an individual's)
+    pivoted = (wide.pivot_table(index=key, columns="name", values=value, sort=True) for value in ("truth", "prediction"))
+    truth, said = (each.fillna(0.0) for each in pivoted)
     if truth.shape[1] == 1:  # of two classes the positive one alone has rows
         (name,) = truth.columns
         truth, said = (each.assign(**{f"not {name}": 1 - each[name]}) for each in (truth, said))

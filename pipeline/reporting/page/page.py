@@ -31,8 +31,11 @@ NAMED = 3
 PARTS = ("page.html.j2", "page.css", "page.js")
 
 
-def write(experiments: Sequence[ExperimentDir], out: Path, figures: Path | None = None) -> Path:
-    """Write the page of these experiments to `out`, and each of its charts as SVG, PNG and CSV to the new folder `figures`.
+def write(
+    experiments: Sequence[ExperimentDir], out: Path, figures: Path | None = None, rows: Sequence[Row] | None = None
+) -> Path:
+    """Write the page of these experiments to `out`, and each of its charts as SVG, PNG and CSV to the new folder `figures`. `rows`
+    are those that `collect` has found; None: it looks.
 
     Raises UserError for no experiments, and for a folder of figures that exists.
     """
@@ -40,7 +43,7 @@ def write(experiments: Sequence[ExperimentDir], out: Path, figures: Path | None 
         raise UserError("name the experiments to report on: `carabid status` lists them")
     if figures is not None and figures.exists():
         raise UserError(f"{figures} exists: name another folder for --figures, or remove it")
-    rows = collect(experiments)
+    rows = collect(experiments) if rows is None else rows
     sections = sections_of(experiments, rows)
     trials = [row for row in rows if not row.members]
     done = f"{sum(row.state == 'done' for row in trials)} of {len(trials)} trials have results."

@@ -34,8 +34,8 @@ PARTS = ("page.html.j2", "page.css", "page.js")
 def write(
     experiments: Sequence[ExperimentDir], out: Path, figures: Path | None = None, rows: Sequence[Row] | None = None
 ) -> Path:
-    """Write the page of these experiments to `out`, and each of its charts as SVG, PNG and CSV to the new folder `figures`. `rows`
-    are those that `collect` has found; None: it looks.
+    """Write the page of these experiments to `out`, and each of its charts as SVG, PNG and CSV to the new folder `figures`.
+    `rows` are those that `collect` has found; None: it looks.
 
     Raises UserError for no experiments, and for a folder of figures that exists.
     """

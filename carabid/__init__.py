@@ -5,7 +5,7 @@
     experiment = carabid.open_experiment("beetles-lora")
     experiment.results()                              # a pandas frame
     experiment.best().predict(["beetle.jpg"])         # another one
-    experiment.charts()["leaderboard-…"]              # the report's charts, shown in a notebook
+    experiment.charts()["generalising-known-against-new"]     # the report's charts, shown in a notebook
 
 What trains and queues is the command `carabid`; its package is `pipeline`.
 """

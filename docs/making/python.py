@@ -6,7 +6,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
 PATH = "reference/python.md"
-PUBLIC = ("carabid", "carabid.opened")
+PUBLIC = ("carabid",)
 """Modules for everyone, of which those that there are stand first."""
 FOR_AUTHORS = (
     "pipeline.tasks.base.Task",

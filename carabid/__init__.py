@@ -5,7 +5,7 @@
     experiment = carabid.open_experiment("beetles-lora")
     experiment.results()                              # a pandas frame
     experiment.best().predict(["beetle.jpg"])         # another one
-    experiment.charts()["generalising-known-against-new"]     # the report's charts, shown in a notebook
+    experiment.charts()                               # those of the report, which a notebook shows
 
 What trains and queues is the command `carabid`; its package is `pipeline`.
 """

@@ -68,7 +68,9 @@ def of_classes(names: tuple[str, ...], n: int = 80) -> list[Chart]:
 
 def of_retrieval() -> list[Chart]:
     classes = pd.DataFrame({"class": list("abcd"), "n_train": [0, 1, 20, 300], "i2t_map": [0.1, 0.4, 0.7, np.nan]})
-    return list(retrieval_charts(classes, {"figures": {"id.i2t_map": 0.6, "ood.i2t_map": 0.2, "few.i2i_map": None}}))
+    ranks = {name: {"accuracy": share, "probability": share / 2} for name, share in (("species", 0.2), ("genus", 0.6))}
+    figures = {"id.i2t_map": 0.6, "ood.i2t_map": 0.2, "few.i2i_map": None}
+    return list(retrieval_charts(classes, {"figures": figures, "ranks": ranks}))
 
 
 CHARTS = {

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.metrics.charts.chart import Chart, sampled
-from pipeline.metrics.charts.drawing import QUIET, SERIES, plain_ticks
+from pipeline.metrics.charts.drawing import QUIET, SERIES, plain_ticks, shortened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +20,8 @@ def retrieval_charts(classes: pd.DataFrame, results: Mapping[str, Any]) -> Itera
     if {"n_train", "i2t_map"} <= set(classes):
         yield by_shots(classes)
     yield by_block(results["figures"])
+    if len(ranks := results.get("ranks") or {}) > 1:
+        yield by_rank(ranks)
 
 
 def by_shots(classes: pd.DataFrame) -> Chart:
@@ -65,6 +67,26 @@ def _by_block(axes: Any, table: pd.DataFrame) -> None:
     axes.axhline(0, color=QUIET, linewidth=1)
     axes.set_xticks(range(len(names)), names)
     axes.set(ylabel="mAP")
+    axes.legend()
+
+
+def by_rank(ranks: Mapping[str, Mapping[str, float]]) -> Chart:
+    """How many images are given the right species, genus, family, and what probability these are given on average."""
+    import pandas as pd
+
+    rows = [{"rank": name, "accuracy": of.get("accuracy"), "probability": of.get("probability")} for name, of in ranks.items()]
+    table = pd.DataFrame(rows)
+    said = "; ".join(
+        f"{row.rank}: {row.accuracy:.3f} right, {row.probability:.3f} of the probability" for row in table.itertuples()
+    )
+    return Chart("by-rank", "Right at which rank", f"Images by rank. {said}.", table, _by_rank, (4.8, 3.2))
+
+
+def _by_rank(axes: Any, table: pd.DataFrame) -> None:
+    for place, (color, name) in enumerate(zip(SERIES, ("accuracy", "probability"), strict=False)):
+        axes.bar([i + 0.38 * (place - 0.5) for i in range(len(table))], table[name], width=0.36, color=color, label=name)
+    axes.set_xticks(range(len(table)), shortened([*map(str, table["rank"])]))
+    axes.set(ylabel="share", ylim=(0, 1))
     axes.legend()
 
 

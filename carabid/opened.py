@@ -98,6 +98,8 @@ class Experiment:
         figure that there is not."""
         done = [row for row in self._rows() if row.state == "done" and not row.members]
         tables = by_look(done)
+        if figure is not None and done and figure not in (known := {name: None for row in done for name in row.figures}):
+            raise UserError(f"no trial of {self.name} has a figure {figure}; {nearest(figure, known)}")
         for look, by in sorts(tables, figure).items():
             return Trial(self.path / sort_rows(tables[look], by)[0].trial)
         raise UserError(f"no trial of {self.name} has results yet: `carabid status {self.name}` says why")

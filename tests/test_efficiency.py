@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.disk.attempts import Attempt
 from pipeline.disk.layout import ExperimentDir
 from pipeline.disk.writing import write_json, write_text
 from pipeline.reporting import efficiency
@@ -14,9 +16,12 @@ from pipeline.reporting import efficiency
 HOUR = 3600
 
 
-def record(task: int, seconds: float, host: float, **slurm: Any) -> dict[str, Any]:
+def record(task: int, seconds: float, host: float, shared_by: int = 1, **slurm: Any) -> dict[str, Any]:
     job = {"job_id": str(100 + task), "array_job_id": "100", "array_task_id": str(task)}
-    return {"seconds": seconds, "peak_memory_gib": {"host": host}, "slurm": job | slurm}
+    killed = asdict(Attempt(f"100_{task}", 0, "n1", None, 0, 1, 7 * HOUR))
+    last = killed | {"restart": 1, "shared_by": shared_by, "seconds": seconds}
+    attempts = {"attempts": [killed, last]} if slurm.pop("restarted", False) else {"attempts": [last | {"restart": 0}]}
+    return {"seconds": seconds, "peak_memory_gib": {"host": host}, "slurm": job | slurm, **attempts}
 
 
 @pytest.fixture
@@ -44,6 +49,21 @@ def test_time_adds_up_over_the_trials_of_a_job_task_and_of_memory_the_most_count
     said = efficiency.shares([first, second])
     assert "the walltime that 1 job task asked for they used 38 %. Of the memory that 1 job task asked for half of them" in said
     assert efficiency.shares([second]) == ""
+
+
+def test_of_trials_side_by_side_memory_adds_up_and_time_is_shared_and_an_attempt_that_was_killed_is_of_another_run(
+    tmp_path: Path,
+) -> None:
+    asked = {"job_start_time": "0", "job_end_time": str(3 * HOUR // 2), "mem_per_node": "8192"}
+    for i in range(4):
+        write_text(tmp_path / "e" / f"t{i}" / "config.yaml", "")
+        write_json(tmp_path / "e" / f"t{i}" / "provenance.json", {"train": record(0, HOUR, 1.9, 4, **asked)})
+    (used,) = efficiency.collect([ExperimentDir(tmp_path / "e")])
+    assert (used.hours, used.hours_asked, used.memory) == (1, 1.5, pytest.approx(7.6))
+    again = record(0, HOUR, 1.0, restarted=True, restart_count="1", **asked)
+    write_text(tmp_path / "f" / "t" / "config.yaml", "")
+    write_json(tmp_path / "f" / "t" / "provenance.json", {"train": again})
+    assert efficiency.collect([ExperimentDir(tmp_path / "f")])[0].hours == 1
 
 
 @pytest.mark.parametrize(

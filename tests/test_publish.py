@@ -377,3 +377,20 @@ def test_the_card_says_what_limits_its_figures(trial: TrialDir) -> None:
     for part in ("(95 %: -0.500 … 0.250)", "figures are optimistic", "A control:", "3 images could not be read", "- few images"):
         assert part in text, part
     assert front_matter({}, None, "image-classification").to_dict() == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("local-dir:/scratch/jane doe/clip", "local-dir:clip"),
+        ("/scratch/jane doe/beetles", "beetles"),
+        ("file:///home/jane/x", "file://x"),
+        ("~jane/data/x", "x"),
+        (r"C:\Users\jane\data", "data"),
+        ("see /gpfs/lab/x.csv, line 3", "see x.csv, line 3"),
+        ("hf-hub:imageomics/bioclip-2", "hf-hub:imageomics/bioclip-2"),
+        ("https://example.org/a/b", "https://example.org/a/b"),
+    ],
+)
+def test_of_a_path_its_last_name_remains_whether_or_not_it_is_there(text: str, left: str) -> None:
+    assert release._without_paths(text) == left

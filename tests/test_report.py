@@ -115,9 +115,38 @@ def test_of_many_classes_those_that_have_rows_count_and_images_of_one_individual
     rows = [("a", 0, "x", 1, 0.6), ("a", 0, "y", 0, 0.4), ("a", 1, "z", 1, 0.1), ("a", 1, "y", 0, 0.7), ("b", 0, "y", 1, 0.9)]
     images = pd.DataFrame(rows, columns=["id", "nth", "name", "truth", "prediction"])
     images = images.assign(group=images["id"], target="label=" + images["name"]).drop(columns="name")
-    confusion, reliability, _ = class_charts(images)
+    confusion, reliability = class_charts(images)  # of what is not kept, nobody knows at what price it is found
     assert confusion.table.loc["z", "y"] == 1 and confusion.table.to_numpy().sum() == 3
     assert reliability.table["n"].sum() == 3 and np.isfinite(reliability.table.to_numpy()).all()
+
+
+def test_what_cannot_be_drawn_is_said_and_hides_nothing_else() -> None:
+    def fail(axes: Any, table: Any) -> None:
+        raise ZeroDivisionError("mine")
+
+    broken = Chart("broken", "Broken", "It shows nothing.", pd.DataFrame({"x": [1]}), fail)
+    html = page.render("title", "about", [page.Section("a", "A", charts=[broken, CHARTS["retrieval"][0]])])
+    assert "It cannot be drawn: ZeroDivisionError: mine" in html and html.count("<svg ") == 1
+
+
+def test_charts_of_one_section_are_called_differently() -> None:
+    section = page.Section("a", "A", charts=[*of_numbers(20, "A/B"), *of_numbers(20, "A-B")])
+    names = [chart.name for chart in page._with_own_names(section).charts]
+    assert len(set(names)) == len(names) and "observed-A-B" in names and "observed-A-B-2" in names
+
+
+def test_groups_without_a_domain_are_drawn_too() -> None:
+    groups = pd.DataFrame({"group": list("abcd"), "domain": ["D1", None, "D2", None], "n": 1, "target": "y",
+                           "truth": [1.0, 2, 3, 4], "mean": [1.0, 2, 3, 5]})  # fmt: skip
+    assert set(next(iter(number_charts(None, groups, {}))).table["domain"]) == {"D1", "D2", "unknown"}
+    assert list(number_charts(None, groups.assign(mean=np.nan), {})) == []
+
+
+def test_a_page_replaces_no_file_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "notes.html").write_text("mine")
+    for name, words in (("notes.html", "is no page of Carabid's"), ("notes.json", "name a file that ends in .html")):
+        with pytest.raises(UserError, match=words):
+            page.check_place(tmp_path / name)
 
 
 def test_a_large_scatter_is_sampled_and_says_so() -> None:

@@ -21,6 +21,9 @@ LOOKED_AT, FIRST_LOOK = 50, 10
 MOST_FOLDERS = 500
 """Folders beside a table in which images are looked for."""
 DEPTH = 2
+MOST_OF = 0.9
+"""Share of a column's images that one folder must hold, where others hold some too."""
+SHOWN = 5
 """How deep they lie."""
 
 
@@ -73,6 +76,12 @@ def _of_column(column: Column, table: Path, images: Path | None, ask: Ask) -> Pl
     if not _look_like_images(cells):
         return None
     numbers = {} if images else _numbers(cells, table.parent)
+    if len(numbers) > 1 and max(numbers.values()) < MOST_OF * len(cells):
+        told = ", ".join(f"{folder.relative_to(table.parent)} ({n})" for folder, n in list(numbers.items())[:SHOWN])
+        raise UserError(
+            f"{table}: images of the column {column.name} lie in several folders: {told} of {len(cells)} that were looked for. "
+            "Write the folder before each name (plate 1/0001.jpg), and name what these lie in by --images; or put them into one."
+        )
     best = [folder for folder, n in numbers.items() if n == max(numbers.values())]
     if len(best) > 1:
         names = [str(folder.relative_to(table.parent)) for folder in best]

@@ -3,6 +3,7 @@ either of two things is asked, or refused with the option that says it. Loads no
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,8 @@ class Roles:
     targets: tuple[str, ...] = ()
     columns: dict[str, str] = field(default_factory=dict)
     """A key of data.columns → its column."""
+    by: str | None = None
+    """The column whose images stay in one split, though each has a truth of its own."""
     address: str | None = None
     """The column with the addresses of images that are still to be downloaded."""
     checksum: str | None = None
@@ -174,7 +177,7 @@ def _by_looks(free: Sequence[Column], ask: Ask) -> tuple[str | None, tuple[str, 
 
 
 def _option(column: Column) -> str:
-    return f"{'--targets' if column.what == 'numbers' and not _may_be_classes(column) else '--label'} {column.name}"
+    return f"{'--targets' if column.what == 'numbers' and not _may_be_classes(column) else '--label'} {shlex.quote(column.name)}"
 
 
 def _classes_or_numbers(column: Column, ask: Ask) -> tuple[str | None, tuple[str, ...]]:
@@ -184,7 +187,7 @@ def _classes_or_numbers(column: Column, ask: Ask) -> tuple[str | None, tuple[str
     if not may_be_classes or letters(column.name) in TARGETS:
         return None, (column.name,)
     words = f"{column.name} holds {column.in_short}: these could be classes, or numbers. Which?"
-    answer = ask(words, ["classes", "numbers"], f"--label {column.name} or --targets {column.name}")
+    answer = ask(words, ["classes", "numbers"], f"--label {shlex.quote(column.name)} or --targets {shlex.quote(column.name)}")
     return (column.name, ()) if answer == "classes" else (None, (column.name,))
 
 
@@ -214,21 +217,26 @@ def _find_groups(roles: Roles, columns: Sequence[Column], wishes: Wishes) -> Non
     """The column whose images may not be parted: of those that could be one that with the fewest groups, which holds the others'
     together too."""
     known = {column.name: column for column in columns}
+    could = [column for column in columns if column.name not in roles.taken and _could_group(column)]
     if wishes.group:
-        found = known.get(wishes.group)
+        could = [known[wishes.group]] if wishes.group in known else []
+    truth = roles.truth(known)
+    sharing = [column for column in could if _shares_truth(column, truth)]
+    found = min(sharing or could, key=lambda column: len(column.counts), default=None)
+    if found is None or not (sharing or roles.targets or wishes.group):
+        return
+    told = f"{len(found.counts)}, of {found.filled / len(found.counts):.1f} images each"
+    if sharing or not roles.targets:  # (a group whose images differ in their class is refused with its rows)
+        roles.columns["group"], roles.said[found.name] = found.name, f"groups: {told}"
     else:
-        could = [column for column in columns if column.name not in roles.taken and _could_group(column, roles, known)]
-        found = min(could, key=lambda column: len(column.counts), default=None)
-    if found:
-        roles.columns["group"] = found.name
-        roles.said[found.name] = f"groups: {len(found.counts)}, of {found.filled / len(found.counts):.1f} images each"
+        roles.by, roles.said[found.name] = found.name, f"kept in one split: {told}, with numbers of their own"
 
 
-def _could_group(column: Column, roles: Roles, known: dict[str, Column]) -> bool:
+def _could_group(column: Column) -> bool:
     name = letters(column.name)
     is_named = name in GROUPS or (column.is_id and name not in (*NO_TARGETS, *SITES, *DOMAINS))
     comes_again = ENOUGH <= len(column.counts) < column.filled and column.what in ("names", "numbers")
-    return is_named and comes_again and _shares_truth(column, roles.truth(known))
+    return is_named and comes_again
 
 
 def _shares_truth(column: Column, truth: Iterable[Column]) -> bool:

@@ -4,6 +4,7 @@ A key that does not exist is answered with the nearest one that does. This modul
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +15,7 @@ from pydantic_core import ErrorDetails
 from pipeline.config.identity import flatten
 from pipeline.config.kinds import blocks_in
 from pipeline.config.trial import KNOWN_TASKS, Config
+from pipeline.errors import nearest
 
 
 def explain(error: ErrorDetails, places: dict[str, str], path: Path) -> str:
@@ -39,6 +41,10 @@ def _in_words(key: str, error: ErrorDetails) -> str:
         return f"write a list: [{example}]"
     if error["type"] in ("model_type", "model_attributes_type"):
         return f"this is a block of keys: {', '.join(_names_in(key))}"
+    if error["type"] == "union_tag_invalid":
+        tag, kinds = (str(error["ctx"][name]) for name in ("tag", "expected_tags"))
+        known = re.findall(r"'([^']+)'", kinds)
+        return f"there is no such kind; {nearest(tag, known, listed=True)}"
     return error["msg"].removeprefix("Value error, ")
 
 

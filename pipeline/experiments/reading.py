@@ -144,10 +144,11 @@ def find_config(source: str | Path) -> Path:
     if os.path.isdir(path):
         inside = ", ".join(map(str, sorted(path.glob("*.yaml"))[:MOST])) or "it holds none"
         raise UserError(f"{source} is a folder, and a config is a YAML: {inside}")
+    here = [p for p in sorted(path.parent.glob("*.y*ml")) if difflib.get_close_matches(path.stem, [p.stem], cutoff=0.8)]
     known = [p.relative_to(SHIPPED) for p in sorted((SHIPPED / "configs").rglob("*.yaml")) if p.parent != FOLDER]
     stems = difflib.get_close_matches(path.stem, {p.stem for p in known}, n=1)
     alike = [p for p in known if p.stem in stems]
-    near = [p for p in alike if p.parent.name == path.parent.name] or alike
+    near = here or [p for p in alike if p.parent.name == path.parent.name] or alike
     hint = f"; did you mean {' or '.join(map(str, near))}?" if near else f"; there are: {', '.join(map(str, known))}"
     places = dict.fromkeys((str(Path.cwd()), str(SHIPPED)))
     raise UserError(f"there is no config {source} (looked in {' and '.join(places)}){hint}")

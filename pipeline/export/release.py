@@ -8,7 +8,6 @@ then, and so is its hash: trained.json and results.json say that of the publishe
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -42,6 +41,9 @@ ORIGIN = (
 """What of provenance is published; of the code its commit."""
 PATH = re.compile(r"(?<![\w/:.~-])~?(?:/[^\s/:'\"`,;()\[\]]+)+/?")
 """A path in a text: what begins with a slash, and is no part of an address."""
+PREFIXES = (LOCAL, "file://", "source:")
+"""What may stand before a path."""
+WINDOWS = re.compile(r"[A-Za-z]:[\\/]")
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 EVALUATE = "`carabid evaluate` with its configuration makes the results"
 
@@ -168,10 +170,10 @@ def _cleaned(value: Any) -> Any:
 
 
 def _without_paths(text: str) -> str:
-    prefix = LOCAL if text.startswith(LOCAL) else ""
-    bare = text.removeprefix(prefix)
-    if bare.startswith(("/", "~/", "./", "../")) and (" " not in bare or os.path.exists(bare)):
-        return prefix + Path(bare).name
+    """A text that is a path whole, whatever is in it, becomes its last name; so do paths in a sentence."""
+    prefix, bare = next(((each, text.removeprefix(each)) for each in PREFIXES if text.startswith(each)), ("", text))
+    if (bare.startswith(("/", "~", "./", "../")) or WINDOWS.match(bare)) and not re.search(r"[:;,] ", bare):
+        return prefix + re.split(r"[/\\]", bare.rstrip("/\\"))[-1]
     return PATH.sub(lambda found: Path(found[0]).name, text)
 
 

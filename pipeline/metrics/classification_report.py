@@ -66,7 +66,7 @@ def classification_report(
     summary["majority"]["class"] = classes[int(always.argmax())]
     if len(classes) <= MANY:
         summary["confusion"] = _confusion(said)
-    summary["warnings"] = _warnings(said, classes)
+    summary["warnings"] = [*_warnings(said, classes), *_says_less_than_nothing(summary)]
     report = {"summary": summary, "classes": {name: _of_class(said, i) for i, name in enumerate(classes)}}
     parts = {f"by_{column}": _by(images, column, said) for column in ("species", "domain")}
     return report | {name: part for name, part in parts.items() if part}
@@ -141,3 +141,14 @@ def _warnings(said: Said, classes: Sequence[str]) -> list[str]:
     absent = [name for name, n in zip(classes, np.bincount(said.labels, minlength=len(classes)), strict=True) if not n]
     names = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
     return [f"no images of {names}: nothing is known of how they are recognised"] if absent else []
+
+
+def _says_less_than_nothing(summary: Block) -> list[str]:
+    """Probabilities may be in the right order, and as numbers worse than those of who has seen no image."""
+    own, always = summary.get("log_loss"), summary["majority"].get("log_loss")
+    if own is None or always is None or own <= always:
+        return []
+    return [
+        f"log loss {own:.3f} is worse than always saying how frequent each class is ({always:.3f}): its probabilities are not to "
+        "be relied on as numbers, whatever their order tells"
+    ]

@@ -47,6 +47,8 @@ class Candidate:
     """experiment/trial"""
     trial: TrialDir
     method: str
+    data: str
+    """Hash of what it was trained and tested on, but for the fold."""
     fold: int
     metric: str
     """What candidates are chosen by, and its value on validation."""
@@ -133,6 +135,7 @@ def _candidate(experiment: ExperimentDir, trial: TrialDir) -> Candidate | None:
             name=f"{experiment.path.name}/{trial.path.name}",
             trial=trial,
             method=method_of(science),
+            data=digest({**science["data"], "split": {**science["data"]["split"], "fold": None}}),
             fold=science["data"]["split"].get("fold", 0),
             metric=selection["metric"],
             value=float(selection["value"]),
@@ -174,8 +177,10 @@ def compare(found: Sequence[Candidate], name: str | None = None) -> Comparison:
     able, shown = load_task(found[0].task).compared(), found[0].figure
     name = name or (shown if shown in able else shown.rpartition(".")[2])
     methods: dict[str, Folds] = {}
+    of_one = len({trial.data for trial in found}) == 1
     for trial in sorted(found, key=_rank):  # the best on validation stands for its method and fold
-        methods.setdefault(trial.method, {}).setdefault(trial.fold, trial)
+        method = trial.method if of_one else f"{trial.name.partition('/')[0]}: {trial.method}"
+        methods.setdefault(method, {}).setdefault(trial.fold, trial)
     chosen = {fold: min(them, key=_rank) for fold, them in _by_fold(methods).items()}
     tested = {trial: _read(trial, name) for trials in methods.values() for trial in trials.values()}
     for them in _by_fold(methods).values():

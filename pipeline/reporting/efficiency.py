@@ -1,6 +1,6 @@
 """What jobs asked Slurm for beside what trials used of it, by the records that trials keep. Loads no torch.
 
-A job task may train several trials: their times add up, and of their memory the most counts. What was asked for is known of jobs
+A job task may train several trials, one after another or side by side. What was asked for is known of jobs
 of Slurm alone, as Slurm has told it to them (the walltime where it is new enough); what its own accounting (`seff`) counts is the
 whole job, Python's start included.
 """
@@ -12,9 +12,10 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, fields
 from typing import Any
 
+from pipeline.disk.attempts import read_attempts
 from pipeline.disk.layout import ExperimentDir
 from pipeline.disk.writing import read_record
 from pipeline.reporting.results import cells_to_markdown
@@ -43,14 +44,13 @@ class Used:
 
 def collect(experiments: Iterable[ExperimentDir]) -> list[Used]:
     """A row for each job task that has trained or evaluated trials, in the order of their names."""
-    found: dict[tuple[str, str, str], Used] = {}
+    found: dict[tuple[str, str, str], list[_Trial]] = {}
     for experiment in experiments:
         for stage, record in _records(experiment):
             with suppress(KeyError, TypeError, ValueError, AttributeError):  # one that is damaged is not counted
-                one = _used(experiment.path.name, stage, record)
-                key = (one.experiment, one.job, stage)
-                found[key] = _together(found[key], one) if key in found else one
-    return list(found.values())
+                one = _trial(record)
+                found.setdefault((experiment.path.name, one.job, stage), []).append(one)
+    return [_used(*key, trials) for key, trials in found.items()]
 
 
 def _records(experiment: ExperimentDir) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -61,27 +61,39 @@ def _records(experiment: ExperimentDir) -> Iterator[tuple[str, Mapping[str, Any]
                 yield stage, record
 
 
-def _used(experiment: str, stage: str, record: Mapping[str, Any]) -> Used:
-    """Of one trial. Raises whatever reading a damaged record does."""
+@dataclass(frozen=True)
+class _Trial:
+    """What one trial used of a job task."""
+
+    job: str
+    hours: float
+    """Of the job's, which trials side by side share."""
+    side_by_side: int
+    memory: float
+    gpu_memory: float | None
+    slurm: Mapping[str, Any]
+
+
+def _trial(record: Mapping[str, Any]) -> _Trial:
+    """Raises whatever reading a damaged record does."""
     slurm, peak = record["slurm"], record["peak_memory_gib"]
     array = slurm.get("array_job_id")
     job = f"{array}_{slurm['array_task_id']}" if array else str(slurm["job_id"])
+    restart = int(slurm.get("restart_count") or 0)
+    attempts = [each for each in read_attempts(record) if each.job == job and each.restart == restart]
+    hours = sum(each.seconds / each.shared_by for each in attempts) / HOUR
+    return _Trial(job, hours, max((each.shared_by for each in attempts), default=1), float(peak["host"]), peak.get("gpu"), slurm)
+
+
+def _used(experiment: str, job: str, stage: str, trials: Sequence[_Trial]) -> Used:
+    """Of a job task. Of trials side by side memory adds up, of those after one another the most counts."""
+    slurm, at_once = trials[0].slurm, max(trial.side_by_side for trial in trials)
     told = "job_end_time" in slurm
     asked = (int(slurm["job_end_time"]) - int(slurm["job_start_time"])) / HOUR if told else None
-    memory, gpus = float(peak["host"]), int(slurm.get("gpus_on_node") or 0)
-    return Used(experiment, job, stage, 1, asked, record["seconds"] / HOUR, _memory(slurm), memory, gpus, peak.get("gpu"))
-
-
-def _together(some: Used, one: Used) -> Used:
-    """Trials of the same job task."""
-    gpu = [peak for peak in (some.gpu_memory, one.gpu_memory) if peak is not None]
-    return replace(
-        some,
-        trials=some.trials + one.trials,
-        hours=some.hours + one.hours,
-        memory=max(some.memory, one.memory),
-        gpu_memory=max(gpu, default=None),
-    )
+    memory = sum(sorted((trial.memory for trial in trials), reverse=True)[:at_once])
+    gpu = sorted((trial.gpu_memory for trial in trials if trial.gpu_memory is not None), reverse=True)[:at_once]
+    hours, gpus = sum(trial.hours for trial in trials), int(slurm.get("gpus_on_node") or 0)
+    return Used(experiment, job, stage, len(trials), asked, hours, _memory(slurm), memory, gpus, sum(gpu) if gpu else None)
 
 
 def _memory(slurm: Mapping[str, Any]) -> float | None:
@@ -99,10 +111,10 @@ def shares(used: Iterable[Used]) -> str:
     told = []
     if timed:
         hours, asked = (sum(column) for column in zip(*timed, strict=True))
-        told.append(f"Of the walltime that {_tasks(timed)} asked for they used {100 * hours / asked:.2g} %.")
+        told.append(f"Of the walltime that {_tasks(timed)} asked for they used {100 * hours / asked:.0f} %.")
     if sized:
         half = sorted(sized)[len(sized) // 2]
-        told.append(f"Of the memory that {_tasks(sized)} asked for half of them used at most {100 * half:.2g} %.")
+        told.append(f"Of the memory that {_tasks(sized)} asked for half of them used at most {100 * half:.0f} %.")
     return " ".join([*told, "Who asks for less waits less."]) if told else ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from PIL import Image
 
 from pipeline.data.decoding import to_rgb
 from pipeline.device import make_deterministic, set_threads
-from pipeline.disk.writing import write_bytes, write_json, write_text
-from pipeline.errors import UserError, nearest
+from pipeline.disk.writing import atomic_folder, write_bytes, write_json, write_text
+from pipeline.errors import UserError, WorkError, nearest
 from pipeline.metrics.attribution import SHARE
 from pipeline.metrics.charts.attribution import attribution_chart
 from pipeline.metrics.charts.chart import slug
@@ -56,11 +56,12 @@ class Explained:
 
 
 def run(request: Request, bad: list[Path]) -> list[Explained]:
-    """Explain each image in turn and write its picture; when all are done, explain.csv, a row for each image, target and method,
-    and explain.json, with the numbers of all cells, too. Images that cannot be read are told on stderr and put into `bad`.
+    """Explain each image in turn: its picture; explain.csv, a row for each image, target and method, and explain.json, with the
+    numbers of all cells, too. The folder comes whole or not at all. Images that cannot be read are told on stderr and put into
+    `bad`.
 
-    Raises UserError for a folder that holds something, for what cannot be explained and for a trial that looks at no image, and
-    as `predict_files` does.
+    Raises WorkError where none can be read; UserError for a folder that holds something, for what cannot be explained and for a
+    trial that looks at no image, and as `predict_files` does.
     """
     _check(request)
     set_threads()
@@ -73,7 +74,7 @@ def run(request: Request, bad: list[Path]) -> list[Explained]:
     targets = _targets(request, asker)
     done: list[Explained] = []
     names = _pictures(request.files)
-    with progress("explained", len(request.files)) as advance:
+    with atomic_folder(request.out) as folder, progress("explained", len(request.files)) as advance:
         for i, (file, name) in enumerate(zip(request.files, names, strict=True)):
             try:
                 image = to_rgb(read(file))
@@ -82,11 +83,12 @@ def run(request: Request, bad: list[Path]) -> list[Explained]:
                 bad.append(file)
             else:
                 found = asker.attributions(image, known[i : i + 1], targets)
-                done.append(_drawn(file, request.out / name, image, found))
+                done.append(_drawn(file, folder / name, image, found))
             advance(1)
-    if done:
-        _write(request, trial.path, done)
-    return done
+        if not done:
+            raise WorkError(f"none of {len(request.files)} images can be read: they are named above")
+        _write(request, folder, trial.path, done)
+    return [replace(each, picture=request.out / each.picture.name) for each in done]
 
 
 def _check(request: Request) -> None:
@@ -189,14 +191,14 @@ def row(file: Path, one: Attribution) -> dict[str, Any]:
     }
 
 
-def _write(request: Request, trial: Path, done: Sequence[Explained]) -> None:
+def _write(request: Request, folder: Path, trial: Path, done: Sequence[Explained]) -> None:
     rows = [row(each.file, one) for each in done for one in each.found]
-    write_text(request.out / "explain.csv", pd.DataFrame(rows).to_csv(index=False))
+    write_text(folder / "explain.csv", pd.DataFrame(rows).to_csv(index=False))
     how = {"trial": str(trial.resolve()), "fill": request.fill, "share": SHARE}
     images = [
         {"file": str(each.file), "picture": each.picture.name, "found": [_json(one) for one in each.found]} for each in done
     ]
-    write_json(request.out / "explain.json", {**how, "images": images})
+    write_json(folder / "explain.json", {**how, "images": images})
 
 
 def _json(one: Attribution) -> Mapping[str, Any]:

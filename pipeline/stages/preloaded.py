@@ -10,5 +10,9 @@ from contextlib import suppress
 for number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
 
+heard = signal.signal(
+    signal.SIGINT, signal.SIG_IGN
+)  # Ctrl-C while torch is read: who has started this one says what is to be said
 with suppress(Exception):
     import torch  # noqa: F401
+signal.signal(signal.SIGINT, heard)

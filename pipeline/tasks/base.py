@@ -109,6 +109,8 @@ class Task(ABC, Generic[P]):
     validation that the model was chosen by. The first that is selectable chooses models unless `select.metric` does."""
     instead: ClassVar[Mapping[str, str]] = {}
     """For a figure that may not be defined for a whole table the one that is shown and sorts it then."""
+    of_classes: ClassVar[bool] = False
+    """Whether predictions.parquet has a row per image and class, `label=class`, with its truth 0 or 1; else one per target."""
     ensembles: ClassVar[bool] = False
     """Whether trials that differ in the seed alone, or in the fold alone, are taken together as well (`kept`, `combine`,
     `out_of_fold`)."""

@@ -53,6 +53,7 @@ class Classes(Task[Probabilities]):
     """One of several classes, which the images of a group share."""
 
     hub_task: ClassVar[str | None] = "image-classification"
+    of_classes = True
     figures: ClassVar[Mapping[str, Figure]] = {**FIGURES, **OF_ONE_CLASS}
     challenge = "butterflies"
     headline: ClassVar[Sequence[str]] = ("roc_auc", "average_precision", "balanced_accuracy", "log_loss", "selection")

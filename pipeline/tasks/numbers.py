@@ -92,7 +92,10 @@ class Numbers(Task[Tables]):
 
         name = dataset.targets[0]
         fifths = pd.qcut(dataset.table[name], 5, duplicates="drop")
-        of_value = {place: f"{name} {place.left:.3g} to {place.right:.3g}" for place in fifths.cat.categories}
+        edges = [(place.left, place.right) for place in fifths.cat.categories]
+        digits = next((n for n in range(3, 15) if len({f"{right:.{n}g}" for _, right in edges}) == len(edges)), 15)
+        named = [f"{name} {left:.{digits}g} to {right:.{digits}g}" for left, right in edges]
+        of_value = dict(zip(fifths.cat.categories, named, strict=True))
         return {name: fifths.cat.rename_categories(of_value), **super().sheets(dataset)}
 
     # ---------------------------------------------------------------- predictions

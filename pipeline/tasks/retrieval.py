@@ -73,6 +73,7 @@ class Retrieval(Task[Embedded]):
     """Images and classes that find each other."""
 
     hub_task: ClassVar[str | None] = "zero-shot-image-classification"
+    of_classes = True
     figures: ClassVar[Mapping[str, Figure]] = FIGURES
     headline: ClassVar[Sequence[str]] = ("id.i2t_map", "ood.i2t_map", "id.i2i_map", "composite", "acc", "selection")
     called: ClassVar[str] = "class"

@@ -62,6 +62,7 @@ def _block(backbone: Backbone) -> dict[str, Any]:
 def _of_classes() -> Iterator[str]:
     yield _line("  head", {"kind": "logistic"}, "logistic regression on embeddings: no GPU is needed for it")
     yield _line("loss", {"kind": "cross_entropy"})
+    yield _line("select", {"metric": "log_loss"}, "what the penalty is chosen by: probabilities; roc_auc: their order alone")
 
 
 def _of_numbers() -> Iterator[str]:
@@ -115,7 +116,9 @@ def _split(look: Look) -> Iterator[str]:
         return
     whose = "groups" if "group" in look.roles.columns else "images"
     why = f"{whose} dealt to {look.folds}: one tests, one validates, the others train"
-    yield _line("  split", {"kind": "folds", "n": look.folds}, why)
+    by = {"by": [look.roles.by]} if look.roles.by else {}
+    why += f"; all of one {look.roles.by} together" if look.roles.by else ""
+    yield _line("  split", {"kind": "folds", "n": look.folds, **by}, why)
 
 
 def changes(look: Look) -> Iterator[tuple[str, str]]:

@@ -89,6 +89,9 @@ AGAIN = re.compile(r"^.*(?:DUE TO (?:JOB REQUEUE|PREEMPTION|NODE FAILURE)|Node f
 DEATHS = re.compile(r"(?:^|: +(?:\d+ )?)(Killed|Segmentation fault|Bus error|Aborted)\b", re.M)
 PROGRESS = r"SIG\w+: stopping|the walltime is near: shards"
 """What our own handlers say while nothing has failed."""
+STOPPED = re.compile(r"told to stop\b.*\n?\Z")
+"""How the log of a training ends that was told to, on this machine: it goes on from its checkpoint, and nothing has failed."""
+LAST = 1000
 SLURMS_LINE = re.compile(r"(slurmstepd|srun)\b")
 FRAME = re.compile(r'^ *File "(?P<path>[^"\n]+)", line (?P<line>\d+), in (?P<name>.+)$', re.M)
 TRACEBACK = "Traceback (most recent call last):"
@@ -279,6 +282,8 @@ def _of_last_words(log: str) -> Failure | None:
 
 def _without_accounting(recorded: Failure | None, record: Mapping[str, Any] | None, log: str) -> Failure | None:
     """The record, unless the log says that a later attempt was killed."""
+    if recorded is None and STOPPED.search(log[-LAST:]):
+        return None
     logged = _of_log(log)
     if recorded is None or logged is None or record is None:
         return recorded or logged

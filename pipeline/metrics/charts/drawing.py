@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -56,15 +57,16 @@ _AROUND = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>|<!--.
 
 
 @lru_cache(KEPT)
-def to_svg(chart: Drawn) -> str:
-    """An `<svg>` element that may stand among others in a page: its ids begin with the chart's name, its text is the page's."""
+def to_svg(chart: Drawn, within: str = "") -> str:
+    """An `<svg>` element that may stand among others in a page: its ids begin with `within` and the chart's name, its text is the
+    page's. Raises whatever drawing does."""
     with _drawn(chart) as figure:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = _AROUND.sub("", buffer.getvalue()).replace(INK, "currentColor").strip()
     used = {place for _, place in _REFERENCES.findall(text)}
-    text = _IDS.sub(lambda found: f' id="{chart.name}-{found[1]}"' if found[1] in used else "", text)
-    return _REFERENCES.sub(lambda found: f"{found[1]}{chart.name}-{found[2]}", text)
+    text = _IDS.sub(lambda found: f' id="{within}{chart.name}-{found[1]}"' if found[1] in used else "", text)
+    return _REFERENCES.sub(lambda found: f"{found[1]}{within}{chart.name}-{found[2]}", text)
 
 
 def to_svg_file(chart: Drawn) -> str:
@@ -92,6 +94,11 @@ def shortened(names: Sequence[str], most: int = 26) -> list[str]:
     return [name if len(name) <= most else f"{name[: most // 2]}…{name[1 - most // 2 :]}" for name in names]
 
 
+def labelled(name: object) -> str:
+    """A name for a legend, which leaves out those that begin with an underscore."""
+    return f"\u200b{name}" if str(name).startswith("_") else str(name)
+
+
 def plain_ticks(axis: Any) -> None:
     """Numbers as they are: of logarithms matplotlib writes formulas, and texts are taken as they stand (`text.parse_math`)."""
     axis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -112,7 +119,8 @@ def _drawn(chart: Drawn) -> Iterator[Any]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": chart.name}):
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": chart.name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of measuring alone: a page has fonts of its own
         figure = Figure(figsize=chart.size, layout="constrained")
         chart.draw(figure.subplots(), chart.table)
         yield figure

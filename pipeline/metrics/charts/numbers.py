@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from pipeline.metrics.charts.chart import Chart, sampled
-from pipeline.metrics.charts.drawing import QUIET, SERIES, draw_boxes
+from pipeline.metrics.charts.drawing import QUIET, SERIES, draw_boxes, labelled
 from pipeline.metrics.summaries import in_order, seasons
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ COLUMNS = ("domain", "site", "season")
 """By which errors are shown, beside the species."""
 INTERVAL = 0.8
 MOST_BINS = 5
-OTHERS = "others"
+OTHERS, UNKNOWN = "others", "unknown"
 
 
 def number_charts(images: pd.DataFrame | None, groups: pd.DataFrame, results: Mapping[str, Any]) -> Iterator[Chart]:
@@ -32,6 +32,8 @@ def number_charts(images: pd.DataFrame | None, groups: pd.DataFrame, results: Ma
     groups = groups if images is None else _placed(groups, images)
     for target in dict.fromkeys(groups["target"]):
         mine = groups[groups["target"] == target]
+        if mine[["truth", "mean"]].dropna().empty:
+            continue
         yield observed(mine, str(target))
         for column in COLUMNS:
             if column in mine and mine[column].nunique() > 1:
@@ -60,6 +62,7 @@ def observed(groups: pd.DataFrame, target: str) -> Chart:
     table, more = sampled(groups[["group", "domain", "truth", "mean"]].dropna(subset=["truth", "mean"]))
     common = table["domain"].value_counts().index[:MOST_DOMAINS]
     table = table.assign(domain=table["domain"].where(table["domain"].isin(common) | table["domain"].isna(), OTHERS))
+    table = table.assign(domain=table["domain"].fillna(UNKNOWN)) if len(common) else table
     said = f"Predicted against observed {target}, a point for each of {len(groups):,} groups; on the line they are equal.{more}"
     return Chart(f"observed-{target}", f"{target}: predicted against observed", said, table, _observed, (4.4, 4.0))
 
@@ -68,7 +71,7 @@ def _observed(axes: Any, table: pd.DataFrame) -> None:
     domains = [name for name in dict.fromkeys(table["domain"]) if isinstance(name, str)]
     for color, name in zip((*SERIES, *[QUIET] * len(domains)), sorted(domains) or [""], strict=False):
         of = table[table["domain"] == name] if domains else table
-        axes.scatter(of["truth"], of["mean"], s=9, alpha=0.65, color=color, label=name, linewidths=0)
+        axes.scatter(of["truth"], of["mean"], s=9, alpha=0.65, color=color, label=labelled(name), linewidths=0)
     low, high = (float(f(table[["truth", "mean"]].to_numpy())) for f in (np.min, np.max))
     axes.plot([low, high], [low, high], color=QUIET, linewidth=1, zorder=0)
     axes.set(xlabel="observed", ylabel="predicted", aspect="equal")

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.data.truth import SPLITS
 from pipeline.metrics.charts.chart import Chart, sampled
-from pipeline.metrics.charts.drawing import INK, QUIET, SERIES, draw_boxes, draw_heat, plain_ticks, shortened
+from pipeline.metrics.charts.drawing import INK, QUIET, SERIES, draw_boxes, draw_heat, labelled, plain_ticks, shortened
 from pipeline.metrics.summaries import in_order
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def counted(table: pd.DataFrame, column: str, by: str = "split") -> Chart:
 def _counted(axes: Any, table: pd.DataFrame) -> None:
     left, places = np.zeros(len(table)), range(len(table))
     for color, name in zip(_colours(table), table, strict=True):
-        axes.barh(places, table[name], left=left, height=0.75, color=color, label=shortened([str(name)])[0])
+        axes.barh(places, table[name], left=left, height=0.75, color=color, label=labelled(shortened([str(name)])[0]))
         left += table[name].to_numpy()
     axes.set_yticks(places, shortened(list(table.index)))
     axes.invert_yaxis()
@@ -217,7 +217,7 @@ def over_time(table: pd.DataFrame) -> Chart:
 def _over_time(axes: Any, table: pd.DataFrame) -> None:
     bottom, places = np.zeros(len(table)), np.arange(len(table))
     for color, name in zip(_colours(table), table, strict=True):
-        axes.bar(places, table[name], bottom=bottom, width=0.85, color=color, label=name)
+        axes.bar(places, table[name], bottom=bottom, width=0.85, color=color, label=labelled(name))
         bottom += table[name].to_numpy()
     step = max(1, len(table) // 12)
     axes.set_xticks(places[::step], table.index[::step], rotation=45, ha="right", rotation_mode="anchor")
@@ -248,7 +248,7 @@ def _mapped(axes: Any, table: pd.DataFrame) -> None:
     else:
         for color, name in zip(SERIES, table[value].value_counts().index, strict=False):
             mine = table[value] == name
-            axes.scatter(x[mine], y[mine], s=10, alpha=0.7, color=color, label=str(name), linewidths=0)
+            axes.scatter(x[mine], y[mine], s=10, alpha=0.7, color=color, label=labelled(name), linewidths=0)
         axes.legend()
     axes.set(xlabel="longitude", ylabel="latitude", aspect=1 / max(np.cos(np.radians(y.mean())), 0.2))
 
@@ -266,7 +266,7 @@ def sizes(images: pd.DataFrame) -> Chart:
 
 
 def _sizes(axes: Any, table: pd.DataFrame) -> None:
-    area = 12 + 380 * table["images"] / table["images"].max()
+    area = 12 + 380 * table["images"] / table["images"].sum()
     axes.scatter(table["width"], table["height"], s=area, alpha=0.5, color=SERIES[0], edgecolors=INK, linewidths=0.5)
     axes.margins(0.15)
     axes.set(xlabel="width, pixels", ylabel="height, pixels")

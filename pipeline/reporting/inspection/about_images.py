@@ -49,8 +49,9 @@ def looked(look: Look) -> str:
         return "None of the images are there."
     if not look.n_looked:
         return "No image was opened."
+    bad = f"; {len(look.seen.bad):,} of them could not be" if look.seen.bad else ""
     if look.n_looked == look.n_there:
-        return f"All {look.n_there:,} images that are there were opened."
+        return f"All {look.n_there:,} images that are there were to be opened{bad}."
     return (
         f"{look.n_looked:,} of {look.n_there:,} images were opened, drawn at random (seed {SEED}); what is said of images is of "
         "these. More: --images."

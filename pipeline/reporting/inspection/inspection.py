@@ -10,10 +10,9 @@ from pathlib import Path
 from pipeline.config.trial import Config
 from pipeline.data.truth import SPLITS
 from pipeline.disk.writing import write_text
-from pipeline.errors import UserError
 from pipeline.reporting.inspection import about_images, about_table
 from pipeline.reporting.inspection.look import Look, look
-from pipeline.reporting.page.page import MARK, render
+from pipeline.reporting.page.page import check_place, render
 from pipeline.reporting.page.section import Section, Table
 from pipeline.reporting.terminal import columns, print_cells, squeeze
 
@@ -30,21 +29,13 @@ def inspect(config: Config, most: int, out: Path | None = None) -> None:
     NotFetched for data of the Hub that are not in the cache.
     """
     if out is not None:
-        _check(out)
+        check_place(out)
     seen = look(config, most)
     show(seen)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, to_html(seen))
         print(f"wrote {out}")
-
-
-def _check(out: Path) -> None:
-    """Raises UserError where writing would replace what is no page of ours, and for a name that no browser opens."""
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--out {out}: name a file that ends in .html")
-    if out.is_dir() or (out.exists() and MARK not in out.read_text(encoding="utf-8", errors="replace")[:1000]):
-        raise UserError(f"--out {out} exists and is no page of Carabid's: name another file, or remove it")
 
 
 def findings(seen: Look) -> list[str]:

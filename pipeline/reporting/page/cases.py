@@ -18,14 +18,14 @@ HEADER = ("image", "species", "predicted and observed", "error", "stands in")
 SPECIES = 1
 
 
-def cases(said: pd.DataFrame, images: Images) -> Iterator[Table]:
-    """Of predictions.parquet as `Images.joined` gives it: a row per image and target, or per image and class."""
-    if not {"truth", "prediction"} <= set(said):
+def cases(said: pd.DataFrame, images: Images, is_classes: bool) -> Iterator[Table]:
+    """Of predictions.parquet as `Images.joined` gives it: a row per image and target, or (`is_classes`) per image and class."""
+    said = said.dropna(subset=["truth", "prediction"])
+    if said.empty:
         return
-    is_classes = bool(said["target"].str.contains("=", regex=False).all())
     wrong = (_missed if is_classes else _apart)(said).sort_values()
     ordinary = (wrong - wrong.median()).abs().sort_values().index[:MOST_CASES]
-    of = "1 less what is said of the true class" if is_classes else "error in sds of the truth, mean over targets"
+    of = "how much is lacking to certainty of its class" if is_classes else "error in sds of the truth, mean over targets"
     for which, some in (("worst", wrong.index[::-1][:MOST_CASES]), ("most ordinary", ordinary)):
         yield _table(f"The {which} cases ({of})", said, some, wrong, images, is_classes)
 
@@ -70,4 +70,4 @@ def _words(of: pd.DataFrame, is_classes: bool) -> str:
     names: Sequence[str] = of["target"].str.partition("=")[2]  # type: ignore[assignment]
     true = [name for name, is_true in zip(names, of["truth"], strict=True) if is_true == 1] or [f"not {next(iter(names))}"]
     ranked = sorted(zip(of["prediction"], names, strict=True), reverse=True)
-    return f"is {true[0]}; " + ", ".join(f"{name} {value:.3g}" for value, name in ranked[:3])
+    return f"is {true[0]}; said: " + ", ".join(f"{name} {value:.3g}" for value, name in ranked[:3])

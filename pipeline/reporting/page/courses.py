@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.disk.layout import ExperimentDir
 from pipeline.metrics.charts.chart import Chart
-from pipeline.metrics.charts.drawing import SERIES
+from pipeline.metrics.charts.drawing import SERIES, labelled
 from pipeline.reporting.page.section import Section
 from pipeline.reporting.results import Row, by_look, sort_rows
 from pipeline.reporting.terminal import short_names
@@ -72,6 +72,6 @@ def _charts(of: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Chart]:
 
 def _draw(axes: Any, table: pd.DataFrame, title: str) -> None:
     for color, (name, line) in zip(SERIES, table.groupby("trial", sort=False), strict=False):
-        axes.plot(line["epoch"], line["value"], color=color, label=str(name))
+        axes.plot(line["epoch"], line["value"], color=color, label=labelled(name))
     axes.set(xlabel="epoch", ylabel=title)
     axes.legend(fontsize=7)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.metrics.charts.chart import Chart, sampled
-from pipeline.metrics.charts.drawing import QUIET, SERIES
+from pipeline.metrics.charts.drawing import QUIET, SERIES, labelled
 from pipeline.reporting.page.section import Section
 from pipeline.reporting.results import Look, Row, by_look
 
@@ -24,7 +24,8 @@ PARTS = (("in_domain.", "out_of_domain."), ("id.", "ood."))
 
 def generalising(rows: Sequence[Row]) -> Section:
     """Of all trials with results."""
-    charts = [chart for look, some in by_look(rows).items() for chart in _known_against_new(look, some)]
+    done = [row for row in rows if row.state == "done"]
+    charts = [chart for look, some in by_look(done).items() for chart in _known_against_new(look, some)]
     return Section("generalising", "What was seen in training, and what was not", charts=charts)
 
 
@@ -41,10 +42,10 @@ def _known_against_new(look: Look, rows: Sequence[Row]) -> Iterator[Chart]:
             ]
             table = pd.DataFrame(values, columns=["experiment", "trial", "known", "new"]).dropna()
             if len(table) >= FEWEST:
-                yield _chart(table, titles[name], titles[other], rows[0].rank(name, 1) > 0)
+                yield _chart(name.replace(known, "", 1), table, titles[name], titles[other], rows[0].rank(name, 1) > 0)
 
 
-def _chart(table: pd.DataFrame, known: str, new: str, lower: bool) -> Chart:
+def _chart(figure: str, table: pd.DataFrame, known: str, new: str, lower: bool) -> Chart:
     """`lower`: less is better."""
     best = frontier(table, lower)
     shown, more = sampled(table)
@@ -54,7 +55,7 @@ def _chart(table: pd.DataFrame, known: str, new: str, lower: bool) -> Chart:
     )
     draw = partial(_draw, best=best, known=known, new=new)
     size = (6.4 if shown["experiment"].nunique() > 1 else 4.8, 3.8)
-    return Chart("known-against-new", f"{new} against {known}", said, shown, draw, size)
+    return Chart(f"{figure}-known-against-new", f"{new} against {known}", said, shown, draw, size)
 
 
 def frontier(table: pd.DataFrame, lower: bool) -> pd.DataFrame:
@@ -69,7 +70,7 @@ def _draw(axes: Any, table: pd.DataFrame, best: pd.DataFrame, known: str, new: s
     names = list(dict.fromkeys(table["experiment"]))
     for i, name in enumerate(names):
         of, how = table[table["experiment"] == name], {"color": SERIES[i % len(SERIES)], "marker": MARKERS[i // len(SERIES) % 4]}
-        axes.scatter(of["known"], of["new"], s=22, alpha=0.8, label=name, linewidths=0, **how)
+        axes.scatter(of["known"], of["new"], s=22, alpha=0.8, label=labelled(name), linewidths=0, **how)
     axes.plot(best["known"], best["new"], color=QUIET, linewidth=1, zorder=0)
     axes.set(xlabel=known, ylabel=new)
     if len(names) > 1:

@@ -91,7 +91,7 @@ def _draw_along(axes: Any, table: pd.DataFrame, title: str) -> None:
     places, ticks = _places(table[name])
     axes.scatter(places, table["value"], s=14, color=SERIES[0], alpha=0.6, linewidths=0)
     means = table["value"].groupby(places).mean()
-    axes.plot(means.index, means, color=SERIES[1], marker="_", markersize=12)
+    axes.plot(means.index, means, color=SERIES[1], marker="_", markersize=12, linestyle="" if ticks else "-")
     _set_ticks(axes, ticks)
     if not ticks and (places > 0).all() and places.max() > WIDE * places.min():
         axes.set_xscale("log")

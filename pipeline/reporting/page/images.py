@@ -68,6 +68,7 @@ class Images:
 
     def joined(self, said: pd.DataFrame) -> pd.DataFrame:
         """predictions.parquet with the columns nth, image (-1: not known), site and date."""
+        said = said.drop(columns=[name for name in (*KNOWN, "image") if name in said])  # (a lab's own may stand there)
         if "nth" not in said:
             said = said.assign(nth=said.groupby(["id", "group", "target"]).cumcount())
         counted = [each.drop_duplicates(KEY).groupby(["id", "group"]).size() for each in (said, self.table)]

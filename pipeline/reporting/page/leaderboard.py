@@ -18,7 +18,10 @@ def leaderboard(experiments: Sequence[ExperimentDir], rows: Sequence[Row]) -> Se
     """A table for each set of headline figures, the best first, and the comparison of methods that collection has made."""
     tables = [table for look, some in by_look(rows).items() if (table := _table(look, summarize(some, look.sort))).rows]
     compared = list(_comparisons(experiments))
-    words = ["Mean ± sd over repetitions: trials that differ in seed and fold alone. A header sorts; the field above filters."]
+    words = [
+        "Mean ± sd over repetitions, n of them: trials that differ in seed and fold alone. The order is that of what was tested: "
+        "a method is to be chosen on validation."
+    ]
     if any(row.optimistic for row in rows):
         words.append("Figures marked optimistic are of the split that trials were chosen on.")
     return Section("leaderboard", "Leaderboard", words if tables else ["No trial has results yet."], [*tables, *compared])
@@ -28,7 +31,7 @@ def _table(look: Look, lines: Sequence[Line]) -> Table:
     done = [line for line in lines if line.state == "done"]
     names = short_names([(line.experiment, line.name) for line in done])
     rows = [_row(look, line, name) for line, name in zip(done, names, strict=True)]
-    return Table.of_first(f"Best by {look.columns[0][1]} first", look.header, rows, "results.csv")
+    return Table.of_first(f"Best by {look.columns[0][1]} first", look.header, rows, "results.csv").without_empty()
 
 
 def _row(look: Look, line: Line, name: str) -> list[Cell]:

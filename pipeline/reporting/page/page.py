@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
 
 from pipeline.disk.layout import ExperimentDir
 from pipeline.disk.writing import atomic_folder, write_bytes, write_text
@@ -39,6 +43,7 @@ def write(
 
     Raises UserError for no experiments, and for a folder of figures that exists.
     """
+    check_place(out)
     if not experiments:
         raise UserError("name the experiments to report on: `carabid status` lists them")
     if figures is not None and figures.exists():
@@ -46,7 +51,9 @@ def write(
     rows = collect(experiments) if rows is None else rows
     sections = sections_of(experiments, rows)
     trials = [row for row in rows if not row.members]
-    done = f"{sum(row.state == 'done' for row in trials)} of {len(trials)} trials have results."
+    done = (
+        f"{sum(row.state == 'done' for row in trials)} of {len(trials)} trial{'s have' if len(trials) != 1 else ' has'} results."
+    )
     names = [experiment.path.name for experiment in experiments]
     more = [f"{len(names) - NAMED} more"] if len(names) > NAMED else []
     write_text(out, render(", ".join([*names[:NAMED], *more]), done, sections))
@@ -54,13 +61,32 @@ def write(
         with atomic_folder(figures) as folder:
             for section in sections:
                 for chart in section.charts:
-                    _write_chart(folder, f"{section.name}-{chart.name}", chart)
+                    with suppress(ValueError, LookupError, ArithmeticError):  # of one that cannot be drawn the page says it
+                        _write_chart(folder, f"{section.name}-{chart.name}", chart)
     return out
+
+
+def check_place(out: Path) -> None:
+    """Raises UserError where writing would replace what is no page of ours, and for a name that no browser opens."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out {out}: name a file that ends in .html")
+    if out.is_dir() or (out.exists() and MARK not in out.read_text(encoding="utf-8", errors="replace")[:1000]):
+        raise UserError(f"{out} exists and is no page of Carabid's: name another file by --out, or remove it")
 
 
 def sections_of(experiments: Sequence[ExperimentDir], rows: Sequence[Row]) -> list[Section]:
     """What there is to show of these experiments, whose `rows` are all of theirs."""
-    return [section for section in _sections(experiments, rows) if section]
+    return [_with_own_names(section) for section in _sections(experiments, rows) if section]
+
+
+def _with_own_names(section: Section) -> Section:
+    """Its charts called differently: two targets may be the same as names of files."""
+    seen: Counter[str] = Counter()
+    charts = []
+    for chart in section.charts:
+        seen[chart.name] += 1
+        charts.append(chart if seen[chart.name] == 1 else replace(chart, name=f"{chart.name}-{seen[chart.name]}"))
+    return replace(section, charts=charts)
 
 
 def _sections(experiments: Sequence[ExperimentDir], rows: Sequence[Row]) -> Iterator[Section]:
@@ -89,10 +115,19 @@ def render(title: str, about: str, sections: Sequence[Section]) -> str:
         about=about,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         sections=sections,
-        svg=lambda chart: to_svg(chart).replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1),
+        svg=_svg,
         css=_part(PARTS[1]),
         js=_part(PARTS[2]),
     )
+
+
+def _svg(section: Section, chart: Chart) -> Markup:
+    """A chart, or why it is none: one that cannot be drawn, of a lab's own task for one, must not hide all others."""
+    try:
+        drawn = to_svg(chart, f"{section.name}-")
+    except Exception as error:
+        return Markup("<p>{}</p>").format(f"It cannot be drawn: {type(error).__name__}: {error}")
+    return Markup(drawn.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1))
 
 
 def _part(name: str) -> str:

@@ -43,6 +43,11 @@ class Table:
         more = f"; the first {MOST_ROWS:,} of {len(rows):,}, all are in {all_in}" if len(rows) > MOST_ROWS else ""
         return cls(caption + more, header, rows[:MOST_ROWS])
 
+    def without_empty(self) -> Table:
+        """The same without columns of which nothing is known."""
+        kept = [i for i in range(len(self.header)) if not self.rows or any(row[i].text not in ("", UNKNOWN) for row in self.rows)]
+        return Table(self.caption, [self.header[i] for i in kept], [[row[i] for i in kept] for row in self.rows])
+
     def numeric(self, column: int) -> bool:
         """Whether a column is of numbers, which stand on the right."""
         cells = [row[column] for row in self.rows if row[column].text not in ("", UNKNOWN)]

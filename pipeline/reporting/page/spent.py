@@ -5,9 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
+from pathlib import Path
 from typing import Any
 
-from pipeline.disk.layout import ExperimentDir
+from pipeline.disk.layout import ExperimentDir, TrialDir
+from pipeline.disk.secrets import hide
 from pipeline.disk.writing import read_record
 from pipeline.reporting import cost
 from pipeline.reporting import efficiency as asked
@@ -30,16 +32,13 @@ def costs(experiments: Sequence[ExperimentDir], rows: Sequence[Row]) -> Section:
     found = cost.collect(experiments, rows)
     sums = cost.total(found)
     words = [
-        f"{sums['trials']} trials, {sums['with_record']} of them with a record: {sums['hours']:.3g} hours, of these "
-        f"{sums['gpu_hours']:.3g} GPU-hours; {sums['restarts']} restarts. Without extraction, which trials share."
+        f"{sums['with_record']} of {sums['trials']} trials have a record: {_hours(sums['hours']).text}, of these "
+        f"{_hours(sums['gpu_hours']).text} on GPUs; {sums['restarts']} restarts. Without extraction, which trials share."
     ]
-    known = [each for each in found if each.hours is not None]
-    return Section(
-        "costs",
-        "What it has cost",
-        words if known else [],
-        [Table.of_first("By trial", cost.HEADER, [_cost(each) for each in known], "`carabid results --cost`")] if known else [],
-    )
+    known = [_cost(each) for each in found if each.hours is not None]
+    header = ["time" if name == "hours" else "time on GPUs" if name == "GPU-hours" else name for name in cost.HEADER]
+    tables = [Table.of_first("By trial", header, known, "`carabid results --cost`").without_empty()] if known else []
+    return Section("costs", "What it has cost", words if known else [], tables)
 
 
 def efficiency(experiments: Sequence[ExperimentDir]) -> Section:
@@ -59,8 +58,8 @@ def _cost(of: cost.Cost) -> list[Cell]:
     names = (text(of.experiment), text(of.trial), text(of.state))
     return [
         *names,
-        number(of.hours, ".3g"),
-        number(of.gpu_hours, ".3g"),
+        _hours(of.hours),
+        _hours(of.gpu_hours),
         text(of.gpu or ""),
         number(of.restarts, "d"),
         text(of.nodes or ""),
@@ -68,17 +67,33 @@ def _cost(of: cost.Cost) -> list[Cell]:
     ]
 
 
+def _hours(hours: float | None) -> Cell:
+    """In the unit that people would say it in."""
+    if hours is None or hours >= 1:
+        return number(hours, ".3g", " h")
+    return Cell(f"{3600 * hours:.3g} s" if hours < 1 / 60 else f"{60 * hours:.3g} min", hours)
+
+
 def origin(experiments: Sequence[ExperimentDir]) -> Section:
     """Of each experiment its last trial's record: who wants to know of another one finds it in its provenance.json."""
     tables = []
     for experiment in experiments:
-        records = [record for trial in experiment.trials() if (record := read_record(trial.provenance))]
-        if records:
-            last = max((record.get("train") or {} for record in records), key=lambda record: str(record.get("written", "")))
-            tables.append(
-                Table(experiment.path.name, ("what", "is"), [[text(name), text(value)] for name, value in _told(last).items()])
-            )
+        records = [(trial, record) for trial in experiment.trials() if (record := read_record(trial.provenance))]
+        trained = [(trial, record.get("train") or {}) for trial, record in records]
+        if trained:
+            trial, last = max(trained, key=lambda pair: str(pair[1].get("written", "")))
+            told = _told(last) | _again(experiment, trial)
+            lines = [[text(name), text(value)] for name, value in told.items()]
+            tables.append(Table(experiment.path.name, ("what", "is"), lines))
     return Section("origin", "Where it comes from", tables=tables)
+
+
+def _again(experiment: ExperimentDir, trial: TrialDir) -> dict[str, str]:
+    """How it was submitted, the last time, and how one trial is made again. (In a job the command line is another program's.)"""
+    submitted = [record for path in experiment.submission_records() if (record := read_record(path)).get("argv")]
+    argv = [*map(str, submitted[-1]["argv"])] if submitted else []
+    by = {"submitted by": hide(shlex.join(["carabid", *argv[1:]]))} if argv and Path(argv[0]).name == "carabid" else {}
+    return by | {"a trial again": shlex.join(["carabid", "submit", str(trial.config)])}
 
 
 def _told(record: Mapping[str, Any]) -> dict[str, str]:
@@ -89,7 +104,6 @@ def _told(record: Mapping[str, Any]) -> dict[str, str]:
     found = {
         "made": record.get("written", ""),
         "code": f"{str(code.get('commit') or 'not in git')[:12]}{changed}, carabid {record.get('carabid', '')}",
-        "again": "carabid " + " ".join(map(shlex.quote, map(str, (record.get("argv") or [""])[1:]))),
         "weights": weights,
         "device": f"{device.get('gpu') or device.get('cpu') or ''}, {device.get('threads')} threads, on {record.get('host')}",
         "python": record.get("python", ""),

@@ -242,6 +242,12 @@ def test_experiments_that_tested_the_same_are_compared_and_one_split_is_one_fold
     assert lines["pixels 32, mlp"].trials[0].startswith("first/") and lines["pixels 32, svc"].trials[0].startswith("second/")
 
 
+def test_one_method_on_other_data_is_another_line_and_none_is_dropped() -> None:
+    finish(PIXELS, 0, 0.9, 1.0, "first", values={"data": {"split": {"kind": "source"}}})
+    finish(PIXELS, 0, 0.8, 1.0, "second", values={"data": {"split": {"kind": "source"}, "range": "image"}})
+    assert {"first: pixels 32, mlp", "second: pixels 32, mlp"} <= set(by_method("roc_auc", "first", "second"))
+
+
 def test_a_figure_that_is_not_defined_is_none() -> None:
     table = images(0).assign(truth=0.0)
     finish(PIXELS, 0, 0.9, 1.0, table=table)

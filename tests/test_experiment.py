@@ -598,6 +598,19 @@ def test_a_binary_file_is_refused_and_named(here: Path) -> None:
     assert "model.safetensors" in refusal("model.safetensors")
 
 
+def test_a_kind_that_does_not_exist_is_refused_with_the_nearest_that_does() -> None:
+    with pytest.raises(UserError, match=r"there is no such kind; did you mean knn\? there are: "):
+        load_experiment(LORA, ("model.head.kind=kn",))
+
+
+def test_a_config_of_this_folder_is_nearer_than_one_that_came_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taxon.yaml").write_text("task: classify")
+    for name in ("taxon", "taxon.yml", "taxn.yaml"):
+        with pytest.raises(UserError, match=r"did you mean taxon\.yaml\?$"):
+            load_experiment(name)
+
+
 def test_a_config_that_does_not_exist_is_refused_with_the_nearest_that_does() -> None:
     for mistyped in ("configs/beetles/loar.yaml", "beetles/lora"):
         assert refusal(mistyped).endswith("; did you mean configs/beetles/lora.yaml?")

@@ -257,6 +257,12 @@ def test_the_training_that_went_well_beside_them_has_not_failed(left: dict[str, 
     assert left[""].record is None and classify(None, left[""].outcome, left[""].log) is None
 
 
+def test_a_training_of_this_machine_that_was_told_to_stop_has_not_failed() -> None:
+    log = "epoch 3  val/loss 0.5\ncarabid: trained/e/t: told to stop; the checkpoint is written, run it again to go on\n"
+    assert classify(None, None, log) is None
+    assert classify(None, None, f"{log}Traceback (most recent call last):\n  …\nRuntimeError: no\n") is not None
+
+
 def test_without_accounting_logs_tell_what_they_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

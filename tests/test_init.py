@@ -76,6 +76,31 @@ def test_who_is_at_a_terminal_is_asked_until_the_answer_is_one(root: Path, tmp_p
 
 
 # ---------------------------------------------------------------- what is understood
+def test_images_of_one_animal_stay_in_one_split_where_each_has_a_number_of_its_own(
+    init: Callable[..., Any], tmp_path: Path
+) -> None:
+    path = table(tmp_path, ("photo", "animal_id", "mass"), lambda name, i: (name, f"A{i // 2}", 0.5 + 1.37 * i))
+    values, said = init(path)
+    assert values["data"]["split"]["by"] == ["animal_id"] and "group" not in values["data"]["columns"]
+    assert "kept in one split: 15, of 2.0 images each" in said
+    values, _ = init(path, wishes=Wishes(label="animal_id"), overwrite=True)
+    assert "by" not in values["data"]["split"]
+
+
+def test_images_in_several_folders_are_said_with_how_many_are_where(init: Callable[..., Any], tmp_path: Path) -> None:
+    path = table(tmp_path, ("photo", "kind"), lambda name, i: (Path(name).name, ABC[i]))
+    for i, image in enumerate(sorted((tmp_path / "images").iterdir())):
+        (tmp_path / f"plate {i % 3}").mkdir(exist_ok=True)
+        image.rename(tmp_path / f"plate {i % 3}" / image.name)
+    with pytest.raises(UserError, match=r"lie in several folders: plate 0 \(10\), plate 1 \(10\), plate 2 \(10\) of 30"):
+        init(path)
+
+
+def test_a_proposal_can_be_pasted_into_a_shell(init: Callable[..., Any], tmp_path: Path) -> None:
+    path = table(tmp_path, ("photo", "kind", "mass mg"), lambda name, i: (name, ABC[i], 0.5 + 1.37 * i))
+    assert "to predict it: --targets 'mass mg'" in init(path, wishes=Wishes(label="kind"))[1]
+
+
 def test_every_choice_and_every_change_that_the_yaml_proposes_can_be_read(init: Callable[..., Any], tmp_path: Path) -> None:
     path = table(
         tmp_path,

@@ -6,12 +6,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from pipeline.data.dataset import Dataset
 from pipeline.data.near_duplicates import MOST, near_duplicates, shrunk
 from pipeline.data.other_columns import coordinates
 from pipeline.disk.layout import PROJECT
@@ -229,6 +232,16 @@ def test_a_lab_s_own_table_is_shown_on_a_map_whatever_its_names_are(tmp_path: Pa
 
 
 # ---------------------------------------------------------------- numbers
+ALIKE = {"metres": range(1000, 1005), "years": range(2015, 2023), "far behind the point": [0.1234567 + i / 1e6 for i in range(9)]}
+
+
+@pytest.mark.parametrize("of", ALIKE)
+def test_fifths_of_numbers_that_are_much_alike_have_names_of_their_own(of: str) -> None:
+    table = pd.DataFrame({"y": [float(value) for value in ALIKE[of]] * 3, "domain": None})
+    fifths = load_task("regress").sheets(cast(Dataset, SimpleNamespace(targets=("y",), table=table)))["y"]
+    assert fifths.notna().all() and len(set(fifths.cat.categories)) == fifths.nunique() == 5
+
+
 def test_summaries_count_what_there_is() -> None:
     table = pd.DataFrame({"id": list("abcdef"), "group": list("aabbcd"), "split": ["train"] * 4 + ["test"] * 2,
                           "kind": ["x", "x", "y", "x", None, "y10"], "y": [0.0, 0.0, 1.0, 2.0, 3.0, 4.0]})  # fmt: skip

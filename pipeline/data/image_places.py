@@ -76,12 +76,8 @@ def _of_column(column: Column, table: Path, images: Path | None, ask: Ask) -> Pl
     if not _look_like_images(cells):
         return None
     numbers = {} if images else _numbers(cells, table.parent)
-    if len(numbers) > 1 and max(numbers.values()) < MOST_OF * len(cells):
-        told = ", ".join(f"{folder.relative_to(table.parent)} ({n})" for folder, n in list(numbers.items())[:SHOWN])
-        raise UserError(
-            f"{table}: images of the column {column.name} lie in several folders: {told} of {len(cells)} that were looked for. "
-            "Write the folder before each name (plate 1/0001.jpg), and name what these lie in by --images; or put them into one."
-        )
+    if numbers and max(numbers.values()) < MOST_OF * len(cells):
+        _refuse_parted(column, cells, table)
     best = [folder for folder, n in numbers.items() if n == max(numbers.values())]
     if len(best) > 1:
         names = [str(folder.relative_to(table.parent)) for folder in best]
@@ -89,6 +85,17 @@ def _of_column(column: Column, table: Path, images: Path | None, ask: Ask) -> Pl
         best = [table.parent / ask(words, names, "--images FOLDER")]
     folder = best[0] if best else images
     return Place(column.name, folder, numbers.get(folder, 0) if folder else 0, len(cells))
+
+
+def _refuse_parted(column: Column, cells: Sequence[str], table: Path) -> None:
+    """Raises UserError where images lie in several folders that the table does not name."""
+    found = {folder: n for folder in _folders_of(table.parent) if (n := _found(cells, folder))}
+    if len(found) > 1:
+        told = ", ".join(f"{folder.relative_to(table.parent)} ({n})" for folder, n in list(found.items())[:SHOWN])
+        raise UserError(
+            f"{table}: images of the column {column.name} lie in several folders: {told} of {len(cells)} that were looked for. "
+            "Write the folder before each name (plate 1/0001.jpg), and name what these lie in by --images; or put them into one."
+        )
 
 
 def _numbers(cells: Sequence[str], folder: Path) -> dict[Path, int]:

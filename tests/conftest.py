@@ -29,11 +29,13 @@ settings.register_profile("untimed", parent=settings.default, deadline=None)
 settings.load_profile("untimed")
 LONGEST = (
     "test_slurm.py", "test_chaos.py", "test_demo.py", "test_failure_classes.py", "test_training.py", "test_local.py",
-    "test_cluster.py", "test_export.py", "test_ensembles.py", "test_own_task.py", "test_submission_check.py", "test_pack.py",
-    "test_evaluation.py", "test_search.py", "test_export_open_clip.py", "test_fetch.py", "test_secrets.py",
-    "test_butterflies.py", "test_content.py", "test_fuzz.py", "test_processes.py",
-    "test_backbones.py", "test_species.py", "test_decoding.py", "test_launch.py", "test_benchmarks.py", "test_streams.py",
-    "test_extract.py", "test_snapshot.py", "test_towers.py", "test_later.py", "test_results.py", "test_experiment.py",
+    "test_benchmarks.py", "test_cluster.py", "test_export.py", "test_report.py", "test_ensembles.py", "test_own_task.py",
+    "test_submission_check.py", "test_pack.py", "test_tracking.py", "test_evaluation.py", "test_search.py",
+    "test_export_open_clip.py", "test_fetch.py", "test_secrets.py", "test_butterflies.py", "test_content.py", "test_fuzz.py",
+    "test_processes.py", "test_backbones.py", "test_species.py", "test_explain.py", "test_publish.py", "test_installed.py",
+    "test_init.py", "test_docs.py", "test_inspect.py", "test_completion.py", "test_decoding.py", "test_launch.py",
+    "test_streams.py", "test_extract.py", "test_snapshot.py", "test_towers.py", "test_later.py", "test_results.py",
+    "test_experiment.py", "test_notebook.py", "test_api.py",
 )  # fmt: skip
 """Files that take minutes: begun first, or all workers but one would be idle at the end."""
 

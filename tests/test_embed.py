@@ -412,7 +412,7 @@ def test_random_weights_are_said_to_be_random(capsys: pytest.CaptureFixture[str]
         ({"backbone": "ViT-B-23:openai"}, "no architecture of open_clip; did you mean ViT-B-32"),
         ({"out": Path("e.csv")}, r"--out e\.csv: .* name it \*\.parquet"),
         ({"folder": Path("/nowhere")}, "there is no such folder"),
-        ({"folder": PROJECT / "docs"}, "holds no image: looked for .*\\.jpg"),
+        ({"folder": PROJECT / "configs"}, "holds no image: looked for .*\\.jpg"),
         ({"device": "gpu"}, "there is no device gpu"),
     ],
 )

@@ -535,7 +535,7 @@ def test_all_mistakes_are_named_at_once() -> None:
         ("train.epochs=2.5", "train.epochs", "valid integer"),
         ("seed=", "seed", "valid integer"),
         ("model.normalize=maybe", "model.normalize", "valid boolean"),
-        ("model.encoder.kind=loar", "model.encoder.kind", "'frozen', 'projection', 'finetuned', 'lora'"),
+        ("model.encoder.kind=loar", "model.encoder.kind", "did you mean lora? there are: frozen, projection, finetuned, lora"),
         ("model.encoder.targets=[q_proj,qkv]", "model.encoder.targets.1", "'q_proj', 'k_proj'"),
         ("data.split={kind: folds, fold: 5}", "data.split", "folds count from 0 to 4"),
         ("optim=3", "optim", "this is a block of keys: kind, lr, weight_decay, betas, eps, decays, clip, ema (given: 3)"),

@@ -103,7 +103,7 @@ def test_a_head_of_ones_own_is_a_trial_like_any_other(assets: Assets, root: Path
             "select.folds 3 fits again and again, for which model.head.kind least_squares is not made: set model.head.kind svc",
         ),
         ("model.head.rigde=1", "`model.head.ridge` does"),
-        ("model.head.kind=least_cubes", "'least_squares'"),
+        ("model.head.kind=least_cubes", r"did you mean least_squares\?"),
     ],
 )
 def test_what_goes_with_it_follows_from_what_it_declares(override: str, message: str, assets: Assets, root: Path) -> None:

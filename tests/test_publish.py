@@ -384,7 +384,7 @@ def test_the_card_says_what_limits_its_figures(trial: TrialDir) -> None:
     [
         ("local-dir:/scratch/jane doe/clip", "local-dir:clip"),
         ("/scratch/jane doe/beetles", "beetles"),
-        ("file:///home/jane/x", "file://x"),
+        ("file:///data/jane/x", "file://x"),
         ("~jane/data/x", "x"),
         (r"C:\Users\jane\data", "data"),
         ("see /gpfs/lab/x.csv, line 3", "see x.csv, line 3"),

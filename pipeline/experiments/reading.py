@@ -144,7 +144,8 @@ def find_config(source: str | Path) -> Path:
     if os.path.isdir(path):
         inside = ", ".join(map(str, sorted(path.glob("*.yaml"))[:MOST])) or "it holds none"
         raise UserError(f"{source} is a folder, and a config is a YAML: {inside}")
-    here = [p for p in sorted(path.parent.glob("*.y*ml")) if difflib.get_close_matches(path.stem, [p.stem], cutoff=0.8)]
+    beside = [p for p in sorted(path.parent.glob("*.y*ml")) if p.resolve().parent != FOLDER]
+    here = [p for p in beside if difflib.get_close_matches(path.stem, [p.stem], cutoff=0.8)]
     known = [p.relative_to(SHIPPED) for p in sorted((SHIPPED / "configs").rglob("*.yaml")) if p.parent != FOLDER]
     stems = difflib.get_close_matches(path.stem, {p.stem for p in known}, n=1)
     alike = [p for p in known if p.stem in stems]

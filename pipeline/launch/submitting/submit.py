@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pipeline.config.identity import towers_of
 from pipeline.disk.layout import ExperimentDir
 from pipeline.disk.lease import Lease
-from pipeline.errors import UserError, WorkError
+from pipeline.errors import WorkError
 from pipeline.experiments.cluster import Profile
 from pipeline.experiments.reading import Experiment, Trial
 from pipeline.features.hashes import known_feature_key
@@ -78,7 +78,7 @@ def one_at_a_time(directory: ExperimentDir, request: Request) -> AbstractContext
 def queue_trials(experiment: Experiment, trials: list[Trial], request: Request) -> tuple[Manifest, str] | None:
     """Freeze these trials in a manifest and queue their chain, whose last job is returned; or run it here."""
     if not request.local and shutil.which("sbatch") is None:
-        raise UserError("there is no Slurm on this machine (no sbatch): --cluster local trains here, --dry-run shows the scripts")
+        raise WorkError("there is no Slurm on this machine (no sbatch): --cluster local trains here, --dry-run shows the scripts")
     check_tables(trials, request)
     extract = needs_extraction(trials)
     sbatch.check_paths(preview_manifest(experiment, trials, Terms()))

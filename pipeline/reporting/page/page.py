@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
 
 from pipeline.disk.layout import ExperimentDir
 from pipeline.disk.writing import atomic_folder, write_bytes, write_text
@@ -121,13 +121,13 @@ def render(title: str, about: str, sections: Sequence[Section]) -> str:
     )
 
 
-def _svg(section: Section, chart: Chart) -> Markup:
-    """A chart, or why it is none: one that cannot be drawn, of a lab's own task for one, must not hide all others."""
+def _svg(section: Section, chart: Chart) -> str:
+    """A chart as HTML, or why it is none: one that cannot be drawn, of a lab's own task for one, must not hide all others."""
     try:
         drawn = to_svg(chart, f"{section.name}-")
     except Exception as error:
-        return Markup("<p>{}</p>").format(f"It cannot be drawn: {type(error).__name__}: {error}")
-    return Markup(drawn.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1))
+        return f"<p>{escape(f'It cannot be drawn: {type(error).__name__}: {error}')}</p>"
+    return drawn.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
 
 
 def _part(name: str) -> str:

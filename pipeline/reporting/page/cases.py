@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from pipeline.reporting.page.images import KEY, Images
 from pipeline.reporting.page.section import Table, number, text
@@ -11,11 +11,9 @@ from pipeline.reporting.page.section import Table, number, text
 if TYPE_CHECKING:
     import pandas as pd
 
-T = TypeVar("T")
 
 MOST_CASES, MOST_SAID = 10, 5
 HEADER = ("image", "species", "predicted and observed", "error", "stands in")
-SPECIES = 1
 
 
 def cases(said: pd.DataFrame, images: Images, is_classes: bool) -> Iterator[Table]:
@@ -53,14 +51,7 @@ def _table(caption: str, said: pd.DataFrame, which: pd.Index, wrong: pd.Series, 
         known = species if isinstance(species, str) else ""
         more = (number(wrong[key]), text(images.where(image)))
         rows.append([images.cell(name, image), text(known), text(_words(of, is_classes)), *more])
-    if not any(row[SPECIES].text for row in rows):
-        return Table(caption, _less(HEADER), [_less(row) for row in rows])
-    return Table(caption, HEADER, rows)
-
-
-def _less(row: Sequence[T]) -> list[T]:
-    """Without the species, which nobody knows."""
-    return [*row[:SPECIES], *row[SPECIES + 1 :]]
+    return Table(caption, HEADER, rows).without_empty()
 
 
 def _words(of: pd.DataFrame, is_classes: bool) -> str:

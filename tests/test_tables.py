@@ -240,7 +240,8 @@ def test_numbers_that_are_no_class_labels_stay_numbers(tmp_path: Path) -> None:
 def test_columns_may_be_parted_by_other_signs_which_is_said(tmp_path: Path, separator: str, said: str, name: str) -> None:
     rows = [(*row, "1,5") for row in labelled(tmp_path, AB)]
     dataset = load_lab(write_table(tmp_path, rows, ("filename", "label", "mm"), separator, name))
-    assert len(dataset) == 10 and dataset.warnings == (f"{tmp_path / name}: columns are parted by {said}",)
+    assert len(dataset) == 10 and not dataset.warnings
+    assert dataset.notes == (f"{tmp_path / name}: columns are parted by {said}",)
 
 
 WELL = [(f"images/{i}.png", AB[i]) for i in range(10)]

@@ -233,7 +233,7 @@ def test_folders_name_species_and_their_ranks(tmp_path: Path, form: tuple[tuple[
     assert found.species == ("Carabus auratus", "Carabus nemoralis", "Silpha obscura") and list(found.ranks) == ranks
     assert [taxa[-1] for taxa in found.taxa] == ["Carabus", "Carabus", "Silpha"]
     assert len(dataset) == 12 and dataset.image(5).size == (4, 4)
-    assert any("taken from the names of folders" in warning for warning in dataset.warnings)
+    assert any("taken from the names of folders" in warning for warning in dataset.notes)
     assert set(dataset.table["source_split"]) == ({"train", "validation"} if folders[0].startswith("train") else {"train"})
 
 

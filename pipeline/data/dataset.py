@@ -67,6 +67,11 @@ class Dataset:
         return len(self.table)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What was taken for granted when its tables were read: nothing that figures mean less by."""
+        return tuple(self.source.notes())
+
+    @property
     def targets(self) -> tuple[str, ...]:
         """What is predicted: targets or classes."""
         return self.truth.names

@@ -73,7 +73,7 @@ def read_table(data: Data, source: Source, many_classes: bool = False) -> Datase
     card = data.columns.colour_card if data.colour_card else None
     bar = data.columns.scale_bar if data.scale_bar else None
     how = how_of(data.decoding, keeps_size=data.scale_bar)
-    warnings = (*source.notes(), *unread_splits(source, data), *_ungrouped(table, data), *sentinels(table, data.targets))
+    warnings = (*unread_splits(source, data), *_ungrouped(table, data), *sentinels(table, data.targets))
     dataset = Dataset(table, truth, source, data.columns.image, warnings, card, bar, data.canvas, how)
     return warned(dataset, _check_groups(dataset, data))
 

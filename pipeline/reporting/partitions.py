@@ -44,7 +44,7 @@ def partitions(config: Config) -> Partitions:
     trained = table["split"].isin(config.data.split.trained)
     n_train = table["label"].map(table.loc[trained, "label"].value_counts()).fillna(0).astype("int64")
     images = table[["id", "group", "label", "split"]].assign(partition=["id" if n else "ood" for n in n_train], n_train=n_train)
-    return Partitions(images, dataset.warnings, config.evaluate.buckets)
+    return Partitions(images, (*dataset.notes, *dataset.warnings), config.evaluate.buckets)
 
 
 # ---------------------------------------------------------------- tables

@@ -109,7 +109,7 @@ def load_inputs(config: Config) -> Inputs:
     texts = load_texts(config, dataset) if "text" in towers_of(config) else None
     warnings = [*warnings, *(same_texts(texts.texts, dataset.targets) if texts else [])]
     dataset = replace(dataset, warnings=(*dataset.warnings, *warnings))
-    for warning in dataset.warnings:
+    for warning in (*dataset.notes, *dataset.warnings):
         log(f"{config.data.source}: {warning}")
     inputs = Inputs(config, dataset, store, copies, texts)
     check_table(config, inputs.task, dataset.truth, {split: inputs.table(split) for split in get_args(Split)})

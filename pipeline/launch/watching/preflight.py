@@ -96,7 +96,9 @@ def _first_look(asking: dict[str, Config], config: Config) -> Look:
             check_table(each, task, dataset.truth, tables)
         except UserError as error:
             raise UserError(f"{'. '.join([str(error).rstrip('.'), *missing])}.") from error
-    return Look({folder: _changed(folder) for folder in sorted(folders)}, [*dataset.warnings, *missing], list(asking))
+    return Look(
+        {folder: _changed(folder) for folder in sorted(folders)}, [*dataset.notes, *dataset.warnings, *missing], list(asking)
+    )
 
 
 def _missing_images(

@@ -321,7 +321,7 @@ STUDIES: dict[str, tuple[str, Sequence[str]]] = {
     "beetles": ("beetles/pixels.yaml", ("backbone.size=4,8",)),
     "butterflies": ("butterflies/logistic.yaml", (*PIXELS, "data.split.n=3", "model.head.kind=logistic,knn")),
     "species": ("species/baseline.yaml", ("data.split.seed=0,1",)),
-    "generic": ("generic/classify.yaml", (*PIXELS, "data.split.n=3", "data.label=hybrid_stat")),
+    "generic": ("generic/classify.yaml", (*PIXELS, "data.split.n=3", "data.label=hybrid_stat", "data.split.fold=0,1,2")),
 }
 
 
@@ -381,6 +381,15 @@ def opened(browser: Browser, pages: dict[str, Path], request: pytest.FixtureRequ
     assert [url for url in asked if not url.startswith("data:")] == [address]
     assert said == []
     context.close()
+
+
+@pytest.mark.jobs
+def test_folds_are_shown_as_one_and_no_lucky_one_of_them(pages: dict[str, Path]) -> None:
+    html, root = pages["generic"].read_text(), pages["generic"].parents[2]
+    n = len(pd.read_csv(root / "butterflies" / "butterflies.csv"))
+    assert f"Each image by the fold that has not learnt from it (3 folds): {n} images of the test split." in html
+    assert f"{n} images by class (rows)" in html and "Each of the 3 trials that are taken together" in html
+    assert "What its figures are worth" in html and "always saying how frequent each class is" in html
 
 
 every = pytest.mark.parametrize("opened", ["biomass", *STUDIES], indirect=True)

@@ -32,6 +32,7 @@ from pipeline.metrics.retrieval import neighbours
 from pipeline.reporting.page import page
 from pipeline.reporting.page.generalising import frontier
 from pipeline.reporting.page.section import Table, number, text
+from pipeline.reporting.results import Row
 from pipeline.reporting.results import collect as collect_rows
 from pipeline.stages import collect, evaluate, extract, train
 from pipeline.tasks import load_task
@@ -295,6 +296,20 @@ def test_the_command_writes_the_page_beside_the_results_and_pictures_where_they_
         page.write([experiment], tmp_path / "page.html", figures)
     with pytest.raises(UserError, match="name the experiments"):
         page.write([], tmp_path / "page.html")
+
+
+@pytest.mark.parametrize(("error", "is_kept"), [(RuntimeError("no font"), False), (UserError("is no page"), True)])
+def test_no_page_of_earlier_results_is_left_where_none_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, is_kept: bool
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(page, "write", fail)
+    experiment = ExperimentDir(tmp_path)
+    experiment.report_html.write_text("of before")
+    collect._report(experiment, collect_rows([experiment]) or [Row("e", "t", "done")])
+    assert experiment.report_html.exists() == is_kept and f"no report: {error}" in capsys.readouterr().err
 
 
 @pytest.mark.jobs

@@ -177,9 +177,10 @@ def compare(found: Sequence[Candidate], name: str | None = None) -> Comparison:
     able, shown = load_task(found[0].task).compared(), found[0].figure
     name = name or (shown if shown in able else shown.rpartition(".")[2])
     methods: dict[str, Folds] = {}
-    of_one = len({trial.data for trial in found}) == 1
+    experiments = {trial.name.partition("/")[0] for trial in found}
+    apart = len(experiments) > 1 and len({trial.data for trial in found}) > 1  # one method on other data is another line
     for trial in sorted(found, key=_rank):  # the best on validation stands for its method and fold
-        method = trial.method if of_one else f"{trial.name.partition('/')[0]}: {trial.method}"
+        method = f"{trial.name.partition('/')[0]}: {trial.method}" if apart else trial.method
         methods.setdefault(method, {}).setdefault(trial.fold, trial)
     chosen = {fold: min(them, key=_rank) for fold, them in _by_fold(methods).items()}
     tested = {trial: _read(trial, name) for trials in methods.values() for trial in trials.values()}

@@ -60,7 +60,7 @@ def _compare(experiment: ExperimentDir) -> None:
 
 def _report(experiment: ExperimentDir, rows: list[Row]) -> None:
     """Write the page of the experiment, and look again, as `_write` does. Trials have their results without it: what prevents it
-    is said on stderr."""
+    is said on stderr, and no page of earlier results is left; a file of somebody's own in its place is."""
     shown: list[Row] = []
     try:
         while rows != shown:
@@ -68,6 +68,8 @@ def _report(experiment: ExperimentDir, rows: list[Row]) -> None:
             shown, rows = rows, collect([experiment])
     except Exception as error:  # of whatever kind: a lab's own task may have charts of its own
         complain(f"no report: {error or type(error).__name__}")
+        if not isinstance(error, UserError):
+            experiment.report_html.unlink(missing_ok=True)
 
 
 def _write(experiment: ExperimentDir) -> list[Row]:

@@ -2,7 +2,7 @@
 
 import sys
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,8 +18,9 @@ from pipeline.cli.arguments import (
     load,
     use_cluster,
 )
-from pipeline.errors import WorkError
+from pipeline.errors import UserError, WorkError
 
+BY_FORECAST = "as many as take about launch.task_minutes by the forecast"
 CheckOption = Annotated[bool, typer.Option("--check/--no-check", help="Look at the tables of data first; each is read once.")]
 
 
@@ -60,14 +61,15 @@ def submit(
     wait: Wait = False,
     workers: Annotated[int, typer.Option(min=1, help="Trials at once with --cluster local.")] = 1,
     max_parallel: Annotated[int | None, typer.Option(min=1, help="Job tasks of each array at once; default: all.")] = None,
-    pack: Annotated[int, typer.Option(min=1, help="Trials that share a job task and its GPU, side by side.")] = 1,
+    pack: Annotated[str, typer.Option(help=f"Trials that a job task trains one after another, or auto: {BY_FORECAST}.")] = "auto",
     check: CheckOption = True,
 ) -> None:
     """Queue extraction, training, evaluation and collection of all trials that have no results yet."""
     from pipeline.launch.submitting import submit as launcher
 
     site = use_cluster(cluster)
-    request = launcher.Request(site.profile, dry_run, wait, workers, max_parallel, pack, tuple(sys.argv), check)
+    n = None if (said := _pack(pack)) == "auto" else said
+    request = launcher.Request(site.profile, dry_run, wait, workers, max_parallel, n, tuple(sys.argv), check)
     launcher.submit(load(config, overrides, site), request)
 
 
@@ -126,7 +128,7 @@ def retry(
     only: Annotated[str, typer.Option(help="Kinds of failure, with commas between: oom,time. Default: all.")] = "",
     mem: Annotated[str | None, typer.Option(help="2x, or an amount such as 64G, for the stage that failed.")] = None,
     walltime: Annotated[str | None, typer.Option("--time", help="2x, or an amount such as 08:00:00.")] = None,
-    pack: Annotated[int | None, typer.Option(min=1, help="Trials a job task; default: as before.")] = None,
+    pack: Annotated[str | None, typer.Option(help="Trials a job task, or auto; default: as before.")] = None,
     max_parallel: Annotated[int | None, typer.Option(min=1, help="Job tasks at once; default: as before.")] = None,
     cluster: ClusterOption = None,
     wait: Wait = False,
@@ -137,7 +139,17 @@ def retry(
     from pipeline.launch.submitting import retry as launcher
     from pipeline.launch.submitting.submit import Request
 
-    changes = launcher.Changes(mem, walltime, pack, max_parallel, use_cluster(cluster).profile if cluster else None)
+    n = None if pack is None else _pack(pack)
+    changes = launcher.Changes(mem, walltime, n, max_parallel, use_cluster(cluster).profile if cluster else None)
     (directory,) = find_experiments([experiment], trained)
     kinds = [kind for kind in only.split(",") if kind]
     launcher.retry(directory, kinds, changes, Request(wait=wait, argv=tuple(sys.argv), check=check))
+
+
+def _pack(text: str) -> int | Literal["auto"]:
+    """What --pack says. Raises UserError for what is neither a number of trials nor auto."""
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--pack {text}: a number of trials from 1, or auto: {BY_FORECAST}")
+    return int(text)

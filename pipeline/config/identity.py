@@ -17,7 +17,7 @@ from pipeline.config.trial import Config
 
 Tower = Literal["image", "text"]
 """What reads one kind of input: images, or texts."""
-NOT_SCIENCE = {"experiment", "evaluate", "tracking", "device", "resources", "paths"}
+NOT_SCIENCE = {"experiment", "evaluate", "tracking", "device", "resources", "launch", "paths"}
 NOT_SCIENCE_IN = {"data": {"download"}, "train": {"processes"}}
 """Keys of blocks that are science otherwise: how images come here, how many share the work."""
 

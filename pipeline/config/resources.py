@@ -1,4 +1,4 @@
-"""The blocks `resources` and `paths`: where and with what jobs run. They are no science: they change no result."""
+"""The blocks `resources`, `launch` and `paths`: where and with what jobs run. They are no science: they change no result."""
 
 from __future__ import annotations
 
@@ -195,6 +195,13 @@ class Resources(Section):
     """Write a checkpoint at the end of an epoch when the last one is this old."""
     lease_seconds: float = Field(120, gt=0)
     """A job that extracts renews its lease; one not renewed for this long has died, and another job takes over."""
+
+
+class Launch(Section):
+    """How trials are dealt to job tasks; never makes a result stale."""
+
+    task_minutes: float = Field(20, gt=0)
+    """About how long a job task trains: `submit` gives it as many trials, one after another, as the forecast says."""
 
 
 class Paths(Section):

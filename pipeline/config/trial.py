@@ -17,7 +17,7 @@ from pipeline.config.kinds import kind_of
 from pipeline.config.loss import Loss, PlainRisk, Risk, SmoothL1, SquaredError
 from pipeline.config.model import Model
 from pipeline.config.pairs import PairLoss  # noqa: F401  (its kinds join the family `Loss` by being defined)
-from pipeline.config.resources import Job, Paths, Resources
+from pipeline.config.resources import Job, Launch, Paths, Resources
 from pipeline.config.schedule import Plain, Schedule
 from pipeline.config.section import LATER, NAME_PATTERN, Section, Seed
 from pipeline.config.texts import Texts
@@ -60,6 +60,7 @@ class Config(Section):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """auto: the GPU if there is one; a job that was given a GPU which torch cannot use stops."""
     resources: Resources = Resources()
+    launch: Launch = Launch()
     paths: Paths = Paths()
 
     def job(self, stage: str) -> Job:

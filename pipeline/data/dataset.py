@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.config.data import Data
@@ -70,6 +70,12 @@ class Dataset:
     def notes(self) -> tuple[str, ...]:
         """What was taken for granted when its tables were read: nothing that figures mean less by."""
         return tuple(self.source.notes())
+
+    @cached_property
+    def learned_from(self) -> str:
+        """sha256 of the rows that models are trained and chosen on."""
+        rows = self.table[self.table["split"].isin(["train", "validation"])]
+        return hashlib.sha256(rows.to_csv(index=False, float_format="%.17g").encode()).hexdigest()
 
     @property
     def targets(self) -> tuple[str, ...]:

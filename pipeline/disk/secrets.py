@@ -122,7 +122,7 @@ def hiding() -> Callable[[str], str]:
 
 def hidden(value: Any) -> Any:
     """A JSON value with all text in it as `hide` gives it, a command line's words together."""
-    return _hidden(value, cache(partial(_hide, _values_here())))
+    return _hidden(value, partial(_hide_again, _values_here()))
 
 
 def is_secret(name: str, value: str) -> bool:
@@ -152,6 +152,8 @@ def _hide(values: Sequence[str], text: str) -> str:
 
 
 _hide_line = lru_cache(10_000)(_hide)
+_hide_again = lru_cache(500)(_hide)
+"""Records of the trials of one process say much alike: the changes of its code may be long."""
 
 
 def _after(match: re.Match[str]) -> str:

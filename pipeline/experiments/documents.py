@@ -33,7 +33,7 @@ Axes = dict[str, list[Any]]
 """Dotted keys with the values that each of them takes, a fixed one has one."""
 BLOCKS_OF_EXPERIMENT = ("base", "grid", "variants")
 EXAMPLE_VARIANTS = "`variants: {small: {backbone.name: RN50}, large: {backbone.name: ViT-L-14, optim.lr: [1e-4, 3e-4]}}`"
-SHARED_BY_TRIALS = {"experiment", "resources", "paths", "train.processes"}
+SHARED_BY_TRIALS = {"experiment", "resources", "launch", "paths", "train.processes"}
 """What all trials of an experiment have in common: it is one folder, and its jobs ask for the same."""
 MERGED = "a merged key"  # (`<<`)
 INTEGER = re.compile(r"^[-+]?(0|[1-9][0-9]*)$")

@@ -32,7 +32,7 @@ from pipeline.stages.predict import trained_config, trial_at
 
 NOT_PUBLISHED = "not published: "
 """What stands before the name of data that lie on this machine."""
-OF_MACHINE = ("resources", "paths", "tracking")
+OF_MACHINE = ("resources", "launch", "paths", "tracking")
 """Blocks of a configuration that say where and with what it was trained."""
 ORIGIN = (
     "written", "carabid", "python", "packages", "device", "peak_memory_gib", "seconds", "gpu_hours", "restarts",

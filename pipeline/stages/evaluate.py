@@ -24,6 +24,7 @@ from pipeline.progress import progress
 from pipeline.reporting.cards import Told, model_card
 from pipeline.stages.inputs import Inputs, Split, changed, load_inputs
 from pipeline.stages.predict import Models, predict_images
+from pipeline.stages.shared import Shared
 from pipeline.tasks.base import Task
 from pipeline.training.samples import predict
 
@@ -32,8 +33,9 @@ ADAPTED = ", adapted"
 """What follows the split's name in all that shows figures of a model that was adapted to its images."""
 
 
-def run(config: Config, trial: TrialDir) -> dict[str, Any]:
+def run(config: Config, trial: TrialDir, shared: Shared | None = None) -> dict[str, Any]:
     """Evaluate one trained trial; results.json is written last, so that where it stands, the files beside it are complete.
+    `shared` is what trials before it in this process have loaded.
 
     Raises WorkError if the trial is not trained, or its model does not fit the backbone or the features.
     """
@@ -43,7 +45,7 @@ def run(config: Config, trial: TrialDir) -> dict[str, Any]:
     make_deterministic()
     if not trial.trained.exists():
         raise WorkError(f"{trial.path}: not evaluated, because its training has not finished (no trained.json)")
-    inputs, record = load_inputs(config), read_trained(trial)
+    inputs, record = load_inputs(config, shared), read_trained(trial)
     if why := changed(record, inputs):
         raise WorkError(f"{trial.path}: not evaluated: {' and '.join(why)} changed since it was trained; train it again")
     inputs.verify()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,20 +15,21 @@ import torch
 from pipeline.backbones import load_backbone
 from pipeline.backbones.base import Backbone
 from pipeline.backbones.texts import TextTower
-from pipeline.config.identity import config_hash, towers_of
+from pipeline.config.identity import config_hash, digest, features_of, towers_of
 from pipeline.config.own import content_hash
 from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.suspects import left_out
 from pipeline.data.texts import same_texts
 from pipeline.data.truth import Numbers
-from pipeline.features.bank import make_bank
+from pipeline.features.bank import Bank, make_bank
 from pipeline.features.hashes import data_record, ingredients, known_feature_key, weights_record
 from pipeline.features.staging import staged
 from pipeline.features.store import FeatureStore, open_key
 from pipeline.models.base import Facts
 from pipeline.models.metadata import Names
 from pipeline.progress import log
+from pipeline.stages.shared import Shared
 from pipeline.stages.text_inputs import TextInputs, load_texts
 from pipeline.tasks import check, load_task
 from pipeline.tasks.base import Task
@@ -51,11 +52,16 @@ class Inputs:
     """Rows of copies of images that are left out (data.on_duplicate)."""
     texts: TextInputs | None = None
     """For a head that reads texts."""
+    shared: Shared = field(default_factory=Shared)
+    """What trials of this process have loaded."""
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The backbone, loaded when it is first asked for: seconds, and gigabytes."""
-        return load_backbone(self.config.backbone)
+        """The backbone, on the CPU, loaded when it is first asked for: seconds, and gigabytes. What is drawn for a model that is
+        made from it is drawn where it lies."""
+        load = partial(load_backbone, self.config.backbone)
+        loaded: Backbone = self.shared.get("backbone", self.config.backbone, load)
+        return loaded.cpu()
 
     @cached_property
     def task(self) -> Task[Any]:
@@ -82,38 +88,60 @@ class Inputs:
         return table.index[table["split"].isin(splits) & ~table.index.isin([*self.store.bad, *self.copies])]
 
     def verify(self) -> None:
-        """Every byte of the features. Raises MissingFeatures naming the first damaged shard."""
-        for store in (self.store, *([self.texts.store] if self.texts else [])):
-            store.verify()
+        """Every byte of the features, once for all trials of this process. Raises MissingFeatures naming the first damaged
+        shard."""
+        for kind, store in (("images", self.store), *([("texts", self.texts.store)] if self.texts else [])):
+            self.shared.get(f"verified {kind}", store.state_of_files(), store.verify)
 
     def table(self, split: Split) -> pd.DataFrame:
         return self.dataset.table.loc[self.positions(split)]
 
     def samples(self, facts: Facts, split: Split, device: torch.device) -> Samples:
         """A split's features and truth for a model."""
-        residence, processes = self.config.resources.residence, self.config.train.processes
-        bank = make_bank(self.store, self.positions(split).to_numpy(), device, residence, processes)
+        bank = self._bank(split, device)
         counts = tuple(self.dataset.truth.counts(self.table("train")).values())
         samples = make_samples(bank, self.table(split), facts, self.dataset.truth, device, counts)
         if self.texts is None:
             return samples
         return replace(samples, texts=self.texts.samples(self.positions(split).to_numpy(), counts, device))
 
+    def _bank(self, split: Split, device: torch.device) -> Bank:
+        positions = self.positions(split).to_numpy()
+        where = device, self.config.resources.residence, self.config.train.processes
+        key = self.store.dir.path, self.store.state_of_files(), positions.tobytes(), where
+        bank: Bank = self.shared.get(f"bank of {split}", key, lambda: make_bank(self.store, positions, *where))
+        return bank
 
-def load_inputs(config: Config) -> Inputs:
-    """Read the table and open the features, which must be there; this node's copy of them where `paths.stage` asks for it."""
-    dataset = load_task(config.task).load(config.data)
+
+def load_inputs(config: Config, shared: Shared | None = None) -> Inputs:
+    """Read the table and open the features, which must be there; this node's copy of them where `paths.stage` asks for it. What
+    trials of this process have `shared` is not read again."""
+    shared = shared or Shared()
     check(config)
+    loaded: Inputs = shared.get("inputs", _read_by(config), partial(_load, config))
+    inputs = replace(loaded, config=config, shared=shared)
+    for warning in (*inputs.dataset.notes, *inputs.dataset.warnings):
+        log(f"{config.data.source}: {warning}")
+    check_table(config, inputs.task, inputs.dataset.truth, {split: inputs.table(split) for split in get_args(Split)})
+    return inputs
+
+
+def _read_by(config: Config) -> str:
+    """What two trials must have in common for their inputs to be the same."""
+    of_texts = [config.model, config.train] if "text" in towers_of(config) else []
+    blocks = [config.data, config.texts, config.resources, config.paths, *of_texts]
+    known = [config.task, content_hash(config.task), *features_of(config)]
+    return digest([*known, *(block.model_dump(mode="json") for block in blocks)])
+
+
+def _load(config: Config) -> Inputs:
+    dataset = load_task(config.task).load(config.data)
     store = staged(open_key(config, feature_key(config, dataset)), config)
     copies, warnings = left_out(dataset, config.data, store.images())
     texts = load_texts(config, dataset) if "text" in towers_of(config) else None
     warnings = [*warnings, *(same_texts(texts.texts, dataset.targets) if texts else [])]
     dataset = replace(dataset, warnings=(*dataset.warnings, *warnings))
-    for warning in (*dataset.notes, *dataset.warnings):
-        log(f"{config.data.source}: {warning}")
-    inputs = Inputs(config, dataset, store, copies, texts)
-    check_table(config, inputs.task, dataset.truth, {split: inputs.table(split) for split in get_args(Split)})
-    return inputs
+    return Inputs(config, dataset, store, copies, texts)
 
 
 def feature_key(config: Config, dataset: Dataset) -> str:
@@ -141,10 +169,8 @@ def make_facts(inputs: Inputs) -> Facts:
 
 def identity(inputs: Inputs) -> dict[str, str]:
     """What a trained model is a function of: its configuration, its features, and the table of the splits it learns from."""
-    table = inputs.dataset.table
-    learned_from = table[table["split"].isin(["train", "validation"])]
-    table_hash = hashlib.sha256(learned_from.to_csv(index=False, float_format="%.17g").encode()).hexdigest()
-    known = {"config_hash": config_hash(inputs.config), "feature_key": inputs.store.ingredients.key(), "table_hash": table_hash}
+    table_hash, key = inputs.dataset.learned_from, inputs.store.ingredients.key()
+    known = {"config_hash": config_hash(inputs.config), "feature_key": key, "table_hash": table_hash}
     task, tree = content_hash(inputs.config.task), inputs.config.data.tree
     known |= {"text_key": inputs.texts.store.ingredients.key(), "logits": inputs.texts.weights.logits} if inputs.texts else {}
     known |= {"tree_hash": hashlib.sha256(Path(tree).read_bytes()).hexdigest()} if tree else {}

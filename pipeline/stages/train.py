@@ -30,6 +30,7 @@ from pipeline.models.saved import make_model, read_trained, save_model, write_tr
 from pipeline.signals import StopFlag
 from pipeline.stages.inputs import Inputs, changed, identity, load_inputs, make_facts
 from pipeline.stages.several import nothing_to_follow, together
+from pipeline.stages.shared import Shared
 from pipeline.training.checkpoint import Progress, remove_checkpoint
 from pipeline.training.process_ranks import Rank, launched
 from pipeline.training.processes import joined
@@ -37,14 +38,14 @@ from pipeline.training.run import Fitted, Run, Stop
 from pipeline.training.samples import Samples, predict
 
 
-def run(config: Config, trial: TrialDir, flag: StopFlag | None = None) -> None:
+def run(config: Config, trial: TrialDir, flag: StopFlag | None = None, shared: Shared | None = None) -> None:
     """Train one trial, or go on where it was interrupted; nothing is done if it is trained already on the same data.
 
-    Two jobs on one trial: the second waits for the first. Of several processes (`train.processes`) this is the main one. Raises
-    UserError, WorkError, Interrupted.
+    Two jobs on one trial: the second waits for the first. Of several processes (`train.processes`) this is the main one.
+    `shared` is what trials before it in this process have loaded. Raises UserError, WorkError, Interrupted.
     """
     try:
-        _run(config, trial, flag or StopFlag())
+        _run(config, trial, flag or StopFlag(), shared)
     finally:
         nothing_to_follow(config, trial)
 
@@ -66,11 +67,11 @@ def _sharing(config: Config) -> int:
     return 1 if launched(config.train.processes) else config.train.processes
 
 
-def _run(config: Config, trial: TrialDir, flag: StopFlag) -> None:
+def _run(config: Config, trial: TrialDir, flag: StopFlag, shared: Shared | None) -> None:
     started = time.monotonic()
     loaded_code()  # now: it may be edited while this runs
     write_text(trial.config, dump_config(config))
-    inputs = load_inputs(config)
+    inputs = load_inputs(config, shared)
     with Lease(trial.lease, config.resources.lease_seconds).hold(done=lambda: is_trained(trial, inputs)) as held:
         if held:
             try:

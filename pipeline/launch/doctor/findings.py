@@ -55,7 +55,7 @@ class Context:
 
     @cached_property
     def manifest(self) -> Manifest:
-        return preview_manifest(self.experiment, self.trials, Request(self.profile).terms(len(self.experiment.trials)))
+        return preview_manifest(self.experiment, self.trials, Request(self.profile).terms(self.experiment, self.trials))
 
     @property
     def local(self) -> bool:

@@ -1,45 +1,59 @@
-"""Several trials in one job task, side by side on its GPU: a process and a log each. Loads no torch.
+"""Several trials in one job task, one after another in one process: Python, its libraries, table, features and backbone are
+loaded once for all of them. Each has a log of its own. Loads no torch.
 
-A trial that fails, or is killed, leaves its siblings alone. `python -m pipeline.launch.jobs.pack MANIFEST INDEX` is one of
-the processes.
+That process is not the job task's own: one that is killed (out of memory), or in which something unforeseen has happened, takes
+the trial that it was at along, and those behind it are trained in another one. `python -m pipeline.launch.jobs.pack MANIFEST
+INDEX …` is such a process; it says of each trial how that ended, by a line on its standard output.
 """
 
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from pipeline.disk.attempts import SHARED_BY
+from pipeline.amounts import parse_time
 from pipeline.disk.writing import write_json
-from pipeline.errors import REQUEUE_STATUS, RunAgain, WorkError
-from pipeline.launch.jobs.trials import failure_record, train_index
+from pipeline.errors import REQUEUE_STATUS, RunAgain, UserError, WorkError
+from pipeline.launch.jobs.trials import Trainings, exit_on_error, failure_record, log_attempt
 from pipeline.launch.manifest.manifest import Manifest, load_manifest
-from pipeline.signals import LISTENED, WALLTIME_SIGNAL
+from pipeline.signals import LISTENED, WALLTIME_SIGNAL, StopFlag, warning_seconds
+from pipeline.streams import output_to
 
-WORDS = {0: "done", REQUEUE_STATUS: "interrupted", **{-number: "interrupted" for number in LISTENED}}
-"""What exit statuses mean. A child that has only just begun does not listen yet: what it is told ends it."""
+WORDS = {0: "done", REQUEUE_STATUS: "interrupted"}
+"""What exit statuses mean."""
 
 
-def train(manifest: Manifest, indices: range) -> None:
-    """Train these trials at once; done if any of them is, so that `aftercorr` lets the evaluation of this job task begin.
+@dataclass
+class Told:
+    """What this process has been told by signals, which it passes on to its child."""
 
-    Raises RunAgain if the walltime interrupted one, WorkError if none is done.
+    child: subprocess.Popen[str] | None = None
+    numbers: list[int] = field(default_factory=list)
+
+    def tell(self, number: int, frame: FrameType | None) -> None:
+        self.numbers.append(number)
+        with suppress(ProcessLookupError):
+            if self.child:
+                self.child.send_signal(number)
+
+
+def train(manifest: Manifest, indices: Sequence[int]) -> None:
+    """Train these trials; done if any of them is, so that `aftercorr` lets the evaluation of this job task begin.
+
+    Raises RunAgain if the walltime interrupted them, WorkError if none is done.
     """
-    # Each has the threads that it has alone, so that it computes the same bits. (Slurm tells it the CPUs of all of them.)
-    threads = str(manifest.resources.train.cpus_per_task)
-    environ = {"OMP_NUM_THREADS": threads, **os.environ, SHARED_BY: str(len(indices))}
-    children = {index: _start(manifest, index, environ) for index in indices}
-    with _passing_signals_on(children):
-        statuses = {index: child.wait() for index, child in children.items()}
-    for index, status in statuses.items():
-        _log_end(manifest, index, status)
-    if {REQUEUE_STATUS, -WALLTIME_SIGNAL} & set(statuses.values()):
-        raise RunAgain("the walltime is near: trials that are not done have written checkpoints")
-    if all(statuses.values()):
+    statuses: dict[int, int] = {}
+    with _listening() as told:
+        while (left := [index for index in indices if index not in statuses]) and not told.numbers:
+            statuses |= _train_some(manifest, left, told)
+    if REQUEUE_STATUS in statuses.values() or (left and WALLTIME_SIGNAL in told.numbers):
+        raise RunAgain("the walltime is near: trials that are not done go on, or begin, when this job runs again")
+    if not any(status == 0 for status in statuses.values()):
         raise WorkError(f"none of the {len(indices)} trials of this job task is trained")
 
 
@@ -48,34 +62,41 @@ def log_path(manifest: Manifest, index: int) -> Path:
     return manifest.experiment.own_log(manifest.number, "train", index)
 
 
-def _start(manifest: Manifest, index: int, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    path = log_path(manifest, index)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-u", "-m", "pipeline.launch.jobs.pack", str(manifest.path), str(index)]
-    with path.open("ab") as log:
-        return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
-
-
 @contextmanager
-def _passing_signals_on(children: Mapping[int, subprocess.Popen[bytes]]) -> Iterator[None]:
-    """What this process is told, its children are told too: they write their checkpoints, and this one waits for them."""
-
-    def tell(number: int, frame: FrameType | None) -> None:
-        for child in children.values():
-            with suppress(ProcessLookupError):
-                child.send_signal(number)
-
-    before = {number: signal.signal(number, tell) for number in LISTENED}
+def _listening() -> Iterator[Told]:
+    """What this process is told, its child is told too: it writes a checkpoint, and this one waits for it."""
+    told = Told()
+    before = {number: signal.signal(number, told.tell) for number in LISTENED}
     try:
-        yield
+        yield told
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+def _train_some(manifest: Manifest, indices: Sequence[int], told: Told) -> dict[int, int]:
+    """Exit statuses of those of these trials that one process came to; at least of one, unless it was told to stop."""
+    command = [sys.executable, "-u", "-m", "pipeline.launch.jobs.pack", str(manifest.path), *map(str, indices)]
+    statuses: dict[int, int] = {}
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as child:
+        told.child = child
+        for number in told.numbers:  # it was told before the child was there
+            told.tell(number, None)
+        assert child.stdout is not None
+        for line in child.stdout:
+            index, status = map(int, line.split())
+            statuses[index] = status
+            _log_end(manifest, index, status)
+    told.child = None
+    if child.returncode and not told.numbers and (rest := [index for index in indices if index not in statuses]):
+        statuses[rest[0]] = child.returncode
+        _log_end(manifest, rest[0], child.returncode)
+    return statuses
+
+
 def _log_end(manifest: Manifest, index: int, status: int) -> None:
     name, how = manifest.entries[index].name, WORDS.get(status, "failed")
-    if status < 0 and status not in WORDS:
+    if status < 0:
         how = f"killed by {signal.Signals(-status).name}"
         record = failure_record("train", WorkError(f"{how} (out of memory?)")) | {"kind": "killed"}
         with suppress(OSError):  # it could leave no word itself, and Slurm may call the job task done
@@ -83,5 +104,35 @@ def _log_end(manifest: Manifest, index: int, status: int) -> None:
     print(f"carabid train: {name}: {how} (log: {log_path(manifest, index)})", flush=True)
 
 
+# ---------------------------------------------------------------- in the process of its own
+def main(manifest: Manifest, indices: Sequence[int]) -> int:
+    """Train these trials until told to stop; the exit status."""
+    said = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    warning = warning_seconds(parse_time(manifest.resources.train.time))
+    with StopFlag(warning).installed() as flag:
+        trainings = Trainings(flag)
+        for index in indices:
+            with output_to(log_path(manifest, index)):
+                status, error = _ended(manifest, index, trainings)
+            print(index, status, file=said, flush=True)
+            if flag.asked():
+                return 0
+            if error is not None and not isinstance(error, UserError | WorkError):
+                return 1  # a process in which that has happened (a GPU that is lost) is not to harm the next trial
+    return 0
+
+
+def _ended(manifest: Manifest, index: int, trainings: Trainings) -> tuple[int, BaseException | None]:
+    """How the training of a trial ended: its exit status, and what was raised."""
+    trial = manifest.trial(index)
+    log_attempt("train", trial.name)
+    try:
+        exit_on_error(lambda: trainings.train(trial))
+    except SystemExit as ended:
+        assert isinstance(ended.code, int)
+        return ended.code, ended.__cause__
+    return 0, None
+
+
 if __name__ == "__main__":
-    train_index(load_manifest(Path(sys.argv[1])), int(sys.argv[2]))
+    raise SystemExit(main(load_manifest(Path(sys.argv[1])), [int(index) for index in sys.argv[2:]]))

@@ -9,6 +9,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,39 +31,50 @@ from pipeline.errors import (
     WorkError,
 )
 from pipeline.experiments.reading import Trial
-from pipeline.launch.manifest.manifest import Manifest
+from pipeline.launch.manifest.manifest import Manifest, alike_together
 from pipeline.launch.watching.failures import kind_of
 from pipeline.signals import StopFlag, at_walltime, warning_seconds
+from pipeline.stages.shared import Shared
 from pipeline.streams import open_streams
 from pipeline.sweeps import sweep_seldom
 from pipeline.training.process_ranks import launched
 
 
-def train_index(manifest: Manifest, index: int) -> None:
+@dataclass
+class Trainings:
+    """Trainings of one process, one after another: they share what they load, and are told together to stop."""
+
+    flag: StopFlag
+    shared: Shared = field(default_factory=Shared)
+    any_done: bool = False
+    """Whether one has become done in this process: the walltime then went to that one too."""
+
+    def train(self, trial: Trial) -> None:
+        """Train one; raises as `train_trial`, but for a walltime that went to others."""
+        before = _time_of(trial_dir(trial).trained)
+        train_trial(trial, self.flag, self.shared, RunAgain if self.any_done else OutOfTime)
+        self.any_done |= _time_of(trial_dir(trial).trained) != before
+
+
+def train_index(manifest: Manifest, index: int, shared: Shared | None = None) -> None:
     """Train trial `index`."""
     trial = manifest.trial(index)
     log_attempt("train", trial.name)
     warning = warning_seconds(parse_time(trial.config.resources.train.time))
     with StopFlag(warning).installed() as flag:
-        exit_on_error(lambda: train_trial(trial, flag))
+        exit_on_error(lambda: train_trial(trial, flag, shared))
 
 
 def train_trials(trials: Sequence[Trial]) -> None:
     """Train trials one after another; told to stop, it does not begin the next one."""
-    before = [_time_of(trial_dir(trial).trained) for trial in trials]
     with StopFlag().installed() as flag:
-        try:
-            each_trial(trials, "train", lambda trial: train_trial(trial, flag))
-        except OutOfTime as error:
-            if before != [_time_of(trial_dir(trial).trained) for trial in trials]:  # the time went to those before it
-                raise RunAgain(str(error)) from error
-            raise
+        each_trial(alike_together(trials), "train", Trainings(flag).train)
 
 
 def evaluate_trials(trials: Sequence[Trial]) -> None:
     """Evaluate trials one after another."""
     with at_walltime(out_of_time):
-        each_trial(trials, "evaluate", evaluate_trial)
+        each_trial(alike_together(trials), "evaluate", partial(evaluate_trial, shared=Shared()))
 
 
 def each_trial(trials: Sequence[Trial], verb: str, work: Callable[[Trial], None]) -> None:
@@ -87,10 +100,12 @@ def each_trial(trials: Sequence[Trial], verb: str, work: Callable[[Trial], None]
         raise WorkError(f"{verb}: none of {failed} trials ended well")
 
 
-def train_trial(trial: Trial, flag: StopFlag) -> None:
+def train_trial(
+    trial: Trial, flag: StopFlag, shared: Shared | None = None, no_further: type[RunAgain | OutOfTime] = OutOfTime
+) -> None:
     """Train one trial. Told to stop, it writes a checkpoint; raises RunAgain if it is the walltime that ended.
 
-    Raises OutOfTime instead if this attempt came no further: each attempt after it would be cut off at the same place.
+    Raises `no_further` instead if this attempt came no further: alone, each one after it would be cut off at the same place.
     """
     from pipeline.stages import train as stage
     from pipeline.stages.several import follow_launched
@@ -105,22 +120,22 @@ def train_trial(trial: Trial, flag: StopFlag) -> None:
     before = _time_of(folder.resume_state)
     with recorded_failure(folder, "train"):
         try:
-            stage.run(trial.config, folder, flag)
+            stage.run(trial.config, folder, flag, shared)
         except Interrupted as error:
             if not flag.out_of_time():
                 raise
             if _time_of(folder.resume_state) == before:
-                raise OutOfTime("not one epoch fits into the walltime: give it more (resources.train.time)") from error
+                raise no_further("not one epoch fits into the walltime: give it more (resources.train.time)") from error
             raise RunAgain(str(error)) from error
 
 
-def evaluate_trial(trial: Trial) -> None:
+def evaluate_trial(trial: Trial, shared: Shared | None = None) -> None:
     """Evaluate one trial."""
     from pipeline.stages import evaluate as stage
 
     folder = trial_dir(trial)
     with recorded_failure(folder, "evaluate"):
-        stage.run(trial.config, folder)
+        stage.run(trial.config, folder, shared)
 
 
 def _time_of(path: Path) -> int:

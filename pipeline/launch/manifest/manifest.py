@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.config.identity import digest, features_of, images_of, texts_from
+from pipeline.config.identity import digest, features_of, images_of, texts_from, token_kind
 from pipeline.config.own import load_file
 from pipeline.config.resources import Job, Resources
 from pipeline.config.trial import Config
@@ -47,7 +48,10 @@ class Terms:
     profile: Profile = field(default_factory=Profile)
     array_size: int | None = None
     """Longer arrays are queued in chunks of so many job tasks, each counting from 0; None: one array holds all."""
-    pack: int = 1
+    pack: int | None = 1
+    """Trials of a job task, one after another; None: as the forecast says."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """How many trials that came to, and of how many job tasks in turn."""
     max_parallel: int | None = None
     """Tasks of each array that may run at once; None: all."""
     argv: tuple[str, ...] = ()
@@ -95,8 +99,17 @@ class Manifest:
     @cached_property
     def job_tasks(self) -> list[range]:
         """For each job task of training and of evaluation: the indices of its trials."""
-        n, size = len(self.entries), self.terms.pack
-        return [range(first, min(first + size, n)) for first in range(0, n, size)]
+        n, sizes = len(self.entries), self.terms.sizes
+        if not sizes:
+            size = self.terms.pack or 1
+            return [range(first, min(first + size, n)) for first in range(0, n, size)]
+        ends = list(accumulate(size for size, times in sizes for _ in range(times)))
+        return [range(first, end) for first, end in zip([0, *ends], ends, strict=False)]
+
+    @cached_property
+    def job_task_of(self) -> dict[int, int]:
+        """Index of a trial → its job task's place in `job_tasks`."""
+        return {index: place for place, indices in enumerate(self.job_tasks) for index in indices}
 
     def section(self, entry: Entry, name: str) -> Any:
         """One section of a trial's configuration, as plain JSON values."""
@@ -173,18 +186,22 @@ def _manifest(path: Path, values: Tree) -> Manifest:
     _check(values)
     if path.stem.startswith(TYPED) and not _are_counts(values["array"], 3, lowest=(0, 1, 1)):
         raise ValueError("its array is not a first index, a step and a number of job tasks.")
-    profile = Profile.model_validate(values["cluster"])
     return Manifest(
         path=path,
         common=values["common"],
         entries=[Entry(trial["name"], trial["features"], trial["differs"]) for trial in values["trials"]],
         extractions=[(features, part, n) for features, part, n in values["extractions"]],
-        terms=Terms(profile, values["array_size"], values["pack"], values["max_parallel"], tuple(values["argv"])),
+        terms=_terms(values),
         code=ExperimentDir(path.parent.parent).code(values["code"]),
         source=Path(values["source"]),
         overrides=tuple(values["overrides"]),
         written=values["written"],
     )
+
+
+def _terms(values: Tree) -> Terms:
+    profile, sizes = Profile.model_validate(values["cluster"]), tuple((size, n) for size, n in values.get("sizes", ()))
+    return Terms(profile, values["array_size"], values["pack"], sizes, values["max_parallel"], tuple(values["argv"]))
 
 
 def _check(values: Tree) -> None:
@@ -195,8 +212,13 @@ def _check(values: Tree) -> None:
     if values["code"]:
         folder_name(values["code"])
     counts = [n for n in (values["pack"], values["array_size"], values["max_parallel"]) if n is not None]
-    if values["pack"] is None or not _are_counts(counts, len(counts), lowest=(1,) * len(counts)):
+    if not _are_counts(counts, len(counts), lowest=(1,) * len(counts)):
         raise ValueError("its pack, array_size or max_parallel is no number of trials or job tasks.")
+    sizes = values.get("sizes", ())
+    if not all(_are_counts(each, 2, lowest=(1, 1)) for each in sizes):
+        raise ValueError("its sizes are not numbers of trials and of job tasks.")
+    if sizes and sum(size * n for size, n in sizes) != len(values["trials"]):
+        raise ValueError("its sizes are not those of its trials.")
     if not all(_are_counts(each, 3, lowest=(0, 0, 1)) for each in values["extractions"]):
         raise ValueError("its extractions are not numbers of features and parts.")
     made = {features for features, *_ in values["extractions"]}
@@ -223,6 +245,17 @@ def sharing_features(trials: Iterable[Trial]) -> list[list[Trial]]:
     return list(groups.values())
 
 
+def alike_together(trials: Iterable[Trial]) -> list[Trial]:
+    """Trials that read the same table and features behind one another, else in their order: in one process they load it once."""
+    seen: dict[Hashable, int] = {}
+
+    def place(trial: Trial) -> int:
+        config = trial.config
+        return seen.setdefault((config.backbone, config.features, token_kind(config), config.data), len(seen))
+
+    return sorted(trials, key=place)
+
+
 def _values(experiment: Experiment, trials: Sequence[Trial], terms: Terms) -> Tree:
     groups = sharing_features(trials)
     numbers = {id(trial): number for number, group in enumerate(groups) for trial in group}
@@ -238,6 +271,7 @@ def _values(experiment: Experiment, trials: Sequence[Trial], terms: Terms) -> Tr
         "cluster": terms.profile.model_dump(mode="json"),
         "array_size": terms.array_size,
         "pack": terms.pack,
+        "sizes": terms.sizes,
         "max_parallel": terms.max_parallel,
         "extractions": [(number, part, n) for number, n in enumerate(counts) for part in range(n)],
         "common": common,

@@ -17,12 +17,16 @@ from pathlib import Path
 from pipeline.disk.attempts import SHARED_BY
 from pipeline.errors import Interrupted
 from pipeline.launch.jobs import jobs
-from pipeline.launch.manifest.manifest import Manifest, load_manifest
+from pipeline.launch.manifest.manifest import Manifest
 from pipeline.launch.submitting.sbatch import last_line
+from pipeline.stages.shared import Shared
+from pipeline.streams import output_to
 
 MOST = 5  # names that a message lists
 TOLD = threading.Event()
 """In a worker: it is to stop."""
+SHARED = Shared()
+"""In a worker: what its trials have loaded."""
 
 
 def run(manifests: Sequence[Manifest], workers: int) -> bool:
@@ -148,11 +152,11 @@ def _work(manifest_path: Path, stage: str, index: int) -> None:
     """One stage for one index, in a worker; what it prints goes to the experiment's logs."""
     if TOLD.is_set():  # the work before this one ended well all the same, and the pool had handed this one over already
         os._exit(1)
-    manifest = load_manifest(manifest_path)
+    manifest = jobs.manifest_at(str(manifest_path), SHARED)
     log = manifest.experiment.own_log(manifest.number, stage, index)
-    with _output_to(log):
+    with output_to(log):
         try:
-            getattr(jobs, stage)(str(manifest_path), index)
+            getattr(jobs, stage)(str(manifest_path), index, SHARED)
             return
         except SystemExit as ended:
             if isinstance(ended.__cause__, Interrupted):
@@ -162,23 +166,3 @@ def _work(manifest_path: Path, stage: str, index: int) -> None:
             traceback.print_exc()
     said = last_line(log.read_text(errors="replace")).removeprefix("carabid: ")
     raise RuntimeError(f"{said or 'it said nothing'} (log: {log})")
-
-
-@contextlib.contextmanager
-def _output_to(path: Path) -> Iterator[None]:
-    """Everything this process writes to its standard streams, by libraries too, appended to a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    before = os.dup(1), os.dup(2)
-    with path.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for number, old in enumerate(before, 1):
-            os.dup2(old, number)
-            os.close(old)

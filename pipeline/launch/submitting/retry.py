@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from pipeline.amounts import scale_memory, scale_time
 from pipeline.config.resources import MEMORY_KEYS, Job
@@ -27,7 +28,7 @@ class Changes:
 
     mem: str | None = None
     time: str | None = None
-    pack: int | None = None
+    pack: int | Literal["auto"] | None = None
     max_parallel: int | None = None
     profile: Profile | None = None
 
@@ -47,7 +48,7 @@ def retry(directory: ExperimentDir, only: Sequence[str], changes: Changes, reque
             request = replace(
                 request,
                 profile=changes.profile or terms.profile,
-                pack=changes.pack or terms.pack,
+                pack=None if changes.pack == "auto" else changes.pack or terms.pack,
                 max_parallel=changes.max_parallel or terms.max_parallel,
             )
             queued.append((experiment, queue_trials(experiment, trials, request)))

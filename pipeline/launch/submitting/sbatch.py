@@ -18,7 +18,7 @@ from submitit.slurm.slurm import SlurmExecutor
 
 from pipeline import hub
 from pipeline.amounts import parse_time, scale_memory
-from pipeline.config.resources import Job
+from pipeline.config.resources import MEMORY_KEYS, Job
 from pipeline.disk.layout import features_root, root
 from pipeline.errors import REQUEUE_STATUS, UserError, WorkError
 from pipeline.experiments.cluster import gpu_option, python_command, setup_lines
@@ -219,8 +219,6 @@ def _adopt(manifest: Manifest, stage: Stage) -> str | None:
 def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> SlurmExecutor:
     profile, code = manifest.terms.profile, manifest.code
     job = manifest.job(stage.kind)
-    pack = manifest.terms.pack if stage.kind == "train" else 1  # each trial of it gets what it would have alone
-    cpus = job.cpus_per_task * pack
     after = f"{stage.dependency}:{':'.join(ids[name] for name in stage.after)}"
     options = {"dependency": after, "kill-on-invalid-dep": "yes"} if stage.after else {}
     executor = _Executor(
@@ -233,8 +231,8 @@ def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> SlurmExe
         stderr_to_stdout=True,
         array_parallelism=min(len(stage.indices), manifest.terms.max_parallel or len(stage.indices)),
         wckey=None,  # submitit's own; sites that check such keys would refuse it
-        cpus_per_task=cpus,
-        srun_args=[f"--cpus-per-task={cpus}"],  # since Slurm 22.05 srun does not inherit it
+        cpus_per_task=job.cpus_per_task,
+        srun_args=[f"--cpus-per-task={job.cpus_per_task}"],  # since Slurm 22.05 srun does not inherit it
         setup=setup_lines(profile, code, root()),
         teardown=REQUEUE,
         additional_parameters={
@@ -243,18 +241,16 @@ def _executor(manifest: Manifest, stage: Stage, ids: dict[str, str]) -> SlurmExe
             **job.options,
             **options,
             **gpu_option(profile, job),
-            **_memory_option(job, pack),
+            **_memory_option(job),
         },
     )
     executor.parameters |= {"time": job.time}
     return executor
 
 
-def _memory_option(job: Job, pack: int) -> dict[str, str]:
-    """The sbatch option that asks for the memory of so many trials side by side, which have as many times the CPUs."""
-    times = {"mem": pack, "mem_per_cpu": 1, "mem_per_gpu": pack}
-    amounts = ((key, getattr(job, key)) for key in times)
-    return {key.replace("_", "-"): scale_memory(amount, f"{times[key]}x") for key, amount in amounts if amount is not None}
+def _memory_option(job: Job) -> dict[str, str]:
+    """The sbatch option that asks for memory, by whichever key the job does."""
+    return {key.replace("_", "-"): scale_memory(amount, "1x") for key in MEMORY_KEYS if (amount := getattr(job, key)) is not None}
 
 
 def _folders(manifest: Manifest) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -17,9 +18,18 @@ from pipeline.features.hashes import known_feature_key
 from pipeline.features.store import is_complete
 from pipeline.features.text_hashes import known_text_key
 from pipeline.launch.manifest.job_names import Parts
-from pipeline.launch.manifest.manifest import REFUSED, Manifest, Terms, make_manifest, preview_manifest, sharing_features
+from pipeline.launch.manifest.manifest import (
+    REFUSED,
+    Manifest,
+    Terms,
+    alike_together,
+    make_manifest,
+    preview_manifest,
+    sharing_features,
+)
 from pipeline.launch.scheduler.queue import Queued, cancel_stuck, is_queued, max_array_size, my_job_tasks, queued_trials
 from pipeline.launch.submitting import sbatch
+from pipeline.launch.watching.forecast import job_task_sizes
 from pipeline.launch.watching.history import History
 from pipeline.launch.watching.plan import missing_trials, table_warnings
 
@@ -36,7 +46,8 @@ class Request:
     wait: bool = False
     workers: int = 1
     max_parallel: int | None = None
-    pack: int = 1
+    pack: int | None = None
+    """Trials of a job task, one after another; None: as the forecast says."""
     argv: tuple[str, ...] = ()
     check: bool = True
     """Whether tables are looked at before anything is queued."""
@@ -46,11 +57,13 @@ class Request:
         """Whether the stages run on this machine."""
         return self.profile.scheduler == "local"
 
-    def terms(self, n: int) -> Terms:
-        """What a manifest of n trials freezes of it; a worker on this machine trains one trial at a time."""
+    def terms(self, experiment: Experiment, trials: Sequence[Trial]) -> Terms:
+        """What a manifest of these trials freezes of it; a worker on this machine is given one trial at a time."""
         if self.local:
             return Terms(self.profile, argv=self.argv)
-        return Terms(self.profile, max_array_size(), min(self.pack, n), self.max_parallel, self.argv)
+        sizes = job_task_sizes(experiment, trials) if self.pack is None else ()
+        pack = None if self.pack is None else min(self.pack, len(trials))
+        return Terms(self.profile, max_array_size(), pack, sizes, self.max_parallel, self.argv)
 
 
 def submit(experiment: Experiment, request: Request) -> None:
@@ -80,10 +93,10 @@ def queue_trials(experiment: Experiment, trials: list[Trial], request: Request) 
     if not request.local and shutil.which("sbatch") is None:
         raise WorkError("there is no Slurm on this machine (no sbatch): --cluster local trains here, --dry-run shows the scripts")
     check_tables(trials, request)
-    extract = needs_extraction(trials)
+    extract, trials = needs_extraction(trials), alike_together(trials)
     sbatch.check_paths(preview_manifest(experiment, trials, Terms()))
-    manifest = make_manifest(experiment, trials, request.terms(len(trials)))
-    print(f"{len(trials)} of {len(experiment.trials)} trials, submission {manifest.path}", flush=True)
+    manifest = make_manifest(experiment, trials, request.terms(experiment, trials))
+    print(f"{len(trials)} of {len(experiment.trials)} trials{_dealt(manifest)}, submission {manifest.path}", flush=True)
     if request.local:
         from pipeline.launch.submitting import local
 
@@ -138,11 +151,18 @@ def _queue_of(experiment: Experiment, request: Request) -> dict[str, Queued]:
 
 def show_scripts(experiment: Experiment, todo: list[Trial], request: Request) -> None:
     """Print every script that would be queued. Nothing is written."""
-    manifest = preview_manifest(experiment, todo, request.terms(len(todo)))
+    todo = alike_together(todo)
+    manifest = preview_manifest(experiment, todo, request.terms(experiment, todo))
     for stage, script in sbatch.scripts(manifest, sbatch.chain(manifest, needs_extraction(todo))):
         print(f"──── {stage}\n{script}")
     names = ", ".join(trial.name for trial in todo[:5]) + (f" and {len(todo) - 5} more" if len(todo) > 5 else "")
-    print(f"dry run: {len(todo)} of {len(experiment.trials)} trials would be queued: {names}")
+    print(f"dry run: {len(todo)} of {len(experiment.trials)} trials would be queued{_dealt(manifest)}: {names}")
+
+
+def _dealt(manifest: Manifest) -> str:
+    """How many job tasks train them, where some train several."""
+    n = len(manifest.job_tasks)
+    return "" if manifest.terms.profile.scheduler == "local" or n == len(manifest.entries) else f" in {n} job task{'s' * (n > 1)}"
 
 
 def needs_extraction(trials: list[Trial]) -> bool:

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from statistics import fmean
 from typing import Any
 
 from pydantic import ValidationError
 
+from pipeline.amounts import parse_time
 from pipeline.config.identity import token_kind, towers_of
 from pipeline.config.trial import Config
 from pipeline.disk.attempts import TOO_MANY
 from pipeline.disk.layout import ExperimentDir, TrialDir, folders_in
 from pipeline.disk.reading import Damaged, is_number, reading
 from pipeline.disk.writing import read_json
-from pipeline.experiments.reading import Experiment, saved_science
+from pipeline.experiments.reading import Experiment, Trial, saved_science
 from pipeline.reporting.state import TrialState
 
 MAX_READ = 24
 """Past trials that are read: more would tell little more, and a plan of ten thousand trials must not wait for them."""
 MAX_OF_OTHER = 3
 """Trials that are looked at in each other experiment."""
+SECONDS_OF_A_CLASSIFIER, SECONDS_OF_AN_EPOCH = 20.0, 1.0
+"""What is taken for granted of a head that is solved, and of an epoch of one on frozen features, before there is a past trial:
+more than either takes of twenty thousand images on one core."""
 Kind = tuple[Any, ...]
 Schedule = tuple[int, int | None]
 """Epochs (or, of `train.samples`, images) and patience that are asked for."""
@@ -76,6 +81,34 @@ def forecast(experiment: Experiment, states: Sequence[TrialState]) -> str:
     rest = todo.total() - sum(known.values())
     more = f"; no past trial to tell from for {_count(rest, 'more trial')}" if rest else ""
     return f"forecast: {_in_words(known, past)}{more}"
+
+
+# ---------------------------------------------------------------- trials that share a job task
+def job_task_sizes(experiment: Experiment, trials: Sequence[Trial]) -> tuple[tuple[int, int], ...]:
+    """How many trials each job task trains one after another, and how many job tasks in turn have so many: as many as take about
+    `launch.task_minutes`, within half of the walltime."""
+    works = [_work(trial.config, False) for trial in trials]
+    past = _past(replace(experiment, trials=[]), [], {work.kind for work in works})
+    told = {work: _training_seconds(trial.config, work, past) for trial, work in zip(trials, works, strict=True)}
+    config = trials[0].config  # all of a submission share these
+    most = min(config.launch.task_minutes * 60, parse_time(config.job("train").time) / 2)
+    sizes, filled = list[int](), math.inf
+    for seconds in (told[work] for work in works):
+        if filled + seconds > most:
+            sizes.append(0)
+            filled = 0.0
+        sizes[-1], filled = sizes[-1] + 1, filled + seconds
+    return tuple((size, len(list(alike))) for size, alike in groupby(sizes))
+
+
+def _training_seconds(config: Config, work: _Work, past: Mapping[Kind, Sequence[_Past]]) -> float:
+    """How long a trial trains, by past ones of its kind; where there is none, a guess on the safe side for what is cheap, and for
+    ever for what may not be."""
+    if known := past.get(work.kind):
+        return fmean(one.seconds(work.schedule) for one in known)
+    if not config.model.head.descends:
+        return SECONDS_OF_A_CLASSIFIER
+    return math.inf if config.model.tunes_towers else SECONDS_OF_AN_EPOCH * config.train.epochs
 
 
 def _in_words(todo: dict[_Work, int], past: dict[Kind, list[_Past]]) -> str:

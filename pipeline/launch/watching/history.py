@@ -168,7 +168,8 @@ def _list_logs(experiment: ExperimentDir, number: str) -> dict[tuple[str, str], 
 
 def _own_logs(manifest: Manifest, index: int, stage: str) -> list[Path] | None:
     """A trial's own log: of one that shares a job task, or ran on this machine. None: it is that of its job task."""
-    local, packed = manifest.terms.profile.scheduler == "local", stage == "train" and manifest.terms.pack > 1
+    local = manifest.terms.profile.scheduler == "local"
+    packed = stage == "train" and len(manifest.job_tasks[manifest.job_task_of[index]]) > 1
     if not local and not packed:
         return None
     features = [number for number, *_ in manifest.extractions]
@@ -179,7 +180,7 @@ def _own_logs(manifest: Manifest, index: int, stage: str) -> list[Path] | None:
 
 def _folders_and_places(manifest: Manifest, index: int, stage: str) -> Iterator[tuple[str, str]]:
     """Folder, and place in its array ("": a job without one), of each job task that does a stage of a trial."""
-    job_tasks, n = [index // manifest.terms.pack], len(manifest.job_tasks)
+    job_tasks, n = [manifest.job_task_of[index]], len(manifest.job_tasks)
     if stage == "extract":
         features, n = manifest.entries[index].features, len(manifest.extractions)
         job_tasks = [i for i, (number, *_) in enumerate(manifest.extractions) if number == features]

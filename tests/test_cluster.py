@@ -233,19 +233,18 @@ def memory_of(options: set[str]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "pack", "wanted"),
+    ("overrides", "wanted"),
     [
-        ((), 1, {"--mem=32G"}),
-        (("….mem_per_cpu=3G",), 1, {"--mem-per-cpu=3G"}),
-        (("….mem_per_cpu=3G",), 4, {"--mem-per-cpu=3G"}),  # it has four times the CPUs
-        (("….mem_per_gpu=40G",), 1, {"--mem-per-gpu=40G"}),
-        (("….mem_per_gpu=40G",), 2, {"--mem-per-gpu=80G"}),  # two trials share a GPU
-        (("….mem_per_gpu=40G", "….gpus_per_node=0"), 1, {"--mem=32G"}),
-        (("….mem=null",), 1, set()),
-        (("….mem=null",), 2, set()),
+        ((), {"--mem=32G"}),
+        (("….mem_per_cpu=3G",), {"--mem-per-cpu=3G"}),
+        (("….mem_per_gpu=40G",), {"--mem-per-gpu=40G"}),
+        (("….mem_per_gpu=40G", "….gpus_per_node=0"), {"--mem=32G"}),
+        (("….mem=null",), set()),
     ],
 )
-def test_memory_is_asked_for_in_one_way(overrides: tuple[str, ...], pack: int, wanted: set[str]) -> None:
+@pytest.mark.parametrize("pack", [1, 4])
+def test_memory_is_asked_for_in_one_way(overrides: tuple[str, ...], wanted: set[str], pack: int) -> None:
+    """Of several trials one after another as of one."""
     assert memory_of(script_of_training(*overrides, pack=pack)) == wanted
 
 

@@ -305,8 +305,20 @@ for i in 0 1 2 3; do echo "$name|77|$i|PENDING|None" >> {site.queue}; done; echo
 
 
 def test_fewer_trials_than_a_pack_holds_ask_for_what_they_need() -> None:
-    profile = Profile()
-    assert [Request(profile, pack=4).terms(n).pack for n in (1, 3, 9)] == [1, 3, 4]
+    experiment = load("seed=0,1,2,3,4,5,6,7,8")
+    terms = [Request(Profile(), pack=4).terms(experiment, experiment.trials[:n]) for n in (1, 3, 9)]
+    assert [each.pack for each in terms] == [1, 3, 4]
+
+
+def test_a_retry_of_a_submission_that_was_packed_by_the_forecast_is_so_too(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("file_path,split\n")
+    experiment = load("seed=0,1,2,3", f"data.source={tmp_path / 'data.csv'}")
+    made = make_manifest(experiment, experiment.trials, Terms(array_size=1001, pack=None, sizes=((3, 1), (1, 1))))
+    assert load_manifest(made.path).job_tasks == [range(3), range(3, 4)]
+    site.ended(job_name(made, "train"), ("41_0", "TIMEOUT", "0:0"), ("41_1", "COMPLETED", "0:0"))
+    retry(experiment.dir, [], Changes(), Request(check=False))
+    terms = last_submission(experiment).terms
+    assert (terms.pack, sum(size * n for size, n in terms.sizes)) == (None, 3)
 
 
 # ---------------------------------------------------------------- retry

@@ -11,7 +11,7 @@ from pipeline.disk.layout import PROJECT, TrialDir
 from pipeline.disk.writing import read_json, write_json, write_text
 from pipeline.experiments.reading import Experiment, dump_config, load_experiment
 from pipeline.launch.watching import forecast as module
-from pipeline.launch.watching.forecast import forecast
+from pipeline.launch.watching.forecast import forecast, job_task_sizes
 from pipeline.reporting.state import TrialState
 
 FROZEN = PROJECT / "configs" / "beetles" / "frozen.yaml"
@@ -231,3 +231,39 @@ def test_a_forecast_reads_a_few_files_however_many_trials_there_are(monkeypatch:
     assert "(from 24 past trials on" in told(edited, **stale) and len(read) == 2 * 24
     read.clear()
     assert "(from 3 past trials on" in told(load("experiment=new")) and len(read) == 2 * 3
+
+
+# ---------------------------------------------------------------- trials of a job task
+@pytest.mark.parametrize(
+    ("seconds", "overrides", "sizes"),
+    [
+        (60, (), ((20, 1), (5, 1))),
+        (60, ("launch.task_minutes=5",), ((5, 5),)),
+        (60, ("resources.train.time=00:10:00",), ((5, 5),)),  # half of the walltime
+        (1201, (), ((1, 25),)),
+        (1, (), ((25, 1),)),
+    ],
+)
+def test_a_job_task_trains_as_many_trials_as_the_forecast_lets_it(
+    seconds: float, overrides: tuple[str, ...], sizes: tuple[tuple[int, int], ...]
+) -> None:
+    trained(load("seed=99"), seconds=seconds)
+    experiment = load(f"seed={','.join(map(str, range(25)))}", *overrides)
+    assert job_task_sizes(experiment, experiment.trials) == sizes
+
+
+def test_without_a_past_trial_what_is_cheap_shares_a_job_task_and_what_may_not_be_has_its_own() -> None:
+    """A head on frozen features by its epochs; a tail by nothing."""
+    frozen = load("seed=0,1,2,3,4", "train.epochs=300")
+    assert job_task_sizes(frozen, frozen.trials) == ((4, 1), (1, 1))
+    lora = load_experiment(PROJECT / "configs" / "beetles" / "lora.yaml", ("seed=0,1,2,3,4",))
+    assert job_task_sizes(lora, lora.trials) == ((1, 5),)
+    solved = load_experiment(PROJECT / "configs" / "butterflies" / "logistic.yaml", ("seed=0,1,2,3,4",))
+    assert job_task_sizes(solved, solved.trials) == ((5, 1),)
+
+
+def test_trials_of_unequal_length_are_dealt_by_their_own() -> None:
+    """In their order: an expensive one does not keep cheap ones apart."""
+    trained(load("seed=99"), seconds=60)
+    experiment = load("train.epochs=10,30000", "seed=0,1,2")
+    assert job_task_sizes(experiment, experiment.trials) == ((3, 1), (1, 3))

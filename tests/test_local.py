@@ -94,7 +94,7 @@ from types import SimpleNamespace
 from pipeline.launch.jobs import jobs
 from pipeline.launch.submitting import local
 
-def patient(place, number):
+def patient(place, number, shared):
     Path(place, f"{number} began").touch()
     heard = []
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
@@ -106,7 +106,7 @@ def patient(place, number):
 
 jobs.patient = patient
 experiment = SimpleNamespace(own_log=lambda *_: Path(sys.argv[1], "log"))
-local.load_manifest = lambda _: SimpleNamespace(experiment=experiment, number=1)
+jobs.manifest_at = lambda *_: SimpleNamespace(experiment=experiment, number=1)
 
 if __name__ == "__main__":
     with local._pool(1) as pool:

@@ -1,4 +1,5 @@
-"""Trials side by side in one task: what befalls one leaves its siblings alone, and the results are those of trials alone."""
+"""Trials one after another in one job task: what befalls one leaves its siblings alone, and the results are those of trials
+alone."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,11 +17,12 @@ import pytest
 from pipeline.disk.attempts import read_attempts
 from pipeline.disk.layout import PROJECT, TrialDir
 from pipeline.disk.writing import read_json
-from pipeline.errors import REQUEUE_STATUS
+from pipeline.errors import REQUEUE_STATUS, OutOfTime, RunAgain
 from pipeline.experiments.reading import load_experiment
 from pipeline.launch.jobs import jobs, pack
+from pipeline.launch.jobs.trials import Trainings
 from pipeline.launch.manifest.manifest import Manifest, Terms, make_manifest
-from pipeline.signals import WALLTIME_SIGNAL
+from pipeline.signals import WALLTIME_SIGNAL, StopFlag
 from pipeline.stages import extract
 from tests.conftest import Assets, carabid
 from tests.test_slurm import NO_GPU, SMALL, logs, results, wait_for_all
@@ -59,31 +62,36 @@ def status_of(manifest: Manifest, task: int = 0) -> int:
 # ---------------------------------------------------------------- how a task ends, by how its trials do
 @pytest.fixture
 def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[str]], None]:
-    """Put lines of shell, by index, in the place of the trials' processes."""
+    """Put lines of shell, by index, in the place of the trainings of a process."""
 
     def replace(lines: Sequence[str]) -> None:
         cases = "\n".join(f"{index}) {line} ;;" for index, line in enumerate(lines))
         program = tmp_path / "python"
-        program.write_text(f'#!/bin/sh\necho "trial $5, sharing with $CARABID_SHARED_BY"\ncase "$5" in\n{cases}\nesac\n')
+        loop = f'for i in "$@"; do\nstatus=0\ncase "$i" in\n{cases}\nesac\necho "$i $status"\ndone\n'
+        program.write_text(f"#!/bin/bash\nshift 4\n{loop}")
         program.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(program))
 
     return replace
 
 
+KILLED, TOLD = "kill -9 $$", "status=75; kill -USR2 $PPID; echo $i $status; exit 0"
+
+
 @pytest.mark.parametrize(
     ("lines", "status"),
     [
-        (["exit 0", "exit 0"], 0),
-        (["exit 1", "exit 0"], 0),
-        (["kill -9 $$", "exit 0"], 0),
-        (["exit 1", "exit 1"], 1),
-        (["kill -9 $$", "kill -9 $$"], 1),
-        (["exit 1", "kill -9 $$"], 1),
-        (["exit 75", "exit 0"], REQUEUE_STATUS),
-        (["exit 1", "exit 75"], REQUEUE_STATUS),
-        (["kill -9 $$", "exit 75"], REQUEUE_STATUS),
-        (["exit 0", "exit 0", "exit 1", "exit 2"], 0),
+        (["true", "true"], 0),
+        (["status=1", "true"], 0),
+        ([KILLED, "true"], 0),
+        (["status=1", "status=1"], 1),
+        ([KILLED, KILLED], 1),
+        (["status=1", KILLED], 1),
+        ([TOLD, "true"], REQUEUE_STATUS),
+        (["true", TOLD], REQUEUE_STATUS),
+        ([KILLED, TOLD], REQUEUE_STATUS),
+        (["true", "true", "status=1", "exit 2"], 0),
+        (["exit 3", "true"], 0),
     ],
 )
 def test_a_task_ends_well_if_a_trial_did_and_asks_to_run_again_if_one_does(
@@ -94,57 +102,27 @@ def test_a_task_ends_well_if_a_trial_did_and_asks_to_run_again_if_one_does(
     assert status_of(manifest(f"seed={seeds}", pack=len(lines))) == status
 
 
-def test_each_trial_has_a_log_and_knows_with_how_many_it_shares_a_gpu(
+def test_what_was_killed_is_recorded_for_it_and_those_behind_it_are_trained_in_another_process(
     manifest: MakeManifest, children: Callable[[Sequence[str]], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    children(["exit 0"] * 5)
-    made = manifest("seed=0,1,2,3,4", pack=3)
-    assert [status_of(made, task) for task in range(2)] == [0, 0]
-    said = [pack.log_path(made, index).read_text() for index in range(5)]
-    assert said == [f"trial {index}, sharing with {3 if index < 3 else 2}\n" for index in range(5)]
-    printed = capsys.readouterr().out
-    assert all(f"{name}: done (log: {pack.log_path(made, i)})" in printed for i, name in enumerate(made.names))
-
-
-@pytest.mark.parametrize(("chosen", "threads"), [(None, 3), ("2", 2)])
-def test_each_trial_has_the_threads_that_it_would_have_alone(
-    chosen: str | None,
-    threads: int,
-    manifest: MakeManifest,
-    children: Callable[[Sequence[str]], None],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Other threads would give other bits; a smaller last task has no more of them."""
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "6")
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    if chosen:
-        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
-    children(["echo $OMP_NUM_THREADS threads"] * 5)
-    made = manifest("seed=0,1,2,3,4", "resources.train.cpus_per_task=3", pack=3)
-    assert [status_of(made, task) for task in range(2)] == [0, 0]
-    said = [pack.log_path(made, index).read_text().splitlines()[-1] for index in range(5)]
-    assert said == [f"{threads} threads"] * 5
-
-
-def test_what_was_killed_is_recorded_for_it_and_for_no_sibling(
-    manifest: MakeManifest, children: Callable[[Sequence[str]], None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    children(["exit 0", "kill -9 $$", "exit 1"])
-    made = manifest("seed=0,1,2", pack=3)
-    status_of(made)
+    children(["true", KILLED, "status=1", "true"])
+    made = manifest("seed=0,1,2,3", pack=4)
+    assert status_of(made) == 0
     failure = read_json(folder(made, 1).failure)
     assert (failure["stage"], failure["kind"]) == ("train", "killed") and "killed by SIGKILL" in failure["message"]
-    assert not folder(made, 0).failure.exists() and not folder(made, 2).failure.exists()
-    printed = capsys.readouterr().out
-    assert f"{made.names[1]}: killed by SIGKILL" in printed and f"{made.names[2]}: failed" in printed
+    assert not any(folder(made, index).failure.exists() for index in (0, 2, 3))
+    said = [line for line in capsys.readouterr().out.splitlines() if "(log: " in line]
+    how = ("done", "killed by SIGKILL", "failed", "done")
+    wanted = enumerate(zip(made.names, how, strict=True))
+    assert said == [f"carabid train: {name}: {word} (log: {pack.log_path(made, i)})" for i, (name, word) in wanted]
 
 
 @pytest.mark.parametrize(("number", "status"), [(WALLTIME_SIGNAL, REQUEUE_STATUS), (signal.SIGTERM, 1)])
-def test_a_trial_that_is_told_to_stop_before_it_listens_has_not_failed(
+def test_what_is_told_to_stop_before_it_listens_has_not_failed_and_nothing_more_is_begun(
     number: int, status: int, manifest: MakeManifest, children: Callable[[Sequence[str]], None]
 ) -> None:
     """Python needs seconds to begin, and a signal ends it until then."""
-    children([f"kill -{int(number)} $$"] * 2)
+    children([f"kill -{int(number)} $PPID; kill -{int(number)} $$", "echo 1 0"])
     made = manifest("seed=0,1")
     assert status_of(made) == status
     assert not folder(made, 0).failure.exists() and not folder(made, 1).failure.exists()
@@ -167,27 +145,44 @@ def test_a_trial_that_fails_leaves_its_sibling_alone_and_the_evaluation_reports_
     assert made.names[0] in said and "training has not finished" in said
     assert folder(made, 1).results.exists() and not folder(made, 0).results.exists()
     assert "loss became" in read_json(folder(made, 0).failure)["message"]
-    origin = read_json(folder(made, 1).provenance)
-    assert [read_attempts(origin[stage])[0].shared_by for stage in ("train", "evaluate")] == [2, 1]
 
 
-def test_one_that_is_killed_leaves_its_sibling_at_work_which_is_told_of_the_walltime(manifest: MakeManifest) -> None:
+def test_one_that_is_killed_leaves_its_sibling_to_be_trained_which_is_told_of_the_walltime(manifest: MakeManifest) -> None:
     made = manifest("seed=0,1", epochs=100_000)
     extract.ensure(made.trial(0).config)
     code = f"from pipeline.launch.jobs import jobs; jobs.train({str(made.path)!r}, 0)"
     task = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.DEVNULL)
     try:
-        wait_until(lambda: all(n_epochs(made, index) for index in range(2)))
-        os.kill(process_of(task.pid, index=0), signal.SIGKILL)
-        seen = n_epochs(made, 1)
-        wait_until(lambda: n_epochs(made, 1) > seen)
+        wait_until(lambda: n_epochs(made, 0) > 0)
+        assert n_epochs(made, 1) == 0
+        os.kill(child_of(task.pid), signal.SIGKILL)
+        wait_until(lambda: n_epochs(made, 1) > 0)
         task.send_signal(WALLTIME_SIGNAL)
         assert task.wait(timeout=60) == REQUEUE_STATUS
     finally:
-        task.terminate()  # it tells its trials
+        task.terminate()  # it tells its child
         task.wait()
     assert read_json(folder(made, 0).failure)["kind"] == "killed"
     assert folder(made, 1).resume_state.exists() and not folder(made, 1).failure.exists()
+
+
+def test_a_walltime_that_went_to_trials_before_it_is_no_failure_of_the_next(manifest: MakeManifest) -> None:
+    """Alone in a job whose walltime holds not one epoch of it, it would fail each time."""
+    made = manifest("seed=0,1", epochs=100_000)
+    extract.ensure(made.trial(0).config)
+
+    class Flag(StopFlag):
+        def urgent(self) -> None:
+            self._note(WALLTIME_SIGNAL, None)
+
+    first, second = (made.trial(index) for index in range(2))
+    for any_done, kind in ((True, RunAgain), (False, OutOfTime)):
+        flag = Flag(warning=0)
+        trainings = Trainings(flag, any_done=any_done)
+        timer = threading.Timer(1.0, flag.urgent)
+        timer.start()
+        with pytest.raises(kind):
+            trainings.train(second if any_done else first)
 
 
 def n_epochs(manifest: Manifest, index: int) -> int:
@@ -195,11 +190,11 @@ def n_epochs(manifest: Manifest, index: int) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def process_of(task: int, index: int) -> int:
-    """The process of trial `index` among the children of a task's."""
+def child_of(task: int) -> int:
+    """The process that the trials of a task are trained in."""
     command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(task)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    (pid,) = [int(line.split()[0]) for line in lines if line.endswith(f".json {index}")]
+    (pid,) = [int(line.split()[0]) for line in lines if "pipeline.launch.jobs.pack" in line]
     return pid
 
 
@@ -213,7 +208,7 @@ def wait_until(reached: Callable[[], bool]) -> None:
 # ---------------------------------------------------------------- on Slurm
 @pytest.mark.slurm
 def test_packed_trials_give_the_results_of_trials_alone_and_one_that_fails_stops_no_other(assets: Assets, environ: Path) -> None:
-    """Five trials in tasks of three and two, each task with a (pretended) GPU of which each trial has its share."""
+    """Five trials in tasks of three and two, each of which asks for what a trial asks for alone."""
     grid = ("optim.lr=1e-3,1e30,3e-3,4e-3,5e-3", "train.epochs=2")
     resources = (*(each for each in NO_GPU if "train" not in each), *SMALL, "resources.train.gpus_per_node=1")
     overrides = (*assets.overrides("frozen"), *grid, *resources)
@@ -231,9 +226,10 @@ def test_packed_trials_give_the_results_of_trials_alone_and_one_that_fails_stops
 
 
 def check_shares(experiment: Path) -> None:
+    """Each has the task's GPU to itself while it trains."""
     trainings = [read_json(path)["train"] for path in sorted(experiment.glob("*/provenance.json"))]
     attempts = [attempt for training in trainings for attempt in read_attempts(training)]
-    assert [(a.gpus, a.shared_by) for a in attempts] == [(1, 3)] * 2 + [(1, 2)] * 2
+    assert [(a.gpus, a.shared_by) for a in attempts] == [(1, 1)] * 4
     assert len({a.job for a in attempts}) == 2 and {a.node for a in attempts} <= {"n1", "n2"}
     hours = [a.seconds / a.shared_by / 3600 for a in attempts]
     assert [training["gpu_hours"] for training in trainings] == pytest.approx(hours, abs=1e-6)

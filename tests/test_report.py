@@ -29,6 +29,7 @@ from pipeline.metrics.charts.drawing import INK, to_png, to_svg
 from pipeline.metrics.charts.numbers import number_charts
 from pipeline.metrics.charts.retrieval import retrieval_charts
 from pipeline.metrics.retrieval import neighbours
+from pipeline.reporting.page import grid as grid_section
 from pipeline.reporting.page import page
 from pipeline.reporting.page.generalising import frontier
 from pipeline.reporting.page.section import Table, number, text
@@ -160,6 +161,15 @@ def test_the_frontier_holds_what_no_other_beats_in_both() -> None:
     table = pd.DataFrame({"known": [1.0, 2.0, 3.0, 3.0, 0.5], "new": [5.0, 4.0, 1.0, 2.0, 3.0]})
     assert frontier(table, lower=False).index.tolist() == [0, 1, 3]
     assert frontier(-table, lower=True).sort_index().index.tolist() == [0, 1, 3]
+
+
+def test_two_axes_that_no_trial_has_both_of_are_not_set_over_one_another() -> None:
+    """The penalty of one classifier and the neighbours of another."""
+    svc = [{"head": "svc", "C": c, "value": 0.5} for c in (1, 10)]
+    table = pd.DataFrame([*svc, *({"head": "knn", "k": k, "value": 0.6} for k in (3, 7))])
+    assert grid_section._pairs(table, ["C", "k", "head"]) == []
+    both = [{"lr": lr, "wd": wd, "value": 0.5} for lr in (1, 2) for wd in (3, 4)]
+    assert grid_section._pairs(pd.DataFrame(both), ["lr", "wd"]) == [("lr", "wd")]
 
 
 def test_seasons_are_in_the_order_of_the_year() -> None:

@@ -33,7 +33,8 @@ def run(config: Config) -> None:
     done, ensembles = sum(row.state == "done" for row in trials), len(rows) - len(trials)
     more = f", and there are {ensembles} ensembles of them" if ensembles else ""
     print(f"{experiment.results_csv}: {done} of {len(trials)} trials have results{more}", flush=True)
-    print(f"{experiment.report_html}: the page that shows them", flush=True)
+    if experiment.report_html.exists():
+        print(f"{experiment.report_html}: the page that shows them", flush=True)
 
 
 def _compare(experiment: ExperimentDir) -> None:

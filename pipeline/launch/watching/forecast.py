@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby, islice
 from statistics import fmean
 from typing import Any
@@ -74,7 +74,8 @@ def forecast(experiment: Experiment, states: Sequence[TrialState]) -> str:
     todo = Counter(_work(t.config, state.state == "trained") for t, state in pairs if state.state != "done")
     if not todo:
         return ""
-    past = _past(experiment, states, {work.kind for work in todo})
+    unplanned = experiment.dir.folders() - {trial.name for trial in experiment.trials}
+    past = _past(experiment.dir, unplanned, _of_plan(experiment, states), {work.kind for work in todo})
     known = {work: n for work, n in todo.items() if work.kind in past}
     if not known:
         return "forecast: no past trial to tell from"
@@ -88,7 +89,7 @@ def job_task_sizes(experiment: Experiment, trials: Sequence[Trial]) -> tuple[tup
     """How many trials each job task trains one after another, and how many job tasks in turn have so many: as many as take about
     `launch.task_minutes`, within half of the walltime."""
     works = [_work(trial.config, False) for trial in trials]
-    past = _past(replace(experiment, trials=[]), [], {work.kind for work in works})
+    past = _past(experiment.dir, experiment.dir.folders(), (), {work.kind for work in works})
     told = {work: _training_seconds(trial.config, work, past) for trial, work in zip(trials, works, strict=True)}
     config = trials[0].config  # all of a submission share these
     most = min(config.launch.task_minutes * 60, parse_time(config.job("train").time) / 2)
@@ -166,15 +167,16 @@ def _schedule(config: Config) -> Schedule:
 
 
 # ---------------------------------------------------------------- past trials
-def _past(experiment: Experiment, states: Sequence[TrialState], wanted: set[Kind]) -> dict[Kind, list[_Past]]:
+def _past(
+    experiment: ExperimentDir, unplanned: set[str], of_plan: Iterable[tuple[TrialDir, Config]], wanted: set[Kind]
+) -> dict[Kind, list[_Past]]:
     """Past trials of each kind: of this plan, else of this experiment, else of another one beside it."""
     found: dict[Kind, list[_Past]] = {}
-    unplanned = experiment.dir.folders() - {trial.name for trial in experiment.trials}
-    of_experiment = islice(_saved(experiment.dir, unplanned), MAX_READ)
-    own = experiment.dir.path
+    of_experiment = islice(_saved(experiment, unplanned), MAX_READ)
+    own = experiment.path
     others = [ExperimentDir(own.parent / name) for name in sorted(folders_in(own.parent) - {own.name})]
     of_others = (pair for other in others for pair in islice(_saved(other, other.folders()), MAX_OF_OTHER))
-    for candidates in (_of_plan(experiment, states), of_experiment, islice(of_others, MAX_READ)):
+    for candidates in (of_plan, of_experiment, islice(of_others, MAX_READ)):
         if left := wanted - found.keys():
             found |= _read(candidates, left, max(1, MAX_READ // len(wanted)))
     return found

@@ -38,7 +38,7 @@ def grid(experiment: ExperimentDir, rows: Sequence[Row]) -> Section:
     table, axes = _table(experiment, done, look.sort)
     title = dict(look.columns)[look.sort]
     charts = [_along(table, axis, title) for axis in axes]
-    charts += [_over(table, pair, title, done[0].rank(look.sort, 1) > 0) for pair in list(combinations(axes, 2))[:3]]
+    charts += [_over(table, pair, title, done[0].rank(look.sort, 1) > 0) for pair in _pairs(table, axes)[:3]]
     if len(axes) > 2:
         charts.append(_parallel(table, axes, title))
     name = slug(experiment.path.name)
@@ -57,6 +57,12 @@ def _table(experiment: ExperimentDir, rows: Sequence[Row], figure: str) -> tuple
     n = {str(name): flat[name].nunique() for name in flat if name not in ("value", *REPLICATES)}
     axes = sorted((name for name in n if 1 < n[name] <= MOST_VALUES), key=lambda name: -n[name])
     return flat[[*axes[:MOST_AXES], "value"]].reset_index(drop=True), axes[:MOST_AXES]
+
+
+def _pairs(table: pd.DataFrame, axes: Sequence[str]) -> list[tuple[str, str]]:
+    """Two axes that vary together: not those of two kinds (the penalty of one, the neighbours of another) that no trial has both
+    of."""
+    return [pair for pair in combinations(axes, 2) if (table[list(pair)].dropna().nunique() > 1).all()]
 
 
 def _shown(flat: Mapping[str, Any]) -> dict[str, Any]:

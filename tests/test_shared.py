@@ -1,0 +1,126 @@
+"""What trials of one process share is loaded once, and changes nothing of what each of them becomes."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.disk.layout import TrialDir
+from pipeline.experiments.reading import Trial, load_experiment
+from pipeline.launch.jobs.trials import Trainings, evaluate_trial, train_trial, trial_dir
+from pipeline.launch.manifest.manifest import alike_together
+from pipeline.signals import StopFlag
+from pipeline.stages import extract, inputs
+from pipeline.stages.shared import Shared
+from tests.conftest import Assets
+
+
+class Heavy:
+    """What two of may not fit into memory."""
+
+
+def test_the_one_before_is_let_go_before_the_next_is_made() -> None:
+    shared, alive = Shared(), list[bool]()
+    first = weakref.ref(shared.get("bank", 1, Heavy))
+
+    def make() -> Heavy:
+        gc.collect()
+        alive.append(first() is not None)
+        return Heavy()
+
+    second = shared.get("bank", 2, make)
+    assert alive == [False] and shared.get("bank", 2, Heavy) is second and shared.get("store", 2, Heavy) is not second
+
+
+def test_what_could_not_be_made_is_made_again() -> None:
+    shared = Shared()
+    with pytest.raises(ZeroDivisionError):
+        shared.get("bank", 1, lambda: 1 // 0)
+    assert shared.get("bank", 1, lambda: 2) == 2
+
+
+def test_trials_that_read_the_same_follow_one_another_else_in_their_order(assets: Assets) -> None:
+    overrides = assets.overrides("frozen")
+    trials = load_experiment("configs/beetles/frozen.yaml", (*overrides, "seed=0,1", "data.permute_targets=false,true")).trials
+    assert [trial.config.data.permute_targets for trial in trials] == [False, True] * 2
+    together = alike_together(trials)
+    assert [trial.config.data.permute_targets for trial in together] == [False, False, True, True]
+    assert [trial.config.seed for trial in together] == [0, 1] * 2
+
+
+# ---------------------------------------------------------------- real trainings
+FILES = ("model.safetensors", "predictions.parquet", "groups.parquet", "metrics.jsonl")
+
+
+def trials_of(assets: Assets, name: str, *overrides: str) -> list[Trial]:
+    return load_experiment(f"configs/beetles/{name}.yaml", (*assets.overrides(name), *overrides)).trials
+
+
+def content(folder: TrialDir) -> dict[str, bytes]:
+    """What a trial has become, but for times."""
+    files = {name: (folder.path / name).read_bytes() for name in FILES if name != "metrics.jsonl"}
+    lines = [line.partition('"seconds"')[0] for line in folder.metrics.read_text().splitlines()]
+    adapter = {path.name: path.read_bytes() for path in folder.adapter.glob("*")} if folder.adapter.exists() else {}
+    return files | adapter | {"metrics": "\n".join(lines).encode()}
+
+
+@pytest.mark.jobs
+@pytest.mark.parametrize(
+    ("name", "grid"),
+    [
+        ("frozen", ("seed=0,1", "augment.noise=0,0.1")),
+        ("lora", ("optim.lr=1e-3,1e-4",)),
+        ("combined", ("data.permute_targets=false,true",)),
+    ],
+)
+def test_trials_one_after_another_become_what_they_are_alone_to_the_bit(
+    name: str, grid: tuple[str, ...], assets: Assets, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    for place in ("together", "alone"):
+        monkeypatch.setenv("CARABID_ROOT", str(tmp_path / place))
+        trials = trials_of(assets, name, "train.epochs=2", *grid)
+        extract.ensure(trials[0].config)
+        trainings, shared = Trainings(StopFlag()), Shared()
+        for trial in trials:
+            if place == "together":
+                trainings.train(trial)
+                evaluate_trial(trial, shared)
+            else:
+                train_trial(trial, StopFlag())
+                evaluate_trial(trial)
+        made.append([content(trial_dir(trial)) for trial in trials])
+    assert made[0] == made[1] and all(a != b for a, b in zip(made[0], made[0][1:], strict=False))
+
+
+@pytest.mark.jobs
+def test_table_features_and_backbone_are_loaded_once_for_trials_that_share_them(
+    assets: Assets, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = trials_of(assets, "lora", "train.epochs=1", "seed=0,1,2")
+    extract.ensure(trials[0].config)
+    loads: dict[str, int] = {}
+
+    def counted(module: Any, name: str) -> None:
+        plain = getattr(module, name)
+
+        def work(*args: Any, **more: Any) -> Any:
+            loads[name] = loads.get(name, 0) + 1
+            return plain(*args, **more)
+
+        monkeypatch.setattr(module, name, work)
+
+    for name in ("load_backbone", "make_bank", "open_key", "left_out"):
+        counted(inputs, name)
+    trainings = Trainings(StopFlag())
+    for trial in trials:
+        trainings.train(trial)
+    assert loads == {"load_backbone": 1, "make_bank": 2, "open_key": 1, "left_out": 1}
+    (shard,) = (root / "features").glob("*/shard-*.safetensors")
+    shard.touch()  # written anew: what lies in memory may be something else
+    trainings.train(trials_of(assets, "lora", "train.epochs=1", "seed=3")[0])
+    assert loads["make_bank"] == 4

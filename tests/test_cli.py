@@ -225,7 +225,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, Exception]]
     def replace(errors: dict[int, Exception]) -> list[int]:
         seen: list[int] = []
 
-        def work(trial: Any, flag: object) -> None:
+        def work(trial: Any, *_: object) -> None:
             seen.append(trial.config.seed)
             if trial.config.seed in errors:
                 raise errors[trial.config.seed]

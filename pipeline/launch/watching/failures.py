@@ -26,7 +26,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 REMEDIES: dict[Kind, str] = {
     "oom": "ask for more memory: `carabid retry EXPERIMENT --only oom --mem 2x`",
-    "gpu-oom": "take a smaller train.batch_size or resources.extract_batch, or a GPU with more memory, and `carabid submit` again",
+    "gpu-oom": "take a smaller train.batch_size or resources.extract_batch, or a GPU with more memory, and `carabid submit` "
+    "again",
     "time": "give it more time: `carabid retry EXPERIMENT --only time --time 2x`; a training goes on from its checkpoint",
     "preempted": "`carabid retry EXPERIMENT --only preempted`: a training goes on from its checkpoint",
     "node": "`carabid retry EXPERIMENT --only node`: it keeps off the nodes that failed, and a training goes on from its "

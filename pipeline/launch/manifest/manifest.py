@@ -217,7 +217,7 @@ def _check(values: Tree) -> None:
     sizes = values.get("sizes", ())
     if not all(_are_counts(each, 2, lowest=(1, 1)) for each in sizes):
         raise ValueError("its sizes are not numbers of trials and of job tasks.")
-    if sizes and sum(size * n for size, n in sizes) != len(values["trials"]):
+    if (sizes or values["pack"] is None) and sum(size * n for size, n in sizes) != len(values["trials"]):
         raise ValueError("its sizes are not those of its trials.")
     if not all(_are_counts(each, 3, lowest=(0, 0, 1)) for each in values["extractions"]):
         raise ValueError("its extractions are not numbers of features and parts.")

@@ -3,8 +3,9 @@ consists of linear layers, so the tail is made of copies of transformers' own la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,6 +17,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from pipeline import hub
 from pipeline.backbones.base import Backbone, Tail, Tapped, checked_folder, recompute_in_transformers, refuse_code, seeded
+from pipeline.backbones.one_token import first_of, gathered, token_at
 from pipeline.config import backbone as blocks
 from pipeline.data.decoding import to_rgb
 from pipeline.disk.reading import in_short
@@ -45,14 +47,24 @@ class Dinov2Tail(Tail):
         self.blocks = nn.ModuleList(deepcopy(layer) for layer in _layers(model)[cut:])
         self.ln_post = deepcopy(cast(nn.Module, model.layernorm))
         self.projections = _projections(_layers(model)[0])
+        config = cast(Any, model.config)
+        self.n_heads, self.dropout = config.num_attention_heads, config.attention_probs_dropout_prob
 
     def forward(self, tokens: Float[Tensor, "images tokens width"]) -> Float[Tensor, "images embed_dim"]:
         """The class token [B, D], or with the patch tokens' mean [B, 2D]."""
-        tokens = self.through_blocks(tokens)
         # A layer norm acts on each token alone: only the tokens that are pooled need it.
         if self.pooling == "cls":
-            return cast(Tensor, self.ln_post(tokens[:, 0]))
-        return cls_and_mean(self.ln_post(tokens), self.n_prefix)
+            return cast(Tensor, self.ln_post(self.token_after_blocks(tokens, first_of(tokens))))
+        return cls_and_mean(self.ln_post(self.through_blocks(tokens)), self.n_prefix)
+
+    def one_token(self, block: nn.Module, tokens: Tensor, at: Tensor, *more: Any) -> Float[Tensor, "images 1 width"]:
+        """As a layer of transformers goes, with its own modules."""
+        layer, find = cast(Any, block), partial(_projection, block, self.projections)
+        x, dropout, heads = layer.norm1(tokens), self.dropout if layer.training else 0.0, self.n_heads
+        y = gathered(x, at, [find(name) for name in ("q_proj", "k_proj", "v_proj")], heads, dropout=dropout)
+        y = find("out_proj")(y.flatten(1).unsqueeze(1))
+        y = layer.drop_path(layer.layer_scale1(y)) + token_at(tokens, at)
+        return cast(Tensor, layer.drop_path(layer.layer_scale2(layer.mlp(layer.norm2(y)))) + y)
 
     def to_native(self) -> dict[str, Tensor]:
         """Names as in `model.state_dict()`: `encoder.layer.10.attention.q_proj.weight`, …, `layernorm.weight`."""
@@ -157,6 +169,13 @@ class Dinov2Backbone(Backbone):
 def _projections(layer: nn.Module) -> dict[str, tuple[str, ...]]:
     there = {path.rpartition(".")[2] for path, module in layer.named_modules() if isinstance(module, nn.Linear)}
     return {name: next(found for found in ways if there.issuperset(found)) for name, ways in MODULES.items()}
+
+
+def _projection(layer: nn.Module, projections: Mapping[str, tuple[str, ...]], name: str) -> nn.Module:
+    """The one module of the attention that a canonical name stands for, adapted or not."""
+    (wanted,) = projections[name]
+    attention = cast(nn.Module, layer.attention)
+    return next(module for path, module in attention.named_modules() if path.rpartition(".")[2] == wanted)
 
 
 def _layers(model: nn.Module) -> nn.ModuleList:

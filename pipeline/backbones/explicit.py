@@ -10,10 +10,12 @@ from copy import deepcopy
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from open_clip.transformer import Attention, CustomResidualAttentionBlock, ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pipeline.backbones.one_token import gathered, seen_by, token_at
 
 QKV = ("q_proj", "k_proj", "v_proj")
 
@@ -41,7 +43,21 @@ class ExplicitAttention(nn.Module):
     ) -> Float[Tensor, "inputs tokens width"]:
         """`attended`: which tokens each token may look at (None: all); `causal`, with `attended` None: none behind it."""
         q, k, v = _heads(self, x)
-        y = F.scaled_dot_product_attention(self.ln_q(q), self.ln_k(k), v, attn_mask=attended, is_causal=causal)
+        return self._out(F.scaled_dot_product_attention(self.ln_q(q), self.ln_k(k), v, attn_mask=attended, is_causal=causal))
+
+    def one_token(
+        self,
+        x: Float[Tensor, "inputs tokens width"],
+        at: Int[Tensor, " inputs"],
+        attended: Bool[Tensor, "#inputs 1 #tokens tokens"] | None = None,
+        causal: bool = False,
+    ) -> Float[Tensor, "inputs 1 width"]:
+        """What `forward` gives of token `at` of each input."""
+        seen, norms = seen_by(at, attended, causal, x.shape[1]), (self.ln_q, self.ln_k)
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        return self._out(gathered(x, at, projections, self.n_heads, attended=seen, norms=norms))
+
+    def _out(self, y: Float[Tensor, "inputs heads tokens per_head"]) -> Float[Tensor, "inputs tokens width"]:
         if self.head_scale is not None:
             y = y * self.head_scale
         return cast(Tensor, self.out_proj(self.ln_inner(y.transpose(1, 2).flatten(2))))
@@ -70,7 +86,20 @@ class ExplicitBlock(nn.Module):
         causal: bool = False,
     ) -> Float[Tensor, "inputs tokens width"]:
         """As `ExplicitAttention.forward`."""
-        x = x + self.ls_1(self.ln_attn(self.attn(self.ln_1(x), attended, causal)))
+        return self._out(x, self.attn(self.ln_1(x), attended, causal))
+
+    def one_token(
+        self,
+        x: Float[Tensor, "inputs tokens width"],
+        at: Int[Tensor, " inputs"],
+        attended: Bool[Tensor, "#inputs 1 #tokens tokens"] | None = None,
+        causal: bool = False,
+    ) -> Float[Tensor, "inputs 1 width"]:
+        """What `forward` gives of token `at` of each input."""
+        return self._out(token_at(x, at), self.attn.one_token(self.ln_1(x), at, attended, causal))
+
+    def _out(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.ls_1(self.ln_attn(attended))
         return cast(Tensor, x + self.ls_2(self.mlp(self.ln_2(x))))
 
     def to_native(self) -> dict[str, Tensor]:

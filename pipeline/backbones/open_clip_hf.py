@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones.base import Tail, recompute_in_transformers
 from pipeline.backbones.explicit import fixed, on_cpu
+from pipeline.backbones.one_token import first_of, gathered, token_at
 from pipeline.backbones.open_clip_text import OpenClipTextTower
 from pipeline.backbones.open_clip_tokens import Tokens
 from pipeline.backbones.texts import up_to_last_mark, with_marks, without_marks
@@ -47,12 +48,23 @@ class HfTextTail(Tail):
     def forward(self, tokens: Float[Tensor, "texts tokens marked"]) -> Float[Tensor, "texts embed_dim"]:
         """As `HFTextEncoder.forward` goes on from there."""
         x, marks = without_marks(up_to_last_mark(tokens))
-        x = self.ln_post(self.through_blocks(x, additive(marks, x.dtype)))
+        seen = additive(marks, x.dtype)
         if self.averages:
+            x = self.ln_post(self.through_blocks(x, seen))
             pooled = (x * marks.unsqueeze(-1)).sum(dim=1) / marks.sum(dim=1, keepdim=True)
         else:
-            pooled = x[:, 0] if self.pooler is None else self.pooler(x)
+            pooled = self.ln_post(self.token_after_blocks(x, first_of(x), seen))
+            pooled = pooled if self.pooler is None else self.pooler(pooled.unsqueeze(1))  # it reads the first token itself
         return cast(Tensor, self.projection(pooled))
+
+    def one_token(self, block: nn.Module, tokens: Tensor, at: Tensor, *more: Any) -> Float[Tensor, "texts 1 width"]:
+        """As a layer of transformers goes, with its own modules. A mask is the same for all tokens."""
+        layer = cast(Any, block)
+        attention, own = layer.attention, layer.attention.self
+        projections, dropout = (own.query, own.key, own.value), own.dropout.p if own.training else 0.0
+        y = gathered(tokens, at, projections, own.num_attention_heads, attended=more[0], dropout=dropout)
+        y = attention.output(y.flatten(1).unsqueeze(1), token_at(tokens, at))
+        return cast(Tensor, layer.feed_forward_chunk(y))
 
     def to_native(self) -> dict[str, Tensor]:
         """Names as in the state dict of an open_clip model: `text.transformer.encoder.layer.5.attention.self.query.weight`, …"""

@@ -24,6 +24,7 @@ from torchvision.transforms import Compose
 
 from pipeline.backbones.base import Backbone, Tail, Tapped
 from pipeline.backbones.explicit import QKV, ExplicitBlock, TimmBlock, fixed, on_cpu
+from pipeline.backbones.one_token import first_of
 from pipeline.backbones.open_clip_names import architecture
 from pipeline.backbones.open_clip_projection import last_projection, multiplied
 from pipeline.config import backbone as blocks
@@ -51,15 +52,20 @@ class OpenClipTail(Tail):
 
     def forward(self, tokens: Float[Tensor, "images tokens width"]) -> Float[Tensor, "images embed_dim"]:
         """As `VisionTransformer.forward` goes on from there."""
-        tokens = self.through_blocks(tokens)
+        pooled = self._pool(tokens)
+        return cast(Tensor, pooled if self.proj is None else pooled @ self.proj)
+
+    def _pool(self, tokens: Tensor) -> Tensor:
         # A layer norm acts on each token alone: only the tokens that are pooled need it.
         if self.pool_type == "tok":
-            pooled = self.ln_post(tokens[:, 0])
-        elif self.ln_after_pool:
-            pooled = self.ln_post(tokens[:, 1:].mean(dim=1))
-        else:
-            pooled = self.ln_post(tokens[:, 1:]).mean(dim=1)
-        return cast(Tensor, pooled if self.proj is None else pooled @ self.proj)
+            return cast(Tensor, self.ln_post(self.token_after_blocks(tokens, first_of(tokens))))
+        patches = self.through_blocks(tokens)[:, 1:]
+        if self.ln_after_pool:
+            return cast(Tensor, self.ln_post(patches.mean(dim=1)))
+        return cast(Tensor, self.ln_post(patches).mean(dim=1))
+
+    def one_token(self, block: nn.Module, tokens: Tensor, at: Tensor, *more: Any) -> Float[Tensor, "images 1 width"]:
+        return cast(ExplicitBlock, block).one_token(tokens, at, *more)
 
     def to_native(self) -> dict[str, Tensor]:
         """Names as in the state dict of an open_clip model: `visual.transformer.resblocks.22.attn.in_proj_weight`, …"""

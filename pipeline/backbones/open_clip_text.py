@@ -52,10 +52,13 @@ class TextTail(Tail):
         if self.reading.causal and not self.reading.padded:
             tokens = up_to_last_mark(tokens)
         x, marks = without_marks(tokens)
-        x = self.through_blocks(x, *self._masks(marks))
-        token = x[:, -1] if self.reading.padded else x[torch.arange(len(x), device=x.device), marks.int().argmax(dim=1)]
-        pooled = self.ln_post(token)  # a layer norm acts on each token alone: only the one that is pooled needs it
+        at = torch.full_like(marks[:, 0], x.shape[1] - 1, dtype=torch.int64) if self.reading.padded else marks.int().argmax(dim=1)
+        # a layer norm acts on each token alone: only the one that is pooled needs it
+        pooled = self.ln_post(self.token_after_blocks(x, at, *self._masks(marks)))
         return cast(Tensor, self.projection(pooled if self.matrix is None else pooled @ self.matrix))
+
+    def one_token(self, block: nn.Module, tokens: Tensor, at: Tensor, *more: Any) -> Float[Tensor, "texts 1 width"]:
+        return cast(ExplicitBlock, block).one_token(tokens, at, *more)
 
     def _masks(self, marks: Bool[Tensor, "texts tokens"]) -> tuple[Bool[Tensor, "texts 1 queries tokens"] | None, bool]:
         """What `ExplicitBlock.forward` takes beside the tokens: which are looked at, and whether none behind."""

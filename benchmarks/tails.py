@@ -72,7 +72,9 @@ def compare(name: str, size: Size, blocks: int) -> Iterator[Figure]:
         return lambda: gradients(tail, tokens, goal)
 
     seconds, own, ratio = in_turn(step(plain), step(ours), size.rounds)
-    about = f"all tokens {1000 * seconds:.0f} ms, class token {1000 * own:.0f} ms; {size.images} images × {tokens.shape[1]} tokens"
+    about = (
+        f"all tokens {1000 * seconds:.0f} ms, class token {1000 * own:.0f} ms; {size.images} images × {tokens.shape[1]} tokens"
+    )
     what = f"step of a {name} tail of {blocks} block{'s' * (blocks > 1)}"
     yield Figure(what, ratio, at_least=GOALS[blocks], about=about)
     apart = difference(gradients(ours, tokens, goal), gradients(plain, tokens, goal))

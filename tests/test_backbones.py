@@ -230,7 +230,9 @@ def test_an_adapter_on_each_projection_learns_and_changes_the_output(library: st
     before = tail(tokens)
     modules = tail.module_names([target])
     adapted = get_peft_model(tail, LoraConfig(r=2, target_modules=modules, use_dora=True))
-    assert relative_error(adapted(tokens), before) < 1e-6  # adapted keys and values are computed, plain ones are not: another rounding
+    assert (
+        relative_error(adapted(tokens), before) < 1e-6
+    )  # adapted keys and values are computed, plain ones are not: another rounding
     trained = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     assert len([name for name in trained if "lora_B" in name]) == 2 * len(modules)  # two blocks
     adapted(tokens).square().sum().backward()

@@ -6,19 +6,33 @@ import csv
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import biomass, forecasts, head_training, ranks, report, ridge, ridge_stack, shifted, silhouettes, start
+from benchmarks import (
+    adapters,
+    biomass,
+    forecasts,
+    head_training,
+    ranks,
+    report,
+    ridge,
+    ridge_stack,
+    shifted,
+    silhouettes,
+    start,
+    tails,
+)
 from pipeline.disk.layout import PROJECT
 from tests import conftest
 
 
 def test_every_script_has_a_short_form_here() -> None:
     scripts = {path.stem for path in (PROJECT / "benchmarks").glob("*.py")} - {"__init__", "figure"}
-    known = (biomass, forecasts, head_training, ranks, report, ridge, ridge_stack, shifted, silhouettes, start)
+    known = (adapters, biomass, forecasts, head_training, ranks, report, ridge, ridge_stack, shifted, silhouettes, start, tails)
     assert scripts == {module.__name__.rpartition(".")[2] for module in known}
 
 
@@ -27,6 +41,12 @@ def test_head_training_times_an_epoch_each_way(monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.setattr(head_training, name, value)
     head_training.main(1)
     assert re.search(r"carabid \d\.\d\d s, sample \d\.\d\d s .*\nratio sample/carabid: \d+\.\d\d", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("script", [adapters, tails])
+def test_a_step_says_the_same_both_ways(script: ModuleType) -> None:
+    apart = [figure for figure in script.measure(short=True) if figure.at_most is not None]
+    assert apart and all(figure.is_met() for figure in apart), apart
 
 
 def test_the_ridge_stack_says_what_scikit_learn_says(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,12 @@ import json
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 
 from pipeline.backbones.base import Tail
 from pipeline.config import encoder as cfg
 from pipeline.disk.writing import atomic_folder, write_json, writing
+from pipeline.models.adapted import AdaptedLinear
 
 
 def add_adapter(tail: Tail, lora: cfg.Lora) -> PeftModel:
@@ -19,7 +21,8 @@ def add_adapter(tail: Tail, lora: cfg.Lora) -> PeftModel:
     sizes = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
     kinds = {"use_rslora": lora.rslora, "use_dora": lora.dora, "bias": "none"}
     targets = tail.module_names(lora.targets)
-    model = get_peft_model(tail, LoraConfig(**sizes, **kinds, target_modules=targets, modules_to_save=["ln_post"]))
+    config = LoraConfig(**sizes, **kinds, target_modules=targets, modules_to_save=["ln_post"])
+    model = get_peft_model(tail, _with_own_layers(config))
     assert isinstance(model, PeftModel)
     return model
 
@@ -36,4 +39,11 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 
 def load_adapter(tail: Tail, folder: Path) -> PeftModel:
     """Put a saved adapter, which can learn on, on an unadapted tail of the same cut."""
-    return PeftModel.from_pretrained(tail, folder, is_trainable=True)
+    config = _with_own_layers(LoraConfig.from_pretrained(folder))
+    return PeftModel.from_pretrained(tail, folder, is_trainable=True, config=config)
+
+
+def _with_own_layers(config: LoraConfig) -> LoraConfig:
+    """PEFT's own hook for other layers than its own; no part of what it writes."""
+    config._register_custom_module({nn.Linear: AdaptedLinear})
+    return config

@@ -1,5 +1,5 @@
-"""Carabid's layer for an adapted linear one says what PEFT's own says, learns what that learns, and leaves to it what it has no way
-for."""
+"""Carabid's layer for an adapted linear one says what PEFT's own says, learns what that learns, and leaves to it what it has no
+way for."""
 
 from __future__ import annotations
 

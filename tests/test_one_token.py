@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 from copy import deepcopy
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -81,8 +81,8 @@ class Tail(nn.Module, ABC):
     def token_after_blocks(
         self, tokens: Float[Tensor, "inputs tokens width"], at: Int[Tensor, " inputs"], *more: Any
     ) -> Float[Tensor, "inputs width"]:
-        """Token `at` of each input after the last block: for a pooling that reads no other. What `through_blocks` gives there, but
-        the last block computes nothing else (a sixth of its work forwards, or less)."""
+        """Token `at` of each input after the last block: for a pooling that reads no other. What `through_blocks` gives there,
+        but the last block computes nothing else."""
         for block in list(self.blocks)[:-1]:
             tokens = self._computed(block, tokens, *more)
         if not self.blocks:
@@ -95,7 +95,7 @@ class Tail(nn.Module, ABC):
 
     def _computed(self, block: Callable[..., Tensor], tokens: Tensor, *more: Any) -> Tensor:
         if self.recomputes and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(block, tokens, *more, use_reentrant=False))
+            return checkpoint(block, tokens, *more, use_reentrant=False)
         return block(tokens, *more)
 
 

@@ -44,8 +44,8 @@ def gathered(
 def _through_queries(
     x: Tensor, queries: Tensor, key: nn.Linear, value: nn.Linear, attended: Tensor | None, dropout: float
 ) -> Tensor:
-    """Without keys and values: q·(K x) = (Kᵀ q)·x and Σ aᵢ V xᵢ = V Σ aᵢ xᵢ, so that the two matrices meet one vector of each head
-    and no token. Products are of [heads, width] with [width, tokens], where they were of [width, width]."""
+    """Without keys and values: q·(K x) = (Kᵀ q)·x and Σ aᵢ V xᵢ = V Σ aᵢ xᵢ, so that the two matrices meet one vector of each
+    head and no token. Products are of [heads, width] with [width, tokens], where they were of [width, width]."""
     n_heads, per_head = queries.shape[1], queries.shape[3]
     asked = torch.einsum("bhqd,hdw->bhw", queries, key.weight.unflatten(0, (n_heads, -1)))
     logits = asked @ x.transpose(1, 2)  # [inputs, heads, tokens]

@@ -92,7 +92,7 @@ class _ThroughWhole(torch.autograd.Function):
         return F.linear(x, whole)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, whole, down, up = ctx.saved_tensors
         flat, g = x.flatten(0, -2), gradient.flatten(0, -2)
@@ -102,7 +102,7 @@ class _ThroughWhole(torch.autograd.Function):
         return of_x, None, of_down, of_up, None
 
 
-class AdaptedLinear(Linear):
+class AdaptedLinear(Linear):  # type: ignore[misc]
     """What PEFT makes of a linear layer. Whatever is not one adapter as it is used here is left to PEFT."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

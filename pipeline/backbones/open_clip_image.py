@@ -53,7 +53,7 @@ class OpenClipTail(Tail):
     def forward(self, tokens: Float[Tensor, "images tokens width"]) -> Float[Tensor, "images embed_dim"]:
         """As `VisionTransformer.forward` goes on from there."""
         pooled = self._pool(tokens)
-        return cast(Tensor, pooled if self.proj is None else pooled @ self.proj)
+        return pooled if self.proj is None else pooled @ self.proj
 
     def _pool(self, tokens: Tensor) -> Tensor:
         # A layer norm acts on each token alone: only the tokens that are pooled need it.

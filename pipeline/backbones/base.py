@@ -78,16 +78,14 @@ class Tail(nn.Module, ABC):
             tokens = self._computed(block, tokens, *more)
         return tokens
 
-    def token_after_blocks(
-        self, tokens: Float[Tensor, "inputs tokens width"], at: Int[Tensor, " inputs"], *more: Any
-    ) -> Float[Tensor, "inputs width"]:
-        """Token `at` of each input after the last block: for a pooling that reads no other. What `through_blocks` gives there,
-        but the last block computes nothing else."""
-        for block in list(self.blocks)[:-1]:
-            tokens = self._computed(block, tokens, *more)
+    def token_after_blocks(self, tokens: Tensor, at: Int[Tensor, " inputs"], *more: Any) -> Float[Tensor, "inputs width"]:
+        """Token `at` of each input after the last block: as `through_blocks` gives it, but that block computes nothing else."""
         if not self.blocks:
             return token_at(tokens, at).squeeze(1)
-        return self._computed(partial(self.one_token, self.blocks[-1]), tokens, at, *more).squeeze(1)
+        *before, last = self.blocks
+        for block in before:
+            tokens = self._computed(block, tokens, *more)
+        return self._computed(partial(self.one_token, last), tokens, at, *more).squeeze(1)
 
     def one_token(self, block: nn.Module, tokens: Tensor, at: Tensor, *more: Any) -> Float[Tensor, "inputs 1 width"]:
         """Token `at` of each input after a block. Blocks that can compute it alone do."""

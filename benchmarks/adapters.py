@@ -1,14 +1,15 @@
 """A training step with adapters: DoRA by PEFT's own layer and by Carabid's, which says the same; and adapters beside training
 all weights.
 
-    python -m benchmarks.adapters
+    python -m benchmarks.adapters [few|many]
 
-Two blocks of a ViT-B whose patch tokens are pooled, adapters on six projections of each, 16 images × 50 tokens: forward,
-backward and AdamW's step. Fresh random tokens, one thread, in turn.
+Two blocks of a ViT-B whose patch tokens are pooled, adapters on six projections of each, 16 images × 50 tokens (many: 8 × 257):
+forward, backward and AdamW's step. Fresh random tokens, one thread, in turn.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, cast
 
@@ -33,11 +34,12 @@ class Size(NamedTuple):
     patches: int
     """Along a side."""
     images: int
-    ranks: tuple[int, int]
+    ranks: tuple[int, ...]
     rounds: int
 
 
-VIT_B, MANY, SHORT = Size(768, 12, 7, 16, (256, 16), 5), Size(768, 12, 16, 16, (256, 16), 3), Size(32, 2, 3, 2, (8, 2), 1)
+SIZES = {"few": Size(768, 12, 7, 16, (256, 16), 5), "many": Size(768, 12, 16, 8, (256,), 5)}
+SHORT = Size(32, 2, 3, 2, (8, 2), 1)
 GOALS = {256: 1.3}
 """Rank → how many times as long PEFT's own DoRA takes at least."""
 
@@ -101,14 +103,14 @@ def compare(size: Size) -> Iterator[Figure]:
             yield Figure(f"{kind}, rank {rank}, beside training all weights", ratio, about=about)
 
 
-def measure(short: bool = False) -> list[Figure]:
+def measure(short: bool = False, name: str = "few") -> list[Figure]:
     """At a high rank and a low one."""
-    return list(compare(SHORT if short else VIT_B))
+    return list(compare(SHORT if short else SIZES[name]))
 
 
 def main() -> None:
     torch.set_num_threads(THREADS)
-    show(measure())
+    show(measure(name=sys.argv[1] if len(sys.argv) > 1 else "few"))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def said(model: Learner, features: Tensor, metadata: Metadata | None = None) -> 
 def loss_of(model: Learner, features: Tensor, metadata: Metadata | None) -> Tensor:
     """Of two groups of three images each."""
     sets = Sets(torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 3]))
-    return model.losses(model(features, metadata), torch.ones(6, 3), sets).mean()
+    return model.losses(model(features, metadata), torch.ones(6, 3), sets)[0].mean()
 
 
 def step(model: Learner, optimizer: torch.optim.Optimizer, features: Tensor, metadata: Metadata) -> None:

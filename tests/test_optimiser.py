@@ -288,7 +288,7 @@ def test_a_rate_is_a_function_of_the_epoch_alone_so_that_a_resumed_run_has_it() 
 STEPS = """
 import sys, torch
 from pipeline.config.training import Optim
-from pipeline.training.optimiser import _uncompiled
+from pipeline.training.optimiser import _lean
 
 def trained(kind):
     torch.manual_seed(0)
@@ -301,7 +301,7 @@ def trained(kind):
         optimizer.load_state_dict(optimizer.state_dict())
     return model.weight
 
-mine = [trained(_uncompiled(kind)) for kind in (torch.optim.Adam, torch.optim.AdamW)]
+mine = [trained(_lean(kind)) for kind in (torch.optim.Adam, torch.optim.AdamW)]
 assert "torch._dynamo" not in sys.modules
 assert all(map(torch.equal, mine, [trained(kind) for kind in (torch.optim.Adam, torch.optim.AdamW)]))
 assert "torch._dynamo" in sys.modules, "torch's own no longer loads it: ours is not needed"

@@ -77,7 +77,7 @@ def test_variances_of_parts_add_up_as_those_of_independent_numbers() -> None:
     green, dead, clover, gdm, total = said.variance.T
     torch.testing.assert_close(gdm, green + clover)
     torch.testing.assert_close(total, gdm + dead)
-    loss = model.losses(model(FEATURES), torch.rand(9, 5))
+    loss = model.losses(model(FEATURES), torch.rand(9, 5))[0]
     assert loss.shape == (9,) and loss.isfinite().all()
 
 
@@ -97,7 +97,7 @@ def test_shares_of_a_whole_are_ratios_of_it() -> None:
 @pytest.mark.parametrize("kind", Outputs.kinds)
 def test_every_output_has_a_gradient(kind: str) -> None:
     model = learner(model={"outputs": {"kind": kind}, "head": {"kind": "per_target"}}, loss={"kind": "smooth_l1"})
-    model.losses(model(FEATURES), torch.rand(9, 5)).mean().backward()
+    model.losses(model(FEATURES), torch.rand(9, 5))[0].mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 

@@ -175,7 +175,7 @@ def test_the_forecast_that_training_scores_is_the_one_that_evaluation_makes(loss
     answer = answers(model, samples)
     pooled = pool(answer.parameters, answer.log_weights, make_sets(groups, CPU))
     mean, variance = model.loss.moments(pooled)
-    scored = model.losses(answer, samples.targets.dense(), make_sets(groups, CPU))
+    scored = model.losses(answer, samples.targets.dense(), make_sets(groups, CPU))[0]
     table = pd.DataFrame({"id": range(40), "group": groups, "domain": None, **dict.fromkeys(TARGETS, 0.0)})
     made = group_table(image_table(table, TARGETS, predict(model, samples)), TARGETS)
     ours, ours_variance = (made[[f"{t}_{of}" for t in TARGETS]].to_numpy() for of in ("mean", "variance"))

@@ -3,6 +3,7 @@ several times, turned or augmented."""
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import product
 from typing import Annotated, Literal
 
@@ -58,9 +59,9 @@ class Views(Section):
             raise ValueError("masks: left, top, right, bottom, in fractions of the sides, the first two less than the others")
         return self
 
-    @property
+    @cached_property
     def are_plain(self) -> bool:
-        """Whether the image is seen once, as it is."""
+        """Whether the image is seen once, as it is. (Every step of training asks.)"""
         return self == Views()
 
     @property

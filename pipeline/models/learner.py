@@ -171,6 +171,7 @@ class Learner(Model):
         self.outputs: nn.Module | None = None
         self.beside: Beside | None = None
         self.log = False
+        self.standardizes = n_features > 1  # (else its scale is 0 and 1)
         for of, n in (("target", n_targets), ("feature", n_features)):
             self.register_buffer(f"{of}_mean", torch.zeros(n))
             self.register_buffer(f"{of}_scale", torch.ones(n))
@@ -188,7 +189,7 @@ class Learner(Model):
         species = SpeciesEmbedding(len(names.species), len(names.genera), width) if model.species_embedding else None
         pooling, n_features = make_pooling(model.pool, width), width if model.standardize_features else 1
         learner = cls(encoder, head, domain, model.normalize, n_targets, loss, species, pooling, n_features, fuse, views)
-        learner.kind_of_encoder = model.encoder
+        learner.kind_of_encoder, learner.standardizes = model.encoder, model.standardize_features
         if auxiliary := config.data.auxiliary:
             columns = iter(facts.beside)
             n_names = [next(columns) if each.reads else 0 for each in auxiliary]
@@ -208,8 +209,11 @@ class Learner(Model):
     def answer(self, encoded: Encoded, metadata: Metadata | None = None, mix: Mix | None = None) -> Answer:
         """The same from what features are encoded to."""
         embedding = self.embed(encoded, metadata, mix)
-        hidden: Tensor = self.head[:-1](embedding)
-        parameters = self.loss.parameters(self.head[-1](hidden).float())
+        *before, last = self.head
+        hidden = embedding
+        for layer in before:
+            hidden = layer(hidden)
+        parameters = self.loss.parameters(last(hidden).float())
         if self.outputs is not None:
             parameters = self.outputs(parameters)
         log_weights = self.pooling(embedding, self.loss.moments(parameters)[1])
@@ -236,7 +240,8 @@ class Learner(Model):
     def embed(self, encoded: Encoded, metadata: Metadata | None, mix: Mix | None) -> Encoded:
         """What the head reads."""
         embedding = F.normalize(encoded, dim=-1) if self.normalize else encoded
-        embedding = (embedding - self.feature_mean) / self.feature_scale
+        if self.standardizes:
+            embedding = (embedding - self.feature_mean) / self.feature_scale
         shifts, n = [], len(embedding)
         if self.domain is not None:
             shifts.append(self.domain(metadata and metadata.domain, n))
@@ -262,18 +267,19 @@ class Learner(Model):
             mean, variance = torch.expm1(mean), variance * (2 * mean).exp()
         return Predicted(mean, variance, answer.log_weights)
 
-    def losses(self, answer: Answer, targets: Float[Tensor, "images learnt"], sets: Sets | None = None) -> Float[Tensor, " sets"]:
-        """Mean loss over targets, in their own units, of each image; with `sets` of each group, whose forecast is pooled from its
-        images'."""
-        n = answer.parameters.shape[1]
-        losses = self.loss.losses(*self._scored(answer, targets[:, :n], sets))
-        return losses if self.beside is None else losses + self.beside.losses(answer.embedding, targets[:, :n], targets[:, n:])
-
-    def losses_of_targets(
+    def losses(
         self, answer: Answer, targets: Float[Tensor, "images learnt"], sets: Sets | None = None
-    ) -> Float[Tensor, "sets targets"] | None:
-        """The same of each target, where the loss is made of these."""
-        return self.loss.each(*self._scored(answer, targets[:, : answer.parameters.shape[1]], sets))
+    ) -> tuple[Float[Tensor, " sets"], Float[Tensor, "sets targets"] | None]:
+        """Mean loss over targets, in their own units, of each image; with `sets` of each group, whose forecast is pooled from its
+        images'. And the same of each target, where the loss is made of these."""
+        n = answer.parameters.shape[1]
+        scored = self._scored(answer, targets[:, :n], sets)
+        losses = self.loss.losses(*scored)
+        with torch.no_grad():
+            each = self.loss.each(*scored)
+        if self.beside is not None:
+            losses = losses + self.beside.losses(answer.embedding, targets[:, :n], targets[:, n:])
+        return losses, each
 
     def _scored(self, answer: Answer, targets: Tensor, sets: Sets | None) -> tuple[Tensor, Tensor]:
         """What is said, and what is true of it, in standardised units."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -98,15 +99,19 @@ def batch_loss(
         features, targets = mix(features) if before else features, mix(targets)
     metadata = aug.drop_names(metadata, model, augment, share, rng)
     features = aug.add_noise(features, share * augment.noise, streams.noise)
-    with torch.autocast(features.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+    with in_precision(config, features.device):
         answer = model(features, metadata, mix) if before or not mix else model.answer(mix(model.encode(features)), metadata, mix)
     sets = batch.sets(samples.targets.device)
-    losses = model.losses(answer, targets, sets)
-    with torch.no_grad():
-        note(model.losses_of_targets(answer, targets, sets))
+    losses, of_targets = model.losses(answer, targets, sets)
+    note(of_targets)
     of_losses = domains if sets is None else domains[sets.firsts]
     loss: Tensor = config.risk.combine(losses, answer.hidden, (of_losses, domains), log_weights)
     return loss, len(losses)
+
+
+def in_precision(config: Config, device: torch.device) -> AbstractContextManager[object]:
+    """Where forward passes of training are computed: under autocast with bf16, which costs time even where it is off."""
+    return torch.autocast(device.type, torch.bfloat16) if config.train.precision == "bf16" else nullcontext()
 
 
 def validate(model: Learner, samples: Samples, config: Config) -> tuple[float | None, float, dict[str, float]]:
@@ -114,5 +119,5 @@ def validate(model: Learner, samples: Samples, config: Config) -> tuple[float | 
     answer, targets, choice = answers(model, samples), samples.targets, Choice.of(config)
     said = joined([model.in_units(answer)])
     sets = make_sets(samples.groups, targets.device) if config.train.sample == "groups" else None
-    loss = float(model.losses(answer, targets.dense(), sets).mean())
+    loss = float(model.losses(answer, targets.dense(), sets)[0].mean())
     return choice.score(samples, said), loss, choice.figures(samples, said)

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.config.trial import Config
 from pipeline.models.base import Model
@@ -15,17 +15,55 @@ from pipeline.models.base import Model
 def make_optimizer(model: Model, config: Config) -> torch.optim.Optimizer:
     """Adam or AdamW over every trainable parameter; each group remembers its full rate as `peak_lr`."""
     optim, groups = config.optim, parameter_groups(model, config)
-    kind = _uncompiled(torch.optim.AdamW if optim.kind == "adamw" else torch.optim.Adam)
+    kind = _lean(torch.optim.AdamW if optim.kind == "adamw" else torch.optim.Adam)
     return kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True)
 
 
 @cache
-def _uncompiled(kind: Any) -> Any:
-    """An optimiser of torch, the same to the bit, that leaves torch's compiler alone: its own methods load that (1.7 s of CPU in
-    each process that trains) to tell it not to compile them."""
-    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+def _lean(kind: Any) -> Any:
+    """An optimiser of torch, the same to the bit, whose step is its kernel and little else, and that leaves torch's compiler
+    alone: its own methods load that (1.7 s of CPU in each process that trains) to tell it not to compile them."""
+    names = ("add_param_group", "state_dict", "load_state_dict")
     methods: dict[str, Any] = {name: inspect.unwrap(getattr(kind, name)) for name in names}
-    return type(kind.__name__, (kind,), methods | {"step": torch.no_grad()(inspect.unwrap(kind.step))})
+    return type(kind.__name__, (kind,), methods | {"step": _step, "zero_grad": _zero_grad})
+
+
+def _step(optimizer: torch.optim.Optimizer) -> None:
+    step_together([optimizer])
+
+
+def _zero_grad(optimizer: torch.optim.Optimizer, set_to_none: bool = True) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
+@torch.no_grad()
+def step_together(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """A step of several, each as by itself, in one launch for all parameters of one rate: those of torch take one for each
+    optimiser and group. What no gradient has reached stays as it is."""
+    alike: dict[tuple[Any, ...], list[tuple[Tensor, ...]]] = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            how = group["decoupled_weight_decay"], group["lr"], *group["betas"], group["weight_decay"], group["eps"]
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    state = optimizer.state[parameter] or _begin(optimizer, parameter)
+                    tensors = parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"], state["step"]
+                    alike.setdefault((parameter.dtype, *how), []).append(tensors)
+    for (_, decoupled, lr, beta1, beta2, decay, eps), known in alike.items():
+        *moments, steps = map(list, zip(*known, strict=True))
+        torch._foreach_add_(steps, 1)
+        kernel: Any = torch._fused_adamw_ if decoupled else torch._fused_adam_
+        numbers = {"lr": lr, "beta1": beta1, "beta2": beta2, "weight_decay": decay, "eps": eps}
+        kernel(*moments, [], steps, **numbers, amsgrad=False, maximize=False)
+
+
+def _begin(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """A parameter's state before its first step."""
+    moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+    optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+    return optimizer.state[parameter]
 
 
 def parameter_groups(model: Model, config: Config) -> list[dict[str, Any]]:

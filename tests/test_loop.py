@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.config.augment import Augment
 from pipeline.config.resources import Resources
@@ -211,6 +212,37 @@ def test_clipping_bounds_the_gradient_of_every_step(samples: Samples) -> None:
     assert min(norms[None]) > 1e-2 and max(norms[1e-3]) <= 1.001e-3
 
 
+class Waits(TorchDispatchMode):
+    """Counts the operations after which a CPU knows what a GPU has computed, for which it must have waited."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.n += func.name().split("::")[1].split(".")[0] in (
+            "_local_scalar_dense",
+            "nonzero",
+            "is_nonzero",
+            "equal",
+            "_unique2",
+        )
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sample", ["images", "groups"])
+def test_an_epoch_waits_for_the_device_as_often_however_many_batches_it_has(samples: Samples, sample: Any) -> None:
+    some: dict[str, Any] = {"mixup_alpha": 0.4} if sample == "images" else {}
+    augment, waited = Augment(image_dropout=0.2, domain_dropout=0.5, noise=0.1, **some), {}
+    for size in (2, 12):
+        train = Train(batch_size=size, precision="fp32", sample=sample)
+        model, config = Watched(), make_config(train=train, augment=augment, optim=Optim(clip=1.0, ema=0.9))
+        optimizer, average, learnt = make_optimizer(model, config), Average(model, 0.9, {}, 0), lesson(model, samples, config)
+        loop.train_epoch(model, learnt, optimizer, config, 0, lambda share: None)  # (the first looks at gradients)
+        with Waits() as counted:
+            loop.train_epoch(model, learnt, optimizer, config, 1, lambda share, average=average: average.update())
+        waited[size] = counted.n
+    assert waited[2] == waited[12] <= 3, waited
+
+
 def test_each_epoch_trains_at_the_rate_of_its_schedule(samples: Samples, tmp_path: Path) -> None:
     schedule = Plain(kind="cosine", warmup=2, hold=1, floor=0.1)
     config = make_config(schedule=schedule, optim=Optim(lr=0.1))
@@ -220,7 +252,8 @@ def test_each_epoch_trains_at_the_rate_of_its_schedule(samples: Samples, tmp_pat
     for _ in range(8):
         run = make_run(tmp_path, config)
         log = EpochLog(tmp_path / "m.jsonl", 0)
-        loop.fit_epoch(model, lesson(model, samples, config), optimizer, run, progress, Average(model, 0.0, {}, 0), log)
+        average = Average(model, 0.0, {}, 0)
+        loop.fit_epoch(loop.Descent(model, lesson(model, samples, config), run, optimizer, progress, average, log))
     peak = 0.1 * config.model.head.lr_scale  # type: ignore[union-attr]
     assert rates[::3] == [{schedule.rate(peak, config.optim.lr, epoch, 8)} for epoch in range(8)]
     assert len({rate for epoch in rates for rate in epoch}) > 4
@@ -235,7 +268,8 @@ def test_a_bar_follows_the_batches_and_is_told_the_figure_instead_of_a_line(
     for is_terminal in (False, True):
         monkeypatch.setattr(sys.stdout, "isatty", lambda is_terminal=is_terminal: is_terminal)
         log = EpochLog(tmp_path / "m.jsonl", progress.epoch, bar=lambda done, said: told.append((round(done, 3), said)))
-        loop.fit_epoch(model, lesson(model, samples, config), optimizer, run, progress, Average(model, 0.0, {}, 0), log)
+        average = Average(model, 0.0, {}, 0)
+        loop.fit_epoch(loop.Descent(model, lesson(model, samples, config), run, optimizer, progress, average, log))
     assert capsys.readouterr().out.count("epoch ") == 1
     assert [done for done, _ in told] == [0.333, 0.667, 1, 1, 1.333, 1.667, 2, 2]
     assert told[2][1] == "" and re.fullmatch(r"\w+ -?\d\.\d{3}, best -?\d\.\d{3} in epoch 0", told[3][1])

@@ -72,6 +72,8 @@ class Head(Kind):
     """Whether targets that add up (data.sums) do so in what it says."""
     reads_views: ClassVar[bool] = False
     """Whether it knows what to do with several views of an image."""
+    can_be_stacked: ClassVar[bool] = False
+    """Whether the parameters of several, of one shape, can stand in one tensor, so that they are trained together."""
     reads_texts: ClassVar[bool] = False
     """Whether it reads the texts of classes beside images (`config/towers.py`)."""
     embeds: ClassVar[bool] = False
@@ -132,7 +134,7 @@ class MlpHead(Head):
     """A perceptron with GELU between its layers, trained by gradient descent."""
 
     of = "both"
-    descends = True
+    descends = can_be_stacked = True
     reads_views = True
     fitter, adapter = "pipeline.training.learner.fit", "pipeline.training.adapt.adapt"
     kind: Literal["mlp"] = "mlp"

@@ -36,6 +36,8 @@ class Loss(Kind):
 
     adds_up: ClassVar[bool] = False
     """Whether what a head learns by it is a location, or a location and a scale, so that it can be added up (model.outputs)."""
+    can_be_stacked: ClassVar[bool] = False
+    """Whether it is made of operations that can be of several trials at once (torch.func.vmap)."""
     locates: ClassVar[bool] = True
     """Whether the first of a head's numbers for a target is a location."""
 
@@ -59,6 +61,7 @@ class SquaredError(Loss):
 
     learns_variance = False
     adds_up = True
+    can_be_stacked = True
     kind: Literal["mse"] = "mse"
 
     def make(self, n_targets: int) -> Any:
@@ -70,6 +73,7 @@ class SmoothL1(Loss):
 
     learns_variance = False
     adds_up = True
+    can_be_stacked = True
     kind: Literal["smooth_l1"]
     beta: float = Field(1.0, gt=0)
     """Where one becomes the other, in the units that are learnt in."""
@@ -84,6 +88,7 @@ class GaussianLoss(Loss):
     """Mean and sigma of a normal distribution, by CRPS or by negative log-likelihood."""
 
     adds_up = True
+    can_be_stacked = True
     kind: Literal["crps", "nll"]
 
     def make(self, n_targets: int) -> Any:
@@ -93,6 +98,7 @@ class GaussianLoss(Loss):
 class StudentTLoss(Loss):
     """Negative log-likelihood of a Student-t distribution: an outlier among images counts for less."""
 
+    can_be_stacked = True
     kind: Literal["student_t"]
     df: float = Field(5.0, gt=2)
     """Degrees of freedom."""
@@ -105,6 +111,7 @@ class QuantileLoss(Loss):
     """Pinball loss of several quantiles."""
 
     locates = False
+    can_be_stacked = True
     kind: Literal["quantiles"]
     levels: Annotated[tuple[Level, ...], Field(min_length=2), Ascending] = (0.05, 0.25, 0.5, 0.75, 0.95)
     """Levels of the quantiles, in ascending order."""
@@ -119,6 +126,7 @@ class CrossEntropy(Loss):
     fits = (Fit("data.columns.auxiliary", GIVEN, "is the weight of labels beside the class", "auxiliary"),)
     of = "classes"
     learns_variance = False
+    can_be_stacked = True
     kind: Literal["cross_entropy"]
     balanced: bool = False
     """Weight classes by 1 / their share of the training images."""

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int64, Num
 from torch import Tensor
 
 from pipeline.config.augment import Augment, Mixup
 from pipeline.config.views import Views
 from pipeline.device import to_device
-from pipeline.models.learner import Learner, Mix, Rows, SpeciesEmbedding
+from pipeline.models.learner import Learner, Rows, SpeciesEmbedding
 from pipeline.models.metadata import Metadata
 
 PLAIN = Mixup()
@@ -63,19 +63,29 @@ def draw_poses(
 
 def make_mix(
     n: int, alpha: float, rng: np.random.Generator, device: torch.device | str = "cpu", how: Mixup = PLAIN
-) -> Mix | None:
+) -> Mixing | None:
     """Mixing of a batch of `n` with a permutation of itself, λ ~ Beta(α, α); None where α is 0 (nothing to mix), or this batch
     is not to be mixed."""
     if alpha == 0 or (how.probability < 1 and rng.random() >= how.probability):
         return None
     share = float(rng.beta(alpha, alpha))
     share = max(share, 1 - share) if how.keeps_most else share
-    order = to_device(torch.from_numpy(rng.permutation(n)), torch.device(device))
+    return Mixing(share, 1 - share, to_device(torch.from_numpy(rng.permutation(n)), torch.device(device)))
 
-    def mix(rows: Float[Tensor, "images ..."]) -> Float[Tensor, "images ..."]:
-        return share * rows + (1 - share) * rows[order]
 
-    return mix
+@dataclass(frozen=True)
+class Mixing:
+    """Rows of a batch, each with another."""
+
+    share: float
+    """How much of a mixed row is the row itself."""
+    rest: float
+    """How much is the other: 1 − share."""
+    order: Int64[Tensor, " images"]
+    """The other of each row."""
+
+    def __call__(self, rows: Float[Tensor, "images ..."]) -> Float[Tensor, "images ..."]:
+        return self.share * rows + self.rest * rows[self.order]
 
 
 def drop_names(metadata: Metadata, model: Learner, augment: Augment, share: float, rng: np.random.Generator) -> Metadata:

@@ -7,7 +7,8 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -59,42 +60,120 @@ def descend(model: Model, lesson: Lesson[Any], run: Run) -> Progress:
 
     Raises WorkError for a loss that is not finite or a parameter without a gradient, Interrupted when told to stop.
     """
-    config, epochs = run.config, run.config.train.epochs
-    optimizer = make_optimizer(model, config)
-    progress = _begun(model, optimizer, run)
-    average = Average(model, config.optim.ema, progress.average, progress.averaged)
-    if len(progress.domain_log_weights):
-        lesson.log_weights = progress.domain_log_weights
-    progress.domain_log_weights = lesson.log_weights
-    patience = math.inf if config.train.patience is None else config.train.patience
-    with _log(run, progress.epoch) as log:
-        saved = time.monotonic()
-        while progress.epoch < epochs and _still_waits(progress, config.train.held_epochs, patience):
-            fit_epoch(model, lesson, optimizer, run, progress, average, log)
-            told_to_stop = run.stop.check_epoch(run.trial) and progress.epoch < epochs
-            if run.processes.is_main and (told_to_stop or _checkpoint_is_due(config, progress.epoch, saved)):
-                save_checkpoint(run.trial, run.identity, model, optimizer, progress)
-                run.after_checkpoint()
-                saved = time.monotonic()
-            if told_to_stop:
-                raise Interrupted(f"{run.trial.path}: told to stop; the checkpoint is written, run it again to go on")
-    load_trained_state(model, progress.best_state)
-    return progress
+    with begun(model, lesson, run) as descent:
+        while descent.goes_on():
+            fit_epoch(descent)
+    return descent.ended()
+
+
+@dataclass
+class Descent:
+    """A training that is under way."""
+
+    model: Model
+    lesson: Lesson[Any]
+    run: Run
+    optimizer: Optimizer
+    progress: Progress
+    average: Average
+    log: EpochLog | None
+    saved: float = field(default_factory=time.monotonic)
+    """When its last checkpoint was written, or it began."""
+
+    def goes_on(self) -> bool:
+        """Whether there is another epoch: a better one may still come while the encoder is held, and for `patience` epochs
+        without one behind that."""
+        train, progress = self.run.config.train, self.progress
+        patience = math.inf if train.patience is None else train.patience
+        waits = progress.epoch - 1 - max(progress.best_epoch, train.held_epochs - 1) < patience
+        return progress.epoch < train.epochs and waits
+
+    def begin_epoch(self) -> None:
+        """Set what holds for an epoch."""
+        config, epoch = self.run.config, self.progress.epoch
+        set_rates(self.optimizer, config, epoch, self.progress.validation_losses)
+        self.model.held = epoch < config.train.held_epochs
+
+    def after_step(self, share: float) -> None:
+        """Of the epoch `share` is done. Raises Interrupted if its end must not be waited for."""
+        self.average.update()
+        self.run.stop.check_batch()
+        if self.log:
+            self.log.show(self.progress.epoch + share)
+
+    def end_epoch(self, loss: float, of_batches: Float[Tensor, " batches"], started: float) -> None:
+        """Validate, remember the weights if they are the best, write the epoch's line, and a checkpoint if it is time. Raises
+        Interrupted when told to stop."""
+        run, progress = self.run, self.progress
+        metric = self._choose()
+        progress.epoch, seconds = progress.epoch + 1, time.monotonic() - started
+        progress.seconds += seconds
+        if self.log:
+            self._tell(self.log, loss, of_batches, metric, seconds)
+        told_to_stop = run.stop.check_epoch(run.trial) and progress.epoch < run.config.train.epochs
+        if run.processes.is_main and (told_to_stop or _checkpoint_is_due(run.config, progress.epoch, self.saved)):
+            save_checkpoint(run.trial, run.identity, self.model, self.optimizer, progress)
+            run.after_checkpoint()
+            self.saved = time.monotonic()
+        if told_to_stop:
+            raise Interrupted(f"{run.trial.path}: told to stop; the checkpoint is written, run it again to go on")
+
+    def _choose(self) -> float | None:
+        """The epoch's figure on validation; its weights are remembered if they are to be kept."""
+        run, progress = self.run, self.progress
+        with self.average.applied():
+            metric, validation_loss = _validated(self.lesson, run.processes)
+            progress.validation_losses.append(validation_loss)
+            if run.config.select.epoch == "last":
+                progress.keep(progress.epoch, metric, trained_state(self.model))
+            else:
+                state = trained_state(self.model)
+                progress.keep_best(progress.epoch, metric, lower=run.choice.lower_is_better, state=state)
+        progress.average, progress.averaged = self.average.state, self.average.steps
+        return metric
+
+    def _tell(
+        self, log: EpochLog, loss: float, of_batches: Float[Tensor, " batches"], metric: float | None, seconds: float
+    ) -> None:
+        """A line of metrics.jsonl."""
+        progress, choice = self.progress, self.run.choice
+        known = {"epoch": progress.epoch - 1, "phase": "head" if self.model.held else "all"}
+        rates = {"train/lr": max(group["lr"] for group in self.optimizer.param_groups)}
+        scores = {"val/loss": progress.validation_losses[-1], f"val/{choice.metric}": metric, "seconds": seconds}
+        # Of a frozen encoder there are hundreds of epochs of thousands of batches.
+        batches = {"train/loss_batches": of_batches.tolist()} if self.run.config.model.tunes_towers else {}
+        log.write(known | {"train/loss": loss} | rates | scores, {**self.lesson.told(), **batches})
+        log.show(progress.epoch, _said(choice.metric, metric, progress))
+
+    def ended(self) -> Progress:
+        """Leave the model with the weights that are kept."""
+        load_trained_state(self.model, self.progress.best_state)
+        return self.progress
 
 
 @contextmanager
-def _log(run: Run, epochs_done: int) -> Iterator[EpochLog | None]:
+def begun(model: Model, lesson: Lesson[Any], run: Run, one_of_several: bool = False) -> Iterator[Descent]:
+    """A training as far as its checkpoint says; `one_of_several` shows no bar."""
+    optimizer = make_optimizer(model, run.config)
+    progress = _begun(model, optimizer, run)
+    average = Average(model, run.config.optim.ema, progress.average, progress.averaged)
+    if len(progress.domain_log_weights):
+        lesson.log_weights = progress.domain_log_weights
+    progress.domain_log_weights = lesson.log_weights
+    with _log(run, progress.epoch, one_of_several) as log:
+        yield Descent(model, lesson, run, optimizer, progress, average, log)
+
+
+@contextmanager
+def _log(run: Run, epochs_done: int, one_of_several: bool) -> Iterator[EpochLog | None]:
     """Where the main process writes of each epoch."""
     if not run.processes.is_main:
         yield None
         return
-    with tracked(run.config, run.trial) as tell, shown_epochs(run.config.train.epochs, epochs_done) as show:
-        yield EpochLog(run.trial.metrics, epochs_done, tell, show)
-
-
-def _still_waits(progress: Progress, held: int, patience: float) -> bool:
-    """Whether a better epoch may still come: while the encoder is held, and for `patience` epochs without one behind that."""
-    return progress.epoch - 1 - max(progress.best_epoch, held - 1) < patience
+    bar = nullcontext() if one_of_several else shown_epochs(run.config.train.epochs, epochs_done)
+    name = f"{run.trial.path.name}: " if one_of_several else ""
+    with tracked(run.config, run.trial) as tell, bar as show:
+        yield EpochLog(run.trial.metrics, epochs_done, tell, show, name)
 
 
 def _begun(model: Model, optimizer: Optimizer, run: Run) -> Progress:
@@ -108,39 +187,13 @@ def _begun(model: Model, optimizer: Optimizer, run: Run) -> Progress:
     return progress
 
 
-def fit_epoch(
-    model: Model, lesson: Lesson[Any], optimizer: Optimizer, run: Run, progress: Progress, average: Average, log: EpochLog | None
-) -> None:
+def fit_epoch(descent: Descent) -> None:
     """Train for one epoch, validate, remember the weights if they are the best, and write the epoch's line."""
-    started, epoch, config = time.monotonic(), progress.epoch, run.config
-    set_rates(optimizer, config, epoch, progress.validation_losses)
-    model.held = epoch < config.train.held_epochs
-
-    def after_step(share: float) -> None:
-        average.update()
-        run.stop.check_batch()
-        if log:
-            log.show(epoch + share)
-
-    loss, of_batches = train_epoch(model, lesson, optimizer, config, epoch, after_step, run.processes)
-    with average.applied():
-        metric, validation_loss = _validated(lesson, run.processes)
-        progress.validation_losses.append(validation_loss)
-        if config.select.epoch == "last":
-            progress.keep(epoch, metric, trained_state(model))
-        else:
-            progress.keep_best(epoch, metric, lower=run.choice.lower_is_better, state=trained_state(model))
-    progress.average, progress.averaged = average.state, average.steps
-    progress.epoch, seconds = epoch + 1, time.monotonic() - started
-    progress.seconds += seconds
-    if log:
-        known = {"epoch": epoch, "phase": "head" if model.held else "all"}
-        rates = {"train/lr": max(group["lr"] for group in optimizer.param_groups)}
-        scores = {"val/loss": validation_loss, f"val/{run.choice.metric}": metric, "seconds": seconds}
-        # Of a frozen encoder there are hundreds of epochs of thousands of batches.
-        batches = {"train/loss_batches": of_batches.tolist()} if config.model.tunes_towers else {}
-        log.write(known | {"train/loss": loss} | rates | scores, {**lesson.told(), **batches})
-        log.show(epoch + 1, _said(run.choice.metric, metric, progress))
+    started, run = time.monotonic(), descent.run
+    descent.begin_epoch()
+    model, lesson, optimizer, epoch = descent.model, descent.lesson, descent.optimizer, descent.progress.epoch
+    learnt = train_epoch(model, lesson, optimizer, run.config, epoch, descent.after_step, run.processes)
+    descent.end_epoch(*learnt, started)
 
 
 def _said(name: str, metric: float | None, progress: Progress) -> str:
@@ -187,7 +240,7 @@ def train_epoch(
         else:
             _accumulate(model, optimizer, loss, counts, several, number + 1 == n_batches)
         if epoch in (0, config.train.held_epochs) and number == 0:  # better to stop at once
-            _check_gradients(model)
+            check_gradients(model)
         if len(counts) % several and number + 1 < n_batches:
             continue
         processes.add_gradients(model.parameters())
@@ -196,7 +249,7 @@ def train_epoch(
         optimizer.step()
         after_step((number + 1) / n_batches)
     of_batches = torch.stack(losses)
-    return _mean_loss(of_batches, counts, epoch), of_batches
+    return mean_loss(of_batches, counts, epoch), of_batches
 
 
 def _accumulate(model: Model, optimizer: Optimizer, loss: Tensor, counts: Sequence[int], several: int, is_last: bool) -> None:
@@ -210,7 +263,7 @@ def _accumulate(model: Model, optimizer: Optimizer, loss: Tensor, counts: Sequen
         torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], float(images))
 
 
-def _check_gradients(model: Model) -> None:
+def check_gradients(model: Model) -> None:
     if names := list(without_gradient(model, model.held)):
         raise WorkError(f"no gradient reaches {len(names)} trainable parameters, they would never learn: {', '.join(names[:8])}")
 
@@ -224,9 +277,10 @@ class EpochLog:
         n_epochs_done: int,
         tell: Tell = lambda values, epoch: None,
         bar: Callable[[float, str], None] | None = None,
+        name: str = "",
     ) -> None:
-        """`tell` is told each line too; `bar` shows a person how far the training is."""
-        self.path, self.tell, self.bar, self.said = path, tell, bar, ""
+        """`tell` is told each line too; `bar` shows a person how far the training is; `name` comes before what is printed."""
+        self.path, self.tell, self.bar, self.name, self.said = path, tell, bar, name, ""
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
         write_text(path, "".join(lines[:n_epochs_done]))
 
@@ -237,7 +291,7 @@ class EpochLog:
         with self.path.open("a") as file:
             file.write(json.dumps(rounded) + "\n")
         if self.bar is None or not sys.stdout.isatty():
-            print("  ".join(f"{name} {rounded[name]}" for name in values), flush=True)
+            print(self.name + "  ".join(f"{name} {rounded[name]}" for name in values), flush=True)
         self.tell(rounded, int(rounded["epoch"] or 0))
 
     def show(self, done: float, said: str | None = None) -> None:
@@ -256,7 +310,7 @@ def _rounded(value: float | str | list[float] | None) -> Any:
     return (round(value, 6) or float(f"{value:.6g}")) if math.isfinite(value) else None
 
 
-def _mean_loss(losses: Float[Tensor, " batches"], counts: list[int], epoch: int) -> float:
+def mean_loss(losses: Float[Tensor, " batches"], counts: list[int], epoch: int) -> float:
     """Weighted mean over batches of unequal size. Read once per epoch: asking each batch would make the GPU wait."""
     bad = torch.nonzero(~torch.isfinite(losses)).flatten()
     if len(bad):

@@ -1,27 +1,33 @@
-"""Ridge regression with seven penalties: one eigendecomposition for all, beside scikit-learn's Ridge once for each, in one run.
+"""Ridge regression with seven penalties: each fitted by scikit-learn / all from one decomposition; and trials of one process that
+have the same inputs: each with a decomposition of its own / with a shared one.
 
-    python benchmarks/ridge.py [rounds]
+    python -m benchmarks.ridge
 
-Random inputs of the beetles' size (12,000 × 768, three targets), float64, one thread, the two in turn; prints the median of
-each and of their ratio, and how far their weights are apart.
+Of the beetles' size (12,000 × 768), fresh random inputs in every round, one thread.
 """
 
 from __future__ import annotations
-
-import statistics
-import sys
-import time
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
+from benchmarks.figure import Figure, in_turn, show
 from pipeline.training.ridge import solve
 
+THREADS = 1
 Floats = NDArray[np.float64]
-N, WIDTH, N_TARGETS = 12_000, 768, 3
+N_TARGETS = 3
 ALPHAS = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
+TRIALS = 4
+
+
+def draw(n: int, width: int) -> tuple[Floats, Floats]:
+    """Inputs and targets."""
+    rng = np.random.default_rng()
+    inputs = rng.normal(size=(n, width)).astype("float32").astype("float64")
+    return inputs, (inputs[:, :N_TARGETS] + rng.normal(size=(n, N_TARGETS))).astype("float32").astype("float64")
 
 
 def one_by_one(inputs: Floats, targets: Floats) -> list[Floats]:
@@ -34,22 +40,31 @@ def all_at_once(inputs: Floats, targets: Floats) -> list[Floats]:
     return [weights for weights, _ in solve(inputs.astype("float32"), targets.astype("float32"), ALPHAS)]
 
 
+def measure(short: bool) -> list[Figure]:
+    """The two ratios. Raises AssertionError where weights differ."""
+    n, width, rounds = (300, 20, 1) if short else (12_000, 768, 5)
+    first = draw(n, width)
+    apart = max(float(np.abs(a - b).max()) for a, b in zip(one_by_one(*first), all_at_once(*first), strict=True))
+    assert apart < 1e-5, f"weights differ by {apart:.1e}"
+    rng = np.random.default_rng(1)
+
+    def ours(trials: int) -> None:
+        """So many trials on the same inputs, which none before has had."""
+        inputs = first[0] + np.float32(rng.normal())
+        for _ in range(trials):
+            all_at_once(inputs, first[1])
+
+    each, at_once, ratio = in_turn(lambda: one_by_one(*first), lambda: ours(1), rounds)
+    apart_, shared, gain = in_turn(lambda: [ours(1) for _ in range(TRIALS)], lambda: ours(TRIALS), rounds)
+    about = f"{each:.2f} s / {at_once:.2f} s; equal to {apart:.0e}"
+    return [
+        Figure("ridge regression, seven penalties", ratio, at_least=3, about=about),
+        Figure(f"{TRIALS} trials of ridge on the same inputs", gain, at_least=1.5, about=f"{apart_:.2f} s / {shared:.2f} s"),
+    ]
+
+
 def main() -> None:
-    rng = np.random.default_rng(0)
-    inputs = rng.normal(size=(N, WIDTH)).astype("float32").astype("float64")
-    targets = (inputs[:, :N_TARGETS] + rng.normal(size=(N, N_TARGETS))).astype("float32").astype("float64")
-    times: dict[str, list[float]] = {"one by one": [], "all at once": []}
-    found = {}
-    for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 5):
-        for name, way in (("one by one", one_by_one), ("all at once", all_at_once)):
-            started = time.perf_counter()
-            found[name] = way(inputs, targets)
-            times[name].append(time.perf_counter() - started)
-    apart = max(float(np.abs(a - b).max()) for a, b in zip(*found.values(), strict=True))
-    for name, seconds in times.items():
-        print(f"{name}: {statistics.median(seconds):.2f} s")
-    ratios = [one / other for one, other in zip(*times.values(), strict=True)]
-    print(f"ratio {statistics.median(ratios):.1f}; weights differ by at most {apart:.1e}")
+    show(measure(short=False))
 
 
 if __name__ == "__main__":

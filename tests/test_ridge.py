@@ -12,6 +12,7 @@ from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from pipeline.training import ridge
 from pipeline.training.ridge import solve
 
 ALPHAS = (0.01, 1.0, 100.0, 1e4)
@@ -85,3 +86,25 @@ def test_one_decomposition_serves_all_penalties(monkeypatch: pytest.MonkeyPatch)
     calls, real = [], np.linalg.eigh
     monkeypatch.setattr(np.linalg, "eigh", lambda matrix: calls.append(1) or real(matrix))
     assert len(list(solve(*draw(20, 3), np.logspace(-3, 3, 50).tolist()))) == 50 and len(calls) == 1
+
+
+def test_what_is_solved_again_for_the_same_inputs_shares_their_decomposition_and_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+    plain = ridge._decompose
+    monkeypatch.setattr(ridge, "_decompose", lambda inputs: made.append(len(inputs)) or plain(inputs))
+    (x, y), (_, other) = draw(30, 5, seed=77), draw(30, 5, seed=78)
+    first, second, copied = solved(x, y), solved(x, other), solved(x.copy(), y)
+    assert len(made) == 1 and all(map(np.array_equal, first, copied))
+    ridge._known.clear()
+    assert all(map(np.array_equal, second, solved(x, other)))
+    changed = x.copy()
+    changed[3, 2] += 1
+    assert not np.array_equal(solved(changed, y)[0], first[0]) and len(made) == 3
+
+
+def test_only_the_last_few_decompositions_are_kept() -> None:
+    for seed in range(ridge.KEPT + 3):
+        solved(*draw(20, 3, seed=seed))
+    assert len(ridge._known) == ridge.KEPT

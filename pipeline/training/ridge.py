@@ -1,5 +1,6 @@
 """Ridge regression in closed form, as a head: the penalty is chosen on validation groups."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -18,6 +19,11 @@ Bias = Float64[np.ndarray, " targets"]
 TINY = 1e-12
 """Directions with a smaller share of the largest eigenvalue are rounding errors: without a penalty they are left out. So is a
 feature whose sd is a smaller share of its mean."""
+KEPT = 4
+"""Decompositions that are kept, as many as folds in turn may have: 5 MB each at a width of 768."""
+Decomposition = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Mean and scale of inputs [E], eigenvalues [E] and eigenvectors [E, E] of the covariance of what these make of them."""
+_known: dict[tuple[str, tuple[int, ...], bytes], Decomposition] = {}
 
 
 def fit_ridge(model: Learner, train: Samples, validation: Samples, run: Run) -> Fitted:
@@ -46,17 +52,34 @@ def solve(
     """Weights and bias for unscaled inputs, for each penalty in turn.
 
     A penalty acts on standardised inputs. All of them share one eigendecomposition of the inputs' covariance, after which each
-    costs no more than a product of matrices (Hastie, Tibshirani and Friedman 2009, equation 3.47). In float64.
+    costs no more than a product of matrices (Hastie, Tibshirani and Friedman 2009, equation 3.47); so do trials of one process
+    that have the same inputs. In float64.
     """
-    x, y = inputs.astype("float64"), targets.astype("float64")
-    mean, scale, centre = x.mean(0), x.std(0), y.mean(0)
-    scale[scale <= TINY * np.abs(mean)] = 1  # a feature that does not vary, but for rounding, tells nothing
-    x = (x - mean) / scale
-    values, vectors = np.linalg.eigh(x.T @ x)
-    projected = vectors.T @ (x.T @ (y - centre))
-    values = values.clip(0)
+    y = targets.astype("float64")
+    centre = y.mean(0)
+    mean, scale, values, vectors = _decomposed(inputs)
+    projected = vectors.T @ (((inputs - mean) / scale).T @ (y - centre))
     for alpha in alphas:
         shrunk = values + alpha
         inverse = np.divide(1, shrunk, out=np.zeros_like(shrunk), where=shrunk > TINY * shrunk.max())
         weights = (vectors @ (inverse[:, None] * projected)).T / scale
         yield weights, centre - weights @ mean
+
+
+def _decomposed(inputs: Float32[np.ndarray, "images width"]) -> Decomposition:
+    """Of inputs with these bytes computed once; those of the last few inputs are kept."""
+    key = inputs.dtype.str, inputs.shape, hashlib.blake2b(np.ascontiguousarray(inputs).data).digest()
+    if key not in _known:
+        _known[key] = _decompose(inputs)
+        if len(_known) > KEPT:
+            del _known[next(iter(_known))]
+    return _known[key]
+
+
+def _decompose(inputs: Float32[np.ndarray, "images width"]) -> Decomposition:
+    x = inputs.astype("float64")
+    mean, scale = x.mean(0), x.std(0)
+    scale[scale <= TINY * np.abs(mean)] = 1  # a feature that does not vary, but for rounding, tells nothing
+    x = (x - mean) / scale
+    values, vectors = np.linalg.eigh(x.T @ x)
+    return mean, scale, values.clip(0), vectors

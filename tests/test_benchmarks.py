@@ -16,7 +16,10 @@ from benchmarks import (
     adapters,
     biomass,
     forecasts,
+    gpu_heads,
+    grid16,
     head_training,
+    heads_together,
     ranks,
     report,
     ridge,
@@ -32,15 +35,29 @@ from tests import conftest
 
 def test_every_script_has_a_short_form_here() -> None:
     scripts = {path.stem for path in (PROJECT / "benchmarks").glob("*.py")} - {"__init__", "figure"}
-    known = (adapters, biomass, forecasts, head_training, ranks, report, ridge, ridge_stack, shifted, silhouettes, start, tails)
+    known = (
+        adapters,
+        biomass,
+        forecasts,
+        gpu_heads,
+        grid16,
+        head_training,
+        heads_together,
+        ranks,
+        report,
+        ridge,
+        ridge_stack,
+        shifted,
+        silhouettes,
+        start,
+        tails,
+    )
     assert scripts == {module.__name__.rpartition(".")[2] for module in known}
 
 
-def test_head_training_times_an_epoch_each_way(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, value in {"N": 256, "WIDTH": 16, "LAYERS": (16, 8, 3), "WORKERS": 0}.items():
-        monkeypatch.setattr(head_training, name, value)
-    head_training.main(1)
-    assert re.search(r"carabid \d\.\d\d s, sample \d\.\d\d s .*\nratio sample/carabid: \d+\.\d\d", capsys.readouterr().out)
+def test_head_training_learns_alike_both_ways() -> None:
+    ratio, unaided, gathering = head_training.measure(short=True)
+    assert ratio.at_least == 2.2 and unaided.value > 0 and 0 < gathering.value < 100
 
 
 @pytest.mark.parametrize("script", [adapters, tails])
@@ -70,13 +87,20 @@ def test_a_report_of_many_trials_is_written_and_opened(
     assert re.search(r"5 trials: written in .* MB, opened in (\d\.\d\d s|no browser here)\n$", capsys.readouterr().out)
 
 
-def test_ridge_finds_the_same_weights_both_ways(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, value in {"N": 300, "WIDTH": 20}.items():
-        monkeypatch.setattr(ridge, name, value)
-    monkeypatch.setattr("sys.argv", ["ridge.py", "1"])
-    ridge.main()
-    told = re.search(r"ratio \d+\.\d; weights differ by at most (\S+)", capsys.readouterr().out)
-    assert told and float(told[1]) < 1e-5
+def test_ridge_finds_the_same_weights_both_ways() -> None:
+    assert all(figure.value > 0 and figure.at_least for figure in ridge.measure(short=True))
+
+
+def test_heads_are_trained_together_where_there_is_no_gpu_too() -> None:
+    (figure,) = gpu_heads.measure(short=True)
+    assert figure.at_most == 2 and figure.value > 0
+    assert [each.at_least for each in heads_together.measure(short=True)] == [1]
+
+
+@pytest.mark.jobs
+def test_a_grid_from_raw_images_has_results_both_ways() -> None:
+    (figure,) = grid16.measure(short=True)
+    assert figure.at_least == 10 and "1 of 1 runs measured" in figure.about
 
 
 def test_ranks_says_the_same_both_ways_and_holds_no_whole_matrix(

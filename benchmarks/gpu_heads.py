@@ -52,6 +52,7 @@ def make_trials(n: int, size: Size, epochs: int, train: Samples, validation: Sam
             "optim": {"lr": 1e-4 * (1 + seed % 8)},
         }
         config = Config.model_validate({"experiment": "benchmark", "task": "beetles", "data": DATA, "seed": seed, **sections})
+        torch.manual_seed(seed)
         run = Run(TrialDir(folder / f"{n}-{seed}"), "benchmark", "machine", config, Stop(StopFlag(), lambda: True))
         made.append(Trial(Learner.make(config, facts, nn.Identity()).to(train.targets.device), train, validation, run))
     return made

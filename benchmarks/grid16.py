@@ -65,12 +65,15 @@ def sample_run(trial: Trial, data: Path) -> None:
     torch.manual_seed(config.seed)
     backbone, table = load_backbone(config.backbone), pd.read_csv(data / "metadata.csv")
     splits = {}
-    for split in ("train", "validation"):
+    for split in ("train", "validation", "test"):
         rows = table[table["split"] == split]
         files = [data / name for name in rows["file_path"]]
         targets = torch.tensor(rows[list(config.data.targets)].to_numpy("float32"))
         splits[split] = TensorDataset(torch.cat([embed(backbone, files[i : i + 64]) for i in range(0, len(files), 64)]), targets)
-    train_head(make_mlp((backbone.embed_dim, 512, 128, 32, 3)), splits, config.optim.lr, config.train.epochs)
+    head, test = make_mlp((backbone.embed_dim, 512, 128, 32, 3)), splits.pop("test")
+    train_head(head, splits, config.optim.lr, config.train.epochs)
+    with torch.inference_mode():
+        head(nn.functional.normalize(test.tensors[0], dim=-1))
 
 
 @torch.inference_mode()

@@ -491,7 +491,7 @@ def test_an_epoch_log_that_a_disk_has_spoilt_is_gone_on_with(tmp_path: Path) -> 
 def test_the_mean_loss_weighs_batches_by_their_size(batches: list[tuple[float, int]]) -> None:
     """Mistake 7: unequal batches averaged as if they were equal."""
     losses, counts = torch.tensor([b[0] for b in batches]), [b[1] for b in batches]
-    assert loop._mean_loss(losses, counts, 0) == pytest.approx(
+    assert loop.mean_loss(losses, counts, 0) == pytest.approx(
         np.average([b[0] for b in batches], weights=counts), rel=1e-4, abs=1e-5
     )
 

@@ -240,8 +240,7 @@ class Learner(Model):
     def embed(self, encoded: Encoded, metadata: Metadata | None, mix: Mix | None) -> Encoded:
         """What the head reads."""
         embedding = F.normalize(encoded, dim=-1) if self.normalize else encoded
-        if self.standardizes:
-            embedding = (embedding - self.feature_mean) / self.feature_scale
+        embedding = (embedding - self.feature_mean) / self.feature_scale if self.standardizes else embedding.float()
         shifts, n = [], len(embedding)
         if self.domain is not None:
             shifts.append(self.domain(metadata and metadata.domain, n))

@@ -29,7 +29,7 @@ from pipeline.signals import StopFlag
 from pipeline.training import stacked
 from pipeline.training.run import Fitted, Run, Stop
 from pipeline.training.samples import Samples, Targets
-from pipeline.training.stacked import Trial, fit_together
+from pipeline.training.stacked import Outcome, Prepared, fit_together
 
 THREADS = 1
 HEADS = 64
@@ -41,7 +41,7 @@ def make_samples(n: int, size: Size, device: torch.device) -> Samples:
     return Samples(TensorBank(features, device, "device"), Targets(targets), metadata, np.arange(n), size.layers[-1])
 
 
-def make_trials(n: int, size: Size, epochs: int, train: Samples, validation: Samples, folder: Path) -> list[Trial]:
+def make_trials(n: int, size: Size, epochs: int, train: Samples, validation: Samples, folder: Path) -> list[Prepared]:
     """Trials of their own seeds and rates, in folders of their own."""
     facts = Facts(tuple(DATA["targets"]), Names(), size.layers[0], "", None, "")
     made = []
@@ -54,8 +54,15 @@ def make_trials(n: int, size: Size, epochs: int, train: Samples, validation: Sam
         config = Config.model_validate({"experiment": "benchmark", "task": "beetles", "data": DATA, "seed": seed, **sections})
         torch.manual_seed(seed)
         run = Run(TrialDir(folder / f"{n}-{seed}"), "benchmark", "machine", config, Stop(StopFlag(), lambda: True))
-        made.append(Trial(Learner.make(config, facts, nn.Identity()).to(train.targets.device), train, validation, run))
+        made.append(Prepared(Learner.make(config, facts, nn.Identity()).to(train.targets.device), train, validation, run))
     return made
+
+
+def fit_all(trials: list[Prepared]) -> list[Outcome]:
+    """Fit them together; how each went, or what it raised."""
+    found: dict[int, Outcome] = {}
+    fit_together(trials, found.__setitem__)
+    return [found[place] for place in range(len(trials))]
 
 
 def measure(short: bool) -> list[Figure]:
@@ -69,7 +76,7 @@ def measure(short: bool) -> list[Figure]:
 
     def fit(n: int) -> None:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            found = fit_together(make_trials(n, size, epochs, train, validation, Path(folder)))
+            found = fit_all(make_trials(n, size, epochs, train, validation, Path(folder)))
         assert all(isinstance(each, Fitted) for each in found), found
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.figure import Figure, show
-from benchmarks.gpu_heads import make_samples, make_trials
+from benchmarks.gpu_heads import fit_all, make_samples, make_trials
 from benchmarks.head_training import Size, in_turn
 from pipeline.training import stacked
 from pipeline.training.run import Fitted
-from pipeline.training.stacked import Trial, fit_together
+from pipeline.training.stacked import Prepared
 
 THREADS = 1
 
@@ -30,7 +30,7 @@ def measure(short: bool) -> list[Figure]:
     size, heads, epochs = (Size(128, (16, 8, 3)), stacked.FEWEST, 1) if short else (Size(3_000, (768, 16, 3)), 16, 3)
     train, validation = (make_samples(n, size, torch.device("cpu")) for n in (size.n, size.n // 5))
 
-    def made(folder: str) -> list[Trial]:
+    def made(folder: str) -> list[Prepared]:
         return make_trials(heads, size, epochs, train, validation, Path(folder))
 
     def one_after_another() -> list[int]:
@@ -39,7 +39,7 @@ def measure(short: bool) -> list[Figure]:
 
     def together() -> list[int]:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            return [each.progress.best_epoch for each in fit_together(made(folder)) if isinstance(each, Fitted)]
+            return [each.progress.best_epoch for each in fit_all(made(folder)) if isinstance(each, Fitted)]
 
     assert one_after_another() == together()
     alone, stack, ratio = in_turn(one_after_another, together, 1 if short else 3)

@@ -31,6 +31,17 @@ def is_watched(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
+def print_line(line: str) -> None:
+    """On stdout, at once: it is often a log."""
+    print(line, flush=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """To a log that others write to as well."""
+    with path.open("a") as log:
+        log.write(f"{line}\n")
+
+
 def flush_stdout() -> None:
     """Write what is left in it; raises OSError if it is closed at its other end or full, and then forgets what is left."""
     try:

@@ -225,12 +225,13 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, Exception]]
     def replace(errors: dict[int, Exception]) -> list[int]:
         seen: list[int] = []
 
-        def work(trial: Any, *_: object) -> None:
+        def work(trial: Any, *_: object) -> Iterator[Any]:
             seen.append(trial.config.seed)
             if trial.config.seed in errors:
                 raise errors[trial.config.seed]
+            yield from ()
 
-        monkeypatch.setattr(trials, "train_trial", work)
+        monkeypatch.setattr(trials, "training", work)
         return seen
 
     for name in [name for name in os.environ if name.startswith("SLURM_")]:

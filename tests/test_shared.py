@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import gc
+import signal
 import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pipeline.disk.layout import TrialDir
+from pipeline.disk.writing import read_json
+from pipeline.errors import Interrupted
 from pipeline.experiments.reading import Trial, load_experiment
-from pipeline.launch.jobs.trials import Trainings, evaluate_trial, train_trial, trial_dir
+from pipeline.launch.jobs.trials import Trainings, evaluate_trial, train_trial, train_trials, trial_dir
 from pipeline.launch.manifest.manifest import alike_together
 from pipeline.signals import StopFlag
-from pipeline.stages import extract, inputs
+from pipeline.stages import extract, inputs, train
 from pipeline.stages.shared import Shared
 from tests.conftest import Assets
 
@@ -88,7 +93,7 @@ def test_trials_one_after_another_become_what_they_are_alone_to_the_bit(
         trainings, shared = Trainings(StopFlag()), Shared()
         for trial in trials:
             if place == "together":
-                trainings.train(trial)
+                assert trainings.train([trial]) == [None]
                 evaluate_trial(trial, shared)
             else:
                 train_trial(trial, StopFlag())
@@ -118,9 +123,58 @@ def test_table_features_and_backbone_are_loaded_once_for_trials_that_share_them(
         counted(inputs, name)
     trainings = Trainings(StopFlag())
     for trial in trials:
-        trainings.train(trial)
+        assert trainings.train([trial]) == [None]
     assert loads == {"load_backbone": 1, "make_bank": 2, "open_key": 1, "left_out": 1}
     (shard,) = (root / "features").glob("*/shard-*.safetensors")
     shard.touch()  # written anew: what lies in memory may be something else
-    trainings.train(trials_of(assets, "lora", "train.epochs=1", "seed=3")[0])
+    assert trainings.train(trials_of(assets, "lora", "train.epochs=1", "seed=3")) == [None]
     assert loads["make_bank"] == 4
+
+
+@pytest.mark.jobs
+def test_narrow_heads_of_one_shape_are_trained_together_and_become_what_they_are_alone(
+    assets: Assets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of them fails, and one is trained already."""
+    sizes, fit = list[int](), train.fit_together
+    monkeypatch.setattr(train, "fit_together", lambda trials, ended: (sizes.append(len(trials)), fit(trials, ended)))
+    states: list[list[Any]] = []
+    for place in ("together", "alone"):
+        monkeypatch.setenv("CARABID_ROOT", str(tmp_path / place))
+        grid = ("model.head.hidden=[[4]]", "model.domain_embedding=false", "train.epochs=3", "optim.lr=1e-3,1e30", "seed=0,1,2")
+        trials = trials_of(assets, "frozen", *grid)
+        extract.ensure(trials[0].config)
+        first, *others = (trial for trial in trials if trial.config.optim.lr < 1)
+        train_trial(first, StopFlag())
+        if place == "together":
+            train_trials(trials)
+        else:
+            for trial in others:
+                train_trial(trial, StopFlag())
+        states.append([load_file(trial_dir(trial).model) for trial in (first, *others)])
+    assert sizes == [5] and not trial_dir(trials[-1]).trained.exists()
+    for one, other in zip(*states, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.allclose(one[name], other[name], rtol=1e-5, atol=1e-6) for name in one)
+    said = capsys.readouterr()
+    assert said.err.count("the training loss became") == 3 and said.out.count(": done in") == 3
+    attempts = [read_json(trial_dir(trial).trained)["provenance"]["seconds"] for trial in others]
+    assert max(attempts) < 60
+
+
+@pytest.mark.jobs
+def test_a_stack_that_is_told_to_stop_is_gone_on_with_trial_by_trial(
+    assets: Assets, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = ("model.head.hidden=[[4]]", "model.domain_embedding=false", "train.epochs=3", "seed=0,1,2,3")
+    trials = trials_of(assets, "frozen", *grid)
+    extract.ensure(trials[0].config)
+    flag = StopFlag()
+    monkeypatch.setattr(train, "pays", lambda *_: (flag._note(signal.SIGTERM, None), True)[1])
+    errors = Trainings(flag).train(trials)
+    assert [type(error) for error in errors[:1]] == [Interrupted] and trial_dir(trials[0]).resume_state.exists()
+    monkeypatch.undo()
+    monkeypatch.setenv("CARABID_ROOT", str(root))
+    for trial in trials:
+        train_trial(trial, StopFlag())
+        assert trial_dir(trial).trained.exists() and not trial_dir(trial).checkpoint.exists()

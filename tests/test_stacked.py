@@ -25,7 +25,7 @@ from pipeline.signals import StopFlag
 from pipeline.training import stacked
 from pipeline.training.run import Fitted, Run, Stop
 from pipeline.training.samples import Samples, Targets
-from pipeline.training.stacked import Trial, fit_together, shape
+from pipeline.training.stacked import Outcome, Prepared, shape
 from tests.small import named
 
 N, WIDTH, EPOCHS, CPU = 50, 6, 5, torch.device("cpu")
@@ -61,13 +61,13 @@ def make_samples(seed: int, n: int = N) -> Samples:
 TRAIN, VALIDATION = make_samples(1), make_samples(2)
 
 
-def make_trial(folder: Path, config: Config, flag: StopFlag | None = None, train: Samples = TRAIN) -> Trial:
+def make_trial(folder: Path, config: Config, flag: StopFlag | None = None, train: Samples = TRAIN) -> Prepared:
     torch.manual_seed(config.seed)
     run = Run(TrialDir(folder), "identity", "machine", config, Stop(flag or StopFlag(), lambda: True))
-    return Trial(Learner.make(config, FACTS, nn.Identity()), train, VALIDATION, run)
+    return Prepared(Learner.make(config, FACTS, nn.Identity()), train, VALIDATION, run)
 
 
-def both_ways(tmp_path: Path, configs: Sequence[Config]) -> tuple[list[Trial], list[Trial]]:
+def both_ways(tmp_path: Path, configs: Sequence[Config]) -> tuple[list[Prepared], list[Prepared]]:
     """Each fitted alone, and all of them together."""
     alone = [make_trial(tmp_path / f"alone-{i}", config) for i, config in enumerate(configs)]
     for trial in alone:
@@ -78,13 +78,20 @@ def both_ways(tmp_path: Path, configs: Sequence[Config]) -> tuple[list[Trial], l
     return alone, together
 
 
-def lines(trial: Trial) -> list[dict[str, Any]]:
+def fit_together(trials: Sequence[Prepared]) -> list[Outcome]:
+    """How each of these went, or what it raised."""
+    found: dict[int, Outcome] = {}
+    stacked.fit_together(trials, found.__setitem__)
+    return [found[place] for place in range(len(trials))]
+
+
+def lines(trial: Prepared) -> list[dict[str, Any]]:
     """Of metrics.jsonl, without seconds."""
     read = [json.loads(line) for line in trial.run.trial.metrics.read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in read]
 
 
-def assert_same(one: Trial, other: Trial) -> None:
+def assert_same(one: Prepared, other: Prepared) -> None:
     """The same course, and the same model, to 1e-6."""
     assert len(lines(one)) == len(lines(other))
     for mine, theirs in zip(lines(one), lines(other), strict=True):
@@ -222,20 +229,12 @@ def test_after_a_stack_a_model_is_a_model_of_its_own(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- which
-def test_what_differs_in_shape_is_trained_apart(tmp_path: Path, steps: list[int]) -> None:
-    heads = [{"head": {"kind": "mlp", "hidden": hidden}} for hidden in ([8], [4], [8])]
-    trials = [make_trial(tmp_path / f"{i}", make_config(model=head, seed=i)) for i, head in enumerate(heads)]
-    assert all(isinstance(each, Fitted) for each in fit_together(trials)) and set(steps) == {2}
-
-
-@pytest.mark.parametrize("limits", [{"NARROW": 10}, {"FEWEST": 3}])
-def test_where_nothing_is_gained_on_a_cpu_they_are_trained_one_after_another(
-    tmp_path: Path, steps: list[int], monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]
+@pytest.mark.parametrize(("hidden", "n", "gains"), [([8], 4, True), ([8], 3, False), ([256, 256], 16, False)])
+def test_on_a_cpu_several_narrow_heads_are_faster_together_and_no_wide_ones(
+    tmp_path: Path, hidden: list[int], n: int, gains: bool
 ) -> None:
-    for name, limit in limits.items():
-        monkeypatch.setattr(stacked, name, limit)
-    trials = [make_trial(tmp_path / f"{i}", make_config(seed=i, train={"epochs": 1})) for i in range(2)]
-    assert all(isinstance(each, Fitted) for each in fit_together(trials)) and not steps
+    config = make_config(model={"head": {"kind": "mlp", "hidden": hidden}})
+    assert stacked.pays(make_trial(tmp_path, config), n) is gains
 
 
 @pytest.mark.parametrize(
@@ -259,13 +258,3 @@ def test_trials_of_one_shape_differ_in_what_is_each_ones_own_alone() -> None:
     assert len({shape(make_config(**WHOLE, **each)) for each in DIFFERENT}) == 1
     others: list[dict[str, Any]] = [{"train": {"batch_size": 8}}, {"loss": {"kind": "crps"}}, {"data": {"targets": ["SPEI_30d"]}}]
     assert len({shape(make_config(**each)) for each in ({}, *others)}) == 4
-
-
-def test_told_to_stop_it_begins_no_other_of_those_that_are_trained_in_turn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stacked, "NARROW", 10)
-    trials = [make_trial(tmp_path / f"{i}", make_config(seed=i), told()) for i in range(2)]
-    first, second = fit_together(trials)
-    assert isinstance(first, Interrupted) and "the checkpoint is written" in str(first)
-    assert isinstance(second, Interrupted) and "before it began" in str(second) and not trials[1].run.trial.checkpoint.exists()

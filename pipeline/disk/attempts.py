@@ -103,13 +103,18 @@ class Attempts:
     def __init__(self, path: Path, identity: str, attempt: Attempt, started: float) -> None:
         """`started`: when this attempt began, by `time.monotonic`."""
         self._path, self._identity, self._mine, self._started = path, identity, attempt, started
+        self._sharing = 1
         record = read_record(path)
         self._earlier = read_attempts(record) if record.get("identity") == identity else []
 
     def all(self) -> list[Attempt]:
-        """Every attempt, this one with the time it has taken until now."""
-        self._mine.seconds = round(time.monotonic() - self._started, 2)
+        """Every attempt, this one with the time it has taken until now, or its share of that."""
+        self._mine.seconds = round((time.monotonic() - self._started) / self._sharing, 2)
         return [*self._earlier, self._mine]
+
+    def share_time(self, n: int) -> None:
+        """This process works at so many trainings at once, each of which has its share of the time."""
+        self._sharing = n
 
     def note(self) -> None:
         """Bring the file up to date. A disk that is full is no reason for the training to end here."""

@@ -3,7 +3,8 @@
 import io
 import shutil
 import time
-from contextlib import redirect_stderr
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, redirect_stderr
 from dataclasses import replace
 from typing import Any
 
@@ -31,21 +32,91 @@ from pipeline.signals import StopFlag
 from pipeline.stages.inputs import Inputs, changed, identity, load_inputs, make_facts
 from pipeline.stages.several import nothing_to_follow, together
 from pipeline.stages.shared import Shared
+from pipeline.streams import print_line
 from pipeline.training.checkpoint import Progress, remove_checkpoint
 from pipeline.training.process_ranks import Rank, launched
 from pipeline.training.processes import joined
 from pipeline.training.run import Fitted, Run, Stop
 from pipeline.training.samples import Samples, predict
+from pipeline.training.stacked import Prepared, fit_together, pays
+
+Training = Generator[Prepared, Fitted | None, None]
+"""One trial's training: it gives what is to be fitted. It is sent how that went, or thrown what it raised, if that was done
+together with others; sent nothing it does it by itself. Then it goes on."""
 
 
 def run(config: Config, trial: TrialDir, flag: StopFlag | None = None, shared: Shared | None = None) -> None:
+    """Train one trial by itself. Raises what `training` raises."""
+    finish(training(config, trial, flag or StopFlag(), shared))
+
+
+def finish(training: Training) -> None:
+    """Carry out one training. Raises what it raises."""
+    (error,) = carry_out([training])
+    if error is not None:
+        raise error
+
+
+def carry_out(trainings: Sequence[Training]) -> list[Exception | None]:
+    """Carry out trainings of one shape, together where that is faster, else one after another; of each what it raised, if
+    anything."""
+    errors: list[Exception | None] = [None] * len(trainings)
+    ready: dict[int, Prepared] = {}
+
+    def ended(place: int, outcome: Fitted | Exception | None) -> None:
+        errors[place] = _go_on(trainings[place], outcome)
+
+    with ExitStack() as ends:
+        for place, each in enumerate(trainings):
+            ends.callback(each.close)
+            try:
+                prepared = next(each)
+            except StopIteration:  # there was nothing to do
+                continue
+            except Exception as error:
+                errors[place] = error
+                continue
+            if pays(prepared, len(trainings)):
+                ready[place] = prepared
+            else:
+                ended(place, None)
+        _fit_all(ready, ended)
+    return errors
+
+
+def _fit_all(ready: dict[int, Prepared], ended: Callable[[int, Fitted | Exception | None], None]) -> None:
+    """Fit these together; one that has nobody beside it is left to itself."""
+    places = list(ready)
+    if len(places) == 1:
+        ended(places[0], None)
+        return
+    for prepared in ready.values():
+        prepared.run.share_time(len(places))
+    fit_together(list(ready.values()), lambda i, outcome: ended(places[i], outcome))
+
+
+def _go_on(training: Training, outcome: Fitted | Exception | None) -> Exception | None:
+    """Send a training how its fit went; what it raises then."""
+    try:
+        training.throw(outcome) if isinstance(outcome, Exception) else training.send(outcome)
+    except StopIteration:
+        return None
+    except Exception as error:
+        return error
+    raise AssertionError("a training is fitted once")
+
+
+def training(
+    config: Config, trial: TrialDir, flag: StopFlag, shared: Shared | None = None, say: Callable[[str], None] = print_line
+) -> Training:
     """Train one trial, or go on where it was interrupted; nothing is done if it is trained already on the same data.
 
     Two jobs on one trial: the second waits for the first. Of several processes (`train.processes`) this is the main one.
-    `shared` is what trials before it in this process have loaded. Raises UserError, WorkError, Interrupted.
+    `shared` is what trials before it in this process have loaded; `say` is told of each epoch. Raises UserError, WorkError,
+    Interrupted.
     """
     try:
-        _run(config, trial, flag or StopFlag(), shared)
+        yield from _training(config, trial, flag, shared, say)
     finally:
         nothing_to_follow(config, trial)
 
@@ -59,7 +130,7 @@ def follow(config: Config, trial: TrialDir, flag: StopFlag, rank: Rank, store: A
             inputs = load_inputs(config)
         table, stop = inputs.table("train"), Stop(flag, lambda: True, group)
         run = Run(trial, digest(identity(inputs)), "", config.for_images(len(table)), stop, table=table)
-        _fit(inputs, run, device)
+        _prepare(inputs, make_facts(inputs), run, device).fit()
 
 
 def _sharing(config: Config) -> int:
@@ -67,7 +138,7 @@ def _sharing(config: Config) -> int:
     return 1 if launched(config.train.processes) else config.train.processes
 
 
-def _run(config: Config, trial: TrialDir, flag: StopFlag, shared: Shared | None) -> None:
+def _training(config: Config, trial: TrialDir, flag: StopFlag, shared: Shared | None, say: Callable[[str], None]) -> Training:
     started = time.monotonic()
     loaded_code()  # now: it may be edited while this runs
     write_text(trial.config, dump_config(config))
@@ -76,7 +147,7 @@ def _run(config: Config, trial: TrialDir, flag: StopFlag, shared: Shared | None)
         if held:
             try:
                 _forget_outdated(trial)
-                _train(inputs, trial, Stop(flag, held.still_mine), started)
+                yield from _train(inputs, trial, Stop(flag, held.still_mine), started, say)
             except OSError as error:  # a successor clears away what we were writing
                 if held.still_mine():
                     raise
@@ -112,37 +183,37 @@ def _forget_outdated(trial: TrialDir) -> None:
         sweep(path)
 
 
-def _train(inputs: Inputs, trial: TrialDir, stop: Stop, started: float) -> None:
+def _train(inputs: Inputs, trial: TrialDir, stop: Stop, started: float, say: Callable[[str], None]) -> Training:
     config, name = inputs.config, digest(identity(inputs))
     n, table = config.train.processes, inputs.table("train")
     threads, device = set_threads(_sharing(config)), choose_device(config.device)
     attempts = Attempts(trial.attempts, name, this_attempt(gpu_name(device), gpus=n), started)
     machine = f"{device_name(device)}, {threads} threads" + (f", {n} processes" if n > 1 else "")
-    run = Run(trial, name, machine, config.for_images(len(table)), stop, attempts.note, table)
+    run = Run(trial, name, machine, config.for_images(len(table)), stop, attempts.note, table, say, attempts.share_time)
     with attempts.noted(stop.still_mine):
-        model, facts, progress, calibrations = _learn(inputs, run, device)
-        save_model(model, facts, trial)
-        write_trained(trial, _record(facts, inputs, progress, attempts) | {"calibration": calibrations})
+        facts = make_facts(inputs)
+        with together(config, trial, device, stop.flag, follow) as processes:
+            run = replace(run, stop=replace(stop, processes=processes))
+            prepared = _prepare(inputs, facts, run, device)
+            fitted = (yield prepared) or prepared.fit()
+        calibrations = _calibrations(inputs, facts, prepared, fitted)
+        save_model(prepared.model, facts, trial)
+        write_trained(trial, _record(facts, inputs, fitted.progress, attempts) | {"calibration": calibrations})
 
 
-def _learn(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts, Progress, dict[str, Any]]:
-    """A model fitted to the training split, and what calibrates its forecasts, fitted to the validation split."""
-    config = inputs.config
-    with together(config, run.trial, device, run.stop.flag, follow) as processes:
-        run = replace(run, stop=replace(run.stop, processes=processes))
-        model, facts, fitted, validation = _fit(inputs, run, device)
-    held_out = _held_out(model, validation, inputs, facts, fitted.left_out)
+def _calibrations(inputs: Inputs, facts: Facts, prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
+    """What calibrates the fitted model's forecasts, by the validation split; what it says of that is kept."""
+    held_out = _held_out(prepared.model, prepared.validation, inputs, facts, fitted.left_out)
     if (table := inputs.task.validation_table(held_out)) is not None:  # for ensembles and exports
-        write_table(run.trial.validation, table)
-    training = inputs.task.training(inputs.dataset, inputs.table("train"))
-    return model, facts, fitted.progress, inputs.task.calibrate(held_out, training, config.calibrate.kind)
+        write_table(prepared.run.trial.validation, table)
+    learnt_from = inputs.task.training(inputs.dataset, inputs.table("train"))
+    return inputs.task.calibrate(held_out, learnt_from, inputs.config.calibrate.kind)
 
 
-def _fit(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts, Fitted, Samples]:
-    """A model fitted to the training split, and the validation split."""
+def _prepare(inputs: Inputs, facts: Facts, run: Run, device: torch.device) -> Prepared:
+    """A new model, and the splits that it is fitted to and chosen by."""
     make_deterministic()
     inputs.verify()
-    facts = make_facts(inputs)
     model = make_model(inputs.config, facts, inputs.encoder_backbone, inputs.text_tower).to(device)
     if inputs.config.resources.gradient_checkpointing:
         recompute(model)
@@ -150,7 +221,7 @@ def _fit(inputs: Inputs, run: Run, device: torch.device) -> tuple[Model, Facts, 
     trained = f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} trained parameters"
     sizes = f"{len(train)} images, {len(validation)} for validation, {trained}"
     print(f"training {run.trial.path.name}: {sizes}, on {run.machine}", flush=True)
-    return model, facts, inputs.config.model.head.fit(model, train, validation, run), validation
+    return Prepared(model, train, validation, run)
 
 
 def _held_out(

@@ -25,6 +25,7 @@ from pipeline.errors import Interrupted, WorkError
 from pipeline.models.base import Model
 from pipeline.models.learner import load_trained_state, trained_state
 from pipeline.progress import epochs as shown_epochs
+from pipeline.streams import print_line
 from pipeline.training import augmentation as aug
 from pipeline.training.average import Average
 from pipeline.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -171,9 +172,8 @@ def _log(run: Run, epochs_done: int, one_of_several: bool) -> Iterator[EpochLog 
         yield None
         return
     bar = nullcontext() if one_of_several else shown_epochs(run.config.train.epochs, epochs_done)
-    name = f"{run.trial.path.name}: " if one_of_several else ""
     with tracked(run.config, run.trial) as tell, bar as show:
-        yield EpochLog(run.trial.metrics, epochs_done, tell, show, name)
+        yield EpochLog(run.trial.metrics, epochs_done, tell, show, run.say)
 
 
 def _begun(model: Model, optimizer: Optimizer, run: Run) -> Progress:
@@ -277,21 +277,21 @@ class EpochLog:
         n_epochs_done: int,
         tell: Tell = lambda values, epoch: None,
         bar: Callable[[float, str], None] | None = None,
-        name: str = "",
+        say: Callable[[str], None] = print_line,
     ) -> None:
-        """`tell` is told each line too; `bar` shows a person how far the training is; `name` comes before what is printed."""
-        self.path, self.tell, self.bar, self.name, self.said = path, tell, bar, name, ""
+        """`tell` is told each line's values too, `say` the line; `bar` shows a person how far the training is."""
+        self.path, self.tell, self.bar, self.say, self.said = path, tell, bar, say, ""
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
         write_text(path, "".join(lines[:n_epochs_done]))
 
     def write(self, values: Mapping[str, float | str | None], more: Mapping[str, float | list[float]]) -> None:
-        """Append one epoch (what is not finite is null in JSON), and print it, but for `more`; who watches a bar is not told so
+        """Append one epoch (what is not finite is null in JSON), and say it, but for `more`; who watches a bar is not told so
         much."""
         rounded = {name: _rounded(value) for name, value in {**values, **more}.items()}
         with self.path.open("a") as file:
             file.write(json.dumps(rounded) + "\n")
         if self.bar is None or not sys.stdout.isatty():
-            print(self.name + "  ".join(f"{name} {rounded[name]}" for name in values), flush=True)
+            self.say("  ".join(f"{name} {rounded[name]}" for name in values))
         self.tell(rounded, int(rounded["epoch"] or 0))
 
     def show(self, done: float, said: str | None = None) -> None:

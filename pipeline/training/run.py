@@ -22,6 +22,7 @@ from pipeline.metrics.groups import Prediction
 from pipeline.models.learner import Learner
 from pipeline.models.novelty import Novelty
 from pipeline.signals import StopFlag
+from pipeline.streams import print_line
 from pipeline.tasks import load_task
 from pipeline.tasks.base import Task
 from pipeline.training.checkpoint import Progress
@@ -97,6 +98,10 @@ class Run:
     """Called when a checkpoint has been written."""
     table: pd.DataFrame | None = None
     """The training images' rows of the data's table, which the scale of targets is taken from."""
+    say: Callable[[str], None] = print_line
+    """Told of each epoch, where nobody watches a bar."""
+    share_time: Callable[[int], None] = lambda n: None
+    """Told of how many it is, where several are trained at once and share what that takes."""
 
     @property
     def processes(self) -> Processes:

@@ -6,8 +6,7 @@ checkpoint, lines of metrics.jsonl; what it draws is the same to the bit, what i
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
@@ -21,7 +20,6 @@ from torch.func import functional_call, vmap
 from pipeline.config.identity import flatten, science
 from pipeline.config.trial import Config
 from pipeline.device import to_device
-from pipeline.errors import Interrupted
 from pipeline.models.learner import Learner
 from pipeline.models.metadata import Metadata
 from pipeline.training import augmentation as aug
@@ -43,8 +41,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What a fit is given."""
+class Prepared:
+    """A trial that is ready to be fitted."""
 
     model: Any
     """A `Model`; where it is stacked a `Learner`."""
@@ -56,18 +54,6 @@ class Trial:
         """By itself."""
         fitted: Fitted = self.run.config.model.head.fit(self.model, self.train, self.validation, self.run)
         return fitted
-
-
-def fit_together(trials: Sequence[Trial]) -> list[Outcome]:
-    """Fit each in place, those of one shape together where it is faster: how it went, or what it raised."""
-    stacks: dict[Hashable, list[int]] = defaultdict(list)
-    for place, trial in enumerate(trials):
-        stacks[shape(trial.run.config) or place].append(place)
-    found: dict[int, Outcome] = {}
-    for places in stacks.values():
-        some = [trials[place] for place in places]
-        found |= zip(places, (_fit_stack if _pays(some) else _fit_in_turn)(some), strict=True)
-    return [found[place] for place in range(len(trials))]
 
 
 def shape(config: Config) -> str | None:
@@ -86,23 +72,15 @@ def shape(config: Config) -> str | None:
     return repr((config.device, told))
 
 
-def _pays(trials: Sequence[Trial]) -> bool:
-    """Whether trials of one shape are faster together."""
-    if trials[0].train.targets.device.type != "cpu":
-        return len(trials) > 1
-    trained = sum(parameter.numel() for parameter in trials[0].model.parameters() if parameter.requires_grad)
-    return len(trials) >= FEWEST and trained <= NARROW
+def pays(prepared: Prepared, n: int) -> bool:
+    """Whether `n` trials of the shape of this one are faster together."""
+    if prepared.train.targets.device.type != "cpu":
+        return n > 1
+    trained = sum(parameter.numel() for parameter in prepared.model.parameters() if parameter.requires_grad)
+    return n >= FEWEST and trained <= NARROW
 
 
-def _fit_in_turn(trials: Sequence[Trial]) -> list[Outcome]:
-    found: list[Outcome] = []
-    for trial in trials:
-        ends = found and trial.run.stop.flag.asked()
-        found.append(Interrupted(f"{trial.run.trial.path}: told to stop before it began") if ends else _outcome(trial.fit))
-    return found
-
-
-def _outcome(work: Callable[[], T]) -> T | Exception:
+def outcome_of(work: Callable[[], T]) -> T | Exception:
     """What work comes to: its result, or what it raised."""
     try:
         return work()
@@ -111,34 +89,34 @@ def _outcome(work: Callable[[], T]) -> T | Exception:
 
 
 # ---------------------------------------------------------------- epochs
-def _fit_stack(trials: Sequence[Trial]) -> list[Outcome]:
-    """Each trial goes on until it ends or fails; the others go on without it."""
-    found: dict[int, Outcome] = {}
+def fit_together(trials: Sequence[Prepared], ended: Callable[[int, Outcome], None]) -> None:
+    """Fit trials of one shape in place, together. Each goes on until it ends or fails, the others then go on without it; `ended`
+    is told at once of which, by its place, and how it went or what it raised."""
     going: dict[int, Descent] = {}
     with ExitStack() as logs:
         for place, trial in enumerate(trials):
-            begins = _outcome(partial(_begun, trial, logs))
+            begins = outcome_of(partial(_begun, trial, logs))
             if isinstance(begins, Exception):
-                found[place] = begins
+                ended(place, begins)
             else:
                 going[place] = begins
         while going:
-            found |= {p: _outcome(partial(_ended, trials[p], each)) for p, each in going.items() if not each.goes_on()}
-            going = {place: descent for place, descent in going.items() if place not in found}
-            failed = zip(going, _epoch(list(going.values())), strict=True)
-            found |= {place: error for place, error in failed if error is not None}
-            going = {place: descent for place, descent in going.items() if place not in found}
-    return [found[place] for place in range(len(trials))]
+            for place in [place for place, descent in going.items() if not descent.goes_on()]:
+                ended(place, outcome_of(partial(_ended, trials[place], going.pop(place))))
+            for place, error in zip(list(going), _epoch(list(going.values())), strict=True):
+                if error is not None:
+                    del going[place]
+                    ended(place, error)
 
 
-def _begun(trial: Trial, logs: ExitStack) -> Descent:
+def _begun(trial: Prepared, logs: ExitStack) -> Descent:
     model, train, run = trial.model, trial.train, trial.run
     set_scales(model, train, run)
     lesson = learner.Lesson(model, train, trial.validation, run.config, start_log_weights(train.metadata.domain))
     return logs.enter_context(begun(model, lesson, run, one_of_several=True))
 
 
-def _ended(trial: Trial, descent: Descent) -> Fitted:
+def _ended(trial: Prepared, descent: Descent) -> Fitted:
     progress = descent.ended()
     set_novelty(trial.model, trial.train, trial.validation)
     return Fitted(progress)
@@ -152,7 +130,7 @@ def _epoch(descents: Sequence[Descent]) -> list[Exception | None]:
     for descent in descents:
         descent.begin_epoch()
         descent.model.train()
-    trained = _outcome(partial(_train, descents))
+    trained = outcome_of(partial(_train, descents))
     if isinstance(trained, Exception):
         return [trained] * len(descents)
     losses, counts = trained
@@ -162,7 +140,7 @@ def _epoch(descents: Sequence[Descent]) -> list[Exception | None]:
         began = time.monotonic() - share
         descent.end_epoch(mean_loss(of_batches, counts, descent.progress.epoch), of_batches, began)
 
-    ended = [_outcome(partial(end, *each)) for each in zip(descents, losses.unbind(1), strict=True)]
+    ended = [outcome_of(partial(end, *each)) for each in zip(descents, losses.unbind(1), strict=True)]
     return [each if isinstance(each, Exception) else None for each in ended]
 
 

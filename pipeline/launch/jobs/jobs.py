@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.launch.jobs import pack
 from pipeline.launch.jobs.extraction import make_features
-from pipeline.launch.jobs.trials import each_trial, evaluate_trial, exit_on_error, log_attempt, out_of_time, train_index
+from pipeline.launch.jobs.trials import evaluate_trial, evaluate_trials, exit_on_error, log_attempt, out_of_time, train_index
 from pipeline.launch.manifest.manifest import Manifest, load_manifest
 from pipeline.signals import at_walltime
 from pipeline.stages.shared import Shared
@@ -38,9 +38,9 @@ def evaluate(manifest_path: str, job_task: int, shared: Shared | None = None) ->
     manifest, shared = manifest_at(manifest_path, shared), shared or Shared()
     trials = [manifest.trial(index) for index in manifest.job_tasks[job_task]]
     log_attempt("evaluate", trials[0].name if len(trials) == 1 else f"{len(trials)} trials")
-    one = partial(evaluate_trial, shared=shared)
+    work = partial(evaluate_trials, trials, shared) if len(trials) > 1 else partial(evaluate_trial, trials[0], shared)
     with at_walltime(out_of_time):
-        exit_on_error(partial(each_trial, trials, "evaluate", one) if len(trials) > 1 else partial(one, trials[0]))
+        exit_on_error(work)
 
 
 def collect(manifest_path: str, job_task: int = 0) -> None:

@@ -19,7 +19,8 @@ from types import FrameType
 from pipeline.amounts import parse_time
 from pipeline.disk.writing import write_json
 from pipeline.errors import REQUEUE_STATUS, RunAgain, UserError, WorkError
-from pipeline.launch.jobs.trials import Trainings, exit_on_error, failure_record, log_attempt
+from pipeline.experiments.reading import Trial
+from pipeline.launch.jobs.trials import Trainings, failure_record, stacks, status_of
 from pipeline.launch.manifest.manifest import Manifest, load_manifest
 from pipeline.signals import LISTENED, WALLTIME_SIGNAL, StopFlag, warning_seconds
 from pipeline.streams import output_to
@@ -106,32 +107,29 @@ def _log_end(manifest: Manifest, index: int, status: int) -> None:
 
 # ---------------------------------------------------------------- in the process of its own
 def main(manifest: Manifest, indices: Sequence[int]) -> int:
-    """Train these trials until told to stop; the exit status."""
+    """Train these trials, those of one shape together, until told to stop; the exit status."""
     said = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library may print goes to the job task's log
+    places = {manifest.entries[index].name: index for index in indices}
     warning = warning_seconds(parse_time(manifest.resources.train.time))
     with StopFlag(warning).installed() as flag:
-        trainings = Trainings(flag)
-        for index in indices:
-            with output_to(log_path(manifest, index)):
-                status, error = _ended(manifest, index, trainings)
-            print(index, status, file=said, flush=True)
+        trainings = Trainings(flag, lambda trial: log_path(manifest, places[trial.name]))
+        for stack in stacks([manifest.trial(index) for index in indices]):
+            errors = trainings.train(stack)
+            for trial, error in zip(stack, errors, strict=True):
+                print(places[trial.name], _status(trial, error, trainings), file=said, flush=True)
             if flag.asked():
                 return 0
-            if error is not None and not isinstance(error, UserError | WorkError):
-                return 1  # a process in which that has happened (a GPU that is lost) is not to harm the next trial
+            if not all(error is None or isinstance(error, UserError | WorkError) for error in errors):
+                return 1  # a process in which something unforeseen has happened (a GPU that is lost) is not to harm the next
     return 0
 
 
-def _ended(manifest: Manifest, index: int, trainings: Trainings) -> tuple[int, BaseException | None]:
-    """How the training of a trial ended: its exit status, and what was raised."""
-    trial = manifest.trial(index)
-    log_attempt("train", trial.name)
-    try:
-        exit_on_error(lambda: trainings.train(trial))
-    except SystemExit as ended:
-        assert isinstance(ended.code, int)
-        return ended.code, ended.__cause__
-    return 0, None
+def _status(trial: Trial, error: Exception | None, trainings: Trainings) -> int:
+    """With which status a job of this trial alone would have ended, which says why in its log."""
+    assert trainings.log_of is not None
+    with output_to(trainings.log_of(trial)):
+        return status_of(error)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
-"""A job's work on trials, one after another. Loads no torch.
+"""A job's work on trials, one after another or several at once. Loads no torch.
 
 A trial that fails leaves its reason in its folder, for `carabid status` and `results`; the next attempt removes it.
 """
+
+from __future__ import annotations
 
 import os
 import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.amounts import parse_time
 from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir
@@ -33,27 +35,73 @@ from pipeline.errors import (
 from pipeline.experiments.reading import Trial
 from pipeline.launch.manifest.manifest import Manifest, alike_together
 from pipeline.launch.watching.failures import kind_of
-from pipeline.signals import StopFlag, at_walltime, warning_seconds
+from pipeline.signals import StopFlag, warning_seconds
 from pipeline.stages.shared import Shared
-from pipeline.streams import open_streams
+from pipeline.streams import append_line, open_streams, output_to, print_line
 from pipeline.sweeps import sweep_seldom
 from pipeline.training.process_ranks import launched
+
+if TYPE_CHECKING:
+    from pipeline.stages.train import Training
+
+MOST_TOGETHER = 64
+"""Trials that are trained together: more of them would be lost at once."""
+
+
+def stacks(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Trials that may be trained together, by their shape; each of the others by itself. Of one stack in the order of their
+    names: two jobs that take the leases of the same trials then do not wait for one another."""
+    from pipeline.training.stacked import shape
+
+    found: dict[str, list[Trial]] = {}
+    for trial in trials:
+        found.setdefault(shape(trial.config) or trial.name, []).append(trial)
+    alike = [sorted(each, key=lambda trial: trial.name) for each in found.values()]
+    return [each[first : first + MOST_TOGETHER] for each in alike for first in range(0, len(each), MOST_TOGETHER)]
 
 
 @dataclass
 class Trainings:
-    """Trainings of one process, one after another: they share what they load, and are told together to stop."""
+    """Trainings of one process: they share what they load, and are told together to stop."""
 
     flag: StopFlag
+    log_of: Callable[[Trial], Path] | None = None
+    """Where what a trial's training says goes; None: all to stdout."""
     shared: Shared = field(default_factory=Shared)
     any_done: bool = False
     """Whether one has become done in this process: the walltime then went to that one too."""
 
-    def train(self, trial: Trial) -> None:
-        """Train one; raises as `train_trial`, but for a walltime that went to others."""
-        before = _time_of(trial_dir(trial).trained)
-        train_trial(trial, self.flag, self.shared, RunAgain if self.any_done else OutOfTime)
-        self.any_done |= _time_of(trial_dir(trial).trained) != before
+    def train(self, trials: Sequence[Trial]) -> list[Exception | None]:
+        """Train trials of one shape; of each what it raised, as `training` does, but for a walltime that went to others."""
+        from pipeline.stages.train import carry_out
+
+        before = [_time_of(trial_dir(trial).trained) for trial in trials]
+        errors = carry_out([self._training(trial) for trial in trials])
+        self.any_done |= before != [_time_of(trial_dir(trial).trained) for trial in trials]
+        return errors
+
+    def _training(self, trial: Trial) -> Training:
+        no_further = RunAgain if self.any_done else OutOfTime
+        if self.log_of is None:
+            return training(trial, self.flag, self.shared, no_further)
+        path = self.log_of(trial)
+        return _logged(trial.name, training(trial, self.flag, self.shared, no_further, partial(append_line, path)), path)
+
+
+def _logged(name: str, training: Training, path: Path) -> Training:
+    """A training with what it says in a file."""
+    with closing(training):
+        with output_to(path):
+            log_attempt("train", name)
+            prepared = next(training, None)
+        if prepared is None:
+            return
+        try:
+            go_on = partial(training.send, (yield prepared))
+        except Exception as error:
+            go_on = partial(training.throw, error)
+        with output_to(path), suppress(StopIteration):
+            go_on()
 
 
 def train_index(manifest: Manifest, index: int, shared: Shared | None = None) -> None:
@@ -66,44 +114,56 @@ def train_index(manifest: Manifest, index: int, shared: Shared | None = None) ->
 
 
 def train_trials(trials: Sequence[Trial]) -> None:
-    """Train trials one after another; told to stop, it does not begin the next one."""
+    """Train trials one after another, or those of one shape together; told to stop, it does not begin the next one."""
     with StopFlag().installed() as flag:
-        each_trial(alike_together(trials), "train", Trainings(flag).train)
+        each_stack(stacks(alike_together(trials)), "train", Trainings(flag).train)
 
 
-def evaluate_trials(trials: Sequence[Trial]) -> None:
+def evaluate_trials(trials: Sequence[Trial], shared: Shared | None = None) -> None:
     """Evaluate trials one after another."""
-    with at_walltime(out_of_time):
-        each_trial(alike_together(trials), "evaluate", partial(evaluate_trial, shared=Shared()))
+    each_stack([[trial] for trial in alike_together(trials)], "evaluate", partial(_evaluate_each, shared or Shared()))
 
 
-def each_trial(trials: Sequence[Trial], verb: str, work: Callable[[Trial], None]) -> None:
-    """Do every trial; one that fails leaves the others alone. Raises WorkError only if all of them did."""
-    failed = 0
-    if not trials:
+def each_stack(stacks: Sequence[Sequence[Trial]], verb: str, work: Callable[[Sequence[Trial]], list[Exception | None]]) -> None:
+    """Do every trial, those of a stack by one call of `work`; one that fails leaves the others alone. Raises WorkError only if
+    all of them did."""
+    n, number, failed = sum(map(len, stacks)), 0, 0
+    if not stacks:
         print(f"carabid {verb}: there are fewer trials than job tasks of this array: nothing is left for this one", flush=True)
-    for number, trial in enumerate(trials, 1):
-        print(f"carabid {verb}: trial {number} of {len(trials)}: {trial.name}", flush=True)
+    for trials in stacks:
         started = time.monotonic()
-        try:
-            work(trial)
-        except (Interrupted, OutOfTime):  # the job's time is up: another trial would be killed
-            raise
-        except Exception as error:  # whatever it is, the other trials are not to suffer
-            failed += 1
-            if not isinstance(error, UserError | WorkError | OSError):
-                print_traceback(error)
-            complain(f"{trial.name}: {error}")
-        else:
-            print(f"carabid {verb}: {trial.name}: done in {time.monotonic() - started:.1f} s", flush=True)
-    if failed and failed == len(trials):
+        for trial in trials:
+            number += 1
+            print(f"carabid {verb}: trial {number} of {n}: {trial.name}", flush=True)
+        for trial, error in zip(trials, work(trials), strict=True):
+            failed += _has_failed(trial, error)
+            if error is None:
+                print(f"carabid {verb}: {trial.name}: done in {time.monotonic() - started:.1f} s", flush=True)
+    if failed and failed == n:
         raise WorkError(f"{verb}: none of {failed} trials ended well")
 
 
-def train_trial(
-    trial: Trial, flag: StopFlag, shared: Shared | None = None, no_further: type[RunAgain | OutOfTime] = OutOfTime
-) -> None:
-    """Train one trial. Told to stop, it writes a checkpoint; raises RunAgain if it is the walltime that ended.
+def _has_failed(trial: Trial, error: Exception | None) -> bool:
+    """Whether it has, which is said. Raises what says that the job's time is up: another trial would be killed."""
+    if isinstance(error, Interrupted | OutOfTime):
+        raise error
+    if error is None:
+        return False
+    if not isinstance(error, UserError | WorkError | OSError):
+        print_traceback(error)
+    complain(f"{trial.name}: {error}")
+    return True
+
+
+def training(
+    trial: Trial,
+    flag: StopFlag,
+    shared: Shared | None = None,
+    no_further: type[RunAgain | OutOfTime] = OutOfTime,
+    say: Callable[[str], None] = print_line,
+) -> Training:
+    """Train one trial, as `stages.train.training` does. Told to stop, it writes a checkpoint; raises RunAgain if it is the
+    walltime that ended.
 
     Raises `no_further` instead if this attempt came no further: alone, each one after it would be cut off at the same place.
     """
@@ -120,13 +180,32 @@ def train_trial(
     before = _time_of(folder.resume_state)
     with recorded_failure(folder, "train"):
         try:
-            stage.run(trial.config, folder, flag, shared)
+            yield from stage.training(trial.config, folder, flag, shared, say)
         except Interrupted as error:
             if not flag.out_of_time():
                 raise
             if _time_of(folder.resume_state) == before:
                 raise no_further("not one epoch fits into the walltime: give it more (resources.train.time)") from error
             raise RunAgain(str(error)) from error
+
+
+def train_trial(trial: Trial, flag: StopFlag, shared: Shared | None = None) -> None:
+    """Train one trial by itself. Raises as `training`."""
+    from pipeline.stages.train import finish
+
+    finish(training(trial, flag, shared))
+
+
+def _evaluate_each(shared: Shared, trials: Sequence[Trial]) -> list[Exception | None]:
+    """Evaluate trials; of each what it raised."""
+    found: list[Exception | None] = []
+    for trial in trials:
+        try:
+            evaluate_trial(trial, shared)
+            found.append(None)
+        except Exception as error:  # whatever it is, the other trials are not to suffer
+            found.append(error)
+    return found
 
 
 def evaluate_trial(trial: Trial, shared: Shared | None = None) -> None:
@@ -204,9 +283,16 @@ def exit_on_error(work: Callable[[], object]) -> None:
     keeps none in its own files."""
     try:
         work()
-    except (UserError, WorkError) as error:
-        complain(error)
-        raise SystemExit(REQUEUE_STATUS if isinstance(error, RunAgain) else 1) from error
     except Exception as error:
-        print_traceback(error)
-        raise SystemExit(1) from error
+        raise SystemExit(status_of(error)) from error
+
+
+def status_of(error: Exception | None) -> int:
+    """With which status a job ends that raised this, which is said; a traceback of what was not foreseen alone."""
+    if error is None:
+        return 0
+    if isinstance(error, UserError | WorkError):
+        complain(error)
+        return REQUEUE_STATUS if isinstance(error, RunAgain) else 1
+    print_traceback(error)
+    return 1

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from safetensors.torch import load_file
 from timm.data import create_transform
 from torchvision import transforms
 from transformers import BitImageProcessor
@@ -28,7 +31,8 @@ from pipeline.data.jpeg import plain_pixels
 from pipeline.data.opening import decode
 from pipeline.features.forward import compile_for, compute_features
 from pipeline.features.hashes import DataRecord, WeightsRecord, ingredients
-from tests.small import named
+from pipeline.stages import extract
+from tests.small import named, small_config
 
 SIDE = 48
 SIZES = [(301, 199), (199, 301), (97, 96), (640, 101), (101, 640), (1, 1), (3, 200), (47, 49), (1201, 803), (48, 48), (350, 350)]
@@ -118,7 +122,7 @@ def test_a_backbone_computes_the_same_from_pixels_as_from_what_its_transform_giv
 
 
 # ---------------------------------------------------------------- JPEGs
-def jpeg(mode: str = "RGB", size: tuple[int, int] = (97, 61), **options: Any) -> bytes:
+def jpeg(mode: str = "RGB", size: tuple[int, int] = (96, 64), **options: Any) -> bytes:
     rng, buffer = np.random.default_rng(0), io.BytesIO()
     small = Image.fromarray(rng.integers(0, 256, (9, 14, 3), dtype=np.uint8))
     small.resize(size, Image.Resampling.BICUBIC).convert(mode).save(buffer, "JPEG", **options)
@@ -176,12 +180,13 @@ def test_jpegs_are_decoded_as_pillow_decodes_them_plain_ones_without_it(how: How
 def test_a_jpeg_that_is_larger_than_allowed_is_decoded_at_a_part_of_its_size_by_pillow() -> None:
     how = How(max_pixels=2000)
     found = decode(PLAIN["colours"], how)
-    assert found.image.size == (49, 31) and found.notes and found.size == (97, 61)
+    assert found.image.size == (48, 32) and found.notes and found.size == (96, 64)
 
 
-@pytest.mark.parametrize(("enough", "size"), [(0, (97, 61)), (31, (49, 31)), (32, (97, 61)), (16, (25, 16)), (1, (13, 8))])
+@pytest.mark.parametrize(("enough", "size"), [(0, (96, 64)), (32, (48, 32)), (33, (96, 64)), (16, (24, 16)), (1, (12, 8))])
 def test_a_jpeg_is_decoded_at_the_least_part_that_leaves_enough(enough: int, size: tuple[int, int]) -> None:
     assert decode(PLAIN["colours"], How(enough=enough)).image.size == size
+    assert decode(jpeg(size=(97, 64)), How(enough=enough)).image.size == (97, 64), "no part of it has its shape"
 
 
 def test_reduced_decoding_changes_little_of_what_a_network_sees() -> None:
@@ -201,7 +206,9 @@ def test_fast_decoding_makes_trials_and_features_of_its_own_and_the_default_none
     plain, exact, fast = made(), made(extract={"decode": "exact", "compile": True}), made(extract={"decode": "fast"})
     assert config_hash(plain) == config_hash(exact) != config_hash(fast)
     assert features_of(plain) == features_of(exact) != features_of(fast)
-    data, weights = DataRecord("", "a", 1, ["a"]), WeightsRecord("", "b", "c", "d", *[1] * 6)
+    words = dict.fromkeys(("signature", "weights", "architecture", "transform"), "a")
+    measures = {field.name: 1 for field in fields(WeightsRecord) if field.name not in words}
+    data, weights = DataRecord("", "a", 1, ["a"]), WeightsRecord(**measures, **words)
     keys = [ingredients(config, data, weights).key() for config in (plain, exact, fast)]
     assert keys[0] == keys[1] != keys[2]
 
@@ -211,3 +218,24 @@ def test_fast_decoding_does_not_go_with_what_measures_in_an_images_pixels() -> N
     for name in columns:
         with pytest.raises(ValueError, match=f"extract.decode fast .*data.{name} false"):
             made(extract={"decode": "fast"}, data={name: True, "columns": columns})
+
+
+@pytest.mark.jobs
+def test_extraction_decodes_as_it_is_told_and_rows_are_the_backbones_own(clip: Path, tmp_path: Path) -> None:
+    targets = {"SPEI_30d": 0.1, "SPEI_1y": 0.2, "SPEI_2y": 0.3}
+    rows = [{"file_path": f"{i}.jpg", "public_id": i, "eventID": i, "domainID": 1, "split": "train", **targets} for i in range(4)]
+    rows[3]["split"] = "validation"
+    pd.DataFrame(rows).to_csv(tmp_path / "table.csv", index=False)
+    for i in range(4):
+        (tmp_path / f"{i}.jpg").write_bytes(jpeg(size=(400 + 4 * i, 300), quality=60 + 10 * i))
+    stored, backbone = {}, load_backbone(blocks.OpenClip(name=f"local-dir:{clip}"))
+    for decoding in ("exact", "fast"):
+        store = extract.run(small_config(tmp_path / "table.csv", clip, tmp_path, extract={"decode": decoding}))
+        assert store
+        found = torch.cat([load_file(store.path(shard))["features"] for shard in range(store.n_shards)])
+        how = How(enough=backbone.enough(decoding))
+        pixels = [backbone.pixels(decode((tmp_path / f"{i}.jpg").read_bytes(), how).picture) for i in range(4)]
+        torch.testing.assert_close(found, compute_features(backbone, torch.stack(pixels), "pooled"), rtol=1e-5, atol=1e-5)
+        stored[store.key] = found
+    one, other = stored.values()
+    assert not torch.equal(one, other) and torch.cosine_similarity(one, other).min() > 0.99

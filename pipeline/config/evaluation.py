@@ -30,9 +30,9 @@ class Extract(Section):
         Fit(f"data.{name}", (False,), "reduces what is measured in", "decode", ("fast",)) for name in ("colour_card", "scale_bar")
     )
     decode: Annotated[Literal["exact", "fast"], LATER] = "exact"
-    """exact: JPEGs at their whole size. fast: at a half, a quarter or an eighth of it that leaves twice as many pixels as the
-    network reads, which spares a third of the time and more, and makes features and trials of their own. With several views,
-    pixels and concatenations JPEGs are decoded exactly all the same."""
+    """exact: JPEGs at their whole size. fast: at a half, a quarter or an eighth of it, without a rest, that leaves twice as many
+    pixels as the network reads; it spares a third of the time and more, and makes features and trials of their own. With several
+    views, pixels and concatenations JPEGs are decoded exactly all the same."""
     compile: Annotated[StrictBool, LATER] = False
     """On a GPU, compile the backbone for extraction (torch.compile): a minute once, for more images a second."""
 

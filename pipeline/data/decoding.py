@@ -124,9 +124,10 @@ def as_image(picture: Picture) -> Image.Image:
 
 # ---------------------------------------------------------------- too large
 def part_of(size: tuple[int, int], how: How) -> int:
-    """At what part of its size (1, 2, 4 or 8: of each side) a JPEG of so many pixels is decoded where that is enough."""
+    """At what part of its size (1, 2, 4 or 8: of each side) a JPEG of so many pixels is decoded where that is enough: one without
+    a rest, by which it would be of another shape, and a crop of it another by a pixel."""
     parts = PARTS if how.enough and not how.keeps_size else ()
-    return max((part for part in parts if -(-min(size) // part) >= how.enough), default=1)
+    return max((part for part in parts if not any(n % part for n in size) and min(size) // part >= how.enough), default=1)
 
 
 def _is_reduced(image: Image.Image, how: How) -> bool:

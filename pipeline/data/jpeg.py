@@ -23,7 +23,7 @@ def plain_pixels(encoded: bytes, opened: Image.Image, how: How) -> UInt8[np.ndar
     if width * height > how.max_pixels:
         return None
     part = part_of(opened.size, how)
-    at_least = {"min_width": -(-width // part), "min_height": -(-height // part)} if part > 1 else {}
+    at_least = {"min_width": width // part, "min_height": height // part} if part > 1 else {}
     try:
         return simplejpeg.decode_jpeg(encoded, "RGB", **at_least)
     except Exception:  # damaged, truncated, or of a kind that it does not read

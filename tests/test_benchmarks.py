@@ -15,7 +15,10 @@ from PIL import Image
 from benchmarks import (
     adapters,
     biomass,
+    decoding,
+    extraction,
     forecasts,
+    gpu,
     gpu_heads,
     grid16,
     head_training,
@@ -38,7 +41,10 @@ def test_every_script_has_a_short_form_here() -> None:
     known = (
         adapters,
         biomass,
+        decoding,
+        extraction,
         forecasts,
+        gpu,
         gpu_heads,
         grid16,
         head_training,
@@ -53,6 +59,30 @@ def test_every_script_has_a_short_form_here() -> None:
         tails,
     )
     assert scripts == {module.__name__.rpartition(".")[2] for module in known}
+
+
+def test_decoding_says_what_the_sample_code_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SIZE", "LARGE"):
+        monkeypatch.setattr(decoding, name, (900, 600))
+    found = {figure.what: figure for figure in decoding.measure(short=True)}
+    apart = [figure for what, figure in found.items() if what.startswith("greatest difference of a pixel, exact")]
+    assert len(apart) == 2 and all(figure.is_met() for figure in apart)
+    assert found["least cosine, fast beside exact"].value > 0.99
+
+
+def test_extraction_is_timed_beside_its_halves() -> None:
+    assert [figure.value > 0 for figure in extraction.measure(short=True)] == [True, True]
+
+
+def test_what_is_for_a_gpu_is_measured_on_one_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    gpu.main()
+    assert capsys.readouterr().out == "no GPU that torch can use: nothing is measured\n"
+    monkeypatch.setitem(gpu.NETWORKS, "tiny", (2, 64, 32, 32, 1))
+    backbone = gpu.make_backbone("tiny")
+    pixels = gpu.make_pixels(backbone, 3)
+    features = [gpu.compute_features(backbone, pixels, "pooled", 0, dtype) for dtype in ("bf16", "fp32")]
+    assert pixels.dtype == gpu.torch.uint8 and gpu.cosine(*features) > 0.9995
 
 
 def test_head_training_learns_alike_both_ways() -> None:

@@ -314,6 +314,7 @@ BASES: list[Tree] = [
         "backbone": {"kind": "open_clip"},
         "model": {"encoder": {"kind": "lora"}, "domain_embedding": True, "head": {"kind": "mlp"}},
         "texts": {"templates": ["$TAX$", "$SCI$"]},
+        "extract": {"decode": "fast"},
     },
     {"experiment": "x", "backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "finetuned"}}},
     {"experiment": "x", "backbone": {"kind": "dinov2"}, "model": {"encoder": {"kind": "patch_convs"}}},

@@ -66,7 +66,7 @@ def own(trial: TrialDir, picture: Path) -> tuple[Tensor, Tensor, float]:
     model: Any = load_model(config, trial, towers.image, towers.text)
     image, text = TunedImages(towers.image, model, config), TunedTexts(towers.text, model, config)
     with Image.open(picture) as opened:
-        inputs = image.transform(opened)
+        inputs = towers.image.halves.whole(opened.convert("RGB"))  # (its own is within 1 of 255 of the library's)
     return (
         embed_each(image, [inputs], cpu),
         embed_each(text, [text.transform(t) for t in TEXTS], cpu),

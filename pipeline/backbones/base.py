@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
+from pipeline.backbones.halves import InHalves
 from pipeline.backbones.one_token import token_at
 from pipeline.config.backbone import LOCAL
 from pipeline.config.backbone import Backbone as Block
@@ -207,7 +208,7 @@ class Box(NamedTuple):
     bottom: float
 
 
-class Backbone(Tower):
+class Backbone(InHalves, Tower):
     """A tower of images."""
 
     grid: tuple[int, int] = (0, 0)

@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from pipeline import hub
 from pipeline.backbones.base import Backbone, Tail, Tapped, checked_folder, recompute_in_transformers, refuse_code, seeded
+from pipeline.backbones.halves import Halves, of_processor
 from pipeline.backbones.one_token import first_of, gathered, token_at
 from pipeline.config import backbone as blocks
-from pipeline.data.decoding import to_rgb
 from pipeline.disk.reading import in_short
 from pipeline.errors import UserError, WorkError
 
@@ -89,6 +89,7 @@ class Dinov2Backbone(Backbone):
     def __init__(self, model: nn.Module, processor: Any, label: str, pooling: Pooling = "cls") -> None:
         super().__init__()
         self.model, self.processor, self.label, self.pooling = model, processor, label, pooling
+        self.halves = of_processor(processor)
         config = cast(Any, model.config)
         self.width = config.hidden_size
         self.embed_dim = self.width * (1 if pooling == "cls" else 2)
@@ -99,7 +100,7 @@ class Dinov2Backbone(Backbone):
         self.grid = height // config.patch_size, width // config.patch_size
 
     def transform(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
-        return cast(Tensor, self.processor(images=to_rgb(image), return_tensors="pt")["pixel_values"][0])
+        return cast(Halves, self.halves)(image)
 
     def transform_id(self) -> str:
         return f"transformers, rgb first: {type(self.processor).__name__} {self.processor.to_json_string()}"

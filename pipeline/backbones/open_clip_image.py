@@ -24,12 +24,12 @@ from torchvision.transforms import Compose
 
 from pipeline.backbones.base import Backbone, Tail, Tapped
 from pipeline.backbones.explicit import QKV, ExplicitBlock, TimmBlock, fixed, on_cpu
+from pipeline.backbones.halves import Halves, of_steps
 from pipeline.backbones.one_token import first_of
 from pipeline.backbones.open_clip_names import architecture
 from pipeline.backbones.open_clip_projection import last_projection, multiplied
 from pipeline.config import backbone as blocks
 from pipeline.config.backbone import HUB
-from pipeline.data.decoding import to_rgb
 from pipeline.disk.writing import write_json
 from pipeline.errors import UserError
 
@@ -212,6 +212,7 @@ class OpenClipBackbone(Backbone):
     def __init__(self, visual: nn.Module, preprocess: Compose, label: str) -> None:
         super().__init__()
         self.visual, self.preprocess, self.label = visual, preprocess, label
+        self.halves = of_steps(preprocess)
         size = cast("int | tuple[int, int]", visual.image_size)
         height, width = (size, size) if isinstance(size, int) else size
         self.image_size = height
@@ -221,8 +222,7 @@ class OpenClipBackbone(Backbone):
             self.grid = cutting.grid
 
     def transform(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
-        # RGB first: Pillow resizes palette and 1-bit images by nearest neighbour.
-        return cast(Tensor, self.preprocess(to_rgb(image)))
+        return cast(Halves, self.halves)(image)
 
     def transform_id(self) -> str:
         return f"open_clip, rgb first: {self.preprocess!r}"

@@ -52,6 +52,7 @@ class PooledBackbone(Backbone):
                 f"backbone.taps {', '.join(map(str, taps))}: one of {of.label}'s {of.n_taps} blocks stands there twice."
             )
         self.image_size, self.grid, self.width, self.label = of.image_size, of.grid, of.width, of.label
+        self.halves = of.halves
         self.part_width = self._measure()
         self.embed_dim = self.part_width * len(self.taps) * len(self.poolings)
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from pipeline import hub
 from pipeline.backbones.base import Backbone, Tapped, checked_folder, seeded
+from pipeline.backbones.halves import Halves, of_steps
 from pipeline.config import backbone as blocks
 from pipeline.config.backbone import HUB, LOCAL
-from pipeline.data.decoding import to_rgb
 from pipeline.disk.reading import in_short
 from pipeline.errors import UserError, WorkError, nearest
 
@@ -32,12 +32,12 @@ class TimmBackbone(Backbone):
         self.model, self.label = model, label
         settings = resolve_data_config({"input_size": (3, image_size, image_size)}, model=model)
         self.preprocess = cast(Any, create_transform(**settings, is_training=False))
+        self.halves = of_steps(self.preprocess)
         self.image_size = image_size
         self.embed_dim = self.width = self._measure_embedding()
 
     def transform(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
-        # RGB first: Pillow resizes palette and 1-bit images by nearest neighbour.
-        return cast(Tensor, self.preprocess(to_rgb(image)))
+        return cast(Halves, self.halves)(image)
 
     def transform_id(self) -> str:
         return f"timm, rgb first: {self.preprocess!r}"

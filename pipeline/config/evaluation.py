@@ -1,10 +1,11 @@
-"""The blocks `features`, `calibrate` and `evaluate`: the store's format, and what is done with a trained model."""
+"""The blocks `features`, `extract`, `calibrate` and `evaluate`: the store's format, how it is filled, and what is done with a
+trained model."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictBool
 
 from pipeline.config.fits import Fit
 from pipeline.config.section import LATER, Ascending, Positive, Section
@@ -20,6 +21,20 @@ class Features(Section):
     """Number format on disk. What reads images instead of a store rounds as it does."""
     shard_size: Positive = 1024
     """Images a shard."""
+
+
+class Extract(Section):
+    """How images become features. What changes features by less than their number format rounds is no part of their key."""
+
+    fits = tuple(
+        Fit(f"data.{name}", (False,), "reduces what is measured in", "decode", ("fast",)) for name in ("colour_card", "scale_bar")
+    )
+    decode: Annotated[Literal["exact", "fast"], LATER] = "exact"
+    """exact: JPEGs at their whole size. fast: at a half, a quarter or an eighth of it, without a rest, that leaves twice as many
+    pixels as the network reads; it spares a third of the time and more, and makes features and trials of their own. With several
+    views, pixels and concatenations JPEGs are decoded exactly all the same."""
+    compile: Annotated[StrictBool, LATER] = False
+    """On a GPU, compile the backbone for extraction (torch.compile): a minute once, for more images a second."""
 
 
 class Calibrate(Section):

@@ -18,8 +18,8 @@ from pipeline.config.trial import Config
 Tower = Literal["image", "text"]
 """What reads one kind of input: images, or texts."""
 NOT_SCIENCE = {"experiment", "evaluate", "tracking", "device", "resources", "launch", "paths"}
-NOT_SCIENCE_IN = {"data": {"download"}, "train": {"processes"}}
-"""Keys of blocks that are science otherwise: how images come here, how many share the work."""
+NOT_SCIENCE_IN = {"data": {"download"}, "train": {"processes"}, "extract": {"compile"}}
+"""Keys of blocks that are science otherwise: how images come here, how many share the work, how it is done."""
 
 
 def science(config: Config) -> dict[str, Any]:
@@ -140,7 +140,8 @@ def images_of(data: Data) -> list[Any]:
 def features_of(config: Config) -> list[Any]:
     """The part of a configuration, beside the data, that its features depend on, as plain JSON values."""
     texts = [plain(config.texts), *token_kind(config, "text")] if "text" in towers_of(config) else []
-    return [plain(config.backbone), plain(config.features), *token_kind(config), *texts]
+    reduced = [] if config.extract.decode == "exact" else [config.extract.decode]
+    return [plain(config.backbone), plain(config.features), *token_kind(config), *texts, *reduced]
 
 
 def texts_from(config: Config) -> list[Any]:

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.config.augment import Augment
 from pipeline.config.backbone import Backbone, OpenClip
 from pipeline.config.data import Data
-from pipeline.config.evaluation import Calibrate, Evaluate, Features
+from pipeline.config.evaluation import Calibrate, Evaluate, Extract, Features
 from pipeline.config.fits import check
 from pipeline.config.kinds import kind_of
 from pipeline.config.loss import Loss, PlainRisk, Risk, SmoothL1, SquaredError
@@ -45,6 +45,7 @@ class Config(Section):
     texts: Annotated[Texts, LATER] = Texts()
     backbone: Annotated[Backbone, *kind_of(Backbone)] = OpenClip()
     features: Features = Features()
+    extract: Annotated[Extract, LATER] = Extract()
     model: Model = Model()
     loss: Annotated[Loss, *kind_of(Loss)] = SquaredError()
     risk: Annotated[Risk, *kind_of(Risk)] = PlainRisk()

@@ -119,12 +119,20 @@ class Dataset:
 
         how = self.how or How()
         decoded = self._read(i, self.image_column, partial(decode, how=how), encoded[0])
+        if self.card_column is None and self.bar_column is None:
+            return decoded
         image = decoded.image
         if self.card_column is not None:
             image = multiply(image, self._read(i, self.card_column, partial(_gains, how=how), encoded[1]))
         if self.bar_column is not None:
             image = place(image, self._read(i, self.bar_column, partial(_period, how=how), encoded[-1]), self.canvas)
-        return replace(decoded, image=image)
+        return replace(decoded, picture=image)
+
+    def seen_at(self, enough: int) -> Dataset:
+        """The same, its JPEGs decoded at a part of their size that leaves `enough` pixels; 0: as they are."""
+        from pipeline.data.decoding import How
+
+        return replace(self, how=replace(self.how or How(), enough=enough)) if enough else self
 
     def signature(self) -> str:
         """A cheap identity of which images there are, in which order; see `signature`."""

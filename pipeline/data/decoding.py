@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +18,12 @@ from PIL import Image, ImageColor
 VERSION = "decoding 1"
 """Count up what changes pixels for choices that are not the defaults, and features are made anew."""
 
+REDUCING = "reduced 1"
+"""Count up what changes pixels under extract.decode=fast, and those features are made anew."""
+
 Range = Literal["full", "image"] | tuple[float, float]
+Picture = Image.Image | NDArray[np.uint8]
+"""An RGB image: Pillow's, or pixels [h, w, 3]."""
 
 ORIENTATION = 0x0112
 TURNS = {
@@ -40,6 +46,8 @@ BAND = 1 << 22
 """Pixels that are scaled at once, as 8-byte numbers."""
 PARTS = (2, 4, 8)
 """What a JPEG can be decoded at, as parts of its size."""
+REDUCIBLE = ("JPEG", "MPO")
+"""Pillow's formats of JPEGs."""
 
 NARROW = "less than 1/16 of the range that range=full shows is used, nearly one grey: range=image or [low, high] shows more"
 LONELY = "all but a few pixels (dead, hot, no data) use less than 1/16 of its own range, nearly one grey: [low, high] shows more"
@@ -61,18 +69,24 @@ class How:
     max_pixels: int = 178_956_970
     keeps_size: bool = False
     """No image is decoded at a part of its size: something is measured in its pixels."""
+    enough: int = 0
+    """Pixels of the shorter side: a JPEG is decoded at the least part of its size that leaves so many; 0: at its whole size."""
 
 
 @dataclass(frozen=True)
 class Decoded:
     """An image, wholly read."""
 
-    image: Image.Image
-    """RGB."""
+    picture: Picture
     size: tuple[int, int]
     """Width and height as stored: before it is turned, or decoded at a part of its size."""
     notes: tuple[str, ...]
     """What is to be told of it, of the sentences above."""
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """RGB."""
+        return as_image(self.picture)
 
 
 def decode_opened(image: Image.Image, how: How) -> Decoded:
@@ -81,6 +95,8 @@ def decode_opened(image: Image.Image, how: How) -> Decoded:
     size, notes = image.size, list[str]()
     if _is_reduced(image, how):
         notes.append(REDUCED)
+    elif image.format in REDUCIBLE and (part := part_of(image.size, how)) > 1:
+        image.draft(None, (image.width // part, image.height // part))
     is_deep = _is_deep(image)
     image.load()
     if image.mode == "F" and how.range == "full":
@@ -101,13 +117,25 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return _seen(_narrowed(image, How.range, []), How.background, [])
 
 
+def as_image(picture: Picture) -> Image.Image:
+    """Pillow's."""
+    return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+
+
 # ---------------------------------------------------------------- too large
+def part_of(size: tuple[int, int], how: How) -> int:
+    """At what part of its size (1, 2, 4 or 8: of each side) a JPEG of so many pixels is decoded where that is enough: one without
+    a rest, by which it would be of another shape, and a crop of it another by a pixel."""
+    parts = PARTS if how.enough and not how.keeps_size else ()
+    return max((part for part in parts if not any(n % part for n in size) and min(size) // part >= how.enough), default=1)
+
+
 def _is_reduced(image: Image.Image, how: How) -> bool:
     """Whether the image will be decoded at a part of its size, being larger than allowed. Raises ValueError if it cannot be."""
     width, height = image.size
     if width * height <= how.max_pixels:
         return False
-    for part in PARTS if image.format in ("JPEG", "MPO") and not how.keeps_size else ():
+    for part in PARTS if image.format in REDUCIBLE and not how.keeps_size else ():
         fits = -(-width // part) * -(-height // part) <= how.max_pixels
         if fits and image.draft(None, (width // part, height // part)) is not None:
             return True
@@ -123,11 +151,15 @@ def too_large(what: str, most: int) -> str:
 
 
 # ---------------------------------------------------------------- upright
-def _upright(image: Image.Image, exif: str, notes: list[str]) -> Image.Image:
-    turn = None
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What turns it upright as its EXIF says; None where nothing is to be done."""
     with suppress(Exception):  # damaged EXIF data fail in many ways, and are as good as none
-        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
-    if turn is None:
+        return TURNS.get(image.getexif().get(ORIENTATION, 1))
+    return None
+
+
+def _upright(image: Image.Image, exif: str, notes: list[str]) -> Image.Image:
+    if (turn := turn_of(image)) is None:
         return image
     if exif == "ignore":
         notes.append(TURNED)

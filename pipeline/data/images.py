@@ -1,6 +1,6 @@
 """Images as batches of network input, decoded and transformed by threads a few batches ahead of whoever consumes them.
 
-Threads, not processes: Pillow releases the GIL while it decodes and resizes. Each has one decoded image at a time, however large:
+Threads, not processes: decoders and resizing release the GIL. Each has one decoded image at a time, however large:
 what waits in batches is transformed already. For a caller that wants to know of all bad images, a bad one is part of its batch
 (zeros and a message) instead of an exception.
 """
@@ -13,12 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from PIL import Image
 from torch import Tensor
 
 from pipeline.data.dataset import BadImage, Dataset, content_of
-from pipeline.data.decoding import Decoded
+from pipeline.data.decoding import Decoded, Picture
 from pipeline.errors import WorkError
 
 AHEAD = 3
@@ -29,7 +29,7 @@ AHEAD = 3
 class Loaded:
     """One image, ready for the network."""
 
-    input: Float[Tensor, ...]
+    input: Shaped[Tensor, ...]
     size: tuple[int, int]
     """Width and height as stored."""
     notes: tuple[str, ...]
@@ -42,8 +42,8 @@ class DecodedImages:
 
     positions: Sequence[int]
     """Rows of `Dataset.table`."""
-    images: Float[Tensor, "batch ..."]
-    """fp32 on the CPU, as the backbone's transform gives them (mostly [B, 3, H, W]); zeros for a bad image."""
+    images: Shaped[Tensor, "batch ..."]
+    """On the CPU, as `Backbone.pixels` gives them, mostly [B, 3, H, W] in 8 bits; zeros for a bad image."""
     bad: dict[int, str]
     """Position of each image that could not be read → why, naming file, row and column."""
     sizes: dict[int, tuple[int, int]]
@@ -59,7 +59,7 @@ class ChangedImage(WorkError):
 def load_batches(
     dataset: Dataset,
     chunks: Iterable[Sequence[int]],
-    transform: Callable[[Image.Image], Tensor],
+    prepare: Callable[[Picture], Tensor],
     threads: int,
     hashes: Sequence[str] | None = None,
     keep_bad: bool = False,
@@ -70,14 +70,14 @@ def load_batches(
 
     def load(i: int) -> Loaded:
         decoded = _read(dataset, i, None if hashes is None else hashes[i])
-        return Loaded(transform(decoded.image), decoded.size, decoded.notes)
+        return Loaded(prepare(decoded.picture), decoded.size, decoded.notes)
 
-    return prepare_batches(load, chunks, blank_for(transform), threads, keep_bad)
+    return prepare_batches(load, chunks, blank_for(prepare), threads, keep_bad)
 
 
-def blank_for(transform: Callable[[Image.Image], Tensor]) -> Tensor:
-    """Zeros of the shape that a transform gives (mostly [3, H, W]): what stands in a batch for a bad image."""
-    return torch.zeros_like(transform(Image.new("RGB", (64, 64))))
+def blank_for(prepare: Callable[[Picture], Tensor]) -> Tensor:
+    """Zeros of the shape that `Backbone.pixels` gives (mostly [3, H, W]): what stands in a batch for a bad image."""
+    return torch.zeros_like(prepare(Image.new("RGB", (64, 64))))
 
 
 def prepare_batches(

@@ -19,6 +19,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from pipeline.config.decoding import Decoding
 from pipeline.data.decoding import Decoded, How, decode_opened, too_large
+from pipeline.data.jpeg import plain_pixels
 from pipeline.errors import UserError
 
 RAW = {
@@ -55,14 +56,16 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 # ---------------------------------------------------------------- bytes to pixels
-def how_of(decoding: Decoding, keeps_size: bool = False) -> How:
+def how_of(decoding: Decoding, keeps_size: bool = False, enough: int = 0) -> How:
     """The choices of a configuration, as `decoding` takes them."""
-    return How(**{name: getattr(decoding, name) for name in Decoding.model_fields}, keeps_size=keeps_size)
+    return How(**{name: getattr(decoding, name) for name in Decoding.model_fields}, keeps_size=keeps_size, enough=enough)
 
 
 def decode(encoded: bytes, how: How) -> Decoded:
     """An encoded image, wholly decoded; safe from several threads. Raises what Pillow raises, ValueError."""
-    return decode_opened(_open(encoded, how.max_pixels), how)
+    opened = _open(encoded, how.max_pixels)
+    pixels = plain_pixels(encoded, opened, how)
+    return decode_opened(opened, how) if pixels is None else Decoded(pixels, opened.size, ())
 
 
 def form_of(encoded: bytes, how: How) -> str:

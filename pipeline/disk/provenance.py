@@ -23,7 +23,8 @@ from pipeline.disk.secrets import hidden, hide
 
 PACKAGES = (
     "torch", "torchvision", "open_clip_torch", "transformers", "timm", "peft", "datasets", "huggingface_hub", "safetensors",
-    "scikit-learn", "skops", "lightgbm", "scipy", "numpy", "pandas", "pyarrow", "pillow", "biopython", "submitit",
+    "scikit-learn", "skops", "lightgbm", "scipy", "numpy", "pandas", "pyarrow", "pillow", "simplejpeg", "biopython",
+    "submitit",
 )  # fmt: skip
 SLURM_FIELDS = (
     "JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT", "JOB_PARTITION", "JOB_NAME", "JOB_NODELIST",

@@ -127,9 +127,11 @@ def _correction(config: Config) -> Spec:
     return {"colour_card": config.data.colour_card, "scale_bar": config.data.scale_bar, "canvas": config.data.canvas}
 
 
-def _decoding(config: Config) -> Spec:
-    """How an image is decoded before that, as `decoding.How` takes it."""
-    return config.data.decoding.model_dump(mode="json") | {"keeps_size": config.data.scale_bar}
+def _decoding(config: Config, backbone: Backbone | None = None) -> Spec:
+    """How an image is decoded before that, as `decoding.How` takes it, for a backbone."""
+    keeps_size, decode = config.data.scale_bar, config.extract.decode
+    enough = backbone.enough(decode) if backbone else int(decode == "fast")
+    return config.data.decoding.model_dump(mode="json") | {"keeps_size": keeps_size, "enough": enough}
 
 
 def _brings_networks(configs: Iterable[Config]) -> bool:
@@ -152,7 +154,7 @@ def _write(folder: Path, members: Sequence[Member], backbone: Backbone, with_bac
     torch.save({"backbone": base, "members": states}, folder / "weights.pt")
     spec = {
         "challenge": challenge,
-        "decoding": _decoding(first.config),
+        "decoding": _decoding(first.config, backbone),
         "correction": _correction(first.config),
         "backbone": backbone.write_spec(first.config.backbone, folder, "architecture") | {"fingerprint": weights},
         "members": [_member_spec(member) for member in members],

@@ -90,7 +90,8 @@ def _check(out: Path, config: Config, model: TwoTowers, towers: Towers) -> None:
     """WorkError unless open_clip embeds some texts and an image as the trial does."""
     written, _, transform = open_clip.create_model_and_transforms(f"local-dir:{out}")
     tokenizer, device = open_clip.get_tokenizer(f"local-dir:{out}"), torch.device("cpu")
-    picture = Image.effect_noise((300, 200), 80).convert("RGB")
+    side = towers.image.image_size  # (Larger ones Carabid shrinks by another library, to within 1 of 255.)
+    picture = Image.effect_noise((2 * side - 1, 3 * side // 2), 80).convert("RGB")
     image, text = TunedImages(towers.image, model, config), TunedTexts(towers.text, model, config)
     with torch.inference_mode():
         of_image = written.eval().encode_image(transform(picture).unsqueeze(0))

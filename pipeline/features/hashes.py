@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.backbones import weights_state
 from pipeline.config.backbone import Backbone
-from pipeline.config.data import Data
 from pipeline.config.identity import Tower, digest, plain, token_kind
 from pipeline.config.measures import Measures
 from pipeline.config.trial import Config
@@ -155,7 +154,7 @@ def _code(backbone: Backbone) -> str:
 # ---------------------------------------------------------------- keys
 def ingredients(config: Config, data: DataRecord, weights: WeightsRecord) -> Ingredients:
     """What the features of this configuration's images depend on. Raises UserError if the backbone has too few blocks."""
-    return replace(made_of(config, "image", data.content, weights), correction=_correction(config.data))
+    return replace(made_of(config, "image", data.content, weights), correction=_correction(config))
 
 
 def made_of(config: Config, tower: Tower, content: str, weights: TowerRecord) -> Ingredients:
@@ -178,17 +177,18 @@ def made_of(config: Config, tower: Tower, content: str, weights: TowerRecord) ->
     )
 
 
-def _correction(data: Data) -> str:
+def _correction(config: Config) -> str:
     """How images are decoded if not as by default, and what they are corrected by, in words that change with what it does to
     them; empty if neither."""
+    data, is_fast = config.data, config.extract.decode == "fast"
     choices = plain(data.decoding)
-    if not (choices or data.colour_card or data.scale_bar):
+    if not (choices or data.colour_card or data.scale_bar or is_fast):
         return ""
     from pipeline.data.correction import COLOURS, SCALE  # numpy and Pillow
-    from pipeline.data.decoding import VERSION
+    from pipeline.data.decoding import REDUCING, VERSION
 
     decoded, scale = f"{VERSION}: {json.dumps(choices, sort_keys=True)}", f"{SCALE}, canvas {data.canvas:g}"
-    return "; ".join([decoded] * bool(choices) + [COLOURS] * data.colour_card + [scale] * data.scale_bar)
+    return "; ".join([decoded] * bool(choices) + [COLOURS] * data.colour_card + [scale] * data.scale_bar + [REDUCING] * is_fast)
 
 
 def known_feature_key(config: Config, looks: str | None = None) -> str | None:

@@ -23,7 +23,7 @@ class TunedImages(Backbone):
         super().__init__()
         self.base, self.model, self.config = base, model, config
         self.width = self.embed_dim = config.model.encoder.embedding_width(base.embed_dim)
-        self.image_size = base.image_size
+        self.image_size, self.halves = base.image_size, base.halves
 
     def transform(self, image: Image.Image) -> Tensor:
         return self.base.transform(image)

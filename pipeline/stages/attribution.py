@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from PIL import Image, ImageFilter
 from torch import Tensor
 
@@ -115,7 +115,7 @@ class Asker:
         with ThreadPoolExecutor(self.config.resources.decode_threads, thread_name_prefix="occlude") as pool:
 
             def read(mask: Any) -> Tensor:
-                return self.models.backbone.transform(without(asked.image, filled, mask))
+                return self.models.backbone.pixels(without(asked.image, filled, mask))
 
             chunks = (masks[begin : begin + n] for begin in range(0, len(masks), n))
             values = [self._say(torch.stack(list(pool.map(read, chunk))), asked.known) for chunk in chunks]
@@ -127,7 +127,7 @@ class Asker:
         for name in targets:
             yield name, (figure[name] - said[name].to_numpy()).reshape(asked.grid)
 
-    def _say(self, inputs: Float[Tensor, "images ..."], known: Metadata) -> Float[Tensor, "images targets"]:
+    def _say(self, inputs: Shaped[Tensor, "images ..."], known: Metadata) -> Float[Tensor, "images targets"]:
         rows = known[torch.zeros(len(inputs), dtype=torch.int64)]
         return predict_batch(self.config, self.models, inputs, rows).values()[:, : len(self.targets)]
 

@@ -32,6 +32,7 @@ from pipeline.backbones.base import Backbone as LoadedBackbone
 from pipeline.backbones.named import parse_backbone
 from pipeline.config.backbone import Backbone
 from pipeline.config.decoding import Decoding
+from pipeline.config.evaluation import Extract
 from pipeline.config.identity import digest, plain
 from pipeline.config.resources import Resources
 from pipeline.config.trial import Config
@@ -40,7 +41,7 @@ from pipeline.data.decoding import How
 from pipeline.data.images import Loaded, blank_for, prepare_batches
 from pipeline.data.notes import Notes, count, lines, together
 from pipeline.data.opening import decode, find_images, how_of, read_image
-from pipeline.device import choose_device, set_threads
+from pipeline.device import choose_device, set_threads, to_device
 from pipeline.disk.lease import Lease
 from pipeline.disk.provenance import now
 from pipeline.disk.reading import in_short
@@ -55,6 +56,7 @@ FORMAT = 2
 """Version of what the files mean; another one is another identity."""
 UPRIGHT = Decoding(exif="apply")
 """How images are decoded unless asked otherwise."""
+AS_BY_DEFAULT = Extract()
 PART_SECONDS = 60.0
 """A part is written when the last one is this old: so much work a kill costs."""
 
@@ -71,6 +73,8 @@ class Request:
     device: str = "auto"
     overwrite: bool = False
     decoding: Decoding = UPRIGHT
+    extract: Extract = AS_BY_DEFAULT
+    """How else images become features."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +107,14 @@ class Work:
     def identity(self) -> str:
         """Of weights and transform, and of how images are decoded."""
         weights, choices = self.weights, plain(self.request.decoding)
+        reduced = [] if self.request.extract.decode == "exact" else [self.request.extract.decode]
         made_by = [
             weights.architecture,
             weights.weights,
             weights.transform,
             choices,
             *([self.tuned.identity] if self.tuned else []),
+            *reduced,
         ]
         return digest([FORMAT, self.config.backbone.kind, *made_by])
 
@@ -263,15 +269,16 @@ def _embed_missing(work: Work, device: torch.device) -> None:
 def _embed(work: Work, device: torch.device, chunks: list[list[int]]) -> None:
     backbone = (work.tuned.make(work.load()) if work.tuned else work.load()).to(device)
     rows = Rows(work.parts, work.told(), backbone.embed_dim)
-    load = partial(_load, work, backbone, how_of(work.request.decoding))
+    how = how_of(work.request.decoding, enough=backbone.enough(work.request.extract.decode))
+    load = partial(_load, work, backbone, how)
     threads = work.config.resources.decode_threads
-    batches = prepare_batches(load, chunks, blank_for(backbone.transform), threads, keep_bad=True)
+    batches = prepare_batches(load, chunks, blank_for(backbone.pixels), threads, keep_bad=True)
     shown = encoding("embed", sum(map(len, chunks)), device, lambda x: _features(work, backbone, x, device), work.where)
     told: Notes = {}
     with closing(batches), shown as encode:
         try:
-            for batch in batches:
-                for i, embedding in zip(batch.positions, encode(batch).numpy(), strict=True):
+            for batch, features in encode(batches):
+                for i, embedding in zip(batch.positions, features.numpy(), strict=True):
                     rows.add(work.files[i], batch.sizes.get(i), embedding, batch.bad.get(i))
                 told = together([told, count((work.files[i].name, notes) for i, notes in batch.notes.items())])
                 if time.monotonic() - rows.since >= PART_SECONDS:
@@ -286,7 +293,7 @@ def _load(work: Work, backbone: LoadedBackbone, how: How, i: int) -> Loaded:
     """One image as network input. Raises BadImage with what is wrong with it."""
     try:
         decoded = decode(read_image(Path(work.where(i))), how)
-        return Loaded(backbone.transform(decoded.image), decoded.size, decoded.notes)
+        return Loaded(backbone.pixels(decoded.picture), decoded.size, decoded.notes)
     except MemoryError:
         raise
     except Exception as error:  # PIL's decoders raise errors of many kinds on damaged files
@@ -296,6 +303,6 @@ def _load(work: Work, backbone: LoadedBackbone, how: How, i: int) -> Loaded:
 def _features(work: Work, backbone: LoadedBackbone, images: Tensor, device: torch.device) -> Tensor:
     """Embeddings [B, E] of images as the network reads them. Raises WorkError where they do not fit on the GPU."""
     try:
-        return compute_features(backbone, images.to(device), "pooled")
+        return compute_features(backbone, to_device(images, device), "pooled")
     except torch.cuda.OutOfMemoryError as error:
         raise WorkError(f"{work.request.batch_size} images do not fit on the GPU: set --batch-size lower.") from error

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from pipeline.data.decoding import to_rgb
+from pipeline.data.decoding import as_image, to_rgb
 from pipeline.device import make_deterministic, set_threads
 from pipeline.disk.writing import atomic_folder, write_bytes, write_json, write_text
 from pipeline.errors import UserError, WorkError, nearest
@@ -70,6 +70,7 @@ def run(request: Request, bad: list[Path]) -> list[Explained]:
     config, facts = trained_config(trial), load_facts(trial)
     read, known = reader(config, request.origin), known_of(trial, config, request.origin, len(request.files))
     models = load_models(trial, config, request.device)
+    enough = models.backbone.enough(config.extract.decode)
     asker = Asker(config, models, facts.targets, _methods(request, models), request.fill, request.n_cells)
     targets = _targets(request, asker)
     done: list[Explained] = []
@@ -77,7 +78,7 @@ def run(request: Request, bad: list[Path]) -> list[Explained]:
     with atomic_folder(request.out) as folder, progress("explained", len(request.files)) as advance:
         for i, (file, name) in enumerate(zip(request.files, names, strict=True)):
             try:
-                image = to_rgb(read(file))
+                image = to_rgb(as_image(read(file, enough)))
             except UserError as error:
                 log(f"carabid: {error}")
                 bad.append(file)

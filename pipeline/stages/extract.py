@@ -24,18 +24,18 @@ from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.images import ChangedImage, DecodedImages, load_batches
 from pipeline.data.notes import Notes, count, lines, together
-from pipeline.device import choose_device, gpu_name, set_threads
+from pipeline.device import choose_device, gpu_name, set_threads, to_device
 from pipeline.disk.layout import store_dir
 from pipeline.disk.lease import Lease
 from pipeline.disk.provenance import provenance
 from pipeline.errors import WorkError
 from pipeline.features import hashes
-from pipeline.features.forward import compute_features
+from pipeline.features.forward import compile_for, compute_features
 from pipeline.features.hashes import DataRecord, WeightsRecord
 from pipeline.features.store import FeatureStore, is_complete, open_key, refuse_bad
 from pipeline.progress import log
 from pipeline.stages import extract_texts
-from pipeline.stages.encoding import check_weights, clear, encoding
+from pipeline.stages.encoding import Encode, check_weights, clear, encoding
 from pipeline.tasks import load_task
 
 
@@ -140,12 +140,15 @@ def _compute(work: Work, todo: Sequence[int]) -> Generator[Made]:
     """Each shard's features, in order; shards that another job has made meanwhile are left out."""
     resources, made_of = work.config.resources, work.store.ingredients
     backbone = work.load().to(work.device)
+    if work.config.extract.compile:
+        compile_for(backbone, made_of.kind, work.device)
 
     def forward(images: Tensor) -> Tensor:
-        return compute_features(backbone, images.to(work.device), made_of.kind, made_of.cut, made_of.dtype)
+        return compute_features(backbone, to_device(images, work.device), made_of.kind, made_of.cut, made_of.dtype)
 
     chunks = _chunks(work.store, todo, resources.extract_batch)
-    batches = load_batches(work.dataset, chunks, backbone.transform, resources.decode_threads, work.data.images, keep_bad=True)
+    dataset = work.dataset.seen_at(backbone.enough(work.config.extract.decode))
+    batches = load_batches(dataset, chunks, backbone.pixels, resources.decode_threads, work.data.images, keep_bad=True)
     total = sum(len(work.store.positions(shard)) for shard in todo)
     what, began = f"features/{work.store.key}", time.monotonic()
     with closing(batches), encoding(what, total, work.device, forward, work.dataset.where) as encode:
@@ -173,15 +176,15 @@ def _known(work: Work, batches: Iterator[DecodedImages]) -> Iterator[DecodedImag
 
 
 def _compute_shard(
-    work: Work, shard: int, batches: Iterable[DecodedImages], encode: Callable[[DecodedImages], Tensor]
+    work: Work, shard: int, batches: Iterable[DecodedImages], encode: Encode
 ) -> tuple[Tensor, dict[int, str], Notes]:
     """One shard's features [n, …] (zeros for bad images), its bad images, and what is told of others. Raises UserError where the
     policy says so."""
     parts: list[Tensor] = []
     bad: dict[int, str] = {}
     told: dict[int, tuple[str, ...]] = {}
-    for batch in batches:
-        parts.append(encode(batch))
+    for batch, computed in encode(batches):
+        parts.append(computed)
         bad |= batch.bad
         told |= batch.notes
     if work.config.data.on_bad_image == "error":

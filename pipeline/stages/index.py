@@ -88,9 +88,8 @@ def _prepare(request: Request, model: Embedder, collection: Collection) -> embed
     """What there is to embed."""
     files = [embed.file_at(collection.folder, name) for name in collection.species]
     out = request.parts / "embeddings.parquet"
-    asked = embed.Request(
-        collection.folder, model.name, out, request.batch_size, request.threads, request.device, request.overwrite, model.decoding
-    )
+    asked = embed.Request(collection.folder, model.name, out, request.batch_size, request.threads, request.device)
+    asked = replace(asked, overwrite=request.overwrite, decoding=model.decoding, extract=model.extract)
     return replace(embed.prepare(asked, files, model.block), tuned=model.tuning)
 
 

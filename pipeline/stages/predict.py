@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float32, Shaped
 from PIL import Image
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from pipeline.config.identity import config_hash, digest, token_kind
 from pipeline.config.trial import Config
 from pipeline.data.correction import balance, rescale
 from pipeline.data.dataset import Dataset
-from pipeline.data.decoding import Decoded, How
+from pipeline.data.decoding import Decoded, How, Picture
 from pipeline.data.images import load_batches
 from pipeline.data.opening import decode, find_images, how_of, read_image
 from pipeline.device import choose_device, set_threads
@@ -58,7 +58,8 @@ def predict_images(config: Config, models: Models, facts: Facts, dataset: Datase
     positions, size = table.index.tolist(), config.resources.extract_batch
     starts = range(0, len(positions), size)
     chunks = [positions[start : start + size] for start in starts]
-    batches = load_batches(dataset, chunks, models.backbone.transform, config.resources.decode_threads)
+    dataset = dataset.seen_at(models.backbone.enough(config.extract.decode))
+    batches = load_batches(dataset, chunks, models.backbone.pixels, config.resources.decode_threads)
     metadata = facts.names.metadata(columns(table))
     said = []
     with progress("evaluate from images", len(positions)) as advance:
@@ -149,12 +150,13 @@ def embed_files(folder: Path, files: Sequence[Path], device: str | None) -> Floa
     trial = trial_at(folder)
     config = trained_config(trial)
     read, models = reader(config, Origin()), load_models(trial, config, device)
+    enough = models.backbone.enough(config.extract.decode)
     if not models.model.reads_images or not files:
         raise UserError(f"{trial.path.name} looks at no image" if files else "name at least one image to embed")
     rows = []
     for file in files:
         with torch.inference_mode():
-            features = features_of(config, models, models.backbone.transform(read(file)).unsqueeze(0))
+            features = features_of(config, models, models.backbone.pixels(read(file, enough)).unsqueeze(0))
             rows.append(models.model.encode(features).float().flatten(1).cpu())
     return torch.cat(rows).numpy()
 
@@ -183,9 +185,10 @@ def _predict_each(
     read = reader(config, origin)
     metadata = known_of(trial, config, origin, len(files))
     models = load_models(trial, config, device)
+    enough = models.backbone.enough(config.extract.decode)
     for i, file in enumerate(files):
         try:
-            image = read(file)
+            picture = read(file, enough)
         except UserError as error:
             if bad is None:
                 raise
@@ -193,7 +196,7 @@ def _predict_each(
             bad.append(file)
             yield None
         else:
-            yield predict_batch(config, models, models.backbone.transform(image).unsqueeze(0), metadata[i : i + 1])
+            yield predict_batch(config, models, models.backbone.pixels(picture).unsqueeze(0), metadata[i : i + 1])
 
 
 def known_of(trial: TrialDir, config: Config, origin: Origin, n: int) -> Metadata:
@@ -303,7 +306,7 @@ def _places(folder: Path) -> list[Path]:
 
 
 def predict_batch(
-    config: Config, models: Models, images: Float[Tensor, "images ..."], metadata: Metadata, gradients: bool = False
+    config: Config, models: Models, images: Shaped[Tensor, "images ..."], metadata: Metadata, gradients: bool = False
 ) -> Predicted:
     """Of images and metadata on the CPU, back on the CPU; `gradients`: with what its gradient is computed from."""
     with torch.inference_mode(not gradients):
@@ -311,27 +314,29 @@ def predict_batch(
         return models.model.predict(features, metadata.to(models.device)).cpu()
 
 
-def features_of(config: Config, models: Models, images: Float[Tensor, "images ..."], gradients: bool = False) -> Features:
-    """What the model reads of transformed images, as the store has it."""
+def features_of(config: Config, models: Models, images: Shaped[Tensor, "images ..."], gradients: bool = False) -> Features:
+    """What the model reads of images, as `Backbone.pixels` or `transform` gives them, as the store has it."""
     (kind, blocks), backbone = token_kind(config), models.backbone
     cut = backbone.cut_before(blocks) if blocks else 0
     computed = compute_features(backbone, images.to(models.device), kind, cut, gradients=gradients)
     return as_stored(computed, config.features.dtype)
 
 
-def reader(config: Config, origin: Origin) -> Callable[[Path], Image.Image]:
-    """What decodes and corrects new image files as those that the trial was trained on; of each kind of note the first is said on
-    stderr. Raises UserError where it lacks card or bar."""
+def reader(config: Config, origin: Origin) -> Callable[[Path, int], Picture]:
+    """What decodes and corrects new image files as those that the trial was trained on, by their path and `Backbone.enough`; of
+    each kind of note the first is said on stderr. Raises UserError where it lacks card or bar."""
     how = how_of(config.data.decoding, keeps_size=config.data.scale_bar)
     card, bar = (_reference(config, origin, name, how) for name in ("colour_card", "scale_bar"))
     told = set[str]()
 
-    def read(file: Path) -> Image.Image:
-        decoded = open_file(file, how)
+    def read(file: Path, enough: int) -> Picture:
+        decoded = open_file(file, replace(how, enough=enough))
         for note in decoded.notes:
             if note not in told:
                 print(f"carabid: {file}: {note}", file=sys.stderr, flush=True)
         told.update(decoded.notes)
+        if not (card or bar):
+            return decoded.picture
         image = balance(decoded.image, card) if card else decoded.image
         return rescale(image, bar, config.data.canvas) if bar else image
 

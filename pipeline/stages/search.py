@@ -92,7 +92,7 @@ def _image(request: Request, model: Embedder) -> Vector:
     if request.template is not None:
         raise UserError(f"--template is for texts, and {request.query} is an image")
     device, backbone = choose_device(request.device), model.images()
-    decoded = open_file(Path(request.query).expanduser(), how_of(model.decoding))
+    decoded = open_file(Path(request.query).expanduser(), how_of(model.decoding, enough=backbone.enough(model.extract.decode)))
     return np.asarray(embed_each(backbone, [backbone.transform(decoded.image)], device)[0].numpy())
 
 

@@ -14,6 +14,7 @@ from pipeline.backbones.texts import TextTower
 from pipeline.config.backbone import Backbone as Block
 from pipeline.config.data import Data
 from pipeline.config.decoding import Decoding
+from pipeline.config.evaluation import Extract
 from pipeline.config.identity import digest
 from pipeline.config.section import implementation
 from pipeline.config.trial import Config
@@ -35,6 +36,8 @@ class Released:
     block: Block
     data: ClassVar[None] = None
     """The data that it was trained on; not known."""
+    extract: ClassVar[Extract] = Extract()
+    """How else images become features."""
     tuning: ClassVar[None] = None
     """What is made of the backbone before it embeds; nothing."""
 
@@ -74,6 +77,10 @@ class Trained:
     @property
     def decoding(self) -> Decoding:
         return self.config.data.decoding
+
+    @property
+    def extract(self) -> Extract:
+        return self.config.extract
 
     @property
     def data(self) -> Data:

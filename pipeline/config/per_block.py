@@ -9,8 +9,8 @@ from typing import Any, Generic, TypeVar
 from pipeline.config.section import Section
 
 T = TypeVar("T")
-MOST = 200_000
-"""Blocks that are remembered at once; more than a grid has of a kind."""
+MOST = 50_000
+"""Blocks that are remembered at once: beyond, all are forgotten, and asked for again."""
 
 
 class PerBlock(Generic[T]):

@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -41,8 +42,8 @@ SHORT = {"images": (64, 128), "table": (64, 128), "trials": (10, 40), "classes":
 GOALS = {("trials", "plan"): 5.0, ("trials", "submit --dry-run"): 8.0}
 """CPU seconds of the whole command at the largest size."""
 STEEPEST = 1.1
-NOISE_S = 0.2
-"""Steps that take less are not told from noise."""
+NOISE_S, NOISE_MB = 0.2, 50.0
+"""What takes less is not told from noise."""
 WIDTH = 32
 Steps = dict[str, float]
 
@@ -235,6 +236,10 @@ def run_here(kind: str, n: int, out: str) -> None:
 
 
 def _peak_mb() -> float:
+    """The most memory of this process until now; `ru_maxrss`, for where Linux' own count is not, begins at its parent's."""
+    told = Path("/proc/self/status")
+    if found := re.search(r"VmHWM:\s+(\d+) kB", told.read_text() if told.is_file() else ""):
+        return int(found[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -252,11 +257,12 @@ def grown(kind: str, sizes: tuple[int, ...], quiet: bool = True) -> dict[int, St
 
 
 def exponent(found: dict[int, Steps], step: str) -> float:
-    """Slope between the last two sizes; 0 where the last takes no time to speak of."""
+    """Slope between the last two sizes; 0 where the last takes no time or memory to speak of."""
     (n, before), (more, after) = list(found.items())[-2:]
-    if step != "memory" and after[step] < NOISE_S:
+    noise = NOISE_MB if step == "memory" else NOISE_S
+    if after[step] < noise:
         return 0.0
-    return math.log(max(after[step], 1e-6) / max(before[step], 1e-6)) / math.log(more / n)
+    return math.log(after[step] / max(before[step], noise / 100)) / math.log(more / n)
 
 
 def figures_of(kind: str, found: dict[int, Steps]) -> list[Figure]:

@@ -23,7 +23,7 @@ from tests import conftest
 ALONE = (biomass, forecasts, head_training, ranks, shifted, silhouettes)
 """Scripts that are run by themselves: each has a test of its own here."""
 MEASURED = bench.existing((*bench.SCRIPTS, *bench.GPU_SCRIPTS))
-SLOW = {"growth", "many_trials", "report", "start", "warm_start"}
+SLOW = {"grid16", "growth", "many_trials", "report", "start", "warm_start"}
 
 
 def test_every_script_has_a_short_form_here() -> None:

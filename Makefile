@@ -9,7 +9,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --gr
 DISTURBANCES ?= 100
 SEED ?= 0
 
-.PHONY: demo check test test-long chaos fuzz lint docs cluster-up cluster-down clean
+.PHONY: demo check test test-long bench bench-gpu chaos fuzz lint docs cluster-up cluster-down clean
 
 demo: .venv/installed
 	$(BIN)/carabid demo
@@ -24,6 +24,13 @@ test: .venv/installed
 # What repeats other tests at greater length: the whole demo, a grid that is disturbed, trainings that are killed at random.
 test-long: .venv/installed
 	$(PYTEST) --durations=15 -m long
+
+# Every figure of speed beside its goal, in benchmarks/results.md: under a quarter of an hour on two cores.
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.bench
+
+bench-gpu: .venv/installed
+	$(BIN)/python -m benchmarks.bench --gpu
 
 # A grid on a private Slurm while a seeded adversary disturbs it: the long form of tests/test_chaos.py.
 chaos: .venv/installed

@@ -48,9 +48,15 @@ def in_turn(theirs: Callable[[], object], ours: Callable[[], object], rounds: in
     return *(statistics.median(side) for side in zip(*pairs, strict=True)), statistics.median(a / b for a, b in pairs)
 
 
+def goal_of(figure: Figure) -> str:
+    """In words; empty where there is none."""
+    low = "" if figure.at_least is None else f"at least {figure.at_least:g}"
+    high = "" if figure.at_most is None else f"at most {figure.at_most:g}"
+    return ", ".join(filter(None, (low, high)))
+
+
 def show(figures: Sequence[Figure]) -> None:
     """Each on a line."""
     for figure in figures:
-        goal = "" if figure.at_least is None else f" (goal: at least {figure.at_least:g})"
-        goal += "" if figure.at_most is None else f" (goal: at most {figure.at_most:g})"
+        goal = f" (goal: {goal_of(figure)})" if goal_of(figure) else ""
         print(f"{figure.what}: {figure.value:.3g} {figure.unit}{goal}{'; ' if figure.about else ''}{figure.about}")

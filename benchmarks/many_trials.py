@@ -53,7 +53,7 @@ def data(folder: Path, scale: float) -> list[str]:
     if WINGS.is_dir() and scale == 1:
         return [f"data.source={WINGS / 'metadata.csv'}", f"data.images={WINGS / 'images'}"]
     carabid(folder, "generate", "butterflies", "--out", folder / "data", "--scale", scale)
-    (table,) = (folder / "data").glob("*train*.csv")
+    (table,) = (folder / "data").glob("*.csv")
     return [f"data.source={table}", f"data.images={folder / 'data' / 'images'}"]
 
 
@@ -79,7 +79,7 @@ def measure(short: bool = False) -> list[Figure]:
 def _measure(folder: Path, short: bool) -> list[Figure]:
     config = folder / "grid.yaml"
     config.write_text(GRID.format(base=PROJECT / "configs" / "butterflies" / "classifiers.yaml"))
-    overrides = data(folder, 0.1 if short else 1) + (["data.split.fold=0", "model.head.kind=lda"] if short else [])
+    overrides = data(folder, 0.1 if short else 1) + (["data.split.fold=0", "variants=discriminant analysis"] if short else [])
     os.environ["CARABID_ROOT"] = str(folder)
     trials = load_experiment(config, overrides).trials
     carabid(folder, "extract", config, *overrides)

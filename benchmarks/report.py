@@ -1,20 +1,20 @@
 """A report of many trials: the time to write it, its size, and the time a browser takes to open it. The trials are copies of one
 that was trained, each with a configuration of its own and with figures that are drawn around its.
 
-python benchmarks/report.py [TRIALS]
+    python -m benchmarks.report
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.figure import Figure, show
 from pipeline.backbones.tiny import write_tiny_open_clip
 from pipeline.config.identity import config_hash
 from pipeline.disk.layout import TrialDir
@@ -27,21 +27,25 @@ from pipeline.tasks import load_task
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
-def main() -> None:
-    n = int(sys.argv[1]) if sys.argv[1:] else 1000
+THREADS = 1
+
+
+def measure(short: bool) -> list[Figure]:
+    n = 5 if short else 1000
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CARABID_ROOT"] = folder
         experiment = _grid(Path(folder), n)
         first = _trained(experiment)
         for trial, rng in zip(experiment.trials[1:n], np.random.default_rng(0).spawn(n - 1), strict=True):
             _copy(first, trial, experiment.dir.trial(trial.name), rng)
-        started, busy = time.monotonic(), time.process_time()
+        busy = time.process_time()
         page = write([experiment.dir], experiment.dir.report_html)
-        took, busy = time.monotonic() - started, time.process_time() - busy
-        opened = _opened(page)
-        print(
-            f"{n} trials: written in {took:.1f} s ({busy:.1f} s of CPU), {page.stat().st_size / 1e6:.2f} MB, opened in {opened}"
-        )
+        busy = time.process_time() - busy
+        about = f"of {n} trials; opened in {_opened(page)}"
+        return [
+            Figure("report: CPU to write it", busy, "s", at_most=20.0, about=about),
+            Figure("report: size", page.stat().st_size / 1e6, "MB", at_most=2.0, about=about),
+        ]
 
 
 def _grid(root: Path, n: int) -> Experiment:
@@ -87,4 +91,4 @@ def _opened(page: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    show(measure(False))

@@ -1,6 +1,6 @@
 """What it takes to load the libraries of a job and to end, in CPU: as Python does it by itself / with `sweep_seldom`, in turn.
 
-python benchmarks/start.py [TIMES] [MODULE …]
+python -m benchmarks.start
 """
 
 import os
@@ -8,14 +8,14 @@ import statistics
 import subprocess
 import sys
 
+from benchmarks.figure import Figure, show
 from pipeline.disk.layout import PROJECT
 
-MODULES = ("torch", "open_clip")
+THREADS = 1
 SELDOM = "from pipeline.sweeps import sweep_seldom; sweep_seldom(); "
-WAYS = {"plain": "", "carabid": SELDOM}
 
 
-def seconds(code: str) -> float:
+def cpu_seconds(code: str) -> float:
     """CPU of a Python that runs this and ends."""
     before = os.times()
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
@@ -23,16 +23,17 @@ def seconds(code: str) -> float:
     return after.children_user + after.children_system - before.children_user - before.children_system
 
 
-def main() -> None:
-    times, modules = int(sys.argv[1]) if sys.argv[1:] else 5, sys.argv[2:] or MODULES
-    for module in modules:
-        took: dict[str, list[float]] = {way: [] for way in WAYS}
-        for _ in range(times):
-            for way, before in WAYS.items():
-                took[way].append(seconds(f"{before}import {module}"))
-        plain, ours = (statistics.median(took[way]) for way in WAYS)
-        print(f"{module}: plain {plain:.2f} s, carabid {ours:.2f} s: ratio {plain / ours:.2f}")
+def loaded(module: str, rounds: int) -> Figure:
+    """How many times as much CPU it takes without."""
+    pairs = [(cpu_seconds(f"import {module}"), cpu_seconds(f"{SELDOM}import {module}")) for _ in range(rounds)]
+    plain, ours = (statistics.median(side) for side in zip(*pairs, strict=True))
+    about = f"CPU of Python by itself {plain:.2f} s, with fewer sweeps {ours:.2f} s"
+    return Figure(f"loading {module}", statistics.median(a / b for a, b in pairs), at_least=1.0, about=about)
+
+
+def measure(short: bool) -> list[Figure]:
+    return [loaded("yaml", 1)] if short else [loaded("torch", 5), loaded("open_clip", 3)]
 
 
 if __name__ == "__main__":
-    main()
+    show(measure(False))

@@ -3,62 +3,94 @@
 from __future__ import annotations
 
 import csv
+import platform
 import re
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import (
     adapters,
+    bench,
     biomass,
     decoding,
     extraction,
     forecasts,
-    gpu,
-    gpu_heads,
-    grid16,
     head_training,
-    heads_together,
     ranks,
-    report,
-    ridge,
-    ridge_stack,
     shifted,
     silhouettes,
-    start,
     tails,
 )
+from benchmarks.figure import Figure
 from pipeline.disk.layout import PROJECT
 from tests import conftest
 
+ALONE = (biomass, forecasts, head_training, ranks, shifted, silhouettes)
+"""Scripts that are run by themselves: each has a test of its own here."""
+MEASURED = bench.existing((*bench.SCRIPTS, *bench.GPU_SCRIPTS))
+SLOW = {"grid16", "growth", "many_trials", "report", "start", "warm_start"}
+
 
 def test_every_script_has_a_short_form_here() -> None:
-    scripts = {path.stem for path in (PROJECT / "benchmarks").glob("*.py")} - {"__init__", "figure"}
-    known = (
-        adapters,
-        biomass,
-        decoding,
-        extraction,
-        forecasts,
-        gpu,
-        gpu_heads,
-        grid16,
-        head_training,
-        heads_together,
-        ranks,
-        report,
-        ridge,
-        ridge_stack,
-        shifted,
-        silhouettes,
-        start,
-        tails,
-    )
-    assert scripts == {module.__name__.rpartition(".")[2] for module in known}
+    scripts = {path.stem for path in (PROJECT / "benchmarks").glob("*.py")} - {"__init__", "bench", "figure"}
+    assert scripts == {module.__name__.rpartition(".")[2] for module in ALONE} | set(MEASURED)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.jobs] * (name in SLOW)) for name in MEASURED])
+def test_a_script_measures_something_in_its_short_form(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CARABID_ROOT", "")
+    figures = import_module(f"benchmarks.{name}").measure(short=True)
+    assert len({each.what for each in figures}) == len(figures) > 0
+    assert all(np.isfinite(each.value) for each in figures), figures
+    missed = [each for each in figures if each.unit == "" and not each.is_met()]  # by how much two ways differ: no time
+    assert not missed, missed
+
+
+def test_bench_runs_a_script_in_a_process_with_its_threads_and_shows_its_figures(capfd: pytest.CaptureFixture[str]) -> None:
+    assert next(each.what for each in bench.run("ridge", short=True) or ()) == "ridge regression, seven penalties"
+    assert "ridge, 1 thread(s)" in (out := capfd.readouterr().out) and "(goal: at least 3)" in out, out
+    assert bench.run("figure", short=True) is None  # it has no `measure`
+    assert "figure failed: CalledProcessError" in capfd.readouterr().out
+
+
+def test_bench_measures_once_more_before_a_figure_counts_as_missed() -> None:
+    runs = iter([[Figure("fast", 1.0, at_least=2), Figure("small", 3.0, at_most=2)], [Figure("fast", 2.5, at_least=2)]])
+    fast, small = bench.rows_of("it", lambda _: next(runs))
+    assert (fast.figure, fast.note, fast.is_met) == (Figure("fast", 2.5, at_least=2), "the better of two runs", True)
+    assert (small.figure, small.note, small.is_met) == (Figure("small", 3.0, at_most=2), "", False)
+    assert bench.rows_of("it", lambda _: [Figure("near", 1.91, at_least=2)])[0].note == ""  # within noise: once is enough
+
+
+def test_a_missed_figure_and_a_script_that_fails_end_bench_with_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    met, near = bench.Row("it", Figure("met", 3.0, at_least=2)), bench.Row("it", Figure("near", 1.91, at_least=2))
+    missed, failed = bench.Row("it", Figure("far", 1.8, at_least=2)), bench.rows_of("bad", lambda _: None)[0]
+    assert bench.conclude([met, near]) == 0 and bench.conclude([met, missed]) == bench.conclude([failed]) == 1
+    assert "missed: far: 1.8 × (goal: at least 2)" in (out := capsys.readouterr().out) and "missed: bad failed" in out
+    table = bench.table([met, near, missed, failed], "a machine")
+    verdicts = [line.split(" | ")[3] for line in table.splitlines() if line.endswith("` |")]
+    assert verdicts == ["yes", "within noise", "no", "no"] and "4 figures, 2 missed" in table
+
+
+def test_results_name_neither_the_machine_nor_a_path() -> None:
+    told = bench.origin(None)
+    assert platform.node() not in told and str(Path.home()) not in told and "torch" in told and "cores" in told, told
+
+
+def test_bench_refuses_a_benchmark_that_is_not_there_and_measures_no_gpu_where_there_is_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["rigde"])
+    assert "no such benchmark: rigde; there are" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert bench.main(["--gpu"]) == 1 and "There is no GPU here" in capsys.readouterr().err
 
 
 def test_decoding_says_what_the_sample_code_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,43 +126,6 @@ def test_head_training_learns_alike_both_ways() -> None:
 def test_a_step_says_the_same_both_ways(script: ModuleType) -> None:
     apart = [figure for figure in script.measure(short=True) if figure.at_most is not None]
     assert apart and all(figure.is_met() for figure in apart), apart
-
-
-def test_the_ridge_stack_says_what_scikit_learn_says(capsys: pytest.CaptureFixture[str]) -> None:
-    ridge_stack.main(40, 3, 6)
-    found = re.search(r"carabid \d+\.\d s, scikit-learn \d+\.\d s\nratio .* at most (.*)", capsys.readouterr().out)
-    assert found and float(found[1]) < 1e-8
-
-
-def test_start_loads_a_module_each_way(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["start.py", "1", "yaml"])
-    start.main()
-    assert re.fullmatch(r"yaml: plain \d\.\d\d s, carabid \d\.\d\d s: ratio \d+\.\d\d\n", capsys.readouterr().out)
-
-
-def test_a_report_of_many_trials_is_written_and_opened(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["report.py", "5"])
-    monkeypatch.setenv("CARABID_ROOT", "")
-    report.main()
-    assert re.search(r"5 trials: written in .* MB, opened in (\d\.\d\d s|no browser here)\n$", capsys.readouterr().out)
-
-
-def test_ridge_finds_the_same_weights_both_ways() -> None:
-    assert all(figure.value > 0 and figure.at_least for figure in ridge.measure(short=True))
-
-
-def test_heads_are_trained_together_where_there_is_no_gpu_too() -> None:
-    (figure,) = gpu_heads.measure(short=True)
-    assert figure.at_most == 2 and figure.value > 0
-    assert [each.at_least for each in heads_together.measure(short=True)] == [1]
-
-
-@pytest.mark.jobs
-def test_a_grid_from_raw_images_has_results_both_ways() -> None:
-    (figure,) = grid16.measure(short=True)
-    assert figure.at_least == 10 and "1 of 1 runs measured" in figure.about
 
 
 def test_ranks_says_the_same_both_ways_and_holds_no_whole_matrix(

@@ -624,7 +624,7 @@ def test_every_key_of_the_configuration_is_either_science_or_named_as_not() -> N
     config = Config.model_validate(named(BASES[0]))
     assert set(science(config)) | NOT_SCIENCE == set(Config.model_fields)
     assert not set(science(config)) & NOT_SCIENCE
-    assert {"experiment", "evaluate", "tracking", "device", "resources", "paths"} == NOT_SCIENCE
+    assert {"experiment", "evaluate", "tracking", "device", "resources", "launch", "paths"} == NOT_SCIENCE
 
 
 counts = st.integers(1, 10_000)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import pipeline.experiments.reading as experiment_module
 from pipeline.config.augment import ImageAugment
 from pipeline.config.data import RESULT_KEYS
-from pipeline.config.identity import changes, config_hash, flatten, plain, science
+from pipeline.config.identity import changes, config_hash, digest, flatten, plain, science
 from pipeline.config.trial import Config
 from pipeline.disk.layout import PROJECT
 from pipeline.disk.secrets import is_secret
@@ -316,6 +316,23 @@ def test_the_cells_of_a_grid_share_the_blocks_that_no_axis_reaches(here: Path, m
     assert [trial.config.data.source for trial in trials] == [str(here / "data")] * 3
     assert all(trial.config.model is trials[0].config.model for trial in trials)
     assert len(looked_up) == len(set(looked_up))
+
+
+def test_cells_that_choose_alike_in_a_block_share_it_and_are_the_trials_that_each_is_alone() -> None:
+    axes = {"optim.lr": ("1e-4", "1e-3"), "loss.kind": ("mse", "crps"), "seed": ("0", "1")}
+    trials = load_experiment(FROZEN, [f"{key}={','.join(choices)}" for key, choices in axes.items()]).trials
+    for trial, choice in zip(trials, itertools.product(*axes.values()), strict=True):
+        alone = [f"{key}={value}" for key, value in zip(axes, choice, strict=True)]
+        (other,) = load_experiment(FROZEN, alone).trials
+        assert (trial.config, trial.name) == (other.config, other.name)
+        assert config_hash(trial.config) == digest(science(trial.config))
+    assert len({id(trial.config.optim) for trial in trials}) == len({id(trial.config.loss) for trial in trials}) == 2
+
+
+def test_a_cell_whose_blocks_do_not_go_together_is_refused_though_each_of_them_goes_with_others() -> None:
+    """The last of four: its encoder and its backbone have each been validated before."""
+    refused = refusal(FROZEN, "backbone.kind=open_clip,pixels", "model.encoder.kind=frozen,lora")
+    assert refused.startswith("on the command line: model.encoder.kind lora reads cut features, and pixels has")
 
 
 @given(st.from_regex(INTEGER, fullmatch=True).map(str.strip) | st.integers().map(str))

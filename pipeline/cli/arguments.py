@@ -38,12 +38,13 @@ def use_cluster(cluster: str | None) -> Cluster:
 
 def load(config: str, overrides: list[str] | None, site: Cluster | None = None) -> Experiment:
     """An experiment on top of a profile. Raises UserError also for what its tasks can say before any data are read."""
+    from pipeline.config.per_block import sharing
     from pipeline.experiments.reading import load_experiment
     from pipeline.tasks import check  # loads numpy
 
     experiment = load_experiment(config, overrides or (), (site or use_cluster(None)).layer)
-    for trial in experiment.trials:
-        check(trial.config)
+    for each in {sharing(trial.config, ("task", "select")): trial.config for trial in experiment.trials}.values():
+        check(each)
     return experiment
 
 

@@ -7,12 +7,13 @@ what asks, why it does not go, what to set instead.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter
 from typing import Any
 
+from pipeline.config.per_block import PerBlock
 from pipeline.config.section import Section
 
 GIVEN: tuple[Any, ...] = ("given",)
@@ -42,9 +43,13 @@ class Fit:
     called: str = ""
     """The block's own key that is named, where `when` is an attribute that follows from it."""
 
+    def asks(self, asking: Any) -> bool:
+        """Whether a block that has this at `when` asks for anything."""
+        return asking in self.at if self.at else bool(asking) and not _is_plain(asking)
+
     def goes(self, asking: Any, value: Any) -> bool:
         """Whether `value` at `key` fits a block that has `asking` at `when`, or that one does not ask for it."""
-        if not (asking in self.at if self.at else bool(asking) and not _is_plain(asking)):
+        if not self.asks(asking):
             return True
         if self.of is GIVEN or self.of is PLAIN:
             return value not in (None, ()) if self.of is GIVEN else _is_plain(value)
@@ -52,17 +57,44 @@ class Fit:
         return any(each in ((asking,) if self.of is OWN else self.of) for each in several)
 
 
-def check(config: Section) -> None:
-    """Raises ValueError with a line for each need that is not met: `what asks, why it does not go: set this, or that`."""
+Need = tuple[str, Section, Fit, Any]
+"""The dotted place of a block, the block, what it needs, and what of it asks for that."""
+
+
+def check(config: Section, needs: Iterable[Need] | None = None) -> None:
+    """Raises ValueError with a line for each need that is not met: `what asks, why it does not go: set this, or that`.
+
+    With `needs` of these alone: where the others are known to be met.
+    """
     lines: dict[str, None] = {}
-    for path, block in _blocks(config):
-        for fit in _fits_of(type(block)):
-            asking, value = _asking(block, fit.when), attrgetter(fit.key)(config)
-            if not fit.goes(asking, value):
-                remedies = filter(None, (_other(config, fit, asking), _own(config, path, block, fit)))
-                lines[f"{_name(path, block, fit)} {fit.why.format(**vars(config))}: set {', or '.join(remedies)}"] = None
+    for path, block, fit, asking in _all_needs(config) if needs is None else needs:
+        if not fit.goes(asking, attrgetter(fit.key)(config)):
+            remedies = filter(None, (_other(config, fit, asking), _own(config, path, block, fit)))
+            lines[f"{_name(path, block, fit)} {fit.why.format(**vars(config))}: set {', or '.join(remedies)}"] = None
     if lines:
         raise ValueError("\n".join(lines))
+
+
+def _all_needs(config: Section) -> Iterator[Need]:
+    return (need for name, value in vars(config).items() if isinstance(value, Section) for need in needs_in(name, value))
+
+
+def needs_on(config: Section, names: Collection[str]) -> list[Need]:
+    """What other fields of a configuration need of those of these names, or of an attribute that may follow from them."""
+    others = {name: value for name, value in vars(config).items() if isinstance(value, Section) and name not in names}
+    needs = [need for name, value in others.items() for need in needs_in(name, value)]
+    asked = [need[2].key.partition(".")[0] for need in needs]
+    return [need for need, key in zip(needs, asked, strict=True) if key in names or key not in vars(config)]
+
+
+def _needs_in(name: str, value: Any) -> list[Need]:
+    """Every need of the blocks in a field."""
+    blocks = [(path, block, fit) for path, block in _blocks(value, name) for fit in _fits_of(type(block))]
+    found = [(path, block, fit, _asking(block, fit.when)) for path, block, fit in blocks]
+    return [need for need in found if need[2].asks(need[3])]
+
+
+needs_in = PerBlock(_needs_in)
 
 
 def _asking(block: Section, name: str) -> Any:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -12,6 +12,7 @@ from pydantic_core import to_jsonable_python
 from pipeline.config.backbone import FeatureKind
 from pipeline.config.data import Data
 from pipeline.config.kinds import blocks_in
+from pipeline.config.per_block import PerBlock, distinct
 from pipeline.config.section import LATER, Formerly, Section
 from pipeline.config.trial import Config
 
@@ -30,6 +31,16 @@ def science(config: Config) -> dict[str, Any]:
 def told(config: Config) -> dict[str, Any]:
     """The same with the keys that hashes leave out while they are as by default: what a person tells trials apart by."""
     return _of_science(config.model_dump(mode="json"))
+
+
+def told_of(name: str, value: Any) -> dict[str, Any]:
+    """The part of `told` that one field of a configuration makes."""
+    return _of_science({name: in_json(name, value)})
+
+
+def in_json(name: str, value: Any) -> Any:
+    """A field of a configuration, of this name, as it stands in its dump."""
+    return value.model_dump(mode="json") if isinstance(value, Section) else value
 
 
 def plain(block: Section) -> dict[str, Any]:
@@ -117,8 +128,27 @@ def digest(value: Any) -> str:
 
 
 def config_hash(config: Config) -> str:
-    """Identity of a trial's science: equal hashes mean equal models on the same data."""
-    return digest(science(config))
+    """Identity of a trial's science, `digest` of it: equal hashes mean equal models on the same data."""
+    return next(config_hashes([config]))
+
+
+def config_hashes(configs: Sequence[Config]) -> Iterator[str]:
+    """`config_hash` of each, which for many trials of a grid costs what differs."""
+    names = sorted(Config.model_fields.keys() - NOT_SCIENCE)
+    texts = {name: _text(name, getattr(configs[0], name)) for name in names}
+    varying = [name for name in names if len(distinct(configs, name)) > 1]
+    for config in configs:
+        texts |= {name: _text(name, getattr(config, name)) for name in varying}
+        yield hashlib.sha256(f"{{{', '.join(filter(None, texts.values()))}}}".encode()).hexdigest()
+
+
+def _text_of(name: str, value: Any) -> str:
+    """A field of a configuration as `digest` writes it, without the braces around all; nothing where it is left out."""
+    kept = without_later(told_of(name, value), [Config])
+    return json.dumps(kept, sort_keys=True, allow_nan=False)[1:-1]
+
+
+_text = PerBlock(_text_of)
 
 
 def image_columns(data: Data) -> tuple[str, ...]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,7 +13,7 @@ from pipeline.config.augment import Augment
 from pipeline.config.backbone import Backbone, OpenClip
 from pipeline.config.data import Data
 from pipeline.config.evaluation import Calibrate, Evaluate, Extract, Features
-from pipeline.config.fits import check
+from pipeline.config.fits import Need, check, needs_in
 from pipeline.config.kinds import kind_of
 from pipeline.config.loss import Loss, PlainRisk, Risk, SmoothL1, SquaredError
 from pipeline.config.model import Model
@@ -91,6 +92,14 @@ class Config(Section):
             schedule = schedule.model_copy(update={"warmup": schedule.warmup_samples / n})
         return self.model_copy(update={"train": train, "schedule": schedule})
 
+    def holding(self, blocks: dict[str, Any], needs: Sequence[Need]) -> Self:
+        """The same, whose blocks fit, with others that are validated already, of which the rest has these needs (`needs_on`).
+        Raises ValueError where they do not go together."""
+        config = self.model_copy(update=blocks)
+        own = (need for name, block in blocks.items() if isinstance(block, Section) for need in needs_in(name, block))
+        config._check([*needs, *own])
+        return config
+
     @field_validator("task")
     @classmethod
     def _task_exists(cls, task: str) -> str:
@@ -99,14 +108,22 @@ class Config(Section):
         return task
 
     @model_validator(mode="after")
-    def _weighs_each_target(self) -> Config:
+    def _fits(self) -> Self:
+        self._check()
+        return self
+
+    def _check(self, needs: Sequence[Need] | None = None) -> None:
+        """What goes with what; with `needs` of these alone."""
+        self._weigh_targets()
+        self._weigh_poses()
+        check(self, needs)
+
+    def _weigh_targets(self) -> None:
         weights = self.loss.weights if isinstance(self.loss, SmoothL1) else ()
         if weights and (len(weights) != len(self.data.targets) or not any(weights)):
             raise ValueError(f"loss.weights: one of each of {', '.join(self.data.targets)} (data.targets), and not all 0, or []")
-        return self
 
-    @model_validator(mode="after")
-    def _weighs_each_pose(self) -> Config:
+    def _weigh_poses(self) -> None:
         """Of draws none: they are random."""
         weights, names = self.evaluate.tta, ("plain", *self.backbone.views.poses)
         if weights and (len(weights) != len(names) or not any(weights)):
@@ -117,9 +134,3 @@ class Config(Section):
                 f"backbone.views.poses: nothing is trained on or predicted from them: set evaluate.tta to a weight of each of "
                 f"{', '.join(names)} ([{plain}]: the first alone), or augment.poses above 0"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _blocks_fit(self) -> Config:
-        check(self)
-        return self

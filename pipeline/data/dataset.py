@@ -62,6 +62,8 @@ class Dataset:
     """Side of the canvas in periods of the scale bar."""
     how: How | None = None
     """How images are decoded; None: as by default."""
+    packed: Callable[[str, int, str], bytes | None] | None = None
+    """Reads an image, by split, row and column, from where they are packed (`features/packs.py`); None: from its file."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -105,7 +107,10 @@ class Dataset:
     def image_bytes(self, i: int, column: str | None = None) -> bytes:
         """One image of row i as it is encoded, the image's by default; safe from several threads. Raises BadImage."""
         column = self.image_column if column is None else column
-        return self._read(i, column, lambda _: self.source.image_bytes(*self._place(i), column), b"")
+        place = *self._place(i), column
+        if self.packed and (encoded := self.packed(*place)) is not None:
+            return encoded
+        return self._read(i, column, lambda _: self.source.image_bytes(*place), b"")
 
     def image(self, i: int) -> Image.Image:
         """Image i, RGB, wholly decoded and corrected; safe from several threads. Raises BadImage."""
@@ -139,7 +144,13 @@ class Dataset:
         return _signature(self.source, tuple(dict.fromkeys(self.table["source_split"])), self.image_columns)
 
     def _place(self, i: int) -> tuple[str, int]:
-        return str(self.table["source_split"].iat[i]), int(self.table["row"].to_numpy()[i])
+        splits, rows = self._places
+        return splits[i], rows[i]
+
+    @cached_property
+    def _places(self) -> tuple[list[str], list[int]]:
+        """Splits of the source and rows in them, of all images: asked for image by image, a table is slower than a small file."""
+        return self.table["source_split"].astype(str).tolist(), self.table["row"].tolist()
 
     def _read(self, i: int, column: str, read: Callable[[bytes], Read], encoded: bytes) -> Read:
         """What `read` makes of an encoded image. Raises BadImage where it cannot."""

@@ -183,6 +183,23 @@ class TrialDir(_Folder):
     card = _In("README.md")
 
 
+@dataclass(frozen=True)
+class PackDir(_Folder):
+    """Paths of packed images, features/packs/<data>/."""
+
+    record = _In("pack.json")
+    content = _In("images.bin")
+    index = _In("index.parquet")
+
+
+def packs_root(config: Config) -> Path:
+    return features_root(config) / "packs"
+
+
+def pack_dir(config: Config, name: str) -> PackDir:
+    return PackDir(packs_root(config) / name)
+
+
 def store_dir(config: Config, key: str) -> StoreDir:
     return StoreDir(features_root(config) / key)
 

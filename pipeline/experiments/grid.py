@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.fits import Need, needs_on
 from pipeline.config.identity import flatten
 from pipeline.config.trial import Config
 from pipeline.disk.secrets import hide
@@ -75,18 +76,42 @@ def _emptied(tree: Tree, place: str = "") -> Iterator[str]:
 
 
 def cells(values: Tree, axes: Axes, typed: Axes, validate: Callable[[Tree], Config]) -> Iterator[Config]:
-    """Every cell of the grid `axes` under what was typed. The blocks in which nothing varies are those of the first one,
-    validated already."""
+    """Every cell of the grid `axes` under what was typed. Cells that make the same choices in a block share it: it is read and
+    validated once."""
     axes = axes | typed
     if (n := math.prod(map(len, axes.values()))) > MAX_TRIALS:
         longest = max(axes, key=lambda key: len(axes[key]))
         raise UserError(f"the grid has {n:,} trials, more than {MAX_TRIALS:,}: shorten its axes, such as {longest}")
-    varying = {key.partition(".")[0] for key, choices in axes.items() if len(choices) > 1}
-    shared: Tree = {}
-    for choice in itertools.product(*axes.values()):
-        cell = dict(zip(axes, choice, strict=True))
-        emptied: Tree = {key: {} for key in _emptied(cell)}
-        # Dotted keys, so that of a block that was typed each key wins over that key elsewhere.
-        config = validate(override(values, flatten(cell) | flatten({key: cell[key] for key in typed}) | emptied) | shared)
-        shared = shared or {name: getattr(config, name) for name in Config.model_fields if name not in varying}
+    places: dict[str, list[int]] = {}
+    for place, (key, choices) in enumerate(axes.items()):
+        if len(choices) > 1:
+            places.setdefault(key.partition(".")[0], []).append(place)
+    first: Config | None = None
+    needs: list[Need] = []
+    known: dict[tuple[Any, ...], Any] = {}
+    for choice in itertools.product(*(range(len(choices)) for choices in axes.values())):
+        chosen = {name: (name, *(choice[place] for place in of)) for name, of in places.items()}
+        blocks = {name: known[key] for name, key in chosen.items() if key in known}
+        config = _joined(first, blocks, needs) if first and len(blocks) == len(chosen) else None
+        if config is None:
+            cell = {key: choices[i] for (key, choices), i in zip(axes.items(), choice, strict=True)}
+            others = {name: getattr(first, name) for name in Config.model_fields if name not in places} if first else {}
+            config = validate(_cell(values, cell, typed) | others | blocks)
+            known |= {key: getattr(config, name) for name, key in chosen.items()}
+        if first is None:
+            first, needs = config, needs_on(config, places)
         yield config
+
+
+def _joined(first: Config, blocks: Tree, needs: list[Need]) -> Config | None:
+    """The first cell with other blocks that are validated; None where they do not go together, which `validate` says in words."""
+    try:
+        return first.holding(blocks, needs)
+    except ValueError:
+        return None
+
+
+def _cell(values: Tree, cell: Tree, typed: Axes) -> Tree:
+    """The values of one cell. Dotted keys, so that of a block that was typed each key wins over that key elsewhere."""
+    emptied: Tree = {key: {} for key in _emptied(cell)}
+    return override(values, flatten(cell) | flatten({key: cell[key] for key in typed}) | emptied)

@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipeline.config.backbone import Backbone
+from pipeline.config.data import Data
 from pipeline.config.identity import flatten, only_science
 from pipeline.config.idle import check_read
 from pipeline.config.own import load_file
@@ -170,7 +172,9 @@ def _validate(values: Tree, places: dict[str, str], path: Path, absolute: Absolu
         with nullcontext() if must_run else suppress(UserError):
             load_file(values["task"], places.get("task", str(path)))  # now: it may define kinds
     try:
-        return _resolve_paths(Config.model_validate(values), absolute)
+        config = Config.model_validate(values)
+        is_resolved = isinstance(values.get("data"), Data) and isinstance(values.get("backbone"), Backbone)  # of another cell
+        return config if is_resolved else _resolve_paths(config, absolute)
     except ValidationError as error:
         lines = list(dict.fromkeys(explain(details, places, path) for details in error.errors(include_url=False)))
         more = [f"{path}: and {len(lines) - MOST} more"] * (len(lines) > MOST)

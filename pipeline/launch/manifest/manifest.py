@@ -18,8 +18,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.config.identity import digest, features_of, images_of, texts_from, token_kind
+from pipeline.config.identity import digest, features_of, images_of, in_json, texts_from, token_kind
 from pipeline.config.own import load_file
+from pipeline.config.per_block import PerBlock, distinct, sharing
 from pipeline.config.resources import Job, Resources
 from pipeline.config.trial import Config
 from pipeline.disk.layout import ExperimentDir, folder_name
@@ -37,6 +38,8 @@ TYPED = "job-"
 """What the record of a job typed by hand is called by, before the job's id."""
 MANY = 10**9
 """No submission has so many trials."""
+READ = ("data", "texts", "backbone", "features", "model")
+"""The fields of a configuration that say which features a trial reads."""
 REFUSED = ".refused"
 """Ending of a manifest whose jobs Slurm did not take: it plans nothing, and keeps its number from being used again."""
 
@@ -239,19 +242,27 @@ def _are_counts(values: Any, n: int, lowest: tuple[int, ...]) -> bool:
 def sharing_features(trials: Iterable[Trial]) -> list[list[Trial]]:
     """Trials grouped by the features they read, of images and of texts, in order."""
     groups: dict[str, list[Trial]] = {}
+    known: dict[tuple[Any, ...], str] = {}
     for config, trial in ((trial.config, trial) for trial in trials):
-        read = [*images_of(config.data), *features_of(config), *texts_from(config)]
-        groups.setdefault(digest(read), []).append(trial)
+        blocks = sharing(config, READ)
+        if blocks not in known:
+            known[blocks] = digest([*images_of(config.data), *features_of(config), *texts_from(config)])
+        groups.setdefault(known[blocks], []).append(trial)
     return list(groups.values())
 
 
 def alike_together(trials: Iterable[Trial]) -> list[Trial]:
     """Trials that read the same table and features behind one another, else in their order: in one process they load it once."""
     seen: dict[Hashable, int] = {}
+    known: dict[Hashable, int] = {}
 
     def place(trial: Trial) -> int:
         config = trial.config
-        return seen.setdefault((config.backbone, config.features, token_kind(config), config.data), len(seen))
+        blocks = sharing(config, READ)
+        if blocks not in known:
+            reads = config.backbone, config.features, token_kind(config), config.data
+            known[blocks] = seen.setdefault(reads, len(seen))
+        return known[blocks]
 
     return sorted(trials, key=place)
 
@@ -259,8 +270,9 @@ def alike_together(trials: Iterable[Trial]) -> list[Trial]:
 def _values(experiment: Experiment, trials: Sequence[Trial], terms: Terms) -> Tree:
     groups = sharing_features(trials)
     numbers = {id(trial): number for number, group in enumerate(groups) for trial in group}
-    configs = [trial.config.model_dump(mode="json") for trial in trials]
-    common = configs[0]
+    common = trials[0].config.model_dump(mode="json")
+    dumped = PerBlock(in_json)
+    varying = [k for k in common if len(distinct([trial.config for trial in trials], k)) > 1]
     counts = [group[0].config.resources.extract_tasks for group in groups]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -276,8 +288,12 @@ def _values(experiment: Experiment, trials: Sequence[Trial], terms: Terms) -> Tr
         "extractions": [(number, part, n) for number, n in enumerate(counts) for part in range(n)],
         "common": common,
         "trials": [
-            {"name": trial.name, "features": numbers[id(trial)], "differs": {k: v for k, v in config.items() if v != common[k]}}
-            for trial, config in zip(trials, configs, strict=True)
+            {
+                "name": trial.name,
+                "features": numbers[id(trial)],
+                "differs": {k: v for k in varying if (v := dumped(k, getattr(trial.config, k))) != common[k]},
+            }
+            for trial in trials
         ],
     }
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from pipeline.amounts import parse_time
 from pipeline.config.identity import token_kind, towers_of
+from pipeline.config.per_block import sharing
 from pipeline.config.trial import Config
 from pipeline.disk.attempts import TOO_MANY
 from pipeline.disk.layout import ExperimentDir, TrialDir, folders_in
@@ -30,6 +31,8 @@ MAX_OF_OTHER = 3
 SECONDS_OF_A_CLASSIFIER, SECONDS_OF_AN_EPOCH = 20.0, 1.0
 """What is taken for granted of a head that is solved, and of an epoch of one on frozen features, before there is a past trial:
 more than either takes of twenty thousand images on one core."""
+READ = ("task", "data", "backbone", "model", "train", "resources")
+"""The fields of a configuration that its time depends on."""
 Kind = tuple[Any, ...]
 Schedule = tuple[int, int | None]
 """Epochs (or, of `train.samples`, images) and patience that are asked for."""
@@ -71,7 +74,7 @@ def forecast(experiment: Experiment, states: Sequence[TrialState]) -> str:
     `states` are those that the disk shows. A trial that was interrupted counts as a whole; extraction does not count.
     """
     pairs = zip(experiment.trials, states, strict=True)
-    todo = Counter(_work(t.config, state.state == "trained") for t, state in pairs if state.state != "done")
+    todo = _counted((t.config, state.state == "trained") for t, state in pairs if state.state != "done")
     if not todo:
         return ""
     unplanned = experiment.dir.folders() - {trial.name for trial in experiment.trials}
@@ -88,18 +91,19 @@ def forecast(experiment: Experiment, states: Sequence[TrialState]) -> str:
 def job_task_sizes(experiment: Experiment, trials: Sequence[Trial]) -> tuple[tuple[int, int], ...]:
     """How many trials each job task trains one after another, and how many job tasks in turn have so many: as many as take about
     `launch.task_minutes`, within half of the walltime."""
-    works = [_work(trial.config, False) for trial in trials]
-    past = _past(experiment.dir, experiment.dir.folders(), (), {work.kind for work in works})
-    told = {work: _training_seconds(trial.config, work, past) for trial, work in zip(trials, works, strict=True)}
+    alike = [sharing(trial.config, READ) for trial in trials]
+    works = {key: (trial.config, _work(trial.config, False)) for key, trial in dict(zip(alike, trials, strict=True)).items()}
+    past = _past(experiment.dir, experiment.dir.folders(), (), {work.kind for _, work in works.values()})
+    told = {key: _training_seconds(*of, past) for key, of in works.items()}
     config = trials[0].config  # all of a submission share these
     most = min(config.launch.task_minutes * 60, parse_time(config.job("train").time) / 2)
     sizes, filled = list[int](), math.inf
-    for seconds in (told[work] for work in works):
+    for seconds in (told[key] for key in alike):
         if filled + seconds > most:
             sizes.append(0)
             filled = 0.0
         sizes[-1], filled = sizes[-1] + 1, filled + seconds
-    return tuple((size, len(list(alike))) for size, alike in groupby(sizes))
+    return tuple((size, len(list(those))) for size, those in groupby(sizes))
 
 
 def _training_seconds(config: Config, work: _Work, past: Mapping[Kind, Sequence[_Past]]) -> float:
@@ -146,6 +150,20 @@ def _count(n: int, what: str) -> str:
 
 
 # ---------------------------------------------------------------- what takes equally long
+def _counted(todo: Iterable[tuple[Config, bool]]) -> Counter[_Work]:
+    """How many trials need the same, of configurations and whether they are trained."""
+    alike: dict[tuple[Any, ...], tuple[Config, bool]] = {}
+    n: Counter[tuple[Any, ...]] = Counter()
+    for config, is_trained in todo:
+        key = (*sharing(config, READ), is_trained)
+        alike.setdefault(key, (config, is_trained))
+        n[key] += 1
+    counted: Counter[_Work] = Counter()
+    for key, of in alike.items():
+        counted[_work(*of)] += n[key]
+    return counted
+
+
 def _work(config: Config, is_trained: bool) -> _Work:
     gpus = config.job("train").gpus_per_node, config.job("evaluate").gpus_per_node
     return _Work(_kind(config), _schedule(config), gpus, is_trained)

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from pipeline.config.identity import flatten, science
+from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import NotFetched, UserError
 from pipeline.experiments.names import written
@@ -82,11 +83,13 @@ def _compare(experiment: Experiment, states: list[TrialState]) -> list[TrialStat
     """The states, with the reason of missing trials that were done before some keys of their configuration changed."""
     missing = [i for i, state in enumerate(states) if state.state == "missing"]
     older = _older_trials(experiment) if missing else {}
-    wanted = {i: science(experiment.trials[i].config) for i in missing} if older else {}
-    pairs = {i: older.get(_repetition(values), []) for i, values in wanted.items()}
+    if not older:
+        return states
+    pairs = {i: older.get(_repetition_of(experiment.trials[i].config), []) for i in missing}
     if sum(map(len, pairs.values())) > MAX_COMPARED:
         return states
-    found = {i: _change(wanted[i], candidates) for i, candidates in pairs.items()}
+    near = ((i, candidates) for i, candidates in pairs.items() if candidates)
+    found = {i: _change(science(experiment.trials[i].config), candidates) for i, candidates in near}
     return [found.get(i) or state for i, state in enumerate(states)]
 
 
@@ -106,6 +109,10 @@ def _repetition(values: dict[str, Any]) -> str:
     """Seed and fold: a trial of another seed is one more repetition, not an earlier form."""
     flat = flatten(values)
     return str([flat.get(key) for key in REPLICATES])
+
+
+def _repetition_of(config: Config) -> str:
+    return str([getattr(config.data.split, "fold", None) if key == "data.split.fold" else config.seed for key in REPLICATES])
 
 
 def _change(values: dict[str, Any], candidates: list[Older]) -> TrialState | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.config.identity import digest, image_columns, plain
 from pipeline.config.own import content_hash
+from pipeline.config.per_block import sharing
 from pipeline.config.split import Folded
 from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
@@ -29,6 +30,10 @@ from pipeline.training.demands import check_table, split_tables
 
 CODE = ("data", "tasks", "metrics", "config", "training/demands.py", "launch/watching/preflight.py")
 """The code that decides what a table is refused for."""
+
+
+READ = ("task", "data", "model", "loss", "select", "evaluate", "train")
+"""The fields of a configuration that say what is asked of its table."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ def preflight(configs: Sequence[Config]) -> list[str]:
     that cannot be trained, chosen by or evaluated on as its trials ask, or whose images are not there; NotFetched for images that
     are still to be downloaded."""
     of_table: dict[str, dict[str, Config]] = {}
-    for config in configs:
+    for config in {sharing(config, READ): config for config in configs}.values():
         of_table.setdefault(digest([config.task, config.data.model_dump(mode="json")]), {}).setdefault(_asks(config), config)
     return list(dict.fromkeys(warning for asking in of_table.values() for warning in _look(asking, len(of_table) > 1)))
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -172,16 +171,13 @@ def test_a_walltime_that_went_to_trials_before_it_is_no_failure_of_the_next(mani
     extract.ensure(made.trial(0).config)
 
     class Flag(StopFlag):
-        def urgent(self) -> None:
+        def overdue(self) -> bool:
+            """After the first batch the walltime is over."""
             self._note(WALLTIME_SIGNAL, None)
+            return True
 
-    first, second = (made.trial(index) for index in range(2))
-    for any_done, kind in ((True, RunAgain), (False, OutOfTime)):
-        flag = Flag(warning=0)
-        trainings = Trainings(flag, any_done=any_done)
-        timer = threading.Timer(1.0, flag.urgent)
-        timer.start()
-        (error,) = trainings.train([second if any_done else first])
+    for index, (any_done, kind) in enumerate(((True, RunAgain), (False, OutOfTime))):
+        (error,) = Trainings(Flag(), any_done=any_done).train([made.trial(index)])
         assert type(error) is kind
 
 

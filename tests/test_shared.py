@@ -141,7 +141,7 @@ def test_narrow_heads_of_one_shape_are_trained_together_and_become_what_they_are
     states: list[list[Any]] = []
     for place in ("together", "alone"):
         monkeypatch.setenv("CARABID_ROOT", str(tmp_path / place))
-        grid = ("model.head.hidden=[[4]]", "model.domain_embedding=false", "train.epochs=3", "optim.lr=1e-3,1e30", "seed=0,1,2")
+        grid = ("model.head.hidden=[4]", "model.domain_embedding=false", "train.epochs=3", "optim.lr=1e-3,1e30", "seed=0,1,2")
         trials = trials_of(assets, "frozen", *grid)
         extract.ensure(trials[0].config)
         first, *others = (trial for trial in trials if trial.config.optim.lr < 1)
@@ -166,7 +166,7 @@ def test_narrow_heads_of_one_shape_are_trained_together_and_become_what_they_are
 def test_a_stack_that_is_told_to_stop_is_gone_on_with_trial_by_trial(
     assets: Assets, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grid = ("model.head.hidden=[[4]]", "model.domain_embedding=false", "train.epochs=3", "seed=0,1,2,3")
+    grid = ("model.head.hidden=[4]", "model.domain_embedding=false", "train.epochs=3", "seed=0,1,2,3")
     trials = trials_of(assets, "frozen", *grid)
     extract.ensure(trials[0].config)
     flag = StopFlag()

@@ -231,8 +231,9 @@ def test_after_a_stack_a_model_is_a_model_of_its_own(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- which
 @pytest.mark.parametrize(("hidden", "n", "gains"), [([8], 4, True), ([8], 3, False), ([256, 256], 16, False)])
 def test_on_a_cpu_several_narrow_heads_are_faster_together_and_no_wide_ones(
-    tmp_path: Path, hidden: list[int], n: int, gains: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: list[int], n: int, gains: bool
 ) -> None:
+    monkeypatch.undo()  # what is stacked in other tests
     config = make_config(model={"head": {"kind": "mlp", "hidden": hidden}})
     assert stacked.pays(make_trial(tmp_path, config), n) is gains
 

@@ -4,7 +4,7 @@ Pillow's time and within 1 of 255 of it (of chirps made to break that, one pixel
 table is the library's own answer, so the second half equals it to the bit.
 
 Halves are read from the library's transform and tried once on an image. What is not understood, or does not agree, is used as the
-library has it.
+library has it. A trial on cached features has no use for any of it: torchvision is loaded where it is needed.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize
-from torchvision.transforms.functional import pil_modes_mapping, pil_to_tensor
-from torchvision.transforms.v2 import functional as F
 
 from pipeline.data.decoding import Picture, as_image, to_rgb
+
+if TYPE_CHECKING:
+    from torchvision.transforms import Compose, InterpolationMode
 
 MUCH = 2.0
 """An image that is shrunk by less is cut by the library: torch's weights are coarser than Pillow's and come to 2 there in noise
 already, and it takes little time."""
 RARE = 1e-4
 """Of the pixels of a trial so many may differ by more than 1."""
-INTERPOLATIONS = (InterpolationMode.BICUBIC, InterpolationMode.BILINEAR)
+INTERPOLATIONS = ("bicubic", "bilinear")
 NOTHING = ("MaybeConvertMode", "MaybeToTensor", "ToTensor")
 """Steps of open_clip and timm that change no value of an RGB image."""
 LEVELS = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
@@ -79,6 +79,8 @@ class Halves:
 
     def pixels(self, picture: Picture) -> Tensor:
         """The first half [3, h, w], in 8 bits on the CPU; what the whole gives, in fp32, where there are no halves."""
+        from torchvision.transforms.v2 import functional as F
+
         if not isinstance(picture, np.ndarray):
             picture = to_rgb(picture)  # first: Pillow resizes palette and 1-bit images by nearest neighbour
         if self.cut is None:
@@ -152,6 +154,9 @@ def _shrinks(size: Sequence[int], height: int, width: int) -> tuple[float, float
 # ---------------------------------------------------------------- read from a library's transform
 def of_steps(transform: Compose) -> Halves:
     """Of a transform of torchvision's steps, as open_clip and timm make them."""
+    from torchvision.transforms import CenterCrop, Compose, Normalize, Resize
+    from torchvision.transforms.functional import pil_to_tensor
+
     steps: list[Any] = list(transform.transforms)
     n = sum(type(step) in (Resize, CenterCrop) for step in steps)
     shaping, scaling = steps[:n], steps[n:]
@@ -161,7 +166,7 @@ def of_steps(transform: Compose) -> Halves:
     resize, shape, scale = shaping[0], Compose(shaping), Compose(scaling)
     size = (resize.size,) if isinstance(resize.size, int) else tuple(resize.size)
     crop = tuple(shaping[1].size) if n > 1 else ()
-    if resize.max_size is not None or resize.interpolation not in INTERPOLATIONS or not _fits(crop, size):
+    if resize.max_size is not None or resize.interpolation.value not in INTERPOLATIONS or not _fits(crop, size):
         return Halves(transform)
     cut = Cut(lambda image: pil_to_tensor(shape(image)), size, resize.interpolation, crop, round)
     return Halves(transform, cut, scale(Image.fromarray(LEVELS))[:, 0])
@@ -169,6 +174,8 @@ def of_steps(transform: Compose) -> Halves:
 
 def of_processor(processor: Any) -> Halves:
     """Of an image processor of transformers."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import pil_modes_mapping
 
     def call(image: Image.Image, **options: bool) -> Tensor:
         return cast(Tensor, processor(images=image, return_tensors="pt", **options)["pixel_values"][0])
@@ -176,7 +183,7 @@ def of_processor(processor: Any) -> Halves:
     size = _sides(getattr(processor, "size", None)) if getattr(processor, "do_resize", False) else ()
     crop = _sides(getattr(processor, "crop_size", None)) if getattr(processor, "do_center_crop", False) else ()
     resample = getattr(processor, "resample", None)
-    interpolation = next((each for each in INTERPOLATIONS if pil_modes_mapping[each] == resample), None)
+    interpolation = next((each for each in map(InterpolationMode, INTERPOLATIONS) if pil_modes_mapping[each] == resample), None)
     if not size or interpolation is None or not _fits(crop, size):
         return Halves(call)
     cut = Cut(partial(call, do_rescale=False, do_normalize=False), size, interpolation, crop, int)

@@ -87,12 +87,12 @@ def carry_out(trainings: Sequence[Training]) -> list[Exception | None]:
 def _fit_all(ready: dict[int, Prepared], ended: Callable[[int, Fitted | Exception | None], None]) -> None:
     """Fit these together; one that has nobody beside it is left to itself."""
     places = list(ready)
-    if len(places) == 1:
+    if len(places) > 1:
+        for prepared in ready.values():
+            prepared.run.share_time(len(places))
+        fit_together(list(ready.values()), lambda i, outcome: ended(places[i], outcome))
+    elif places:
         ended(places[0], None)
-        return
-    for prepared in ready.values():
-        prepared.run.share_time(len(places))
-    fit_together(list(ready.values()), lambda i, outcome: ended(places[i], outcome))
 
 
 def _go_on(training: Training, outcome: Fitted | Exception | None) -> Exception | None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,6 +126,22 @@ def test_what_is_told_to_stop_before_it_listens_has_not_failed_and_nothing_more_
     made = manifest("seed=0,1")
     assert status_of(made) == status
     assert not folder(made, 0).failure.exists() and not folder(made, 1).failure.exists()
+
+
+def test_a_child_is_told_what_was_said_before_it_was_there(
+    manifest: MakeManifest, children: Callable[[Sequence[str]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal between the start of a process and the word of that."""
+    start = subprocess.Popen
+
+    def told_meanwhile(*args: Any, **more: Any) -> Any:
+        os.kill(os.getpid(), WALLTIME_SIGNAL)
+        return start(*args, **more)
+
+    children(["trap 'echo 0 75; exit 0' USR2; while :; do sleep 0.1; done"])
+    made = manifest("seed=0,1")
+    monkeypatch.setattr(subprocess, "Popen", told_meanwhile)
+    assert status_of(made) == REQUEUE_STATUS
 
 
 # ---------------------------------------------------------------- real trainings

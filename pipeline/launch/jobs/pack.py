@@ -38,6 +38,9 @@ class Told:
 
     def tell(self, number: int, frame: FrameType | None) -> None:
         self.numbers.append(number)
+        self.pass_on(number)
+
+    def pass_on(self, number: int) -> None:
         with suppress(ProcessLookupError):
             if self.child:
                 self.child.send_signal(number)
@@ -81,8 +84,8 @@ def _train_some(manifest: Manifest, indices: Sequence[int], told: Told) -> dict[
     statuses: dict[int, int] = {}
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as child:
         told.child = child
-        for number in told.numbers:  # it was told before the child was there
-            told.tell(number, None)
+        for number in list(told.numbers):  # it was told before the child was there
+            told.pass_on(number)
         assert child.stdout is not None
         for line in child.stdout:
             index, status = map(int, line.split())

@@ -93,7 +93,7 @@ class Provoker:
     def submit(self, *overrides: str, ways: tuple[str, ...], evaluation: str | None = None) -> dict[str, str]:
         """`carabid submit`: the trainings of an array go different ways; returns stage → job."""
         config = "configs/beetles/frozen.yaml"
-        done = carabid("submit", config, *overrides, *RESOURCES, root=self.root)
+        done = carabid("submit", config, *overrides, *RESOURCES, "--pack", "1", root=self.root)
         stages = dict(re.findall(r"^(\w+) +job (\d+)$", done.stdout, re.M))
         manifest = json.loads(Path(re.findall(r"submission (\S+)$", done.stdout, re.M)[0]).read_text())
         folder = f"trained/{manifest['common']['experiment']}"

@@ -113,11 +113,12 @@ def test_more_trials_than_an_array_may_have_are_all_done_and_none_is_queued_twic
     """Eight trials where an array may have seven tasks; submitted again while they wait."""
     seeds = "seed=" + ",".join(map(str, range(8)))
     overrides = (*assets.overrides("pixels"), seeds, *NO_GPU, *SMALL)
+    one_each = ("--pack", "1")
     config = "configs/beetles/pixels.yaml"
-    done = carabid("submit", config, *overrides, root=environ)
+    done = carabid("submit", config, *overrides, *one_each, root=environ)
     queued = re.findall(r"^([\w-]+) +job \d+$", done.stdout, re.M)
     assert queued == ["extract", "train", "train-2", "evaluate", "evaluate-2", "collect"]
-    again = carabid("submit", config, *overrides, root=environ)
+    again = carabid("submit", config, *overrides, *one_each, root=environ)
     assert "8 trials are queued or running already" in again.stdout and " job " not in again.stdout
     assert re.search(r"^queued .*train: job \d+", carabid("plan", config, *overrides, root=environ).stdout, re.M)
     wait_for_all()
@@ -368,7 +369,17 @@ def test_what_ran_out_of_memory_is_named_and_retried_with_more_and_a_short_job_i
 
 def test_a_root_whose_name_a_shell_would_misread_is_no_obstacle(assets: Assets, environ: Path) -> None:
     root = environ / 'it\'s $HOME; "touch hit" & (more) #1'
-    carabid("submit", "configs/beetles/pixels.yaml", *assets.overrides("pixels"), "seed=0,1", *NO_GPU, *SMALL, root=root)
+    carabid(
+        "submit",
+        "configs/beetles/pixels.yaml",
+        *assets.overrides("pixels"),
+        "seed=0,1",
+        *NO_GPU,
+        *SMALL,
+        "--pack",
+        "1",
+        root=root,
+    )
     wait_for_all()
     found = list(root.glob("trained/*/*/results.json"))
     assert len(found) == 2, logs(environ)

@@ -43,7 +43,7 @@ SCRIPTS = (
     "ridge_stack",
     "start",
     "report",
-    "packed",
+    "archived",
 )
 GPU_SCRIPTS = ("gpu", "gpu_heads")
 MARGIN = 0.05

@@ -29,9 +29,9 @@ from tests.conftest import carabid, hear_ctrl_c
 
 LORA = "configs/beetles/lora.yaml"
 COMMANDS = (
-    "demo", "init", "generate", "fetch", "pack", "split", "inspect", "plan", "doctor", "submit", "extract", "train", "evaluate",
-    "collect", "status", "logs", "cancel", "retry", "results", "compare", "report", "track", "predict", "explain", "interpolate",
-    "embed", "index", "search", "export", "publish",
+    "demo", "init", "generate", "fetch", "archive", "split", "inspect", "plan", "doctor", "submit", "extract", "train",
+    "evaluate", "collect", "status", "logs", "cancel", "retry", "results", "compare", "report", "track", "predict",
+    "explain", "interpolate", "embed", "index", "search", "export", "publish",
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
 )
 COMMANDS = (
-    preparing.demo, preparing.init, preparing.generate, preparing.fetch, preparing.pack, preparing.split, preparing.inspect,
+    preparing.demo, preparing.init, preparing.generate, preparing.fetch, preparing.archive, preparing.split, preparing.inspect,
     launching.plan, launching.doctor, launching.submit,
     stages.extract, stages.train, stages.evaluate, stages.collect,
     launching.status, launching.logs, launching.cancel, launching.retry,

@@ -98,15 +98,15 @@ def fetch(config: ConfigArgument, overrides: Overrides = None) -> None:
     stage.run([sharing[0].config for sharing in sharing_features(trials)])
 
 
-def pack(config: ConfigArgument, overrides: Overrides = None) -> None:
+def archive(config: ConfigArgument, overrides: Overrides = None) -> None:
     """Put many small image files into one, which extraction then reads: opening a file is what costs on a shared file system."""
     from pipeline.config.per_block import sharing
-    from pipeline.features import packs
+    from pipeline.features import archives
     from pipeline.tasks import load_task
 
     trials = load(config, overrides).trials
     for each in {sharing(trial.config, ("task", "data")): trial.config for trial in trials}.values():
-        packs.make(each, load_task(each.task).load(each.data))
+        archives.make(each, load_task(each.task).load(each.data))
 
 
 def split(

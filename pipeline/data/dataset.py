@@ -62,8 +62,8 @@ class Dataset:
     """Side of the canvas in periods of the scale bar."""
     how: How | None = None
     """How images are decoded; None: as by default."""
-    packed: Callable[[str, int, str], bytes | None] | None = None
-    """Reads an image, by split, row and column, from where they are packed (`features/packs.py`); None: from its file."""
+    archived: Callable[[str, int, str], bytes | None] | None = None
+    """Reads an image, by split, row and column, from where they are archived (`features/archives.py`); None: from its file."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -108,7 +108,7 @@ class Dataset:
         """One image of row i as it is encoded, the image's by default; safe from several threads. Raises BadImage."""
         column = self.image_column if column is None else column
         place = *self._place(i), column
-        if self.packed and (encoded := self.packed(*place)) is not None:
+        if self.archived and (encoded := self.archived(*place)) is not None:
             return encoded
         return self._read(i, column, lambda _: self.source.image_bytes(*place), b"")
 

@@ -184,20 +184,20 @@ class TrialDir(_Folder):
 
 
 @dataclass(frozen=True)
-class PackDir(_Folder):
-    """Paths of packed images, features/packs/<data>/."""
+class ArchiveDir(_Folder):
+    """Paths of archived images, features/archives/<data>/."""
 
-    record = _In("pack.json")
+    record = _In("archive.json")
     content = _In("images.bin")
     index = _In("index.parquet")
 
 
-def packs_root(config: Config) -> Path:
-    return features_root(config) / "packs"
+def archives_root(config: Config) -> Path:
+    return features_root(config) / "archives"
 
 
-def pack_dir(config: Config, name: str) -> PackDir:
-    return PackDir(packs_root(config) / name)
+def archive_dir(config: Config, name: str) -> ArchiveDir:
+    return ArchiveDir(archives_root(config) / name)
 
 
 def store_dir(config: Config, key: str) -> StoreDir:

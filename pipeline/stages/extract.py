@@ -30,9 +30,9 @@ from pipeline.disk.lease import Lease
 from pipeline.disk.provenance import provenance
 from pipeline.errors import WorkError
 from pipeline.features import hashes
+from pipeline.features.archives import archived
 from pipeline.features.forward import compile_for, compute_features
 from pipeline.features.hashes import DataRecord, WeightsRecord
-from pipeline.features.packs import packed
 from pipeline.features.store import FeatureStore, is_complete, open_key, refuse_bad
 from pipeline.progress import log
 from pipeline.stages import extract_texts
@@ -94,7 +94,7 @@ def prepare(config: Config) -> Work:
     """Load the table, bring the records up to date, and find out which store to fill."""
     device = choose_device(config.device)
     set_threads()
-    dataset: Dataset = packed(config, load_task(config.task).load(config.data))
+    dataset: Dataset = archived(config, load_task(config.task).load(config.data))
     load = cache(partial(load_backbone, config.backbone))
     data, weights = hashes.data_record(config, dataset), hashes.weights_record(config, load)
     made_of = hashes.ingredients(config, data, weights)

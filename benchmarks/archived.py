@@ -1,6 +1,6 @@
-"""Many small images: read from their files / from one packed file with an index (`carabid pack`), in turn, in a random order.
+"""Many small images: read from their files / from one file with an index (`carabid archive`), in turn, in a random order.
 
-    python -m benchmarks.packed
+    python -m benchmarks.archived
 
 100,000 files of 4 to 20 KB in folders of a thousand, a fifth of them read in a random order: as `Dataset.image_bytes` does, and
 by open, read and close alone; from memory, and once Linux was asked to forget their content (`posix_fadvise`). Names and places
@@ -21,7 +21,7 @@ import pandas as pd
 from benchmarks.figure import Figure, in_turn, seconds, show
 from pipeline.config.trial import Config
 from pipeline.data.dataset import Dataset
-from pipeline.features import packs
+from pipeline.features import archives
 from pipeline.tasks import load_task
 
 THREADS = 1
@@ -33,24 +33,24 @@ def measure(short: bool) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         config, paths = _files(Path(folder), n)
         plain = load_task(config.task).load(config.data)
-        pack = packs.make(config, plain)
-        packed = packs.packed(config, plain)
+        archive = archives.make(config, plain)
+        archived = archives.archived(config, plain)
         names = [str(Path(folder) / "images" / str(name)) for name in plain.image_names()]
         order = np.random.default_rng().permutation(n)[: max(n // 5, 100)].tolist()
-        differ = sum(plain.image_bytes(i) != packed.image_bytes(i) for i in order[:100])
-        as_read, ours = _of(plain, order), _of(packed, order)
+        differ = sum(plain.image_bytes(i) != archived.image_bytes(i) for i in order[:100])
+        as_read, ours = _of(plain, order), _of(archived, order)
         sides = {"the files as a data set reads them": as_read, "open, read and close alone": lambda: _opened(names, order)}
-        figures = [Figure("packed: images that differ", differ, "", at_most=0, about="of a hundred, from the files")]
+        figures = [Figure("archived: images that differ", differ, "", at_most=0, about="of a hundred, from the files")]
         for what, theirs in sides.items():
             figures.append(_figure(what, in_turn(theirs, ours, rounds), len(order), 3.0 if theirs is as_read else None))
-        cold = _cold(as_read, ours, [*(paths[i] for i in order), pack.content], min(rounds, 3))
+        cold = _cold(as_read, ours, [*(paths[i] for i in order), archive.content], min(rounds, 3))
         figures.append(_figure("the same, content dropped from memory before", cold, len(order), 3.0))
     return figures
 
 
 def _figure(what: str, took: tuple[float, float, float], n: int, goal: float | None) -> Figure:
-    about = f"{n:,} images in a random order: {1e6 * took[0] / n:.0f} µs each, packed {1e6 * took[1] / n:.0f}"
-    return Figure(f"packed: {what}", took[2], at_least=goal, about=about)
+    about = f"{n:,} images in a random order: {1e6 * took[0] / n:.0f} µs each, archived {1e6 * took[1] / n:.0f}"
+    return Figure(f"archived: {what}", took[2], at_least=goal, about=about)
 
 
 def _cold(theirs: Callable[[], object], ours: Callable[[], object], files: list[Path], rounds: int) -> tuple[float, float, float]:
@@ -98,7 +98,7 @@ def _files(folder: Path, n: int) -> tuple[Config, list[Path]]:
     data = {"source": str(folder / "table.csv"), "images": str(folder / "images"), "targets": ["target"]}
     data |= {"columns": {"image": "file", "id": "id"}}
     paths_of = {"features": str(folder / "features"), "stage": None}
-    return Config.model_validate({"experiment": "packed", "task": "regress", "data": data, "paths": paths_of}), paths
+    return Config.model_validate({"experiment": "archived", "task": "regress", "data": data, "paths": paths_of}), paths
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Packed images: the same bytes and features as from the files, and never those of files that have changed."""
+"""Archived images: the same bytes and features as from the files, and never those of files that have changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.config.trial import Config
 from pipeline.data.dataset import BadImage, Dataset
 from pipeline.disk.reading import Damaged
 from pipeline.errors import UserError
-from pipeline.features import packs
+from pipeline.features import archives
 from pipeline.stages import extract
 from pipeline.tasks import load_task
 from tests.small import named
@@ -46,25 +46,25 @@ def with_paths(config: Config, **values: str) -> Config:
 
 
 def test_images_are_the_same_bytes_from_a_pack_and_those_that_are_not_in_it_say_so_as_before(config: Config) -> None:
-    packs.make(config, load(config))
-    plain, packed = load(config), packs.packed(config, load(config))
-    assert packed.packed is not None and plain.packed is None
+    archives.make(config, load(config))
+    plain, archived = load(config), archives.archived(config, load(config))
+    assert archived.archived is not None and plain.archived is None
     files = list(Path(config.data.images or "").iterdir())
     there = [i for i, name in enumerate(plain.image_names()) if name != f"{N}.png"]
     (missing,) = set(range(N + 1)) - set(there)
     expected = [plain.encoded(i) for i in there]
     with pytest.raises(BadImage, match=r"table.csv, line \d+: the image in column file cannot be read: there is no file"):
-        packed.encoded(missing)
+        archived.encoded(missing)
     for file in files:  # what is read now is no file
         file.rename(file.with_suffix(".away"))
-    assert [packed.encoded(i) for i in there] == expected
+    assert [archived.encoded(i) for i in there] == expected
 
 
 def test_features_from_a_pack_have_the_key_and_the_bytes_of_those_from_files(config: Config, tmp_path: Path) -> None:
     from_files = extract.ensure(config)
     other = with_paths(config, features=str(tmp_path / "other"))
-    packs.make(other, load(other))
-    assert extract.prepare(other).dataset.packed is not None
+    archives.make(other, load(other))
+    assert extract.prepare(other).dataset.archived is not None
     from_pack = extract.ensure(other)
     assert from_pack.key == from_files.key and from_pack.bad == from_files.bad and len(from_pack.bad) == 2
     assert from_pack.path(0).read_bytes() == from_files.path(0).read_bytes()
@@ -75,39 +75,39 @@ def test_features_from_a_pack_have_the_key_and_the_bytes_of_those_from_files(con
 def test_files_that_change_after_packing_are_read_themselves(
     config: Config, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    packs.make(config, load(config))
+    archives.make(config, load(config))
     name = "0.png" if change == "content" else f"{N}.png"
     file = Path(config.data.images or "") / name
     Image.new("RGB", (9, 9)).save(file)
-    dataset = packs.packed(config, load(config))
-    assert dataset.packed is None and "has changed since it was packed" in "".join(capsys.readouterr())
+    dataset = archives.archived(config, load(config))
+    assert dataset.archived is None and "has changed since it was archived" in "".join(capsys.readouterr())
     assert dataset.encoded(dataset.image_names().index(name)) == (file.read_bytes(),)
-    packs.make(config, load(config))
-    assert packs.packed(config, load(config)).packed is not None
+    archives.make(config, load(config))
+    assert archives.archived(config, load(config)).archived is not None
 
 
 def test_a_pack_is_made_once_and_copied_once_to_the_node(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pack = packs.make(config, load(config))
-    packs.make(config, load(config))
-    assert "packed already" in "".join(capsys.readouterr())
+    archive = archives.make(config, load(config))
+    archives.make(config, load(config))
+    assert "archived already" in "".join(capsys.readouterr())
     staged = with_paths(config, stage=str(tmp_path / "node"))
-    packs.packed(staged, load(staged))
+    archives.archived(staged, load(staged))
     assert "copied to" in "".join(capsys.readouterr())
     (copied,) = (tmp_path / "node").glob("*/images.bin")
-    assert copied.read_bytes() == pack.content.read_bytes()
-    packs.packed(staged, load(staged))
+    assert copied.read_bytes() == archive.content.read_bytes()
+    archives.archived(staged, load(staged))
     assert "copied to" not in "".join(capsys.readouterr())
     os.truncate(copied, 10)
-    packs.packed(staged, load(staged))
-    assert copied.read_bytes() == pack.content.read_bytes()
+    archives.archived(staged, load(staged))
+    assert copied.read_bytes() == archive.content.read_bytes()
 
 
 def test_a_damaged_pack_is_refused_with_what_to_do(config: Config) -> None:
-    os.truncate(packs.make(config, load(config)).content, 10)
-    with pytest.raises(Damaged, match=r"pack\.json.*images\.bin is not what was packed.*carabid pack"):
-        packs.packed(config, load(config))
+    os.truncate(archives.make(config, load(config)).content, 10)
+    with pytest.raises(Damaged, match=r"archive\.json.*images\.bin is not what was archived.*carabid archive"):
+        archives.archived(config, load(config))
 
 
 def test_images_within_tables_are_packed_already(config: Config, tmp_path: Path) -> None:
@@ -120,4 +120,4 @@ def test_images_within_tables_are_packed_already(config: Config, tmp_path: Path)
     data |= {"split": {"kind": "folds", "fold": 0}}
     inside = Config.model_validate(named({"experiment": "x", "task": "regress", "data": data}))
     with pytest.raises(UserError, match="its images lie in its tables"):
-        packs.make(inside, load(inside))
+        archives.make(inside, load(inside))

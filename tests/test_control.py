@@ -22,7 +22,7 @@ from pipeline.launch.submitting import sbatch as slurm
 from pipeline.launch.submitting import submit as submitting
 from pipeline.launch.submitting.cancel import cancel_trials
 from pipeline.launch.submitting.retry import Changes, retry
-from pipeline.launch.submitting.submit import Request, submit
+from pipeline.launch.submitting.submit import Request, submit, tell_idle_gpus
 from pipeline.launch.watching import show
 from pipeline.launch.watching.history import History
 from pipeline.launch.watching.plan import plan
@@ -308,6 +308,25 @@ def test_fewer_trials_than_a_pack_holds_ask_for_what_they_need() -> None:
     experiment = load("seed=0,1,2,3,4,5,6,7,8")
     terms = [Request(Profile(), pack=4).terms(experiment, experiment.trials[:n]) for n in (1, 3, 9)]
     assert [each.pack for each in terms] == [1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "idle"),
+    [
+        ("butterflies/logistic", (), "resources.train.gpus_per_node=0 resources.evaluate.gpus_per_node=0"),
+        ("butterflies/logistic", ("resources.train.gpus_per_node=0",), ": resources.evaluate.gpus_per_node=0"),
+        ("butterflies/logistic", ("resources.train.gpus_per_node=0", "resources.evaluate.gpus_per_node=0"), None),
+        ("beetles/frozen", (), None),
+    ],
+)
+def test_a_gpu_that_would_idle_is_told(
+    config: str, overrides: tuple[str, ...], idle: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = load_experiment(PROJECT / "configs" / f"{config}.yaml", overrides)
+    tell_idle_gpus(experiment.trials, Request())
+    assert (idle or "") in (said := capsys.readouterr().out) and bool(said) == (idle is not None)
+    tell_idle_gpus(experiment.trials, Request(Profile(scheduler="local")))
+    assert not capsys.readouterr().out
 
 
 def test_a_retry_of_a_submission_that_was_packed_by_the_forecast_is_so_too(site: Site, tmp_path: Path) -> None:

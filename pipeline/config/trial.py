@@ -71,6 +71,11 @@ class Config(Section):
         return job.times(self.train.processes) if stage == "train" else job
 
     @property
+    def is_solved(self) -> bool:
+        """Whether what learns is solved on the CPU: a GPU that training asks for would idle."""
+        return not self.model.head.descends and not self.model.tunes_towers
+
+    @property
     def chooses(self) -> bool:
         """Whether an epoch, a penalty or the like is chosen by figures on validation."""
         return self.select.epoch == "best" and self.model.head.chooses

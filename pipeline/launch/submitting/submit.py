@@ -93,6 +93,7 @@ def queue_trials(experiment: Experiment, trials: list[Trial], request: Request) 
     if not request.local and shutil.which("sbatch") is None:
         raise WorkError("there is no Slurm on this machine (no sbatch): --cluster local trains here, --dry-run shows the scripts")
     check_tables(trials, request)
+    tell_idle_gpus(trials, request)
     extract, trials = needs_extraction(trials), alike_together(trials)
     sbatch.check_paths(preview_manifest(experiment, trials, Terms()))
     manifest = make_manifest(experiment, trials, request.terms(experiment, trials))
@@ -152,11 +153,22 @@ def _queue_of(experiment: Experiment, request: Request) -> dict[str, Queued]:
 def show_scripts(experiment: Experiment, todo: list[Trial], request: Request) -> None:
     """Print every script that would be queued. Nothing is written."""
     todo = alike_together(todo)
+    tell_idle_gpus(todo, request)
     manifest = preview_manifest(experiment, todo, request.terms(experiment, todo))
     for stage, script in sbatch.scripts(manifest, sbatch.chain(manifest, needs_extraction(todo))):
         print(f"──── {stage}\n{script}")
     names = ", ".join(trial.name for trial in todo[:5]) + (f" and {len(todo) - 5} more" if len(todo) > 5 else "")
     print(f"dry run: {len(todo)} of {len(experiment.trials)} trials would be queued{_dealt(manifest)}: {names}")
+
+
+def tell_idle_gpus(trials: Sequence[Trial], request: Request) -> None:
+    """Say so where trials ask for GPUs that none of them computes on."""
+    config = trials[0].config
+    idle = ("train", "evaluate") if config.evaluate.inputs == "features" else ("train",)
+    asking = [stage for stage in idle if config.job(stage).gpus_per_node]
+    if asking and not request.local and all(trial.config.is_solved for trial in trials):
+        said = " ".join(f"resources.{stage}.gpus_per_node=0" for stage in asking)
+        print(f"these heads are solved on the CPU, and ask for a GPU, which would idle: {said}", flush=True)
 
 
 def _dealt(manifest: Manifest) -> str:

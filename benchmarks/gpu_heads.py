@@ -61,7 +61,7 @@ def make_trials(n: int, size: Size, epochs: int, train: Samples, validation: Sam
 def fit_all(trials: list[Prepared]) -> list[Outcome]:
     """Fit them together; how each went, or what it raised."""
     found: dict[int, Outcome] = {}
-    fit_together(trials, found.__setitem__)
+    fit_together(trials, lambda place, outcome, _: found.update({place: outcome}))
     return [found[place] for place in range(len(trials))]
 
 

@@ -45,7 +45,7 @@ def with_paths(config: Config, **values: str) -> Config:
     return config.model_copy(update={"paths": config.paths.model_copy(update=values)})
 
 
-def test_images_are_the_same_bytes_from_a_pack_and_those_that_are_not_in_it_say_so_as_before(config: Config) -> None:
+def test_images_are_the_same_bytes_from_an_archive_and_those_that_are_not_in_it_say_so_as_before(config: Config) -> None:
     archives.make(config, load(config))
     plain, archived = load(config), archives.archived(config, load(config))
     assert archived.archived is not None and plain.archived is None
@@ -60,7 +60,7 @@ def test_images_are_the_same_bytes_from_a_pack_and_those_that_are_not_in_it_say_
     assert [archived.encoded(i) for i in there] == expected
 
 
-def test_features_from_a_pack_have_the_key_and_the_bytes_of_those_from_files(config: Config, tmp_path: Path) -> None:
+def test_features_from_an_archive_have_the_key_and_the_bytes_of_those_from_files(config: Config, tmp_path: Path) -> None:
     from_files = extract.ensure(config)
     other = with_paths(config, features=str(tmp_path / "other"))
     archives.make(other, load(other))
@@ -72,7 +72,7 @@ def test_features_from_a_pack_have_the_key_and_the_bytes_of_those_from_files(con
 
 
 @pytest.mark.parametrize("change", ["content", "new file"])
-def test_files_that_change_after_packing_are_read_themselves(
+def test_files_that_change_after_archiving_are_read_themselves(
     config: Config, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     archives.make(config, load(config))
@@ -86,7 +86,7 @@ def test_files_that_change_after_packing_are_read_themselves(
     assert archives.archived(config, load(config)).archived is not None
 
 
-def test_a_pack_is_made_once_and_copied_once_to_the_node(
+def test_an_archive_is_made_once_and_copied_once_to_the_node(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     archive = archives.make(config, load(config))
@@ -104,13 +104,33 @@ def test_a_pack_is_made_once_and_copied_once_to_the_node(
     assert copied.read_bytes() == archive.content.read_bytes()
 
 
-def test_a_damaged_pack_is_refused_with_what_to_do(config: Config) -> None:
-    os.truncate(archives.make(config, load(config)).content, 10)
-    with pytest.raises(Damaged, match=r"archive\.json.*images\.bin is not what was archived.*carabid archive"):
+def test_a_damaged_archive_is_read_from_the_files_and_made_again(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    content = archives.make(config, load(config)).content
+    whole = content.read_bytes()
+    os.truncate(content, 10)
+    dataset = archives.archived(config, load(config))
+    assert dataset.archived is None and "its archive is damaged: its files are read" in "".join(capsys.readouterr())
+    archives.make(config, load(config))
+    assert content.read_bytes() == whole
+
+
+def test_an_image_whose_bytes_have_changed_in_the_archive_is_read_from_its_file(config: Config) -> None:
+    content = archives.make(config, load(config)).content
+    with content.open("r+b") as file:
+        file.seek(20)
+        file.write(b"damage")
+    plain, archived = load(config), archives.archived(config, load(config))
+    assert archived.archived is not None
+    assert [archived.encoded(i) for i in range(N - 1)] == [plain.encoded(i) for i in range(N - 1)]
+
+
+def test_an_archive_whose_index_cannot_be_read_is_refused_with_what_to_do(config: Config) -> None:
+    archives.make(config, load(config)).index.write_bytes(b"no table")
+    with pytest.raises(Damaged, match=r"index\.parquet.*carabid archive"):
         archives.archived(config, load(config))
 
 
-def test_images_within_tables_are_packed_already(config: Config, tmp_path: Path) -> None:
+def test_images_within_tables_are_archived_already(config: Config, tmp_path: Path) -> None:
     import pandas as pd
 
     table = pd.read_csv(config.data.source)

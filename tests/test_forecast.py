@@ -252,6 +252,12 @@ def test_a_job_task_trains_as_many_trials_as_the_forecast_lets_it(
     assert job_task_sizes(experiment, experiment.trials) == sizes
 
 
+def test_a_job_task_has_no_more_trials_than_its_evaluation_has_time_for() -> None:
+    evaluated(trained(load("seed=99"), seconds=1), seconds=100)
+    experiment = load("seed=0,1,2,3,4,5,6", "resources.evaluate.time=00:10:00")
+    assert job_task_sizes(experiment, experiment.trials) == ((3, 2), (1, 1))
+
+
 def test_without_a_past_trial_what_is_cheap_shares_a_job_task_and_what_may_not_be_has_its_own() -> None:
     """A head on frozen features by its epochs; a tail by nothing."""
     frozen = load("seed=0,1,2,3,4", "train.epochs=300")

@@ -4,6 +4,7 @@ alone."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -60,22 +61,37 @@ def status_of(manifest: Manifest, task: int = 0) -> int:
 
 
 # ---------------------------------------------------------------- how a task ends, by how its trials do
+STAND_IN = """#!/bin/bash
+shift 4
+fd=$1 how=$2
+shift 2
+for i in "$@"; do
+echo "begin $i" >&$fd
+status=0
+case "$i" in
+{cases}
+esac
+echo "end $i $status" >&$fd
+done
+"""
+
+
 @pytest.fixture
 def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[str]], None]:
-    """Put lines of shell, by index, in the place of the trainings of a process."""
+    """Put lines of shell, by index, in the place of the trainings of a process; each comes further."""
+    seen = iter(range(10**6))
+    monkeypatch.setattr(pack, "_marks", lambda *_: (0, next(seen)))
 
     def replace(lines: Sequence[str]) -> None:
-        cases = "\n".join(f"{index}) {line} ;;" for index, line in enumerate(lines))
         program = tmp_path / "python"
-        loop = f'for i in "$@"; do\nstatus=0\ncase "$i" in\n{cases}\nesac\necho "$i $status"\ndone\n'
-        program.write_text(f"#!/bin/bash\nshift 4\n{loop}")
+        program.write_text(STAND_IN.format(cases="\n".join(f"{index}) {line} ;;" for index, line in enumerate(lines))))
         program.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(program))
 
     return replace
 
 
-KILLED, TOLD = "kill -9 $$", "status=75; kill -USR2 $PPID; echo $i $status; exit 0"
+KILLED, TOLD = "kill -9 $$", "kill -USR2 $PPID; echo end $i 75 >&$fd; exit 0"
 
 
 @pytest.mark.parametrize(
@@ -91,6 +107,7 @@ KILLED, TOLD = "kill -9 $$", "status=75; kill -USR2 $PPID; echo $i $status; exit
         (["true", TOLD], REQUEUE_STATUS),
         ([KILLED, TOLD], REQUEUE_STATUS),
         (["true", "true", "status=1", "exit 2"], 0),
+        (["echo Loading modules", "true"], 0),
         (["exit 3", "true"], 0),
     ],
 )
@@ -122,7 +139,7 @@ def test_what_is_told_to_stop_before_it_listens_has_not_failed_and_nothing_more_
     number: int, status: int, manifest: MakeManifest, children: Callable[[Sequence[str]], None]
 ) -> None:
     """Python needs seconds to begin, and a signal ends it until then."""
-    children([f"kill -{int(number)} $PPID; kill -{int(number)} $$", "echo 1 0"])
+    children([f"kill -{int(number)} $PPID; kill -{int(number)} $$", "true"])
     made = manifest("seed=0,1")
     assert status_of(made) == status
     assert not folder(made, 0).failure.exists() and not folder(made, 1).failure.exists()
@@ -138,13 +155,61 @@ def test_a_child_is_told_what_was_said_before_it_was_there(
         os.kill(os.getpid(), WALLTIME_SIGNAL)
         return start(*args, **more)
 
-    children(["trap 'echo 0 75; exit 0' USR2; while :; do sleep 0.1; done"])
+    children(["trap 'echo end 0 75 >&$fd; exit 0' USR2; while :; do sleep 0.1; done"])
     made = manifest("seed=0,1")
     monkeypatch.setattr(subprocess, "Popen", told_meanwhile)
     assert status_of(made) == REQUEUE_STATUS
 
 
+def test_a_walltime_in_which_nothing_came_further_asks_for_no_other(
+    manifest: MakeManifest, children: Callable[[Sequence[str]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be cut off at the same place, again and again."""
+    children(["status=1; kill -USR2 $PPID; echo end $i $status >&$fd; exit 0", "true"])
+    monkeypatch.setattr(pack, "_marks", lambda *_: (0, 0))
+    assert status_of(manifest("seed=0,1")) == 1
+
+
+def test_of_several_at_once_that_were_killed_each_is_tried_by_itself(
+    manifest: MakeManifest, children: Callable[[Sequence[str]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The memory was too little for all, or one of them takes too much alone."""
+    begin = 'if [ $how = together ]; then for i in "$@"; do echo "begin $i" >&$fd; done; kill -9 $$; fi'
+    children([begin, KILLED, "true"])
+    made = manifest("seed=0,1,2", pack=3)
+    assert status_of(made) == 0
+    said = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines() if "(log: " in line]
+    assert [re.sub(r".*: (.*) \(log.*", r"\1", line) for line in said] == ["done", "killed by SIGKILL", "done"]
+    assert folder(made, 1).failure.exists() and not folder(made, 0).failure.exists()
+
+
+def test_a_process_that_comes_to_nothing_is_the_failure_of_all_and_not_begun_again(
+    manifest: MakeManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/bash\necho x >> {tmp_path}/begun\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    made = manifest("seed=0,1")
+    assert status_of(made) == 1 and (tmp_path / "begun").read_text() == "x\n"
+    assert all("ended with status 3" in read_json(folder(made, index).failure)["message"] for index in range(2))
+
+
 # ---------------------------------------------------------------- real trainings
+def test_behind_something_unforeseen_the_next_is_trained_in_another_process(
+    manifest: MakeManifest, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A process whose every training fails so is begun anew for each of them."""
+    made = manifest("seed=0,1,2", pack=3)
+    extract.ensure(made.trial(0).config)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(PROJECT / "tests" / "breaking"), str(PROJECT)]))
+    monkeypatch.setenv("BREAK", "error")
+    assert status_of(made) == 1
+    assert all("ZeroDivisionError" in read_json(folder(made, index).failure)["message"] for index in range(3))
+    assert all("──── carabid train: " in pack.log_path(made, index).read_text() for index in range(3))
+    assert capfd.readouterr().out.count(": failed (log: ") == 3
+
+
 def test_a_trial_that_fails_leaves_its_sibling_alone_and_the_evaluation_reports_it(
     manifest: MakeManifest, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -81,7 +81,7 @@ def both_ways(tmp_path: Path, configs: Sequence[Config]) -> tuple[list[Prepared]
 def fit_together(trials: Sequence[Prepared]) -> list[Outcome]:
     """How each of these went, or what it raised."""
     found: dict[int, Outcome] = {}
-    stacked.fit_together(trials, found.__setitem__)
+    stacked.fit_together(trials, lambda place, outcome, _: found.update({place: outcome}))
     return [found[place] for place in range(len(trials))]
 
 

@@ -69,6 +69,8 @@ def submit(
 
     site = use_cluster(cluster)
     n = None if (said := _pack(pack)) == "auto" else said
+    if site.profile.scheduler == "local" and n is not None:
+        raise UserError("--pack is of Slurm's job tasks: on this machine --workers says how many trials train at once")
     request = launcher.Request(site.profile, dry_run, wait, workers, max_parallel, n, tuple(sys.argv), check)
     launcher.submit(load(config, overrides, site), request)
 

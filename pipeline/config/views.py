@@ -3,7 +3,6 @@ several times, turned or augmented."""
 
 from __future__ import annotations
 
-from functools import cached_property
 from itertools import product
 from typing import Annotated, Literal
 
@@ -59,10 +58,10 @@ class Views(Section):
             raise ValueError("masks: left, top, right, bottom, in fractions of the sides, the first two less than the others")
         return self
 
-    @cached_property
+    @property
     def are_plain(self) -> bool:
-        """Whether the image is seen once, as it is. (Every step of training asks.)"""
-        return self == Views()
+        """Whether the image is seen once, as it is. (Every step of training asks: no block is made for it.)"""
+        return all(getattr(self, name) == info.default for name, info in type(self).model_fields.items())
 
     @property
     def has_tiles(self) -> bool:

@@ -103,18 +103,26 @@ class Attempts:
     def __init__(self, path: Path, identity: str, attempt: Attempt, started: float) -> None:
         """`started`: when this attempt began, by `time.monotonic`."""
         self._path, self._identity, self._mine, self._started = path, identity, attempt, started
-        self._sharing = 1
+        self._of_others = 0.0
+        self._waits_since: float | None = None
         record = read_record(path)
         self._earlier = read_attempts(record) if record.get("identity") == identity else []
 
     def all(self) -> list[Attempt]:
-        """Every attempt, this one with the time it has taken until now, or its share of that."""
-        self._mine.seconds = round((time.monotonic() - self._started) / self._sharing, 2)
+        """Every attempt, this one with the time it has taken until now."""
+        until = time.monotonic() if self._waits_since is None else self._waits_since
+        self._mine.seconds = round(until - self._started - self._of_others, 2)
         return [*self._earlier, self._mine]
 
-    def share_time(self, n: int) -> None:
-        """This process works at so many trainings at once, each of which has its share of the time."""
-        self._sharing = n
+    def wait(self) -> None:
+        """This process works at others too, until `go_on`."""
+        self._waits_since = time.monotonic()
+
+    def go_on(self, share: float) -> None:
+        """Of the time since then so many seconds were this training's."""
+        if self._waits_since is not None:
+            self._of_others += time.monotonic() - self._waits_since - share
+            self._waits_since = None
 
     def note(self) -> None:
         """Bring the file up to date. A disk that is full is no reason for the training to end here."""

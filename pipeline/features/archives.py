@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import shutil
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -34,10 +35,12 @@ from pipeline.progress import log, progress
 FORMAT = 1
 """Version of what the files mean."""
 AGAIN = "Remove its folder and run `carabid archive` again."
+COLUMNS = ("split", "row", "column", "begin", "n_bytes", "crc32")
+"""Of the index: where an image stands in the data, where it begins, its size (−1 if it cannot be read) and its checksum."""
 AHEAD = 256
 """Files that are read at once."""
-Places = Int64[np.ndarray, "rows 2"]
-"""For each row of a split where its image begins and how many bytes it has; −1 where it was not there."""
+Places = Int64[np.ndarray, "rows 3"]
+"""For each row of a split where its image begins, how many bytes it has (−1 where it was not there), and their CRC-32."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,13 @@ class Archive:
     places: dict[tuple[str, str], Places]
 
     def read(self, split: str, row: int, column: str) -> bytes | None:
-        """An encoded image, safe from several threads; None where it is not in the archive."""
+        """An encoded image, safe from several threads; None where it is not in the archive, or no longer what was put there."""
         places = self.places.get((split, column))
         if places is None or row >= len(places):
             return None
-        begin, n_bytes = places[row].tolist()
-        return self.content[begin : begin + n_bytes] if n_bytes > 0 else None
+        begin, n_bytes, checksum = places[row].tolist()
+        encoded = self.content[begin : begin + n_bytes] if n_bytes > 0 else b""
+        return encoded if encoded and zlib.crc32(encoded) == checksum else None
 
 
 # ---------------------------------------------------------------- made
@@ -80,7 +84,7 @@ def make(config: Config, dataset: Dataset) -> ArchiveDir:
 def _write(archive: ArchiveDir, config: Config, dataset: Dataset, signature: str) -> None:
     with atomic_folder(archive.path, replace=True) as folder:
         new = ArchiveDir(folder)
-        places = pd.DataFrame(_append(new.content, config, dataset), columns=["split", "row", "column", "begin", "n_bytes"])
+        places = pd.DataFrame(_append(new.content, config, dataset), columns=COLUMNS)
         if not (n_bytes := new.content.stat().st_size):
             raise UserError(f"data.source {config.data.source}: none of its images can be read, so there is nothing to archive")
         if dataset.signature() != signature:
@@ -93,9 +97,8 @@ def _write(archive: ArchiveDir, config: Config, dataset: Dataset, signature: str
     log(f"{archive.path}: {len(places) - lost} images in {format_bytes(n_bytes)}{left_out}")
 
 
-def _append(path: Path, config: Config, dataset: Dataset) -> Iterator[tuple[str, int, str, int, int]]:
-    """Write all images into one file; for each its split, row and column, where it begins and its size, −1 if it cannot be
-    read."""
+def _append(path: Path, config: Config, dataset: Dataset) -> Iterator[tuple[str, int, str, int, int, int]]:
+    """Write all images into one file; for each what COLUMNS are of it."""
     begin, inputs = 0, [(i, column) for i in range(len(dataset)) for column in dataset.image_columns]
     splits, rows = dataset.table["source_split"].tolist(), dataset.table["row"].tolist()
     with (
@@ -106,7 +109,8 @@ def _append(path: Path, config: Config, dataset: Dataset) -> Iterator[tuple[str,
         for some in (inputs[first : first + AHEAD] for first in range(0, len(inputs), AHEAD)):
             for (i, column), encoded in zip(some, pool.map(lambda each: _bytes(dataset, *each), some), strict=True):
                 file.write(encoded or b"")
-                yield splits[i], rows[i], column, begin, -1 if encoded is None else len(encoded)
+                n_bytes = -1 if encoded is None else len(encoded)
+                yield splits[i], rows[i], column, begin, n_bytes, zlib.crc32(encoded or b"")
                 begin += len(encoded or b"")
             advance(len(some))
 
@@ -127,7 +131,8 @@ def archived(config: Config, dataset: Dataset) -> Dataset:
     archive = archive_dir(config, _name(signature))
     if not _is_current(archive, signature):
         if any(_is_of(each, config) for each in archives_root(config).glob("*/archive.json")):
-            log(f"data.source {config.data.source} has changed since it was archived: its files are read (`carabid archive`)")
+            changed = "has changed since it was archived, or its archive is damaged"
+            log(f"data.source {config.data.source} {changed}: its files are read (`carabid archive`)")
         return dataset
     where = _staged(archive, config)
     log(f"images are read from {where.path}")
@@ -148,8 +153,8 @@ def open_archive(archive: ArchiveDir) -> Archive:
 
 
 def _by_row(table: pd.DataFrame) -> Places:
-    places = np.full((int(table["row"].max()) + 1, 2), -1, dtype="int64")
-    places[table["row"].to_numpy()] = table[["begin", "n_bytes"]].to_numpy()
+    places = np.full((int(table["row"].max()) + 1, 3), -1, dtype="int64")
+    places[table["row"].to_numpy()] = table[["begin", "n_bytes", "crc32"]].to_numpy()
     return places
 
 
@@ -183,7 +188,9 @@ def _is_copy(here: ArchiveDir, archive: ArchiveDir) -> bool:
 
 
 def _is_current(archive: ArchiveDir, signature: str) -> bool:
-    return _about(archive).get("signature") == signature
+    about = _about(archive)
+    is_whole = archive.content.is_file() and archive.content.stat().st_size == about.get("n_bytes")
+    return about.get("signature") == signature and is_whole
 
 
 def _is_of(record: Path, config: Config) -> bool:

@@ -103,10 +103,10 @@ class FeatureStore:
             states = pool.map(partial(self.state, thorough=True), numbers)
             return {number: state for number, state in zip(numbers, states, strict=True) if state != "done"}
 
-    def state_of_files(self) -> tuple[tuple[str, int, int], ...]:
-        """Path, size and time of every shard's file that is there: what is the same was not written anew."""
+    def state_of_files(self) -> tuple[tuple[int, int, int], ...]:
+        """Number, size and time of every shard's file that is there: what is the same was not written anew."""
         paths = [self.path(number) for number in range(self.n_shards)]
-        return tuple((str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths if path.exists())
+        return tuple(((stat := path.stat()).st_ino, stat.st_size, stat.st_mtime_ns) for path in paths if path.exists())
 
     @cached_property
     def shards(self) -> list[Shard]:

@@ -91,7 +91,7 @@ class Inputs:
         """Every byte of the features, once for all trials of this process. Raises MissingFeatures naming the first damaged
         shard."""
         for kind, store in (("images", self.store), *([("texts", self.texts.store)] if self.texts else [])):
-            self.shared.get(f"verified {kind}", store.state_of_files(), store.verify)
+            self.shared.get(f"verified {kind}", (store.dir.path, store.state_of_files()), store.verify)
 
     def table(self, split: Split) -> pd.DataFrame:
         return self.dataset.table.loc[self.positions(split)]

@@ -3,7 +3,7 @@
 import io
 import shutil
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, redirect_stderr
 from dataclasses import replace
 from typing import Any
@@ -78,21 +78,31 @@ def carry_out(trainings: Sequence[Training]) -> list[Exception | None]:
                 continue
             if pays(prepared, len(trainings)):
                 ready[place] = prepared
+                prepared.run.wait()
             else:
                 ended(place, None)
         _fit_all(ready, ended)
     return errors
 
 
-def _fit_all(ready: dict[int, Prepared], ended: Callable[[int, Fitted | Exception | None], None]) -> None:
-    """Fit these together; one that has nobody beside it is left to itself."""
-    places = list(ready)
-    if len(places) > 1:
-        for prepared in ready.values():
-            prepared.run.share_time(len(places))
-        fit_together(list(ready.values()), lambda i, outcome: ended(places[i], outcome))
-    elif places:
-        ended(places[0], None)
+def _fit_all(ready: Mapping[int, Prepared], ended: Callable[[int, Fitted | Exception | None], None]) -> None:
+    """Fit these together; where they are too few for that (others were trained already), each is left to itself."""
+    n = len(ready)
+    if not ready or not pays(next(iter(ready.values())), n):
+        for place, prepared in ready.items():
+            prepared.run.go_on(0.0)
+            ended(place, None)
+        return
+    # The same numbers but for rounding: who goes on with one of them alone is told.
+    machines = {place: f"{each.run.machine}, {n} trials together" for place, each in ready.items()}
+    stack = {place: replace(each, run=replace(each.run, machine=machines[place])) for place, each in ready.items()}
+    places = list(stack)
+
+    def left(i: int, outcome: Fitted | Exception, share: float) -> None:
+        ready[places[i]].run.go_on(share)
+        ended(places[i], outcome)
+
+    fit_together(list(stack.values()), left)
 
 
 def _go_on(training: Training, outcome: Fitted | Exception | None) -> Exception | None:
@@ -189,7 +199,7 @@ def _train(inputs: Inputs, trial: TrialDir, stop: Stop, started: float, say: Cal
     threads, device = set_threads(_sharing(config)), choose_device(config.device)
     attempts = Attempts(trial.attempts, name, this_attempt(gpu_name(device), gpus=n), started)
     machine = f"{device_name(device)}, {threads} threads" + (f", {n} processes" if n > 1 else "")
-    run = Run(trial, name, machine, config.for_images(len(table)), stop, attempts.note, table, say, attempts.share_time)
+    run = Run(trial, name, machine, config.for_images(len(table)), stop, attempts.note, table, say, attempts.wait, attempts.go_on)
     with attempts.noted(stop.still_mine):
         facts = make_facts(inputs)
         with together(config, trial, device, stop.flag, follow) as processes:

@@ -100,8 +100,9 @@ class Run:
     """The training images' rows of the data's table, which the scale of targets is taken from."""
     say: Callable[[str], None] = print_line
     """Told of each epoch, where nobody watches a bar."""
-    share_time: Callable[[int], None] = lambda n: None
-    """Told of how many it is, where several are trained at once and share what that takes."""
+    wait: Callable[[], None] = lambda: None
+    go_on: Callable[[float], None] = lambda share: None
+    """Told when it waits for others that are trained at once with it, and when it goes on, with its share of seconds of that."""
 
     @property
     def processes(self) -> Processes:

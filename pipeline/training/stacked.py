@@ -89,24 +89,29 @@ def outcome_of(work: Callable[[], T]) -> T | Exception:
 
 
 # ---------------------------------------------------------------- epochs
-def fit_together(trials: Sequence[Prepared], ended: Callable[[int, Outcome], None]) -> None:
+def fit_together(trials: Sequence[Prepared], ended: Callable[[int, Outcome, float], None]) -> None:
     """Fit trials of one shape in place, together. Each goes on until it ends or fails, the others then go on without it; `ended`
-    is told at once of which, by its place, and how it went or what it raised."""
+    is told at once of which, by its place, how it went or what it raised, and its share of the seconds."""
     going: dict[int, Descent] = {}
+    shares = dict.fromkeys(range(len(trials)), 0.0)
     with ExitStack() as logs:
         for place, trial in enumerate(trials):
             begins = outcome_of(partial(_begun, trial, logs))
             if isinstance(begins, Exception):
-                ended(place, begins)
+                ended(place, begins, 0.0)
             else:
                 going[place] = begins
         while going:
             for place in [place for place, descent in going.items() if not descent.goes_on()]:
-                ended(place, outcome_of(partial(_ended, trials[place], going.pop(place))))
-            for place, error in zip(list(going), _epoch(list(going.values())), strict=True):
+                ended(place, outcome_of(partial(_ended, trials[place], going.pop(place))), shares[place])
+            started, places = time.monotonic(), list(going)
+            errors = _epoch(list(going.values()))
+            for place in places:
+                shares[place] += (time.monotonic() - started) / len(places)
+            for place, error in zip(places, errors, strict=True):
                 if error is not None:
                     del going[place]
-                    ended(place, error)
+                    ended(place, error, shares[place])
 
 
 def _begun(trial: Prepared, logs: ExitStack) -> Descent:

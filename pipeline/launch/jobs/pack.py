@@ -2,31 +2,34 @@
 loaded once for all of them. Each has a log of its own. Loads no torch.
 
 That process is not the job task's own: one that is killed (out of memory), or in which something unforeseen has happened, takes
-the trial that it was at along, and those behind it are trained in another one. `python -m pipeline.launch.jobs.pack MANIFEST
-INDEX …` is such a process; it says of each trial how that ended, by a line on its standard output.
+the trial that it was at along, and those behind it are trained in another one. `python -m pipeline.launch.jobs.pack
+MANIFEST PIPE together|alone INDEX …` is such a process; it says on a pipe which trial it begins, and how that ends.
 """
 
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from pipeline.amounts import parse_time
 from pipeline.disk.writing import write_json
 from pipeline.errors import REQUEUE_STATUS, RunAgain, UserError, WorkError
 from pipeline.experiments.reading import Trial
-from pipeline.launch.jobs.trials import Trainings, failure_record, stacks, status_of
+from pipeline.launch.jobs.trials import Trainings, failure_record, stacks, status_of, time_of
 from pipeline.launch.manifest.manifest import Manifest, load_manifest
 from pipeline.signals import LISTENED, WALLTIME_SIGNAL, StopFlag, warning_seconds
 from pipeline.streams import output_to
 
 WORDS = {0: "done", REQUEUE_STATUS: "interrupted"}
 """What exit statuses mean."""
+TOGETHER, ALONE = "together", "alone"
+"""Whether trials of one shape may be trained at once."""
 
 
 @dataclass
@@ -46,17 +49,40 @@ class Told:
                 self.child.send_signal(number)
 
 
+@dataclass
+class Ended:
+    """What one process came to: how its trials ended, which it had begun, its own exit status."""
+
+    statuses: dict[int, int] = field(default_factory=dict)
+    begun: list[int] = field(default_factory=list)
+    status: int = 0
+
+    @property
+    def open(self) -> list[int]:
+        """Trials that had begun and did not end."""
+        return [index for index in self.begun if index not in self.statuses]
+
+
 def train(manifest: Manifest, indices: Sequence[int]) -> None:
     """Train these trials; done if any of them is, so that `aftercorr` lets the evaluation of this job task begin.
 
-    Raises RunAgain if the walltime interrupted them, WorkError if none is done.
+    Raises RunAgain if the walltime interrupted them and they came further, WorkError if none is done.
     """
-    statuses: dict[int, int] = {}
+    statuses, how = dict[int, int](), TOGETHER
+    before = {index: _marks(manifest, index) for index in indices}
     with _listening() as told:
         while (left := [index for index in indices if index not in statuses]) and not told.numbers:
-            statuses |= _train_some(manifest, left, told)
+            ended = _run(manifest, left, told, how)
+            statuses |= ended.statuses
+            if not told.numbers and (lost := _lost(manifest, left, ended, before)):
+                statuses |= lost
+            elif len(ended.open) > 1:
+                how = ALONE  # which of them it was shows when each is by itself
+    came_further = any(_marks(manifest, index) != marks for index, marks in before.items())
     if REQUEUE_STATUS in statuses.values() or (left and WALLTIME_SIGNAL in told.numbers):
-        raise RunAgain("the walltime is near: trials that are not done go on, or begin, when this job runs again")
+        if came_further:
+            raise RunAgain("the walltime is near: trials that are not done go on, or begin, when this job runs again")
+        print("carabid train: the walltime is near, and nothing came further: this job is not queued again", flush=True)
     if not any(status == 0 for status in statuses.values()):
         raise WorkError(f"none of the {len(indices)} trials of this job task is trained")
 
@@ -64,6 +90,12 @@ def train(manifest: Manifest, indices: Sequence[int]) -> None:
 def log_path(manifest: Manifest, index: int) -> Path:
     """The log of one trial of a packed job task."""
     return manifest.experiment.own_log(manifest.number, "train", index)
+
+
+def _marks(manifest: Manifest, index: int) -> tuple[int, int]:
+    """What changes when a trial comes further: when it was trained, and its last checkpoint."""
+    trial = manifest.experiment.trial(manifest.entries[index].name)
+    return time_of(trial.trained), time_of(trial.resume_state)
 
 
 @contextmanager
@@ -78,62 +110,88 @@ def _listening() -> Iterator[Told]:
             signal.signal(number, handler)
 
 
-def _train_some(manifest: Manifest, indices: Sequence[int], told: Told) -> dict[int, int]:
-    """Exit statuses of those of these trials that one process came to; at least of one, unless it was told to stop."""
-    command = [sys.executable, "-u", "-m", "pipeline.launch.jobs.pack", str(manifest.path), *map(str, indices)]
-    statuses: dict[int, int] = {}
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as child:
+def _run(manifest: Manifest, indices: Sequence[int], told: Told, how: str) -> Ended:
+    """Train these trials in a process of their own, which says on a pipe which it begins and how each ends."""
+    hears, says = os.pipe()
+    command = [sys.executable, "-u", "-m", "pipeline.launch.jobs.pack", str(manifest.path), str(says), how, *map(str, indices)]
+    ended = Ended()
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(says,), text=True) as child:
+        os.close(says)
         told.child = child
         for number in list(told.numbers):  # it was told before the child was there
             told.pass_on(number)
-        assert child.stdout is not None
-        for line in child.stdout:
-            index, status = map(int, line.split())
-            statuses[index] = status
-            _log_end(manifest, index, status)
+        with os.fdopen(hears) as words:
+            for word, index, *status in map(str.split, words):
+                if word == "begin":
+                    ended.begun.append(int(index))
+                else:
+                    ended.statuses[int(index)] = int(status[0])
+                    _log_end(manifest, int(index), WORDS.get(int(status[0]), "failed"))
     told.child = None
-    if child.returncode and not told.numbers and (rest := [index for index in indices if index not in statuses]):
-        statuses[rest[0]] = child.returncode
-        _log_end(manifest, rest[0], child.returncode)
-    return statuses
+    ended.status = child.returncode
+    return ended
 
 
-def _log_end(manifest: Manifest, index: int, status: int) -> None:
-    name, how = manifest.entries[index].name, WORDS.get(status, "failed")
-    if status < 0:
-        how = f"killed by {signal.Signals(-status).name}"
-        record = failure_record("train", WorkError(f"{how} (out of memory?)")) | {"kind": "killed"}
-        with suppress(OSError):  # it could leave no word itself, and Slurm may call the job task done
-            write_json(manifest.experiment.trial(name).failure, record)
-    print(f"carabid train: {name}: {how} (log: {log_path(manifest, index)})", flush=True)
+def _lost(manifest: Manifest, left: Sequence[int], ended: Ended, before: Mapping[int, tuple[int, int]]) -> dict[int, int]:
+    """Trials that a process took along when it ended, with statuses: the one that it was at; all, if it came to none of them."""
+    came_to_nothing = not ended.begun and not ended.statuses
+    lost = list(left) if came_to_nothing else ended.open if len(ended.open) == 1 else []
+    trained = [index for index in lost if _marks(manifest, index)[0] != before[index][0]]  # it had just been
+    for index in lost:
+        if index not in trained:
+            _record(manifest, index, ended.status)
+    return {index: 0 if index in trained else ended.status or 1 for index in lost}
+
+
+def _record(manifest: Manifest, index: int, status: int) -> None:
+    """Write down how a trial's process ended: it could leave no word itself, and Slurm may call the job task done."""
+    how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"its process ended with status {status}"
+    record = failure_record("train", WorkError(f"{how}{' (out of memory?)' * (status < 0)}"))
+    with suppress(OSError):
+        path = manifest.experiment.trial(manifest.entries[index].name).failure
+        write_json(path, record | ({"kind": "killed"} if status < 0 else {}))
+    _log_end(manifest, index, how)
+
+
+def _log_end(manifest: Manifest, index: int, how: str) -> None:
+    print(f"carabid train: {manifest.entries[index].name}: {how} (log: {log_path(manifest, index)})", flush=True)
 
 
 # ---------------------------------------------------------------- in the process of its own
-def main(manifest: Manifest, indices: Sequence[int]) -> int:
-    """Train these trials, those of one shape together, until told to stop; the exit status."""
-    said = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library may print goes to the job task's log
-    places = {manifest.entries[index].name: index for index in indices}
+@dataclass
+class Said:
+    """What that process says of its trials: which it begins, and how each ends; `trials.Watch`."""
+
+    manifest: Manifest
+    words: TextIO
+    places: Mapping[str, int]
+
+    def log_of(self, trial: Trial) -> Path:
+        return log_path(self.manifest, self.places[trial.name])
+
+    def begun(self, trial: Trial) -> None:
+        print("begin", self.places[trial.name], file=self.words, flush=True)
+
+    def ended(self, trial: Trial, error: Exception | None) -> None:
+        """With which status a job of this trial alone would have ended, which says why in its log."""
+        with output_to(self.log_of(trial)):
+            status = status_of(error)
+        print("end", self.places[trial.name], status, file=self.words, flush=True)
+
+
+def main(manifest: Manifest, words: TextIO, how: str, indices: Sequence[int]) -> None:
+    """Train these trials, those of one shape at once, until told to stop, or until something unforeseen has happened in one: this
+    process (that has lost its GPU, say) is not to harm the next."""
+    said = Said(manifest, words, {manifest.entries[index].name: index for index in indices})
     warning = warning_seconds(parse_time(manifest.resources.train.time))
+    trials = [manifest.trial(index) for index in indices]
     with StopFlag(warning).installed() as flag:
-        trainings = Trainings(flag, lambda trial: log_path(manifest, places[trial.name]))
-        for stack in stacks([manifest.trial(index) for index in indices]):
-            errors = trainings.train(stack)
-            for trial, error in zip(stack, errors, strict=True):
-                print(places[trial.name], _status(trial, error, trainings), file=said, flush=True)
-            if flag.asked():
-                return 0
-            if not all(error is None or isinstance(error, UserError | WorkError) for error in errors):
-                return 1  # a process in which something unforeseen has happened (a GPU that is lost) is not to harm the next
-    return 0
-
-
-def _status(trial: Trial, error: Exception | None, trainings: Trainings) -> int:
-    """With which status a job of this trial alone would have ended, which says why in its log."""
-    assert trainings.log_of is not None
-    with output_to(trainings.log_of(trial)):
-        return status_of(error)
+        trainings = Trainings(flag, said)
+        for some in stacks(trials) if how == TOGETHER else [[trial] for trial in trials]:
+            errors = trainings.train(some)
+            if flag.asked() or not all(error is None or isinstance(error, UserError | WorkError) for error in errors):
+                return
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(load_manifest(Path(sys.argv[1])), [int(index) for index in sys.argv[2:]]))
+    main(load_manifest(Path(sys.argv[1])), os.fdopen(int(sys.argv[2]), "w"), sys.argv[3], [int(i) for i in sys.argv[4:]])

@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from pipeline.amounts import parse_time
 from pipeline.disk.layout import PROJECT, TrialDir, experiment_dir
@@ -60,48 +60,72 @@ def stacks(trials: Sequence[Trial]) -> list[list[Trial]]:
     return [each[first : first + MOST_TOGETHER] for each in alike for first in range(0, len(each), MOST_TOGETHER)]
 
 
+class Watch(Protocol):
+    """Who wants to know of each trial of a process."""
+
+    def log_of(self, trial: Trial) -> Path:
+        """Where what its training says goes."""
+
+    def begun(self, trial: Trial) -> None:
+        """It begins."""
+
+    def ended(self, trial: Trial, error: Exception | None) -> None:
+        """It has ended, with what it raised."""
+
+
 @dataclass
 class Trainings:
     """Trainings of one process: they share what they load, and are told together to stop."""
 
     flag: StopFlag
-    log_of: Callable[[Trial], Path] | None = None
-    """Where what a trial's training says goes; None: all to stdout."""
+    watch: Watch | None = None
+    """None: what they say goes to stdout."""
     shared: Shared = field(default_factory=Shared)
     any_done: bool = False
     """Whether one has become done in this process: the walltime then went to that one too."""
 
     def train(self, trials: Sequence[Trial]) -> list[Exception | None]:
-        """Train trials of one shape; of each what it raised, as `training` does, but for a walltime that went to others."""
+        """Train trials of one shape; of each what it raised, as `training` does, but for a walltime that went to others. A GPU
+        that has not the memory for all of them at once may have it for each."""
         from pipeline.stages.train import carry_out
 
-        before = [_time_of(trial_dir(trial).trained) for trial in trials]
+        before = [time_of(trial_dir(trial).trained) for trial in trials]
         errors = carry_out([self._training(trial) for trial in trials])
-        self.any_done |= before != [_time_of(trial_dir(trial).trained) for trial in trials]
+        for place, error in enumerate(errors):
+            if len(trials) > 1 and error is not None and kind_of(error) == "gpu-oom":
+                error.__traceback__ = None  # which holds what fills the memory
+                (errors[place],) = carry_out([self._training(trials[place])])
+        self.any_done |= before != [time_of(trial_dir(trial).trained) for trial in trials]
         return errors
 
     def _training(self, trial: Trial) -> Training:
         no_further = RunAgain if self.any_done else OutOfTime
-        if self.log_of is None:
+        if self.watch is None:
             return training(trial, self.flag, self.shared, no_further)
-        path = self.log_of(trial)
-        return _logged(trial.name, training(trial, self.flag, self.shared, no_further, partial(append_line, path)), path)
+        say = partial(append_line, self.watch.log_of(trial))
+        return _watched(trial, training(trial, self.flag, self.shared, no_further, say), self.watch)
 
 
-def _logged(name: str, training: Training, path: Path) -> Training:
-    """A training with what it says in a file."""
+def _watched(trial: Trial, training: Training, watch: Watch) -> Training:
+    """A training with what it says in a file, and a word when it begins and ends."""
+    path = watch.log_of(trial)
+    watch.begun(trial)
     with closing(training):
-        with output_to(path):
-            log_attempt("train", name)
-            prepared = next(training, None)
-        if prepared is None:
-            return
         try:
-            go_on = partial(training.send, (yield prepared))
+            with output_to(path):
+                log_attempt("train", trial.name)
+                prepared = next(training, None)
+            if prepared is not None:
+                try:
+                    go_on = partial(training.send, (yield prepared))
+                except Exception as error:
+                    go_on = partial(training.throw, error)
+                with output_to(path), suppress(StopIteration):
+                    go_on()
         except Exception as error:
-            go_on = partial(training.throw, error)
-        with output_to(path), suppress(StopIteration):
-            go_on()
+            watch.ended(trial, error)
+            raise
+    watch.ended(trial, None)
 
 
 def train_index(manifest: Manifest, index: int, shared: Shared | None = None) -> None:
@@ -177,14 +201,14 @@ def training(
     if flag.asked():
         kind = RunAgain if flag.out_of_time() else Interrupted
         raise kind(f"told to stop before {trial.name} began: run it again to go on")
-    before = _time_of(folder.resume_state)
+    before = time_of(folder.resume_state)
     with recorded_failure(folder, "train"):
         try:
             yield from stage.training(trial.config, folder, flag, shared, say)
         except Interrupted as error:
             if not flag.out_of_time():
                 raise
-            if _time_of(folder.resume_state) == before:
+            if time_of(folder.resume_state) == before:
                 raise no_further("not one epoch fits into the walltime: give it more (resources.train.time)") from error
             raise RunAgain(str(error)) from error
 
@@ -217,7 +241,8 @@ def evaluate_trial(trial: Trial, shared: Shared | None = None) -> None:
         stage.run(trial.config, folder, shared)
 
 
-def _time_of(path: Path) -> int:
+def time_of(path: Path) -> int:
+    """When a file was written, in nanoseconds; 0 if it is not there."""
     with suppress(OSError):
         return path.stat().st_mtime_ns
     return 0

@@ -28,9 +28,9 @@ MAX_READ = 24
 """Past trials that are read: more would tell little more, and a plan of ten thousand trials must not wait for them."""
 MAX_OF_OTHER = 3
 """Trials that are looked at in each other experiment."""
-SECONDS_OF_A_CLASSIFIER, SECONDS_OF_AN_EPOCH = 20.0, 1.0
-"""What is taken for granted of a head that is solved, and of an epoch of one on frozen features, before there is a past trial:
-more than either takes of twenty thousand images on one core."""
+SECONDS_OF_A_CLASSIFIER, SECONDS_OF_AN_EPOCH, SECONDS_OF_AN_EVALUATION = 20.0, 1.0, 10.0
+"""What is taken for granted of a head that is solved, of an epoch of one on frozen features, and of an evaluation, before there
+is a past trial: more than any takes of twenty thousand images on one core."""
 READ = ("task", "data", "backbone", "model", "train", "resources")
 """The fields of a configuration that its time depends on."""
 Kind = tuple[Any, ...]
@@ -90,30 +90,35 @@ def forecast(experiment: Experiment, states: Sequence[TrialState]) -> str:
 # ---------------------------------------------------------------- trials that share a job task
 def job_task_sizes(experiment: Experiment, trials: Sequence[Trial]) -> tuple[tuple[int, int], ...]:
     """How many trials each job task trains one after another, and how many job tasks in turn have so many: as many as take about
-    `launch.task_minutes`, within half of the walltime."""
+    `launch.task_minutes`, within half of the walltime of training and of that of evaluation."""
     alike = [sharing(trial.config, READ) for trial in trials]
     works = {key: (trial.config, _work(trial.config, False)) for key, trial in dict(zip(alike, trials, strict=True)).items()}
     past = _past(experiment.dir, experiment.dir.folders(), (), {work.kind for _, work in works.values()})
-    told = {key: _training_seconds(*of, past) for key, of in works.items()}
     config = trials[0].config  # all of a submission share these
-    most = min(config.launch.task_minutes * 60, parse_time(config.job("train").time) / 2)
-    sizes, filled = list[int](), math.inf
-    for seconds in (told[key] for key in alike):
-        if filled + seconds > most:
+    longest = [parse_time(config.job(stage).time) / 2 for stage in ("train", "evaluate")]
+    longest[0] = min(config.launch.task_minutes * 60, longest[0])
+    shares = {key: [s / most for s, most in zip(_seconds_of(*of, past), longest, strict=True)] for key, of in works.items()}
+    sizes, filled = list[int](), [math.inf] * 2
+    for mine in (shares[key] for key in alike):
+        filled = [a + b for a, b in zip(filled, mine, strict=True)]
+        if max(filled) > 1 + 1e-9:  # (sums of decimals)
             sizes.append(0)
-            filled = 0.0
-        sizes[-1], filled = sizes[-1] + 1, filled + seconds
+            filled = mine
+        sizes[-1] += 1
     return tuple((size, len(list(those))) for size, those in groupby(sizes))
 
 
-def _training_seconds(config: Config, work: _Work, past: Mapping[Kind, Sequence[_Past]]) -> float:
-    """How long a trial trains, by past ones of its kind; where there is none, a guess on the safe side for what is cheap, and for
-    ever for what may not be."""
+def _seconds_of(config: Config, work: _Work, past: Mapping[Kind, Sequence[_Past]]) -> tuple[float, float]:
+    """How long a trial trains and is evaluated, by past ones of its kind; where there is none, a guess on the safe side for what
+    is cheap, and for ever for what may not be."""
     if known := past.get(work.kind):
-        return fmean(one.seconds(work.schedule) for one in known)
+        evaluations = [one.evaluation for one in known if one.evaluation is not None]
+        evaluation = fmean(evaluations) if evaluations else SECONDS_OF_AN_EVALUATION
+        return fmean(one.seconds(work.schedule) for one in known), evaluation
     if not config.model.head.descends:
-        return SECONDS_OF_A_CLASSIFIER
-    return math.inf if config.model.tunes_towers else SECONDS_OF_AN_EPOCH * config.train.epochs
+        return SECONDS_OF_A_CLASSIFIER, SECONDS_OF_AN_EVALUATION
+    training = math.inf if config.model.tunes_towers else SECONDS_OF_AN_EPOCH * config.train.epochs
+    return training, SECONDS_OF_AN_EVALUATION
 
 
 def _in_words(todo: dict[_Work, int], past: dict[Kind, list[_Past]]) -> str:

@@ -468,6 +468,7 @@ OTHERS: Tree = {
     "optim.clip": 1.0,
     "schedule.hold": "auto",
     "schedule.per": "step",
+    "extract.decode": "exact",
     "schedule.ratio": 2.0,
     "optim.decays": "matrices",
     "train.precision": "fp32",

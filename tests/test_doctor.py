@@ -15,7 +15,8 @@ from PIL import Image
 
 from pipeline.amounts import format_bytes
 from pipeline.backbones import load_backbone
-from pipeline.backbones.base import Backbone
+from pipeline.backbones.base import Backbone, Tail
+from pipeline.backbones.one_token import token_at
 from pipeline.config.measures import KEPT
 from pipeline.config.resources import Job
 from pipeline.config.trial import Config
@@ -59,6 +60,10 @@ cpu|up|infinite|128000|32|20|idle~|(null)
 old|down|1:00:00|64000|16|2|idle|gpu:2
 far|up|30:00|64000|16|2|down*|gpu:2080ti:1(IDX:0)
 """
+
+
+ONE_EACH = "launch.task_minutes=0.01"
+"""A job task for each trial."""
 
 
 @pytest.fixture
@@ -294,7 +299,15 @@ def kept_for_backward(model: torch.nn.Module, tokens: torch.Tensor, bf16: bool) 
 
 @pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("method", ["tail", "lora", "dora"])
-def test_what_a_block_keeps_for_the_backward_pass_is_as_measured(case: Any, backbone: Backbone, method: str, bf16: bool) -> None:
+def test_what_a_block_keeps_for_the_backward_pass_is_as_measured(
+    case: Any, backbone: Backbone, method: str, bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the pooling reads all tokens: of one token alone the last block keeps next to nothing."""
+
+    def all_tokens(tail: Tail, tokens: torch.Tensor, at: torch.Tensor, *more: Any) -> torch.Tensor:
+        return token_at(tail.through_blocks(tokens, *more), at).squeeze(1)
+
+    monkeypatch.setattr(Tail, "token_after_blocks", all_tokens)
     config, weights = case(method)
     tail = config.model.encoder.build(backbone)
     few, many = (torch.randn(n, weights.n_patches + 1, weights.width) for n in (64, 128))
@@ -416,7 +429,7 @@ def test_a_check_that_fails_keeps_no_other_from_being_made(context: Any, slurm: 
 
 def test_each_stages_real_script_is_tried_without_its_dependency(context: Any, slurm: Any, tmp_path: Path) -> None:
     slurm(sbatch=f"cat >> {tmp_path}/scripts")
-    lines = by_name(doctor.run(context("seed=0,1,2", "resources.train.mem=7G", look=False)))
+    lines = by_name(doctor.run(context("seed=0,1,2", "resources.train.mem=7G", ONE_EACH, look=False)))
     tried = (tmp_path / "scripts").read_text()
     assert [lines[f"script of {stage}"].verdict for stage in ("extract", "train", "evaluate", "collect")] == ["ok"] * 4
     assert tried.count("#!/bin/bash") == 4 and "#SBATCH --mem=7G" in tried and "#SBATCH --array=0-2%3" in tried
@@ -426,11 +439,11 @@ def test_each_stages_real_script_is_tried_without_its_dependency(context: Any, s
 def test_a_submission_says_its_arrays_and_warns_of_more_jobs_than_one_may_have(context: Any, slurm: Any) -> None:
     seeds = "seed=" + ",".join(map(str, range(12)))
     slurm()
-    lines = by_name(doctor.run(context(seeds, look=False)))
+    lines = by_name(doctor.run(context(seeds, ONE_EACH, look=False)))
     assert "extract 1, train 2, evaluate 2, collect 1; 26 jobs in all" in lines["arrays"].text and "jobs" not in lines
     for said, warned in (("25", True), ("26", False), ("", False)):
         slurm(sacctmgr=f"echo '{said}'")
-        assert ("jobs" in by_name(doctor.run(context(seeds, look=False)))) == warned
+        assert ("jobs" in by_name(doctor.run(context(seeds, ONE_EACH, look=False)))) == warned
 
 
 def test_where_there_is_no_slurm_its_checks_are_left_out_and_the_others_made(

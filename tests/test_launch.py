@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from pipeline.launch.submitting.settings import environment_for, only_what_count
 from pipeline.launch.watching import plan
 from pipeline.reporting.state import planned_trials, trial_config, trial_state
 from pipeline.signals import WALLTIME_SIGNAL, StopFlag
+from pipeline.stages import train as train_stage
 from tests.small import load_named as load_experiment
 
 LORA = PROJECT / "configs" / "beetles" / "lora.yaml"
@@ -382,7 +383,13 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Callable[[Stage], None]:
     """Put a function in the place of the training stage."""
 
     def replace(run: Stage) -> None:
-        monkeypatch.setattr(pipeline.stages, "train", types.SimpleNamespace(run=run), raising=False)
+        def training(config: Config, trial: TrialDir, flag: Any, *_: object) -> Iterator[Any]:
+            run(config, trial, flag)
+            yield from ()
+
+        stand_in = types.SimpleNamespace(training=training, carry_out=train_stage.carry_out, finish=train_stage.finish)
+        monkeypatch.setattr(pipeline.stages, "train", stand_in, raising=False)
+        monkeypatch.setitem(sys.modules, "pipeline.stages.train", stand_in)
 
     return replace
 
@@ -593,7 +600,7 @@ def test_what_would_begin_anew_says_that_its_time_was_too_short_and_is_not_queue
 def test_out_of_time_no_other_evaluation_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     begun = []
 
-    def evaluate(config: Config, folder: TrialDir) -> None:
+    def evaluate(config: Config, folder: TrialDir, shared: object = None) -> None:
         begun.append(config.seed)
         os.kill(os.getpid(), WALLTIME_SIGNAL)
 
@@ -616,7 +623,7 @@ def test_an_unexpected_failure_of_one_trial_leaves_the_others_alone(
     made = make_manifest(experiment, experiment.trials)
 
     def note(stage: str) -> Callable[[str, int], None]:
-        def work(path: str, index: int = 0) -> None:
+        def work(path: str, index: int = 0, shared: object = None) -> None:
             if (stage, index) == ("train", 1):
                 raise KeyError("weight")
             done.append((stage, index))
@@ -641,7 +648,7 @@ def test_what_lacks_features_is_not_begun_what_has_them_goes_on_and_why_is_said_
     lacking = {i for i, entry in enumerate(made.entries) if entry.features == 1}
 
     def note(stage: str) -> Callable[[str, int], None]:
-        def work(path: str, index: int = 0) -> None:
+        def work(path: str, index: int = 0, shared: object = None) -> None:
             done.append((stage, index))
             if stage == "extract" and made.extractions[index][0] == 1 and index > 3:
                 raise UserError("table.csv, line 9: the image cannot be read")

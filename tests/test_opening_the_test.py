@@ -26,7 +26,7 @@ def config(split: dict[str, Any], data: dict[str, Any] | None = None, **more: An
 def inputs(config: Config) -> Inputs:
     table = pd.DataFrame({"split": ["train", "validation", "test", "unused", "train"], "label": list("aabba")})
     store: Any = SimpleNamespace(bad={4: "bad"}, ingredients=SimpleNamespace(key=lambda: "key"))
-    dataset: Any = SimpleNamespace(table=table)
+    dataset: Any = SimpleNamespace(table=table, learned_from="")
     return Inputs(config, dataset, store)
 
 

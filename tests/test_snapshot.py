@@ -19,6 +19,7 @@ from pipeline.disk import provenance
 from pipeline.disk.layout import PROJECT, ExperimentDir
 from pipeline.disk.writing import read_json
 from pipeline.experiments.reading import load_experiment
+from pipeline.launch.jobs.pack import log_path
 from pipeline.launch.manifest import snapshot
 from pipeline.launch.manifest.manifest import make_manifest
 from pipeline.launch.manifest.snapshot import take_snapshot
@@ -168,11 +169,11 @@ def test_jobs_run_a_labs_own_task_as_it_was_when_it_was_submitted(tmp_path: Path
     found = load_experiment(tmp_path / "phenology.yaml", paths)
     made = make_manifest(found, found.trials)
     own.write_text(BREAK)
-    command = [sys.executable, "-m", "pipeline.launch.jobs.pack", str(made.path), "0"]
+    command = [sys.executable, "-m", "pipeline.launch.jobs.pack", str(made.path), "1", "together", "0"]
     done = subprocess.run(command, cwd=made.code, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True)
-    failure = read_json(made.experiment.trial(made.names[0]).failure)
-    assert done.returncode == 1 and str(made.code) in done.stdout
-    assert (failure["kind"], failure["message"] in done.stderr) == ("dependency", True), failure["message"]
+    failure, said = read_json(made.experiment.trial(made.names[0]).failure), log_path(made, 0).read_text()
+    assert done.stdout == "begin 0\nend 0 1\n" and str(made.code) in said, done
+    assert (failure["kind"], failure["message"] in said) == ("dependency", True), failure["message"]
 
 
 # ---------------------------------------------------------------- jobs

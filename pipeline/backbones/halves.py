@@ -65,7 +65,11 @@ class Halves:
         """`whole`: of RGB images; `levels` [3, 256]: what it makes of each value of each channel."""
         self.whole, self.cut = whole, cut
         self.levels: Float[Tensor, "3 256"] = torch.zeros(3, 256) if levels is None else levels
-        if cut and not self._agrees(cut):
+        try:
+            agrees = cut is None or self._agrees(cut)
+        except Exception:  # whatever a library may raise of an image of ours, its own transform is what stays
+            agrees = False
+        if not agrees:
             self.cut = None
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 h w"]:

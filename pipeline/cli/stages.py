@@ -46,12 +46,10 @@ def evaluate(
 
         print(f"evaluation: job {queue_evaluation(experiment, [config, *(overrides or ())])}", flush=True)
         return
-    from pipeline.launch.jobs.trials import evaluate_trials, out_of_time
+    from pipeline.launch.jobs.trials import evaluate_trials
     from pipeline.launch.manifest.sharding import my_share
-    from pipeline.signals import at_walltime
 
-    with at_walltime(out_of_time):
-        evaluate_trials(my_share(experiment.trials))
+    evaluate_trials(my_share(experiment.trials))
 
 
 def collect(config: ConfigArgument, overrides: Overrides = None) -> None:

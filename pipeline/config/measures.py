@@ -12,7 +12,7 @@ BLOCK = 12
 """Parameters of a transformer block in units of width²: attention's four projections, a perceptron four times as wide."""
 SIDES = {"q_proj": 2, "k_proj": 2, "v_proj": 2, "out_proj": 2, "c_fc": 5, "c_proj": 5}
 """Width in plus width out of each projection, in units of width: what an adapter of rank 1 has there."""
-KEPT = {"tail": (40, 64), "lora": (46, 72), "dora": (100, 140)}
+KEPT = {"tail": (40, 64), "lora": (46, 72), "dora": (62, 100)}
 """Bytes that a block keeps for the backward pass in bf16 and in fp32, for each image, token and unit of width."""
 PASSING = {"tail": 30, "lora": 57, "dora": 108}
 """Bytes at the height of a forward pass in fp32 that keeps nothing, for each image, token and unit of width."""

@@ -35,7 +35,7 @@ from pipeline.errors import (
 from pipeline.experiments.reading import Trial
 from pipeline.launch.manifest.manifest import Manifest, alike_together
 from pipeline.launch.watching.failures import kind_of
-from pipeline.signals import StopFlag, warning_seconds
+from pipeline.signals import StopFlag, at_walltime, warning_seconds
 from pipeline.stages.shared import Shared
 from pipeline.streams import append_line, open_streams, output_to, print_line
 from pipeline.sweeps import sweep_seldom
@@ -145,7 +145,8 @@ def train_trials(trials: Sequence[Trial]) -> None:
 
 def evaluate_trials(trials: Sequence[Trial], shared: Shared | None = None) -> None:
     """Evaluate trials one after another."""
-    each_stack([[trial] for trial in alike_together(trials)], "evaluate", partial(_evaluate_each, shared or Shared()))
+    with at_walltime(out_of_time):
+        each_stack([[trial] for trial in alike_together(trials)], "evaluate", partial(_evaluate_each, shared or Shared()))
 
 
 def each_stack(stacks: Sequence[Sequence[Trial]], verb: str, work: Callable[[Sequence[Trial]], list[Exception | None]]) -> None:

@@ -84,7 +84,7 @@ def _measure(folder: Path, short: bool) -> list[Figure]:
     trials = load_experiment(config, overrides).trials
     carabid(folder, "extract", config, *overrides)
     together = seconds(lambda: all_in_one(folder, config, overrides))
-    chain = seconds(lambda: carabid(folder / "local", "submit", config, *overrides, "--cluster", "local"))
+    chain = together if short else seconds(lambda: carabid(folder / "local", "submit", config, *overrides, "--cluster", "local"))
     some = trials[:: max(1, len(trials) // SOME)]
     alone = seconds(lambda: each_alone(folder / "alone", some, folder / "features")) / len(some) * len(trials)
     about = f"{len(trials)} trials: {alone:.0f} s ({len(some)} of {len(trials)} measured), {{:.0f}} s"

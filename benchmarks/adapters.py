@@ -38,7 +38,7 @@ class Size(NamedTuple):
     rounds: int
 
 
-SIZES = {"few": Size(768, 12, 7, 16, (256, 16), 5), "many": Size(768, 12, 16, 8, (256,), 5)}
+SIZES = {"few": Size(768, 12, 7, 16, (256, 16), 3), "many": Size(768, 12, 16, 8, (256,), 3)}
 SHORT = Size(32, 2, 3, 2, (8, 2), 1)
 GOALS = {256: 1.3}
 """Rank → how many times as long PEFT's own DoRA takes at least."""

@@ -29,7 +29,7 @@ IN_A_FOLDER = 1000
 
 
 def measure(short: bool) -> list[Figure]:
-    n, rounds = (100, 1) if short else (100_000, 5)
+    n, rounds = (100, 1) if short else (100_000, 3)
     with tempfile.TemporaryDirectory() as folder:
         config, paths = _files(Path(folder), n)
         plain = load_task(config.task).load(config.data)

@@ -127,7 +127,7 @@ def measure(short: bool) -> list[Figure]:
         sample_epoch(head, features, targets, size, n) for head, n in zip(heads[1:], (size.workers, 0), strict=True)
     )
     assert abs(mine.epoch() - theirs()) < 0.01, "an epoch from the same weights comes to another loss"
-    rounds = 1 if short else 7
+    rounds = 1 if short else 5
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # four workers, as torch says, are too many for few cores
         *both, ratio = in_turn(theirs, mine.epoch, rounds)

@@ -26,7 +26,7 @@ from pipeline.training.ridge_stack import fit
 
 Floats = NDArray[np.float64]
 THREADS = 1
-FOLDS, OUTER, N_TARGETS, ALPHA, STACK = 5, 2, 5, 5.0, 1.0
+FOLDS, OUTER, N_TARGETS, ALPHA, STACK = 5, 1, 5, 5.0, 1.0
 
 
 def ours(parts: Floats, targets: Floats, inner: NDArray[np.int64], new: Floats) -> Floats:
@@ -54,7 +54,7 @@ def written_out(parts: Floats, targets: Floats, inner: NDArray[np.int64], new: F
 
 
 def measure(short: bool) -> list[Figure]:
-    n, n_parts, width = (40, 3, 6) if short else (357, 27, 1024)
+    n, n_parts, width = (40, 3, 6) if short else (357, 12, 1024)
     rng = np.random.default_rng()
     parts = rng.normal(size=(n, n_parts, width)).astype("float32").astype("float64")
     targets = np.exp(parts[:, 0, :N_TARGETS] + rng.normal(size=(n, N_TARGETS)) / 2)

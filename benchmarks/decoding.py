@@ -93,7 +93,13 @@ def least_cosine(images: Sequence[bytes]) -> Figure:
         seen = [torch.stack([backbone.pixels(decode(each, how).picture) for each in images]) for how in hows]
         one, other = (backbone.embed(backbone.normalised(each)) for each in seen)
         least = torch.nn.functional.cosine_similarity(one, other).min()
-    return Figure("least cosine, fast beside exact", float(least), "", at_least=0.999, about=f"of {len(images)} images, {type(backbone).__name__}")
+    return Figure(
+        "least cosine, fast beside exact",
+        float(least),
+        "",
+        at_least=0.999,
+        about=f"of {len(images)} images, {type(backbone).__name__}",
+    )
 
 
 def two_threads(halves: Halves, images: Sequence[bytes], rounds: int) -> Figure:

@@ -57,7 +57,7 @@ def test_a_script_measures_something_in_its_short_form(name: str, monkeypatch: p
 
 def test_bench_runs_a_script_in_a_process_with_its_threads_and_shows_its_figures(capfd: pytest.CaptureFixture[str]) -> None:
     assert next(each.what for each in bench.run("ridge", short=True) or ()) == "ridge regression, seven penalties"
-    assert "ridge, 1 thread(s)" in (out := capfd.readouterr().out) and "(goal: at least 2)" in out, out
+    assert "ridge, 1 thread(s)" in (out := capfd.readouterr().out) and "(goal: at least 3)" in out, out
     assert bench.run("figure", short=True) is None  # it has no `measure`
     assert "figure failed: CalledProcessError" in capfd.readouterr().out
 

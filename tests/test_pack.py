@@ -183,6 +183,16 @@ def test_of_several_at_once_that_were_killed_each_is_tried_by_itself(
     assert folder(made, 1).failure.exists() and not folder(made, 0).failure.exists()
 
 
+def test_one_that_is_killed_when_it_is_tried_once_more_is_the_one_that_is_recorded(
+    manifest: MakeManifest, children: Callable[[Sequence[str]], None]
+) -> None:
+    """A GPU had no memory for several at once, and this one alone takes too much of the host's."""
+    children(["echo end $i 1 >&$fd; echo begin $i >&$fd; kill -9 $$", "true"])
+    made = manifest("seed=0,1")
+    assert status_of(made) == 0
+    assert read_json(folder(made, 0).failure)["kind"] == "killed" and not folder(made, 1).failure.exists()
+
+
 def test_a_process_that_comes_to_nothing_is_the_failure_of_all_and_not_begun_again(
     manifest: MakeManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,7 +60,7 @@ class Ended:
     @property
     def open(self) -> list[int]:
         """Trials that had begun and did not end."""
-        return [index for index in self.begun if index not in self.statuses]
+        return [index for index in dict.fromkeys(self.begun) if index not in self.statuses]
 
 
 def train(manifest: Manifest, indices: Sequence[int]) -> None:
@@ -122,8 +122,9 @@ def _run(manifest: Manifest, indices: Sequence[int], told: Told, how: str) -> En
             told.pass_on(number)
         with os.fdopen(hears) as words:
             for word, index, *status in map(str.split, words):
-                if word == "begin":
+                if word == "begin":  # perhaps once more, by itself
                     ended.begun.append(int(index))
+                    ended.statuses.pop(int(index), None)
                 else:
                     ended.statuses[int(index)] = int(status[0])
                     _log_end(manifest, int(index), WORDS.get(int(status[0]), "failed"))

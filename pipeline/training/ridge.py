@@ -57,8 +57,8 @@ def solve(
     """
     y = targets.astype("float64")
     centre = y.mean(0)
-    mean, scale, values, vectors = _decomposed(inputs)
-    projected = vectors.T @ (((inputs - mean) / scale).T @ (y - centre))
+    x, (mean, scale, values, vectors) = _decomposed(inputs)
+    projected = vectors.T @ (x.T @ (y - centre))
     for alpha in alphas:
         shrunk = values + alpha
         inverse = np.divide(1, shrunk, out=np.zeros_like(shrunk), where=shrunk > TINY * shrunk.max())
@@ -66,20 +66,18 @@ def solve(
         yield weights, centre - weights @ mean
 
 
-def _decomposed(inputs: Float32[np.ndarray, "images width"]) -> Decomposition:
-    """Of inputs with these bytes computed once; those of the last few inputs are kept."""
+def _decomposed(inputs: Float32[np.ndarray, "images width"]) -> tuple[Float64[np.ndarray, "images width"], Decomposition]:
+    """Standardised inputs, and the decomposition of what has these bytes, computed once; those of the last few are kept."""
     key = inputs.dtype.str, inputs.shape, hashlib.blake2b(np.ascontiguousarray(inputs).data).digest()
-    if key not in _known:
-        _known[key] = _decompose(inputs)
-        if len(_known) > KEPT:
-            del _known[next(iter(_known))]
-    return _known[key]
-
-
-def _decompose(inputs: Float32[np.ndarray, "images width"]) -> Decomposition:
+    if key in _known:
+        mean, scale, *_ = _known[key]
+        return (inputs - mean) / scale, _known[key]
     x = inputs.astype("float64")
     mean, scale = x.mean(0), x.std(0)
     scale[scale <= TINY * np.abs(mean)] = 1  # a feature that does not vary, but for rounding, tells nothing
     x = (x - mean) / scale
     values, vectors = np.linalg.eigh(x.T @ x)
-    return mean, scale, values.clip(0), vectors
+    _known[key] = mean, scale, values.clip(0), vectors
+    if len(_known) > KEPT:
+        del _known[next(iter(_known))]
+    return x, _known[key]

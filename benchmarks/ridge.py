@@ -17,27 +17,29 @@ from benchmarks.figure import Figure, in_turn, show
 from pipeline.training.ridge import solve
 
 THREADS = 1
-Floats = NDArray[np.float64]
+Embeddings = NDArray[np.float32]
+Weights = NDArray[np.float64]
 N_TARGETS = 3
 ALPHAS = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
 TRIALS = 4
 
 
-def draw(n: int, width: int) -> tuple[Floats, Floats]:
-    """Inputs and targets."""
+def draw(n: int, width: int) -> tuple[Embeddings, Embeddings]:
+    """Inputs and targets, as a store of features has them."""
     rng = np.random.default_rng()
-    inputs = rng.normal(size=(n, width)).astype("float32").astype("float64")
-    return inputs, (inputs[:, :N_TARGETS] + rng.normal(size=(n, N_TARGETS))).astype("float32").astype("float64")
+    inputs = rng.normal(size=(n, width)).astype("float32")
+    return inputs, (inputs[:, :N_TARGETS] + rng.normal(size=(n, N_TARGETS))).astype("float32")
 
 
-def one_by_one(inputs: Floats, targets: Floats) -> list[Floats]:
-    """Weights [n_targets, E] for unscaled inputs, of each penalty."""
-    scaler = StandardScaler().fit(inputs)
-    return [Ridge(alpha=alpha).fit(scaler.transform(inputs), targets).coef_ / scaler.scale_ for alpha in ALPHAS]
+def one_by_one(inputs: Embeddings, targets: Embeddings) -> list[Weights]:
+    """Weights [n_targets, E] for unscaled inputs, of each penalty; in float64, as Carabid's are."""
+    x, y = inputs.astype("float64"), targets.astype("float64")
+    scaler = StandardScaler().fit(x)
+    return [Ridge(alpha=alpha).fit(scaler.transform(x), y).coef_ / scaler.scale_ for alpha in ALPHAS]
 
 
-def all_at_once(inputs: Floats, targets: Floats) -> list[Floats]:
-    return [weights for weights, _ in solve(inputs.astype("float32"), targets.astype("float32"), ALPHAS)]
+def all_at_once(inputs: Embeddings, targets: Embeddings) -> list[Weights]:
+    return [weights for weights, _ in solve(inputs, targets, ALPHAS)]
 
 
 def measure(short: bool) -> list[Figure]:

@@ -22,7 +22,7 @@ feature whose sd is a smaller share of its mean."""
 KEPT = 4
 """Decompositions that are kept, as many as folds in turn may have: 5 MB each at a width of 768."""
 Decomposition = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""Mean and scale of inputs [E], eigenvalues [E] and eigenvectors [E, E] of the covariance of what these make of them."""
+"""Mean and scale of inputs [E], eigenvalues [E] and eigenvectors [E, E] of the products of what is standardised by these."""
 _known: dict[tuple[str, tuple[int, ...], bytes], Decomposition] = {}
 
 
@@ -58,7 +58,7 @@ def solve(
     y = targets.astype("float64")
     centre = y.mean(0)
     x, (mean, scale, values, vectors) = _decomposed(inputs)
-    projected = vectors.T @ (x.T @ (y - centre))
+    projected = vectors.T @ (x.T @ (y - centre) / scale[:, None])
     for alpha in alphas:
         shrunk = values + alpha
         inverse = np.divide(1, shrunk, out=np.zeros_like(shrunk), where=shrunk > TINY * shrunk.max())
@@ -67,16 +67,21 @@ def solve(
 
 
 def _decomposed(inputs: Float32[np.ndarray, "images width"]) -> tuple[Float64[np.ndarray, "images width"], Decomposition]:
-    """Standardised inputs, and the decomposition of what has these bytes, computed once; those of the last few are kept."""
-    key = inputs.dtype.str, inputs.shape, hashlib.blake2b(np.ascontiguousarray(inputs).data).digest()
-    if key in _known:
-        mean, scale, *_ = _known[key]
-        return (inputs - mean) / scale, _known[key]
+    """Inputs without their mean, and the decomposition of what has these bytes, computed once; those of the last few are kept.
+
+    Products are scaled and not inputs: they are as large as the width, whatever the number of images.
+    """
+    key = inputs.dtype.str, inputs.shape, hashlib.sha256(np.ascontiguousarray(inputs).data).digest()
     x = inputs.astype("float64")
-    mean, scale = x.mean(0), x.std(0)
+    if key in _known:
+        x -= _known[key][0]
+        return x, _known[key]
+    mean = x.mean(0)
+    x -= mean
+    products = x.T @ x
+    scale = np.sqrt(products.diagonal() / len(x))
     scale[scale <= TINY * np.abs(mean)] = 1  # a feature that does not vary, but for rounding, tells nothing
-    x = (x - mean) / scale
-    values, vectors = np.linalg.eigh(x.T @ x)
+    values, vectors = np.linalg.eigh(products / np.outer(scale, scale))
     _known[key] = mean, scale, values.clip(0), vectors
     if len(_known) > KEPT:
         del _known[next(iter(_known))]

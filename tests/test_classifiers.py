@@ -22,7 +22,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.config import head as head_blocks
+from pipeline.config import classifiers as classifier_blocks
 from pipeline.config.head import Head
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
@@ -413,7 +413,7 @@ def test_a_head_that_does_not_fit_the_data_is_refused(monkeypatch: pytest.Monkey
         fit_path(make_head("knn_distance", k=21), few_positives(5), "ab", 0)
     with pytest.raises(UserError, match=r"head.k 19 is more than the 16 images .* not positive"):
         fit_path(make_head("knn_distance", k=19), few_positives(5), "ab", 0)
-    monkeypatch.setattr(head_blocks, "MOST_OF_A_PROCESS", 20)
+    monkeypatch.setattr(classifier_blocks, "MOST_OF_A_PROCESS", 20)
     with pytest.raises(UserError, match="22 are more than 20"):
         fit_path(make_head("gaussian_process"), few_positives(2), "ab", 0)
 

@@ -268,6 +268,27 @@ def test_without_a_past_trial_what_is_cheap_shares_a_job_task_and_what_may_not_b
     assert job_task_sizes(solved, solved.trials) == ((5, 1),)
 
 
+@pytest.mark.parametrize(
+    ("kind", "n", "together"),
+    [
+        ("svc", 2000, 5),
+        ("svc", 20_000, 1),
+        ("gaussian_process", 4000, 5),
+        ("logistic", 20_000, 5),
+        ("lda", None, 5),
+        ("svc", None, 1),
+    ],
+)
+def test_a_classifier_without_a_past_trial_is_cheap_by_how_many_images_it_is_fitted_to(
+    monkeypatch: pytest.MonkeyPatch, kind: str, n: int | None, together: int
+) -> None:
+    """Where that cannot be told, twenty thousand."""
+    monkeypatch.setattr("pipeline.launch.watching.forecast.known_number", lambda data: n)
+    config = PROJECT / "configs" / "butterflies" / "logistic.yaml"
+    experiment = load_experiment(config, (f"model.head.kind={kind}", "seed=0,1,2,3,4"))
+    assert job_task_sizes(experiment, experiment.trials)[0][0] == together
+
+
 def test_trials_of_unequal_length_are_dealt_by_their_own() -> None:
     """In their order: an expensive one does not keep cheap ones apart."""
     trained(load("seed=99"), seconds=60)

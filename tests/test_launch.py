@@ -172,6 +172,7 @@ def test_trials_that_read_the_same_features_share_one_extraction() -> None:
         "data.revision=v1,v2",
         "data.columns.image=front,back",
         "features.shard_size=10,20",
+        "extract.decode=exact,fast",
     ],
 )
 def test_trials_that_read_different_features_have_extractions_of_their_own(axis: str) -> None:

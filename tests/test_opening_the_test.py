@@ -27,7 +27,7 @@ def inputs(config: Config) -> Inputs:
     table = pd.DataFrame({"split": ["train", "validation", "test", "unused", "train"], "label": list("aabba")})
     store: Any = SimpleNamespace(bad={4: "bad"}, ingredients=SimpleNamespace(key=lambda: "key"))
     dataset: Any = SimpleNamespace(table=table, learned_from="")
-    return Inputs(config, dataset, store)
+    return Inputs(config, dataset, store, "")
 
 
 @pytest.mark.parametrize(

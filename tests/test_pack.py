@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from pipeline.disk.attempts import read_attempts
 from pipeline.disk.layout import PROJECT, TrialDir
 from pipeline.disk.writing import read_json
-from pipeline.errors import REQUEUE_STATUS, OutOfTime, RunAgain
+from pipeline.errors import REQUEUE_STATUS, OutOfTime, RunAgain, WorkError
 from pipeline.experiments.reading import load_experiment
 from pipeline.launch.jobs import jobs, pack
 from pipeline.launch.jobs.trials import Trainings
@@ -71,7 +72,8 @@ status=0
 case "$i" in
 {cases}
 esac
-echo "end $i $status" >&$fd
+((status)) && word=failed || word=done
+echo "end $i $status $word" >&$fd
 done
 """
 
@@ -91,7 +93,7 @@ def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Seque
     return replace
 
 
-KILLED, TOLD = "kill -9 $$", "kill -USR2 $PPID; echo end $i 75 >&$fd; exit 0"
+KILLED, TOLD = "kill -9 $$", "kill -USR2 $PPID; echo end $i 75 interrupted >&$fd; exit 0"
 
 
 @pytest.mark.parametrize(
@@ -145,6 +147,13 @@ def test_what_is_told_to_stop_before_it_listens_has_not_failed_and_nothing_more_
     assert not folder(made, 0).failure.exists() and not folder(made, 1).failure.exists()
 
 
+def test_what_is_told_of_the_walltime_when_all_have_ended_does_not_run_again(
+    manifest: MakeManifest, children: Callable[[Sequence[str]], None]
+) -> None:
+    children(["true", "echo end $i 0 done >&$fd; kill -USR2 $PPID; exit 0"])
+    assert status_of(manifest("seed=0,1")) == 0
+
+
 def test_a_child_is_told_what_was_said_before_it_was_there(
     manifest: MakeManifest, children: Callable[[Sequence[str]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,7 +164,7 @@ def test_a_child_is_told_what_was_said_before_it_was_there(
         os.kill(os.getpid(), WALLTIME_SIGNAL)
         return start(*args, **more)
 
-    children(["trap 'echo end 0 75 >&$fd; exit 0' USR2; while :; do sleep 0.1; done"])
+    children(["trap 'echo end 0 75 interrupted >&$fd; exit 0' USR2; while :; do sleep 0.1; done"])
     made = manifest("seed=0,1")
     monkeypatch.setattr(subprocess, "Popen", told_meanwhile)
     assert status_of(made) == REQUEUE_STATUS
@@ -165,7 +174,7 @@ def test_a_walltime_in_which_nothing_came_further_asks_for_no_other(
     manifest: MakeManifest, children: Callable[[Sequence[str]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be cut off at the same place, again and again."""
-    children(["status=1; kill -USR2 $PPID; echo end $i $status >&$fd; exit 0", "true"])
+    children(["status=1; kill -USR2 $PPID; echo end $i $status interrupted >&$fd; exit 0", "true"])
     monkeypatch.setattr(pack, "_marks", lambda *_: (0, 0))
     assert status_of(manifest("seed=0,1")) == 1
 
@@ -187,10 +196,19 @@ def test_one_that_is_killed_when_it_is_tried_once_more_is_the_one_that_is_record
     manifest: MakeManifest, children: Callable[[Sequence[str]], None]
 ) -> None:
     """A GPU had no memory for several at once, and this one alone takes too much of the host's."""
-    children(["echo end $i 1 >&$fd; echo begin $i >&$fd; kill -9 $$", "true"])
+    children(["echo end $i 1 failed >&$fd; echo begin $i >&$fd; kill -9 $$", "true"])
     made = manifest("seed=0,1")
     assert status_of(made) == 0
     assert read_json(folder(made, 0).failure)["kind"] == "killed" and not folder(made, 1).failure.exists()
+
+
+def test_one_that_is_killed_beside_what_others_have_left_is_tried_by_itself(
+    manifest: MakeManifest, children: Callable[[Sequence[str]], None]
+) -> None:
+    """What those before it in the process left in memory may be what it lacks."""
+    children(["true", '[ "$#" = 1 ] || kill -9 $$', "true"])
+    made = manifest("seed=0,1,2", pack=3)
+    assert status_of(made) == 0 and not any(folder(made, index).failure.exists() for index in range(3))
 
 
 def test_a_process_that_comes_to_nothing_is_the_failure_of_all_and_not_begun_again(
@@ -206,6 +224,25 @@ def test_a_process_that_comes_to_nothing_is_the_failure_of_all_and_not_begun_aga
 
 
 # ---------------------------------------------------------------- real trainings
+def test_one_that_is_told_to_stop_is_interrupted_and_has_not_failed(
+    manifest: MakeManifest, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = manifest("seed=0", pack=1, epochs=100_000)
+    extract.ensure(made.trial(0).config)
+
+    def stop_once_it_trains() -> None:
+        while not folder(made, 0).metrics.exists():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    watcher = threading.Thread(target=stop_once_it_trains)
+    watcher.start()
+    with pytest.raises(WorkError, match="none of the 1 trials"):
+        pack.train(made, [0])
+    watcher.join()
+    assert ": interrupted (log: " in capfd.readouterr().out and folder(made, 0).resume_state.exists()
+
+
 def test_behind_something_unforeseen_the_next_is_trained_in_another_process(
     manifest: MakeManifest, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

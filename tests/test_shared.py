@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import time
 import weakref
@@ -13,15 +14,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.data.dataset import known_signature
 from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import read_json
-from pipeline.errors import Interrupted
+from pipeline.errors import Interrupted, WorkError
 from pipeline.experiments.reading import Trial, load_experiment
 from pipeline.launch.jobs.trials import Trainings, evaluate_trial, train_trial, train_trials, trial_dir
 from pipeline.launch.manifest.manifest import alike_together
+from pipeline.reporting.state import Sources, trial_state
 from pipeline.signals import StopFlag
 from pipeline.stages import extract, inputs, train
 from pipeline.stages.shared import Shared
+from pipeline.tasks import load_task
 from tests.conftest import Assets
 
 
@@ -210,3 +214,79 @@ def test_where_a_gpu_has_no_memory_for_all_at_once_each_is_trained_by_itself(
     monkeypatch.setattr(train, "fit_together", lacks)
     assert Trainings(StopFlag()).train(trials) == [None] * 4
     assert all(trial_dir(trial).trained.exists() and not trial_dir(trial).failure.exists() for trial in trials)
+
+
+@pytest.mark.jobs
+def test_a_table_that_was_corrected_meanwhile_is_read_again(root: Path, tmp_path: Path) -> None:
+    """A process may train for hours, and a worker of this machine lives as long as the submission."""
+    load_task("butterflies").generate(tmp_path / "data", seed=0, scale=0.1)
+    table = tmp_path / "data" / "butterflies.csv"
+    grid = ("data.split.fold=0,1", "backbone={kind: pixels, size: 8}", "model.head.kind=lda", "device=cpu")
+    images = f"data.images={table.parent / 'images'}"
+    first, second = load_experiment("configs/butterflies/logistic.yaml", (f"data.source={table}", images, *grid)).trials
+    extract.ensure(first.config)
+    trainings = Trainings(StopFlag())
+    assert trainings.train([first]) == [None]
+    evaluate_trial(first, trainings.shared)
+    swapped = {"hybrid": "non-hybrid", "non-hybrid": "hybrid"}
+    rows = [row.split(",") for row in table.read_text().splitlines()]
+    label = rows[0].index("hybrid_stat")
+    table.write_text("\n".join(",".join([*row[:label], swapped.get(row[label], row[label]), *row[label + 1 :]]) for row in rows))
+    assert trainings.train([second]) == [None]
+    assert read_json(trial_dir(second).trained)["table_hash"] != read_json(trial_dir(first).trained)["table_hash"]
+    with pytest.raises(WorkError, match="targets, groups or splits changed since it was trained"):
+        evaluate_trial(first, trainings.shared)
+    evaluate_trial(second, trainings.shared)
+    assert trial_state(trial_dir(second), second.config, Sources()).state == "done"
+    assert trial_state(trial_dir(first), first.config, Sources()).state == "stale"
+
+
+@pytest.mark.jobs
+def test_results_are_of_the_data_as_they_were_read(assets: Assets, root: Path) -> None:
+    """Data that change while it is evaluated make them stale, and not current."""
+    (trial,) = trials_of(assets, "frozen", "train.epochs=1")
+    extract.ensure(trial.config)
+    trainings = Trainings(StopFlag())
+    assert trainings.train([trial]) == [None]
+    loaded = inputs.load_inputs(trial.config, trainings.shared)
+    for file in loaded.dataset.source.table_files():
+        os.utime(file, (1, 1))
+    assert loaded.looks != known_signature(trial.config.data)
+
+
+@pytest.mark.jobs
+@pytest.mark.parametrize("rate", ["1e-3", "1e30"])
+def test_what_a_trial_has_held_is_free_when_the_next_begins(
+    assets: Assets, root: Path, monkeypatch: pytest.MonkeyPatch, rate: str
+) -> None:
+    """Of one that failed too, whose error is still known; without waiting for a sweep, which comes seldom."""
+    trials = trials_of(assets, "lora", "train.epochs=1", f"optim.lr={rate}", "seed=0,1")
+    extract.ensure(trials[0].config)
+    held, alive, make = list[weakref.ref[Any]](), list[bool](), train.make_model
+
+    def made(*given: Any) -> Any:
+        alive.extend(each() is not None for each in held)
+        model = make(*given)
+        held.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(train, "make_model", made)
+    trainings, errors = Trainings(StopFlag()), list[Exception | None]()
+    gc.collect()
+    gc.disable()
+    try:
+        for trial in trials:
+            errors += trainings.train([trial])
+    finally:
+        gc.enable()
+    assert alive == [False] and [error is None for error in errors] == [rate == "1e-3"] * 2
+
+
+@pytest.mark.jobs
+def test_lines_of_several_at_once_say_whose_they_are(assets: Assets, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trials = trials_of(assets, "frozen", "model.head.hidden=[4]", "train.epochs=1", "seed=0,1,2,3")
+    extract.ensure(trials[0].config)
+    capsys.readouterr()
+    assert Trainings(StopFlag()).train(trials) == [None] * 4
+    said = [line for line in capsys.readouterr().out.splitlines() if "epoch 0" in line]
+    assert [line.partition(": ")[0] for line in said] == sorted(trial.name for trial in trials)

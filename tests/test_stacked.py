@@ -7,13 +7,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.config.head import Head, MlpHead
+from pipeline.config.loss import Loss, SmoothL1
 from pipeline.config.trial import Config
 from pipeline.disk.layout import TrialDir
 from pipeline.errors import Interrupted, TakenOver, WorkError
@@ -61,18 +63,26 @@ def make_samples(seed: int, n: int = N) -> Samples:
 TRAIN, VALIDATION = make_samples(1), make_samples(2)
 
 
-def make_trial(folder: Path, config: Config, flag: StopFlag | None = None, train: Samples = TRAIN) -> Prepared:
+def make_trial(
+    folder: Path, config: Config, flag: StopFlag | None = None, train: Samples = TRAIN, validation: Samples = VALIDATION
+) -> Prepared:
     torch.manual_seed(config.seed)
     run = Run(TrialDir(folder), "identity", "machine", config, Stop(flag or StopFlag(), lambda: True))
-    return Prepared(Learner.make(config, FACTS, nn.Identity()), train, VALIDATION, run)
+    return Prepared(Learner.make(config, FACTS, nn.Identity()), train, validation, run)
 
 
-def both_ways(tmp_path: Path, configs: Sequence[Config]) -> tuple[list[Prepared], list[Prepared]]:
+def both_ways(
+    tmp_path: Path, configs: Sequence[Config], train: Samples = TRAIN, validation: Samples = VALIDATION
+) -> tuple[list[Prepared], list[Prepared]]:
     """Each fitted alone, and all of them together."""
-    alone = [make_trial(tmp_path / f"alone-{i}", config) for i, config in enumerate(configs)]
+
+    def made(name: str) -> list[Prepared]:
+        return [make_trial(tmp_path / f"{name}-{i}", config, None, train, validation) for i, config in enumerate(configs)]
+
+    alone = made("alone")
     for trial in alone:
         trial.fit()
-    together = [make_trial(tmp_path / f"together-{i}", config) for i, config in enumerate(configs)]
+    together = made("together")
     found = fit_together(together)
     assert all(isinstance(each, Fitted) for each in found), found
     return alone, together
@@ -133,6 +143,21 @@ def test_trials_that_differ_in_all_that_they_may_are_trained_together_as_alone(t
 def test_every_loss_of_numbers_is_the_same_of_several_trials(tmp_path: Path, loss: str) -> None:
     configs = [make_config(**WHOLE, loss={"kind": loss}, seed=seed, optim={"lr": 0.01}, train={"epochs": 2}) for seed in (1, 2)]
     for one, other in zip(*both_ways(tmp_path, configs), strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("loss", [{}, {"balanced": True}, {"focal": 2.0}, {"logit_adjustment": 1.0}])
+def test_cross_entropy_is_the_same_of_several_trials(tmp_path: Path, loss: dict[str, Any]) -> None:
+    def of_classes(samples: Samples) -> Samples:
+        return replace(samples, targets=Targets(samples.targets.dense().argmax(1, keepdim=True), (3, 0)))
+
+    sections = {"task": "classify", "data": {"label": "kind"}, "loss": {"kind": "cross_entropy", **loss}}
+    configs = [
+        make_config(**sections, seed=seed, optim={"lr": 0.01}, train={"epochs": 3}, augment={"mixup_alpha": alpha})
+        for seed, alpha in ((1, 0.0), (2, 0.4))
+    ]
+    train, validation = of_classes(TRAIN), of_classes(VALIDATION)
+    for one, other in zip(*both_ways(tmp_path, configs, train, validation), strict=True):
         assert_same(one, other)
 
 
@@ -236,6 +261,22 @@ def test_on_a_cpu_several_narrow_heads_are_faster_together_and_no_wide_ones(
     monkeypatch.undo()  # what is stacked in other tests
     config = make_config(model={"head": {"kind": "mlp", "hidden": hidden}})
     assert stacked.pays(make_trial(tmp_path, config), n) is gains
+
+
+def test_in_bf16_which_rounds_far_more_than_that_a_cpu_trains_them_one_by_one(tmp_path: Path) -> None:
+    assert not stacked.pays(make_trial(tmp_path, make_config(train={"precision": "bf16"})), 16)
+
+
+@pytest.mark.parametrize("says_so", [False, True])
+def test_a_labs_own_kind_has_no_shape_unless_it_says_so_itself(says_so: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be fitted in another way than what it derives from."""
+    for family in (Head, Loss):
+        monkeypatch.setattr(family, "kinds", dict(family.kinds))
+    stacks = {"can_be_stacked": True} if says_so else {}
+    for base, name in ((MlpHead, "own_mlp"), (SmoothL1, "own_smooth")):
+        type("Own", (base,), {"__module__": name, "__annotations__": {"kind": Literal[name]}, **stacks})
+    for sections in ({"model": {"head": {"kind": "own_mlp"}}}, {"loss": {"kind": "own_smooth"}}):
+        assert (shape(make_config(**sections)) is not None) is says_so, sections
 
 
 @pytest.mark.parametrize(

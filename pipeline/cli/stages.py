@@ -25,7 +25,8 @@ def extract(
 
 
 def train(config: ConfigArgument, overrides: Overrides = None) -> None:
-    """Train this job's share of the trials, one after another. The job tasks of a Slurm array share them out."""
+    """Train this job's share of the trials, one after another or, where that is faster, several at once. The job tasks of a Slurm
+    array share them out."""
     from pipeline.launch.jobs.trials import train_trials
     from pipeline.launch.manifest.sharding import my_share
 

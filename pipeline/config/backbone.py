@@ -51,6 +51,8 @@ class Backbone(Kind):
     """Which features of texts it has beside those of images; none where it has no text tower."""
     lacks: ClassVar[str] = "has no such features"
     """What is said to an encoder that needs others."""
+    shrinks_once: ClassVar[bool] = True
+    """Whether it shrinks an image to one size, so that pixels beyond twice as many make no difference."""
     paths: ClassVar[tuple[str, ...]] = ()
     """Keys that may name a folder or a file."""
     libraries: ClassVar[tuple[str, ...]] = ()
@@ -78,6 +80,11 @@ class Backbone(Kind):
     def n_parts(self) -> int:
         """Of how many parts of one width its embedding consists."""
         return 1
+
+    @property
+    def takes_reduced(self) -> bool:
+        """Whether `extract.decode=fast` spares it anything."""
+        return self.shrinks_once and self.views.are_plain
 
     def load(self) -> Any:
         """The `backbones.base.Backbone`, on the CPU; torch's random state is left as it was."""
@@ -214,6 +221,7 @@ class Pixels(Backbone):
     """A plain baseline instead of a network: the image shrunk to size × size RGB values (size 1: its mean colour)."""
 
     lacks = "has no blocks"
+    shrinks_once = False
     kind: Literal["pixels"]
     size: Positive = 8
     """Side of the thumbnail in pixels."""
@@ -235,6 +243,7 @@ class Concat(Backbone):
     """Several backbones as one: their embeddings, each scaled to length 1, one after the other."""
 
     lacks = "is several networks"
+    shrinks_once = False
     kind: Literal["concat"]
     parts: tuple[Annotated[Backbone, *kind_of(Backbone)], ...] = (OpenClip(), Dinov2(kind="dinov2"))
     """The backbones, each a block with its `kind`."""

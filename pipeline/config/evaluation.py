@@ -26,13 +26,21 @@ class Features(Section):
 class Extract(Section):
     """How images become features. What changes features by less than their number format rounds is no part of their key."""
 
-    fits = tuple(
-        Fit(f"data.{name}", (False,), "reduces what is measured in", "decode", ("fast",)) for name in ("colour_card", "scale_bar")
+    fits = (
+        Fit("data.colour_card", (False,), "reduces what is measured in", "decode", ("fast",)),
+        Fit("data.scale_bar", (False,), "reduces what is measured in", "decode", ("fast",)),
+        Fit(
+            "backbone.takes_reduced",
+            (True,),
+            "spares nothing where an image is seen in several views, as pixels or by several networks",
+            "decode",
+            ("fast",),
+            hint="backbone to one network with no views",
+        ),
     )
     decode: Annotated[Literal["exact", "fast"], LATER] = "exact"
     """exact: JPEGs at their whole size. fast: at a half, a quarter or an eighth of it, without a rest, that leaves twice as many
-    pixels as the network reads; it spares a third of the time and more, and makes features and trials of their own. With several
-    views, pixels and concatenations JPEGs are decoded exactly all the same."""
+    pixels as the network reads; it spares a third of the time and more, and makes features and trials of their own."""
     compile: Annotated[StrictBool, LATER] = False
     """On a GPU, compile the backbone for extraction (torch.compile): a minute once, for more images a second."""
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -12,7 +12,7 @@ from pydantic_core import to_jsonable_python
 from pipeline.config.backbone import FeatureKind
 from pipeline.config.data import Data
 from pipeline.config.kinds import blocks_in
-from pipeline.config.per_block import PerBlock, distinct
+from pipeline.config.per_block import PerBlock
 from pipeline.config.section import LATER, Formerly, Section
 from pipeline.config.trial import Config
 
@@ -129,16 +129,16 @@ def digest(value: Any) -> str:
 
 def config_hash(config: Config) -> str:
     """Identity of a trial's science, `digest` of it: equal hashes mean equal models on the same data."""
-    return next(config_hashes([config]))
+    return next(config_hashes([config], ()))
 
 
-def config_hashes(configs: Sequence[Config]) -> Iterator[str]:
-    """`config_hash` of each, which for many trials of a grid costs what differs."""
+def config_hashes(configs: Sequence[Config], varying: Collection[str]) -> Iterator[str]:
+    """`config_hash` of each; in all fields but those of `varying` they have the same objects, which are written once."""
     names = sorted(Config.model_fields.keys() - NOT_SCIENCE)
     texts = {name: _text(name, getattr(configs[0], name)) for name in names}
-    varying = [name for name in names if len(distinct(configs, name)) > 1]
+    differing = [name for name in names if name in varying]
     for config in configs:
-        texts |= {name: _text(name, getattr(config, name)) for name in varying}
+        texts |= {name: _text(name, getattr(config, name)) for name in differing}
         yield hashlib.sha256(f"{{{', '.join(filter(None, texts.values()))}}}".encode()).hexdigest()
 
 
@@ -172,6 +172,11 @@ def features_of(config: Config) -> list[Any]:
     texts = [plain(config.texts), *token_kind(config, "text")] if "text" in towers_of(config) else []
     reduced = [] if config.extract.decode == "exact" else [config.extract.decode]
     return [plain(config.backbone), plain(config.features), *token_kind(config), *texts, *reduced]
+
+
+def image_features_of(config: Config) -> Hashable:
+    """The same of images alone: quick to compare, whatever is written of it."""
+    return config.backbone, config.features, config.extract.decode, *token_kind(config)
 
 
 def texts_from(config: Config) -> list[Any]:

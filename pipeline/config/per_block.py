@@ -40,7 +40,7 @@ def sharing(config: Any, names: Sequence[str]) -> tuple[int, ...]:
     return tuple(map(id, attrgetter(*names)(config)))
 
 
-def distinct(configs: Sequence[Any], name: str) -> list[Any]:
-    """The objects that configurations have in a field, each once, in order."""
-    values = list(map(attrgetter(name), configs))
-    return list(dict(zip(map(id, values), values, strict=True)).values())
+def distinct(configs: Sequence[Any]) -> dict[str, list[Any]]:
+    """By field, the objects that configurations, one at least, have in it, each once, in order."""
+    names = type(configs[0]).model_fields
+    return {name: list({id(value): value for value in map(attrgetter(name), configs)}.values()) for name in names}

@@ -212,5 +212,5 @@ class Paths(Section):
     trained: str | None = None
     """Folder of the experiments."""
     stage: str | None = None
-    """Node-local folder that features are copied to before training reads them; variables such as $TMPDIR are expanded on
-    the node. null: they are read where they are."""
+    """Node-local folder that features are copied to before training reads them, and archives of images (`carabid archive`) before
+    extraction does; variables such as $TMPDIR are expanded on the node. null: they are read where they are."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.config import classifiers  # noqa: F401  (as towers)
 from pipeline.config.augment import Augment
 from pipeline.config.backbone import Backbone, OpenClip
 from pipeline.config.data import Data

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pipeline.config.data import Data
 from pipeline.config.identity import image_columns
 from pipeline.data.sources import open_source
-from pipeline.data.sources.base import Source
+from pipeline.data.sources.base import Source, signature_of
 from pipeline.data.truth import Truth
 from pipeline.disk.reading import in_short
 from pipeline.errors import UserError, WorkError
@@ -203,11 +203,26 @@ def _signature_of(source: Source, data: Data) -> str:
     return _signature(source, tuple(choose_splits(source.splits(), data)), image_columns(data))
 
 
+def rows_signature(data: Data) -> str:
+    """The same of the files alone that rows are read from, of all splits, and of the tree: a table is read again where it is
+    another. Of images it tells nothing, but for the names in a folder."""
+    source = open_source(data)
+    return signature_of(source.kind, map(str, [*source.table_files(), *([data.tree] if data.tree else [])]))
+
+
 def known_signature(data: Data) -> str | None:
     """`signature(data)` if it can be told from this machine's files alone, without a network; else None."""
     with suppress(UserError, OSError, ValueError, KeyError):  # whoever reads the data says what is wrong with them
         source = open_source(data)
         return _signature_of(source, data) if source.is_here() else None
+    return None
+
+
+def known_number(data: Data) -> int | None:
+    """How many images there are in the splits that are read, if it can be told as `known_signature` is."""
+    with suppress(UserError, OSError, ValueError, KeyError):
+        source = open_source(data)
+        return sum(map(source.rows, choose_splits(source.splits(), data))) if source.is_here() else None
     return None
 
 

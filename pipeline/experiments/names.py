@@ -28,8 +28,10 @@ def name_trials(configs: list[Config], plain: Config) -> list[tuple[str, Config]
     """Name each trial by what distinguishes it from the YAML, and by its hash; a folder of that hash keeps its name."""
     existing = {name.rpartition("-")[2]: name for name in sorted(experiment_dir(configs[0]).folders())}
     by_hash: dict[str, tuple[str, Config]] = {}
-    labels = _Labels(configs, plain)
-    for config, full in zip(configs, config_hashes(configs), strict=True):
+    blocks = distinct(configs)
+    labels = _Labels(configs, plain, blocks)
+    hashes = config_hashes(configs, {name for name, of in blocks.items() if len(of) > 1})
+    for config, full in zip(configs, hashes, strict=True):
         if full not in by_hash:
             short = full[:HASH_DIGITS]
             by_hash[full] = existing.get(short) or f"{labels.of(config)}-{short}", config
@@ -45,14 +47,13 @@ def name_trials(configs: list[Config], plain: Config) -> list[tuple[str, Config]
 class _Labels:
     """What tells trials apart, beside their hash: a field of the configuration at a time, for most trials share most blocks."""
 
-    def __init__(self, configs: Sequence[Config], plain: Config) -> None:
+    def __init__(self, configs: Sequence[Config], plain: Config, blocks: dict[str, list[Any]]) -> None:
         self._configs, self._base = configs, told(plain)
         self._known = flatten(self._base)  # (the YAML may have another value of a key that both kinds have)
         self._changed, self._flat = PerBlock(self._changed_in), PerBlock(_flat_of)
         self._kinds_in = PerBlock(self._kinds_of)
         self._varying = cache(self._varying_among)
-        values = {name: distinct(configs, name) for name in Config.model_fields}
-        self._telling = [name for name, of in values.items() if any(self._changed(name, value) for value in of)]
+        self._telling = [name for name, of in blocks.items() if any(self._changed(name, value) for value in of)]
 
     def of(self, config: Config) -> str:
         """What differs from the YAML, but for what is new with another kind and as by default. `loss.kind` is called `loss`.
@@ -96,8 +97,8 @@ class _Labels:
         """The keys in which trials differ that are of these kinds: all of a variant's are, mostly, and of no other's."""
         alike = [config for config in self._configs if self._kinds(config) == kinds]
         found = set()
-        for name in Config.model_fields:
-            flat = [self._flat(name, value) for value in distinct(alike, name)]
+        for name, blocks in distinct(alike).items():
+            flat = [self._flat(name, block) for block in blocks]
             found |= {key for key, value in flat[0].items() if any(other.get(key) != value for other in flat[1:])}
         return found
 

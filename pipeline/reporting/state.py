@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config.backbone import Backbone
 from pipeline.config.data import Data
-from pipeline.config.evaluation import Features
-from pipeline.config.identity import config_hash, digest, images_of, plain, token_kind
+from pipeline.config.identity import config_hash, digest, image_features_of, images_of, plain
 from pipeline.config.own import content_hash
 from pipeline.config.trial import Config
 from pipeline.data.dataset import known_signature
@@ -25,7 +24,7 @@ from pipeline.experiments.reading import Experiment, load_config
 from pipeline.features.hashes import Basis, basis_change, known_feature_key
 
 State = Literal["done", "stale", "queued", "trained", "running", "interrupted", "failed", "missing"]
-Reads = tuple[Data, Backbone, Features, tuple[str, int]]
+Reads = tuple[Data, Hashable]
 """What a trial's features are made from."""
 
 
@@ -54,7 +53,7 @@ class Sources:
         """What has changed since these results, in words; empty if nothing has, or if it cannot be told from here."""
         if results.get("task_hash") != self._task(config.task):
             return f"the task's file {config.task} has changed since it was trained"
-        reads = config.data, config.backbone, config.features, token_kind(config)
+        reads = config.data, image_features_of(config)
         then = Basis(results.get("data_signature"), results.get("feature_key"))
         if (reads, then) not in self._words:
             if reads not in self._now:

@@ -93,7 +93,7 @@ def make_results(
     summary |= {"n_bad_images": len(bad), "bad_images": bad, "permuted_targets": config.data.permute_targets}
     counts = {"n_images": len(table), "n_events": int(table["group"].nunique())}
     keys = {key: record[key] for key in ("feature_key", "task_hash") if key in record} | {"config_hash": config_hash(config)}
-    data = {"data_signature": inputs.dataset.signature(), "evaluation": plain(config.evaluate), "schema_version": SCHEMA_VERSION}
+    data = {"data_signature": inputs.looks, "evaluation": plain(config.evaluate), "schema_version": SCHEMA_VERSION}
     of = {"split": split + ADAPTED * (config.evaluate.adapt is not None), "selected_on": record["selected_on"]}
     return blocks | inputs.task.describe(blocks) | of | counts | keys | data
 

@@ -18,7 +18,7 @@ from pipeline.backbones.texts import TextTower
 from pipeline.config.identity import config_hash, digest, features_of, towers_of
 from pipeline.config.own import content_hash
 from pipeline.config.trial import Config
-from pipeline.data.dataset import Dataset
+from pipeline.data.dataset import Dataset, known_signature, rows_signature
 from pipeline.data.suspects import left_out
 from pipeline.data.texts import same_texts
 from pipeline.data.truth import Numbers
@@ -48,6 +48,8 @@ class Inputs:
     config: Config
     dataset: Dataset
     store: FeatureStore
+    looks: str
+    """The data's signature from before they were read: what changed since is not in here."""
     copies: Sequence[int] = ()
     """Rows of copies of images that are left out (data.on_duplicate)."""
     texts: TextInputs | None = None
@@ -127,29 +129,33 @@ def load_inputs(config: Config, shared: Shared | None = None) -> Inputs:
 
 
 def _read_by(config: Config) -> str:
-    """What two trials must have in common for their inputs to be the same."""
+    """What two trials must have in common for their inputs to be the same: the table's files too, which may have been corrected
+    while this process ran."""
     of_texts = [config.model, config.train] if "text" in towers_of(config) else []
     blocks = [config.data, config.texts, config.resources, config.paths, *of_texts]
-    known = [config.task, content_hash(config.task), *features_of(config)]
+    known = [config.task, content_hash(config.task), rows_signature(config.data), *features_of(config)]
     return digest([*known, *(block.model_dump(mode="json") for block in blocks)])
 
 
 def _load(config: Config) -> Inputs:
+    before = known_signature(config.data)
     dataset = load_task(config.task).load(config.data)
-    store = staged(open_key(config, feature_key(config, dataset)), config)
+    looks = before or dataset.signature()
+    store = staged(open_key(config, feature_key(config, dataset, looks)), config)
     copies, warnings = left_out(dataset, config.data, store.images())
     texts = load_texts(config, dataset) if "text" in towers_of(config) else None
     warnings = [*warnings, *(same_texts(texts.texts, dataset.targets) if texts else [])]
     dataset = replace(dataset, warnings=(*dataset.warnings, *warnings))
-    return Inputs(config, dataset, store, copies, texts)
+    return Inputs(config, dataset, store, looks, copies, texts)
 
 
-def feature_key(config: Config, dataset: Dataset) -> str:
-    """Key of this configuration's features: from records, or by reading images and weights where these are out of date.
+def feature_key(config: Config, dataset: Dataset, looks: str | None = None) -> str:
+    """Key of this configuration's features: from records, or by reading images and weights where these are out of date. `looks`
+    is the data's signature, for a caller that has it.
 
     A new version of a library, or of this code, makes records void and mostly leaves the features as they were.
     """
-    known = known_feature_key(config)
+    known = known_feature_key(config, looks)
     if known is not None:
         return known
     weights = weights_record(config, partial(load_backbone, config.backbone))

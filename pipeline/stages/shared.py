@@ -23,3 +23,7 @@ class Shared:
             self._kept.pop(kind, None)
             known = self._kept[kind] = key, make()
         return known[1]
+
+    def let_go(self) -> None:
+        """Keep nothing any more."""
+        self._kept.clear()

@@ -10,8 +10,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,9 @@ from torch import Tensor, nn
 from pipeline.disk.layout import TrialDir
 from pipeline.disk.writing import atomic_path, writing
 from pipeline.models.learner import load_trained_state, trained_state
+
+if TYPE_CHECKING:
+    from pipeline.training.run import Run
 
 
 @dataclass
@@ -63,20 +65,20 @@ def save_checkpoint(
         torch.save(state, temporary)
 
 
-def load_checkpoint(trial: TrialDir, identity: str, machine: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put a checkpoint's state back and say how far it was; without one, or with another run's, start at epoch 0.
+def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Put a checkpoint's state back and say how far it was; without one, or with that of another `identity`, start at epoch 0.
 
     On another device or with other threads it goes on too, says that the last bits may differ, and keeps a record.
     """
-    path = trial.resume_state
+    path, machine = run.trial.resume_state, run.machine
     state: dict[str, Any] | None = None
     if path.exists():
         try:
             state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file; each means: not usable
-            _put_aside(path, f"it cannot be read ({type(error).__name__}: {error})")
-    if state is not None and state["identity"] != identity:
-        _put_aside(path, "it is of another configuration, other features or other targets")
+            _put_aside(run, f"it cannot be read ({type(error).__name__}: {error})")
+    if state is not None and state["identity"] != run.identity:
+        _put_aside(run, "it is of another configuration, other features or other targets")
         state = None
     if state is None:
         return Progress(machines=[machine])
@@ -85,7 +87,7 @@ def load_checkpoint(trial: TrialDir, identity: str, machine: str, model: nn.Modu
     progress = Progress(**state["progress"])
     progress.restarts += 1
     if machine != progress.machines[-1]:
-        print(f"resuming on {machine} what ran on {progress.machines[-1]}: the last bits may differ from an undisturbed run")
+        run.say(f"resuming on {machine} what ran on {progress.machines[-1]}: the last bits may differ from an undisturbed run")
         progress.machines.append(machine)
     return progress
 
@@ -95,8 +97,9 @@ def remove_checkpoint(trial: TrialDir) -> None:
     shutil.rmtree(trial.checkpoint, ignore_errors=True)
 
 
-def _put_aside(path: Path, why: str) -> None:
+def _put_aside(run: Run, why: str) -> None:
     """Keep a checkpoint that is of no use now until training is done; nothing is lost by mistake."""
+    path = run.trial.resume_state
     aside = path.with_name(f"unused-{os.getpid()}.pt")
     path.rename(aside)
-    print(f"{path}: {why}; kept as {aside.name}, starting again from epoch 0", flush=True)
+    run.say(f"{path}: {why}; kept as {aside.name}, starting again from epoch 0")

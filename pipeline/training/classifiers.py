@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
-from pipeline.config.head import ClassifierHead
+from pipeline.config.classifiers import ClassifierHead
 from pipeline.data.truth import class_name
 from pipeline.errors import UserError
 from pipeline.metrics.classification import FIGURES

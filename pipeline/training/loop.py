@@ -179,7 +179,7 @@ def _log(run: Run, epochs_done: int, one_of_several: bool) -> Iterator[EpochLog 
 def _begun(model: Model, optimizer: Optimizer, run: Run) -> Progress:
     """How far the run is, `model` and `optimizer` in that state: of several processes the main one puts aside what is no use, and
     the others read what it has read."""
-    load = partial(load_checkpoint, run.trial, run.identity, run.machine, model, optimizer)
+    load = partial(load_checkpoint, run, model, optimizer)
     progress = run.processes.main_first(load)
     (epoch,) = run.processes.from_main(lambda: [progress.epoch])
     if epoch != progress.epoch:

@@ -17,7 +17,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from pipeline.config.head import Head
 from pipeline.config.identity import flatten, science
+from pipeline.config.loss import Loss
 from pipeline.config.trial import Config
 from pipeline.device import to_device
 from pipeline.models.learner import Learner
@@ -60,9 +62,8 @@ def shape(config: Config) -> str | None:
     """Equal for trials that can be trained together; None for one that can not, because something of it would not be the same or
     is not made for it."""
     model, train, augment = config.model, config.train, config.augment
-    kinds = (
-        model.head.can_be_stacked and config.loss.can_be_stacked and config.risk.kind == "mean" and model.outputs.kind == "each"
-    )
+    plain = config.risk.kind == "mean" and model.outputs.kind == "each"
+    kinds = _can_be_stacked(model.head) and _can_be_stacked(config.loss) and plain
     frozen = not model.encoder.learns and config.backbone.views.are_plain and not config.data.auxiliary
     of_images = train.sample == "images" and train.accumulate == 1 and train.processes == 1 and not train.head_first
     # (trackers have one run at a time in a process)
@@ -72,10 +73,18 @@ def shape(config: Config) -> str | None:
     return repr((config.device, told))
 
 
+def _can_be_stacked(kind: Head | Loss) -> bool:
+    """Whether its own class says so: one that a lab derives from it may do something else."""
+    return bool(vars(type(kind)).get("can_be_stacked"))
+
+
 def pays(prepared: Prepared, n: int) -> bool:
-    """Whether `n` trials of the shape of this one are faster together."""
+    """Whether `n` trials of the shape of this one are faster together; on a CPU in fp32 alone, where they become what they are
+    alone: bf16 rounds by so much that an epoch later they are others."""
     if prepared.train.targets.device.type != "cpu":
         return n > 1
+    if prepared.run.config.train.precision != "fp32":
+        return False
     trained = sum(parameter.numel() for parameter in prepared.model.parameters() if parameter.requires_grad)
     return n >= FEWEST and trained <= NARROW
 

@@ -2,8 +2,9 @@
 loaded once for all of them. Each has a log of its own. Loads no torch.
 
 That process is not the job task's own: one that is killed (out of memory), or in which something unforeseen has happened, takes
-the trial that it was at along, and those behind it are trained in another one. `python -m pipeline.launch.jobs.pack
-MANIFEST PIPE together|alone INDEX …` is such a process; it says on a pipe which trial it begins, and how that ends.
+the trial that it was at along, and those behind it are trained in another one; so is that trial, by itself, if there were others
+before it. `python -m pipeline.launch.jobs.pack MANIFEST PIPE together|alone INDEX …` is such a process; it says on a pipe which
+trial it begins, and how that ends.
 """
 
 import os
@@ -19,15 +20,13 @@ from typing import TextIO
 
 from pipeline.amounts import parse_time
 from pipeline.disk.writing import write_json
-from pipeline.errors import REQUEUE_STATUS, RunAgain, UserError, WorkError
+from pipeline.errors import REQUEUE_STATUS, Interrupted, RunAgain, UserError, WorkError
 from pipeline.experiments.reading import Trial
 from pipeline.launch.jobs.trials import Trainings, failure_record, stacks, status_of, time_of
 from pipeline.launch.manifest.manifest import Manifest, load_manifest
 from pipeline.signals import LISTENED, WALLTIME_SIGNAL, StopFlag, warning_seconds
 from pipeline.streams import output_to
 
-WORDS = {0: "done", REQUEUE_STATUS: "interrupted"}
-"""What exit statuses mean."""
 TOGETHER, ALONE = "together", "alone"
 """Whether trials of one shape may be trained at once."""
 
@@ -68,16 +67,21 @@ def train(manifest: Manifest, indices: Sequence[int]) -> None:
 
     Raises RunAgain if the walltime interrupted them and they came further, WorkError if none is done.
     """
-    statuses, how = dict[int, int](), TOGETHER
+    statuses, how, again = dict[int, int](), TOGETHER, list[int]()
     before = {index: _marks(manifest, index) for index in indices}
     with _listening() as told:
         while (left := [index for index in indices if index not in statuses]) and not told.numbers:
-            ended = _run(manifest, left, told, how)
+            some, again = again or left, []
+            ended = _run(manifest, some, told, how)
             statuses |= ended.statuses
-            if not told.numbers and (lost := _lost(manifest, left, ended, before)):
-                statuses |= lost
-            elif len(ended.open) > 1:
+            if told.numbers:
+                continue  # to count what is left
+            if len(ended.open) > 1:
                 how = ALONE  # which of them it was shows when each is by itself
+            elif ended.open and len(set(ended.begun)) > 1:
+                again = ended.open  # in a process of its own there is nothing that those before it have left
+            else:
+                statuses |= _lost(manifest, some, ended, before)
     came_further = any(_marks(manifest, index) != marks for index, marks in before.items())
     if REQUEUE_STATUS in statuses.values() or (left and WALLTIME_SIGNAL in told.numbers):
         if came_further:
@@ -127,7 +131,7 @@ def _run(manifest: Manifest, indices: Sequence[int], told: Told, how: str) -> En
                     ended.statuses.pop(int(index), None)
                 else:
                     ended.statuses[int(index)] = int(status[0])
-                    _log_end(manifest, int(index), WORDS.get(int(status[0]), "failed"))
+                    _log_end(manifest, int(index), status[1])
     told.child = None
     ended.status = child.returncode
     return ended
@@ -177,7 +181,8 @@ class Said:
         """With which status a job of this trial alone would have ended, which says why in its log."""
         with output_to(self.log_of(trial)):
             status = status_of(error)
-        print("end", self.places[trial.name], status, file=self.words, flush=True)
+        how = "interrupted" if isinstance(error, Interrupted | RunAgain) else "failed" if error else "done"
+        print("end", self.places[trial.name], status, how, file=self.words, flush=True)
 
 
 def main(manifest: Manifest, words: TextIO, how: str, indices: Sequence[int]) -> None:

@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from pipeline.amounts import parse_time
@@ -31,6 +32,7 @@ from pipeline.errors import (
     TakenOver,
     UserError,
     WorkError,
+    causes,
 )
 from pipeline.experiments.reading import Trial
 from pipeline.launch.manifest.manifest import Manifest, alike_together
@@ -81,29 +83,48 @@ class Trainings:
     watch: Watch | None = None
     """None: what they say goes to stdout."""
     shared: Shared = field(default_factory=Shared)
+    any_before: bool = False
+    """Whether others have been trained in this process."""
     any_done: bool = False
     """Whether one has become done in this process: the walltime then went to that one too."""
 
     def train(self, trials: Sequence[Trial]) -> list[Exception | None]:
         """Train trials of one shape; of each what it raised, as `training` does, but for a walltime that went to others. A GPU
-        that has not the memory for all of them at once may have it for each."""
+        that has not the memory for all of them at once, or beside what those before have left, may have it for each."""
         from pipeline.stages.train import carry_out
 
         before = [time_of(trial_dir(trial).trained) for trial in trials]
-        errors = carry_out([self._training(trial) for trial in trials])
+        errors = carry_out([self._training(trial, named=len(trials) > 1) for trial in trials])
         for place, error in enumerate(errors):
-            if len(trials) > 1 and error is not None and kind_of(error) == "gpu-oom":
-                error.__traceback__ = None  # which holds what fills the memory
+            _let_go(error)
+            if (len(trials) > 1 or self.any_before) and error is not None and kind_of(error) == "gpu-oom":
+                self.shared.let_go()
                 (errors[place],) = carry_out([self._training(trials[place])])
+                _let_go(errors[place])
+        self.any_before = True
         self.any_done |= before != [time_of(trial_dir(trial).trained) for trial in trials]
         return errors
 
-    def _training(self, trial: Trial) -> Training:
+    def _training(self, trial: Trial, named: bool = False) -> Training:
+        """One of them; `named` in each line, if it is one of several at once on stdout."""
         no_further = RunAgain if self.any_done else OutOfTime
         if self.watch is None:
-            return training(trial, self.flag, self.shared, no_further)
+            name = f"{trial.name}: " * named
+            return training(trial, self.flag, self.shared, no_further, lambda line: print_line(name + line))
         say = partial(append_line, self.watch.log_of(trial))
         return _watched(trial, training(trial, self.flag, self.shared, no_further, say), self.watch)
+
+
+def _let_go(error: Exception | None) -> None:
+    """Free what the frames of an error hold, and those that called them, a model and its optimiser perhaps: who keeps the error
+    is not to keep these."""
+    for each in causes(error, hidden=True) if error else ():
+        for frame, _ in traceback.walk_tb(each.__traceback__):
+            caller: FrameType | None = frame
+            with suppress(RuntimeError):  # of one that goes on
+                while caller:
+                    caller.clear()
+                    caller = caller.f_back
 
 
 def _watched(trial: Trial, training: Training, watch: Watch) -> Training:

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.config.identity import digest, features_of, images_of, in_json, texts_from, token_kind
+from pipeline.config.identity import digest, features_of, image_features_of, images_of, in_json, texts_from
 from pipeline.config.own import load_file
 from pipeline.config.per_block import PerBlock, distinct, sharing
 from pipeline.config.resources import Job, Resources
@@ -38,7 +38,7 @@ TYPED = "job-"
 """What the record of a job typed by hand is called by, before the job's id."""
 MANY = 10**9
 """No submission has so many trials."""
-READ = ("data", "texts", "backbone", "features", "model")
+READ = ("data", "texts", "backbone", "features", "extract", "model")
 """The fields of a configuration that say which features a trial reads."""
 REFUSED = ".refused"
 """Ending of a manifest whose jobs Slurm did not take: it plans nothing, and keeps its number from being used again."""
@@ -260,7 +260,7 @@ def alike_together(trials: Iterable[Trial]) -> list[Trial]:
         config = trial.config
         blocks = sharing(config, READ)
         if blocks not in known:
-            reads = config.backbone, config.features, token_kind(config), config.data
+            reads = image_features_of(config), config.data
             known[blocks] = seen.setdefault(reads, len(seen))
         return known[blocks]
 
@@ -272,7 +272,7 @@ def _values(experiment: Experiment, trials: Sequence[Trial], terms: Terms) -> Tr
     numbers = {id(trial): number for number, group in enumerate(groups) for trial in group}
     common = trials[0].config.model_dump(mode="json")
     dumped = PerBlock(in_json)
-    varying = [k for k in common if len(distinct([trial.config for trial in trials], k)) > 1]
+    varying = [name for name, blocks in distinct([trial.config for trial in trials]).items() if len(blocks) > 1]
     counts = [group[0].config.resources.extract_tasks for group in groups]
     return {
         "schema_version": SCHEMA_VERSION,

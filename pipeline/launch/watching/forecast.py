@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby, islice
 from statistics import fmean
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.amounts import parse_time
+from pipeline.config.data import Data
 from pipeline.config.identity import token_kind, towers_of
 from pipeline.config.per_block import sharing
 from pipeline.config.trial import Config
+from pipeline.data.dataset import known_number
 from pipeline.disk.attempts import TOO_MANY
 from pipeline.disk.layout import ExperimentDir, TrialDir, folders_in
 from pipeline.disk.reading import Damaged, is_number, reading
@@ -30,7 +33,9 @@ MAX_OF_OTHER = 3
 """Trials that are looked at in each other experiment."""
 SECONDS_OF_A_CLASSIFIER, SECONDS_OF_AN_EPOCH, SECONDS_OF_AN_EVALUATION = 20.0, 1.0, 10.0
 """What is taken for granted of a head that is solved, of an epoch of one on frozen features, and of an evaluation, before there
-is a past trial: more than any takes of twenty thousand images on one core."""
+is a past trial: more than any takes on one core; of a head that is solved from so many images, else as its time grows."""
+IMAGES_OF_A_CLASSIFIER, IMAGES = 2000, 20_000
+"""The latter where it cannot be told how many there are."""
 READ = ("task", "data", "backbone", "model", "train", "resources")
 """The fields of a configuration that its time depends on."""
 Kind = tuple[Any, ...]
@@ -97,7 +102,9 @@ def job_task_sizes(experiment: Experiment, trials: Sequence[Trial]) -> tuple[tup
     config = trials[0].config  # all of a submission share these
     longest = [parse_time(config.job(stage).time) / 2 for stage in ("train", "evaluate")]
     longest[0] = min(config.launch.task_minutes * 60, longest[0])
-    shares = {key: [s / most for s, most in zip(_seconds_of(*of, past), longest, strict=True)] for key, of in works.items()}
+    number = cache(known_number)
+    of_all = {key: _seconds_of(*of, past, number) for key, of in works.items()}
+    shares = {key: [s / most for s, most in zip(seconds, longest, strict=True)] for key, seconds in of_all.items()}
     sizes, filled = list[int](), [math.inf] * 2
     for mine in (shares[key] for key in alike):
         filled = [a + b for a, b in zip(filled, mine, strict=True)]
@@ -108,15 +115,19 @@ def job_task_sizes(experiment: Experiment, trials: Sequence[Trial]) -> tuple[tup
     return tuple((size, len(list(those))) for size, those in groupby(sizes))
 
 
-def _seconds_of(config: Config, work: _Work, past: Mapping[Kind, Sequence[_Past]]) -> tuple[float, float]:
+def _seconds_of(
+    config: Config, work: _Work, past: Mapping[Kind, Sequence[_Past]], number: Callable[[Data], int | None]
+) -> tuple[float, float]:
     """How long a trial trains and is evaluated, by past ones of its kind; where there is none, a guess on the safe side for what
-    is cheap, and for ever for what may not be."""
+    is cheap, and for ever for what may not be. `number` tells how many images there are."""
     if known := past.get(work.kind):
         evaluations = [one.evaluation for one in known if one.evaluation is not None]
         evaluation = fmean(evaluations) if evaluations else SECONDS_OF_AN_EVALUATION
         return fmean(one.seconds(work.schedule) for one in known), evaluation
-    if not config.model.head.descends:
-        return SECONDS_OF_A_CLASSIFIER, SECONDS_OF_AN_EVALUATION
+    head = config.model.head
+    if not head.descends:
+        more = max((number(config.data) or IMAGES) / IMAGES_OF_A_CLASSIFIER, 1.0)
+        return SECONDS_OF_A_CLASSIFIER * more**head.growth, SECONDS_OF_AN_EVALUATION
     training = math.inf if config.model.tunes_towers else SECONDS_OF_AN_EPOCH * config.train.epochs
     return training, SECONDS_OF_AN_EVALUATION
 

@@ -67,7 +67,8 @@ def test_every_epoch_has_a_line_with_the_usual_keys(make: Callable[..., Config],
 
 
 def test_each_batch_of_a_network_that_learns_has_its_loss(make: Callable[..., Config], tmp_path: Path) -> None:
-    config = make("tensorboard", model={"encoder": {"kind": "patch_convs", "channels": 4, "kernel": 3}}, train={"batch_size": 4})
+    convs = {"encoder": {"kind": "patch_convs", "channels": 4, "kernel": 3}}
+    config = make("tensorboard", model=convs, train={"epochs": 2, "batch_size": 4})
     lines = course(learn(config, tmp_path / "small" / "one"))
     for line in lines:
         assert len(line["train/loss_batches"]) == 5  # of 20 images

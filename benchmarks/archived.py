@@ -42,14 +42,14 @@ def measure(short: bool) -> list[Figure]:
         sides = {"the files as a data set reads them": as_read, "open, read and close alone": lambda: _opened(names, order)}
         figures = [Figure("archived: images that differ", differ, "", at_most=0, about="of a hundred, from the files")]
         for what, theirs in sides.items():
-            figures.append(_figure(what, in_turn(theirs, ours, rounds), len(order), 3.0 if theirs is as_read else None))
+            figures.append(_figure(what, in_turn(theirs, ours, rounds), len(order), n, 3.0 if theirs is as_read else None))
         cold = _cold(as_read, ours, [*(paths[i] for i in order), archive.content], min(rounds, 3))
-        figures.append(_figure("the same, content dropped from memory before", cold, len(order), 3.0))
+        figures.append(_figure("the same, content dropped from memory before", cold, len(order), n, 3.0))
     return figures
 
 
-def _figure(what: str, took: tuple[float, float, float], n: int, goal: float | None) -> Figure:
-    about = f"{n:,} images in a random order: {1e6 * took[0] / n:.0f} µs each, archived {1e6 * took[1] / n:.0f}"
+def _figure(what: str, took: tuple[float, float, float], n: int, of: int, goal: float | None) -> Figure:
+    about = f"{n:,} of {of:,} images in a random order: {1e6 * took[0] / n:.0f} µs each, archived {1e6 * took[1] / n:.0f}"
     return Figure(f"archived: {what}", took[2], at_least=goal, about=about)
 
 

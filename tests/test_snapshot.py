@@ -172,7 +172,7 @@ def test_jobs_run_a_labs_own_task_as_it_was_when_it_was_submitted(tmp_path: Path
     command = [sys.executable, "-m", "pipeline.launch.jobs.pack", str(made.path), "1", "together", "0"]
     done = subprocess.run(command, cwd=made.code, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True)
     failure, said = read_json(made.experiment.trial(made.names[0]).failure), log_path(made, 0).read_text()
-    assert done.stdout == "begin 0\nend 0 1\n" and str(made.code) in said, done
+    assert done.stdout == "begin 0\nend 0 1 failed\n" and str(made.code) in said, done
     assert (failure["kind"], failure["message"] in said) == ("dependency", True), failure["message"]
 
 

@@ -188,13 +188,11 @@ def test_shifted_images_are_forecast_with_and_without_what_is_for_them(
 def test_biomass_compares_methods_over_folds_and_evaluates_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    network = biomass.TRAINED["two-stream"]
-    one = replace(biomass.FROZEN["one"], overrides=(*biomass.FROZEN["one"].overrides, "model.head.folds=3"))
-    quick = ("train.epochs=1", "train.head_first=null", "optim.ema=0", "backbone.views.sizes=[32]", *biomass.POSES)
-    tables = {
-        "frozen": {"stack": one, "no-sums": replace(one, label="bare", overrides=(*one.overrides, "data.sums={}"))},
-        "trained": {"two-stream": replace(network, overrides=quick), "flips": biomass.TRAINED["flips"]},
-    }
+    quick = (*biomass.FROZEN["one"].overrides, "backbone.views.sizes=[32]", "model.head.folds=3")
+    one = replace(biomass.FROZEN["one"], overrides=quick)
+    posed = replace(one, label="bare", overrides=(*quick, "data.sums={}", *biomass.POSES))
+    again = replace(biomass.TRAINED["flips"], config="ridge_stack")
+    tables = {"frozen": {"stack": one, "no-sums": posed, "flips": again}}
     monkeypatch.setattr(biomass, "TABLES", tables)
     monkeypatch.setattr(biomass, "carabid", small)
     monkeypatch.setattr("sys.argv", ["biomass.py", str(tmp_path), "test_resnet"])

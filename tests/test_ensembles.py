@@ -147,6 +147,12 @@ def evaluated(assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing one at each collection takes longer than all else here; what stands in it is for tests/test_report.py."""
+    monkeypatch.setattr(collect, "_report", lambda *_: None)
+
+
 @pytest.fixture
 def experiment(assets: Assets, evaluated: Path, root: Path) -> Experiment:
     """These trials, for a test to change."""

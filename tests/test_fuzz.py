@@ -14,7 +14,7 @@ from tests.fuzz.verdict import Case, judge
 
 pytestmark = pytest.mark.jobs
 
-SHORT = {"configs": 400, "profiles": 100, "tables": 300, "images": 200, "damage": 15}
+SHORT = {"configs": 400, "profiles": 100, "tables": 300, "images": 200, "damage": 8}
 """Cases of each kind: half a minute together."""
 
 

@@ -140,7 +140,9 @@ def test_one_failing_training_stops_its_own_evaluation_and_no_other(assets: Asse
     assert "failed" in carabid("status", root=environ).stdout
 
 
-@pytest.mark.parametrize("array", [(), ("--array=0-1",)], ids=["single job", "array of two"])
+@pytest.mark.parametrize(
+    "array", [pytest.param((), marks=pytest.mark.long), ("--array=0-1",)], ids=["single job", "array of two"]
+)
 def test_sbatch_alone_extracts_trains_and_evaluates(assets: Assets, environ: Path, array: Sequence[str]) -> None:
     """Nothing extracted before; the evaluation is queued once for the whole array; the log lies where sbatch was typed."""
     overrides = [f"data.source={assets.data}", f"backbone.name=local-dir:{assets.clip}", "train.epochs=1"]
@@ -303,6 +305,7 @@ def test_a_job_that_was_given_a_gpu_torch_cannot_use_stops_and_says_so(assets: A
 SILHOUETTES = PROJECT.parent / "shared" / "data" / "neon-beetles" / "images"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not SILHOUETTES.is_dir(), reason="the real silhouettes (../shared/data/neon-beetles) are not here")
 def test_shape_of_real_images_is_learned_and_permuted_targets_are_not(assets: Assets, environ: Path) -> None:
     """181 real silhouettes as a CSV with an image folder, three shape measures, five folds, on the real slurmctld."""

@@ -50,7 +50,10 @@ from tests.test_open_clip_folder import with_simple_tokens
 from tests.towers import write_model
 
 pytestmark = pytest.mark.jobs
-QUICK = ("device=cpu", "train.precision=fp32", "features.dtype=fp32", "resources.lease_seconds=1", "train.batch_size=16")
+QUICK = (
+    "data.split.attempts=20",  # (of so few species no draw has its share)
+    "device=cpu", "train.precision=fp32", "features.dtype=fp32", "resources.lease_seconds=1", "train.batch_size=16",
+)  # fmt: skip
 Make = Callable[..., tuple[Config, TrialDir]]
 CPU = torch.device("cpu")
 

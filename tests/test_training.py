@@ -175,6 +175,7 @@ def test_an_epoch_that_cannot_be_chosen_by_r2_is_refused_before_training(root: P
     table.write_text("\n".join(rows) + "\n")
     overrides = (f"data.source={table}", "device=cpu", "backbone={kind: pixels, size: 2}", *CSV)
     config = load_experiment(f"configs/beetles/{method}.yaml", overrides).config
+    config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 2})})
     trial = experiment_dir(config).trial("trial")
     extract.ensure(config)
     with pytest.raises(UserError, match=r"the 10 validation groups are too much alike for R².*select\.metric=MAE"):

@@ -22,6 +22,8 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.titlesize": 10,
@@ -60,9 +62,11 @@ _AROUND = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>|<!--.
 def to_svg(chart: Drawn, within: str = "") -> str:
     """An `<svg>` element that may stand among others in a page: its ids begin with `within` and the chart's name, its text is the
     page's. Raises whatever drawing does."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     with _drawn(chart) as figure:
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})  # (`savefig` draws all of it twice)
     text = _AROUND.sub("", buffer.getvalue()).replace(INK, "currentColor").strip()
     used = {place for _, place in _REFERENCES.findall(text)}
     text = _IDS.sub(lambda found: f' id="{within}{chart.name}-{found[1]}"' if found[1] in used else "", text)

@@ -4,6 +4,7 @@ libjpeg-turbo itself as Pillow decodes them; and JPEGs decoded at a part of thei
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -24,6 +25,7 @@ from transformers.image_utils import PILImageResampling
 from pipeline.backbones import load_backbone
 from pipeline.backbones.halves import Halves, of_processor, of_steps
 from pipeline.config import backbone as blocks
+from pipeline.config.backbone import FeatureKind
 from pipeline.config.identity import config_hash, features_of
 from pipeline.config.trial import Config
 from pipeline.data.decoding import How, decode_opened
@@ -119,6 +121,21 @@ def test_a_backbone_computes_the_same_from_pixels_as_from_what_its_transform_giv
         assert torch.equal(compute_features(backbone, pixels, kind, 2), compute_features(backbone, given, kind, 2))
     compile_for(backbone, "pooled", torch.device("cpu"))
     assert "embed" not in vars(backbone), "nothing is compiled for a CPU"
+
+
+@pytest.mark.jobs
+@pytest.mark.skipif(shutil.which("cc") is None, reason="torch compiles with a C compiler")
+@pytest.mark.parametrize("kind", ["pooled", "cut"])
+def test_what_is_compiled_computes_the_same(clip: Path, kind: FeatureKind) -> None:
+    """The code that is for a GPU, compiled for this processor; a last batch is smaller."""
+    backbone = load_backbone(blocks.OpenClip(name=f"local-dir:{clip}"))
+    pixels = torch.stack([backbone.pixels(image) for image in pictures(np.random.default_rng(0), (60, 50))])
+    batches = (pixels, pixels[:1])
+    plain = [compute_features(backbone, batch, kind, 2) for batch in batches]
+    compile_for(backbone, kind, torch.device("cuda"))
+    for batch, wanted in zip(batches, plain, strict=True):
+        apart = (compute_features(backbone, batch, kind, 2) - wanted).abs().max()
+        assert apart <= 1e-4 * wanted.abs().max()  # fp32 added up in another order, block by block
 
 
 # ---------------------------------------------------------------- JPEGs

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,20 +63,46 @@ class Assets:
         return (f"data.source={self.data}", *backbone, "device=cpu", "train.precision=fp32", "resources.lease_seconds=1")
 
 
+def assets_in(folder: Path) -> Assets:
+    return Assets(folder / "beetles", folder / "clip", folder / "dinov2")
+
+
 def make_assets(folder: Path) -> Assets:
     from pipeline.backbones.tiny import write_tiny_dinov2, write_tiny_open_clip
     from pipeline.tasks import load_task
 
-    made = Assets(folder / "beetles", folder / "clip", folder / "dinov2")
+    made = assets_in(folder)
     load_task("beetles").generate(made.data, seed=0, scale=0.1)
     write_tiny_open_clip(made.clip)
     write_tiny_dinov2(made.dinov2)
     return made
 
 
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
-    return make_assets(tmp_path_factory.mktemp("assets"))
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """`made_once(name, write)`: a folder that no test changes, written by the worker that wants it first, for all of them."""
+    place = tmp_path_factory.getbasetemp()
+    place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+
+    def make(name: str, write: Callable[[Path], object]) -> Path:
+        folder, done = place / name, place / f"{name}.done"
+        with (place / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                write(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def assets(made_once: MakeOnce) -> Assets:
+    return assets_in(made_once("assets", make_assets))
 
 
 def slurm_environ(cluster: Cluster) -> dict[str, str]:
@@ -143,13 +171,11 @@ def clip(assets: Assets) -> Path:
 
 
 @pytest.fixture(scope="session")
-def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def generated(made_once: MakeOnce) -> Path:
     """Generated beetles as a CSV with images."""
     from pipeline.tasks import load_task
 
-    folder = tmp_path_factory.mktemp("generated") / "beetles"
-    load_task("beetles").generate(folder, scale=0.01, form="csv")
-    return folder
+    return made_once("generated", lambda folder: load_task("beetles").generate(folder, scale=0.01, form="csv"))
 
 
 @pytest.fixture(scope="session")

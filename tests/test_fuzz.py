@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from tests.fuzz import verdict
+from tests.conftest import MakeOnce
+from tests.fuzz import damage, verdict
 from tests.fuzz.__main__ import KINDS, run
 from tests.fuzz.verdict import Case, judge
 
@@ -18,15 +19,12 @@ SHORT = {"configs": 400, "profiles": 100, "tables": 300, "images": 200, "damage"
 """Cases of each kind: half a minute together."""
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("fuzz")
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_that_is_mistyped_or_damaged_ends_in_anything_but_words_for_people(kind: str, place: Path) -> None:
-    (place / kind).mkdir()
-    assert not run(kind, range(SHORT[kind]), seed=0, place=place / kind)
+def test_nothing_that_is_mistyped_or_damaged_ends_in_anything_but_words_for_people(
+    kind: str, tmp_path: Path, made_once: MakeOnce
+) -> None:
+    place = made_once("damaged", damage.trained) if kind == "damage" else tmp_path
+    assert not run(kind, range(SHORT[kind]), seed=0, place=place)
 
 
 def _raise(error: Exception) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -60,6 +60,17 @@ def blocks() -> list[type[BaseModel]]:
 BLOCKS = blocks()
 
 
+@cache
+def holding(changed: frozenset[type[BaseModel]]) -> list[type[BaseModel]]:
+    """These blocks and all that hold one of them, in the order of BLOCKS."""
+    held = {each for each in BLOCKS if changed & {inner for info in each.model_fields.values() for inner in _blocks(info)}}
+    return [each for each in BLOCKS if each in changed] if held <= changed else holding(changed | held)
+
+
+def _blocks(info: FieldInfo) -> Iterable[type[BaseModel]]:
+    return blocks_in(info.annotation, of_lists=True)
+
+
 @contextmanager
 def another_key(block: type[BaseModel]) -> Iterator[None]:
     """The block, and kinds that inherit from it, with one more key that is LATER."""
@@ -70,7 +81,7 @@ def another_key(block: type[BaseModel]) -> Iterator[None]:
     for value in made:  # defaults are instances, made before the key was added
         if type(value) in changed:
             value.__dict__[ADDED] = 7
-    _rebuild()
+    _rebuild(changed)
     try:
         yield
     finally:
@@ -78,7 +89,7 @@ def another_key(block: type[BaseModel]) -> Iterator[None]:
             value.__dict__.pop(ADDED, None)
         for each in changed:
             del each.__pydantic_fields__[ADDED]
-        _rebuild()
+        _rebuild(changed)
 
 
 def _within(value: Any) -> Iterator[BaseModel]:
@@ -89,8 +100,8 @@ def _within(value: Any) -> Iterator[BaseModel]:
         yield from _within(each)
 
 
-def _rebuild() -> None:
-    for each in BLOCKS:
+def _rebuild(changed: Iterable[type[BaseModel]]) -> None:
+    for each in holding(frozenset(changed)):
         each.model_rebuild(force=True)
     identity._steps.cache_clear()
 

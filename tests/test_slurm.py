@@ -27,7 +27,6 @@ from tests.conftest import Assets, carabid, slurm_environ
 pytestmark = pytest.mark.slurm
 NO_GPU = tuple(f"resources.{stage}.gpus_per_node=0" for stage in ("extract", "train", "evaluate"))
 SMALL = tuple(f"resources.{stage}.{what}" for stage in ("extract", "train", "evaluate") for what in ("mem=4G", "cpus_per_task=1"))
-GRID = ("optim.lr=1e-3,3e-3", "seed=0,1", "train.epochs=2")
 # Long enough, with a checkpoint after each epoch, that a test which waits for the first one finds the training at work.
 SLOW = ("train.epochs=40", "resources.checkpoint_epochs=1")
 
@@ -59,7 +58,7 @@ def logs(root: Path) -> str:
 
 
 def test_a_grid_submitted_to_slurm_by_hand_and_locally_gives_identical_results(assets: Assets, environ: Path) -> None:
-    overrides = (*assets.overrides("baseline"), *GRID)
+    overrides = (*assets.overrides("baseline"), "seed=0,1", "train.epochs=2")
     config = "configs/beetles/baseline.yaml"
     done = carabid("submit", config, *overrides, *NO_GPU, *SMALL, root=environ / "slurm")
     assert re.findall(r"^(\w+) +job \d+$", done.stdout, re.M) == ["extract", "train", "evaluate", "collect"]
@@ -68,18 +67,21 @@ def test_a_grid_submitted_to_slurm_by_hand_and_locally_gives_identical_results(a
     carabid("submit", config, *overrides, "--cluster", "local", "--workers", "2", root=environ / "local")
     wait_for_all()
     ways = {way: results(environ / way) for way in ("slurm", "hand", "local")}
-    assert {way: len(found) for way, found in ways.items()} == {"slurm": 4, "hand": 4, "local": 4}, logs(environ)
+    assert {way: len(found) for way, found in ways.items()} == {"slurm": 2, "hand": 2, "local": 2}, logs(environ)
     assert ways["slurm"] == ways["hand"] == ways["local"]
     with (environ / "slurm" / "trained" / "beetles-baseline" / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["state"] for row in rows] == ["done"] * 6
-    assert sum(row["members"] != "" for row in rows) == 2, "of each rate, the two seeds are an ensemble too"
+    assert [row["state"] for row in rows] == ["done"] * 3
+    assert sum(row["members"] != "" for row in rows) == 1, "the two seeds are an ensemble too"
     page = (environ / "slurm" / "trained" / "beetles-baseline" / "report.html").read_text()
     assert "What was predicted" in page and "Of the memory that" in page, logs(environ)
 
 
-def test_a_pickle_names_a_function_a_manifest_and_an_index_and_nothing_else(assets: Assets, environ: Path) -> None:
-    carabid("submit", "configs/beetles/pixels.yaml", *assets.overrides("pixels"), *NO_GPU, *SMALL, root=environ)
+def test_a_pickle_names_a_function_a_manifest_and_an_index_and_when_all_is_done_nothing_is_queued_again(
+    assets: Assets, environ: Path
+) -> None:
+    command = ("submit", "configs/beetles/pixels.yaml", *assets.overrides("pixels"), *NO_GPU, *SMALL)
+    carabid(*command, root=environ)
     pickles = list(environ.glob("trained/beetles-pixels/logs/*/*_submitted.pkl"))
     assert len(pickles) == 4
     for path in pickles:
@@ -89,15 +91,8 @@ def test_a_pickle_names_a_function_a_manifest_and_an_index_and_nothing_else(asse
         assert ours == {"pipeline.launch.jobs.jobs", str(environ / "trained/beetles-pixels/submissions/1.json")}
         assert stage in words and path.stat().st_size < 1000
     wait_for_all()
-
-
-def test_submitted_again_when_all_is_done_nothing_is_queued(assets: Assets, environ: Path) -> None:
-    overrides = (*assets.overrides("pixels"), *NO_GPU, *SMALL)
-    carabid("submit", "configs/beetles/pixels.yaml", *overrides, root=environ)
-    wait_for_all()
     assert len(results(environ)) == 1, logs(environ)
-    again = carabid("submit", "configs/beetles/pixels.yaml", *overrides, root=environ)
-    assert "nothing to do" in again.stdout
+    assert "nothing to do" in carabid(*command, root=environ).stdout
     assert not subprocess.run(["squeue", "--noheader"], capture_output=True, text=True).stdout
 
 
@@ -109,21 +104,41 @@ def test_a_table_that_no_job_could_train_on_queues_nothing(environ: Path, broken
     assert not list(environ.glob("trained/*/submissions/*"))
 
 
-def test_more_trials_than_an_array_may_have_are_all_done_and_none_is_queued_twice(assets: Assets, environ: Path) -> None:
-    """Eight trials where an array may have seven tasks; submitted again while they wait."""
-    seeds = "seed=" + ",".join(map(str, range(8)))
-    overrides = (*assets.overrides("pixels"), seeds, *NO_GPU, *SMALL)
+@pytest.fixture(scope="module")
+def plain_cluster() -> Iterator[Cluster]:
+    """One without accounting, where an array may have three tasks."""
+    slurm = Cluster(Path(tempfile.gettempdir()) / f"carabid-plain-{os.getpid()}", accounting=False, max_array_size=3)
+    if missing := slurm.missing_packages():
+        pytest.skip(f"Slurm's packages are not installed: {', '.join(missing)}")
+    slurm.up()
+    try:
+        yield slurm
+    finally:
+        slurm.down()
+
+
+@pytest.fixture
+def plain(plain_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty root on it."""
+    for name, value in slurm_environ(plain_cluster).items():
+        monkeypatch.setenv(name, value)
+    return tmp_path
+
+
+def test_more_trials_than_an_array_may_have_are_all_done_and_none_is_queued_twice(assets: Assets, plain: Path) -> None:
+    """Four trials where an array may have three tasks; submitted again while they wait."""
+    overrides = (*assets.overrides("pixels"), "seed=0,1,2,3", *NO_GPU, *SMALL)
     one_each = ("--pack", "1")
     config = "configs/beetles/pixels.yaml"
-    done = carabid("submit", config, *overrides, *one_each, root=environ)
+    done = carabid("submit", config, *overrides, *one_each, root=plain)
     queued = re.findall(r"^([\w-]+) +job \d+$", done.stdout, re.M)
     assert queued == ["extract", "train", "train-2", "evaluate", "evaluate-2", "collect"]
-    again = carabid("submit", config, *overrides, *one_each, root=environ)
-    assert "8 trials are queued or running already" in again.stdout and " job " not in again.stdout
-    assert re.search(r"^queued .*train: job \d+", carabid("plan", config, *overrides, root=environ).stdout, re.M)
+    again = carabid("submit", config, *overrides, *one_each, root=plain)
+    assert "4 trials are queued or running already" in again.stdout and " job " not in again.stdout
+    assert re.search(r"^queued .*train: job \d+", carabid("plan", config, *overrides, root=plain).stdout, re.M)
     wait_for_all()
-    assert len(results(environ)) == 8, logs(environ)
-    assert "\n8 trials: 8 done (in " in carabid("plan", config, *overrides, root=environ).stdout
+    assert len(results(plain)) == 4, logs(plain)
+    assert "\n4 trials: 4 done (in " in carabid("plan", config, *overrides, root=plain).stdout
 
 
 def test_one_failing_training_stops_its_own_evaluation_and_no_other(assets: Assets, environ: Path) -> None:
@@ -389,21 +404,10 @@ def test_a_root_whose_name_a_shell_would_misread_is_no_obstacle(assets: Assets, 
     assert len(list(root.glob("trained/*/logs/1-train/*_log.out"))) == 2 and not list(environ.rglob("hit"))
 
 
-def test_without_accounting_the_chain_runs_and_failures_are_told_from_logs(
-    assets: Assets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    slurm = Cluster(Path(tempfile.gettempdir()) / f"carabid-plain-{os.getpid()}", accounting=False)
-    if missing := slurm.missing_packages():
-        pytest.skip(f"Slurm's packages are not installed: {', '.join(missing)}")
-    slurm.up()
-    try:
-        for name, value in slurm_environ(slurm).items():
-            monkeypatch.setenv(name, value)
-        overrides = (*assets.overrides("frozen"), "train.epochs=2", "optim.lr=1e-3,1e30", *NO_GPU, *SMALL)
-        carabid("submit", "configs/beetles/frozen.yaml", *overrides, root=tmp_path)
-        wait_for_all()
-        status = carabid("status", root=tmp_path)
-    finally:
-        slurm.down()
+def test_without_accounting_the_chain_runs_and_failures_are_told_from_logs(assets: Assets, plain: Path) -> None:
+    overrides = (*assets.overrides("frozen"), "train.epochs=2", "optim.lr=1e-3,1e30", *NO_GPU, *SMALL)
+    carabid("submit", "configs/beetles/frozen.yaml", *overrides, root=plain)
+    wait_for_all()
+    status = carabid("status", root=plain)
     assert "1 failed, 1 done" in status.stdout and "error: train: the training loss became" in status.stdout, status
     assert status.stderr == ""

@@ -68,13 +68,9 @@ class Trained:
         return sorted(root.glob("trained/*/ensembles/*"))
 
 
-@cache
 def trained(place: Path) -> Trained:
-    """A network of two seeds with an ensemble, an adapter and a classifier, each through every stage."""
+    """A network of two seeds with an ensemble, an adapter and a classifier, each through every stage; they may be there."""
     root = place / "root"
-    load_task("beetles").generate(root / "beetles", scale=0.02, form="csv")
-    load_task("butterflies").generate(root / "butterflies", scale=0.02)
-    write_tiny_open_clip(root / "clip")
     beetles = (f"data.source={root / 'beetles'}", *QUICK)
     clip = ("backbone.kind=open_clip", f"backbone.name=local-dir:{root / 'clip'}")
     pixels = ("backbone.kind=pixels", "backbone.size=4")
@@ -85,17 +81,25 @@ def trained(place: Path) -> Trained:
             str(PROJECT / "configs/butterflies/logistic.yaml"), f"data.source={root / 'butterflies'}", *QUICK, *pixels,
         ),
     }  # fmt: skip
-    with rooted(root):
-        for request in requests.values():
-            for stage in ("extract", "train", "evaluate", "collect"):
-                ended = command(stage, *request)
-                assert ended.status == 0, (stage, request, ended)
-        leave_unfinished(requests["beetles-pixels"])
-        (ensemble,) = root.glob("trained/beetles-pixels/ensembles/*")
-        (lora,), (logistic,) = (root.glob(f"trained/{name}/*/trained.json") for name in ("beetles-lora", "butterflies-logistic"))
-        for name, source in (("ensemble", ensemble), ("lora", lora.parent), ("logistic", logistic.parent)):
-            export([source], root / "submissions" / name, zipped=name == "logistic", with_backbone=True)
+    if not root.exists():
+        with rooted(root):
+            _train(root, requests)
     return Trained(root, requests)
+
+
+def _train(root: Path, requests: dict[str, tuple[str, ...]]) -> None:
+    load_task("beetles").generate(root / "beetles", scale=0.02, form="csv")
+    load_task("butterflies").generate(root / "butterflies", scale=0.02)
+    write_tiny_open_clip(root / "clip")
+    for request in requests.values():
+        for stage in ("extract", "train", "evaluate", "collect"):
+            ended = command(stage, *request)
+            assert ended.status == 0, (stage, request, ended)
+    leave_unfinished(requests["beetles-pixels"])
+    (ensemble,) = root.glob("trained/beetles-pixels/ensembles/*")
+    (lora,), (logistic,) = (root.glob(f"trained/{name}/*/trained.json") for name in ("beetles-lora", "butterflies-logistic"))
+    for name, source in (("ensemble", ensemble), ("lora", lora.parent), ("logistic", logistic.parent)):
+        export([source], root / "submissions" / name, zipped=name == "logistic", with_backbone=True)
 
 
 def unfinished(request: tuple[str, ...]) -> tuple[str, ...]:

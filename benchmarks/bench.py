@@ -23,7 +23,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks.figure import Figure, goal_of, show
+from benchmarks.figure import Figure, goal_of, seconds, show
 from pipeline.disk.layout import PROJECT
 from pipeline.disk.provenance import code_version, installed_version, now
 from pipeline.disk.writing import write_text
@@ -88,7 +88,10 @@ def run(name: str, short: bool = False) -> list[Figure] | None:
         code = f"from benchmarks.bench import measure_here; measure_here({name!r}, {short}, {str(out)!r})"
         environment = os.environ | {"OMP_NUM_THREADS": str(threads(name)), "PYTHONPATH": str(PROJECT)}
         try:
-            subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env=environment, check=True, timeout=LONGEST_S)
+            took = seconds(
+                partial(subprocess.run, [sys.executable, "-c", code], cwd=PROJECT, env=environment, check=True, timeout=LONGEST_S)
+            )
+            print(f"{name} took {took:.0f} s", flush=True)
             return [Figure(**figure) for figure in json.loads(out.read_text())]
         except subprocess.SubprocessError as error:
             print(f"{name} failed: {type(error).__name__}", flush=True)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,7 +115,13 @@ def slurm_environ(cluster: Cluster) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A private Slurm."""
-    slurm = Cluster(Path(tempfile.gettempdir()) / f"carabid-test-{os.getpid()}")
+    with started(Cluster(Path(tempfile.gettempdir()) / f"carabid-test-{os.getpid()}")) as slurm:
+        yield slurm
+
+
+@contextmanager
+def started(slurm: Cluster) -> Iterator[Cluster]:
+    """The cluster, up; the test is skipped where its packages are not installed."""
     if missing := slurm.missing_packages():
         pytest.skip(f"Slurm's packages are not installed: {', '.join(missing)}")
     slurm.up()

@@ -22,7 +22,7 @@ from pipeline.launch.drafting.scripts import copy_scripts
 from pipeline.tasks import load_task
 from tests.broken_tables import BROKEN, Broken
 from tests.cluster.cluster import Cluster, user_name
-from tests.conftest import Assets, carabid, slurm_environ
+from tests.conftest import Assets, carabid, slurm_environ, started
 
 pytestmark = pytest.mark.slurm
 NO_GPU = tuple(f"resources.{stage}.gpus_per_node=0" for stage in ("extract", "train", "evaluate"))
@@ -58,7 +58,7 @@ def logs(root: Path) -> str:
 
 
 def test_a_grid_submitted_to_slurm_by_hand_and_locally_gives_identical_results(assets: Assets, environ: Path) -> None:
-    overrides = (*assets.overrides("baseline"), "seed=0,1", "train.epochs=2")
+    overrides = (*assets.overrides("baseline"), "optim.lr=1e-3,3e-3", "seed=0,1", "train.epochs=2")
     config = "configs/beetles/baseline.yaml"
     done = carabid("submit", config, *overrides, *NO_GPU, *SMALL, root=environ / "slurm")
     assert re.findall(r"^(\w+) +job \d+$", done.stdout, re.M) == ["extract", "train", "evaluate", "collect"]
@@ -67,12 +67,12 @@ def test_a_grid_submitted_to_slurm_by_hand_and_locally_gives_identical_results(a
     carabid("submit", config, *overrides, "--cluster", "local", "--workers", "2", root=environ / "local")
     wait_for_all()
     ways = {way: results(environ / way) for way in ("slurm", "hand", "local")}
-    assert {way: len(found) for way, found in ways.items()} == {"slurm": 2, "hand": 2, "local": 2}, logs(environ)
+    assert {way: len(found) for way, found in ways.items()} == {"slurm": 4, "hand": 4, "local": 4}, logs(environ)
     assert ways["slurm"] == ways["hand"] == ways["local"]
     with (environ / "slurm" / "trained" / "beetles-baseline" / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["state"] for row in rows] == ["done"] * 3
-    assert sum(row["members"] != "" for row in rows) == 1, "the two seeds are an ensemble too"
+    assert [row["state"] for row in rows] == ["done"] * 6
+    assert sum(row["members"] != "" for row in rows) == 2, "of each rate, the two seeds are an ensemble too"
     page = (environ / "slurm" / "trained" / "beetles-baseline" / "report.html").read_text()
     assert "What was predicted" in page and "Of the memory that" in page, logs(environ)
 
@@ -107,14 +107,9 @@ def test_a_table_that_no_job_could_train_on_queues_nothing(environ: Path, broken
 @pytest.fixture(scope="module")
 def plain_cluster() -> Iterator[Cluster]:
     """One without accounting, where an array may have three tasks."""
-    slurm = Cluster(Path(tempfile.gettempdir()) / f"carabid-plain-{os.getpid()}", accounting=False, max_array_size=3)
-    if missing := slurm.missing_packages():
-        pytest.skip(f"Slurm's packages are not installed: {', '.join(missing)}")
-    slurm.up()
-    try:
+    folder = Path(tempfile.gettempdir()) / f"carabid-plain-{os.getpid()}"
+    with started(Cluster(folder, accounting=False, max_array_size=3)) as slurm:
         yield slurm
-    finally:
-        slurm.down()
 
 
 @pytest.fixture

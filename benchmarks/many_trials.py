@@ -21,6 +21,8 @@ from benchmarks.figure import Figure, seconds, show
 from pipeline.disk.layout import PROJECT
 from pipeline.experiments.reading import Trial, load_experiment
 from pipeline.launch.jobs.trials import trial_dir
+from pipeline.stages import extract
+from pipeline.tasks import load_task
 
 THREADS = 1
 WINGS = PROJECT.parent / "shared" / "data" / "wing-patterns"
@@ -52,7 +54,7 @@ def data(folder: Path, scale: float) -> list[str]:
     """Overrides that name the data."""
     if WINGS.is_dir() and scale == 1:
         return [f"data.source={WINGS / 'metadata.csv'}", f"data.images={WINGS / 'images'}"]
-    carabid(folder, "generate", "butterflies", "--out", folder / "data", "--scale", scale)
+    load_task("butterflies").generate(folder / "data", scale=scale)
     (table,) = (folder / "data").glob("*.csv")
     return [f"data.source={table}", f"data.images={folder / 'data' / 'images'}"]
 
@@ -82,7 +84,7 @@ def _measure(folder: Path, short: bool) -> list[Figure]:
     overrides = data(folder, 0.1 if short else 1) + (["data.split.fold=0", "variants=discriminant analysis"] if short else [])
     os.environ["CARABID_ROOT"] = str(folder)
     trials = load_experiment(config, overrides).trials
-    carabid(folder, "extract", config, *overrides)
+    extract.run(trials[0].config)
     together = seconds(lambda: all_in_one(folder, config, overrides))
     chain = together if short else seconds(lambda: carabid(folder / "local", "submit", config, *overrides, "--cluster", "local"))
     some = trials[:: max(1, len(trials) // SOME)]

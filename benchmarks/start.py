@@ -32,7 +32,7 @@ def loaded(module: str, rounds: int) -> Figure:
 
 
 def measure(short: bool) -> list[Figure]:
-    return [loaded("yaml", 1)] if short else [loaded("torch", 5), loaded("open_clip", 3)]
+    return [loaded("yaml", 1)] if short else [loaded("torch", 3), loaded("open_clip", 2)]
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Size(NamedTuple):
     rounds: int
 
 
-SIZES = {"ViT-L": Size(1024, 16, 16, 8, 3), "ViT-B": Size(768, 12, 16, 8, 3)}
+SIZES = {"ViT-L": Size(1024, 16, 16, 4, 3), "ViT-B": Size(768, 12, 16, 4, 3)}
 SHORT = Size(32, 2, 3, 2, 1)
 
 

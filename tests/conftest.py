@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
+QUICK = ("device=cpu", "train.precision=fp32", "resources.lease_seconds=1")
+
+
 @dataclass(frozen=True)
 class Assets:
     """Folders: generated beetles, a tiny open_clip model and a tiny DINOv2 in their hubs' layouts."""
@@ -61,7 +65,12 @@ class Assets:
         """What makes a config of configs/beetles run on these, quickly."""
         name = f"{self.dinov2}" if method == "dinov2" else f"local-dir:{self.clip}"
         backbone = () if method in ("mean_rgb", "pixels", "climatology", "metadata") else (f"backbone.name={name}",)
-        return (f"data.source={self.data}", *backbone, "device=cpu", "train.precision=fp32", "resources.lease_seconds=1")
+        return (f"data.source={self.data}", *backbone, *QUICK)
+
+    def on_pixels(self) -> tuple[str, ...]:
+        """The same for `frozen`, where it does not matter of which backbone the features are: what takes longest in a process
+        that extracts is to load open_clip."""
+        return (f"data.source={self.data}", "backbone={kind: pixels, size: 16}", *QUICK)
 
 
 def assets_in(folder: Path) -> Assets:
@@ -169,6 +178,17 @@ def carabid(*arguments: str | Path, root: Path, cwd: Path | None = None, check: 
 def hear_ctrl_c() -> None:
     """For a process that is to be interrupted: a suite in the background ignores Ctrl-C, and its children inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module")
+def one_vocabulary() -> Iterator[None]:
+    """open_clip's own tokenizers of the same arguments are one: each reads the vocabulary, which some files would do a hundred
+    times."""
+    from open_clip import factory
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(factory, "SimpleTokenizer", cache(factory.SimpleTokenizer))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,7 @@ from tests.test_search import place, trial_of  # noqa: F401  (fixtures)
 from tests.test_towers import Case, case, kinds, loaded  # noqa: F401  (fixtures)
 from tests.towers import encoded, shrunk, write_model
 
+pytestmark = pytest.mark.usefixtures("one_vocabulary")
 METHODS = {"baseline": "baseline", "projection": "projection", "finetune": "finetune", "lora": "lora", "whole": "finetune"}
 TEXTS = ["A photo of Carabus niger.", "melanarius", "a black beetle"]
 PLAIN = """

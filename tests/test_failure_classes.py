@@ -151,7 +151,7 @@ def breaking() -> str:
 
 
 def queue_all(provoker: Provoker, patch: pytest.MonkeyPatch, assets: Assets, generated: Path, has_disk: bool) -> None:
-    overrides = (*assets.overrides("frozen"), "train.epochs=2")
+    overrides = (*assets.on_pixels(), "train.epochs=2")
     script = (str(PROJECT / "jobs" / "train.sh"), "configs/beetles/frozen.yaml", *overrides)
     provoker.python("node", SLEEP, "--nodelist=n2", "--exclusive", "--no-requeue")
     provoker.python("preempted", SLEEP, "--nodelist=n1", "--partition=scavenge", "--cpus-per-task=2")

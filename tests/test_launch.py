@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,8 @@ from pipeline.launch.watching import plan
 from pipeline.reporting.state import planned_trials, trial_config, trial_state
 from pipeline.signals import WALLTIME_SIGNAL, StopFlag
 from pipeline.stages import train as train_stage
+from tests import forked
+from tests.signalled import text_of, work
 from tests.small import load_named as load_experiment
 
 LORA = PROJECT / "configs" / "beetles" / "lora.yaml"
@@ -533,40 +536,27 @@ def test_a_job_whose_time_went_to_earlier_trials_is_queued_again_for_the_one_it_
 
 
 # ---------------------------------------------------------------- signals to stages without a checkpoint
-SIGNALLED = """
-import os, signal, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as submitit does: it swallows SIGTERM
-signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-from pathlib import Path
-from pipeline.launch.jobs import jobs
-from pipeline.disk.layout import root
-from pipeline.disk.writing import write_text
-from pipeline.stages import collect, evaluate, extract
-def work(*_, **__):
-    if "more" in sys.argv:
-        write_text(root() / "features" / "key" / "shard.json", "")
-    print("working", flush=True)
-    time.sleep(60)
-evaluate.run = extract.run = work
-collect.run = work
-getattr(jobs, sys.argv[1])(sys.argv[2], 0)
-"""
-
-
-def signalled(stage: str, number: int, *more: str) -> tuple[int, str]:
+def signalled(stage: str, number: int, comes_further: bool = False) -> tuple[int, str]:
     """Exit status and output of a job of a stage that gets a signal while it works."""
     experiment = load()
     made = make_manifest(experiment, experiment.trials)
     write_json(experiment.dir.trial(experiment.trials[0].name).trained, {})
-    command = [sys.executable, "-c", SIGNALLED, stage, str(made.path), *more]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout and "working\n" in iter(process.stdout.readline, "")
-        process.send_signal(number)
-        return process.wait(30), process.stdout.read()
+    out = made.path.with_suffix(".out")
+    job = forked.process(work, stage, str(made.path), dict(os.environ), str(out), comes_further)
+    job.start()
+    deadline = time.monotonic() + 60
+    while "working\n" not in text_of(out):
+        assert time.monotonic() < deadline and job.is_alive(), text_of(out)
+        time.sleep(0.01)
+    assert job.pid
+    os.kill(job.pid, number)
+    job.join(30)
+    assert job.exitcode is not None, text_of(out)
+    return job.exitcode, text_of(out)
 
 
 def test_an_extraction_out_of_time_asks_to_be_queued_again_and_is_no_failure() -> None:
-    status, out = signalled("extract", WALLTIME_SIGNAL, "more")
+    status, out = signalled("extract", WALLTIME_SIGNAL, comes_further=True)
     assert status == REQUEUE_STATUS and "the walltime is near" in out and "Traceback" not in out
     assert not load().dir.trial(load().trials[0].name).failure.exists()
 

@@ -64,7 +64,7 @@ def test_interrupted_it_writes_checkpoints_begins_nothing_more_and_leaves_no_pro
     assets: Assets, root: Path, number: signal.Signals, send: Callable[[int, int], None]
 ) -> None:
     """By a terminal, which tells all of them, and by a person who names the one process."""
-    overrides = (*assets.overrides("frozen"), "seed=0,1,2,3", "train.epochs=100000")
+    overrides = (*assets.on_pixels(), "seed=0,1,2,3", "train.epochs=100000")
     process = start(root, "submit", CONFIG, *overrides, "--cluster", "local", "--workers", "2")
     wait_for_epochs(root, 2)
     send(process.pid, number)
@@ -78,7 +78,7 @@ def test_interrupted_it_writes_checkpoints_begins_nothing_more_and_leaves_no_pro
 
 
 def test_workers_end_when_the_process_that_started_them_is_killed(assets: Assets, root: Path) -> None:
-    overrides = (*assets.overrides("frozen"), "seed=0,1", "train.epochs=100000")
+    overrides = (*assets.on_pixels(), "seed=0,1", "train.epochs=100000")
     process = start(root, "submit", CONFIG, *overrides, "--cluster", "local")
     wait_for_epochs(root, 1)
     process.kill()
@@ -204,7 +204,7 @@ def test_an_unreadable_image_is_named_in_the_state_of_the_trials_that_it_stops(a
 
 
 def test_a_worker_that_is_killed_while_it_extracts_is_reported_and_the_rest_is_collected(assets: Assets, root: Path) -> None:
-    overrides = (*assets.overrides("frozen"), "train.epochs=1")
+    overrides = (*assets.on_pixels(), "train.epochs=1")
     process = start(root, "submit", CONFIG, *overrides, "--cluster", "local")
     deadline = time.monotonic() + 120
     while not (workers := worker_processes(process.pid)):

@@ -336,7 +336,7 @@ def test_packed_trials_give_the_results_of_trials_alone_and_one_that_fails_stops
     """Five trials in tasks of three and two, each of which asks for what a trial asks for alone."""
     grid = ("optim.lr=1e-3,1e30,3e-3,4e-3,5e-3", "train.epochs=2")
     resources = (*(each for each in NO_GPU if "train" not in each), *SMALL, "resources.train.gpus_per_node=1")
-    overrides = (*assets.overrides("frozen"), *grid, *resources)
+    overrides = (*assets.on_pixels(), *grid, *resources)
     carabid("submit", CONFIG, *overrides, "--pack", "3", root=environ / "packed")
     carabid("submit", CONFIG, *overrides, "--cluster", "local", root=environ / "alone", check=False)
     wait_for_all()

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slurm
 NO_GPU = tuple(f"resources.{stage}.gpus_per_node=0" for stage in ("extract", "train", "evaluate"))
 SMALL = tuple(f"resources.{stage}.{what}" for stage in ("extract", "train", "evaluate") for what in ("mem=4G", "cpus_per_task=1"))
 # Long enough, with a checkpoint after each epoch, that a test which waits for the first one finds the training at work.
-SLOW = ("train.epochs=40", "resources.checkpoint_epochs=1")
+SLOW = ("train.epochs=100", "resources.checkpoint_epochs=1")
 
 
 def wait_for_all(seconds: float = 400) -> None:
@@ -77,22 +77,41 @@ def test_a_grid_submitted_to_slurm_by_hand_and_locally_gives_identical_results(a
     assert "What was predicted" in page and "Of the memory that" in page, logs(environ)
 
 
-def test_a_pickle_names_a_function_a_manifest_and_an_index_and_when_all_is_done_nothing_is_queued_again(
-    assets: Assets, environ: Path
-) -> None:
-    command = ("submit", "configs/beetles/pixels.yaml", *assets.overrides("pixels"), *NO_GPU, *SMALL)
-    carabid(*command, root=environ)
-    pickles = list(environ.glob("trained/beetles-pixels/logs/*/*_submitted.pkl"))
-    assert len(pickles) == 4
+@pytest.fixture(scope="module")
+def submitted(cluster: Cluster, assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sequence[str]]:
+    """A root whose name a shell would misread, and the command that submitted two trials there, which have ended."""
+    root = tmp_path_factory.mktemp("misread") / 'it\'s $HOME; "touch hit" & (more) #1'
+    command = ("submit", "configs/beetles/pixels.yaml", *assets.overrides("pixels"), "seed=0,1", *NO_GPU, *SMALL, "--pack", "1")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in slurm_environ(cluster).items():
+            patch.setenv(name, value)
+        carabid(*command, root=root)
+        wait_for_all()
+    return root, command
+
+
+def test_a_root_whose_name_a_shell_would_misread_is_no_obstacle(submitted: tuple[Path, Sequence[str]]) -> None:
+    root, _ = submitted
+    assert len(results(root)) == 2, logs(root)
+    assert len(list(root.glob("trained/*/logs/1-train/*_log.out"))) == 2
+    assert not list(root.parent.rglob("hit")) and not (PROJECT / "hit").exists()
+
+
+def test_a_pickle_names_a_function_a_manifest_and_an_index(submitted: tuple[Path, Sequence[str]]) -> None:
+    root, _ = submitted
+    pickles = list(root.glob("trained/beetles-pixels/logs/*/*_submitted.pkl"))
+    assert len(pickles) == 6, "one for extraction and collection, two for training and evaluation"
     for path in pickles:
         words = {str(argument) for code, argument, _ in pickletools.genops(path.read_bytes()) if "UNICODE" in code.name}
         stage = path.parent.name.removeprefix("1-")
         ours = {word for word in words if "pipeline" in word or "/" in word}
-        assert ours == {"pipeline.launch.jobs.jobs", str(environ / "trained/beetles-pixels/submissions/1.json")}
+        assert ours == {"pipeline.launch.jobs.jobs", str(root / "trained/beetles-pixels/submissions/1.json")}
         assert stage in words and path.stat().st_size < 1000
-    wait_for_all()
-    assert len(results(environ)) == 1, logs(environ)
-    assert "nothing to do" in carabid(*command, root=environ).stdout
+
+
+def test_when_all_is_done_nothing_is_queued_again(environ: Path, submitted: tuple[Path, Sequence[str]]) -> None:
+    root, command = submitted
+    assert "nothing to do" in carabid(*command, root=root).stdout
     assert not subprocess.run(["squeue", "--noheader"], capture_output=True, text=True).stdout
 
 
@@ -106,9 +125,9 @@ def test_a_table_that_no_job_could_train_on_queues_nothing(environ: Path, broken
 
 @pytest.fixture(scope="module")
 def plain_cluster() -> Iterator[Cluster]:
-    """One without accounting, where an array may have three tasks."""
+    """One without accounting, where an array may have two tasks."""
     folder = Path(tempfile.gettempdir()) / f"carabid-plain-{os.getpid()}"
-    with started(Cluster(folder, accounting=False, max_array_size=3)) as slurm:
+    with started(Cluster(folder, accounting=False, max_array_size=2)) as slurm:
         yield slurm
 
 
@@ -121,23 +140,23 @@ def plain(plain_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_more_trials_than_an_array_may_have_are_all_done_and_none_is_queued_twice(assets: Assets, plain: Path) -> None:
-    """Four trials where an array may have three tasks; submitted again while they wait."""
-    overrides = (*assets.overrides("pixels"), "seed=0,1,2,3", *NO_GPU, *SMALL)
+    """Three trials where an array may have two tasks; submitted again while they wait."""
+    overrides = (*assets.overrides("pixels"), "seed=0,1,2", *NO_GPU, *SMALL)
     one_each = ("--pack", "1")
     config = "configs/beetles/pixels.yaml"
     done = carabid("submit", config, *overrides, *one_each, root=plain)
     queued = re.findall(r"^([\w-]+) +job \d+$", done.stdout, re.M)
     assert queued == ["extract", "train", "train-2", "evaluate", "evaluate-2", "collect"]
     again = carabid("submit", config, *overrides, *one_each, root=plain)
-    assert "4 trials are queued or running already" in again.stdout and " job " not in again.stdout
+    assert "3 trials are queued or running already" in again.stdout and " job " not in again.stdout
     assert re.search(r"^queued .*train: job \d+", carabid("plan", config, *overrides, root=plain).stdout, re.M)
     wait_for_all()
-    assert len(results(plain)) == 4, logs(plain)
-    assert "\n4 trials: 4 done (in " in carabid("plan", config, *overrides, root=plain).stdout
+    assert len(results(plain)) == 3, logs(plain)
+    assert "\n3 trials: 3 done (in " in carabid("plan", config, *overrides, root=plain).stdout
 
 
 def test_one_failing_training_stops_its_own_evaluation_and_no_other(assets: Assets, environ: Path) -> None:
-    overrides = (*assets.overrides("frozen"), "optim.lr=1e-3,1e30,3e-3", "train.epochs=2", *NO_GPU, *SMALL)
+    overrides = (*assets.on_pixels(), "optim.lr=1e-3,1e30,3e-3", "train.epochs=2", *NO_GPU, *SMALL)
     carabid("submit", "configs/beetles/frozen.yaml", *overrides, root=environ)
     wait_for_all()
     rates = [part for name in results(environ) for part in name.split(",") if part.startswith("lr=")]
@@ -174,11 +193,10 @@ def test_where_nodes_may_not_queue_jobs_the_training_job_evaluates_itself(assets
     refusing.mkdir()
     (refusing / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: Memory specification can not be satisfied' >&2\nexit 1\n")
     (refusing / "sbatch").chmod(0o755)
-    overrides = [*assets.overrides("frozen"), "train.epochs=1"]
-    script = PROJECT / "jobs" / "train_baseline.sh"
-    sbatch(f"--export=ALL,PATH={refusing}:{os.environ['PATH']}", script, *overrides, cwd=environ)
+    command = ["configs/beetles/frozen.yaml", *assets.on_pixels(), "train.epochs=1"]
+    sbatch(f"--export=ALL,PATH={refusing}:{os.environ['PATH']}", PROJECT / "jobs" / "train.sh", *command, cwd=environ)
     wait_for_all()
-    (log,) = environ.glob("carabid-train-baseline-*.out")
+    (log,) = environ.glob("carabid-train-*.out")
     assert "evaluating in this job" in log.read_text(), log.read_text()
     assert "carabid: sbatch refused it: sbatch: error: Memory specification can not be satisfied\n" in log.read_text()
     assert "may not queue" not in log.read_text(), "it is not the node"
@@ -206,8 +224,8 @@ def reservation(environ: Path) -> Iterator[str]:
 def test_the_evaluation_that_a_job_queues_is_given_what_its_job_was(assets: Assets, environ: Path, reservation: str) -> None:
     """Not the 32 GB and four CPUs of evaluate.sh, which its nodes may not have."""
     asked = ("--mem=3G", "--cpus-per-task=2", "--constraint=fast", "--exclude=n2", f"--reservation={reservation}", "--time=20")
-    overrides = [*assets.overrides("frozen"), *SLOW]
-    job = sbatch(*asked, "--partition=low", PROJECT / "jobs" / "train_baseline.sh", *overrides, cwd=environ)
+    command = ["configs/beetles/frozen.yaml", *assets.on_pixels(), *SLOW]
+    job = sbatch(*asked, "--partition=low", PROJECT / "jobs" / "train.sh", *command, cwd=environ)
     wait_for_checkpoint(environ, "seed=0")
     (line,) = [line for line in squeue("%j %A") if line.startswith("carabid-evaluate-")]
     evaluation, training = shown(line.split()[1]), shown(job)
@@ -252,7 +270,7 @@ def queued(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
 
 
 def test_a_requeued_training_goes_on_and_finds_its_evaluation_by_name(assets: Assets, environ: Path) -> None:
-    overrides = [*assets.overrides("baseline"), *SLOW]
+    overrides = [*assets.overrides("baseline"), "train.epochs=40", "resources.checkpoint_epochs=1"]
     job = sbatch(PROJECT / "jobs" / "train_baseline.sh", *overrides, cwd=environ)
     wait_for_checkpoint(environ, "seed=0")
     subprocess.run(["scontrol", "requeue", job], check=True)
@@ -269,9 +287,9 @@ def test_a_requeued_training_goes_on_and_finds_its_evaluation_by_name(assets: As
 
 def test_the_walltime_of_one_task_of_an_array_requeues_it_and_leaves_its_neighbour_alone(assets: Assets, environ: Path) -> None:
     """Features are there already, so both tasks want to queue the evaluation at the same moment: it is queued once."""
-    overrides = [*assets.overrides("baseline"), "seed=0,1", *SLOW]
-    carabid("extract", "configs/beetles/baseline.yaml", *overrides, root=environ)
-    job = sbatch("--array=0-1", PROJECT / "jobs" / "train_baseline.sh", *overrides, cwd=environ)
+    command = ["configs/beetles/frozen.yaml", *assets.on_pixels(), "seed=0,1", *SLOW]
+    carabid("extract", *command, root=environ)
+    job = sbatch("--array=0-1", PROJECT / "jobs" / "train.sh", *command, cwd=environ)
     wait_for_checkpoint(environ, "seed=1")
     subprocess.run(["scancel", "--signal=USR2", f"{job}_1"], check=True)
     wait_for_all()
@@ -360,7 +378,7 @@ def test_what_ran_out_of_memory_is_named_and_retried_with_more_and_a_short_job_i
 ) -> None:
     """One of two trials is given too little; a walltime of two minutes is enough for both."""
     short = tuple(f"resources.{stage}.time=2" for stage in ("extract", "train", "evaluate"))
-    overrides = (*assets.overrides("frozen"), "train.epochs=2", *short, *NO_GPU, *SMALL)
+    overrides = (*assets.on_pixels(), "train.epochs=2", *short, *NO_GPU, *SMALL)
     config = "configs/beetles/frozen.yaml"
     carabid("submit", config, *overrides, "seed=0", root=environ)
     little = [o for o in overrides if o != "resources.train.mem=4G"]
@@ -380,27 +398,8 @@ def test_what_ran_out_of_memory_is_named_and_retried_with_more_and_a_short_job_i
     assert restarts(environ) == {"seed=0": None, "seed=1": None}
 
 
-def test_a_root_whose_name_a_shell_would_misread_is_no_obstacle(assets: Assets, environ: Path) -> None:
-    root = environ / 'it\'s $HOME; "touch hit" & (more) #1'
-    carabid(
-        "submit",
-        "configs/beetles/pixels.yaml",
-        *assets.overrides("pixels"),
-        "seed=0,1",
-        *NO_GPU,
-        *SMALL,
-        "--pack",
-        "1",
-        root=root,
-    )
-    wait_for_all()
-    found = list(root.glob("trained/*/*/results.json"))
-    assert len(found) == 2, logs(environ)
-    assert len(list(root.glob("trained/*/logs/1-train/*_log.out"))) == 2 and not list(environ.rglob("hit"))
-
-
 def test_without_accounting_the_chain_runs_and_failures_are_told_from_logs(assets: Assets, plain: Path) -> None:
-    overrides = (*assets.overrides("frozen"), "train.epochs=2", "optim.lr=1e-3,1e30", *NO_GPU, *SMALL)
+    overrides = (*assets.on_pixels(), "train.epochs=2", "optim.lr=1e-3,1e30", *NO_GPU, *SMALL)
     carabid("submit", "configs/beetles/frozen.yaml", *overrides, root=plain)
     wait_for_all()
     status = carabid("status", root=plain)

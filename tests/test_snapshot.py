@@ -184,7 +184,7 @@ def test_an_edit_after_the_submission_neither_changes_nor_kills_what_is_queued(
     commit = git(checkout, "rev-parse", "HEAD")
     with (checkout / "pipeline" / "cli" / "__init__.py").open("a") as file:
         file.write("# submitted with this edit\n")
-    overrides = (*assets.overrides("frozen"), "seed=0,1", "train.epochs=1", *NO_GPU, *SMALL)
+    overrides = (*assets.on_pixels(), "seed=0,1", "train.epochs=1", *NO_GPU, *SMALL)
     nodes = ["scontrol", "update", "nodename=n1,n2"]
     subprocess.run([*nodes, "state=drain", "reason=wait"], check=True)
     try:

@@ -49,7 +49,7 @@ from pipeline.training.towers import embed_classes
 from tests.test_open_clip_folder import with_simple_tokens
 from tests.towers import write_model
 
-pytestmark = pytest.mark.jobs
+pytestmark = [pytest.mark.jobs, pytest.mark.usefixtures("one_vocabulary")]
 QUICK = (
     "data.split.attempts=20",  # (of so few species no draw has its share)
     "device=cpu", "train.precision=fp32", "features.dtype=fp32", "resources.lease_seconds=1", "train.batch_size=16",

@@ -1,5 +1,5 @@
 """Extraction end to end, from JPEGs to a feature store, beside the slower of its two halves alone: decoding (read, decode, cut,
-normalise nothing) and the model (batches in memory → features); and what it holds in memory of N and of 4 N images.
+normalise nothing) and the model (batches in memory → features); and what it holds in memory of 500 and of 2,000 images.
 
     python -m benchmarks.extraction [rounds]
 

@@ -46,7 +46,7 @@ GRID = ("seed=0,1,2,3", "optim.lr=1e-4,3e-4,1e-3,3e-3")
 
 def make_trials(folder: Path, short: bool) -> Sequence[Trial]:
     """The grid, and the data and the network that it is of."""
-    write(folder / "data", 0, Size(8, 8, 8, 4) if short else Size(25, 8, 4, 4), "csv")
+    write(folder / "data", 0, Size(8, 8, 8, 4) if short else Size(25, 8, 8, 4), "csv")
     weights, epochs = None if short else find_weights(), 1 if short else 20
     backbone: dict[str, Any] = {"kind": "timm", "name": "test_resnet", "image_size": 32}
     if weights is not None:

@@ -10,6 +10,8 @@ else made-up butterflies.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -84,7 +86,8 @@ def _measure(folder: Path, short: bool) -> list[Figure]:
     overrides = data(folder, 0.1 if short else 1) + (["data.split.fold=0", "variants=discriminant analysis"] if short else [])
     os.environ["CARABID_ROOT"] = str(folder)
     trials = load_experiment(config, overrides).trials
-    extract.run(trials[0].config)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        extract.run(trials[0].config)
     together = seconds(lambda: all_in_one(folder, config, overrides))
     chain = together if short else seconds(lambda: carabid(folder / "local", "submit", config, *overrides, "--cluster", "local"))
     some = trials[:: max(1, len(trials) // SOME)]

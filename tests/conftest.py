@@ -42,15 +42,14 @@ LONGEST = (
     "test_experiment.py", "test_notebook.py", "test_api.py",
 )  # fmt: skip
 """Files that take minutes: begun first, or all workers but one would be idle at the end."""
+QUICK = ("device=cpu", "train.precision=fp32", "resources.lease_seconds=1")
+"""Of every trial of `Assets`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole files go to one worker (`--dist loadfile`), which makes one Slurm and one demo, in this order."""
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
-
-
-QUICK = ("device=cpu", "train.precision=fp32", "resources.lease_seconds=1")
 
 
 @dataclass(frozen=True)

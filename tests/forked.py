@@ -70,13 +70,18 @@ def _of_hub(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name.startswith(HUB)}
 
 
-def _command(arguments: list[str], cwd: str, environ: dict[str, str], out: str, err: str) -> None:
+def settle(environ: Mapping[str, str], out: str, err: str) -> None:
+    """What a forked process begins with: an environment, and files that all goes to that it prints."""
     os.environ.clear()
     os.environ.update(environ)
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+
+
+def _command(arguments: list[str], cwd: str, environ: dict[str, str], out: str, err: str) -> None:
+    settle(environ, out, err)
     os.chdir(cwd)
     sys.path[:0] = [cwd, *filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))]  # as `python -m` has them
-    for number, path in ((1, out), (2, err)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     sys.argv = ["carabid", *arguments]
     forkserver._forkserver.ensure_running = lambda: None  # workers of its own are forked where it was

@@ -1,25 +1,21 @@
 """A job of a stage that is at work until it gets a signal: what a process runs that is forked from a warm one (`forked`)."""
 
-import os
 import signal
 import time
-from pathlib import Path
 from types import ModuleType
 
 from pipeline.disk.layout import root
 from pipeline.disk.writing import write_text
 from pipeline.launch.jobs import jobs
 from pipeline.stages import collect, evaluate, extract
+from tests.forked import settle
 
 STAGES: dict[str, ModuleType] = {"extract": extract, "evaluate": evaluate, "collect": collect}
 
 
 def work(stage: str, manifest: str, environ: dict[str, str], out: str, comes_further: bool) -> None:
     """The stage of a submission's first job task; what it prints goes to a file, "working" as soon as it can be signalled."""
-    os.environ.clear()
-    os.environ.update(environ)
-    for number in (1, 2):
-        os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    settle(environ, out, out)
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # as submitit does: it swallows SIGTERM
 
@@ -31,7 +27,3 @@ def work(stage: str, manifest: str, environ: dict[str, str], out: str, comes_fur
 
     STAGES[stage].run = at_work
     getattr(jobs, stage)(manifest, 0)
-
-
-def text_of(out: Path) -> str:
-    return out.read_text() if out.exists() else ""

@@ -44,9 +44,9 @@ from pipeline.launch.watching import plan
 from pipeline.reporting.state import planned_trials, trial_config, trial_state
 from pipeline.signals import WALLTIME_SIGNAL, StopFlag
 from pipeline.stages import train as train_stage
-from tests import forked
-from tests.signalled import text_of, work
+from tests.signalled import work
 from tests.small import load_named as load_experiment
+from tests.small import start
 
 LORA = PROJECT / "configs" / "beetles" / "lora.yaml"
 pytestmark = [pytest.mark.jobs, pytest.mark.usefixtures("root", "empty_queue")]
@@ -542,17 +542,20 @@ def signalled(stage: str, number: int, comes_further: bool = False) -> tuple[int
     made = make_manifest(experiment, experiment.trials)
     write_json(experiment.dir.trial(experiment.trials[0].name).trained, {})
     out = made.path.with_suffix(".out")
-    job = forked.process(work, stage, str(made.path), dict(os.environ), str(out), comes_further)
-    job.start()
+    out.touch()
+    job = start(work, stage, str(made.path), dict(os.environ), str(out), comes_further)
     deadline = time.monotonic() + 60
-    while "working\n" not in text_of(out):
-        assert time.monotonic() < deadline and job.is_alive(), text_of(out)
-        time.sleep(0.01)
-    assert job.pid
-    os.kill(job.pid, number)
-    job.join(30)
-    assert job.exitcode is not None, text_of(out)
-    return job.exitcode, text_of(out)
+    try:
+        while "working\n" not in out.read_text():
+            assert time.monotonic() < deadline and job.is_alive(), out.read_text()
+            time.sleep(0.01)
+        assert job.pid
+        os.kill(job.pid, number)
+        job.join(30)
+        assert job.exitcode is not None, out.read_text()
+    finally:
+        job.kill()
+    return job.exitcode, out.read_text()
 
 
 def test_an_extraction_out_of_time_asks_to_be_queued_again_and_is_no_failure() -> None:

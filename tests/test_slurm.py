@@ -27,8 +27,12 @@ from tests.conftest import Assets, carabid, slurm_environ, started
 pytestmark = pytest.mark.slurm
 NO_GPU = tuple(f"resources.{stage}.gpus_per_node=0" for stage in ("extract", "train", "evaluate"))
 SMALL = tuple(f"resources.{stage}.{what}" for stage in ("extract", "train", "evaluate") for what in ("mem=4G", "cpus_per_task=1"))
-# Long enough, with a checkpoint after each epoch, that a test which waits for the first one finds the training at work.
-SLOW = ("train.epochs=100", "resources.checkpoint_epochs=1")
+
+
+def slow(epochs: int) -> tuple[str, ...]:
+    """Long enough, with a checkpoint after each epoch, that a test which waits for the first one finds the training at work: an
+    epoch takes a fortieth of a second on pixels, a tenth of a tail."""
+    return f"train.epochs={epochs}", "resources.checkpoint_epochs=1"
 
 
 def wait_for_all(seconds: float = 400) -> None:
@@ -100,7 +104,7 @@ def test_a_root_whose_name_a_shell_would_misread_is_no_obstacle(submitted: tuple
 def test_a_pickle_names_a_function_a_manifest_and_an_index(submitted: tuple[Path, Sequence[str]]) -> None:
     root, _ = submitted
     pickles = list(root.glob("trained/beetles-pixels/logs/*/*_submitted.pkl"))
-    assert len(pickles) == 6, "one for extraction and collection, two for training and evaluation"
+    assert len(pickles) == 6, "one each for extraction and collection, two each for training and evaluation"
     for path in pickles:
         words = {str(argument) for code, argument, _ in pickletools.genops(path.read_bytes()) if "UNICODE" in code.name}
         stage = path.parent.name.removeprefix("1-")
@@ -112,7 +116,7 @@ def test_a_pickle_names_a_function_a_manifest_and_an_index(submitted: tuple[Path
 def test_when_all_is_done_nothing_is_queued_again(environ: Path, submitted: tuple[Path, Sequence[str]]) -> None:
     root, command = submitted
     assert "nothing to do" in carabid(*command, root=root).stdout
-    assert not subprocess.run(["squeue", "--noheader"], capture_output=True, text=True).stdout
+    assert not subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
@@ -224,7 +228,7 @@ def reservation(environ: Path) -> Iterator[str]:
 def test_the_evaluation_that_a_job_queues_is_given_what_its_job_was(assets: Assets, environ: Path, reservation: str) -> None:
     """Not the 32 GB and four CPUs of evaluate.sh, which its nodes may not have."""
     asked = ("--mem=3G", "--cpus-per-task=2", "--constraint=fast", "--exclude=n2", f"--reservation={reservation}", "--time=20")
-    command = ["configs/beetles/frozen.yaml", *assets.on_pixels(), *SLOW]
+    command = ["configs/beetles/frozen.yaml", *assets.on_pixels(), *slow(100)]
     job = sbatch(*asked, "--partition=low", PROJECT / "jobs" / "train.sh", *command, cwd=environ)
     wait_for_checkpoint(environ, "seed=0")
     (line,) = [line for line in squeue("%j %A") if line.startswith("carabid-evaluate-")]
@@ -270,7 +274,7 @@ def queued(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
 
 
 def test_a_requeued_training_goes_on_and_finds_its_evaluation_by_name(assets: Assets, environ: Path) -> None:
-    overrides = [*assets.overrides("baseline"), "train.epochs=40", "resources.checkpoint_epochs=1"]
+    overrides = [*assets.overrides("baseline"), *slow(40)]
     job = sbatch(PROJECT / "jobs" / "train_baseline.sh", *overrides, cwd=environ)
     wait_for_checkpoint(environ, "seed=0")
     subprocess.run(["scontrol", "requeue", job], check=True)
@@ -287,10 +291,11 @@ def test_a_requeued_training_goes_on_and_finds_its_evaluation_by_name(assets: As
 
 def test_the_walltime_of_one_task_of_an_array_requeues_it_and_leaves_its_neighbour_alone(assets: Assets, environ: Path) -> None:
     """Features are there already, so both tasks want to queue the evaluation at the same moment: it is queued once."""
-    command = ["configs/beetles/frozen.yaml", *assets.on_pixels(), "seed=0,1", *SLOW]
+    command = ["configs/beetles/frozen.yaml", *assets.on_pixels(), "seed=0,1", *slow(200)]
     carabid("extract", *command, root=environ)
     job = sbatch("--array=0-1", PROJECT / "jobs" / "train.sh", *command, cwd=environ)
     wait_for_checkpoint(environ, "seed=1")
+    assert not list(environ.glob("trained/*/*seed=0-*/trained.json")), "the neighbour is at work"
     subprocess.run(["scancel", "--signal=USR2", f"{job}_1"], check=True)
     wait_for_all()
     assert len(results(environ)) == 2, logs(environ)

@@ -25,7 +25,8 @@ WHOLE = tuple(name for name in demo.METHODS if name != "pretrained" or find_weig
 FORMS = {"frozen alone": ("frozen",), "whole": WHOLE}
 """Methods that the demo trains, beside the plain baselines and the control; the pretrained network where it is installed."""
 ONLY = "import sys; from pathlib import Path; from pipeline import demo; "
-ONLY += "demo.METHODS = {name: demo.METHODS[name] for name in sys.argv[2:]}; demo.SCALE = 0.5; demo.run(Path(sys.argv[1]))"
+ONLY += "demo.METHODS = {name: demo.METHODS[name] for name in sys.argv[2:]}; demo.SCALE = 0.5; demo.find_weights = lambda: None; "
+ONLY += "demo.run(Path(sys.argv[1]))"
 
 
 @dataclass(frozen=True)
